@@ -1,0 +1,30 @@
+"""gendistill: surrogate sets from a generator. The names below are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "DataConfig": "config", "TeacherConfig": "config", "FinetuneConfig": "config", "ModelConfig": "config",
+    "MinimaxConfig": "config", "SampleConfig": "config", "RefineConfig": "config", "EvaluateConfig": "config",
+    "RunConfig": "config",
+    "load_data": "data.sources", "RealData": "data.real", "SurrogateSet": "surrogate.surrogate",
+    "Generator": "generator.generator", "Teacher": "networks.teacher",
+    "train_teacher": "stages.teacher", "finetune": "stages.finetune", "sample_set": "stages.sample",
+    "refine_set": "stages.refine", "distill": "stages.distill", "evaluate": "stages.evaluate", "run": "stages.run",
+    "table": "stages.evaluate", "show_progress": "progress",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gendistill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gendistill.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

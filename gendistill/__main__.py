@@ -1,0 +1,3 @@
+from gendistill.cli import entry
+
+entry()

@@ -1,0 +1,154 @@
+"""The command line. Imports no torch until a command runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gendistill import config as configs
+from gendistill.errors import ConfigError, GendistillError
+
+DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: one line of help, the dataclass of its options, and the module whose ``main`` takes that dataclass."""
+
+    summary: str
+    options: type
+    module: str
+
+
+COMMANDS = {
+    "run": Command("all stages, from pixels to report", configs.RunConfig, "run"),
+    "teacher": Command("train the classifier that guides refinement", configs.TeacherCommand, "teacher"),
+    "finetune": Command("train the generator, then fine-tune it with the minimax criteria", configs.FinetuneCommand, "finetune"),
+    "sample": Command("sample surrogate sets from a generator", configs.SampleCommand, "sample"),
+    "distill": Command("choose real images: random, kmeans, herding, kcenter", configs.DistillCommand, "distill"),
+    "refine": Command("select from a surrogate set and refine", configs.RefineCommand, "refine"),
+    "evaluate": Command("train classifiers on sets and baselines, test once", configs.EvaluateCommand, "evaluate"),
+    "report": Command("write RUN/report.html again", configs.ReportCommand, "report"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([
+        "usage: gendistill COMMAND [--config FILE.yaml] [--option value ...]",
+        "",
+        "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
+        "",
+        "commands:",
+        *lines,
+        "",
+        "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
+    ])
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """Options of one command from its arguments.
+
+    Raises:
+        ConfigError: an unknown key, a missing option or a bad value.
+        SystemExit: after --help or --print_config.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    command = COMMANDS[name]
+    parser = ArgumentParser(
+        prog=f"gendistill {name}", description=command.summary, exit_on_error=False, allow_abbrev=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file: this command's options, or a whole run's.")
+    parser.add_class_arguments(command.options)
+    try:
+        values = vars(parser.instantiate(parser.parse_args(_prepared(name, arguments))))
+        return command.options(**{k: v for k, v in values.items() if k != "config"})
+    except ArgumentError as error:
+        raise ConfigError(_short(str(error))) from error
+
+
+def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments with a whole run's YAML replaced by the part that this command reads, and a bare --overwrite set."""
+    import yaml
+
+    out = ["--overwrite=true" if a == "--overwrite" else a for a in arguments]
+    for i, argument in enumerate(out):
+        path = argument.removeprefix("--config=") if argument.startswith("--config=") else None
+        if argument == "--config" and i + 1 < len(out):
+            path = out[i + 1]
+        if path is None:
+            continue
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
+        if name != "run" and isinstance(loaded.get(name), dict):
+            allowed = {f.name for f in configs.fields(COMMANDS[name].options)}
+            shared = {k: v for k, v in loaded.items() if k in ("data", "seed") and k in allowed}
+            loaded = {**loaded[name], **shared}
+        text = json.dumps(loaded)
+        if argument == "--config":
+            out[i + 1] = text
+        else:
+            out[i] = f"--config={text}"
+    return out
+
+
+def _short(message: str) -> str:
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return " ".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return DONE if arguments else USAGE
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("gendistill"))
+        return DONE
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.")
+        return _execute(name, parse(name, rest))
+    except GendistillError as error:
+        print(f"gendistill: {error}", file=sys.stderr)
+        return USAGE
+    except SystemExit as stop:
+        return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
+    except KeyboardInterrupt:
+        print("\ngendistill: interrupted; go on with --resume_from_checkpoint latest.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _execute(name: str, options: Any) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    module = importlib.import_module(f"gendistill.stages.{COMMANDS[name].module}")
+    from gendistill.progress import show_progress
+
+    with show_progress():
+        module.main(options)
+    return DONE
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,505 @@
+"""Every stage's options: one frozen dataclass drives Python, YAML and flags. No torch in here.
+
+Defaults are those of the embedded digits run; configs/*.yaml say what was measured with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gendistill.errors import ConfigError
+
+Prediction = Literal["v_prediction", "epsilon"]
+Reduction = Literal["per_sample", "global"]
+Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
+Precision = Literal["auto", "no", "bf16", "fp16"]
+CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
+Sizes = int | tuple[int, ...]
+
+
+def _need(condition: bool, option: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{option} is {value!r}; expected {expected}.")
+
+
+def _at_least(config: Any, section: str, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _need(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
+
+
+def sizes(ipc: Sizes) -> tuple[int, ...]:
+    """The IPC numbers, ascending."""
+    return (ipc,) if isinstance(ipc, int) else tuple(sorted(ipc))
+
+
+def _check_sizes(config: Any, section: str) -> None:
+    found = sizes(config.ipc)
+    _need(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
+    _need(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
+    _need(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
+
+
+def _in_unit(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _need(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The real images.
+
+    Attributes:
+        name: ``digits`` (built in), a folder of class folders, a folder of parquet files, or a Hub id.
+        image_size: Side of the square images in pixels; null keeps the size that the images share.
+        test_fraction: Share of each class held out as test split when the source has none.
+        validation_fraction: Share of each class carved from train; it picks whatever is picked.
+        split_seed: Seed of those two splits; apart from the run's seed, so that runs share their splits.
+        max_per_class: Keep at most this many training images of a class (null: all); for quick tries.
+        revision: Branch, tag or commit of a Hub id.
+    """
+
+    name: str = "digits"
+    image_size: int | None = None
+    test_fraction: float = 0.25
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    max_per_class: int | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        _need(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
+        size = self.image_size
+        _need(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
+        limit = self.max_per_class
+        _need(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
+        for name in ("test_fraction", "validation_fraction"):
+            value = getattr(self, name)
+            _need(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The classifier whose features and batch-norm statistics guide selection and refinement.
+
+    Attributes:
+        network: ``convnet_bn``, ``convnet`` (instance norm), or ``timm:NAME`` such as ``timm:resnet10t``.
+        width: Channels of a ConvNet's blocks.
+        depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
+        steps: Optimiser steps.
+        batch_size: Images a step.
+        learning_rate: Peak rate of AdamW, decayed along a cosine.
+        weight_decay: AdamW's weight decay.
+        shift: Random translation in pixels as augmentation; 0 turns it off.
+        flip: Mirror images at random; wrong for digits, right for most photographs.
+    """
+
+    network: str = "convnet_bn"
+    width: int = 64
+    depth: int | None = None
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, "teacher", 1, "width", "steps", "batch_size")
+        _at_least(self, "teacher", 0, "learning_rate", "weight_decay", "shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The class-conditional UNet (diffusers' UNet2DModel) that is trained from scratch.
+
+    Attributes:
+        block_out_channels: Channels by resolution, finest first; the image side must divide by 2^(levels - 1).
+        layers_per_block: Residual layers a resolution.
+        attention_levels: How many of the coarsest resolutions carry self-attention.
+        norm_num_groups: Groups of the group norms.
+        prediction_type: What the network predicts; v (Salimans & Ho 2022, eq. 12) learns faster from scratch.
+        noise_schedule: diffusers' name of the beta schedule over 1000 timesteps.
+    """
+
+    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    layers_per_block: int = 1
+    attention_levels: int = 0
+    norm_num_groups: int = 16
+    prediction_type: Prediction = "v_prediction"
+    noise_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
+
+    def __post_init__(self) -> None:
+        _at_least(self, "finetune.model", 1, "layers_per_block", "norm_num_groups")
+        channels = self.block_out_channels
+        _need(len(channels) > 0, "finetune.model.block_out_channels", channels, "one number a resolution")
+        _need(
+            all(c > 0 and c % self.norm_num_groups == 0 for c in channels),
+            "finetune.model.block_out_channels",
+            channels,
+            f"multiples of norm_num_groups = {self.norm_num_groups}",
+        )
+        _need(
+            0 <= self.attention_levels <= len(channels),
+            "finetune.model.attention_levels",
+            self.attention_levels,
+            f"0 to {len(channels)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimaxConfig:
+    """The two criteria of Minimax Diffusion (arXiv 2311.15529, eq. 4 to 7).
+
+    Attributes:
+        representativeness: Weight of the pull toward the farthest real image of the class.
+        diversity: Weight of the push from the closest generated image of the class.
+        reduction: ``per_sample`` gives every image its own partner; ``global`` one pair a class (the paper).
+        memory_size: Images a class in each of the two memories.
+        min_alpha_bar: Only images with alpha_bar(t) above this take part: x0 is unreadable in heavier noise.
+    """
+
+    representativeness: float = 0.02
+    diversity: float = 0.05
+    reduction: Reduction = "per_sample"
+    memory_size: int = 64
+    min_alpha_bar: float = 0.2
+
+    def __post_init__(self) -> None:
+        _at_least(self, "finetune.minimax", 0, "representativeness", "diversity")
+        _at_least(self, "finetune.minimax", 1, "memory_size")
+        _in_unit(self, "finetune.minimax", "min_alpha_bar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Training of the generator: plain diffusion first, then the minimax criteria on top.
+
+    Attributes:
+        pretrained: Generator folder to start from; its plain training is then skipped.
+        model: The network trained from scratch when there is no pretrained one.
+        minimax: The criteria of the second phase.
+        base_steps: Optimiser steps of plain diffusion training.
+        minimax_steps: Optimiser steps with the criteria added.
+        batch_size: Images an optimiser step, over all processes together.
+        learning_rate: Peak rate of AdamW while training from scratch.
+        minimax_learning_rate: Peak rate of AdamW in the second phase.
+        weight_decay: AdamW's weight decay.
+        label_dropout: Share of images whose label becomes the null class, for classifier-free guidance.
+        ema_decay: Decay of the averaged weights (warmed up), which are the ones that sample.
+        max_grad_norm: Gradient clipping.
+        gradient_accumulation_steps: Micro-batches an optimiser step.
+        mixed_precision: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere.
+        compile: torch.compile the network; pays on GPUs and long runs only.
+        checkpointing_steps: Optimiser steps between resumable checkpoints.
+        checkpoints_total_limit: Newest checkpoints kept.
+    """
+
+    pretrained: Path | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    minimax: MinimaxConfig = field(default_factory=MinimaxConfig)
+    base_steps: int = 400
+    minimax_steps: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    minimax_learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    label_dropout: float = 0.1
+    ema_decay: float = 0.99
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Precision = "auto"
+    compile: bool = False
+    checkpointing_steps: int = 100
+    checkpoints_total_limit: int = 2
+
+    def __post_init__(self) -> None:
+        section = "finetune"
+        _at_least(self, section, 0, "base_steps", "minimax_steps", "weight_decay")
+        _at_least(self, section, 0, "learning_rate", "minimax_learning_rate", "max_grad_norm")
+        _at_least(self, section, 1, "batch_size", "gradient_accumulation_steps", "checkpointing_steps")
+        _at_least(self, section, 1, "checkpoints_total_limit")
+        _in_unit(self, section, "label_dropout", "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sampling surrogate sets from one generator; the IPC-5 set is the first five of the IPC-10 set.
+
+    Attributes:
+        ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
+        pool: Images per class of a further set, ``pool``, for refinement to select from; 0 writes none.
+        base: Also sample the same sets from the generator's plain-diffusion weights, into ``base``.
+        num_inference_steps: Denoising steps.
+        scheduler: Solver by name.
+        guidance_scale: Classifier-free guidance; 1 is off and halves the cost.
+        batch_size: Images denoised at once; changes speed and memory, never the images.
+    """
+
+    ipc: Sizes = (1, 5, 10)
+    pool: int = 100
+    base: bool = False
+    num_inference_steps: int = 10
+    scheduler: Scheduler = "dpmsolver++"
+    guidance_scale: float = 1.0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "sample")
+        _at_least(self, "sample", 1, "num_inference_steps", "batch_size", "guidance_scale")
+        _at_least(self, "sample", 0, "pool")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A distiller run straight on the real images.
+
+    Attributes:
+        method: Which distiller.
+        ipc: Images per class: a number, or a list such as [1,5,10].
+    """
+
+    method: CoresetMethod = "kmeans"
+    ipc: Sizes = (1, 5, 10)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "distill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Selection by barycenter assignment, then barycenter and batch-norm refinement of what was chosen.
+
+    Attributes:
+        ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
+        steps: Optimiser steps on the pixels; 0 stops after the selection.
+        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1], decayed along a cosine.
+        trust_region: Largest change of a pixel, in units of the range [-1, 1]; 2 is no bound.
+        pixel_weight: Weight of pixels beside teacher features in the ground cost of barycenter and assignment.
+        feature_weight: Weight of the distance to an image's own atom.
+        batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
+        cross_entropy_weight: Weight of the teacher's cross-entropy.
+    """
+
+    ipc: Sizes = (1, 5, 10)
+    steps: int = 200
+    learning_rate: float = 0.03
+    trust_region: float = 1.0
+    pixel_weight: float = 1.0
+    feature_weight: float = 1.0
+    batch_norm_weight: float = 1.0
+    cross_entropy_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "refine")
+        _at_least(self, "refine", 0, "steps", "learning_rate", "trust_region", "pixel_weight")
+        _at_least(self, "refine", 0, "feature_weight", "batch_norm_weight", "cross_entropy_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The judge: classifiers trained from scratch on each set, tested once at the last step.
+
+    Every row has the same network, optimiser, number of steps and training seeds, so only the images differ.
+
+    Attributes:
+        network: ``convnet``, ``convnet_bn`` or ``timm:NAME``.
+        width: Channels of a ConvNet's blocks.
+        depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
+        runs: Training runs of every row; run r has training seed r, and its own draw where the row is random.
+        steps: Optimiser steps of a run.
+        batch_size: Images a step; a smaller set gives batches of its size.
+        learning_rate: Peak rate of AdamW, decayed along a cosine.
+        weight_decay: AdamW's weight decay.
+        shift: Random translation in pixels; 0 turns it off.
+        flip: Mirror images at random.
+    """
+
+    network: str = "convnet"
+    width: int = 64
+    depth: int | None = None
+    runs: int = 5
+    steps: int = 200
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 5e-4
+    shift: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluate", 3, "runs")
+        _at_least(self, "evaluate", 1, "width", "steps", "batch_size")
+        _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What every command takes.
+
+    Attributes:
+        output_dir: Folder to write; must be new or empty.
+        seed: Seed of everything random but the data splits.
+        resume_from_checkpoint: ``latest`` continues what was interrupted in output_dir.
+        overwrite: Replace what an earlier run of this tool wrote to output_dir.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    resume_from_checkpoint: Literal["latest"] | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        both = self.overwrite and self.resume_from_checkpoint
+        _need(not both, "overwrite", True, "false together with resume_from_checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(StageOptions):
+    """All stages from pixels to report.
+
+    Attributes:
+        data: The real images.
+        teacher: The teacher stage.
+        finetune: The generator's training.
+        sample: The sampling stage.
+        refine: The refinement stage.
+        evaluate: The evaluation stage.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = max(sizes(self.refine.ipc))
+        _need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCommand(StageOptions, TeacherConfig):
+    """Train a teacher and collect its class statistics in one pass over the training images.
+
+    Attributes:
+        data: The real images.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        TeacherConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCommand(StageOptions, FinetuneConfig):
+    """Train the generator: plain diffusion, then the minimax criteria.
+
+    Attributes:
+        data: The real images.
+        num_processes: How many processes you mean to run; anything else is refused.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        FinetuneConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand(StageOptions, SampleConfig):
+    """Sample surrogate sets from a generator.
+
+    Attributes:
+        generator: Generator folder.
+    """
+
+    generator: Path
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        SampleConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillCommand(StageOptions, DistillConfig):
+    """Run a distiller on the real images.
+
+    Attributes:
+        data: The real images.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        DistillConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineCommand(StageOptions, RefineConfig):
+    """Select from a surrogate set and refine what was chosen.
+
+    Attributes:
+        surrogate: Folder of the surrogate set to select from, such as RUN/samples/pool.
+        teacher: Teacher folder.
+    """
+
+    surrogate: Path
+    teacher: Path
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        RefineConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(StageOptions, EvaluateConfig):
+    """Train classifiers on surrogate sets and on the baselines, and test them once.
+
+    Attributes:
+        surrogate: Folder of a surrogate set, or a list of them.
+        data: The real images that the baselines and the test split come from.
+        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels.
+    """
+
+    surrogate: Path | list[Path]
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: Path | None = None
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        EvaluateConfig.__post_init__(self)
+
+
+def section(config: Any, kind: type) -> Any:
+    """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: TeacherCommand -> TeacherConfig."""
+    return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
+
+
+def to_dict(config: Any) -> Any:
+    """Plain data (for YAML and JSON) of a config: paths as text, tuples as lists."""
+    if is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(v) for v in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write a run's report again from its folders.
+
+    Attributes:
+        run: Folder of a finished run.
+    """
+
+    run: Path

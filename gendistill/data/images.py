@@ -1,0 +1,45 @@
+"""Pixels: the one home of value ranges, and the way from a file to a square uint8 image.
+
+Legend: B images, C channels, H = W the side in pixels. Stored images are uint8 in [0, 255]; every network sees
+float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (B,C,H,W) in [0, 255] -> float32 in [-1, 1]."""
+    return images.float().div(127.5).sub(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (B,C,H,W), clipped to [-1, 1] -> uint8 in [0, 255], rounded to nearest."""
+    return images.float().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
+
+
+def prepare(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """Grey or RGB uint8 (C,size,size): the central square, resampled by antialiased bicubic.
+
+    Transparent pixels are laid over white; 16-bit grey images are scaled to 8 bits.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    array = np.asarray(image, dtype=np.uint8)
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 (C,H,W) with one or three channels -> a Pillow image of mode L or RGB."""
+    array = image.cpu().numpy()
+    return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0).copy())

@@ -1,0 +1,94 @@
+"""RealData: the labelled collection with its three splits, held as uint8 in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gendistill.errors import DataError
+from gendistill.seeding import torch_rng
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N,C,H,W) with labels int64 (N,) that index the class names."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+    def of_class(self, label: int) -> Tensor:
+        """Positions of one class, in storage order."""
+        return torch.nonzero(self.labels == label).flatten()
+
+    def counts(self, classes: int) -> list[int]:
+        return torch.bincount(self.labels, minlength=classes).tolist()
+
+
+@dataclass(frozen=True)
+class RealData:
+    """The real images: ``train`` teaches, ``validation`` picks, ``test`` is read once.
+
+    ``classes`` are names in index order; ``problems`` lists what was skipped or altered while reading.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def image_size(self) -> int:
+        return int(self.train.images.shape[-1])
+
+    @property
+    def channels(self) -> int:
+        return int(self.train.images.shape[1])
+
+    def fingerprint(self) -> str:
+        """BLAKE2b over class names, pixels and labels of all splits: equal data, equal fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(self.classes).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(repr(tuple(split.images.shape)).encode())
+            digest.update(split.images.numpy().tobytes())
+            digest.update(split.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """The manifest's ``data`` entry."""
+        n = len(self.classes)
+        counts = {k: getattr(self, k).counts(n) for k in ("train", "validation", "test")}
+        return {"name": self.name, "fingerprint": self.fingerprint(), "counts": counts}
+
+
+def stratified_split(split: Split, fraction: float, classes: tuple[str, ...], seed: int, purpose: str) -> tuple[Split, Split]:
+    """(rest, held out): ``fraction`` of every class, rounded, at least one image and leaving at least one.
+
+    Raises:
+        DataError: a class has fewer than two images.
+    """
+    held = []
+    for label, name in enumerate(classes):
+        index = split.of_class(label)
+        if len(index) < 2:
+            raise DataError(
+                f"Class {name!r} has {len(index)} usable image(s), too few to hold out a {purpose} split; "
+                "every class needs at least 4 images. Add images or remove the class."
+            )
+        order = torch.randperm(len(index), generator=torch_rng(seed, "split", purpose, label))
+        count = min(max(1, round(fraction * len(index))), len(index) - 1)
+        held.append(index[order[:count]])
+    mask = torch.zeros(len(split), dtype=torch.bool)
+    mask[torch.cat(held)] = True
+    return split.take(torch.nonzero(~mask).flatten()), split.take(torch.nonzero(mask).flatten())

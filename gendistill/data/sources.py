@@ -1,0 +1,275 @@
+"""Data sources behind one door, ``load_data``: digits, a folder of class folders, parquet, or a Hub id.
+
+A source yields raw splits {name: [(PIL image or array or None, label, where)]}; the door resizes, counts what it could
+not read, and makes the three splits.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gendistill.config import DataConfig
+from gendistill.data.images import prepare
+from gendistill.data.real import RealData, Split, stratified_split
+from gendistill.errors import DataError
+from gendistill.seeding import torch_rng
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "validation", "valid", "val")
+MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image that is not decoded yet; ``where`` names it in messages."""
+
+    open: Callable[[], Image.Image]
+    label: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Class names in index order, and items by split name (``train`` and perhaps ``test``)."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[Item]]
+
+
+def load_data(config: DataConfig | None = None, **options: object) -> RealData:
+    """Read, resize and split the real images that ``config`` (or its fields as keywords) names.
+
+    Raises:
+        DataError: nothing is there, a class is empty, or an image cannot be used and nothing is left without it.
+    """
+    config = config or DataConfig(**options)  # type: ignore[arg-type]
+    source = find_source(config)
+    reader = _Reader.for_items(source.splits["train"], config.image_size)
+    train = reader.read(_limit(source.splits["train"], config))
+    test = reader.read(source.splits["test"]) if "test" in source.splits else None
+    _check_classes(train, source.classes, config.name)
+    if test is None:
+        train, test = stratified_split(train, config.test_fraction, source.classes, config.split_seed, "test")
+    train, validation = stratified_split(
+        train, config.validation_fraction, source.classes, config.split_seed, "validation"
+    )
+    return RealData(config.name, source.classes, train, validation, test, tuple(reader.problems))
+
+
+def find_source(config: DataConfig) -> Source:
+    """Which source a name means: ``digits``, else an existing folder, else a Hub id."""
+    if config.name == "digits":
+        return _digits()
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        return _parquet(path) if any(path.rglob("*.parquet")) else _image_folder(path)
+    if path.exists():
+        raise DataError(f"data.name is {config.name!r}, a file; expected 'digits', a folder or a Hub id.")
+    looks_like_hub_id = config.name.count("/") <= 1 and not config.name.startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise DataError(
+            f"data.name is {config.name!r}, but there is no such folder. Give 'digits', an existing folder of class "
+            "folders or of parquet files, or a Hub id such as 'uoft-cs/cifar10'."
+        )
+    return _hub(config)
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    items = [
+        Item(lambda i=i: Image.fromarray(pixels[i]), int(y), f"digits[{i}]")  # type: ignore[misc]
+        for i, y in enumerate(bunch.target)
+    ]
+    return Source(tuple(str(d) for d in range(10)), {"train": items})
+
+
+def _image_folder(root: Path) -> Source:
+    """``root/train/<class>/*`` with an optional ``root/test`` (or val), or ``root/<class>/*``."""
+    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    train = next((folders[n] for n in TRAIN if n in folders), None)
+    held = next((folders[n] for n in HELD_OUT if n in folders), None) if train else None
+    train = train or root
+    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(classes) < 2:
+        raise DataError(
+            f"{train} holds {len(classes)} class folder(s); expected at least two, as in {root}/train/<class>/*.png "
+            f"or {root}/<class>/*.png."
+        )
+    if held is not None:
+        strange = sorted({p.name for p in held.iterdir() if p.is_dir()} - set(classes))
+        if strange:
+            raise DataError(f"{held} has classes that {train} lacks: {', '.join(strange)}. Give both the same names.")
+    splits = {"train": _files(train, classes, require=True)}
+    if held is not None:
+        splits["test"] = _files(held, classes, require=False)
+    return Source(classes, splits)
+
+
+def _files(root: Path, classes: tuple[str, ...], require: bool) -> list[Item]:
+    items, empty = [], []
+    for label, name in enumerate(classes):
+        paths = [
+            Path(folder) / file
+            for folder, _, files in sorted(os.walk(root / name))
+            for file in sorted(files)
+            if Path(file).suffix.lower() in SUFFIXES
+        ]
+        if not paths:
+            empty.append(name)
+        items += [Item(lambda p=p: Image.open(p), label, str(p)) for p in paths]  # type: ignore[misc]
+    if empty and require:
+        raise DataError(
+            f"Empty class under {root}: {', '.join(empty)} hold(s) no image ({', '.join(sorted(SUFFIXES))}). "
+            "Add images or remove the folder."
+        )
+    return items
+
+
+def _parquet(root: Path) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset("parquet", data_dir=str(root))
+    except Exception as error:
+        raise DataError(f"Cannot read the parquet files under {root}: {error}") from error
+    return _from_datasets(loaded, str(root))
+
+
+def _hub(config: DataConfig) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(config.name, revision=config.revision)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"data.name is {config.name!r}: no such folder here, and the Hub did not give it ({reason}). "
+            "Give 'digits', an existing folder, or a Hub id that you can reach."
+        ) from error
+    return _from_datasets(loaded, config.name)
+
+
+def _from_datasets(loaded: object, where: str) -> Source:
+    """The Image and ClassLabel columns of a ``datasets.DatasetDict``, undecoded."""
+    import datasets
+
+    splits = {str(k): v for k, v in loaded.items()}  # type: ignore[attr-defined]
+    train_name = next((n for n in TRAIN if n in splits), next(iter(splits)))
+    held_name = next((n for n in HELD_OUT if n in splits and n != train_name), None)
+    features = splits[train_name].features
+    image_column = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
+    label_column = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+    if image_column is None or label_column is None:
+        raise DataError(
+            f"{where} has columns {', '.join(f'{k}: {type(f).__name__}' for k, f in features.items())}; expected one "
+            "of type Image and one of type ClassLabel."
+        )
+
+    def items(name: str) -> list[Item]:
+        table = splits[name].cast_column(image_column, datasets.Image(decode=False))
+        labels = table[label_column]
+        return [
+            Item(lambda t=table, i=i: _decode(t[i][image_column]), int(y), f"{where} {name}[{i}]")  # type: ignore[misc]
+            for i, y in enumerate(labels)
+        ]
+
+    found = {"train": items(train_name)}
+    if held_name is not None:
+        found["test"] = items(held_name)
+    return Source(tuple(features[label_column].names), found)
+
+
+def _decode(cell: dict) -> Image.Image:
+    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
+
+
+def _limit(items: list[Item], config: DataConfig) -> list[Item]:
+    """At most ``max_per_class`` items of a class, drawn by the split seed."""
+    if config.max_per_class is None:
+        return items
+    order = torch.randperm(len(items), generator=torch_rng(config.split_seed, "limit")).tolist()
+    seen: Counter[int] = Counter()
+    kept = []
+    for i in order:
+        seen[items[i].label] += 1
+        if seen[items[i].label] <= config.max_per_class:
+            kept.append(i)
+    return [items[i] for i in sorted(kept)]
+
+
+class _Reader:
+    """Decodes items to one size and channel count, keeping a list of what went wrong."""
+
+    def __init__(self, size: int, channels: int, resize_is_news: bool) -> None:
+        self.size, self.channels, self.resize_is_news = size, channels, resize_is_news
+        self.problems: list[str] = []
+
+    @classmethod
+    def for_items(cls, items: list[Item], size: int | None) -> _Reader:
+        """Size: the given one, else the commonest. Channels: 1 if all of the first 64 readable images are grey."""
+        seen: list[tuple[tuple[int, int], bool]] = []
+        step = max(1, len(items) // 64)
+        for item in items[::step]:
+            try:
+                with item.open() as image:
+                    seen.append((image.size, image.mode in ("1", "L", "I;16")))
+            except (OSError, ValueError, SyntaxError):
+                continue
+        if not seen:
+            first = items[0].where if items else "no file at all"
+            raise DataError(f"None of the images could be opened (the first is {first}).")
+        channels = 1 if all(grey for _, grey in seen) else 3
+        if size is not None:
+            return cls(size, channels, resize_is_news=False)
+        ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
+        if width != height or count < len(seen) / 2:
+            raise DataError(
+                f"The images have different sizes or are not square ({width}x{height} is the commonest, {count} of "
+                f"{len(seen)} looked at). Say --data.image_size N to resize all of them to N x N."
+            )
+        return cls(width, channels, resize_is_news=True)
+
+    def read(self, items: list[Item]) -> Split:
+        from gendistill.progress import track
+
+        pixels = np.empty((len(items), self.channels, self.size, self.size), np.uint8)
+        labels, n = [], 0
+        for item, array in track(self._arrays(items), "read images", len(items)):
+            if array is not None:
+                pixels[n] = array
+                labels.append(item.label)
+                n += 1
+        return Split(torch.from_numpy(pixels[:n]), torch.tensor(labels, dtype=torch.int64))
+
+    def _arrays(self, items: list[Item]) -> Iterator[tuple[Item, np.ndarray | None]]:
+        for item in items:
+            try:
+                with item.open() as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise ValueError(f"{image.width}x{image.height} is larger than {MAX_PIXELS} pixels")
+                    if self.resize_is_news and image.size != (self.size, self.size):
+                        self.problems.append(
+                            f"resized: {item.where} is {image.width}x{image.height}, not {self.size}x{self.size}"
+                        )
+                    yield item, prepare(image, self.size, self.channels)
+            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                self.problems.append(f"skipped: {item.where} cannot be read ({error})")
+                yield item, None
+
+
+def _check_classes(split: Split, classes: tuple[str, ...], where: str) -> None:
+    empty = [name for name, count in zip(classes, split.counts(len(classes)), strict=True) if count == 0]
+    if empty:
+        raise DataError(f"Empty class in {where}: no readable training image of {', '.join(empty)}.")

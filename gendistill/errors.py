@@ -1,0 +1,17 @@
+"""Errors that are the user's to mend. The command line prints them as one message and exits with 2."""
+
+
+class GendistillError(Exception):
+    """Base of every error that carries a message for the user."""
+
+
+class ConfigError(GendistillError):
+    """An option has a value that cannot work; the message names the option, the value and the choices."""
+
+
+class DataError(GendistillError):
+    """The real images cannot be used as they are: missing folder, empty class, no readable image."""
+
+
+class ArtifactError(GendistillError):
+    """A folder written by a stage is missing, incomplete, of another kind, or would be overwritten."""

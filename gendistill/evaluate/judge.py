@@ -1,0 +1,92 @@
+"""The judge: the same training for every set, the test split read once, at the last step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gendistill.config import EvaluateConfig
+from gendistill.data.real import Split
+from gendistill.errors import DataError
+from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.networks.registry import build_network
+from gendistill.networks.training import accuracy, train_classifier
+from gendistill.progress import finish
+
+PROTOCOL = "gendistill"
+RANDOM, FULL = "random", "full"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data."""
+
+    method: str
+    stage: str | None
+    ipc: int | None
+    draws: tuple[Split, ...]
+    space: str | None = None
+
+
+def judge(
+    contestants: Sequence[Contestant], test: Split, classes: tuple[str, ...], config: EvaluateConfig, *, device: Any = "cpu"
+) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
+    """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
+
+    Row: method, stage, ipc, labels, augment, network, accuracy (fractions by run), mean, std (n - 1), ci95_vs_random
+    (paired by run against the random row of the same IPC; null for random and full), verdict, seconds.
+    """
+    rows = []
+    for contestant in contestants:
+        _check_shapes(contestant, test)
+        start, results = time.perf_counter(), []
+        for run in range(max(config.runs, len(contestant.draws))):
+            results.append(one_run(contestant.draws[run % len(contestant.draws)], test, classes, config, run, device))
+            yield {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc, "run": run,
+                   "accuracy": results[-1]}
+        rows.append({
+            "method": contestant.method, "stage": contestant.stage, "ipc": contestant.ipc, "labels": "hard",
+            "augment": bool(config.shift or config.flip), "network": config.network, "space": contestant.space,
+            "accuracy": results, "mean": float(np.mean(results)), "std": float(np.std(results, ddof=1)),
+            "seconds": round(time.perf_counter() - start, 2),
+        })
+    return [with_verdict(row, rows) for row in rows]
+
+
+def one_run(
+    train: Split, test: Split, classes: tuple[str, ...], config: EvaluateConfig, run: int, device: Any
+) -> float:
+    """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
+    network = build_network(
+        config.network, channels=int(train.images.shape[1]), image_size=int(train.images.shape[-1]),
+        classes=len(classes), width=config.width, depth=config.depth, seed=run,
+    )
+    loop = train_classifier(
+        network, train, steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay, shift=config.shift, flip=config.flip, seed=run, device=device,
+    )
+    return accuracy(finish(loop), test)
+
+
+def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row with its paired interval against random at the same IPC, where there is one."""
+    against = next((r for r in rows if r["method"] == RANDOM and r["ipc"] == row["ipc"]), None)
+    compared = against is not None and row is not against
+    interval = paired_interval(row["accuracy"], against["accuracy"]) if compared and against else None
+    return {**row, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}
+
+
+def _check_shapes(contestant: Contestant, test: Split) -> None:
+    wanted = tuple(test.images.shape[1:])
+    for draw in contestant.draws:
+        if tuple(draw.images.shape[1:]) != wanted:
+            c, h, w = draw.images.shape[1:]
+            raise DataError(
+                f"The {contestant.method} set at IPC {contestant.ipc} has {w}x{h} images with {c} channel(s), the test "
+                f"images are {wanted[2]}x{wanted[1]} with {wanted[0]}. Evaluate it on the data it was made from, with the "
+                "same --data.image_size."
+            )

@@ -1,0 +1,47 @@
+"""Content hashes (BLAKE2b, 128 bits) of tensors, files and folders, for manifests and caches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def hash_bytes(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """Of plain data, whatever the order of its keys."""
+    import json
+
+    return hash_bytes(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, dtypes and values, in name order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(_byte_view(value)).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _byte_view(value: Tensor) -> Any:
+    import torch
+
+    return torch.uint8 if value.numel() else value.dtype
+
+
+def hash_folder(folder: Path) -> str:
+    """Of relative names and contents of all files below ``folder``."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hash_bytes(path.read_bytes()).encode())
+    return digest.hexdigest()

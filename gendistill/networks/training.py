@@ -1,0 +1,100 @@
+"""One supervised training loop, used for teachers and for every evaluation row."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendistill.data.images import to_float
+from gendistill.data.real import Split
+from gendistill.errors import ConfigError
+from gendistill.networks.registry import batch_norm_layers
+from gendistill.seeding import torch_rng
+
+
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Positions (B,) of batch ``step`` (0, 1, ...) when ``count`` images are walked in fresh random orders.
+
+    Batches run over the ends of epochs, so all have the same size, also when the set is smaller than a batch. Any step
+    can be asked for on its own.
+    """
+    size = min(batch_size, count)
+    start = step * size
+    parts = []
+    while size > 0:
+        epoch, offset = divmod(start, count)
+        order = torch.randperm(count, generator=torch_rng(seed, "order", epoch))
+        part = order[offset : offset + size]
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return torch.cat(parts)
+
+
+def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Tensor:
+    """Per-image random translation by up to ``shift`` pixels (edges repeat) and mirroring. Float (B,C,H,W)."""
+    if flip:
+        mirrored = torch.rand(len(images), generator=rng).lt(0.5).to(images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    if shift:
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (shift,) * 4, mode="replicate")
+        offset = torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng).to(images.device)
+        rows = offset[0][:, None] + torch.arange(height, device=images.device)
+        columns = offset[1][:, None] + torch.arange(width, device=images.device)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        images = padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+    return images
+
+
+def train_classifier(
+    network: nn.Module, split: Split, *, steps: int, batch_size: int, learning_rate: float, weight_decay: float,
+    shift: int = 0, flip: bool = False, seed: int = 0, device: torch.device | str = "cpu",
+) -> Generator[dict[str, Any], None, nn.Module]:
+    """AdamW on the mean cross-entropy with a one-cycle cosine rate; yields {step, loss}; returns the network, in eval.
+
+    A set smaller than ``batch_size`` gives batches of its whole size, so equal ``steps`` mean equal optimiser steps.
+
+    Raises:
+        ConfigError: batch norm would see a batch of one image.
+    """
+    if min(batch_size, len(split)) < 2 and batch_norm_layers(network):
+        raise ConfigError(
+            f"batch_size is {batch_size} for {len(split)} image(s): batch norm needs at least 2 images a batch. "
+            "Raise batch_size, or take a network without batch norm such as 'convnet'."
+        )
+    network = network.to(device, memory_format=torch.channels_last).train()
+    images, labels = to_float(split.images).to(device), split.labels.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    warmup = max(1, steps // 20)
+    for step in range(steps):
+        rate = min((step + 1) / warmup, 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)).item()))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * rate
+        index = batch_indices(len(split), batch_size, step, seed).to(device)
+        batch = augment(images[index], torch_rng(seed, "augment", step), shift, flip)
+        loss = F.cross_entropy(network(batch.contiguous(memory_format=torch.channels_last)), labels[index])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        yield {"step": step + 1, "loss": loss.detach()}
+    return network.eval()
+
+
+@torch.no_grad()
+def recognised(network: nn.Module, split: Split, batch_size: int = 512) -> Tensor:
+    """Which images of ``split`` the network classifies right, bool (N,)."""
+    device = next(network.parameters()).device
+    guesses = [
+        network(to_float(split.images[start : start + batch_size]).to(device)).argmax(1).cpu()
+        for start in range(0, len(split), batch_size)
+    ]
+    return torch.cat(guesses) == split.labels
+
+
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Share of ``split`` that the network classifies right, in [0, 1]."""
+    return int(recognised(network, split).sum()) / len(split)

@@ -1,0 +1,75 @@
+"""Loops yield records; whoever drives one decides what the user sees.
+
+``track`` draws a bar with the time left when the process is interactive about it (see ``show_progress``), and nothing
+in library use. It also carries a loop's return value through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_shown: ContextVar[bool] = ContextVar("gendistill_show_progress", default=False)
+
+
+@contextmanager
+def show_progress(shown: bool = True) -> Iterator[None]:
+    """Draw progress bars inside this block; entry points use it, the library is silent by default."""
+    token = _shown.set(shown)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Pass ``items`` on, with a bar (label, count, rate, time left) where bars are shown."""
+    if not _shown.get():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=f"{label:<22}", total=total, dynamic_ncols=True, smoothing=0.05, mininterval=0.2)
+
+
+def finish(loop: Generator[Any, None, T]) -> T:
+    """Run a loop to its end, dropping its records, and return what it returns."""
+    while True:
+        try:
+            next(loop)
+        except StopIteration as stop:
+            return stop.value
+
+
+def follow(
+    loop: Generator[dict[str, Any], None, T], label: str, total: int, *, start: int = 0,
+    log: Callable[[dict[str, Any]], None] | None = None, every: int = 10, shown: bool = True, **fields: Any,
+) -> T:
+    """Run a loop of step records under a bar that shows their numbers, and return the loop's value.
+
+    Every ``every``-th record and the last one go to ``log`` with ``fields`` added; only those are read from the device.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(
+        total=total, initial=start, desc=f"{label:<22}", dynamic_ncols=True, smoothing=0.05, mininterval=0.2,
+        disable=not (shown and _shown.get()),
+    )
+    with bar:
+        count = start
+        while True:
+            try:
+                record = next(loop)
+            except StopIteration as stop:
+                return stop.value
+            count += 1
+            bar.update()
+            if count % every and count != total:
+                continue
+            plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+            bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
+            if log is not None:
+                log({**fields, **plain})

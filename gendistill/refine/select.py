@@ -1,0 +1,46 @@
+"""The ``select`` refiner: each barycenter atom of a class takes its own image from the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gendistill.errors import ConfigError
+from gendistill.networks.training import recognised
+from gendistill.refine.space import GroundSpace, embed_set
+from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
+
+
+def select(
+    pool: SurrogateSet, network: nn.Module, space: GroundSpace, *, ipc: int, seed: int = 0
+) -> Generator[dict[str, Any], None, SurrogateSet]:
+    """Choose ``ipc`` images of every class by one-to-one assignment to the atoms of the real images' barycenter.
+
+    The atoms start at k-means centres. Images that the teacher misclassifies are left out where enough others remain.
+    Yields a record a class, with the number left out; returns the chosen set.
+
+    Raises:
+        ConfigError: the pool or a real class has fewer than ``ipc`` images.
+    """
+    if pool.ipc < ipc:
+        raise ConfigError(f"ipc is {ipc} but the pool has {pool.ipc} images a class; sample a larger pool.")
+    points = embed_set(network, space, pool.images, pool.labels)
+    right = recognised(network, pool.split)
+    chosen = []
+    for label, name in enumerate(pool.classes):
+        real = space.of_class(label)
+        if len(real) < ipc:
+            raise ConfigError(f"ipc is {ipc} but class {name!r} has {len(real)} training images to take atoms from.")
+        atoms = barycenter(real, kmeans_atoms(real, ipc, seed))
+        members = torch.nonzero(pool.labels == label).flatten()
+        usable = members[right[members]]
+        candidates = usable if len(usable) >= ipc else members
+        picks = assign(atoms, points[candidates].numpy())
+        chosen.append(candidates[torch.from_numpy(picks)])
+        yield {"class": name, "left_out": len(members) - len(usable)}
+    keep = torch.cat(chosen)
+    return SurrogateSet(pool.images[keep], pool.labels[keep], pool.classes, dict(pool.meta))

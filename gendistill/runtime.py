@@ -1,0 +1,119 @@
+"""Devices and processes: the only module that knows accelerate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gendistill.errors import ArtifactError, ConfigError
+
+
+def processes() -> PartialState:
+    """This process's rank, world size and device; checks that the launcher's world is the one in use.
+
+    Raises:
+        ConfigError: WORLD_SIZE says more processes than run together, so that work would silently be repeated.
+    """
+    if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # gloo; accelerate would look for a GPU backend
+    state = PartialState()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != asked:
+        raise ConfigError(
+            f"The launcher asked for {asked} processes but {state.num_processes} run together. On CPU start with "
+            "`torchrun --nproc_per_node N train/finetune.py ...`; accelerate's own --cpu runs a single process."
+        )
+    return state
+
+
+def check_processes(expected: int | None) -> None:
+    """Fail loudly when another number of processes runs than the user asked for (``--num_processes``)."""
+    running = processes().num_processes
+    if expected is not None and running != expected:
+        raise ConfigError(
+            f"num_processes is {expected} but {running} run(s). Start with `torchrun --nproc_per_node {expected} "
+            "train/finetune.py ...`."
+        )
+
+
+def device() -> torch.device:
+    """The device of this process: a GPU when there is one."""
+    return processes().device
+
+
+def make_accelerator(mixed_precision: str = "no", gradient_accumulation_steps: int = 1) -> Accelerator:
+    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 elsewhere."""
+    processes()
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps)
+
+
+class Checkpoints:
+    """Training states as safetensors in ``folder/step-000100/``, written whole or not at all; nothing is pickled."""
+
+    def __init__(self, folder: Path, every: int, keep: int) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        found = (p.name.removeprefix("step-") for p in self.folder.glob("step-*") if (p / "state.safetensors").is_file())
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"partial-{step:06d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, partial / "state.safetensors")
+        target = self.folder / f"step-{step:06d}"
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{old:06d}")
+
+    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(step, state) of the newest complete checkpoint, or None."""
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.folder / f"step-{steps[-1]:06d}" / "state.safetensors"
+        try:
+            return steps[-1], load_file(path)
+        except Exception as error:
+            raise ArtifactError(f"The checkpoint {path} cannot be read ({error}); delete its folder and resume.") from error
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser moments as flat tensors ``optimizer.<parameter>.<name>``; rates come from the schedule."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{i}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for i, entry in state.items()
+        for name, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{k}": v for k, v in state.items()}
+
+
+def unprefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) + 1 :]: v for k, v in state.items() if k.startswith(prefix + ".")}

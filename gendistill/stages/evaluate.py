@@ -1,0 +1,139 @@
+"""Evaluate stage: surrogate sets + real data -> evaluation/summary.json with the baselines beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gendistill import runtime
+from gendistill.config import EvaluateCommand, EvaluateConfig, section
+from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError
+from gendistill.evaluate.judge import FULL, PROTOCOL, RANDOM, Contestant, judge
+from gendistill.networks.teacher import Teacher
+from gendistill.progress import follow
+from gendistill.seeding import derive
+from gendistill.stages.distill import distill
+from gendistill.stages.folders import StageFolder, command_line, finished, prepare_output, stage_folder, stage_settings, versions
+from gendistill.surrogate.surrogate import SurrogateSet
+
+RANDOM_DRAWS = 5
+
+
+def evaluate(
+    data: RealData, surrogates: Sequence[SurrogateSet], config: EvaluateConfig | None = None, *, seed: int = 0,
+    teacher: Teacher | None = None, folder: StageFolder | None = None,
+) -> dict[str, Any]:
+    """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets, hard labels.
+
+    k-means picks on pixels, and with a ``teacher`` on its features as well.
+    """
+    config = config or EvaluateConfig()
+    for surrogate in surrogates:
+        if surrogate.classes != data.classes:
+            raise ArtifactError(
+                f"A surrogate set has classes {', '.join(surrogate.classes)}, the data {', '.join(data.classes)}; "
+                "expected the same in the same order."
+            )
+    contestants = [c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)]
+    contestants += [
+        Contestant(s.meta.get("method", "unknown"), s.meta.get("stage"), s.ipc, (s.split,), s.meta.get("space"))
+        for s in surrogates
+    ]
+    contestants.append(Contestant(FULL, None, None, (data.train,)))
+    total = sum(max(config.runs, len(c.draws)) for c in contestants)
+    loop = judge(contestants, data.test, data.classes, config, device=runtime.device())
+    rows = follow(loop, "evaluate", total, log=folder.log if folder else None, every=1, stage="evaluate")
+    return {
+        "protocol": PROTOCOL, "data": data.describe(), "seed": seed, "rows": rows, "command": command_line(),
+        "versions": versions(), "device": str(runtime.device()),
+        "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
+    }
+
+
+def baselines(
+    data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None
+) -> list[Contestant]:
+    """Random draws (one for each run, at least five) and k-means at one IPC."""
+    draws = [
+        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split for r in range(max(RANDOM_DRAWS, config.runs))
+    ]
+    found = [Contestant(RANDOM, None, ipc, tuple(draws))]
+    spaces = [None] + ([teacher.statistics.features] if teacher else [])
+    for features in spaces:
+        picked = distill(data, "kmeans", ipc, seed=seed, features=features)
+        found.append(Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]))
+    return found
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json, and the rows once more as summary.csv."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        names = ["method", "space", "stage", "ipc", "labels", "augment", "network", "mean", "std", "low", "high", "verdict"]
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in summary["rows"]:
+            low, high = row["ci95_vs_random"] or (None, None)
+            writer.writerow([{**row, "low": low, "high": high}[name] for name in names])
+
+
+def run_stage(
+    data: RealData, surrogates: Sequence[Path], config: EvaluateConfig, target: Path, *, seed: int,
+    teacher_dir: Path | None = None, log_path: Path | None = None,
+) -> Path:
+    """Write ``target`` unless it is there already, made with the same settings."""
+    sets = [SurrogateSet.load(path) for path in surrogates]
+    teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
+    settings = stage_settings(
+        config, seed, data=data.fingerprint(), surrogates=[s.content_hash() for s in sets],
+        teacher=teacher.hash() if teacher else None,
+    )
+    if finished(target, "evaluate", settings):
+        return target
+    with stage_folder(target, "evaluate", settings, log_path=log_path) as folder:
+        write_summary(folder.path, evaluate(data, sets, config, seed=seed, teacher=teacher, folder=folder))
+    return target
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The rows as aligned text, accuracies in per cent."""
+    lines = [f"{'IPC':>4}  {'set':<30} {'accuracy %':>12}  {'95 % against random':>20}  verdict"]
+    for row in sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0)):
+        interval = row["ci95_vs_random"]
+        gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
+        lines.append(
+            f"{row['ipc'] or '':>4}  {row_label(row):<30} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
+            f"  {gain:>20}  {row['verdict']}"
+        )
+    return "\n".join(lines)
+
+
+LABELS = {
+    "base": "generator, before minimax", "samples": "generator, minimax", "select": "+ selection",
+    "refined": "+ barycenter and BN",
+}
+
+
+def row_label(row: dict[str, Any]) -> str:
+    """What a reader calls the row."""
+    if row["method"] == "generative":
+        return LABELS.get(row["stage"], str(row["stage"]))
+    names = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}
+    name = names.get(row["method"], row["method"])
+    return f"{name} ({row['space']})" if row.get("space") else name
+
+
+def main(command: EvaluateCommand) -> None:
+    runtime.check_processes(1)
+    prepare_output(command)
+    data = load_data(command.data)
+    paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    run_stage(
+        data, paths, section(command, EvaluateConfig), command.output_dir, seed=command.seed, teacher_dir=command.teacher
+    )
+    print(table(json.loads((command.output_dir / "summary.json").read_text(encoding="utf-8"))))

@@ -1,0 +1,190 @@
+"""Stage folders: written whole or not at all, refused when not empty, recognised again on resume.
+
+A stage works in ``NAME.partial`` beside its target and renames it when done; ``stage.json`` says which stage with
+which settings made it, and ``config.yaml`` holds the settings for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gendistill.config import StageOptions, to_dict
+from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_json
+
+RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
+LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
+_log = logging.getLogger("gendistill")
+
+
+@dataclass
+class StageFolder:
+    """Where a stage writes: ``path`` is the partial folder until the stage is done. ``facts`` go into stage.json."""
+
+    path: Path
+    log_path: Path
+    resumed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record of plain values to log.jsonl."""
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False) + "\n")
+
+
+def command_line() -> str:
+    """The command of this process, to be repeated by a reader of a manifest."""
+    import shlex
+
+    program = Path(sys.argv[0]).name
+    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def prepare_output(options: StageOptions) -> None:
+    """Make sure that ``output_dir`` may be written, before any work.
+
+    Raises:
+        ArtifactError: it holds something and neither --resume_from_checkpoint nor --overwrite was given, --overwrite
+            would delete what is not ours, or it cannot be written.
+    """
+    folder = options.output_dir
+    found = [p for p in (folder, partial_of(folder)) if p.is_dir() and any(p.iterdir())]
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+    if found and options.overwrite:
+        for path in found:
+            if not _is_ours(path):
+                raise ArtifactError(
+                    f"--overwrite would delete {path}, which holds no {CONFIG} of this tool. Delete it yourself, or give "
+                    "another --output_dir."
+                )
+            shutil.rmtree(path)
+    elif found and not options.resume_from_checkpoint:
+        raise ArtifactError(
+            f"output_dir {found[0]} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
+            "--overwrite, or give another --output_dir."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        probe = folder.parent / f".{folder.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ArtifactError(f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir.") from error
+
+
+def partial_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / RECORD).is_file()
+
+
+def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
+    """Whether ``folder`` is that stage's finished work with those settings.
+
+    Raises:
+        ArtifactError: it was made with others; the message names them.
+    """
+    if not (folder / RECORD).is_file():
+        return False
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings):
+        return True
+    raise ArtifactError(
+        f"{folder} was made with other settings ({difference(record['settings'], settings)}). Resume with the same "
+        "ones, start anew with --overwrite, or give another --output_dir."
+    )
+
+
+def difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [difference(old.get(k), new.get(k), f"{path}.{k}".strip(".")) for k in {**old, **new} if old.get(k) != new.get(k)]
+        return ", ".join(p for p in parts if p)
+    return f"{path}: {old!r} there, {new!r} now" if old != new else ""
+
+
+@contextlib.contextmanager
+def stage_folder(
+    target: Path, stage: str, settings: dict[str, Any], *, keep_partial: bool = False, log_path: Path | None = None,
+    main_process: bool = True,
+) -> Iterator[StageFolder]:
+    """A folder to write in, which becomes ``target`` when the block ends without an error.
+
+    ``keep_partial`` lets a stage with checkpoints find what an interrupted run left, if its settings were the same.
+    Processes that are not the main one write nothing.
+    """
+    partial = partial_of(target)
+    resumed = False
+    if main_process:
+        if partial.is_dir():
+            resumed = keep_partial and (partial / RECORD).is_file() and not finished_partial_differs(partial, stage, settings)
+            if not resumed:
+                shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        record = {"stage": stage, "settings": settings, "state": "started"}
+        (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    folder = StageFolder(partial, log_path or partial / LOG, resumed)
+    reset_peak_memory()
+    start = time.perf_counter()
+    yield folder
+    if not main_process:
+        return
+    record = {
+        "stage": stage, "settings": settings, "state": "finished",
+        "seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak_memory() / 2**20),
+        "command": command_line(), "versions": versions(), **folder.facts,
+    }
+    (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    (partial / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if target.is_dir():
+        target.rmdir()  # empty, or prepare_output would have refused
+    partial.rename(target)
+    _log.info("%s: %s in %.1f s", stage, target, record["seconds"])
+
+
+def finished_partial_differs(partial: Path, stage: str, settings: dict[str, Any]) -> bool:
+    """False when the partial folder belongs to this stage and settings; otherwise the error of ``finished``."""
+    return not finished(partial, stage, settings)
+
+
+def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
+    """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
+    return {"options": to_dict(config), "seed": seed, "inputs": inputs}
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak where Linux allows it; elsewhere the peak is the whole process's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak resident memory in bytes since the last reset."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

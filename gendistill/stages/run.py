@@ -1,0 +1,99 @@
+"""The whole corridor: pixels to report, each stage a folder, nothing finished done twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gendistill import runtime
+from gendistill.config import RunConfig, sizes, to_dict
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError
+from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
+from gendistill.stages.folders import CONFIG, LOG, prepare_output
+
+SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """All stages into ``config.output_dir``; returns the evaluation summary.
+
+    With ``resume_from_checkpoint`` finished stages are kept and the interrupted one goes on.
+    """
+    runtime.check_processes(1)
+    prepare_output(config)
+    out, seed = config.output_dir, config.seed
+    log = out / LOG
+    data = load_data(config.data)
+    check_sizes(config, data.train.counts(len(data.classes)), data.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    _save_config(config, out)
+    teacher.run_stage(data, config.data, config.teacher, out / "teacher", seed=seed, log_path=log)
+    finetune.run_stage(data, config.finetune, out / "generator", seed=seed, log_path=log)
+    sample.run_stage(out / "generator", config.sample, out / "samples", seed=seed, log_path=log)
+    refine.run_stage(
+        out / "samples" / "pool", out / "teacher", data, config.refine, out / "refined", seed=seed, log_path=log
+    )
+    evaluate.run_stage(
+        data, surrogate_folders(config), config.evaluate, out / "evaluation", seed=seed, teacher_dir=out / "teacher",
+        log_path=log,
+    )
+    report.write_report(out, data)
+    return json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+
+
+def surrogate_folders(config: RunConfig) -> list[Path]:
+    """The sets that are evaluated, stage by stage."""
+    out = config.output_dir
+    found = []
+    if config.sample.base:
+        found += [out / "samples" / "base" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
+    found += [out / "samples" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
+    found += [out / "refined" / "selected" / f"ipc-{ipc}" for ipc in sizes(config.refine.ipc)]
+    return found + [out / "refined" / f"ipc-{ipc}" for ipc in sizes(config.refine.ipc)]
+
+
+def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) -> None:
+    """Refuse, before any training, an IPC that some class cannot give to the coreset rows."""
+    largest = max(*sizes(config.sample.ipc), *sizes(config.refine.ipc))
+    name, least = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
+    if largest > least:
+        raise ArtifactError(
+            f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to take; "
+            "expected at most that. Lower sample.ipc and refine.ipc."
+        )
+
+
+def _save_config(config: RunConfig, out: Path) -> None:
+    """config.yaml of the run; on resume the stored one must say the same."""
+    settings = {k: v for k, v in to_dict(config).items() if k in SETTINGS}
+    path = out / CONFIG
+    if path.is_file():
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if stored != settings:
+            from gendistill.stages.folders import difference
+
+            raise ArtifactError(
+                f"{out} was made with other settings ({difference(stored, settings)}). Resume with the same ones, start "
+                "anew with --overwrite, or give another --output_dir."
+            )
+    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def main(command: RunConfig) -> None:
+    start = time.perf_counter()
+    summary = run(command)
+    out = command.output_dir
+    print()
+    print(evaluate.table(summary))
+    print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
+    print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
+    print(f"  {out / 'evaluation' / 'summary.json'}  every number")
+    best = f"refined/ipc-{max(sizes(command.refine.ipc))}"
+    print(f"  {out / best}  a surrogate set, ready for ImageFolder or load_dataset")
+    for problem in summary["data"].get("problems", []):
+        print(f"  note: {problem}")

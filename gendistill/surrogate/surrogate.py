@@ -1,0 +1,153 @@
+"""SurrogateSet: the product. On disk ``train/<class>/<00000>.png`` beside manifest.json and a README.md card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gendistill.data.images import to_pil
+from gendistill.data.real import Split
+from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_folder, hash_tensors
+from gendistill.surrogate.card import write_card
+
+MANIFEST, FORMAT = "manifest.json", 1
+LONGEST_NAME = 120  # bytes of a folder name that every file system takes, after quoting
+
+
+@dataclass(frozen=True)
+class SurrogateSet:
+    """Stored images uint8 (N,C,H,W) with labels (N,) into ``classes``; ``meta`` is the provenance for the manifest."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.labels) // len(self.classes)
+
+    @property
+    def split(self) -> Split:
+        return Split(self.images, self.labels)
+
+    def of_class(self, label: int) -> Tensor:
+        """Images (n,C,H,W) of one class, in order."""
+        return self.images[self.labels == label]
+
+    def prefix(self, ipc: int) -> SurrogateSet:
+        """The first ``ipc`` images of every class."""
+        keep = torch.cat([torch.nonzero(self.labels == c).flatten()[:ipc] for c in range(len(self.classes))])
+        return SurrogateSet(self.images[keep], self.labels[keep], self.classes, dict(self.meta))
+
+    def content_hash(self) -> str:
+        """Of pixels, labels and class names."""
+        names = torch.frombuffer(bytearray("\0".join(self.classes).encode()), dtype=torch.uint8)
+        return hash_tensors({"images": self.images, "labels": self.labels, "classes": names})
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, which must be new; the caller makes it appear at once by renaming."""
+        for label, name in enumerate(self.classes):
+            target = folder / "train" / folder_name(name, label)
+            target.mkdir(parents=True)
+            for i, image in enumerate(self.of_class(label)):
+                to_pil(image).save(target / f"{i:05d}.png")
+        manifest = self.manifest(folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_card(folder / "README.md", manifest)
+
+    def manifest(self, folder: Path) -> dict[str, Any]:
+        """Provenance and counts of the set as written to ``folder``."""
+        files = list((folder / "train").rglob("*.png"))
+        return {
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "folders": [folder_name(name, label) for label, name in enumerate(self.classes)],
+            "ipc": self.ipc,
+            "image_size": int(self.images.shape[-1]),
+            "channels": int(self.images.shape[1]),
+            "stored_images": len(self.labels),
+            "decoded_images": len(self.labels),
+            "factor": 1,
+            "bytes": {"images": sum(f.stat().st_size for f in files), "labels": 0},
+            "images_hash": hash_folder(folder / "train"),
+            **self.meta,
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SurrogateSet:
+        """Read a folder written by ``save``.
+
+        Raises:
+            ArtifactError: no manifest, an unreadable image, or counts that disagree with the manifest.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        size, channels = manifest["image_size"], manifest["channels"]
+        images, labels = [], []
+        for label, name in enumerate(manifest["folders"]):
+            if Path(name).name != name:
+                raise ArtifactError(f"{folder / MANIFEST} names the unsafe folder {name!r}; expected a plain name.")
+            paths = sorted((folder / "train" / name).glob("*.png"))
+            images += [_read(path, size, channels) for path in paths]
+            labels += [label] * len(paths)
+        if len(labels) != manifest["stored_images"]:
+            raise ArtifactError(
+                f"{folder} holds {len(labels)} images, its manifest says {manifest['stored_images']}. "
+                "Copy the folder again, or make it again with the manifest's command."
+            )
+        return cls(
+            torch.from_numpy(np.stack(images)), torch.tensor(labels), tuple(manifest["classes"]),
+            {k: v for k, v in manifest.items() if k not in _COUNTED},
+        )
+
+
+_COUNTED = {
+    "format", "classes", "folders", "ipc", "image_size", "channels", "stored_images", "decoded_images", "factor", "bytes",
+    "images_hash",
+}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} is not a surrogate set: it has no {MANIFEST}. Expected a folder such as RUN/samples/ipc-10."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}.")
+    return manifest
+
+
+def folder_name(name: str, label: int) -> str:
+    """A class name as one safe folder name: percent-encoded where needed, with its index where it is too long or empty."""
+    safe = quote(name, safe=" !#$&'()+,-;=@[]^_`{}~.").strip()
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
+    if not safe or len(safe.encode()) > LONGEST_NAME or unquote(safe) != name:
+        safe = f"class-{label:05d}"
+    return safe
+
+
+def _read(path: Path, size: int, channels: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.size != (size, size):
+                raise ArtifactError(f"{path} is {image.width}x{image.height}; its manifest says {size}x{size}.")
+            array = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    except (OSError, SyntaxError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}. Copy or make the set again.") from error
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
