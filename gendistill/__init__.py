@@ -6,16 +6,31 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "DataConfig": "config", "TeacherConfig": "config", "FinetuneConfig": "config", "ModelConfig": "config",
-    "MinimaxConfig": "config", "SampleConfig": "config", "RefineConfig": "config", "EvaluateConfig": "config",
+    "DataConfig": "config",
+    "TeacherConfig": "config",
+    "FinetuneConfig": "config",
+    "ModelConfig": "config",
+    "MinimaxConfig": "config",
+    "SampleConfig": "config",
+    "RefineConfig": "config",
+    "EvaluateConfig": "config",
     "RunConfig": "config",
-    "load_data": "data.sources", "RealData": "data.real", "SurrogateSet": "surrogate.surrogate",
-    "Generator": "generator.generator", "Teacher": "networks.teacher",
-    "train_teacher": "stages.teacher", "finetune": "stages.finetune", "sample_set": "stages.sample",
-    "refine_set": "stages.refine", "distill": "stages.distill", "evaluate": "stages.evaluate", "run": "stages.run",
-    "table": "stages.evaluate", "show_progress": "progress",
+    "load_data": "data.sources",
+    "RealData": "data.real",
+    "SurrogateSet": "surrogate.surrogate",
+    "Generator": "generator.generator",
+    "Teacher": "networks.teacher",
+    "train_teacher": "stages.teacher",
+    "finetune": "stages.finetune",
+    "sample_set": "stages.sample",
+    "refine_set": "stages.refine",
+    "distill": "stages.distill",
+    "evaluate": "stages.evaluate",
+    "run": "stages.run",
+    "table": "stages.evaluate",
+    "show_progress": "progress",
 }
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

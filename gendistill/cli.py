@@ -30,7 +30,9 @@ class Command:
 COMMANDS = {
     "run": Command("all stages, from pixels to report", configs.RunConfig, "run"),
     "teacher": Command("train the classifier that guides refinement", configs.TeacherCommand, "teacher"),
-    "finetune": Command("train the generator, then fine-tune it with the minimax criteria", configs.FinetuneCommand, "finetune"),
+    "finetune": Command(
+        "train the generator, then fine-tune it with the minimax criteria", configs.FinetuneCommand, "finetune"
+    ),
     "sample": Command("sample surrogate sets from a generator", configs.SampleCommand, "sample"),
     "distill": Command("choose real images: random, kmeans, herding, kcenter", configs.DistillCommand, "distill"),
     "refine": Command("select from a surrogate set and refine", configs.RefineCommand, "refine"),
@@ -42,16 +44,18 @@ COMMANDS = {
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join([
-        "usage: gendistill COMMAND [--config FILE.yaml] [--option value ...]",
-        "",
-        "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
-        "",
-        "commands:",
-        *lines,
-        "",
-        "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
-    ])
+    return "\n".join(
+        [
+            "usage: gendistill COMMAND [--config FILE.yaml] [--option value ...]",
+            "",
+            "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
+        ]
+    )
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -66,7 +70,10 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     command = COMMANDS[name]
     parser = ArgumentParser(
-        prog=f"gendistill {name}", description=command.summary, exit_on_error=False, allow_abbrev=False,
+        prog=f"gendistill {name}",
+        description=command.summary,
+        exit_on_error=False,
+        allow_abbrev=False,
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file: this command's options, or a whole run's.")
@@ -95,16 +102,21 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"--config {path} cannot be read: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
-        if name != "run" and isinstance(loaded.get(name), dict):
-            allowed = {f.name for f in configs.fields(COMMANDS[name].options)}
-            shared = {k: v for k, v in loaded.items() if k in ("data", "seed") and k in allowed}
-            loaded = {**loaded[name], **shared}
-        text = json.dumps(loaded)
+        text = json.dumps(_own_part(name, loaded))
         if argument == "--config":
             out[i + 1] = text
         else:
             out[i] = f"--config={text}"
     return out
+
+
+def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
+    """What a command reads of a whole run's options: its own section, the data and the seed."""
+    sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
+    if name == "run" or not sections:
+        return loaded
+    options = {field.name for field in configs.fields(COMMANDS[name].options)}
+    return {**loaded.get(name, {}), **{k: v for k, v in loaded.items() if k in options & {"data", "seed"}}}
 
 
 def _short(message: str) -> str:

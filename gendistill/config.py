@@ -288,7 +288,7 @@ class RefineConfig:
     steps: int = 200
     learning_rate: float = 0.03
     trust_region: float = 1.0
-    pixel_weight: float = 1.0
+    pixel_weight: float = 3.0
     feature_weight: float = 1.0
     batch_norm_weight: float = 1.0
     cross_entropy_weight: float = 0.1
@@ -481,7 +481,7 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
 
 
 def section(config: Any, kind: type) -> Any:
-    """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: TeacherCommand -> TeacherConfig."""
+    """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: a command's stage options."""
     return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
 
 

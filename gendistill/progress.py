@@ -45,8 +45,15 @@ def finish(loop: Generator[Any, None, T]) -> T:
 
 
 def follow(
-    loop: Generator[dict[str, Any], None, T], label: str, total: int, *, start: int = 0,
-    log: Callable[[dict[str, Any]], None] | None = None, every: int = 10, shown: bool = True, **fields: Any,
+    loop: Generator[dict[str, Any], None, T],
+    label: str,
+    total: int,
+    *,
+    start: int = 0,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    every: int = 10,
+    shown: bool = True,
+    **fields: Any,
 ) -> T:
     """Run a loop of step records under a bar that shows their numbers, and return the loop's value.
 
@@ -55,7 +62,12 @@ def follow(
     from tqdm import tqdm
 
     bar = tqdm(
-        total=total, initial=start, desc=f"{label:<22}", dynamic_ncols=True, smoothing=0.05, mininterval=0.2,
+        total=total,
+        initial=start,
+        desc=f"{label:<22}",
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.2,
         disable=not (shown and _shown.get()),
     )
     with bar:

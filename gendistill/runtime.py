@@ -22,9 +22,7 @@ def processes() -> PartialState:
     Raises:
         ConfigError: WORLD_SIZE says more processes than run together, so that work would silently be repeated.
     """
-    if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # gloo; accelerate would look for a GPU backend
-    state = PartialState()
+    state = PartialState(cpu=_on_cpu())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != asked:
         raise ConfigError(
@@ -32,6 +30,11 @@ def processes() -> PartialState:
             "`torchrun --nproc_per_node N train/finetune.py ...`; accelerate's own --cpu runs a single process."
         )
     return state
+
+
+def _on_cpu() -> bool:
+    """Several processes without a GPU: accelerate must be told, or it runs one of them alone."""
+    return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
 def check_processes(expected: int | None) -> None:
@@ -54,7 +57,9 @@ def make_accelerator(mixed_precision: str = "no", gradient_accumulation_steps: i
     processes()
     if mixed_precision == "auto":
         mixed_precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps)
+    return Accelerator(
+        mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps, cpu=_on_cpu()
+    )
 
 
 class Checkpoints:
@@ -65,7 +70,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        found = (p.name.removeprefix("step-") for p in self.folder.glob("step-*") if (p / "state.safetensors").is_file())
+        found = (
+            p.name.removeprefix("step-") for p in self.folder.glob("step-*") if (p / "state.safetensors").is_file()
+        )
         return sorted(int(name) for name in found if name.isdigit())
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
@@ -89,7 +96,9 @@ class Checkpoints:
         try:
             return steps[-1], load_file(path)
         except Exception as error:
-            raise ArtifactError(f"The checkpoint {path} cannot be read ({error}); delete its folder and resume.") from error
+            raise ArtifactError(
+                f"The checkpoint {path} cannot be read ({error}); delete its folder and resume."
+            ) from error
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

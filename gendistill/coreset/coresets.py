@@ -51,7 +51,10 @@ def kcenter(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "random": random, "kmeans": kmeans, "herding": herding, "kcenter": kcenter,
+    "random": random,
+    "kmeans": kmeans,
+    "herding": herding,
+    "kcenter": kcenter,
 }
 
 

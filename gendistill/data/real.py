@@ -72,7 +72,9 @@ class RealData:
         return {"name": self.name, "fingerprint": self.fingerprint(), "counts": counts}
 
 
-def stratified_split(split: Split, fraction: float, classes: tuple[str, ...], seed: int, purpose: str) -> tuple[Split, Split]:
+def stratified_split(
+    split: Split, fraction: float, classes: tuple[str, ...], seed: int, purpose: str
+) -> tuple[Split, Split]:
     """(rest, held out): ``fraction`` of every class, rounded, at least one image and leaving at least one.
 
     Raises:

@@ -33,7 +33,12 @@ class Contestant:
 
 
 def judge(
-    contestants: Sequence[Contestant], test: Split, classes: tuple[str, ...], config: EvaluateConfig, *, device: Any = "cpu"
+    contestants: Sequence[Contestant],
+    test: Split,
+    classes: tuple[str, ...],
+    config: EvaluateConfig,
+    *,
+    device: Any = "cpu",
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
@@ -46,14 +51,28 @@ def judge(
         start, results = time.perf_counter(), []
         for run in range(max(config.runs, len(contestant.draws))):
             results.append(one_run(contestant.draws[run % len(contestant.draws)], test, classes, config, run, device))
-            yield {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc, "run": run,
-                   "accuracy": results[-1]}
-        rows.append({
-            "method": contestant.method, "stage": contestant.stage, "ipc": contestant.ipc, "labels": "hard",
-            "augment": bool(config.shift or config.flip), "network": config.network, "space": contestant.space,
-            "accuracy": results, "mean": float(np.mean(results)), "std": float(np.std(results, ddof=1)),
-            "seconds": round(time.perf_counter() - start, 2),
-        })
+            yield {
+                "method": contestant.method,
+                "set": contestant.stage,
+                "ipc": contestant.ipc,
+                "run": run,
+                "accuracy": results[-1],
+            }
+        rows.append(
+            {
+                "method": contestant.method,
+                "stage": contestant.stage,
+                "ipc": contestant.ipc,
+                "labels": "hard",
+                "augment": bool(config.shift or config.flip),
+                "network": config.network,
+                "space": contestant.space,
+                "accuracy": results,
+                "mean": float(np.mean(results)),
+                "std": float(np.std(results, ddof=1)),
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )
     return [with_verdict(row, rows) for row in rows]
 
 
@@ -62,12 +81,25 @@ def one_run(
 ) -> float:
     """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
     network = build_network(
-        config.network, channels=int(train.images.shape[1]), image_size=int(train.images.shape[-1]),
-        classes=len(classes), width=config.width, depth=config.depth, seed=run,
+        config.network,
+        channels=int(train.images.shape[1]),
+        image_size=int(train.images.shape[-1]),
+        classes=len(classes),
+        width=config.width,
+        depth=config.depth,
+        seed=run,
     )
     loop = train_classifier(
-        network, train, steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay, shift=config.shift, flip=config.flip, seed=run, device=device,
+        network,
+        train,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        shift=config.shift,
+        flip=config.flip,
+        seed=run,
+        device=device,
     )
     return accuracy(finish(loop), test)
 
@@ -87,6 +119,6 @@ def _check_shapes(contestant: Contestant, test: Split) -> None:
             c, h, w = draw.images.shape[1:]
             raise DataError(
                 f"The {contestant.method} set at IPC {contestant.ipc} has {w}x{h} images with {c} channel(s), the test "
-                f"images are {wanted[2]}x{wanted[1]} with {wanted[0]}. Evaluate it on the data it was made from, with the "
-                "same --data.image_size."
+                f"images are {wanted[2]}x{wanted[1]} with {wanted[0]}. Evaluate it on the data it was made from, "
+                "with the same --data.image_size."
             )

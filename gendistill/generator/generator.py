@@ -27,7 +27,7 @@ BASE = "base"
 
 @dataclass
 class Generator:
-    """Network, schedule and label map. ``classes`` are in index order; ``label_map`` gives each one's condition index."""
+    """Network, schedule and label map: ``classes`` in index order, ``label_map`` to each one's condition index."""
 
     unet: UNet2DModel
     scheduler: DDPMScheduler
@@ -79,8 +79,12 @@ class Generator:
             copy.load_state_dict(dict(base))
             copy.save_pretrained(folder / "unet", variant=BASE)
         record = {
-            "format": FORMAT, "classes": list(self.classes), "label_map": self.label_map, "codec": "pixels",
-            "variants": [BASE] if base is not None else [], **self.meta,
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "label_map": self.label_map,
+            "codec": "pixels",
+            "variants": [BASE] if base is not None else [],
+            **self.meta,
         }
         (folder / FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -121,7 +125,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def build_generator(config: ModelConfig, classes: tuple[str, ...], channels: int, image_size: int, seed: int) -> Generator:
+def build_generator(
+    config: ModelConfig, classes: tuple[str, ...], channels: int, image_size: int, seed: int
+) -> Generator:
     """A freshly initialised generator; the null class has the index after the last class.
 
     Raises:
@@ -139,11 +145,15 @@ def build_generator(config: ModelConfig, classes: tuple[str, ...], channels: int
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generator"))
         unet = UNet2DModel(
-            sample_size=image_size, in_channels=channels, out_channels=channels,
-            block_out_channels=config.block_out_channels, layers_per_block=config.layers_per_block,
+            sample_size=image_size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * config.attention_levels,
             up_block_types=("AttnUpBlock2D",) * config.attention_levels + ("UpBlock2D",) * plain,
-            add_attention=config.attention_levels > 0, norm_num_groups=config.norm_num_groups,
+            add_attention=config.attention_levels > 0,
+            norm_num_groups=config.norm_num_groups,
             num_class_embeds=len(classes) + 1,
         )
     scheduler = DDPMScheduler(

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import (
-    DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, SchedulerMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -22,8 +26,11 @@ from gendistill.generator.generator import Generator
 from gendistill.seeding import torch_rng
 
 SCHEDULERS = {
-    "dpmsolver++": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler,
-    "unipc": UniPCMultistepScheduler, "heun": HeunDiscreteScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "heun": HeunDiscreteScheduler,
 }
 
 
@@ -54,8 +61,14 @@ def make_scheduler(generator: Generator, name: str, num_inference_steps: int) ->
 
 @torch.no_grad()
 def sample(
-    generator: Generator, requests: Sequence[Request], *, seed: int = 0, num_inference_steps: int = 18,
-    scheduler: str = "dpmsolver++", guidance_scale: float = 1.0, batch_size: int = 128,
+    generator: Generator,
+    requests: Sequence[Request],
+    *,
+    seed: int = 0,
+    num_inference_steps: int = 18,
+    scheduler: str = "dpmsolver++",
+    guidance_scale: float = 1.0,
+    batch_size: int = 128,
 ) -> Iterator[tuple[list[Request], Tensor]]:
     """Yield (requests, images uint8 (b,C,H,W)) in the given order, ``batch_size`` at a time.
 

@@ -62,7 +62,9 @@ class BatchSource:
         )
         shape = self.split.images.shape[1:]
         slots = range(batch_size)[part]
-        eps = torch.stack([torch.randn(shape, generator=torch_rng(self.seed, self.phase, "eps", step, j)) for j in slots])
+        eps = torch.stack(
+            [torch.randn(shape, generator=torch_rng(self.seed, self.phase, "eps", step, j)) for j in slots]
+        )
         condition = self.generator.condition(labels)
         condition = condition.where(dropped >= self.label_dropout, self.generator.null_class)
         device = self.generator.device
@@ -79,8 +81,14 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def train_generator(
-    generator: Generator, split: Split, config: FinetuneConfig, *, accelerator: Accelerator,
-    criteria: MinimaxConfig | None = None, seed: int = 0, checkpoints: Checkpoints | None = None,
+    generator: Generator,
+    split: Split,
+    config: FinetuneConfig,
+    *,
+    accelerator: Accelerator,
+    criteria: MinimaxConfig | None = None,
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
     """Train in place; yields {step, loss, ...} and returns the averaged (EMA) weights, also left in the generator.
 
@@ -101,7 +109,7 @@ def train_generator(
     ema = EMAModel(parameters, decay=config.ema_decay)
     memories = _Memories(generator, criteria) if criteria else None
     done = _restore(checkpoints, generator, optimizer, ema, memories)
-    network = torch.compile(generator.unet) if config.compile else generator.unet
+    network: Any = torch.compile(generator.unet) if config.compile else generator.unet
     network, optimizer = accelerator.prepare(network.train(), optimizer)
     source = BatchSource(generator, split, config.label_dropout, seed, phase)
     alphas = generator.alphas_cumprod.to(accelerator.device)
@@ -166,7 +174,11 @@ class _Memories:
 
 
 def _losses(
-    generator: Generator, network: torch.nn.Module, draw: Draw, alpha_bar: Tensor, memories: _Memories | None,
+    generator: Generator,
+    network: torch.nn.Module,
+    draw: Draw,
+    alpha_bar: Tensor,
+    memories: _Memories | None,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """The step's weighted terms by name; the memories take up the batch of all processes after the loss."""
@@ -197,7 +209,10 @@ def _state(generator: Generator, optimizer: Any, ema: EMAModel, memories: _Memor
 
 
 def _restore(
-    checkpoints: Checkpoints | None, generator: Generator, optimizer: torch.optim.Optimizer, ema: EMAModel,
+    checkpoints: Checkpoints | None,
+    generator: Generator,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
     memories: _Memories | None,
 ) -> int:
     """Load the newest checkpoint, if any; returns the number of steps it has done."""

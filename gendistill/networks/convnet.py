@@ -22,14 +22,22 @@ class ConvNet(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, image_size: int, classes: int, width: int = 128, depth: int | None = None,
+        self,
+        *,
+        channels: int,
+        image_size: int,
+        classes: int,
+        width: int = 128,
+        depth: int | None = None,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         deepest = int(math.log2(image_size))
         depth = depth or default_depth(image_size)
         if not 1 <= depth <= deepest:
-            raise ConfigError(f"A ConvNet of depth {depth} does not fit {image_size} px images; expected 1 to {deepest}.")
+            raise ConfigError(
+                f"A ConvNet of depth {depth} does not fit {image_size} px images; expected 1 to {deepest}."
+            )
         layers: list[nn.Module] = []
         for level in range(depth):
             norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(width, width)

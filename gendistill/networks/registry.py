@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +36,31 @@ class TimmClassifier(nn.Module):
         if name not in timm.list_models():
             close = timm.list_models(f"*{name}*")[:5]
             raise ConfigError(f"timm has no network {name!r}; names like it: {', '.join(close) or 'none'}.")
-        self.net = timm.create_model(name, in_chans=channels, num_classes=classes)
-        if image_size < 64 and hasattr(self.net, "conv1") and hasattr(self.net, "maxpool"):
-            first = self.net.conv1 if isinstance(self.net.conv1, nn.Conv2d) else self.net.conv1[0]
-            self.net.conv1 = nn.Conv2d(channels, self.net.bn1.num_features, 3, padding=1, bias=first.bias is not None)
-            self.net.maxpool = nn.Identity()
+        net: Any = timm.create_model(name, in_chans=channels, num_classes=classes)
+        if image_size < 64 and hasattr(net, "conv1") and hasattr(net, "maxpool"):
+            width = net.feature_info[0]["num_chs"]
+            net.conv1, net.maxpool = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.Identity()
+        self.net = net
 
     def features(self, images: Tensor) -> Tensor:
-        return self.net.forward_head(self.net.forward_features(images), pre_logits=True)
+        return self.net.forward_head(self.net.forward_features(images), pre_logits=True)  # type: ignore[operator]
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.net.get_classifier()(features)
+        return self.net.get_classifier()(features)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))
 
 
 def build_network(
-    name: str, *, channels: int, image_size: int, classes: int, width: int = 128, depth: int | None = None, seed: int = 0
+    name: str,
+    *,
+    channels: int,
+    image_size: int,
+    classes: int,
+    width: int = 128,
+    depth: int | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """A freshly initialised classifier for (B,channels,image_size,image_size) images in [-1, 1].
 
@@ -66,7 +73,11 @@ def build_network(
         torch.default_generator.manual_seed(derive(seed, "network", name))
         if name in ("convnet", "convnet_bn"):
             return ConvNet(
-                channels=channels, image_size=image_size, classes=classes, width=width, depth=depth,
+                channels=channels,
+                image_size=image_size,
+                classes=classes,
+                width=width,
+                depth=depth,
                 batch_norm=name == "convnet_bn",
             )
         if name.startswith("timm:"):

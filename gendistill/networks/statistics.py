@@ -45,7 +45,9 @@ class ClassStatistics:
         try:
             stored = load_file(path)
         except Exception as error:
-            raise ArtifactError(f"Cannot read the class statistics {path}: {error}. Run `gendistill teacher`.") from error
+            raise ArtifactError(
+                f"Cannot read the class statistics {path}: {error}. Run `gendistill teacher`."
+            ) from error
         means = {k[5:]: v for k, v in stored.items() if k.startswith("mean/")}
         variances = {k[4:]: v for k, v in stored.items() if k.startswith("var/")}
         return cls(stored["features"], stored["labels"], means, variances)
@@ -97,7 +99,8 @@ def collect_statistics(network: nn.Module, split: Split, classes: int, batch_siz
     """One pass over ``split`` in eval mode. A network without batch norm gives features alone."""
     device = next(network.parameters()).device
     network.eval()
-    features, moments = [], {}
+    features: list[Tensor] = []
+    moments: dict[str, _Moments] = {}
     with batch_norm_inputs(network) as seen:
         for start in track(range(0, len(split), batch_size), "class statistics"):
             images = to_float(split.images[start : start + batch_size]).to(device)
@@ -106,6 +109,8 @@ def collect_statistics(network: nn.Module, split: Split, classes: int, batch_siz
             for name, value in seen.items():
                 moments.setdefault(name, _Moments(classes, value.shape[1])).add(value, labels)
     return ClassStatistics(
-        torch.cat(features), split.labels.clone(),
-        {n: m.mean.float() for n, m in moments.items()}, {n: m.variance().float() for n, m in moments.items()},
+        torch.cat(features),
+        split.labels.clone(),
+        {n: m.mean.float() for n, m in moments.items()},
+        {n: m.variance().float() for n, m in moments.items()},
     )

@@ -51,8 +51,17 @@ def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Ten
 
 
 def train_classifier(
-    network: nn.Module, split: Split, *, steps: int, batch_size: int, learning_rate: float, weight_decay: float,
-    shift: int = 0, flip: bool = False, seed: int = 0, device: torch.device | str = "cpu",
+    network: nn.Module,
+    split: Split,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    shift: int = 0,
+    flip: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Generator[dict[str, Any], None, nn.Module]:
     """AdamW on the mean cross-entropy with a one-cycle cosine rate; yields {step, loss}; returns the network, in eval.
 
@@ -66,7 +75,7 @@ def train_classifier(
             f"batch_size is {batch_size} for {len(split)} image(s): batch norm needs at least 2 images a batch. "
             "Raise batch_size, or take a network without batch norm such as 'convnet'."
         )
-    network = network.to(device, memory_format=torch.channels_last).train()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
     images, labels = to_float(split.images).to(device), split.labels.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     warmup = max(1, steps // 20)

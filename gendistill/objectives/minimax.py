@@ -23,7 +23,12 @@ def cosine_to_memory(z: Tensor, labels: Tensor, memory: Tensor) -> Tensor:
 
 
 def representativeness(
-    z: Tensor, labels: Tensor, memory: Tensor, filled: Tensor, *, reduction: str = "per_sample",
+    z: Tensor,
+    labels: Tensor,
+    memory: Tensor,
+    filled: Tensor,
+    *,
+    reduction: str = "per_sample",
     active: Tensor | None = None,
 ) -> Tensor:
     """1 - smallest cosine to the real memory: minimising it pulls toward the FARTHEST real image (eq. 5). In [0, 2]."""
@@ -34,10 +39,15 @@ def representativeness(
 
 
 def diversity(
-    z: Tensor, labels: Tensor, memory: Tensor, filled: Tensor, *, reduction: str = "per_sample",
+    z: Tensor,
+    labels: Tensor,
+    memory: Tensor,
+    filled: Tensor,
+    *,
+    reduction: str = "per_sample",
     active: Tensor | None = None,
 ) -> Tensor:
-    """Largest cosine to the generated memory: minimising it pushes from the CLOSEST generated image (eq. 6). In [-1, 1]."""
+    """Largest cosine to the generated memory: it pushes from the CLOSEST generated image (eq. 6). In [-1, 1]."""
     cosine = cosine_to_memory(z, labels, memory)
     usable = _usable(labels, filled, active)
     largest = cosine.masked_fill(~usable, -torch.inf).amax(1)
@@ -52,12 +62,14 @@ def _usable(labels: Tensor, filled: Tensor, active: Tensor | None) -> Tensor:
 def _reduce(
     extreme: Tensor, valid: Tensor, labels: Tensor, classes: int, reduction: str, kind: str, empty: float = 1.0
 ) -> Tensor:
-    """Mean over valid images, or over the classes present of their extreme; ``empty`` when there is none. No host sync."""
+    """Mean over valid images, or over the extremes of the classes present; ``empty`` without any. No host sync."""
     if reduction == "global":
         neutral = torch.inf if kind == "amin" else -torch.inf
         start = extreme.new_full((classes,), neutral)
         extreme = start.scatter_reduce(0, labels, extreme.masked_fill(~valid, neutral), kind)
-        valid = torch.zeros(classes, dtype=torch.bool, device=labels.device).index_put((labels,), valid, accumulate=True)
+        valid = torch.zeros(classes, dtype=torch.bool, device=labels.device).index_put(
+            (labels,), valid, accumulate=True
+        )
     elif reduction != "per_sample":
         raise ValueError(f"reduction is {reduction!r}; expected 'per_sample' or 'global'.")
     total = extreme.masked_fill(~valid, 0).sum()

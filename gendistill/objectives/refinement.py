@@ -21,7 +21,7 @@ def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor) -> Tensor:
 
 
 def class_moments(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean (K,C), variance (K,C), images (K,)) over images and positions of each class; zeros where a class is absent."""
+    """(mean (K,C), variance (K,C), images (K,)) over images and positions by class; zeros for an absent class."""
     flat = inputs.float().flatten(2) if inputs.dim() > 2 else inputs.float()[..., None]  # (B,C,S)
     onehot = torch.nn.functional.one_hot(labels, classes).to(flat.dtype)  # (B,K)
     images = onehot.sum(0)

@@ -35,15 +35,21 @@ def matched_atoms(chosen: SurrogateSet, points: Tensor, space: GroundSpace) -> T
 
 def mean_w2(chosen: SurrogateSet, points: Tensor, space: GroundSpace) -> float:
     """Squared W2 between a class's images and its real images in the ground space, mean over classes."""
-    values = [
-        wasserstein2(points[chosen.labels == c].numpy(), space.of_class(c)) for c in range(len(chosen.classes))
-    ]
+    values = [wasserstein2(points[chosen.labels == c].numpy(), space.of_class(c)) for c in range(len(chosen.classes))]
     return sum(values) / len(values)
 
 
 def refine(
-    chosen: SurrogateSet, network: nn.Module, statistics: ClassStatistics, space: GroundSpace, *, steps: int = 200,
-    learning_rate: float = 0.03, trust_region: float = 1.0, feature_weight: float = 1.0, batch_norm_weight: float = 1.0,
+    chosen: SurrogateSet,
+    network: nn.Module,
+    statistics: ClassStatistics,
+    space: GroundSpace,
+    *,
+    steps: int = 200,
+    learning_rate: float = 0.03,
+    trust_region: float = 1.0,
+    feature_weight: float = 1.0,
+    batch_norm_weight: float = 1.0,
     cross_entropy_weight: float = 0.1,
 ) -> Generator[dict[str, Any], None, SurrogateSet]:
     """Optimise x0 + delta, |delta|_inf <= trust_region, by Adam(0.5, 0.9) with a cosine rate on all images at once.
@@ -77,7 +83,7 @@ def refine(
         if cross_entropy_weight:
             logits = network.classify(features)  # type: ignore[operator]
             terms["cross_entropy"] = cross_entropy_weight * F.cross_entropy(logits, labels)
-        (delta.grad,) = torch.autograd.grad(sum(terms.values()), delta)
+        (delta.grad,) = torch.autograd.grad(torch.stack([*terms.values()]).sum(), delta)
         optimizer.step()
         with torch.no_grad():
             delta.clamp_(-trust_region, trust_region)

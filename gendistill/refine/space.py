@@ -37,7 +37,9 @@ class GroundSpace:
             ArtifactError: the statistics belong to other images.
         """
         if not torch.equal(statistics.labels, train.labels):
-            raise ArtifactError("The teacher's statistics are of other images than these; run `gendistill teacher` again.")
+            raise ArtifactError(
+                "The teacher's statistics are of other images than these; run `gendistill teacher` again."
+            )
         pixels = to_float(train.images).flatten(1)
         classes = int(train.labels.max()) + 1
         spread = torch.stack([pixels[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)])

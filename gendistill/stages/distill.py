@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -11,9 +12,16 @@ from gendistill.config import DistillCommand, DistillConfig, section, sizes
 from gendistill.coreset.coresets import choose
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.progress import track
-from gendistill.stages.folders import command_line, finished, prepare_output, stage_folder, stage_settings, versions
+from gendistill.stages.folders import (
+    command_line,
+    finished,
+    prepare_output,
+    read_data,
+    stage_folder,
+    stage_settings,
+    versions,
+)
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -23,10 +31,17 @@ def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: T
     space = "teacher features" if features is not None else "pixels"
     features = to_float(data.train.images).flatten(1) if features is None else features
     chosen = choose(method, data.train, features, data.classes, ipc, seed)
-    meta = {
-        "method": method, "stages": [], "stage": None, "space": None if method == "random" else space, "seed": seed,
-        "data": data.describe(), "licence": "as the data", "seconds": {"distill": round(time.perf_counter() - start, 2)},
-        "command": command_line(), "versions": versions(),
+    meta: dict[str, Any] = {
+        "method": method,
+        "stages": [],
+        "stage": None,
+        "space": None if method == "random" else space,
+        "seed": seed,
+        "data": data.describe(),
+        "licence": "as the data",
+        "seconds": {"distill": round(time.perf_counter() - start, 2)},
+        "command": command_line(),
+        "versions": versions(),
     }
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
@@ -34,7 +49,7 @@ def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: T
 def main(command: DistillCommand) -> None:
     runtime.check_processes(1)
     prepare_output(command)
-    data = load_data(command.data)
+    data = read_data(command.data)
     config = section(command, DistillConfig)
     settings = stage_settings(config, command.seed, data=data.fingerprint())
     if finished(command.output_dir, "distill", settings):

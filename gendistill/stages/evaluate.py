@@ -11,22 +11,35 @@ from typing import Any
 from gendistill import runtime
 from gendistill.config import EvaluateCommand, EvaluateConfig, section
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import FULL, PROTOCOL, RANDOM, Contestant, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
-from gendistill.stages.folders import StageFolder, command_line, finished, prepare_output, stage_folder, stage_settings, versions
+from gendistill.stages.folders import (
+    StageFolder,
+    command_line,
+    finished,
+    prepare_output,
+    read_data,
+    stage_folder,
+    stage_settings,
+    versions,
+)
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RANDOM_DRAWS = 5
 
 
 def evaluate(
-    data: RealData, surrogates: Sequence[SurrogateSet], config: EvaluateConfig | None = None, *, seed: int = 0,
-    teacher: Teacher | None = None, folder: StageFolder | None = None,
+    data: RealData,
+    surrogates: Sequence[SurrogateSet],
+    config: EvaluateConfig | None = None,
+    *,
+    seed: int = 0,
+    teacher: Teacher | None = None,
+    folder: StageFolder | None = None,
 ) -> dict[str, Any]:
     """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets, hard labels.
 
@@ -39,7 +52,9 @@ def evaluate(
                 f"A surrogate set has classes {', '.join(surrogate.classes)}, the data {', '.join(data.classes)}; "
                 "expected the same in the same order."
             )
-    contestants = [c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)]
+    contestants = [
+        c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
+    ]
     contestants += [
         Contestant(s.meta.get("method", "unknown"), s.meta.get("stage"), s.ipc, (s.split,), s.meta.get("space"))
         for s in surrogates
@@ -49,18 +64,22 @@ def evaluate(
     loop = judge(contestants, data.test, data.classes, config, device=runtime.device())
     rows = follow(loop, "evaluate", total, log=folder.log if folder else None, every=1, stage="evaluate")
     return {
-        "protocol": PROTOCOL, "data": data.describe(), "seed": seed, "rows": rows, "command": command_line(),
-        "versions": versions(), "device": str(runtime.device()),
+        "protocol": PROTOCOL,
+        "data": data.describe(),
+        "seed": seed,
+        "rows": rows,
+        "command": command_line(),
+        "versions": versions(),
+        "device": str(runtime.device()),
         "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
     }
 
 
-def baselines(
-    data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None
-) -> list[Contestant]:
+def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
     """Random draws (one for each run, at least five) and k-means at one IPC."""
     draws = [
-        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split for r in range(max(RANDOM_DRAWS, config.runs))
+        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split
+        for r in range(max(RANDOM_DRAWS, config.runs))
     ]
     found = [Contestant(RANDOM, None, ipc, tuple(draws))]
     spaces = [None] + ([teacher.statistics.features] if teacher else [])
@@ -74,7 +93,20 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, and the rows once more as summary.csv."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        names = ["method", "space", "stage", "ipc", "labels", "augment", "network", "mean", "std", "low", "high", "verdict"]
+        names = [
+            "method",
+            "space",
+            "stage",
+            "ipc",
+            "labels",
+            "augment",
+            "network",
+            "mean",
+            "std",
+            "low",
+            "high",
+            "verdict",
+        ]
         writer = csv.writer(file)
         writer.writerow(names)
         for row in summary["rows"]:
@@ -83,14 +115,23 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def run_stage(
-    data: RealData, surrogates: Sequence[Path], config: EvaluateConfig, target: Path, *, seed: int,
-    teacher_dir: Path | None = None, log_path: Path | None = None,
+    data: RealData,
+    surrogates: Sequence[Path],
+    config: EvaluateConfig,
+    target: Path,
+    *,
+    seed: int,
+    teacher_dir: Path | None = None,
+    log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     sets = [SurrogateSet.load(path) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     settings = stage_settings(
-        config, seed, data=data.fingerprint(), surrogates=[s.content_hash() for s in sets],
+        config,
+        seed,
+        data=data.fingerprint(),
+        surrogates=[s.content_hash() for s in sets],
         teacher=teacher.hash() if teacher else None,
     )
     if finished(target, "evaluate", settings):
@@ -114,7 +155,9 @@ def table(summary: dict[str, Any]) -> str:
 
 
 LABELS = {
-    "base": "generator, before minimax", "samples": "generator, minimax", "select": "+ selection",
+    "base": "generator, before minimax",
+    "samples": "generator, minimax",
+    "select": "+ selection",
     "refined": "+ barycenter and BN",
 }
 
@@ -131,9 +174,14 @@ def row_label(row: dict[str, Any]) -> str:
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
     prepare_output(command)
-    data = load_data(command.data)
+    data = read_data(command.data)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     run_stage(
-        data, paths, section(command, EvaluateConfig), command.output_dir, seed=command.seed, teacher_dir=command.teacher
+        data,
+        paths,
+        section(command, EvaluateConfig),
+        command.output_dir,
+        seed=command.seed,
+        teacher_dir=command.teacher,
     )
     print(table(json.loads((command.output_dir / "summary.json").read_text(encoding="utf-8"))))

@@ -12,12 +12,11 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import FinetuneCommand, FinetuneConfig, section
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.training import train_generator
 from gendistill.progress import follow
-from gendistill.stages.folders import StageFolder, finished, prepare_output, stage_folder, stage_settings
+from gendistill.stages.folders import StageFolder, finished, prepare_output, read_data, stage_folder, stage_settings
 
 
 def finetune(
@@ -54,7 +53,8 @@ def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Genera
     wanted = (data.channels, data.image_size, data.image_size)
     if generator.image_shape != wanted or generator.classes != data.classes:
         raise ArtifactError(
-            f"{config.pretrained} makes {generator.image_shape} images (C,H,W) of classes {', '.join(generator.classes)}; "
+            f"{config.pretrained} makes {generator.image_shape} images (C,H,W) of classes "
+            f"{', '.join(generator.classes)}; "
             f"the data have {wanted} images of classes {', '.join(data.classes)}. Give matching --data.*, or another "
             "--pretrained."
         )
@@ -62,7 +62,13 @@ def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Genera
 
 
 def _phase(
-    generator: Generator, data: RealData, config: FinetuneConfig, phase: str, steps: int, accelerator: Any, seed: int,
+    generator: Generator,
+    data: RealData,
+    config: FinetuneConfig,
+    phase: str,
+    steps: int,
+    accelerator: Any,
+    seed: int,
     folder: StageFolder | None,
 ) -> dict[str, Tensor]:
     if steps == 0:
@@ -73,18 +79,23 @@ def _phase(
             folder.path / "checkpoints" / phase, config.checkpointing_steps, config.checkpoints_total_limit
         )
     loop = train_generator(
-        generator, data.train, config, accelerator=accelerator, criteria=config.minimax if phase == "minimax" else None,
-        seed=seed, checkpoints=checkpoints,
+        generator,
+        data.train,
+        config,
+        accelerator=accelerator,
+        criteria=config.minimax if phase == "minimax" else None,
+        seed=seed,
+        checkpoints=checkpoints,
     )
     done = checkpoints.steps() if checkpoints else []
     label = "generator" if phase == "base" else "minimax fine-tuning"
     log = folder.log if folder and accelerator.is_main_process else None
-    return follow(loop, label, steps, start=done[-1] if done else 0, log=log, stage="finetune", shown=accelerator.is_main_process)
+    return follow(
+        loop, label, steps, start=done[-1] if done else 0, log=log, stage="finetune", shown=accelerator.is_main_process
+    )
 
 
-def run_stage(
-    data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None
-) -> Path:
+def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     parent = Generator.from_pretrained(config.pretrained).hash() if config.pretrained else None
     settings = stage_settings(config, seed, data=data.fingerprint(), pretrained=parent)
@@ -98,7 +109,10 @@ def run_stage(
         generator, base = finetune(data, config, seed=seed, folder=folder)
         if main_process:
             generator.meta |= {
-                "adaptation": "full", "licence": "apache-2.0", "pretrained_hash": parent, "data": data.describe(),
+                "adaptation": "full",
+                "licence": "apache-2.0",
+                "pretrained_hash": parent,
+                "data": data.describe(),
                 "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
             }
             generator.save_pretrained(folder.path, base=base)
@@ -113,5 +127,5 @@ def main(command: FinetuneCommand) -> None:
     if runtime.processes().is_main_process:
         prepare_output(command)
     runtime.processes().wait_for_everyone()
-    data = load_data(command.data)
+    data = read_data(command.data)
     run_stage(data, section(command, FinetuneConfig), command.output_dir, seed=command.seed)

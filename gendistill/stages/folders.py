@@ -12,7 +12,9 @@ import logging
 import resource
 import shutil
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +23,10 @@ from typing import Any
 
 import yaml
 
-from gendistill.config import StageOptions, to_dict
-from gendistill.errors import ArtifactError
+from gendistill.config import DataConfig, StageOptions, to_dict
+from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError, GendistillError
 from gendistill.hashing import hash_json
 
 RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
@@ -76,22 +80,33 @@ def prepare_output(options: StageOptions) -> None:
         for path in found:
             if not _is_ours(path):
                 raise ArtifactError(
-                    f"--overwrite would delete {path}, which holds no {CONFIG} of this tool. Delete it yourself, or give "
-                    "another --output_dir."
+                    f"--overwrite would delete {path}, which holds no {CONFIG} of this tool. Delete it yourself, "
+                    "or give another --output_dir."
                 )
             shutil.rmtree(path)
+    elif found and options.resume_from_checkpoint and not all(_is_ours(path) for path in found):
+        raise ArtifactError(
+            f"output_dir {folder} holds files but no {CONFIG} of this tool, so there is nothing to resume. "
+            "Give another --output_dir."
+        )
     elif found and not options.resume_from_checkpoint:
         raise ArtifactError(
             f"output_dir {found[0]} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
             "--overwrite, or give another --output_dir."
         )
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        probe = folder.parent / f".{folder.name}.probe"
-        probe.touch()
-        probe.unlink()
+        for parent in {folder.parent, folder if folder.is_dir() else folder.parent}:
+            with tempfile.NamedTemporaryFile(dir=parent):
+                pass
     except OSError as error:
-        raise ArtifactError(f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir.") from error
+        raise ArtifactError(
+            f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir."
+        ) from error
 
 
 def partial_of(folder: Path) -> Path:
@@ -103,7 +118,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
-    """Whether ``folder`` is that stage's finished work with those settings.
+    """Whether ``folder`` is that stage's work with those settings (of a ``.partial`` folder: its begun work).
 
     Raises:
         ArtifactError: it was made with others; the message names them.
@@ -121,14 +136,23 @@ def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
 
 def difference(old: Any, new: Any, path: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        parts = [difference(old.get(k), new.get(k), f"{path}.{k}".strip(".")) for k in {**old, **new} if old.get(k) != new.get(k)]
+        parts = [
+            difference(old.get(k), new.get(k), f"{path}.{k}".strip("."))
+            for k in {**old, **new}
+            if old.get(k) != new.get(k)
+        ]
         return ", ".join(p for p in parts if p)
     return f"{path}: {old!r} there, {new!r} now" if old != new else ""
 
 
 @contextlib.contextmanager
 def stage_folder(
-    target: Path, stage: str, settings: dict[str, Any], *, keep_partial: bool = False, log_path: Path | None = None,
+    target: Path,
+    stage: str,
+    settings: dict[str, Any],
+    *,
+    keep_partial: bool = False,
+    log_path: Path | None = None,
     main_process: bool = True,
 ) -> Iterator[StageFolder]:
     """A folder to write in, which becomes ``target`` when the block ends without an error.
@@ -140,34 +164,36 @@ def stage_folder(
     resumed = False
     if main_process:
         if partial.is_dir():
-            resumed = keep_partial and (partial / RECORD).is_file() and not finished_partial_differs(partial, stage, settings)
+            resumed = keep_partial and finished(partial, stage, settings)
             if not resumed:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        record = {"stage": stage, "settings": settings, "state": "started"}
-        (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_record(partial, {"stage": stage, "settings": settings, "state": "started"})
     folder = StageFolder(partial, log_path or partial / LOG, resumed)
     reset_peak_memory()
     start = time.perf_counter()
-    yield folder
+    try:
+        yield folder
+    except GendistillError:
+        if main_process and not resumed:
+            shutil.rmtree(partial)  # refused, not interrupted: nothing worth resuming
+        raise
     if not main_process:
         return
-    record = {
-        "stage": stage, "settings": settings, "state": "finished",
-        "seconds": round(time.perf_counter() - start, 2), "peak_memory_mib": round(peak_memory() / 2**20),
-        "command": command_line(), "versions": versions(), **folder.facts,
-    }
-    (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    seconds = round(time.perf_counter() - start, 2)
+    cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(peak_memory() / 2**20)}
+    made = {"command": command_line(), "versions": versions(), **folder.facts}
+    _write_record(partial, {"stage": stage, "settings": settings, "state": "finished", **cost, **made})
     (partial / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if target.is_dir():
         target.rmdir()  # empty, or prepare_output would have refused
     partial.rename(target)
-    _log.info("%s: %s in %.1f s", stage, target, record["seconds"])
+    _log.info("%s: %s in %.1f s", stage, target, seconds)
 
 
-def finished_partial_differs(partial: Path, stage: str, settings: dict[str, Any]) -> bool:
-    """False when the partial folder belongs to this stage and settings; otherwise the error of ``finished``."""
-    return not finished(partial, stage, settings)
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
@@ -188,3 +214,17 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def read_data(config: DataConfig) -> RealData:
+    """``load_data``, with what was skipped or altered named and counted on standard error."""
+    data = load_data(config)
+    shown = 5
+    for problem in data.problems[:shown]:
+        print(f"gendistill: {problem}", file=sys.stderr)
+    if data.problems:
+        kinds = Counter(problem.split(":", 1)[0] for problem in data.problems)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        more = f" ({len(data.problems) - shown} more not shown)" if len(data.problems) > shown else ""
+        print(f"gendistill: {counts}{more}; going on with {len(data.train)} training images", file=sys.stderr)
+    return data

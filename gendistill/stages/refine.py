@@ -8,7 +8,6 @@ from pathlib import Path
 from gendistill import runtime
 from gendistill.config import DataConfig, RefineCommand, RefineConfig, section, sizes
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
@@ -16,12 +15,27 @@ from gendistill.refine.barycenter import refine as refine_loop
 from gendistill.refine.barycenter import require_batch_norm
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
-from gendistill.stages.folders import StageFolder, command_line, finished, prepare_output, stage_folder, stage_settings, versions
+from gendistill.stages.folders import (
+    StageFolder,
+    command_line,
+    finished,
+    prepare_output,
+    read_data,
+    stage_folder,
+    stage_settings,
+    versions,
+)
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
 def refine_set(
-    pool: SurrogateSet, teacher: Teacher, data: RealData, ipc: int, config: RefineConfig | None = None, *, seed: int = 0,
+    pool: SurrogateSet,
+    teacher: Teacher,
+    data: RealData,
+    ipc: int,
+    config: RefineConfig | None = None,
+    *,
+    seed: int = 0,
     folder: StageFolder | None = None,
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """(selected, refined): one image of the pool for each barycenter atom, then the same images refined."""
@@ -36,9 +50,16 @@ def refine_set(
     selected = _with_meta(chosen, teacher, "select", start)
     start = time.perf_counter()
     steps = refine_loop(
-        selected, network, teacher.statistics, space, steps=config.steps, learning_rate=config.learning_rate,
-        trust_region=config.trust_region, feature_weight=config.feature_weight,
-        batch_norm_weight=config.batch_norm_weight, cross_entropy_weight=config.cross_entropy_weight,
+        selected,
+        network,
+        teacher.statistics,
+        space,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        trust_region=config.trust_region,
+        feature_weight=config.feature_weight,
+        batch_norm_weight=config.batch_norm_weight,
+        cross_entropy_weight=config.cross_entropy_weight,
     )
     refined = follow(steps, f"refine ipc {ipc}", config.steps, log=log, stage="refine", ipc=ipc)
     return selected, _with_meta(refined, teacher, "refined", start)
@@ -47,9 +68,12 @@ def refine_set(
 def _with_meta(made: SurrogateSet, teacher: Teacher, stage: str, start: float) -> SurrogateSet:
     name = "select" if stage == "select" else "barycenter"
     meta = made.meta | {
-        "stage": stage, "stages": [*made.meta.get("stages", []), name], "teacher_hash": teacher.hash(),
+        "stage": stage,
+        "stages": [*made.meta.get("stages", []), name],
+        "teacher_hash": teacher.hash(),
         "seconds": {**made.meta.get("seconds", {}), name: round(time.perf_counter() - start, 2)},
-        "command": command_line(), "versions": versions(),
+        "command": command_line(),
+        "versions": versions(),
     }
     return SurrogateSet(made.images, made.labels, made.classes, meta)
 
@@ -69,7 +93,13 @@ def check_inputs(pool: SurrogateSet, teacher: Teacher, data: RealData, config: R
 
 
 def run_stage(
-    surrogate: Path, teacher_dir: Path, data: RealData, config: RefineConfig, target: Path, *, seed: int,
+    surrogate: Path,
+    teacher_dir: Path,
+    data: RealData,
+    config: RefineConfig,
+    target: Path,
+    *,
+    seed: int,
     log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
@@ -90,7 +120,7 @@ def run_stage(
 def teacher_data(folder: Path) -> RealData:
     """The real images a teacher was trained on, read again and checked by fingerprint."""
     teacher = Teacher.from_pretrained(folder)
-    data = load_data(DataConfig(**teacher.meta["data_config"]))
+    data = read_data(DataConfig(**teacher.meta["data_config"]))
     if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
         raise ArtifactError(
             f"The images at {data.name} changed since {folder} was trained on them; run `gendistill teacher` again."
@@ -102,6 +132,10 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(1)
     prepare_output(command)
     run_stage(
-        command.surrogate, command.teacher, teacher_data(command.teacher), section(command, RefineConfig),
-        command.output_dir, seed=command.seed,
+        command.surrogate,
+        command.teacher,
+        teacher_data(command.teacher),
+        section(command, RefineConfig),
+        command.output_dir,
+        seed=command.seed,
     )

@@ -11,10 +11,9 @@ import yaml
 
 from gendistill import runtime
 from gendistill.config import RunConfig, sizes, to_dict
-from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
-from gendistill.stages.folders import CONFIG, LOG, prepare_output
+from gendistill.stages.folders import CONFIG, LOG, difference, prepare_output, read_data
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")
 
@@ -28,7 +27,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     prepare_output(config)
     out, seed = config.output_dir, config.seed
     log = out / LOG
-    data = load_data(config.data)
+    data = read_data(config.data)
     check_sizes(config, data.train.counts(len(data.classes)), data.classes)
     out.mkdir(parents=True, exist_ok=True)
     _save_config(config, out)
@@ -39,7 +38,12 @@ def run(config: RunConfig) -> dict[str, Any]:
         out / "samples" / "pool", out / "teacher", data, config.refine, out / "refined", seed=seed, log_path=log
     )
     evaluate.run_stage(
-        data, surrogate_folders(config), config.evaluate, out / "evaluation", seed=seed, teacher_dir=out / "teacher",
+        data,
+        surrogate_folders(config),
+        config.evaluate,
+        out / "evaluation",
+        seed=seed,
+        teacher_dir=out / "teacher",
         log_path=log,
     )
     report.write_report(out, data)
@@ -63,8 +67,8 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
     name, least = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
     if largest > least:
         raise ArtifactError(
-            f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to take; "
-            "expected at most that. Lower sample.ipc and refine.ipc."
+            f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
+            "take; expected at most that. Lower sample.ipc and refine.ipc."
         )
 
 
@@ -75,11 +79,9 @@ def _save_config(config: RunConfig, out: Path) -> None:
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         if stored != settings:
-            from gendistill.stages.folders import difference
-
             raise ArtifactError(
-                f"{out} was made with other settings ({difference(stored, settings)}). Resume with the same ones, start "
-                "anew with --overwrite, or give another --output_dir."
+                f"{out} was made with other settings ({difference(stored, settings)}). Resume with the same ones, "
+                "start anew with --overwrite, or give another --output_dir."
             )
     path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -95,5 +97,3 @@ def main(command: RunConfig) -> None:
     print(f"  {out / 'evaluation' / 'summary.json'}  every number")
     best = f"refined/ipc-{max(sizes(command.refine.ipc))}"
     print(f"  {out / best}  a surrogate set, ready for ImageFolder or load_dataset")
-    for problem in summary["data"].get("problems", []):
-        print(f"  note: {problem}")

@@ -13,7 +13,15 @@ from gendistill.config import SampleCommand, SampleConfig, section, sizes
 from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.sampler import requests_for, sample
 from gendistill.progress import track
-from gendistill.stages.folders import StageFolder, command_line, finished, prepare_output, stage_folder, stage_settings, versions
+from gendistill.stages.folders import (
+    StageFolder,
+    command_line,
+    finished,
+    prepare_output,
+    stage_folder,
+    stage_settings,
+    versions,
+)
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -25,23 +33,36 @@ def sample_set(
     start = time.perf_counter()
     requests = requests_for(len(generator.classes), ipc)
     batches = sample(
-        generator.to(runtime.device()), requests, seed=seed, num_inference_steps=config.num_inference_steps,
-        scheduler=config.scheduler, guidance_scale=config.guidance_scale, batch_size=config.batch_size,
+        generator.to(runtime.device()),
+        requests,
+        seed=seed,
+        num_inference_steps=config.num_inference_steps,
+        scheduler=config.scheduler,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
     )
     count = -(-len(requests) // config.batch_size)
     images = torch.cat([images for _, images in track(batches, f"{label} x{ipc}", count)])
     labels = torch.tensor([r.label for r in requests])
     order = torch.argsort(labels, stable=True)
     meta = {
-        "method": "generative", "stages": ["finetune", "sample"], "stage": "samples", "seed": seed,
-        "generator_hash": generator.hash(), "licence": generator.meta.get("licence", "unknown"),
-        "data": generator.meta.get("data", {}), "seconds": {"sample": round(time.perf_counter() - start, 2)},
-        "command": command_line(), "versions": versions(),
+        "method": "generative",
+        "stages": ["finetune", "sample"],
+        "stage": "samples",
+        "seed": seed,
+        "generator_hash": generator.hash(),
+        "licence": generator.meta.get("licence", "unknown"),
+        "data": generator.meta.get("data", {}),
+        "seconds": {"sample": round(time.perf_counter() - start, 2)},
+        "command": command_line(),
+        "versions": versions(),
     }
     return SurrogateSet(images[order], labels[order], generator.classes, meta)
 
 
-def run_stage(generator_dir: Path, config: SampleConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:
+def run_stage(
+    generator_dir: Path, config: SampleConfig, target: Path, *, seed: int, log_path: Path | None = None
+) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     generator = Generator.from_pretrained(generator_dir)
     settings = stage_settings(config, seed, generator=generator.hash())
@@ -58,7 +79,9 @@ def run_stage(generator_dir: Path, config: SampleConfig, target: Path, *, seed: 
     return target
 
 
-def _save_prefixes(made: SurrogateSet, config: SampleConfig, folder: StageFolder, path: Path, meta: dict[str, Any]) -> None:
+def _save_prefixes(
+    made: SurrogateSet, config: SampleConfig, folder: StageFolder, path: Path, meta: dict[str, Any]
+) -> None:
     made = SurrogateSet(made.images, made.labels, made.classes, {**made.meta, **meta})
     for ipc in sizes(config.ipc):
         made.prefix(ipc).save(path / f"ipc-{ipc}")

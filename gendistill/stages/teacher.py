@@ -8,13 +8,12 @@ from typing import Any
 from gendistill import runtime
 from gendistill.config import DataConfig, TeacherCommand, TeacherConfig, section, to_dict
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import accuracy, train_classifier
 from gendistill.progress import follow
-from gendistill.stages.folders import StageFolder, finished, prepare_output, stage_folder, stage_settings
+from gendistill.stages.folders import StageFolder, finished, prepare_output, read_data, stage_folder, stage_settings
 
 
 def train_teacher(
@@ -23,13 +22,24 @@ def train_teacher(
     """Train on ``data.train``, then collect features and batch-norm moments by class in one further pass."""
     config = config or TeacherConfig()
     spec: dict[str, Any] = {
-        "name": config.network, "channels": data.channels, "image_size": data.image_size, "classes": len(data.classes),
-        "width": config.width, "depth": config.depth,
+        "name": config.network,
+        "channels": data.channels,
+        "image_size": data.image_size,
+        "classes": len(data.classes),
+        "width": config.width,
+        "depth": config.depth,
     }
     loop = train_classifier(
-        build_network(**spec, seed=seed), data.train, steps=config.steps, batch_size=config.batch_size,
-        learning_rate=config.learning_rate, weight_decay=config.weight_decay, shift=config.shift, flip=config.flip,
-        seed=seed, device=runtime.device(),
+        build_network(**spec, seed=seed),
+        data.train,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        shift=config.shift,
+        flip=config.flip,
+        seed=seed,
+        device=runtime.device(),
     )
     network = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
     statistics = collect_statistics(network, data.train, len(data.classes))
@@ -38,7 +48,13 @@ def train_teacher(
 
 
 def run_stage(
-    data: RealData, data_config: DataConfig, config: TeacherConfig, target: Path, *, seed: int, log_path: Path | None = None
+    data: RealData,
+    data_config: DataConfig,
+    config: TeacherConfig,
+    target: Path,
+    *,
+    seed: int,
+    log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     settings = stage_settings(config, seed, data=data.fingerprint())
@@ -55,5 +71,5 @@ def run_stage(
 def main(command: TeacherCommand) -> None:
     runtime.check_processes(1)
     prepare_output(command)
-    data = load_data(command.data)
+    data = read_data(command.data)
     run_stage(data, command.data, section(command, TeacherConfig), command.output_dir, seed=command.seed)

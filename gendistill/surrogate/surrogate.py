@@ -107,13 +107,24 @@ class SurrogateSet:
                 "Copy the folder again, or make it again with the manifest's command."
             )
         return cls(
-            torch.from_numpy(np.stack(images)), torch.tensor(labels), tuple(manifest["classes"]),
+            torch.from_numpy(np.stack(images)),
+            torch.tensor(labels),
+            tuple(manifest["classes"]),
             {k: v for k, v in manifest.items() if k not in _COUNTED},
         )
 
 
 _COUNTED = {
-    "format", "classes", "folders", "ipc", "image_size", "channels", "stored_images", "decoded_images", "factor", "bytes",
+    "format",
+    "classes",
+    "folders",
+    "ipc",
+    "image_size",
+    "channels",
+    "stored_images",
+    "decoded_images",
+    "factor",
+    "bytes",
     "images_hash",
 }
 
@@ -133,7 +144,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def folder_name(name: str, label: int) -> str:
-    """A class name as one safe folder name: percent-encoded where needed, with its index where it is too long or empty."""
+    """A class name as one safe folder name: percent-encoded where needed, its index where too long or empty."""
     safe = quote(name, safe=" !#$&'()+,-;=@[]^_`{}~.").strip()
     if safe.startswith("."):
         safe = "%2E" + safe[1:]

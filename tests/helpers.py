@@ -1,0 +1,35 @@
+"""Shared by tests: where things are, and the command line in this process or in another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gendistill.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def gendistill(*arguments: object) -> int:
+    """Exit code of one command, run in this process."""
+    return main([str(a) for a in arguments])
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """One command in a process of its own."""
+    command = [sys.executable, "-m", "gendistill", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def files(folder: Path, pattern: str = "**/*.png") -> dict[str, bytes]:
+    """Contents by relative name."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.glob(pattern)) if p.is_file()}

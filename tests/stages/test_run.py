@@ -1,0 +1,180 @@
+"""The corridor in miniature, by the command line: contracts, same bytes, kill and resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from gendistill.generator.generator import Generator
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import TINY, environment, files, gendistill, start
+
+MANIFEST_KEYS = {
+    "method", "stages", "ipc", "classes", "image_size", "stored_images", "decoded_images", "factor", "bytes", "seed",
+    "data", "licence", "seconds", "command", "versions",
+}  # fmt: skip
+ROW_KEYS = {
+    "method", "stage", "ipc", "labels", "augment", "network", "accuracy", "mean", "std", "ci95_vs_random", "verdict",
+    "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    assert gendistill("run", "--config", TINY, "--output_dir", out) == 0
+    return out
+
+
+def test_run_folder_keeps_the_contract(run: Path) -> None:
+    for name in ("config.yaml", "teacher/teacher.json", "generator/model_index.json", "generator/gendistill.json",
+                 "samples/ipc-1", "samples/ipc-2", "refined/ipc-1", "refined/ipc-2", "evaluation/summary.json",
+                 "report.html", "log.jsonl"):  # fmt: skip
+        assert (run / name).exists(), name
+    assert not list(run.rglob("*.partial"))
+    assert all(json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+
+
+def test_manifests_say_where_a_set_comes_from(run: Path) -> None:
+    manifest = json.loads((run / "refined" / "ipc-2" / "manifest.json").read_text())
+    assert manifest.keys() >= MANIFEST_KEYS | {"generator_hash", "teacher_hash"}
+    assert manifest["stages"] == ["finetune", "sample", "select", "barycenter"]
+    assert manifest["stored_images"] == 20
+    assert manifest["w2"]["after"] < manifest["w2"]["before"]
+
+
+def test_summary_has_every_row_at_every_ipc(run: Path) -> None:
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    rows = summary["rows"]
+    assert all(row.keys() >= ROW_KEYS for row in rows)
+    for ipc in (1, 2):
+        found = {(r["method"], r["stage"]) for r in rows if r["ipc"] == ipc}
+        stages = {("generative", s) for s in ("base", "samples", "select", "refined")}
+        assert found == {("random", None), ("kmeans", None)} | stages
+    assert sum(r["method"] == "full" for r in rows) == 1
+    random = [r for r in rows if r["method"] == "random"]
+    assert all(len(r["accuracy"]) == 5 and r["ci95_vs_random"] is None for r in random)
+    assert all(len(r["accuracy"]) >= 3 for r in rows)
+    assert all(0 <= a <= 1 for r in rows for a in r["accuracy"])
+
+
+def test_smaller_sets_are_prefixes_of_larger_ones(run: Path) -> None:
+    small, large, pool = (SurrogateSet.load(run / "samples" / name) for name in ("ipc-1", "ipc-2", "pool"))
+    assert torch.equal(large.prefix(1).images, small.images)
+    assert torch.equal(pool.prefix(2).images, large.images)
+
+
+def test_generator_folder_is_a_pipeline_with_both_weights(run: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(run / "generator")
+    tuned, base = (Generator.from_pretrained(run / "generator", variant=v) for v in (None, "base"))
+    assert pipeline.unet.config.num_class_embeds == 11
+    assert tuned.hash() != base.hash()
+    assert tuned.label_map == {str(d): d for d in range(10)}
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(run: Path, tmp_path: Path) -> None:
+    assert gendistill("run", "--config", TINY, "--output_dir", tmp_path / "again") == 0
+    assert files(tmp_path / "again") == files(run)
+    weights = "**/*.safetensors"
+    assert files(tmp_path / "again", weights) == files(run, weights)
+    command = ("sample", "--generator", run / "generator", "--ipc", 2, "--num_inference_steps", 4, "--pool", 0)
+    assert gendistill(*command, "--seed", 1, "--output_dir", tmp_path / "other") == 0
+    assert files(tmp_path / "other" / "ipc-2") != files(run / "samples" / "ipc-2")
+
+
+@pytest.mark.parametrize(
+    ("file", "step"), [("generator.partial", 6), ("generator.partial", 14), ("refined.partial", 1)]
+)
+def test_killed_and_resumed_run_ends_with_the_same_bytes(run: Path, tmp_path: Path, file: str, step: int) -> None:
+    out = tmp_path / "killed"
+    arguments = ("run", "--config", TINY, "--output_dir", out)
+    process = start(*arguments)
+    steps = step if file.startswith("generator") else 0
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        log = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+        trained = sum('"finetune"' in line for line in log)
+        saved = len(list(out.glob("generator.partial/checkpoints/*/step-*")))
+        if (out / file).is_dir() and (not steps or saved >= steps // 4 or trained > 1):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "evaluation").exists()
+    before = {p: p.stat().st_mtime_ns for p in out.glob("teacher/*")}
+    assert gendistill(*arguments) == 2  # not without being told to
+    assert gendistill(*arguments, "--resume_from_checkpoint", "latest") == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert files(out) == files(run)
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.base.safetensors"):
+        one, other = (load_file(f / "generator" / name) for f in (out, run))
+        assert all(torch.equal(one[k], other[k]) for k in other)
+
+
+def test_each_stage_alone_gives_what_the_run_gave(run: Path, tmp_path: Path) -> None:
+    common = ("--config", TINY)
+    assert gendistill("teacher", *common, "--output_dir", tmp_path / "teacher") == 0
+    assert gendistill("finetune", *common, "--output_dir", tmp_path / "generator") == 0
+    assert (
+        gendistill("sample", *common, "--generator", tmp_path / "generator", "--output_dir", tmp_path / "samples") == 0
+    )
+    assert gendistill(
+        "refine", *common, "--surrogate", tmp_path / "samples" / "pool", "--teacher", tmp_path / "teacher",
+        "--output_dir", tmp_path / "refined",
+    ) == 0  # fmt: skip
+    for stage in ("samples", "refined"):
+        assert files(tmp_path / stage) == files(run / stage)
+    assert gendistill(
+        "evaluate", *common, "--surrogate", tmp_path / "refined" / "ipc-2", "--output_dir", tmp_path / "evaluation"
+    ) == 0  # fmt: skip
+    alone = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["rows"]
+    whole = json.loads((run / "evaluation" / "summary.json").read_text())["rows"]
+    key = ("method", "stage", "ipc", "space")
+    by_key = {tuple(r[k] for k in key): r["accuracy"] for r in whole}
+    assert all(by_key[tuple(r[k] for k in key)] == r["accuracy"] for r in alone)
+    assert gendistill("report", "--run", run) == 0
+
+
+def test_output_folders_are_not_overwritten_by_accident(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = files(run, "**/*")
+    assert gendistill("run", "--config", TINY, "--output_dir", run) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (
+        gendistill("run", "--config", TINY, "--output_dir", run, "--resume_from_checkpoint", "latest", "--seed", 3) == 2
+    )
+    assert "seed: 0 there, 3 now" in capsys.readouterr().err
+    foreign = tmp_path / "holiday"
+    foreign.mkdir()
+    (foreign / "photo.txt").write_text("mine")
+    assert gendistill("run", "--config", TINY, "--output_dir", foreign, "--overwrite") == 2
+    assert "Delete it yourself" in capsys.readouterr().err
+    assert files(run, "**/*") == before
+    assert (foreign / "photo.txt").read_text() == "mine"
+
+
+def test_resuming_a_finished_run_does_nothing_twice(run: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("stage.json")}
+    assert gendistill("run", "--config", TINY, "--output_dir", run, "--resume_from_checkpoint", "latest") == 0
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("stage.json")} == before
+
+
+def test_interrupt_exits_with_130_and_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start("finetune", "--config", TINY, "--base_steps", 5000, "--output_dir", out)
+    while process.poll() is None and not list(tmp_path.glob("stopped.partial/checkpoints/base/step-*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume_from_checkpoint latest" in err
+    assert list(tmp_path.glob("stopped.partial/checkpoints/base/step-*/state.safetensors"))
+    assert environment()["HF_HUB_OFFLINE"] == "1"
