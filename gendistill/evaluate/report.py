@@ -106,7 +106,7 @@ def percent(fraction: float, digits: int = 1) -> str:
 def signed(fraction: float) -> str:
     """A difference in points with its sign; two decimals where one would say zero."""
     points = 100 * fraction
-    return f"{points:+.1f}" if abs(points) >= 0.05 or not points else f"{points:+.2f}"
+    return f"{points:+.{1 if abs(points) >= 0.05 or not points else 2}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -285,7 +285,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> Chart | None:
     sized = [r for r in rows if r["ipc"] is not None]
     if not sized:
         return None
-    left, right, top, bottom = 48.0, 712.0, 52.0, 396.0
+    left, right, top, bottom = 48.0, 712.0, 52.0, 436.0
     full = next((r for r in rows if r["method"] == FULL), None)
     intervals = [mean_interval(r) for r in sized]
     steps = ticks(min(low for low, _ in intervals), max([high for _, high in intervals] + [full["mean"]] * bool(full)))
@@ -439,7 +439,7 @@ class Closest:
     are closer than 99 % of the held-out ones. Strokes are SVG paths on a scale of 0 to 1000.
     """
 
-    label: str
+    name: str
     ipc: int
     total: int
     duplicates: int
@@ -493,10 +493,10 @@ def closest_of_run(facts: RunFacts) -> Closest | None:
     if ipc is None:
         return None
     label, made = list(facts.sets[ipc].items())[-1]
-    return closest(label, made, facts.data)
+    return closest(NAMES.get(made.meta.get("stage", ""), label), made, facts.data)
 
 
-def closest(label: str, made: SurrogateSet, data: RealData) -> Closest:
+def closest(name: str, made: SurrogateSet, data: RealData) -> Closest:
     """Measure at most ``MOST_MEASURED`` images of the set and of the validation split, evenly spaced."""
     ours, held_out = (_sample(split) for split in (made.split, data.validation))
     distances, where = nearest(ours.images, data.train.images)

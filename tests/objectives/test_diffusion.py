@@ -48,7 +48,9 @@ def test_predicted_x0_equals_diffusers(problem, kind):
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.sampled_from(TYPES), st.lists(st.floats(1e-4, 1 - 1e-7), min_size=1, max_size=4), st.integers(0, 2**32),
+    st.sampled_from(TYPES),
+    st.lists(st.floats(1e-4, 1 - 1e-7), min_size=1, max_size=4),
+    st.integers(0, 2**32),
     st.sampled_from([(3,), (2, 5), (1, 4, 4)]),
 )
 def test_predicted_x0_inverts_the_target(kind, alpha_bar, seed, shape):

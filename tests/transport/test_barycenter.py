@@ -92,7 +92,8 @@ def test_barycenter_takes_float32_and_leaves_its_arguments_alone():
 
 
 @pytest.mark.parametrize(
-    ("points", "init"), [((5, 3), (2, 4)), ((5,), (2, 3)), ((5, 3), (3,)), ((5, 3), (6, 3))],
+    ("points", "init"),
+    [((5, 3), (2, 4)), ((5,), (2, 3)), ((5, 3), (3,)), ((5, 3), (6, 3))],
     ids=["other dimension", "flat points", "flat init", "more atoms than points"],
 )
 def test_shapes_that_do_not_fit_are_refused(points, init):

@@ -1,0 +1,142 @@
+"""One contract for every coreset method; each against a slow loop."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from gendistill.config import CoresetMethod
+from gendistill.coreset.coresets import CORESETS, choose
+from gendistill.data.real import Split
+from gendistill.errors import ConfigError
+from gendistill.transport.barycenter import kmeans_atoms
+
+CLASSES = ("a", "b", "c")
+COUNTS = (7, 5, 9)
+METHODS = sorted(CORESETS)
+
+
+def features_of_one_class(n=12, d=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def some_split():
+    """Shuffled images that carry their own number, with features by class."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))
+    labels = labels[torch.randperm(len(labels), generator=rng)]
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+    return Split(images, labels), torch.randn(len(labels), 4, generator=rng)
+
+
+def test_the_options_name_every_method():
+    assert set(get_args(CoresetMethod)) == set(CORESETS)
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+@pytest.mark.parametrize("method", METHODS)
+def test_picks_are_different_positions_in_range(method, count):
+    picks = CORESETS[method](features_of_one_class(), count, 0)
+    assert picks.shape == (count,)
+    assert len(set(picks.tolist()) & set(range(12))) == count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_picks_are_different_where_all_images_are_the_same(method):
+    assert sorted(CORESETS[method](np.ones((6, 3)), 6, 0).tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_repeats_its_picks(method):
+    features = features_of_one_class()
+    assert np.array_equal(CORESETS[method](features, 5, 3), CORESETS[method](features, 5, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_are_left_alone(method):
+    features = features_of_one_class()
+    CORESETS[method](features, 5, 0)
+    assert np.array_equal(features, features_of_one_class())
+
+
+@pytest.mark.parametrize("ipc", [1, 3, min(COUNTS)])
+@pytest.mark.parametrize("method", METHODS)
+def test_choose_takes_ipc_images_of_every_class_with_their_labels(method, ipc):
+    split, features = some_split()
+    chosen = choose(method, split, features, CLASSES, ipc, 0)
+    numbers = chosen.images.flatten().long()
+    assert chosen.counts(3) == [ipc] * 3
+    assert len(numbers.unique()) == 3 * ipc
+    assert torch.equal(split.labels[numbers], chosen.labels)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_choose_looks_at_the_features_of_the_class_alone(method):
+    split, features = some_split()
+    changed = torch.where(split.labels[:, None] == 1, features, 9 * features)
+    first, second = (choose(method, split, f, CLASSES, 2, 0) for f in (features, changed))
+    assert torch.equal(first.images[first.labels == 1], second.images[second.labels == 1])
+
+
+@pytest.mark.parametrize("ipc", [0, -1, min(COUNTS) + 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_ipc_that_cannot_be_had_is_refused(method, ipc):
+    with pytest.raises(ConfigError, match=f"ipc is {ipc}"):
+        choose(method, *some_split(), CLASSES, ipc, 0)
+
+
+def test_the_class_that_is_too_small_is_named():
+    with pytest.raises(ConfigError, match="b has 5"):
+        choose("random", *some_split(), CLASSES, 6, 0)
+
+
+def test_an_unknown_method_is_refused_with_the_choices():
+    with pytest.raises(ConfigError, match="random, kmeans, herding, kcenter"):
+        choose("forgetting", *some_split(), CLASSES, 1, 0)
+
+
+# each method
+
+
+def test_random_draws_are_prefixes_of_larger_ones():
+    features = features_of_one_class()
+    whole = CORESETS["random"](features, 12, 5)
+    assert all(np.array_equal(CORESETS["random"](features, k, 5), whole[:k]) for k in range(1, 12))
+
+
+def test_random_draws_depend_on_the_seed():
+    features = features_of_one_class()
+    assert len({tuple(CORESETS["random"](features, 3, seed)) for seed in range(20)}) > 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_herding_equals_a_slow_loop(seed):
+    features = features_of_one_class(seed=seed)
+    picks = []
+    for _ in range(8):
+        means = {i: features[[*picks, i]].mean(0) for i in range(12) if i not in picks}
+        picks.append(min(means, key=lambda i: np.linalg.norm(means[i] - features.mean(0))))
+    assert CORESETS["herding"](features, 8, 0).tolist() == picks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kcenter_equals_a_slow_loop(seed):
+    features = features_of_one_class(seed=seed)
+
+    def gap(i, j):
+        return np.linalg.norm(features[i] - features[j])
+
+    picks = [min(range(12), key=lambda i: np.linalg.norm(features[i] - features.mean(0)))]
+    while len(picks) < 8:
+        rest = [i for i in range(12) if i not in picks]
+        picks.append(max(rest, key=lambda i: min(gap(i, j) for j in picks)))
+    assert CORESETS["kcenter"](features, 8, 0).tolist() == picks
+
+
+def test_kmeans_picks_the_image_nearest_to_each_centre():
+    places = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    features = np.concatenate([features_of_one_class(5, 2, i) + p for i, p in enumerate(places)])
+    nearest = np.linalg.norm(features[None] - kmeans_atoms(features, 3)[:, None], axis=-1).argmin(1)
+    assert len(set(nearest)) == 3
+    assert CORESETS["kmeans"](features, 3, 0).tolist() == nearest.tolist()

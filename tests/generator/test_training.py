@@ -1,0 +1,124 @@
+"""Training of the generator: golden losses, exact resume, micro-batches, and what the criteria do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.data.real import RealData
+from gendistill.errors import ConfigError
+from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.training import BatchSource, learning_rate_at, slices, train_generator
+from gendistill.progress import finish
+from gendistill.runtime import Checkpoints, make_accelerator
+
+MODEL = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
+GOLDEN = [0.95584, 0.92894, 0.79107, 0.69253, 0.73793, 0.70216, 0.65245, 0.68193]  # torch 2.15, CPU, fp32
+CONFIG = FinetuneConfig(model=MODEL, base_steps=8, minimax_steps=8, batch_size=20)
+
+
+def fresh(data: RealData) -> Generator:
+    return build_generator(MODEL, data.classes, data.channels, data.image_size, seed=0)
+
+
+def trained(data: RealData, config: FinetuneConfig = CONFIG, **options: object) -> dict[str, Tensor]:
+    accelerator = make_accelerator("no", config.gradient_accumulation_steps)
+    return finish(train_generator(fresh(data), data.train, config, accelerator=accelerator, **options))  # type: ignore[arg-type]
+
+
+def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max((one[k].float() - other[k].float()).abs().max().item() for k in one)
+
+
+@pytest.mark.parametrize("criteria", [None, MinimaxConfig()])
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
+    digits: RealData, tmp_path: Path, criteria: MinimaxConfig | None, stop: int
+) -> None:
+    whole = trained(digits, criteria=criteria)
+    checkpoints = Checkpoints(tmp_path, every=2, keep=2)
+    accelerator = make_accelerator()
+    loop = train_generator(
+        fresh(digits), digits.train, CONFIG, accelerator=accelerator, criteria=criteria, checkpoints=checkpoints
+    )
+    for _ in range(stop):
+        next(loop)
+    loop.close()
+    assert checkpoints.steps() == [s for s in (2, 4) if s <= stop]
+    assert gap(trained(digits, criteria=criteria, checkpoints=checkpoints), whole) == 0
+
+
+def test_micro_batches_add_up_to_the_whole_batch(digits: RealData) -> None:
+    split = replace(CONFIG, gradient_accumulation_steps=4)
+    assert gap(trained(digits, split), trained(digits)) < 1e-4
+
+
+def test_losses_of_a_tiny_run_are_the_golden_ones(digits: RealData) -> None:
+    loop = train_generator(fresh(digits), digits.train, CONFIG, accelerator=make_accelerator())
+    losses = torch.stack([record["denoising"] for record in loop])
+    golden = torch.tensor(GOLDEN)
+    torch.testing.assert_close(losses, golden, rtol=1e-3, atol=1e-4)
+
+
+def test_the_criteria_change_what_is_learnt(digits: RealData) -> None:
+    silent = MinimaxConfig(representativeness=0, diversity=0)
+    same = replace(CONFIG, minimax_learning_rate=CONFIG.learning_rate)
+    with_memory = trained(digits, same, criteria=silent)
+    assert gap(with_memory, trained(digits, same, criteria=MinimaxConfig())) > 0
+
+
+def test_label_dropout_gives_the_null_class_that_share(digits: RealData) -> None:
+    source = BatchSource(fresh(digits), digits.train, label_dropout=0.25, seed=0, phase="base")
+    draws = [source.draw(step, 200, slice(None)) for step in range(10)]
+    condition = torch.cat([d.condition for d in draws])
+    labels = torch.cat([d.labels for d in draws])
+    dropped = condition == 10
+    assert 0.2 < dropped.float().mean() < 0.3
+    assert torch.equal(condition[~dropped], labels[~dropped])
+    assert all(torch.bincount(d.labels, minlength=10).tolist() == [20] * 10 for d in draws)
+
+
+def test_parts_of_a_batch_are_the_batch(digits: RealData) -> None:
+    source = BatchSource(fresh(digits), digits.train, label_dropout=0.1, seed=3, phase="base")
+    whole = source.draw(7, 12, slice(None))
+    parts = [source.draw(7, 12, part) for row in slices(12, 2, 3) for part in row]
+    order = [i for row in slices(12, 2, 3) for part in row for i in range(12)[part]]
+    assert sorted(order) == list(range(12))
+    assert torch.equal(torch.cat([p.eps for p in parts]), whole.eps[order])
+    assert torch.equal(torch.cat([p.x0 for p in parts]), whole.x0[order])
+    assert torch.equal(torch.cat([p.condition for p in parts]), whole.condition[order])
+
+
+def test_batches_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of 2 process"):
+        slices(9, 2, 1)
+
+
+def test_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate_at(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[4] == 1.0
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Path) -> None:
+    from gendistill.errors import ArtifactError
+
+    generator = fresh(digits)
+    base = {k: v + 1 if v.is_floating_point() else v for k, v in generator.unet.state_dict().items()}
+    generator.save_pretrained(tmp_path / "g", base=base)
+    again = Generator.from_pretrained(tmp_path / "g")
+    assert again.hash() == generator.hash()
+    assert gap(Generator.from_pretrained(tmp_path / "g", variant="base").unet.state_dict(), base) == 0
+    with pytest.raises(ArtifactError, match="no variant 'ema'"):
+        Generator.from_pretrained(tmp_path / "g", variant="ema")
+    (tmp_path / "g" / "gendistill.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        Generator.from_pretrained(tmp_path / "g")
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        build_generator(MODEL, digits.classes, 1, 9, seed=0)

@@ -1,0 +1,225 @@
+"""The supervised loop, its batches and its augmentation; networks by name."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gendistill.data.real import Split
+from gendistill.errors import ConfigError
+from gendistill.networks.convnet import default_depth
+from gendistill.networks.registry import build_network
+from gendistill.networks.training import accuracy, augment, batch_indices, recognised, train_classifier
+from gendistill.progress import finish
+from gendistill.seeding import torch_rng
+
+# batches
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 99))
+def test_every_epoch_visits_each_image_once(count, batch_size, seed):
+    steps = 3 * count  # at least three epochs
+    walk = torch.cat([batch_indices(count, batch_size, step, seed) for step in range(steps)])
+    epochs = walk[: len(walk) // count * count].view(-1, count)
+    assert len(epochs) >= 3
+    assert torch.equal(epochs.sort(1).values, torch.arange(count).expand(len(epochs), count))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 99), st.integers(0, 30))
+def test_any_step_alone_is_its_part_of_the_walk(count, batch_size, seed, step):
+    size = min(batch_size, count)
+    walk = [i for e in range(40) for i in torch.randperm(count, generator=torch_rng(seed, "order", e)).tolist()]
+    assert batch_indices(count, batch_size, step, seed).tolist() == walk[step * size : (step + 1) * size]
+
+
+def test_epochs_differ_and_so_do_seeds():
+    orders = {tuple(batch_indices(10, 10, step, seed).tolist()) for step in range(2) for seed in range(2)}
+    assert len(orders) == 4
+
+
+# augmentation
+
+
+def some_images(count=6, channels=3, height=5, width=7):
+    return torch.arange(count * channels * height * width, dtype=torch.float32).view(count, channels, height, width)
+
+
+def test_augment_without_shift_and_flip_is_the_identity():
+    assert torch.equal(augment(some_images(), torch_rng(0), 0, False), some_images())
+
+
+@pytest.mark.parametrize(("shift", "flip"), [(2, False), (0, True), (1, True), (9, True)])
+def test_augment_equals_a_slow_loop(shift, flip):
+    images, (count, _, height, width) = some_images(), some_images().shape
+    found = augment(images, torch_rng(1), shift, flip)
+    rng = torch_rng(1)
+    mirrored = torch.rand(count, generator=rng) < 0.5 if flip else torch.zeros(count)
+    offset = torch.randint(0, 2 * shift + 1, (2, count), generator=rng) - shift
+    for i in range(count):
+        for y in range(height):
+            for x in range(width):
+                row = min(max(y + int(offset[0, i]), 0), height - 1)
+                column = min(max(x + int(offset[1, i]), 0), width - 1)
+                column = width - 1 - column if mirrored[i] else column
+                assert torch.equal(found[i, :, y, x], images[i, :, row, column])
+
+
+def test_augment_treats_images_apart():
+    same = some_images(1).expand(64, -1, -1, -1)
+    assert len(augment(same, torch_rng(0), 2, True).unique(dim=0)) > 10
+
+
+def test_augment_leaves_its_argument_alone():
+    images = some_images()
+    augment(images, torch_rng(0), 2, True)
+    assert torch.equal(images, some_images())
+
+
+# training
+
+
+def bright_and_dark(count=12):
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 100, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    return Split((noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def trained(seed=0, steps=4, name="convnet_bn", split=None, batch_size=5):
+    network = build_network(name, channels=1, image_size=8, classes=2, width=4)
+    loop = train_classifier(
+        network,
+        split or bright_and_dark(),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=0.01,
+        weight_decay=0.01,
+        shift=1,
+        flip=True,
+        seed=seed,
+    )
+    return finish(loop)
+
+
+def weights(network):
+    return torch.cat([v.flatten().double() for v in network.state_dict().values()])
+
+
+def test_same_seed_same_weights():
+    assert torch.equal(weights(trained(seed=1)), weights(trained(seed=1)))
+
+
+def test_another_seed_gives_other_weights():
+    assert not torch.equal(weights(trained(seed=1)), weights(trained(seed=2)))
+
+
+def test_training_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    trained()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_learns_what_can_be_learnt_and_ends_in_eval_mode():
+    network = trained(steps=60)
+    assert not network.training
+    assert accuracy(network, bright_and_dark()) == 1.0
+
+
+def test_records_count_the_steps():
+    network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
+    loop = train_classifier(network, bright_and_dark(), steps=3, batch_size=4, learning_rate=0.01, weight_decay=0.0)
+    records = list(loop)
+    assert [r["step"] for r in records] == [1, 2, 3]
+    assert all(r["loss"].isfinite() and not r["loss"].requires_grad for r in records)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(12, 1), (1, 8)])
+def test_batch_norm_with_batches_of_one_image_is_refused(images, batch_size):
+    split = bright_and_dark().take(torch.arange(images))
+    with pytest.raises(ConfigError, match="batch_size"):
+        trained(split=split, batch_size=batch_size)
+
+
+def test_without_batch_norm_one_image_is_enough():
+    assert weights(trained(name="convnet", split=bright_and_dark().take(torch.arange(1)))).isfinite().all()
+
+
+def test_accuracy_is_the_share_of_images_recognised():
+    class Brightness(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            mean = images.mean((1, 2, 3)) * self.scale
+            return torch.stack([-mean, mean], 1)
+
+    split = Split(torch.tensor([0, 255, 255, 0, 200]).to(torch.uint8).view(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1]))
+    assert recognised(Brightness(), split, batch_size=2).tolist() == [True, True, False, False, True]
+    assert accuracy(Brightness(), split) == 0.6
+
+
+# networks by name
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn", "timm:resnet10t"])
+def test_same_seed_same_network_and_the_global_generator_stays(name):
+    before = torch.get_rng_state()
+    first, second, other = (
+        weights(build_network(name, channels=1, image_size=16, classes=3, width=8, seed=s)) for s in (4, 4, 5)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn", "timm:resnet10t"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_classify_of_features_gives_the_logits(name, channels, size):
+    network = build_network(name, channels=channels, image_size=size, classes=3, width=8).eval()
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    features, logits = network.features(images), network(images)
+    assert features.shape[0] == 2
+    assert features.dim() == 2
+    assert logits.shape == (2, 3)
+    assert torch.equal(network.classify(features), logits)
+
+
+def test_timm_logits_are_those_of_timms_own_forward():
+    network = build_network("timm:resnet10t", channels=3, image_size=64, classes=3).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(images), network.net(images))
+
+
+def test_timm_keeps_the_resolution_of_small_images_in_its_stem():
+    network = build_network("timm:resnet10t", channels=1, image_size=32, classes=3).eval()
+    assert network.net.forward_features(torch.zeros(1, 1, 32, 32)).shape[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("resnet", "convnet, convnet_bn, or timm:"),
+        ("", "convnet, convnet_bn, or timm:"),
+        ("timm:resnet10", "resnet10t"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_choices(name, choices):
+    with pytest.raises(ConfigError, match=choices):
+        build_network(name, channels=1, image_size=16, classes=3)
+
+
+def test_a_network_that_cannot_take_the_size_is_refused():
+    with pytest.raises(ConfigError, match="16 px"):
+        build_network("timm:vit_tiny_patch16_224", channels=3, image_size=16, classes=3)
+
+
+def test_a_depth_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="depth 4 .* 1 to 3"):
+        build_network("convnet", channels=1, image_size=8, classes=3, depth=4)
+
+
+@pytest.mark.parametrize(("size", "depth"), [(8, 2), (28, 3), (32, 3), (64, 4), (224, 6), (256, 6)])
+def test_default_depth_is_the_fields_usual_one(size, depth):
+    assert default_depth(size) == depth
