@@ -84,4 +84,4 @@ def follow(
             plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
             bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
             if log is not None:
-                log({**fields, **plain})
+                log({**plain, **fields})

@@ -75,7 +75,7 @@ def train_classifier(
             f"batch_size is {batch_size} for {len(split)} image(s): batch norm needs at least 2 images a batch. "
             "Raise batch_size, or take a network without batch norm such as 'convnet'."
         )
-    network = network.to(device).to(memory_format=torch.channels_last).train()
+    network = network.to(device).train()
     images, labels = to_float(split.images).to(device), split.labels.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     warmup = max(1, steps // 20)
@@ -85,7 +85,7 @@ def train_classifier(
             group["lr"] = learning_rate * rate
         index = batch_indices(len(split), batch_size, step, seed).to(device)
         batch = augment(images[index], torch_rng(seed, "augment", step), shift, flip)
-        loss = F.cross_entropy(network(batch.contiguous(memory_format=torch.channels_last)), labels[index])
+        loss = F.cross_entropy(network(batch), labels[index])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

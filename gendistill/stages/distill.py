@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gendistill import runtime
@@ -29,7 +30,10 @@ def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: T
     """``ipc`` images of every class by the named distiller; ``features`` (N,D) of data.train default to its pixels."""
     start = time.perf_counter()
     space = "teacher features" if features is not None else "pixels"
-    features = to_float(data.train.images).flatten(1) if features is None else features
+    if method == "random":  # looks at no pixel, so none is turned into a float
+        features = torch.empty(len(data.train), 0)
+    elif features is None:
+        features = to_float(data.train.images).flatten(1)
     chosen = choose(method, data.train, features, data.classes, ipc, seed)
     meta: dict[str, Any] = {
         "method": method,

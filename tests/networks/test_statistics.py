@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from gendistill.data.images import to_float
@@ -46,15 +47,20 @@ def test_moments_equal_two_passes_in_float64(name, batch_size):
     assert set(found.means) == set(found.variances) == set(inputs)
     for layer, value in inputs.items():
         for c in range(3):
-            own = value[(LABELS == c).numpy()]
+            own = value[LABELS.numpy() == c]
             np.testing.assert_allclose(found.means[layer][c], own.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(found.variances[layer][c], own.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.features, features, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.labels, LABELS)
 
 
-def test_resnet10t_has_its_fourteen_batch_norm_layers():
-    assert len(batch_norm_layers(small("timm:resnet10t"))) == 14
+@pytest.mark.parametrize(("image_size", "layers"), [(64, 14), (16, 12)])  # the stem of small images has two fewer
+def test_resnet10t_gives_all_its_batch_norm_layers(image_size, layers):
+    network = build_network("timm:resnet10t", channels=1, image_size=image_size, classes=2)
+    with batch_norm_inputs(network) as seen:
+        network(torch.zeros(2, 1, image_size, image_size))
+    assert seen.keys() == batch_norm_layers(network).keys()
+    assert len(seen) == layers
 
 
 def test_a_network_without_batch_norm_gives_features_alone():
@@ -108,7 +114,11 @@ def test_statistics_survive_a_file(tmp_path):
         assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not safetensors"], ids=["missing", "empty", "damaged"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"not safetensors", save({"x": torch.zeros(1)})],
+    ids=["missing", "empty", "damaged", "other"],
+)
 def test_unreadable_statistics_are_an_artifact_error(tmp_path, content):
     path = tmp_path / "statistics.safetensors"
     if content is not None:

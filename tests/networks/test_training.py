@@ -126,6 +126,22 @@ def test_training_learns_what_can_be_learnt_and_ends_in_eval_mode():
     assert accuracy(network, bright_and_dark()) == 1.0
 
 
+def test_a_tiny_run_repeats_its_stored_losses():
+    network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
+    loop = train_classifier(
+        network,
+        bright_and_dark(),
+        steps=5,
+        batch_size=5,
+        learning_rate=0.05,
+        weight_decay=0.1,
+        shift=1,
+        flip=True,
+        seed=3,
+    )
+    assert [r["loss"].item() for r in loop] == pytest.approx([0.7201, 0.9268, 0.5309, 0.5238, 0.4580], abs=1e-3)
+
+
 def test_records_count_the_steps():
     network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
     loop = train_classifier(network, bright_and_dark(), steps=3, batch_size=4, learning_rate=0.01, weight_decay=0.0)
@@ -216,7 +232,7 @@ def test_a_network_that_cannot_take_the_size_is_refused():
 
 
 def test_a_depth_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="depth 4 .* 1 to 3"):
+    with pytest.raises(ConfigError, match=r"depth 4 .* 1 to 3"):
         build_network("convnet", channels=1, image_size=8, classes=3, depth=4)
 
 

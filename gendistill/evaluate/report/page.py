@@ -1,0 +1,69 @@
+"""What the page is made of: the facts of a run, put into report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from gendistill.data.real import RealData
+from gendistill.evaluate.report.chart import chart
+from gendistill.evaluate.report.closest import closest_of_run
+from gendistill.evaluate.report.pictures import gallery
+from gendistill.evaluate.report.records import costs, merged_versions, w2
+from gendistill.evaluate.report.rows import full_row, ordered, table
+from gendistill.evaluate.report.words import duration, headline, percent, signed, verdicts
+from gendistill.surrogate.surrogate import SurrogateSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the report shows.
+
+    Attributes:
+        data: The real images that the run was made from.
+        summary: evaluation/summary.json, with a ``label`` for readers in every row.
+        sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
+        records: stage.json of every stage that is there, in the order of the run.
+        config: The text of config.yaml.
+        date: When the run ended.
+    """
+
+    data: RealData
+    summary: dict[str, Any]
+    sets: dict[int, dict[str, SurrogateSet]]
+    records: Sequence[dict[str, Any]]
+    config: str
+    date: str
+
+
+def render(facts: RunFacts) -> str:
+    """The page. Class names, paths and commands are escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "signed": signed, "duration": duration}
+    template = environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    data, records, rows = facts.data, facts.records, ordered(facts.summary["rows"])
+    said = verdicts(rows)
+    counts = {name: len(getattr(data, name)) for name in ("train", "validation", "test")}
+    return template.render(
+        facts=facts,
+        data=data,
+        counts=counts,
+        headline=headline(said),
+        verdicts=said,
+        full=full_row(rows),
+        table=table(rows),
+        chart=chart(rows),
+        galleries=[gallery(ipc, facts.sets[ipc]) for ipc in sorted(facts.sets, reverse=True)],
+        closest=closest_of_run(facts.sets, data),
+        costs=costs(records),
+        w2=w2(records),
+        versions=merged_versions(records),
+        teacher=next((r["accuracy"] for r in records if r["stage"] == "teacher" and "accuracy" in r), None),
+        commands=list(dict.fromkeys(r["command"] for r in records if "command" in r)),
+    )

@@ -1,0 +1,255 @@
+"""The report of small run folders: its words, its pictures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gendistill.config import ReportCommand
+from gendistill.data.images import to_pil
+from gendistill.data.real import RealData, Split
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError
+from gendistill.evaluate.judge import PROTOCOL, with_verdict
+from gendistill.evaluate.report.chart import chart, ticks
+from gendistill.evaluate.closest import closest, nearest
+from gendistill.evaluate.report.pictures import CELL, gallery
+from gendistill.evaluate.report.rows import ordered
+from gendistill.stages.evaluate import EvaluateConfig, baselines
+from gendistill.stages.report import load_sets, main, write_report
+from gendistill.surrogate.surrogate import SurrogateSet
+
+CLASSES = ("<b>x</b>", "zebra")
+RANDOM = [0.50, 0.54, 0.52]
+
+
+def make_data(classes: tuple[str, ...] = CLASSES, size: int = 8, channels: int = 1) -> RealData:
+    rng = torch.Generator().manual_seed(0)
+    splits = []
+    for count in (12, 4, 4):
+        images = torch.randint(0, 256, (count * len(classes), channels, size, size), generator=rng, dtype=torch.uint8)
+        splits.append(Split(images, torch.arange(len(classes)).repeat_interleave(count)))
+    return RealData("tiny", classes, *splits)
+
+
+def make_set(data: RealData, ipc: int, stage: str, *, copies: bool = False) -> SurrogateSet:
+    """``ipc`` training images of every class, inverted unless they are to be copies."""
+    picked = data.train.take(torch.cat([data.train.of_class(c)[:ipc] for c in range(len(data.classes))]))
+    images = picked.images if copies else 255 - picked.images
+    return SurrogateSet(images, picked.labels, data.classes, {"method": "generative", "stage": stage, "stages": []})
+
+
+def make_row(
+    method: str, stage: str | None, ipc: int | None, accuracy: list[float], space: str | None = None
+) -> dict[str, Any]:
+    values = torch.tensor(accuracy)
+    return {
+        "method": method, "stage": stage, "ipc": ipc, "labels": "hard", "augment": False, "network": "convnet",
+        "space": space, "accuracy": accuracy, "mean": float(values.mean()), "std": float(values.std()), "seconds": 1.0,
+    }  # fmt: skip
+
+
+def make_summary(data: RealData, gain: float, ipcs: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
+    """Refined is ``gain`` above random at the smallest IPC and level with it at the others."""
+    rows = [make_row("full", None, None, [0.97, 0.98, 0.98])]
+    for ipc in ipcs:
+        extra = gain if ipc == min(ipcs) else 0.0
+        noise = [0.01, -0.01, 0.0]
+        refined = [a + extra + n for a, n in zip(RANDOM, noise, strict=True)]
+        rows += [
+            make_row("random", None, ipc, RANDOM), make_row("kmeans", None, ipc, [a + 0.1 for a in RANDOM], "pixels"),
+            make_row("generative", "refined", ipc, refined),
+        ]  # fmt: skip
+    return {
+        "protocol": PROTOCOL, "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
+        "device": "cpu", "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
+    }  # fmt: skip
+
+
+def make_run(
+    run: Path, data: RealData, *, gain: float = 0.2, ipcs: tuple[int, ...] = (1, 2), copies: bool = False
+) -> Path:
+    """A finished run without base sets, with the stage records of refinement and teacher."""
+    for ipc in ipcs:
+        make_set(data, ipc, "samples").save(run / "samples" / f"ipc-{ipc}")
+        make_set(data, ipc, "refined", copies=copies).save(run / "refined" / f"ipc-{ipc}")
+    common = {
+        "state": "finished",
+        "seconds": 61.0,
+        "peak_memory_mib": 900,
+        "command": "gendistill run",
+        "versions": {"torch": "2"},
+    }
+    records = {
+        "teacher": {"stage": "teacher", "accuracy": {"train": 1.0, "validation": 0.875}},
+        "refined": {"stage": "refine", "w2": {"1": {"before": 2.0, "after": 1.0}, "2": {"before": 1.5, "after": 1.2}}},
+    }
+    for name, record in records.items():
+        (run / name).mkdir(exist_ok=True)
+        (run / name / "stage.json").write_text(json.dumps({**record, **common}))
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "summary.json").write_text(json.dumps(make_summary(data, gain, ipcs)))
+    (run / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "data": {"name": data.name}}))
+    (run / "log.jsonl").write_text('{"time": 1700000000.0}\n')
+    return run
+
+
+@pytest.fixture
+def data() -> RealData:
+    return make_data()
+
+
+def text_of(run: Path, data: RealData) -> str:
+    """The page, with runs of white space as one space and non-breaking hyphens as plain ones."""
+    path = write_report(run, data)
+    assert path == run / "report.html"
+    assert not list(run.glob("*.partial"))
+    return re.sub(r"\s+", " ", path.read_text(encoding="utf-8")).replace("‑", "-")
+
+
+def test_page_is_complete_and_loads_nothing(tmp_path: Path, data: RealData) -> None:
+    page = text_of(make_run(tmp_path / "run", data), data)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert not re.search(r"url\(|@import|<script|<link", page)
+    for expected in (
+        "2023-11-1",
+        "IPC 2",
+        "1 min 01 s",
+        "2 min 02 s",
+        "−50.0 %",
+        "87.5",
+        "gendistill run",
+        "all real images",
+    ):
+        assert expected in page, expected
+
+
+def test_verdict_says_what_the_intervals_say(tmp_path: Path, data: RealData) -> None:
+    page = text_of(make_run(tmp_path / "run", data), data)
+    assert (
+        "<h1>The refined set beats random real images at IPC 1, but not at IPC 2. It beats k-means at IPC 1, but not"
+        in page
+    )
+    assert (
+        "At IPC 1 the refined set beats random real images by 17.5 to 22.5 points and beats k-means on pixels" in page
+    )
+    assert "At IPC 2 the refined set is not better than random real images (−2.5 to +2.5 points)" in page
+
+
+def test_verdict_says_worse(tmp_path: Path, data: RealData) -> None:
+    page = text_of(make_run(tmp_path / "run", data, gain=-0.2, ipcs=(1,)), data)
+    assert "<h1>The refined set is worse than random real images at IPC 1. It is worse than k-means at IPC 1." in page
+    assert "is worse than random real images by 17.5 to 22.5 points" in page
+
+
+def test_class_names_are_escaped(tmp_path: Path, data: RealData) -> None:
+    page = text_of(make_run(tmp_path / "run", data), data)
+    assert "<b>x</b>" not in page
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+
+
+def test_absent_stages_are_left_out(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    assert "generator, before minimax" not in text_of(run, data)
+    make_set(data, 2, "base").save(run / "samples" / "base" / "ipc-2")
+    assert "generator, before minimax" in text_of(run, data)
+
+
+def test_copies_are_at_distance_zero_and_counted(tmp_path: Path, data: RealData) -> None:
+    page = text_of(make_run(tmp_path / "run", data, copies=True), data)
+    assert "4 of the 4 images of the refined set at IPC 2 are copies of a training image" in page
+    found = closest("refined set", make_set(data, 2, "refined", copies=True), data)
+    assert (found.duplicates, found.suspects, found.median) == (4, 4, 0.0)
+    assert all(pair.distance == 0 and pair.name == pair.real_name for pair in found.pairs)
+    assert closest("refined set", make_set(data, 2, "refined"), data).duplicates == 0
+
+
+def test_nearest_agrees_with_all_pairs_whatever_the_block(data: RealData) -> None:
+    images, real = data.test.images, data.train.images
+    pairs = (images[:, None].double() - real[None].double()).square().mean((2, 3, 4)).sqrt()
+    for block in (1, 64 * 5, 1 << 20):
+        distances, where = nearest(images, real, block)
+        torch.testing.assert_close(distances, pairs.min(1).values)
+        assert torch.equal(where, pairs.argmin(1))
+
+
+def test_random_pictures_are_the_first_draw_that_was_judged(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    shown = load_sets(run, data, 2, 3)["random real images"]
+    judged = baselines(data, 2, EvaluateConfig(), 3, None)[0].draws[0]
+    assert torch.equal(shown.images, judged.images)
+
+
+@pytest.mark.parametrize(("classes", "size", "channels", "ipc"), [(25, 8, 3, 2), (2, 96, 3, 6), (3, 28, 1, 12)])
+def test_large_runs_show_a_sample_and_say_so(classes: int, size: int, channels: int, ipc: int) -> None:
+    data = make_data(tuple(f"class {i}" for i in range(classes)), size, channels)
+    shown = gallery(ipc, {"+ selection": make_set(data, ipc, "select")})
+    expected = {25: "20 of 25 classes", 2: "the first 4 of 6 images of a class, reduced from 96 to 64 pixels",
+                3: "the first 10 of 12 images of a class"}  # fmt: skip
+    assert shown.notes == expected[classes]
+    assert len(shown.rows) == min(classes, 20)
+    assert all(p.width <= CELL and p.height <= CELL for _, cells in shown.rows for p in cells)
+
+
+def test_chart_stays_in_its_frame(data: RealData) -> None:
+    rows = ordered([{**r, "label": r["method"]} for r in make_summary(data, 0.2)["rows"]])
+    drawn = chart(rows)
+    assert drawn is not None
+    points = [p for curve in drawn.curves for p in curve.points]
+    assert len(points) == 6
+    assert all(drawn.top <= p.top <= p.y <= p.bottom <= drawn.bottom for p in points)
+    assert len({p.x for p in points}) == len(points)
+    assert len({curve.colour for curve in drawn.curves}) == len(drawn.curves)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.513, 0.52), (0.05, 0.93)])
+def test_ticks_enclose_the_values(low: float, high: float) -> None:
+    steps = ticks(low, high)
+    assert steps[0] <= low <= high <= steps[-1] <= 1
+    assert 2 <= len(steps) <= 8
+
+
+def write_images(folder: Path) -> RealData:
+    made = make_data(("ant", "bee"))
+    for i, (image, label) in enumerate(zip(made.train.images, made.train.labels.tolist(), strict=True)):
+        path = folder / made.classes[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path)
+    return load_data(name=str(folder))
+
+
+def test_command_reads_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", write_images(tmp_path / "images"))
+    main(ReportCommand(run=run))
+    assert str(run / "report.html") in capsys.readouterr().out
+    assert (run / "report.html").is_file()
+
+
+def test_unfinished_or_damaged_runs_are_refused(tmp_path: Path, data: RealData) -> None:
+    with pytest.raises(ArtifactError, match=r"not a finished run: it has no config\.yaml"):
+        main(ReportCommand(run=tmp_path / "nothing"))
+    run = make_run(tmp_path / "run", data)
+    (run / "evaluation" / "summary.json").unlink()
+    with pytest.raises(ArtifactError, match=r"no evaluation/summary\.json.*resume_from_checkpoint"):
+        main(ReportCommand(run=run))
+    (run / "evaluation" / "summary.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        main(ReportCommand(run=run))
+    (run / "config.yaml").write_text("data: {colour: red}")
+    with pytest.raises(ArtifactError, match="does not say which data"):
+        main(ReportCommand(run=run))
+
+
+def test_other_images_are_refused(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    with pytest.raises(ArtifactError, match="not those that"):
+        write_report(run, replace(data, train=data.test))

@@ -1,0 +1,307 @@
+"""The folder of a surrogate set: what goes in comes out, whatever the classes are called."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gendistill.errors import ArtifactError
+from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet, folder_name
+
+NASTY = (
+    "a/b", "/etc", "..", "../up", ".", ".hidden", "a.b.", "größe", "猫", "with space", " lead", "trail ", "100%",
+    "a%2Fb", "x" * 300, "é" * 90, "", "C:\\dir", "star*?", "a[1]", "{x}", "~user", "line\nbreak", "null\0byte",
+    "class-00001", "__dunder__", "#1",
+)  # fmt: skip
+
+
+def make(classes=("ant", "bee", "cow"), ipc=2, channels=3, **meta):
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (len(classes) * ipc, channels, 8, 8), generator=rng, dtype=torch.uint8)
+    return SurrogateSet(images, torch.arange(len(classes)).repeat_interleave(ipc), classes, meta)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a set of three classes with two images each."""
+    make().save(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def edit(folder, **changes):
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def same(first, second):
+    return (
+        torch.equal(first.images, second.images)
+        and torch.equal(first.labels, second.labels)
+        and first.classes == second.classes
+    )
+
+
+# there and back
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_survives_its_folder(tmp_path, channels):
+    original = make(channels=channels, method="random", seed=3, stages=["a", "b"])
+    original.save(tmp_path / "set")
+    found = SurrogateSet.load(tmp_path / "set")
+    assert same(found, original)
+    assert found.meta == original.meta
+    assert found.content_hash() == original.content_hash()
+
+
+def test_a_loaded_set_saves_the_same_files(tmp_path, saved):
+    SurrogateSet.load(saved).save(tmp_path / "again")
+    names = sorted(p.relative_to(saved) for p in saved.rglob("*") if p.is_file())
+    assert len(names) == 8
+    assert all((tmp_path / "again" / n).read_bytes() == (saved / n).read_bytes() for n in names)
+
+
+def test_images_keep_their_order_beyond_ten(tmp_path):
+    original = make(("ant",), ipc=12)
+    original.save(tmp_path / "set")
+    assert same(SurrogateSet.load(tmp_path / "set"), original)
+
+
+def test_images_stored_by_turns_come_back_class_by_class(tmp_path):
+    mixed = SurrogateSet(make().images, torch.tensor([0, 1, 2, 0, 1, 2]), ("ant", "bee", "cow"))
+    mixed.save(tmp_path / "set")
+    found = SurrogateSet.load(tmp_path / "set")
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert all(torch.equal(found.of_class(c), mixed.of_class(c)) for c in range(3))
+
+
+def check_names(folder, classes):
+    """Saved below ``folder``, the set comes back and has written nothing but its own files."""
+    original = make(classes, ipc=1)
+    original.save(folder / "set")
+    assert same(SurrogateSet.load(folder / "set"), original)
+    assert [p.name for p in folder.iterdir()] == ["set"]
+    images = sorted(p for p in (folder / "set").rglob("*") if p.is_file() and p.suffix == ".png")
+    assert len(images) == len(classes)
+    assert {p.parent.parent for p in images} == {folder / "set" / "train"}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_class_name_survives_inside_the_folder(tmp_path, name):
+    check_names(tmp_path, ("plain", name))
+
+
+def test_all_those_names_survive_together(tmp_path):
+    check_names(tmp_path, NASTY)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=50), min_size=1, max_size=4, unique=True))
+def test_random_class_names_survive(names):
+    with tempfile.TemporaryDirectory() as folder:
+        check_names(Path(folder), tuple(names))
+
+
+def test_a_class_may_be_called_like_the_stand_in_of_another(tmp_path):
+    check_names(tmp_path, ("class-00001", ""))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(max_size=200), st.integers(0, 999))
+def test_folder_names_are_plain_and_short(name, label):
+    folder = folder_name(name, label)
+    assert Path(folder).name == folder
+    assert not folder.startswith(".")
+    assert folder.isascii()
+    assert len(folder) <= 255
+
+
+def test_ordinary_names_stay_as_they_are():
+    assert [folder_name(n, 7) for n in ("cat", "n01440764", "tabby cat", "T-shirt (top)")] == [
+        "cat", "n01440764", "tabby cat", "T-shirt (top)",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_holds_a_set_is_not_overwritten(saved):
+    with pytest.raises(FileExistsError):
+        make(ipc=1).save(saved)
+    assert same(SurrogateSet.load(saved), make())
+
+
+# prefixes
+
+
+def test_prefix_keeps_the_first_images_of_every_class():
+    whole = make(ipc=5, seed=1)
+    found = whole.prefix(2)
+    assert found.ipc == 2
+    assert found.meta == whole.meta
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert all(torch.equal(found.of_class(c), whole.of_class(c)[:2]) for c in range(3))
+
+
+def test_prefix_of_all_images_is_the_set():
+    assert same(make().prefix(2), make())
+
+
+# hashes
+
+
+def test_the_content_hash_depends_on_pixels_labels_and_names():
+    base = make()
+    images = base.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    others = [
+        SurrogateSet(images, base.labels, base.classes),
+        SurrogateSet(base.images, base.labels.flip(0), base.classes),
+        SurrogateSet(base.images, base.labels, ("ant", "bee", "owl")),
+    ]
+    assert len({s.content_hash() for s in (base, *others)}) == 4
+
+
+# the manifest and the card
+
+
+def test_the_manifest_counts_what_is_stored(saved):
+    manifest = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
+    size = sum(p.stat().st_size for p in saved.glob("train/*/*.png"))
+    assert (manifest["ipc"], manifest["stored_images"], manifest["image_size"], manifest["channels"]) == (2, 6, 8, 3)
+    assert manifest["bytes"] == {"images": size, "labels": 0}
+    assert manifest["classes"] == manifest["folders"] == ["ant", "bee", "cow"]
+
+
+def test_the_card_has_the_counts(tmp_path):
+    data = {"name": "insects", "counts": {"train": [30, 31, 32]}}
+    make(data=data, method="kmeans", command="gendistill distill").save(tmp_path / "set")
+    size = sum(p.stat().st_size for p in tmp_path.glob("set/train/*/*.png"))
+    card = " ".join((tmp_path / "set" / "README.md").read_text(encoding="utf-8").split())
+    for fact in (
+        "2 image(s) a class", "3 classes", "8 x 8 px, RGB", "`insects` (93 training images)", "`kmeans`",
+        f"6 images, {size} bytes", "`gendistill distill`",
+    ):  # fmt: skip
+        assert fact in card
+
+
+# damaged folders
+
+
+def refused(folder, match):
+    with pytest.raises(ArtifactError, match=match):
+        SurrogateSet.load(folder)
+
+
+def test_a_folder_without_manifest_is_refused(tmp_path):
+    refused(tmp_path, r"not a surrogate set.*manifest\.json")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, 70, 150])
+def test_a_truncated_image_is_named(saved, kept):
+    path = saved / "train" / "bee" / "00001.png"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(saved, r"bee.00001\.png")
+
+
+def test_a_missing_image_is_noticed(saved):
+    (saved / "train" / "bee" / "00001.png").unlink()
+    refused(saved, "holds 5 images, its manifest says 6")
+
+
+def test_an_image_of_another_size_is_named(saved):
+    Image.new("RGB", (9, 8)).save(saved / "train" / "cow" / "00000.png")
+    refused(saved, r"cow.00000\.png is 9x8")
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "a/b", "/etc", ".", "", "ant/.."])
+def test_a_manifest_with_an_unsafe_folder_is_refused(saved, name):
+    (saved / "train" / "cow").rename(saved / "elsewhere")
+    edit(saved, folders=["ant", "bee", name], stored_images=4)
+    refused(saved, "unsafe")
+
+
+def test_no_manifest_reaches_images_outside_train(saved):
+    for path in (saved / "train" / "cow").iterdir():
+        path.rename(saved / path.name)
+    edit(saved, folders=["ant", "bee", ".."])
+    refused(saved, "unsafe")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '{"format": 1}', '{"format": 99}', '{"classes": ["a"]}'],
+)
+def test_a_damaged_manifest_is_refused(saved, text):
+    (saved / MANIFEST).write_text(text)
+    refused(saved, r"manifest\.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["ant", "bee"]}, {"classes": ["ant", "bee", "cow", "dog"]}, {"classes": None}, {"folders": None},
+        {"folders": [1, 2, 3]}, {"folders": [], "stored_images": 0}, {"image_size": "8"}, {"channels": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_that_contradicts_itself_is_refused(saved, changes):
+    edit(saved, **changes)
+    with pytest.raises(ArtifactError):
+        SurrogateSet.load(saved)
+
+
+# other libraries
+
+
+def by_class(pairs):
+    """{class folder: its images as a set of bytes} from (PIL image, class folder)."""
+    found = {}
+    for image, name in pairs:
+        found.setdefault(name, set()).add(np.asarray(image).tobytes())
+    return found
+
+
+def expected_by_class(original):
+    """The same from the set itself."""
+    return {
+        folder_name(name, c): {i.permute(1, 2, 0).contiguous().numpy().tobytes() for i in original.of_class(c)}
+        for c, name in enumerate(original.classes)
+    }
+
+
+READERS_NAMES = pytest.mark.parametrize(
+    "classes",
+    [
+        ("ant", "bee", "cow"),
+        ("a/b", "..", "größe", "a[1]", "{x}", "100%", " s p "),
+        ("_y", "test", "train", "val"),
+        ("__x__", "plain"),  # datasets skips folders with two leading underscores
+    ],
+    ids=["plain", "nasty", "split names", "underscores"],
+)
+
+
+@READERS_NAMES
+def test_torchvision_reads_the_folder(tmp_path, classes):
+    from torchvision.datasets import ImageFolder
+
+    original = make(classes)
+    original.save(tmp_path / "set")
+    read = ImageFolder(str(tmp_path / "set" / "train"))
+    assert by_class((image, read.classes[label]) for image, label in read) == expected_by_class(original)
+
+
+@READERS_NAMES
+def test_datasets_reads_the_folder(tmp_path, monkeypatch, classes):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    original = make(classes)
+    original.save(tmp_path / "set")
+    read = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"))["train"]
+    names = read.features["label"].names
+    assert by_class((r["image"], names[r["label"]]) for r in read) == expected_by_class(original)
