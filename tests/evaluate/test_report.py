@@ -19,7 +19,7 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import PROTOCOL, with_verdict
 from gendistill.evaluate.report.chart import chart, ticks
-from gendistill.evaluate.closest import closest, nearest
+from gendistill.evaluate.report.closest import closest, nearest
 from gendistill.evaluate.report.pictures import CELL, gallery
 from gendistill.evaluate.report.rows import ordered
 from gendistill.stages.evaluate import EvaluateConfig, baselines
@@ -36,7 +36,8 @@ def make_data(classes: tuple[str, ...] = CLASSES, size: int = 8, channels: int =
     for count in (12, 4, 4):
         images = torch.randint(0, 256, (count * len(classes), channels, size, size), generator=rng, dtype=torch.uint8)
         splits.append(Split(images, torch.arange(len(classes)).repeat_interleave(count)))
-    return RealData("tiny", classes, *splits)
+    train, validation, test = splits
+    return RealData("tiny", classes, train, validation, test)
 
 
 def make_set(data: RealData, ipc: int, stage: str, *, copies: bool = False) -> SurrogateSet:
@@ -81,12 +82,9 @@ def make_run(
         make_set(data, ipc, "samples").save(run / "samples" / f"ipc-{ipc}")
         make_set(data, ipc, "refined", copies=copies).save(run / "refined" / f"ipc-{ipc}")
     common = {
-        "state": "finished",
-        "seconds": 61.0,
-        "peak_memory_mib": 900,
-        "command": "gendistill run",
+        "state": "finished", "seconds": 61.0, "peak_memory_mib": 900, "command": "gendistill run",
         "versions": {"torch": "2"},
-    }
+    }  # fmt: skip
     records = {
         "teacher": {"stage": "teacher", "accuracy": {"train": 1.0, "validation": 0.875}},
         "refined": {"stage": "refine", "w2": {"1": {"before": 2.0, "after": 1.0}, "2": {"before": 1.5, "after": 1.2}}},
@@ -120,16 +118,8 @@ def test_page_is_complete_and_loads_nothing(tmp_path: Path, data: RealData) -> N
     assert "https:" not in page
     assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert not re.search(r"url\(|@import|<script|<link", page)
-    for expected in (
-        "2023-11-1",
-        "IPC 2",
-        "1 min 01 s",
-        "2 min 02 s",
-        "−50.0 %",
-        "87.5",
-        "gendistill run",
-        "all real images",
-    ):
+    for expected in ("2023-11-1", "IPC 2", "1 min 01 s", "2 min 02 s", "−50.0 %", "87.5", "gendistill run",
+                     "all real images"):  # fmt: skip
         assert expected in page, expected
 
 
