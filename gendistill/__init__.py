@@ -14,7 +14,7 @@ _HOMES = {
     "SampleConfig": "config",
     "RefineConfig": "config",
     "EvaluateConfig": "config",
-    "RunConfig": "config",
+    "RunConfig": "commands",
     "load_data": "data.sources",
     "RealData": "data.real",
     "SurrogateSet": "surrogate.surrogate",

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gendistill import config as configs
+from gendistill import commands
 from gendistill.errors import ConfigError, GendistillError
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -28,16 +28,16 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("all stages, from pixels to report", configs.RunConfig, "run"),
-    "teacher": Command("train the classifier that guides refinement", configs.TeacherCommand, "teacher"),
+    "run": Command("all stages, from pixels to report", commands.RunConfig, "run"),
+    "teacher": Command("train the classifier that guides refinement", commands.TeacherCommand, "teacher"),
     "finetune": Command(
-        "train the generator, then fine-tune it with the minimax criteria", configs.FinetuneCommand, "finetune"
+        "train the generator, then fine-tune it with the minimax criteria", commands.FinetuneCommand, "finetune"
     ),
-    "sample": Command("sample surrogate sets from a generator", configs.SampleCommand, "sample"),
-    "distill": Command("choose real images: random, kmeans, herding, kcenter", configs.DistillCommand, "distill"),
-    "refine": Command("select from a surrogate set and refine", configs.RefineCommand, "refine"),
-    "evaluate": Command("train classifiers on sets and baselines, test once", configs.EvaluateCommand, "evaluate"),
-    "report": Command("write RUN/report.html again", configs.ReportCommand, "report"),
+    "sample": Command("sample surrogate sets from a generator", commands.SampleCommand, "sample"),
+    "distill": Command("choose real images: random, kmeans, herding, kcenter", commands.DistillCommand, "distill"),
+    "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
+    "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
+    "report": Command("write RUN/report.html again", commands.ReportCommand, "report"),
 }
 
 
@@ -115,7 +115,7 @@ def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
     sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
     if name == "run" or not sections:
         return loaded
-    options = {field.name for field in configs.fields(COMMANDS[name].options)}
+    options = {field.name for field in fields(COMMANDS[name].options)}
     return {**loaded.get(name, {}), **{k: v for k, v in loaded.items() if k in options & {"data", "seed"}}}
 
 

@@ -19,7 +19,7 @@ CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
 Sizes = int | tuple[int, ...]
 
 
-def _need(condition: bool, option: str, value: object, expected: str) -> None:
+def need(condition: bool, option: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{option} is {value!r}; expected {expected}.")
 
@@ -27,7 +27,7 @@ def _need(condition: bool, option: str, value: object, expected: str) -> None:
 def _at_least(config: Any, section: str, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _need(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
+        need(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
 
 
 def sizes(ipc: Sizes) -> tuple[int, ...]:
@@ -37,15 +37,15 @@ def sizes(ipc: Sizes) -> tuple[int, ...]:
 
 def _check_sizes(config: Any, section: str) -> None:
     found = sizes(config.ipc)
-    _need(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
-    _need(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
-    _need(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
+    need(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
+    need(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
+    need(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
 
 
 def _in_unit(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _need(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
+        need(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,14 @@ class DataConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        _need(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
+        need(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
         size = self.image_size
-        _need(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
+        need(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
         limit = self.max_per_class
-        _need(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
+        need(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
         for name in ("test_fraction", "validation_fraction"):
             value = getattr(self, name)
-            _need(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")
+            need(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +135,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _at_least(self, "finetune.model", 1, "layers_per_block", "norm_num_groups")
         channels = self.block_out_channels
-        _need(len(channels) > 0, "finetune.model.block_out_channels", channels, "one number a resolution")
-        _need(
+        need(len(channels) > 0, "finetune.model.block_out_channels", channels, "one number a resolution")
+        need(
             all(c > 0 and c % self.norm_num_groups == 0 for c in channels),
             "finetune.model.block_out_channels",
             channels,
             f"multiples of norm_num_groups = {self.norm_num_groups}",
         )
-        _need(
+        need(
             0 <= self.attention_levels <= len(channels),
             "finetune.model.attention_levels",
             self.attention_levels,
@@ -335,151 +335,6 @@ class EvaluateConfig:
         _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """What every command takes.
-
-    Attributes:
-        output_dir: Folder to write; must be new or empty.
-        seed: Seed of everything random but the data splits.
-        resume_from_checkpoint: ``latest`` continues what was interrupted in output_dir.
-        overwrite: Replace what an earlier run of this tool wrote to output_dir.
-    """
-
-    output_dir: Path
-    seed: int = 0
-    resume_from_checkpoint: Literal["latest"] | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        both = self.overwrite and self.resume_from_checkpoint
-        _need(not both, "overwrite", True, "false together with resume_from_checkpoint")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(StageOptions):
-    """All stages from pixels to report.
-
-    Attributes:
-        data: The real images.
-        teacher: The teacher stage.
-        finetune: The generator's training.
-        sample: The sampling stage.
-        refine: The refinement stage.
-        evaluate: The evaluation stage.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    refine: RefineConfig = field(default_factory=RefineConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        largest = max(sizes(self.refine.ipc))
-        _need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherCommand(StageOptions, TeacherConfig):
-    """Train a teacher and collect its class statistics in one pass over the training images.
-
-    Attributes:
-        data: The real images.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        TeacherConfig.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneCommand(StageOptions, FinetuneConfig):
-    """Train the generator: plain diffusion, then the minimax criteria.
-
-    Attributes:
-        data: The real images.
-        num_processes: How many processes you mean to run; anything else is refused.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    num_processes: int | None = None
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        FinetuneConfig.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleCommand(StageOptions, SampleConfig):
-    """Sample surrogate sets from a generator.
-
-    Attributes:
-        generator: Generator folder.
-    """
-
-    generator: Path
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        SampleConfig.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillCommand(StageOptions, DistillConfig):
-    """Run a distiller on the real images.
-
-    Attributes:
-        data: The real images.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        DistillConfig.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefineCommand(StageOptions, RefineConfig):
-    """Select from a surrogate set and refine what was chosen.
-
-    Attributes:
-        surrogate: Folder of the surrogate set to select from, such as RUN/samples/pool.
-        teacher: Teacher folder.
-    """
-
-    surrogate: Path
-    teacher: Path
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        RefineConfig.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(StageOptions, EvaluateConfig):
-    """Train classifiers on surrogate sets and on the baselines, and test them once.
-
-    Attributes:
-        surrogate: Folder of a surrogate set, or a list of them.
-        data: The real images that the baselines and the test split come from.
-        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels.
-    """
-
-    surrogate: Path | list[Path]
-    data: DataConfig = field(default_factory=DataConfig)
-    teacher: Path | None = None
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        EvaluateConfig.__post_init__(self)
-
-
 def section(config: Any, kind: type) -> Any:
     """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: a command's stage options."""
     return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
@@ -492,14 +347,3 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, (tuple, list)):
         return [to_dict(v) for v in config]
     return str(config) if isinstance(config, Path) else config
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportCommand:
-    """Write a run's report again from its folders.
-
-    Attributes:
-        run: Folder of a finished run.
-    """
-
-    run: Path

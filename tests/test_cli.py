@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from gendistill.cli import COMMANDS, main
-from gendistill.config import RunConfig, to_dict
+from gendistill.commands import RunConfig
+from gendistill.config import to_dict
 from tests.helpers import ROOT, TINY, gendistill
 
 
@@ -154,6 +155,9 @@ def test_teacher_without_batch_norm_is_refused_for_batch_norm_refinement(tmp_pat
     assert "no batch-norm layers" in refused(capsys, *arguments)
     assert not out.exists()
     assert gendistill(*arguments, "--batch_norm_weight", 0) == 0
+    whole = ("run", "--config", TINY, "--teacher.network", "convnet", "--output_dir", tmp_path / "run")
+    assert "no batch-norm layers" in refused(capsys, *whole)
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_on_a_users_own_folder_with_mixed_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -43,10 +43,10 @@ class TimmClassifier(nn.Module):
         self.net = net
 
     def features(self, images: Tensor) -> Tensor:
-        return self.net.forward_head(self.net.forward_features(images), pre_logits=True)  # type: ignore[operator]
+        return self.net.forward_head(self.net.forward_features(images), pre_logits=True)
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.net.get_classifier()(features)  # type: ignore[operator]
+        return self.net.get_classifier()(features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))

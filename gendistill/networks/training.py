@@ -70,11 +70,7 @@ def train_classifier(
     Raises:
         ConfigError: batch norm would see a batch of one image.
     """
-    if min(batch_size, len(split)) < 2 and batch_norm_layers(network):
-        raise ConfigError(
-            f"batch_size is {batch_size} for {len(split)} image(s): batch norm needs at least 2 images a batch. "
-            "Raise batch_size, or take a network without batch norm such as 'convnet'."
-        )
+    require_batch_of_two(network, batch_size, len(split))
     network = network.to(device).train()
     images, labels = to_float(split.images).to(device), split.labels.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
@@ -91,6 +87,15 @@ def train_classifier(
         optimizer.step()
         yield {"step": step + 1, "loss": loss.detach()}
     return network.eval()
+
+
+def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> None:
+    """Refuse batches of one image where batch norm would see no spread in them."""
+    if min(batch_size, images) < 2 and batch_norm_layers(network):
+        raise ConfigError(
+            f"batch_size is {batch_size} for {images} image(s): batch norm needs at least 2 images a batch. "
+            "Raise batch_size, or take a network without batch norm such as 'convnet'."
+        )
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import DistillCommand, DistillConfig, section, sizes
+from gendistill.commands import DistillCommand
+from gendistill.config import DistillConfig, section, sizes
 from gendistill.coreset.coresets import choose
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import EvaluateCommand, EvaluateConfig, section
+from gendistill.commands import EvaluateCommand
+from gendistill.config import EvaluateConfig, section
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import FULL, PROTOCOL, RANDOM, Contestant, judge

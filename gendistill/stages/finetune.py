@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import FinetuneCommand, FinetuneConfig, section
+from gendistill.commands import FinetuneCommand
+from gendistill.config import FinetuneConfig, section
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.generator.generator import Generator, build_generator

@@ -23,7 +23,8 @@ from typing import Any
 
 import yaml
 
-from gendistill.config import DataConfig, StageOptions, to_dict
+from gendistill.commands import StageOptions
+from gendistill.config import DataConfig, to_dict
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError

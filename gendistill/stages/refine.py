@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from gendistill import runtime
-from gendistill.config import DataConfig, RefineCommand, RefineConfig, section, sizes
+from gendistill.commands import RefineCommand
+from gendistill.config import DataConfig, RefineConfig, section, sizes
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from gendistill.config import DataConfig, ReportCommand
+from gendistill.commands import ReportCommand
+from gendistill.config import DataConfig
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError

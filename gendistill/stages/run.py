@@ -10,9 +10,15 @@ from typing import Any
 import yaml
 
 from gendistill import runtime
-from gendistill.config import RunConfig, sizes, to_dict
+from gendistill.commands import RunConfig
+from gendistill.config import sizes, to_dict
+from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
+from gendistill.networks.registry import build_network
+from gendistill.networks.training import require_batch_of_two
+from gendistill.refine.barycenter import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
+from gendistill.stages.finetune import start_generator
 from gendistill.stages.folders import CONFIG, LOG, difference, prepare_output, read_data
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")
@@ -29,6 +35,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     log = out / LOG
     data = read_data(config.data)
     check_sizes(config, data.train.counts(len(data.classes)), data.classes)
+    check_networks(config, data)
     out.mkdir(parents=True, exist_ok=True)
     _save_config(config, out)
     teacher.run_stage(data, config.data, config.teacher, out / "teacher", seed=seed, log_path=log)
@@ -70,6 +77,17 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
             "take; expected at most that. Lower sample.ipc and refine.ipc."
         )
+
+
+def check_networks(config: RunConfig, data: RealData) -> None:
+    """Build every network once, so that what does not fit the images is refused before any training."""
+    shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
+    for part in (config.teacher, config.evaluate):
+        network = build_network(part.network, width=part.width, depth=part.depth, **shape)
+        require_batch_of_two(network, part.batch_size, len(data.train))
+        if part is config.teacher and config.refine.steps:
+            require_batch_norm(network, config.refine.batch_norm_weight)
+    start_generator(data, config.finetune, config.seed)
 
 
 def _save_config(config: RunConfig, out: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gendistill import runtime
-from gendistill.config import SampleCommand, SampleConfig, section, sizes
+from gendistill.commands import SampleCommand
+from gendistill.config import SampleConfig, section, sizes
 from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.sampler import requests_for, sample
 from gendistill.progress import track

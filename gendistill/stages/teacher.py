@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import DataConfig, TeacherCommand, TeacherConfig, section, to_dict
+from gendistill.commands import TeacherCommand
+from gendistill.config import DataConfig, TeacherConfig, section, to_dict
 from gendistill.data.real import RealData
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gendistill.config import ReportCommand
+from gendistill.commands import ReportCommand
 from gendistill.data.images import to_pil
 from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data

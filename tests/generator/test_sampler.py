@@ -55,7 +55,7 @@ def test_guidance_one_is_the_plain_model_and_guidance_extrapolates(generator: Ge
 
 
 def test_unknown_scheduler_and_too_many_steps_are_refused(generator: Generator) -> None:
-    with pytest.raises(ConfigError, match="expected one of ddpm|expected one of dpmsolver"):
+    with pytest.raises(ConfigError, match="expected one of"):
         next(sample(generator, [Request(0, 0)], scheduler="magic"))
     with pytest.raises(ConfigError, match="1 to 1000"):
         next(sample(generator, [Request(0, 0)], num_inference_steps=2000))

@@ -108,8 +108,9 @@ def test_random_class_names_survive(names):
         check_names(Path(folder), tuple(names))
 
 
-def test_a_class_may_be_called_like_the_stand_in_of_another(tmp_path):
-    check_names(tmp_path, ("class-00001", ""))
+@pytest.mark.parametrize("classes", [("class-00001", ""), ("a", " a", "a "), ("%2F", "/"), (".a", "%2Ea")], ids=str)
+def test_classes_with_similar_names_keep_apart(tmp_path, classes):
+    check_names(tmp_path, classes)
 
 
 @settings(deadline=None, max_examples=100)

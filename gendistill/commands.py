@@ -1,0 +1,175 @@
+"""The commands' options: a stage's own options with those that every command takes. No torch in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gendistill.config import (
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    RefineConfig,
+    SampleConfig,
+    TeacherConfig,
+    need,
+    sizes,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What every command takes.
+
+    Attributes:
+        output_dir: Folder to write; must be new or empty.
+        seed: Seed of everything random but the data splits.
+        resume_from_checkpoint: ``latest`` continues what was interrupted in output_dir.
+        overwrite: Replace what an earlier run of this tool wrote to output_dir.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    resume_from_checkpoint: Literal["latest"] | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        both = self.overwrite and self.resume_from_checkpoint
+        need(not both, "overwrite", True, "false together with resume_from_checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(StageOptions):
+    """All stages from pixels to report.
+
+    Attributes:
+        data: The real images.
+        teacher: The teacher stage.
+        finetune: The generator's training.
+        sample: The sampling stage.
+        refine: The refinement stage.
+        evaluate: The evaluation stage.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = max(sizes(self.refine.ipc))
+        need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCommand(StageOptions, TeacherConfig):
+    """Train a teacher and collect its class statistics in one pass over the training images.
+
+    Attributes:
+        data: The real images.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        TeacherConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCommand(StageOptions, FinetuneConfig):
+    """Train the generator: plain diffusion, then the minimax criteria.
+
+    Attributes:
+        data: The real images.
+        num_processes: How many processes you mean to run; anything else is refused.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        FinetuneConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand(StageOptions, SampleConfig):
+    """Sample surrogate sets from a generator.
+
+    Attributes:
+        generator: Generator folder.
+    """
+
+    generator: Path
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        SampleConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillCommand(StageOptions, DistillConfig):
+    """Run a distiller on the real images.
+
+    Attributes:
+        data: The real images.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        DistillConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineCommand(StageOptions, RefineConfig):
+    """Select from a surrogate set and refine what was chosen.
+
+    Attributes:
+        surrogate: Folder of the surrogate set to select from, such as RUN/samples/pool.
+        teacher: Teacher folder.
+    """
+
+    surrogate: Path
+    teacher: Path
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        RefineConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(StageOptions, EvaluateConfig):
+    """Train classifiers on surrogate sets and on the baselines, and test them once.
+
+    Attributes:
+        surrogate: Folder of a surrogate set, or a list of them.
+        data: The real images that the baselines and the test split come from.
+        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels.
+    """
+
+    surrogate: Path | list[Path]
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: Path | None = None
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        EvaluateConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write a run's report again from its folders.
+
+    Attributes:
+        run: Folder of a finished run.
+    """
+
+    run: Path
