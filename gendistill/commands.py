@@ -1,7 +1,5 @@
 """The commands' options: a stage's own options with those that every command takes. No torch in here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

@@ -3,8 +3,6 @@
 Defaults are those of the embedded digits run; configs/*.yaml say what was measured with them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal

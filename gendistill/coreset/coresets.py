@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gendistill.data.real import Split
 from gendistill.errors import ConfigError
-from gendistill.seeding import numpy_rng
+from gendistill.seeding import derive, numpy_rng
 from gendistill.transport.barycenter import assign, kmeans_atoms
 
 
@@ -75,6 +75,6 @@ def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...]
     picks = []
     for label in range(len(classes)):
         index = split.of_class(label)
-        chosen = CORESETS[method](features[index].double().numpy(), ipc, seed)
+        chosen = CORESETS[method](features[index].double().numpy(), ipc, derive(seed, method, label))
         picks.append(index[torch.from_numpy(chosen)])
     return split.take(torch.cat(picks))

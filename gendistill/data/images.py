@@ -22,13 +22,19 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether ``prepare`` loses nothing by keeping one channel."""
+    return image.mode in ("1", "L") or image.mode.startswith("I")
+
+
 def prepare(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Grey or RGB uint8 (C,size,size): the central square, resampled by antialiased bicubic.
+    """Grey or RGB uint8 (C,size,size): upright by EXIF, the central square, resampled by antialiased bicubic.
 
     Transparent pixels are laid over white; 16-bit grey images are scaled to 8 bits.
     """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # "I;16", "I;16B", or "I" as Pillow opens 16-bit PGM
+        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gendistill.config import DataConfig
-from gendistill.data.images import prepare
+from gendistill.data.images import is_grey, prepare
 from gendistill.data.real import RealData, Split, stratified_split
 from gendistill.errors import DataError
 from gendistill.seeding import torch_rng
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "validation", "valid", "val")
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 
 
@@ -98,23 +99,29 @@ def _digits() -> Source:
 def _image_folder(root: Path) -> Source:
     """``root/train/<class>/*`` with an optional ``root/test`` (or val), or ``root/<class>/*``."""
     folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
-    train = next((folders[n] for n in TRAIN if n in folders), None)
+    train = next((folders[n] for n in TRAIN if n in folders and _class_folders(folders[n])), None)
     held = next((folders[n] for n in HELD_OUT if n in folders), None) if train else None
     train = train or root
-    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    classes = _class_folders(train)
     if len(classes) < 2:
         raise DataError(
             f"{train} holds {len(classes)} class folder(s); expected at least two, as in {root}/train/<class>/*.png "
             f"or {root}/<class>/*.png."
         )
     if held is not None:
-        strange = sorted({p.name for p in held.iterdir() if p.is_dir()} - set(classes))
+        strange = sorted(set(_class_folders(held)) - set(classes))
         if strange:
             raise DataError(f"{held} has classes that {train} lacks: {', '.join(strange)}. Give both the same names.")
     splits = {"train": _files(train, classes, require=True)}
     if held is not None:
         splits["test"] = _files(held, classes, require=False)
+        if not splits["test"]:
+            raise DataError(f"{held} holds no image. Add some, or remove it to have a test split carved from train.")
     return Source(classes, splits)
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def _files(root: Path, classes: tuple[str, ...], require: bool) -> list[Item]:
@@ -167,7 +174,6 @@ def _from_datasets(loaded: object, where: str) -> Source:
 
     splits = {str(k): v for k, v in loaded.items()}  # type: ignore[attr-defined]
     train_name = next((n for n in TRAIN if n in splits), next(iter(splits)))
-    held_name = next((n for n in HELD_OUT if n in splits and n != train_name), None)
     features = splits[train_name].features
     image_column = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
     label_column = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
@@ -176,6 +182,14 @@ def _from_datasets(loaded: object, where: str) -> Source:
             f"{where} has columns {', '.join(f'{k}: {type(f).__name__}' for k, f in features.items())}; expected one "
             "of type Image and one of type ClassLabel."
         )
+
+    def labelled(name: str) -> bool:
+        """Not so where labels are kept back, as -1."""
+        return all(y is not None and y >= 0 for y in splits[name][label_column])
+
+    held_name = next((n for n in HELD_OUT if n in splits and n != train_name and labelled(n)), None)
+    if not labelled(train_name):
+        raise DataError(f"{where} has images without label in its split {train_name!r}; remove them.")
 
     def items(name: str) -> list[Item]:
         table = splits[name].cast_column(image_column, datasets.Image(decode=False))
@@ -191,7 +205,9 @@ def _from_datasets(loaded: object, where: str) -> Source:
     return Source(tuple(features[label_column].names), found)
 
 
-def _decode(cell: dict) -> Image.Image:
+def _decode(cell: dict | None) -> Image.Image:
+    if cell is None:
+        raise ValueError("the cell is empty")
     return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
 
 
@@ -218,14 +234,14 @@ class _Reader:
 
     @classmethod
     def for_items(cls, items: list[Item], size: int | None) -> _Reader:
-        """Size: the given one, else the commonest. Channels: 1 if all of the first 64 readable images are grey."""
+        """Size: the given one, else the commonest. Channels: 1 if all of some 64 images are grey."""
         seen: list[tuple[tuple[int, int], bool]] = []
         step = max(1, len(items) // 64)
         for item in items[::step]:
             try:
                 with item.open() as image:
-                    seen.append((image.size, image.mode in ("1", "L", "I;16")))
-            except (OSError, ValueError, SyntaxError):
+                    seen.append((image.size, is_grey(image)))
+            except UNREADABLE:
                 continue
         if not seen:
             first = items[0].where if items else "no file at all"
@@ -263,8 +279,10 @@ class _Reader:
                         self.problems.append(
                             f"resized: {item.where} is {image.width}x{image.height}, not {self.size}x{self.size}"
                         )
+                    if self.channels == 1 and not is_grey(image):
+                        self.problems.append(f"made grey: {item.where} is {image.mode}, the images looked at are grey")
                     yield item, prepare(image, self.size, self.channels)
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            except UNREADABLE as error:
                 self.problems.append(f"skipped: {item.where} cannot be read ({error})")
                 yield item, None
 

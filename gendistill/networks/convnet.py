@@ -33,7 +33,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         deepest = int(math.log2(image_size))
-        depth = depth or default_depth(image_size)
+        depth = default_depth(image_size) if depth is None else depth
         if not 1 <= depth <= deepest:
             raise ConfigError(
                 f"A ConvNet of depth {depth} does not fit {image_size} px images; expected 1 to {deepest}."

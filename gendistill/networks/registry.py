@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +35,7 @@ class TimmClassifier(nn.Module):
         import timm
 
         if name not in timm.list_models():
-            close = timm.list_models(f"*{name}*")[:5]
+            close = difflib.get_close_matches(name, timm.list_models(), 5)
             raise ConfigError(f"timm has no network {name!r}; names like it: {', '.join(close) or 'none'}.")
         net: Any = timm.create_model(name, in_chans=channels, num_classes=classes)
         if image_size < 64 and hasattr(net, "conv1") and hasattr(net, "maxpool"):

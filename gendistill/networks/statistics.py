@@ -48,6 +48,8 @@ class ClassStatistics:
             raise ArtifactError(
                 f"Cannot read the class statistics {path}: {error}. Run `gendistill teacher`."
             ) from error
+        if not {"features", "labels"} <= stored.keys():
+            raise ArtifactError(f"{path} holds no class statistics. Run `gendistill teacher`.")
         means = {k[5:]: v for k, v in stored.items() if k.startswith("mean/")}
         variances = {k[4:]: v for k, v in stored.items() if k.startswith("var/")}
         return cls(stored["features"], stored["labels"], means, variances)

@@ -43,7 +43,7 @@ def batch_norm_loss(
     total = next(iter(inputs.values())).new_zeros(())
     for name, value in inputs.items():
         mean, variance, images = class_moments(value, labels, len(means[name]))
-        floor = 0.01 * variances[name].mean()
+        floor = (0.01 * variances[name].mean()).clamp(min=torch.finfo(torch.float32).eps)
         scale = variances[name] + floor
         gap = (mean - means[name]).square() + ((variance + floor).sqrt() - scale.sqrt()).square()
         present = images > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class SurrogateSet:
         size, channels = manifest["image_size"], manifest["channels"]
         images, labels = [], []
         for label, name in enumerate(manifest["folders"]):
-            if Path(name).name != name:
+            if Path(name).name != name or name in ("", ".."):
                 raise ArtifactError(f"{folder / MANIFEST} names the unsafe folder {name!r}; expected a plain name.")
             paths = sorted((folder / "train" / name).glob("*.png"))
             images += [_read(path, size, channels) for path in paths]
@@ -138,9 +139,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST} is damaged: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}.")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise ArtifactError(f"{folder / MANIFEST} has format {found!r}; this version reads {FORMAT}.")
+    wrong = [key for key, holds in _SHAPE.items() if not holds(manifest.get(key))]
+    if wrong or len(manifest["classes"]) != len(manifest["folders"]):
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: look at {', '.join(wrong or ['classes', 'folders'])}.")
     return manifest
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+_SHAPE = {
+    "classes": _names,
+    "folders": _names,
+    "image_size": lambda v: isinstance(v, int) and v > 0,
+    "channels": lambda v: v in (1, 3),
+    "stored_images": lambda v: isinstance(v, int) and v > 0,
+}
 
 
 def folder_name(name: str, label: int) -> str:
@@ -148,6 +166,8 @@ def folder_name(name: str, label: int) -> str:
     safe = quote(name, safe=" !#$&'()+,-;=@[]^_`{}~.").strip()
     if safe.startswith("."):
         safe = "%2E" + safe[1:]
+    if re.match(r"__|class-\d{5}", safe):  # datasets skips the one, the other is the stand-in of an unusable name
+        safe = f"%{ord(safe[0]):02X}" + safe[1:]
     if not safe or len(safe.encode()) > LONGEST_NAME or unquote(safe) != name:
         safe = f"class-{label:05d}"
     return safe

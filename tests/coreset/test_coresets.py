@@ -8,7 +8,7 @@ import torch
 
 from gendistill.config import CoresetMethod
 from gendistill.coreset.coresets import CORESETS, choose
-from gendistill.data.real import Split
+from gendistill.data.real import RealData, Split
 from gendistill.errors import ConfigError
 from gendistill.transport.barycenter import kmeans_atoms
 
@@ -140,3 +140,14 @@ def test_kmeans_picks_the_image_nearest_to_each_centre():
     nearest = np.linalg.norm(features[None] - kmeans_atoms(features, 3)[:, None], axis=-1).argmin(1)
     assert len(set(nearest)) == 3
     assert CORESETS["kmeans"](features, 3, 0).tolist() == nearest.tolist()
+
+
+def test_classes_are_drawn_apart(digits: RealData) -> None:
+    """Equal positions in every class would tie the random row to an order that folders share."""
+    chosen = choose("random", digits.train, torch.zeros(len(digits.train), 1), digits.classes, 3, seed=0)
+    positions = set()
+    for label in range(10):
+        images = digits.train.images[digits.train.of_class(label)]
+        picks = chosen.images[chosen.labels == label]
+        positions.add(tuple(int((images == p).flatten(1).all(1).nonzero()[0]) for p in picks))
+    assert len(positions) == 10
