@@ -12,7 +12,7 @@ from gendistill.errors import ConfigError
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
-Precision = Literal["auto", "no", "bf16", "fp16"]
+Precision = Literal["auto", "no", "bf16"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
 Sizes = int | tuple[int, ...]
 
@@ -54,7 +54,7 @@ class DataConfig:
         name: ``digits`` (built in), a folder of class folders, a folder of parquet files, or a Hub id.
         image_size: Side of the square images in pixels; null keeps the size that the images share.
         test_fraction: Share of each class held out as test split when the source has none.
-        validation_fraction: Share of each class carved from train; it picks whatever is picked.
+        validation_fraction: Share of each class carved from train, kept from every training and from the test.
         split_seed: Seed of those two splits; apart from the run's seed, so that runs share their splits.
         max_per_class: Keep at most this many training images of a class (null: all); for quick tries.
         revision: Branch, tag or commit of a Hub id.
@@ -67,6 +67,12 @@ class DataConfig:
     split_seed: int = 0
     max_per_class: int | None = None
     revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The name as a folder, where it is one."""
+        path = Path(self.name).expanduser()
+        return path if self.name != "digits" and path.is_dir() else None
 
     def __post_init__(self) -> None:
         need(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
@@ -221,6 +227,13 @@ class FinetuneConfig:
         _at_least(self, section, 1, "batch_size", "gradient_accumulation_steps", "checkpointing_steps")
         _at_least(self, section, 1, "checkpoints_total_limit")
         _in_unit(self, section, "label_dropout", "ema_decay")
+        parts = self.gradient_accumulation_steps
+        need(
+            self.batch_size % parts == 0,
+            f"{section}.batch_size",
+            self.batch_size,
+            f"a multiple of {parts} micro-batches",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +252,7 @@ class SampleConfig:
 
     ipc: Sizes = (1, 5, 10)
     pool: int = 100
-    base: bool = False
+    base: bool = True
     num_inference_steps: int = 10
     scheduler: Scheduler = "dpmsolver++"
     guidance_scale: float = 1.0
@@ -248,6 +261,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         _check_sizes(self, "sample")
         _at_least(self, "sample", 1, "num_inference_steps", "batch_size", "guidance_scale")
+        need(self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000")
         _at_least(self, "sample", 0, "pool")
 
 

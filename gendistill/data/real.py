@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True)
 class RealData:
-    """The real images: ``train`` teaches, ``validation`` picks, ``test`` is read once.
+    """The real images: ``train`` teaches, ``validation`` is held out, ``test`` is read once.
 
     ``classes`` are names in index order; ``problems`` lists what was skipped or altered while reading.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
 from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.hashing import hash_tensors
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import accuracy, train_classifier
 from gendistill.progress import finish
+from gendistill.seeding import derive
 
 PROTOCOL = "gendistill"
 RANDOM, FULL = "random", "full"
@@ -39,19 +41,25 @@ def judge(
     config: EvaluateConfig,
     *,
     device: Any = "cpu",
+    done: Mapping[str, float] | None = None,
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
     Row: method, stage, ipc, labels, augment, network, accuracy (fractions by run), mean, std (n - 1), ci95_vs_random
     (paired by run against the random row of the same IPC; null for random and full), verdict, seconds.
+    ``done`` has accuracies by record key that need no training again.
     """
-    rows = []
+    rows, done = [], done or {}
     for contestant in contestants:
         _check_shapes(contestant, test)
+    for contestant in contestants:
         start, results = time.perf_counter(), []
         for run in range(max(config.runs, len(contestant.draws))):
-            results.append(one_run(contestant.draws[run % len(contestant.draws)], test, classes, config, run, device))
+            draw = contestant.draws[run % len(contestant.draws)]
+            key = f"{hash_tensors({'images': draw.images, 'labels': draw.labels})}-{run}"
+            results.append(done[key] if key in done else one_run(draw, test, classes, config, run, device))
             yield {
+                "key": key,
                 "method": contestant.method,
                 "set": contestant.stage,
                 "ipc": contestant.ipc,
@@ -80,6 +88,7 @@ def one_run(
     train: Split, test: Split, classes: tuple[str, ...], config: EvaluateConfig, run: int, device: Any
 ) -> float:
     """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
+    seed = derive(run, "judge")  # apart from a teacher's of the same number
     network = build_network(
         config.network,
         channels=int(train.images.shape[1]),
@@ -87,7 +96,7 @@ def one_run(
         classes=len(classes),
         width=config.width,
         depth=config.depth,
-        seed=run,
+        seed=seed,
     )
     loop = train_classifier(
         network,
@@ -98,7 +107,7 @@ def one_run(
         weight_decay=config.weight_decay,
         shift=config.shift,
         flip=config.flip,
-        seed=run,
+        seed=seed,
         device=device,
     )
     return accuracy(finish(loop), test)

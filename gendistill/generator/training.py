@@ -131,6 +131,8 @@ def train_generator(
             checkpoints.save(step + 1, _state(generator, optimizer, ema, memories))
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in terms.items()}}
     ema.copy_to(parameters)
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # or the network would go on under autocast
+    accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
     generator.unet.eval()
     return {k: v.detach().cpu().clone() for k, v in generator.unet.state_dict().items()}
 

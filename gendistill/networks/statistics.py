@@ -81,7 +81,7 @@ class _Moments:
 
     def add(self, inputs: Tensor, labels: Tensor) -> None:
         """Take up one batch (B,C,H,W) or (B,C); keeping the between-batch term that averaging variances would lose."""
-        flat = (inputs.flatten(2) if inputs.dim() > 2 else inputs[..., None]).double().cpu()
+        flat = (inputs.flatten(2) if inputs.dim() > 2 else inputs[..., None]).cpu().double()
         onehot = torch.nn.functional.one_hot(labels.cpu(), len(self.count)).double()
         count = onehot.sum(0)[:, None] * flat.shape[2]
         mean = (onehot.T @ flat.sum(2)) / count.clamp(min=1)

@@ -31,7 +31,8 @@ class Teacher:
     def hash(self) -> str:
         return hash_tensors(self.network.state_dict())
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
         save_file(state, folder / "model.safetensors")

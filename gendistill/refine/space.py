@@ -3,7 +3,7 @@
     c(x, y) = ||f(x) - f(y)||^2 / Var_c f  +  w ||x - y||^2 / Var_c x
 
 WMDD (2311.18531) uses features alone. A teacher's features forget what it does not need, and a student starts from
-pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/results.md).
+pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/differences.md).
 """
 
 from __future__ import annotations

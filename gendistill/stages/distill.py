@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from gendistill.progress import track
 from gendistill.stages.folders import (
     command_line,
     finished,
-    prepare_output,
     read_data,
     stage_folder,
     stage_settings,
     versions,
 )
+from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -51,14 +52,18 @@ def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: T
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
 
+def run_stage(data: RealData, config: DistillConfig, target: Path, *, seed: int) -> Path:
+    """Write ``target`` unless it is there already, made with the same settings."""
+    settings = stage_settings(config, seed, data=data.fingerprint())
+    if finished(target, "distill", settings):
+        return target
+    with stage_folder(target, "distill", settings) as folder:
+        for ipc in track(sizes(config.ipc), config.method):
+            distill(data, config.method, ipc, seed=seed).save(folder.path / f"ipc-{ipc}")
+    return target
+
+
 def main(command: DistillCommand) -> None:
     runtime.check_processes(1)
-    prepare_output(command)
-    data = read_data(command.data)
-    config = section(command, DistillConfig)
-    settings = stage_settings(config, command.seed, data=data.fingerprint())
-    if finished(command.output_dir, "distill", settings):
-        return
-    with stage_folder(command.output_dir, "distill", settings) as folder:
-        for ipc in track(sizes(config.ipc), config.method):
-            distill(data, config.method, ipc, seed=command.seed).save(folder.path / f"ipc-{ipc}")
+    with output(command, command.data.folder):
+        run_stage(read_data(command.data), section(command, DistillConfig), command.output_dir, seed=command.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Sequence
@@ -22,15 +23,16 @@ from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
-    prepare_output,
     read_data,
     stage_folder,
     stage_settings,
     versions,
 )
+from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RANDOM_DRAWS = 5
+RUNS = "runs.jsonl"  # finished trainings, for resume
 
 
 def evaluate(
@@ -48,11 +50,9 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     for surrogate in surrogates:
-        if surrogate.classes != data.classes:
-            raise ArtifactError(
-                f"A surrogate set has classes {', '.join(surrogate.classes)}, the data {', '.join(data.classes)}; "
-                "expected the same in the same order."
-            )
+        check_origin(f"the surrogate set at IPC {surrogate.ipc}", surrogate.classes, surrogate.meta, data)
+    if teacher:
+        check_origin("the teacher", teacher.classes, teacher.meta, data)
     contestants = [
         c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
     ]
@@ -62,8 +62,16 @@ def evaluate(
     ]
     contestants.append(Contestant(FULL, None, None, (data.train,)))
     total = sum(max(config.runs, len(c.draws)) for c in contestants)
-    loop = judge(contestants, data.test, data.classes, config, device=runtime.device())
-    rows = follow(loop, "evaluate", total, log=folder.log if folder else None, every=1, stage="evaluate")
+    done = _read_runs(folder.path / RUNS) if folder else {}
+    loop = judge(contestants, data.test, data.classes, config, device=runtime.device(), done=done)
+
+    def log(record: dict[str, Any]) -> None:
+        if folder:
+            folder.log({k: v for k, v in record.items() if k != "key"})
+            with (folder.path / RUNS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps([record["key"], record["accuracy"]]) + "\n")
+
+    rows = follow(loop, "evaluate", total, log=log, every=1, stage="evaluate")
     return {
         "protocol": PROTOCOL,
         "data": data.describe(),
@@ -74,6 +82,32 @@ def evaluate(
         "device": str(runtime.device()),
         "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
     }
+
+
+def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+    if classes != data.classes:
+        raise ArtifactError(
+            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; expected the same in the same "
+            "order."
+        )
+    origin = meta.get("data", {}).get("fingerprint")
+    if origin not in (None, data.fingerprint()):
+        raise ArtifactError(
+            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than --data "
+            f"gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data options it was "
+            "made with."
+        )
+
+
+def _read_runs(path: Path) -> dict[str, float]:
+    """Accuracies that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
+    done = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            key, value = json.loads(line)
+            done[key] = value
+    return done
 
 
 def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
@@ -137,7 +171,8 @@ def run_stage(
     )
     if finished(target, "evaluate", settings):
         return target
-    with stage_folder(target, "evaluate", settings, log_path=log_path) as folder:
+    with stage_folder(target, "evaluate", settings, keep_partial=True, log_path=log_path) as folder:
+        folder.scaffold = (RUNS,)
         write_summary(folder.path, evaluate(data, sets, config, seed=seed, teacher=teacher, folder=folder))
     return target
 
@@ -174,15 +209,9 @@ def row_label(row: dict[str, Any]) -> str:
 
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
-    prepare_output(command)
-    data = read_data(command.data)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
-    run_stage(
-        data,
-        paths,
-        section(command, EvaluateConfig),
-        command.output_dir,
-        seed=command.seed,
-        teacher_dir=command.teacher,
-    )
-    print(table(json.loads((command.output_dir / "summary.json").read_text(encoding="utf-8"))))
+    target, config = command.output_dir, section(command, EvaluateConfig)
+    with output(command, command.data.folder, command.teacher, *paths):
+        data = read_data(command.data)
+        run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
+    print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from gendistill.errors import ArtifactError
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.training import train_generator
 from gendistill.progress import follow
-from gendistill.stages.folders import StageFolder, finished, prepare_output, read_data, stage_folder, stage_settings
+from gendistill.stages.folders import StageFolder, finished, read_data, stage_folder, stage_settings
+from gendistill.stages.output import output
 
 
 def finetune(
@@ -117,16 +118,16 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
                 "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
             }
             generator.save_pretrained(folder.path, base=base)
-            shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-            (folder.path / "base.safetensors").unlink(missing_ok=True)
+            folder.scaffold = ("checkpoints", "base.safetensors")
             folder.facts |= {"hash": generator.hash(), "processes": runtime.processes().num_processes}
     return target
 
 
 def main(command: FinetuneCommand) -> None:
     runtime.check_processes(command.num_processes)
-    if runtime.processes().is_main_process:
-        prepare_output(command)
-    runtime.processes().wait_for_everyone()
-    data = read_data(command.data)
-    run_stage(data, section(command, FinetuneConfig), command.output_dir, seed=command.seed)
+    state = runtime.processes()
+    guard = output(command, command.data.folder, command.pretrained) if state.is_main_process else nullcontext()
+    with guard:
+        state.wait_for_everyone()
+        data = read_data(command.data)
+        run_stage(data, section(command, FinetuneConfig), command.output_dir, seed=command.seed)

@@ -12,7 +12,6 @@ import logging
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,26 +22,29 @@ from typing import Any
 
 import yaml
 
-from gendistill.commands import StageOptions
 from gendistill.config import DataConfig, to_dict
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.hashing import hash_json
+from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of, read_record, write_whole
 
-RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
 _log = logging.getLogger("gendistill")
 
 
 @dataclass
 class StageFolder:
-    """Where a stage writes: ``path`` is the partial folder until the stage is done. ``facts`` go into stage.json."""
+    """Where a stage writes: ``path`` is the partial folder until the stage is done.
+
+    ``facts`` go into stage.json; ``scaffold`` names what only a resumed run needs, removed once the stage is done.
+    """
 
     path: Path
     log_path: Path
     resumed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    scaffold: tuple[str, ...] = ()
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record of plain values to log.jsonl."""
@@ -66,67 +68,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def prepare_output(options: StageOptions) -> None:
-    """Make sure that ``output_dir`` may be written, before any work.
-
-    Raises:
-        ArtifactError: it holds something and neither --resume_from_checkpoint nor --overwrite was given, --overwrite
-            would delete what is not ours, or it cannot be written.
-    """
-    folder = options.output_dir
-    found = [p for p in (folder, partial_of(folder)) if p.is_dir() and any(p.iterdir())]
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
-    if found and options.overwrite:
-        for path in found:
-            if not _is_ours(path):
-                raise ArtifactError(
-                    f"--overwrite would delete {path}, which holds no {CONFIG} of this tool. Delete it yourself, "
-                    "or give another --output_dir."
-                )
-            shutil.rmtree(path)
-    elif found and options.resume_from_checkpoint and not all(_is_ours(path) for path in found):
-        raise ArtifactError(
-            f"output_dir {folder} holds files but no {CONFIG} of this tool, so there is nothing to resume. "
-            "Give another --output_dir."
-        )
-    elif found and not options.resume_from_checkpoint:
-        raise ArtifactError(
-            f"output_dir {found[0]} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
-            "--overwrite, or give another --output_dir."
-        )
-    _check_writable(folder)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for parent in {folder.parent, folder if folder.is_dir() else folder.parent}:
-            with tempfile.NamedTemporaryFile(dir=parent):
-                pass
-    except OSError as error:
-        raise ArtifactError(
-            f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir."
-        ) from error
-
-
-def partial_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
-
-
-def _is_ours(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or (folder / RECORD).is_file()
-
-
 def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
     """Whether ``folder`` is that stage's work with those settings (of a ``.partial`` folder: its begun work).
 
     Raises:
         ArtifactError: it was made with others; the message names them.
     """
-    if not (folder / RECORD).is_file():
+    record = read_record(folder)
+    if record is None:
         return False
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings):
         return True
     raise ArtifactError(
@@ -185,16 +135,19 @@ def stage_folder(
     cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(peak_memory() / 2**20)}
     made = {"command": command_line(), "versions": versions(), **folder.facts}
     _write_record(partial, {"stage": stage, "settings": settings, "state": "finished", **cost, **made})
-    (partial / CONFIG).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(partial / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     if target.is_dir():
-        target.rmdir()  # empty, or prepare_output would have refused
+        target.rmdir()  # empty, or the command would have been refused
     partial.rename(target)
+    for name in folder.scaffold:
+        leftover = target / name
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     _log.info("%s: %s in %.1f s", stage, target, seconds)
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / RECORD, text + "\n")
 
 
 def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:

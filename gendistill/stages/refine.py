@@ -20,12 +20,12 @@ from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
-    prepare_output,
     read_data,
     stage_folder,
     stage_settings,
     versions,
 )
+from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -131,12 +131,6 @@ def teacher_data(folder: Path) -> RealData:
 
 def main(command: RefineCommand) -> None:
     runtime.check_processes(1)
-    prepare_output(command)
-    run_stage(
-        command.surrogate,
-        command.teacher,
-        teacher_data(command.teacher),
-        section(command, RefineConfig),
-        command.output_dir,
-        seed=command.seed,
-    )
+    with output(command, command.surrogate, command.teacher):
+        data, config = teacher_data(command.teacher), section(command, RefineConfig)
+        run_stage(command.surrogate, command.teacher, data, config, command.output_dir, seed=command.seed)

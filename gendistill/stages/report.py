@@ -20,7 +20,7 @@ from gendistill.evaluate.report import RANDOM_LABEL, RunFacts, render
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import LABELS, row_label
-from gendistill.stages.folders import CONFIG, LOG, RECORD, partial_of
+from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
 
 REPORT = "report.html"

@@ -19,9 +19,16 @@ from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.barycenter import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
 from gendistill.stages.finetune import start_generator
-from gendistill.stages.folders import CONFIG, LOG, difference, prepare_output, read_data
+from gendistill.stages.folders import difference, read_data
+from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
 
-SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")
+FOLDERS = {
+    "teacher": "teacher",
+    "finetune": "generator",
+    "sample": "samples",
+    "refine": "refined",
+    "evaluate": "evaluation",
+}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -30,12 +37,17 @@ def run(config: RunConfig) -> dict[str, Any]:
     With ``resume_from_checkpoint`` finished stages are kept and the interrupted one goes on.
     """
     runtime.check_processes(1)
-    prepare_output(config)
+    with output(config, config.data.folder, config.finetune.pretrained):
+        data = read_data(config.data)
+        check_sizes(config, data.train.counts(len(data.classes)), data.classes)
+        check_networks(config, data)
+        return run_stages(config, data)
+
+
+def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
+    """The corridor itself, for images and options that were found to fit."""
     out, seed = config.output_dir, config.seed
     log = out / LOG
-    data = read_data(config.data)
-    check_sizes(config, data.train.counts(len(data.classes)), data.classes)
-    check_networks(config, data)
     out.mkdir(parents=True, exist_ok=True)
     _save_config(config, out)
     teacher.run_stage(data, config.data, config.teacher, out / "teacher", seed=seed, log_path=log)
@@ -91,17 +103,19 @@ def check_networks(config: RunConfig, data: RealData) -> None:
 
 
 def _save_config(config: RunConfig, out: Path) -> None:
-    """config.yaml of the run; on resume the stored one must say the same."""
+    """config.yaml of the run; on resume the options of finished stages must be the same."""
     settings = {k: v for k, v in to_dict(config).items() if k in SETTINGS}
     path = out / CONFIG
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if stored != settings:
+        fixed = [k for k in SETTINGS if k not in FOLDERS or (out / FOLDERS[k]).exists()]
+        stored, wanted = ({k: s[k] for k in fixed} for s in (stored, settings))
+        if stored != wanted:
             raise ArtifactError(
-                f"{out} was made with other settings ({difference(stored, settings)}). Resume with the same ones, "
+                f"{out} was made with other settings ({difference(stored, wanted)}). Resume with the same ones, "
                 "start anew with --overwrite, or give another --output_dir."
             )
-    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def main(command: RunConfig) -> None:

@@ -18,11 +18,11 @@ from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
-    prepare_output,
     stage_folder,
     stage_settings,
     versions,
 )
+from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -93,5 +93,5 @@ def _save_prefixes(
 
 def main(command: SampleCommand) -> None:
     runtime.check_processes(1)
-    prepare_output(command)
-    run_stage(command.generator, section(command, SampleConfig), command.output_dir, seed=command.seed)
+    with output(command, command.generator):
+        run_stage(command.generator, section(command, SampleConfig), command.output_dir, seed=command.seed)

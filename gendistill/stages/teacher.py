@@ -14,7 +14,9 @@ from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import accuracy, train_classifier
 from gendistill.progress import follow
-from gendistill.stages.folders import StageFolder, finished, prepare_output, read_data, stage_folder, stage_settings
+from gendistill.seeding import derive
+from gendistill.stages.folders import StageFolder, finished, read_data, stage_folder, stage_settings
+from gendistill.stages.output import output
 
 
 def train_teacher(
@@ -31,7 +33,7 @@ def train_teacher(
         "depth": config.depth,
     }
     loop = train_classifier(
-        build_network(**spec, seed=seed),
+        build_network(**spec, seed=derive(seed, "teacher")),
         data.train,
         steps=config.steps,
         batch_size=config.batch_size,
@@ -39,7 +41,7 @@ def train_teacher(
         weight_decay=config.weight_decay,
         shift=config.shift,
         flip=config.flip,
-        seed=seed,
+        seed=derive(seed, "teacher"),
         device=runtime.device(),
     )
     network = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
@@ -71,6 +73,6 @@ def run_stage(
 
 def main(command: TeacherCommand) -> None:
     runtime.check_processes(1)
-    prepare_output(command)
-    data = read_data(command.data)
-    run_stage(data, command.data, section(command, TeacherConfig), command.output_dir, seed=command.seed)
+    with output(command, command.data.folder):
+        data = read_data(command.data)
+        run_stage(data, command.data, section(command, TeacherConfig), command.output_dir, seed=command.seed)

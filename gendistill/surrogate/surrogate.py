@@ -56,8 +56,9 @@ class SurrogateSet:
         names = torch.frombuffer(bytearray("\0".join(self.classes).encode()), dtype=torch.uint8)
         return hash_tensors({"images": self.images, "labels": self.labels, "classes": names})
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the folder, which must be new; the caller makes it appear at once by renaming."""
+        folder = Path(folder)
         for label, name in enumerate(self.classes):
             target = folder / "train" / folder_name(name, label)
             target.mkdir(parents=True)
