@@ -88,15 +88,15 @@ def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data
     """Refuse what was made from other classes, or from a split whose training images may be test images here."""
     if classes != data.classes:
         raise ArtifactError(
-            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; expected the same in the same "
-            "order."
+            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
+            "expected the same in the same order."
         )
     origin = meta.get("data", {}).get("fingerprint")
     if origin not in (None, data.fingerprint()):
         raise ArtifactError(
-            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than --data "
-            f"gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data options it was "
-            "made with."
+            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than "
+            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
+            "options it was made with."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a command may write: nothing is deleted or overwritten that the user did not name, nor before the work is done."""
+"""Where a command may write: nothing is overwritten unasked, and nothing deleted before the work is done."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     the command was refused.
 
     Raises:
-        ArtifactError: the folder holds something and the command may not touch it, holds one of its inputs, or cannot be
-            written.
+        ArtifactError: the folder holds something that the command may not touch, holds one of its inputs, or cannot
+            be written.
     """
     folder = options.output_dir
     _check(options, [path for path in inputs if path is not None])
@@ -82,8 +82,8 @@ def _check(options: StageOptions, inputs: list[Path]) -> None:
     foreign = [path for path in found if not is_ours(path)]
     if foreign and (options.overwrite or options.resume_from_checkpoint):
         raise ArtifactError(
-            f"{foreign[0]} was not written by this command, so it is neither resumed nor overwritten. Delete it yourself, "
-            "or give another --output_dir."
+            f"{foreign[0]} was not written by this command, so it is neither resumed nor overwritten. Delete it "
+            "yourself, or give another --output_dir."
         )
     if found and not options.overwrite and not options.resume_from_checkpoint:
         raise ArtifactError(

@@ -122,3 +122,19 @@ def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Pa
         Generator.from_pretrained(tmp_path / "g")
     with pytest.raises(ConfigError, match="multiple of 2"):
         build_generator(MODEL, digits.classes, 1, 9, seed=0)
+
+
+def test_training_leaves_a_plain_network_behind(digits: RealData) -> None:
+    """No autocast stays wrapped around it, so sampling from it equals sampling from the saved folder."""
+    generator = fresh(digits)
+    for precision in ("bf16", "no"):
+        accelerator = make_accelerator(precision)
+        assert accelerator.mixed_precision == precision
+        loop = train_generator(generator, digits.train, replace(CONFIG, base_steps=1), accelerator=accelerator)
+        finish(loop)
+        copy = fresh(digits)
+        copy.unet.load_state_dict(generator.unet.state_dict())
+        inputs = (torch.ones(2, 1, 8, 8), torch.tensor(500), torch.tensor([0, 1]))
+        with torch.no_grad():
+            one, other = (g.unet(*inputs).sample for g in (generator, copy))
+        assert torch.equal(one, other)

@@ -157,8 +157,64 @@ def test_output_folders_are_not_overwritten_by_accident(
     (foreign / "photo.txt").write_text("mine")
     assert gendistill("run", "--config", TINY, "--output_dir", foreign, "--overwrite") == 2
     assert "Delete it yourself" in capsys.readouterr().err
+    (foreign / "config.yaml").write_text("lr: 1\n")  # other tools write such a file too
+    assert gendistill("run", "--config", TINY, "--output_dir", foreign, "--overwrite") == 2
     assert files(run, "**/*") == before
     assert (foreign / "photo.txt").read_text() == "mine"
+
+
+def test_overwrite_gives_the_old_folder_back_when_the_command_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "old"
+    command = ("distill", "--method", "random", "--ipc", 2, "--output_dir", out)
+    assert gendistill(*command) == 0
+    before = files(out, "**/*")
+    assert gendistill(*command, "--data.name", "/no/such/folder", "--overwrite") == 2
+    assert files(out, "**/*") == before
+    assert gendistill(*command, "--seed", 1, "--overwrite") == 0
+    assert files(out) != {k: v for k, v in before.items() if k.endswith("png")}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old"]
+
+
+def test_a_folder_that_holds_the_input_is_no_output(run: Path, capsys: pytest.CaptureFixture) -> None:
+    before = files(run, "**/*")
+    for target in (run, run / "generator"):
+        command = ("sample", "--generator", run / "generator", "--output_dir", target, "--overwrite")
+        assert gendistill(*command) == 2
+        assert "holds the input" in capsys.readouterr().err
+    assert gendistill("teacher", "--config", TINY, "--output_dir", run, "--resume_from_checkpoint", "latest") == 2
+    assert files(run, "**/*") == before
+
+
+def test_sets_and_teachers_of_other_splits_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Their training images may be this split's test images."""
+    other = ("--config", TINY, "--data.split_seed", 1)
+    assert gendistill("distill", *other, "--ipc", 1, "--output_dir", tmp_path / "set") == 0
+    assert gendistill("teacher", *other, "--output_dir", tmp_path / "teacher") == 0
+    for arguments in (
+        ("--surrogate", tmp_path / "set" / "ipc-1"),
+        ("--surrogate", run / "samples" / "ipc-1", "--teacher", tmp_path / "teacher"),
+    ):
+        assert gendistill("evaluate", "--config", TINY, *arguments, "--output_dir", tmp_path / "out") == 2
+        assert "test images may be among them" in capsys.readouterr().err
+
+
+def test_evaluation_goes_on_from_its_last_training(run: Path, tmp_path: Path) -> None:
+    out, surrogate = tmp_path / "evaluation", run / "refined" / "ipc-2"
+    arguments = ("evaluate", "--config", TINY, "--surrogate", surrogate, "--steps", 60, "--output_dir", out)
+    process = start(*arguments)
+    finished = tmp_path / "evaluation.partial" / "runs.jsonl"
+    while process.poll() is None and not (finished.exists() and len(finished.read_text().splitlines()) > 4):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = [json.loads(line) for line in finished.read_text().splitlines()[:4]]
+    finished.write_text("".join(json.dumps([key, 0.125]) + "\n" for key, _ in kept) + '["cut off')
+    assert gendistill(*arguments, "--resume_from_checkpoint", "latest") == 0
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert [a == 0.125 for a in rows[0]["accuracy"]] == [True] * 4 + [False]  # taken over, not trained again
+    assert not (out / "runs.jsonl").exists()
 
 
 def test_resuming_a_finished_run_does_nothing_twice(run: Path) -> None:
