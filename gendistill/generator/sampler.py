@@ -51,7 +51,10 @@ def make_scheduler(generator: Generator, name: str, num_inference_steps: int) ->
     """The named solver with the generator's own noise schedule, ready to step."""
     if name not in SCHEDULERS:
         raise ConfigError(f"scheduler is {name!r}; expected one of {', '.join(SCHEDULERS)}.")
-    scheduler = SCHEDULERS[name].from_config(generator.scheduler.config)
+    # Without its note of what was left at a default: diffusers would then take the solver's own defaults (of timestep
+    # spacing, say) for a fresh generator, but the stored values for a loaded one.
+    config = {k: v for k, v in generator.scheduler.config.items() if k != "_use_default_values"}
+    scheduler = SCHEDULERS[name].from_config(config)
     trained = int(generator.scheduler.config.num_train_timesteps)
     if not 1 <= num_inference_steps <= trained:
         raise ConfigError(f"num_inference_steps is {num_inference_steps}; expected 1 to {trained}.")

@@ -44,6 +44,12 @@ def finetune(
             part.rename(saved)
     _phase(generator, data, config, "minimax", config.minimax_steps, accelerator, seed, folder)
     accelerator.wait_for_everyone()
+    generator.meta |= {
+        "adaptation": "full",
+        "licence": "apache-2.0",
+        "data": data.describe(),
+        "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
+    }
     return generator, base
 
 
@@ -110,13 +116,7 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
         runtime.processes().wait_for_everyone()
         generator, base = finetune(data, config, seed=seed, folder=folder)
         if main_process:
-            generator.meta |= {
-                "adaptation": "full",
-                "licence": "apache-2.0",
-                "pretrained_hash": parent,
-                "data": data.describe(),
-                "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
-            }
+            generator.meta["pretrained_hash"] = parent
             generator.save_pretrained(folder.path, base=base)
             folder.scaffold = ("checkpoints", "base.safetensors")
             folder.facts |= {"hash": generator.hash(), "processes": runtime.processes().num_processes}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -59,3 +61,11 @@ def test_unknown_scheduler_and_too_many_steps_are_refused(generator: Generator) 
         next(sample(generator, [Request(0, 0)], scheduler="magic"))
     with pytest.raises(ConfigError, match="1 to 1000"):
         next(sample(generator, [Request(0, 0)], num_inference_steps=2000))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_saved_generator_samples_like_the_one_in_memory(generator: Generator, scheduler: str, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    requests = requests_for(3, 1)
+    one, other = (images(g, requests, scheduler=scheduler) for g in (generator, Generator.from_pretrained(tmp_path)))
+    assert all(torch.equal(one[r], other[r]) for r in requests)
