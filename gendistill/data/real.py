@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,7 +57,11 @@ class RealData:
         return int(self.train.images.shape[1])
 
     def fingerprint(self) -> str:
-        """BLAKE2b over class names, pixels and labels of all splits: equal data, equal fingerprint."""
+        """BLAKE2b over class names, pixels and labels of all splits: equal data, equal fingerprint. Read once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.classes).encode())
         for split in (self.train, self.validation, self.test):

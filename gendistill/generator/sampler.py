@@ -68,7 +68,7 @@ def sample(
     requests: Sequence[Request],
     *,
     seed: int = 0,
-    num_inference_steps: int = 18,
+    num_inference_steps: int = 10,
     scheduler: str = "dpmsolver++",
     guidance_scale: float = 1.0,
     batch_size: int = 128,

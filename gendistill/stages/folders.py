@@ -42,7 +42,6 @@ class StageFolder:
 
     path: Path
     log_path: Path
-    resumed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     scaffold: tuple[str, ...] = ()
 
@@ -120,7 +119,7 @@ def stage_folder(
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         _write_record(partial, {"stage": stage, "settings": settings, "state": "started"})
-    folder = StageFolder(partial, log_path or partial / LOG, resumed)
+    folder = StageFolder(partial, log_path or partial / LOG)
     reset_peak_memory()
     start = time.perf_counter()
     try:
