@@ -101,10 +101,18 @@ class SampleCommand(StageOptions, SampleConfig):
     """Sample surrogate sets from a generator.
 
     Attributes:
-        generator: Generator folder.
+        generator: Generator folder or Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to put on the generator it was made for.
+        data: The real images, for guidance mode and start prototypes.
+        num_processes: How many processes you mean to run; anything else is refused.
     """
 
-    generator: Path
+    generator: str
+    revision: str | None = None
+    adapter: Path | None = None
+    data: DataConfig | None = None
+    num_processes: int | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)

@@ -13,6 +13,12 @@ Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
 Precision = Literal["auto", "no", "bf16"]
+Architecture = Literal["unet", "dit"]
+Adaptation = Literal["full", "difffit", "lora"]
+Weighting = Literal["none", "alpha_bar"]
+Guidance = Literal["none", "cfg", "mode"]
+Start = Literal["noise", "prototypes"]
+Tracker = Literal["none", "tensorboard", "wandb"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
 Sizes = int | tuple[int, ...]
 
@@ -118,39 +124,55 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The class-conditional UNet (diffusers' UNet2DModel) that is trained from scratch.
+    """The class-conditional network that is trained from scratch: diffusers' UNet2DModel or DiTTransformer2DModel.
 
     Attributes:
-        block_out_channels: Channels by resolution, finest first; the image side must divide by 2^(levels - 1).
-        layers_per_block: Residual layers a resolution.
-        attention_levels: How many of the coarsest resolutions carry self-attention.
-        norm_num_groups: Groups of the group norms.
+        architecture: ``unet``, or ``dit`` (a diffusion transformer, arXiv 2212.09748).
+        block_out_channels: unet: channels by resolution, finest first; the side must divide by 2^(levels - 1).
+        layers_per_block: unet: residual layers a resolution.
+        attention_levels: unet: how many of the coarsest resolutions carry self-attention.
+        norm_num_groups: unet: groups of the group norms.
+        num_layers: dit: transformer blocks.
+        num_attention_heads: dit: heads a block.
+        attention_head_dim: dit: channels a head.
+        patch_size: dit: side of a patch; the side of the image or latent must divide by it.
+        learned_sigma: dit: predict the reverse variance as well, trained by its variational bound.
         prediction_type: What the network predicts; v (Salimans & Ho 2022, eq. 12) learns faster from scratch.
         noise_schedule: diffusers' name of the beta schedule over 1000 timesteps.
     """
 
+    architecture: Architecture = "unet"
     block_out_channels: tuple[int, ...] = (64, 128, 128)
     layers_per_block: int = 1
     attention_levels: int = 0
     norm_num_groups: int = 16
+    num_layers: int = 8
+    num_attention_heads: int = 4
+    attention_head_dim: int = 64
+    patch_size: int = 2
+    learned_sigma: bool = False
     prediction_type: Prediction = "v_prediction"
     noise_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
 
     def __post_init__(self) -> None:
-        _at_least(self, "finetune.model", 1, "layers_per_block", "norm_num_groups")
+        section = "finetune.model"
+        _at_least(self, section, 1, "layers_per_block", "norm_num_groups")
+        _at_least(self, section, 1, "num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
         channels = self.block_out_channels
-        need(len(channels) > 0, "finetune.model.block_out_channels", channels, "one number a resolution")
+        need(len(channels) > 0, f"{section}.block_out_channels", channels, "one number a resolution")
         need(
             all(c > 0 and c % self.norm_num_groups == 0 for c in channels),
-            "finetune.model.block_out_channels",
+            f"{section}.block_out_channels",
             channels,
             f"multiples of norm_num_groups = {self.norm_num_groups}",
         )
+        levels = self.attention_levels
+        need(0 <= levels <= len(channels), f"{section}.attention_levels", levels, f"0 to {len(channels)}")
         need(
-            0 <= self.attention_levels <= len(channels),
-            "finetune.model.attention_levels",
-            self.attention_levels,
-            f"0 to {len(channels)}",
+            not self.learned_sigma or (self.architecture == "dit" and self.prediction_type == "epsilon"),
+            f"{section}.learned_sigma",
+            self.learned_sigma,
+            "false, or architecture dit with prediction_type epsilon, whose variational bound is defined",
         )
 
 
@@ -164,6 +186,8 @@ class MinimaxConfig:
         reduction: ``per_sample`` gives every image its own partner; ``global`` one pair a class (the paper).
         memory_size: Images a class in each of the two memories.
         min_alpha_bar: Only images with alpha_bar(t) above this take part: x0 is unreadable in heavier noise.
+        weighting: ``alpha_bar`` weights each image by alpha_bar(t) (per_sample alone); ``none`` all alike.
+        share_memory: Several processes fill one memory together; false keeps one each, as the released code.
     """
 
     representativeness: float = 0.02
@@ -171,11 +195,20 @@ class MinimaxConfig:
     reduction: Reduction = "per_sample"
     memory_size: int = 64
     min_alpha_bar: float = 0.2
+    weighting: Weighting = "none"
+    share_memory: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(self, "finetune.minimax", 0, "representativeness", "diversity")
-        _at_least(self, "finetune.minimax", 1, "memory_size")
-        _in_unit(self, "finetune.minimax", "min_alpha_bar")
+        section = "finetune.minimax"
+        _at_least(self, section, 0, "representativeness", "diversity")
+        _at_least(self, section, 1, "memory_size")
+        _in_unit(self, section, "min_alpha_bar")
+        need(
+            self.weighting == "none" or self.reduction == "per_sample",
+            f"{section}.weighting",
+            self.weighting,
+            "none with reduction global, where one pair a class counts",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +216,18 @@ class FinetuneConfig:
     """Training of the generator: plain diffusion first, then the minimax criteria on top.
 
     Attributes:
-        pretrained: Generator folder to start from; its plain training is then skipped.
+        pretrained: Generator to start from, a folder or Hub id of a diffusers pipeline; plain training is skipped.
+        revision: Branch, tag or commit of a Hub id in ``pretrained`` or ``codec``.
+        label_map: Condition index of each class name in a pretrained model, where its names do not say it.
         model: The network trained from scratch when there is no pretrained one.
+        codec: ``pixels``, or the folder or Hub id of an autoencoder (AutoencoderKL, AutoencoderTiny, AutoencoderDC)
+            to train in its latents from scratch; a pretrained generator brings its own.
+        latent_cache: Folder that keeps the encoded images for other runs; null keeps them until this run is done.
+        flip: Mirror images at random; wrong for digits, right for most photographs.
         minimax: The criteria of the second phase.
+        adaptation: What the second phase trains: ``full``, ``difffit`` (biases, norms, scales, class embedding) or
+            ``lora``.
+        lora_rank: Rank of the LoRA matrices.
         base_steps: Optimiser steps of plain diffusion training.
         minimax_steps: Optimiser steps with the criteria added.
         batch_size: Images an optimiser step, over all processes together.
@@ -196,15 +238,25 @@ class FinetuneConfig:
         ema_decay: Decay of the averaged weights (warmed up), which are the ones that sample.
         max_grad_norm: Gradient clipping.
         gradient_accumulation_steps: Micro-batches an optimiser step.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         mixed_precision: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere.
         compile: torch.compile the network; pays on GPUs and long runs only.
         checkpointing_steps: Optimiser steps between resumable checkpoints.
         checkpoints_total_limit: Newest checkpoints kept.
+        preview_steps: Optimiser steps between sample grids in ``previews/``; 0 draws one at the end of each phase.
+        report_to: Tracker beside log.jsonl: ``tensorboard`` or ``wandb``.
     """
 
-    pretrained: Path | None = None
+    pretrained: str | None = None
+    revision: str | None = None
+    label_map: dict[str, int] | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
+    codec: str = "pixels"
+    latent_cache: Path | None = None
+    flip: bool = False
     minimax: MinimaxConfig = field(default_factory=MinimaxConfig)
+    adaptation: Adaptation = "full"
+    lora_rank: int = 16
     base_steps: int = 400
     minimax_steps: int = 100
     batch_size: int = 128
@@ -215,17 +267,20 @@ class FinetuneConfig:
     ema_decay: float = 0.99
     max_grad_norm: float = 1.0
     gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
     mixed_precision: Precision = "auto"
     compile: bool = False
     checkpointing_steps: int = 100
     checkpoints_total_limit: int = 2
+    preview_steps: int = 0
+    report_to: Tracker = "none"
 
     def __post_init__(self) -> None:
         section = "finetune"
-        _at_least(self, section, 0, "base_steps", "minimax_steps", "weight_decay")
+        _at_least(self, section, 0, "base_steps", "minimax_steps", "weight_decay", "preview_steps")
         _at_least(self, section, 0, "learning_rate", "minimax_learning_rate", "max_grad_norm")
         _at_least(self, section, 1, "batch_size", "gradient_accumulation_steps", "checkpointing_steps")
-        _at_least(self, section, 1, "checkpoints_total_limit")
+        _at_least(self, section, 1, "checkpoints_total_limit", "lora_rank")
         _in_unit(self, section, "label_dropout", "ema_decay")
         parts = self.gradient_accumulation_steps
         need(
@@ -233,6 +288,14 @@ class FinetuneConfig:
             f"{section}.batch_size",
             self.batch_size,
             f"a multiple of {parts} micro-batches",
+        )
+        alone = "pixels when pretrained is given, which brings its own codec"
+        need(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
+        need(
+            self.label_map is None or self.pretrained is not None,
+            f"{section}.label_map",
+            self.label_map,
+            "null without finetune.pretrained: a model trained from scratch numbers its classes itself",
         )
 
 
@@ -242,27 +305,57 @@ class SampleConfig:
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
+        classes: Names of the classes to sample; null takes all of the generator's.
         pool: Images per class of a further set, ``pool``, for refinement to select from; 0 writes none.
         base: Also sample the same sets from the generator's plain-diffusion weights, into ``base``.
         num_inference_steps: Denoising steps.
         scheduler: Solver by name.
-        guidance_scale: Classifier-free guidance; 1 is off and halves the cost.
+        guidance: ``none``, ``cfg`` (classifier-free), or ``mode`` (toward k-means modes of the real images, MGD3).
+        guidance_scale: Of classifier-free guidance, alone or beside mode guidance; 1 is off and halves the cost.
+        guidance_interval: Noise levels t/T between which classifier-free guidance acts.
+        mode_scale: Strength of mode guidance.
+        mode_stop: Mode guidance ends at this noise level t/T, so that the model alone finishes the details.
+        modes: k-means clusters a class, of mode guidance and of prototypes; image i takes cluster i mod modes.
+        start: ``noise``, or ``prototypes``: cluster centres of the real images, noised and denoised again (D4M).
+        strength: How much noise prototypes get: the share of the denoising steps that are run.
+        mixed_precision: ``auto`` is bf16 on a GPU that has it, fp32 elsewhere.
         batch_size: Images denoised at once; changes speed and memory, never the images.
     """
 
     ipc: Sizes = (1, 5, 10)
+    classes: tuple[str, ...] | None = None
     pool: int = 100
     base: bool = True
     num_inference_steps: int = 10
     scheduler: Scheduler = "dpmsolver++"
+    guidance: Guidance = "none"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    mode_scale: float = 0.1
+    mode_stop: float = 0.5
+    modes: int = 10
+    start: Start = "noise"
+    strength: float = 0.7
+    mixed_precision: Precision = "auto"
     batch_size: int = 128
 
+    @property
+    def needs_real_images(self) -> bool:
+        return self.guidance == "mode" or self.start == "prototypes"
+
     def __post_init__(self) -> None:
-        _check_sizes(self, "sample")
-        _at_least(self, "sample", 1, "num_inference_steps", "batch_size", "guidance_scale")
+        section = "sample"
+        _check_sizes(self, section)
+        _at_least(self, section, 1, "num_inference_steps", "batch_size", "guidance_scale", "modes")
         need(self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000")
-        _at_least(self, "sample", 0, "pool")
+        _at_least(self, section, 0, "pool", "mode_scale")
+        _in_unit(self, section, "mode_stop", "strength")
+        need(self.strength > 0, "sample.strength", self.strength, "more than 0")
+        low, high = self.guidance_interval
+        need(0 <= low < high <= 1, "sample.guidance_interval", [low, high], "two ascending numbers from 0 to 1")
+        scale = self.guidance_scale
+        need(self.guidance != "none" or scale == 1, "sample.guidance_scale", scale, "1 with guidance none; say cfg")
+        need(self.guidance != "cfg" or scale > 1, "sample.guidance_scale", scale, "more than 1 with guidance cfg")
 
 
 @dataclass(frozen=True, kw_only=True)

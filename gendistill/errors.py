@@ -15,3 +15,7 @@ class DataError(GendistillError):
 
 class ArtifactError(GendistillError):
     """A folder written by a stage is missing, incomplete, of another kind, or would be overwritten."""
+
+
+class StorageError(GendistillError):
+    """The disk took no more; what was finished is kept, and the same command can go on from it."""

@@ -6,6 +6,7 @@ in library use. It also carries a loop's return value through.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,6 +34,14 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     from tqdm import tqdm
 
     yield from tqdm(items, desc=f"{label:<22}", total=total, dynamic_ncols=True, smoothing=0.05, mininterval=0.2)
+
+
+def note(text: str) -> None:
+    """One line for the user, where bars are shown."""
+    if _shown.get():
+        from tqdm import tqdm
+
+        tqdm.write(f"gendistill: {text}", file=sys.stderr)
 
 
 def finish(loop: Generator[Any, None, T]) -> T:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gendistill.errors import ArtifactError, ConfigError
 
@@ -53,23 +59,47 @@ def device() -> torch.device:
     return processes().device
 
 
-def make_accelerator(mixed_precision: str = "no", gradient_accumulation_steps: int = 1) -> Accelerator:
-    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 elsewhere."""
+def make_accelerator(
+    mixed_precision: str = "no",
+    gradient_accumulation_steps: int = 1,
+    *,
+    tracker: str = "none",
+    folder: Path | None = None,
+) -> Accelerator:
+    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 elsewhere.
+
+    ``tracker`` (``tensorboard`` or ``wandb``) also gets what is logged, below ``folder``.
+
+    Raises:
+        ConfigError: the tracker is not installed.
+    """
     processes()
     if mixed_precision == "auto":
         mixed_precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; ours is an argument
-    return Accelerator(
-        mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation_steps, cpu=_on_cpu()
+    if tracker != "none" and find_spec(tracker) is None:
+        raise ConfigError(f"report_to is {tracker!r}, which is not installed; run `pip install {tracker}`.")
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        cpu=_on_cpu(),
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder,
     )
+    if tracker != "none":
+        accelerator.init_trackers("gendistill")
+    return accelerator
 
 
 class Checkpoints:
-    """Training states as safetensors in ``folder/step-000100/``, written whole or not at all; nothing is pickled."""
+    """Training states as safetensors in ``folder/step-000100/``, written whole or not at all; nothing is pickled.
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    ``identity`` (plain text values) says what they belong to; states of another identity are refused.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, identity: Mapping[str, str] | None = None) -> None:
+        self.folder, self.every, self.keep, self.identity = folder, every, keep, dict(identity or {})
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
@@ -83,7 +113,12 @@ class Checkpoints:
         partial = self.folder / f"partial-{step:06d}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, partial / "state.safetensors")
+        plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        try:
+            save_file(plain, partial / "state.safetensors", metadata=self.identity)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room, and half a state is none
+            raise
         target = self.folder / f"step-{step:06d}"
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
@@ -91,35 +126,80 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{old:06d}")
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """(step, state) of the newest complete checkpoint, or None."""
+        """(step, state) of the newest complete checkpoint, or None.
+
+        Raises:
+            ArtifactError: it is damaged, or belongs to another model, seed or phase.
+        """
         steps = self.steps()
         if not steps:
             return None
         path = self.folder / f"step-{steps[-1]:06d}" / "state.safetensors"
         try:
-            return steps[-1], load_file(path)
+            with safe_open(path, framework="pt") as file:
+                found = file.metadata() or {}
+            state = load_file(path)
         except Exception as error:
             raise ArtifactError(
                 f"The checkpoint {path} cannot be read ({error}); delete its folder and resume."
             ) from error
+        other = [f"{k}: {found.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if found.get(k) != v]
+        if other:
+            raise ArtifactError(
+                f"The checkpoint {path} belongs to another training ({', '.join(other)}); resume with the settings it "
+                "was made with, or start anew with --overwrite."
+            )
+        return steps[-1], state
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak where the system allows it; elsewhere the peak is the whole process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak bytes since the last reset: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor sharded over processes (FSDP2), gathered by all of them; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sharded_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, where ``like`` is sharded."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser moments as flat tensors ``optimizer.<parameter>.<name>``; rates come from the schedule."""
     state = optimizer.state_dict()["state"]
     return {
-        f"optimizer.{i}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"optimizer.{i}.{name}": whole(value) if isinstance(value, Tensor) else torch.tensor(value)
         for i, entry in state.items()
         for name, value in entry.items()
     }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".", 2)
-            state.setdefault(int(i), {})[name] = value
+            state.setdefault(int(i), {})[name] = sharded_like(value, parameters[int(i)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

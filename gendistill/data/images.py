@@ -6,6 +6,8 @@ float32 in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -43,6 +45,14 @@ def prepare(image: Image.Image, size: int, channels: int) -> np.ndarray:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     array = np.asarray(image, dtype=np.uint8)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def tile(images: Sequence[Tensor], columns: int) -> Tensor:
+    """Batches of uint8 images (b,C,H,W) -> one image (C,rows*H,columns*W) of all of them, row by row."""
+    flat = torch.cat(list(images))
+    empty = flat.new_zeros((-len(flat) % columns, *flat.shape[1:]))
+    grid = torch.cat([flat, empty]).unflatten(0, (-1, columns))  # (rows,columns,C,H,W)
+    return grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -69,6 +69,27 @@ class RealData:
             digest.update(split.images.numpy().tobytes())
             digest.update(split.labels.numpy().tobytes())
         return digest.hexdigest()
+
+    def for_classes(self, classes: tuple[str, ...]) -> RealData:
+        """The same splits with these of its classes alone, in this order."""
+        if classes == self.classes:
+            return self
+        positions = [self.classes.index(name) for name in classes]
+        renumbered = torch.full((len(self.classes),), -1)
+        renumbered[positions] = torch.arange(len(positions))
+
+        def chosen(split: Split) -> Split:
+            labels = renumbered[split.labels]
+            kept = torch.nonzero(labels >= 0).flatten()
+            return Split(split.images[kept], labels[kept])
+
+        return replace(
+            self,
+            classes=classes,
+            train=chosen(self.train),
+            validation=chosen(self.validation),
+            test=chosen(self.test),
+        )
 
     def describe(self) -> dict[str, object]:
         """The manifest's ``data`` entry."""

@@ -1,49 +1,74 @@
-"""Generator: a class-conditional UNet2DModel with its noise schedule and label map, as a diffusers pipeline folder.
+"""Generator: a class-conditional network with its codec, noise schedule and label map, as a diffusers pipeline folder.
 
-The folder holds ``unet/`` (the fine-tuned weights, and beside them the plain-diffusion weights as diffusers' variant
-``base``), ``scheduler/``, ``model_index.json`` and ``gendistill.json`` (label map, codec, parents, licence).
+The folder holds ``unet/`` or ``transformer/`` (the fine-tuned weights, and beside them the plain-diffusion weights as
+diffusers' variant ``base``), the autoencoder where there is one, ``scheduler/``, ``model_index.json`` and
+``gendistill.json`` (classes, label map, codec, parents, licence). A folder of diffusers alone, such as
+facebook/DiT-XL-2-256, is read as well: its conditions are then the classes.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, LDMPipeline
 from torch import Tensor
 
 from gendistill.config import ModelConfig
-from gendistill.errors import ArtifactError, ConfigError
-from gendistill.hashing import hash_tensors
-from gendistill.seeding import derive
+from gendistill.errors import ArtifactError
+from gendistill.generator.codec import Codec, LatentCodec, PixelCodec, load_codec
+from gendistill.generator.hub import resolve
+from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
+from gendistill.hashing import hash_json, hash_tensors
 
-FILE, FORMAT = "gendistill.json", 1
+FILE, FORMAT = "gendistill.json", 2
 BASE = "base"
+Names = tuple[tuple[str, ...], ...]
 
 
 @dataclass
 class Generator:
-    """Network, schedule and label map: ``classes`` in index order, ``label_map`` to each one's condition index."""
+    """``classes`` in index order, ``label_map`` to each one's condition index below ``conditions``.
 
-    unet: UNet2DModel
+    ``names`` are what the network's conditions are called, by condition index; several names each, or none.
+    """
+
+    network: Network
     scheduler: DDPMScheduler
+    codec: Codec
     classes: tuple[str, ...]
     label_map: dict[str, int]
+    conditions: int
+    names: Names = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def null_class(self) -> int:
-        """The condition that stands for "no class"; always the last row of the class embedding."""
-        return int(self.unet.config.num_class_embeds) - 1
+    def null_class(self) -> int | None:
+        """The condition that stands for "no class", the row after the last condition; None where there is none."""
+        return self.conditions if class_rows(self.network) > self.conditions else None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(c,h,w) of what is denoised: pixels or latents."""
+        size = int(self.network.config.sample_size)
+        return int(self.network.config.in_channels), size, size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        size = int(self.unet.config.sample_size)
-        return int(self.unet.config.in_channels), size, size
+        """(C,H,W) of the decoded images."""
+        size = self.codec.image_size(self.sample_shape[-1])
+        return self.codec.channels, size, size
+
+    @property
+    def learned_sigma(self) -> bool:
+        """Whether the network's output has the variance after the prediction, (B,2c,h,w)."""
+        return int(self.network.config.out_channels) == 2 * self.sample_shape[0]
 
     @property
     def prediction_type(self) -> str:
@@ -55,108 +80,198 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.network.parameters()).device
 
     def condition(self, labels: Tensor) -> Tensor:
         """Class index (B,) -> condition index (B,) by the stored map."""
         return torch.tensor([self.label_map[name] for name in self.classes], device=labels.device)[labels]
 
+    def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The network's raw output (B,c,h,w), with learned sigma (B,2c,h,w), for x (B,c,h,w), t and condition (B,)."""
+        return self.network(x, t, class_labels=condition).sample
+
     def to(self, device: torch.device | str) -> Generator:
-        self.unet.to(device)
+        self.network.to(device)
+        self.codec.to(device)
         return self
 
     def hash(self) -> str:
-        """Of the weights: equal generators, equal hash."""
-        return hash_tensors(self.unet.state_dict())
+        """Of all that decides a sample: equal generators, equal hash."""
+        parts = [hash_tensors(self.network.state_dict()), self.codec.hash(), self.classes, self.label_map]
+        return hash_json([*parts, self.prediction_type, hash_tensors({"alphas": self.alphas_cumprod})])
+
+    def for_classes(self, classes: tuple[str, ...], label_map: Mapping[str, int]) -> Generator:
+        """The same model for a subset of its conditions, which keep their indices."""
+        return replace(self, classes=classes, label_map={name: int(label_map[name]) for name in classes})
 
     def save_pretrained(self, folder: str | Path, base: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder; ``base`` are the plain-diffusion weights to keep as variant ``base``."""
         folder = Path(folder)
-        pipeline = DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
-        pipeline.save_pretrained(folder)
+        _pipeline(self).save_pretrained(folder)
         if base is not None:
-            copy = UNet2DModel.from_config(self.unet.config)
+            copy = type(self.network).from_config(self.network.config)
             copy.load_state_dict(dict(base))
-            copy.save_pretrained(folder / "unet", variant=BASE)
+            copy.save_pretrained(folder / folder_of(self.network), variant=BASE)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index["id2label"] = {str(i): ", ".join(names) for i, names in enumerate(self.names)}
+        _write_json(folder / "model_index.json", index)
         record = {
             "format": FORMAT,
             "classes": list(self.classes),
             "label_map": self.label_map,
-            "codec": "pixels",
+            "conditions": self.conditions,
+            "codec": {"name": self.codec.name, "channels": self.codec.channels, "hash": self.codec.hash()},
             "variants": [BASE] if base is not None else [],
             **self.meta,
         }
-        (folder / FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(folder / FILE, record)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, variant: str | None = None) -> Generator:
-        """Load the fine-tuned weights, or with ``variant="base"`` those of plain diffusion.
+    def from_pretrained(
+        cls, source: str | Path, variant: str | None = None, *, revision: str | None = None, channels: int = 3
+    ) -> Generator:
+        """Load a folder or Hub id: the fine-tuned weights, or with ``variant="base"`` those of plain diffusion.
+
+        ``channels`` of the images matters where a folder of diffusers alone has an autoencoder and images are grey.
 
         Raises:
-            ArtifactError: the folder is no generator, or lacks the variant.
+            ArtifactError: it is no generator, is damaged, or lacks the variant.
         """
-        folder = Path(folder)
-        record = read_record(folder)
-        if variant is not None and variant not in record["variants"]:
-            raise ArtifactError(f"{folder} has no variant {variant!r}; it has {record['variants'] or 'none'}.")
-        unet = UNet2DModel.from_pretrained(folder / "unet", variant=variant, use_safetensors=True)
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-        meta = {k: v for k, v in record.items() if k not in ("format", "classes", "label_map", "codec", "variants")}
-        return cls(unet.eval(), scheduler, tuple(record["classes"]), record["label_map"], meta)
+        folder = resolve(str(source), revision)
+        index = _read_json(folder / "model_index.json")
+        record = read_record(folder) if (folder / FILE).is_file() else None
+        known = record["variants"] if record else []
+        if variant is not None and variant not in known:
+            raise ArtifactError(f"{folder} has no variant {variant!r}; it has {known or 'none'}.")
+        network = load_network(folder, variant)
+        scheduler = _scheduler(folder)
+        if record is None:
+            return _foreign(folder, index, network, scheduler, channels)
+        codec = _codec(folder, record["codec"]["channels"])
+        if codec.hash() != record["codec"]["hash"]:
+            raise ArtifactError(
+                f"The autoencoder in {folder} is not the {record['codec']['name']} the generator was trained with; "
+                "copy the folder again."
+            )
+        names = tuple(_aliases(text) for text in index.get("id2label", {}).values())
+        meta = {k: v for k, v in record.items() if k not in _STORED}
+        classes, label_map = tuple(record["classes"]), record["label_map"]
+        return cls(network, scheduler, codec, classes, label_map, record["conditions"], names, meta)
+
+    def has_variant(self, variant: str) -> bool:
+        return variant in self.meta.get("variants", [])
+
+
+_STORED = ("format", "classes", "label_map", "conditions", "codec")
+
+
+def build_generator(
+    config: ModelConfig, classes: tuple[str, ...], image_size: int, seed: int, *, codec: Codec
+) -> Generator:
+    """A freshly initialised generator of ``image_size`` images; the null class has the index after the last class.
+
+    Raises:
+        ConfigError: the side does not fit the codec or the network.
+    """
+    shape = codec.latent_shape(image_size)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule=config.noise_schedule,
+        prediction_type=config.prediction_type,
+        clip_sample=codec.name == PixelCodec.name,
+    )
+    network = build_network(config, len(classes), shape, seed)
+    label_map = {name: i for i, name in enumerate(classes)}
+    return Generator(network, scheduler, codec, classes, label_map, len(classes), tuple((name,) for name in classes))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """gendistill.json of a generator folder, checked."""
-    try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except OSError as error:
+    record = _read_json(folder / FILE)
+    if record.get("format") != FORMAT:
         raise ArtifactError(
-            f"{folder} is not a generator folder: it has no {FILE}. Make one with `gendistill finetune`."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{folder / FILE} is damaged: {error}. Run `gendistill finetune` again.") from error
-    if record.get("format") != FORMAT or record.get("codec") != "pixels":
-        raise ArtifactError(
-            f"{folder / FILE} has format {record.get('format')!r} and codec {record.get('codec')!r}; this version "
-            f"reads format {FORMAT} with codec 'pixels'."
+            f"{folder / FILE} has format {record.get('format')!r}; this version reads {FORMAT}. Run `gendistill "
+            "finetune` again."
         )
+    missing = [key for key in (*_STORED, "variants") if key not in record]
+    if missing:
+        raise ArtifactError(f"{folder / FILE} lacks {', '.join(missing)}. Run `gendistill finetune` again.")
     if set(record["label_map"]) != set(record["classes"]):
         raise ArtifactError(f"{folder / FILE}: the label map does not name exactly the classes.")
     return record
 
 
-def build_generator(
-    config: ModelConfig, classes: tuple[str, ...], channels: int, image_size: int, seed: int
-) -> Generator:
-    """A freshly initialised generator; the null class has the index after the last class.
+def _foreign(folder: Path, index: dict, network: Network, scheduler: DDPMScheduler, channels: int) -> Generator:
+    """A diffusers folder without gendistill.json: every condition is a class, by its first name in ``id2label``."""
+    id2label = {int(i): text for i, text in (index.get("id2label") or {}).items()}
+    rows = class_rows(network)
+    conditions = rows - 1 if kind_of(network) == "dit" else len(id2label) or rows
+    names = tuple(_aliases(id2label.get(i, str(i))) or (str(i),) for i in range(conditions))
+    shared = {name for name, count in Counter(n[0] for n in names).items() if count > 1}
+    classes = tuple(f"{n[0]} ({i})" if n[0] in shared else n[0] for i, n in enumerate(names))
+    label_map = {name: i for i, name in enumerate(classes)}
+    codec = _codec(folder, channels)
+    meta = {"licence": _licence(folder), "parent": str(folder.name), "variants": []}
+    return Generator(network, scheduler, codec, classes, label_map, conditions, names, meta)
 
-    Raises:
-        ConfigError: the image side does not divide by the network's total down-sampling.
-    """
-    levels = len(config.block_out_channels)
-    factor = 2 ** (levels - 1)
-    if image_size % factor or image_size // factor < 2:
-        raise ConfigError(
-            f"Images of {image_size} px do not fit a UNet of {levels} resolutions: the side must be a multiple of "
-            f"{factor} and at least {2 * factor}. Change --data.image_size, or give finetune.model.block_out_channels "
-            "another number of entries."
+
+def _codec(folder: Path, channels: int) -> Codec:
+    if any((folder / name / "config.json").is_file() for name in ("vae", "vqvae")):
+        return load_codec(str(folder), channels)
+    network = _read_json(next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json")
+    return PixelCodec(int(network["in_channels"]))
+
+
+def _scheduler(folder: Path) -> DDPMScheduler:
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except Exception as error:
+        raise ArtifactError(f"{folder / 'scheduler'} cannot be read: {error}") from error
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ArtifactError(
+            f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."
         )
-    plain = levels - config.attention_levels
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "generator"))
-        unet = UNet2DModel(
-            sample_size=image_size,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * config.attention_levels,
-            up_block_types=("AttnUpBlock2D",) * config.attention_levels + ("UpBlock2D",) * plain,
-            add_attention=config.attention_levels > 0,
-            norm_num_groups=config.norm_num_groups,
-            num_class_embeds=len(classes) + 1,
-        )
-    scheduler = DDPMScheduler(
-        num_train_timesteps=1000, beta_schedule=config.noise_schedule, prediction_type=config.prediction_type
-    )
-    return Generator(unet, scheduler, classes, {name: i for i, name in enumerate(classes)})
+    return scheduler
+
+
+def _pipeline(generator: Generator) -> Any:
+    autoencoder = generator.codec.autoencoder if isinstance(generator.codec, LatentCodec) else None
+    if kind_of(generator.network) == "dit":
+        return DiTPipeline(generator.network, autoencoder, generator.scheduler)
+    if autoencoder is not None:
+        return LDMPipeline(autoencoder, generator.network, generator.scheduler)
+    return DDPMPipeline(unet=generator.network, scheduler=generator.scheduler)
+
+
+def _aliases(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _licence(folder: Path) -> str:
+    """From the front matter of the model card, ``unknown`` without one."""
+    card = folder / "README.md"
+    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
+    except yaml.YAMLError:
+        front = {}
+    return str((front or {}).get("license", "unknown"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.parent} is not a generator folder: it has no {path.name}. Make one with `gendistill finetune`, or "
+            "give a diffusers pipeline folder."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}. Copy it, or run `gendistill finetune` again.") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} is damaged: it holds {type(value).__name__}, expected an object.")
+    return value

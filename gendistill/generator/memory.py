@@ -6,45 +6,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gendistill.errors import ArtifactError
+
 
 class ClassMemory:
-    """The newest ``size`` vectors of each class: ``vectors`` (K,size,D), ``filled`` (K,size).
+    """The newest ``size`` vectors of each class, scaled to length 1: ``vectors`` (K,size,D), ``filled`` (K,size).
 
+    The criteria compare by cosine, so scaling each vector once, when it comes in, spares scaling all at every step.
     Differs from the released code, which keeps Python lists and concatenates 64 tensors a class and step.
     """
 
     def __init__(self, classes: int, size: int, dim: int, device: torch.device | str = "cpu") -> None:
-        self.size = size
-        # One spare class swallows the writes of images that must not be kept.
-        self._vectors = torch.zeros(classes + 1, size, dim, device=device)
-        self._seen = torch.zeros(classes + 1, dtype=torch.int64, device=device)
+        self.classes, self.size, self.dim = classes, size, dim
+        # One spare row swallows the writes of images that must not be kept.
+        self._rows = torch.zeros(classes * size + 1, dim, device=device)
+        self._seen = torch.zeros(classes, dtype=torch.int64, device=device)
 
     @property
     def vectors(self) -> Tensor:
-        return self._vectors[:-1]
+        return self._rows[:-1].view(self.classes, self.size, self.dim)
 
     @property
     def filled(self) -> Tensor:
         slots = torch.arange(self.size, device=self._seen.device)
-        return slots < self._seen[:-1, None]
+        return slots < self._seen[:, None]
 
     @torch.no_grad()
     def update(self, z: Tensor, labels: Tensor, active: Tensor | None = None) -> None:
         """Append z (B,D) to the memories of ``labels`` (B,) in batch order, skipping images that are not active."""
-        spare = len(self._seen) - 1
-        labels = labels if active is None else torch.where(active, labels, spare)
-        onehot = F.one_hot(labels, spare + 1)
-        rank = (onehot.cumsum(0) * onehot).sum(1) - 1  # how many of its class came before it in this batch
-        count = onehot.sum(0)
-        slot = (self._seen[labels] + rank) % self.size
+        member = labels[:, None] == torch.arange(self.classes, device=labels.device)  # (B,K)
+        member = member if active is None else member & active[:, None]
+        count = member.sum(0)
+        rank = member.cumsum(0).gather(1, labels[:, None])[:, 0] - 1  # how many of its class came before it
+        slot = labels * self.size + (self._seen[labels] + rank) % self.size
         # Of more than `size` images of a class only the newest are written, so no two writes meet.
-        kept = torch.where(rank >= count[labels] - self.size, labels, spare)
-        self._vectors[kept, slot] = z.detach().to(self._vectors.dtype)
+        kept = member.any(1) & (rank >= count[labels] - self.size)
+        row = torch.where(kept, slot, len(self._rows) - 1)
+        self._rows.index_copy_(0, row, F.normalize(z.detach().to(self._rows.dtype), dim=1))
         self._seen += count
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"vectors": self._vectors, "seen": self._seen}
+        return {"vectors": self.vectors, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._vectors.copy_(state["vectors"])
+        found, expected = tuple(state["vectors"].shape), tuple(self.vectors.shape)
+        if found != expected:
+            raise ArtifactError(
+                f"The stored minimax memory (classes, images, dimensions) is {found}; expected {expected}. Resume with "
+                "the classes, memory_size and image size it was made with, or start anew with --overwrite."
+            )
+        self.vectors.copy_(state["vectors"])
         self._seen.copy_(state["seen"])

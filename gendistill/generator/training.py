@@ -1,75 +1,51 @@
-"""Training of the generator under Accelerate: plain diffusion, or diffusion plus the minimax criteria.
-
-Every draw of step s (which images, their timesteps, noise and dropped labels) comes from the stream (seed, phase, s),
-so a resumed run continues exactly and any number of processes sees the same global batch.
-"""
+"""Training of the generator under Accelerate: plain diffusion, or diffusion plus the minimax criteria."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from collections.abc import Generator as Loop
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendistill.config import FinetuneConfig, MinimaxConfig
-from gendistill.data.images import to_float
-from gendistill.data.real import Split
-from gendistill.errors import ConfigError
+from gendistill.errors import ArtifactError
+from gendistill.generator.adaptation import Adapted, adapt
+from gendistill.generator.batches import BatchSource, Draw, ahead, slices
+from gendistill.generator.estimate import Estimate, estimate
 from gendistill.generator.generator import Generator
+from gendistill.generator.latents import RealLatents
 from gendistill.generator.memory import ClassMemory
 from gendistill.objectives import diffusion, minimax
-from gendistill.runtime import Checkpoints, flatten_optimizer, prefixed, restore_optimizer, unprefixed
-from gendistill.seeding import torch_rng
+from gendistill.runtime import (
+    Checkpoints,
+    flatten_optimizer,
+    peak_memory,
+    prefixed,
+    restore_optimizer,
+    sharded_like,
+    unprefixed,
+    whole,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One process's share of a step's batch: x0 and eps (b,C,H,W), t, labels and conditions (b,)."""
+class Hooks:
+    """What the caller wants to see: the cost before the first step, and pictures every ``preview_steps`` steps.
 
-    x0: Tensor
-    eps: Tensor
-    t: Tensor
-    labels: Tensor
-    condition: Tensor
+    ``preview(step)`` runs with the averaged weights in place.
+    """
 
-
-class BatchSource:
-    """Class-balanced batches as a function of (seed, phase, step), sliced by process and micro-batch."""
-
-    def __init__(self, generator: Generator, split: Split, label_dropout: float, seed: int, phase: str) -> None:
-        self.generator, self.split, self.label_dropout = generator, split, label_dropout
-        self.seed, self.phase = seed, phase
-        self.positions = [split.of_class(c) for c in range(len(generator.classes))]
-
-    def draw(self, step: int, batch_size: int, part: slice) -> Draw:
-        """The images ``part`` of global batch ``step``; every class has batch_size / K images, give or take one."""
-        rng = torch_rng(self.seed, self.phase, "batch", step)
-        classes = len(self.positions)
-        labels = (torch.arange(batch_size) + int(torch.randint(classes, (), generator=rng))) % classes
-        labels = labels[torch.randperm(batch_size, generator=rng)]
-        chance, dropped = torch.rand(2, batch_size, generator=rng, dtype=torch.float64)
-        t = torch.randint(len(self.generator.alphas_cumprod), (batch_size,), generator=rng)
-        labels, chance, dropped, t = labels[part], chance[part], dropped[part], t[part]
-        index = torch.stack(
-            [self.positions[c][int(u * len(self.positions[c]))] for c, u in zip(labels.tolist(), chance, strict=True)]
-        )
-        shape = self.split.images.shape[1:]
-        slots = range(batch_size)[part]
-        eps = torch.stack(
-            [torch.randn(shape, generator=torch_rng(self.seed, self.phase, "eps", step, j)) for j in slots]
-        )
-        condition = self.generator.condition(labels)
-        condition = condition.where(dropped >= self.label_dropout, self.generator.null_class)
-        device = self.generator.device
-        x0 = to_float(self.split.images[index])
-        return Draw(*(value.to(device) for value in (x0, eps, t, labels, condition)))
+    estimate: Callable[[Estimate], None] | None = None
+    preview: Callable[[int], None] | None = None
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -82,90 +58,182 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 def train_generator(
     generator: Generator,
-    split: Split,
+    latents: RealLatents,
     config: FinetuneConfig,
     *,
     accelerator: Accelerator,
+    adapted: Adapted | None = None,
     criteria: MinimaxConfig | None = None,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
+    hooks: Hooks | None = None,
 ) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
     """Train in place; yields {step, loss, ...} and returns the averaged (EMA) weights, also left in the generator.
 
     Without ``criteria`` this is plain diffusion for ``base_steps``; with them the loss of ``minimax_steps`` steps is
     denoising + w_r * representativeness + w_d * diversity on the predicted x0 of images that keep their label and have
-    alpha_bar(t) >= min_alpha_bar. The released code also lets label-dropped and pure-noise images into both.
+    alpha_bar(t) >= min_alpha_bar. The released code also lets label-dropped and pure-noise images into both. With
+    learned sigma the variational bound is added. Only the parameters of ``adapted`` (default: all) train and are kept
+    in checkpoints.
 
     Raises:
-        ConfigError: the batch does not divide among processes and micro-batches.
+        ConfigError: the batch does not divide among processes and micro-batches, or there is no null class to drop to.
+        ArtifactError: the checkpoint belongs to another model.
     """
     phase = "minimax" if criteria else "base"
     steps = config.minimax_steps if criteria else config.base_steps
     peak = config.minimax_learning_rate if criteria else config.learning_rate
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
+    own, hooks = parts[accelerator.process_index], hooks or Hooks()
     generator.to(accelerator.device)
-    parameters = list(generator.unet.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=config.weight_decay)
-    ema = EMAModel(parameters, decay=config.ema_decay)
-    memories = _Memories(generator, criteria) if criteria else None
-    done = _restore(checkpoints, generator, optimizer, ema, memories)
-    network: Any = torch.compile(generator.unet) if config.compile else generator.unet
+    adapted = adapted or adapt(generator.network, "full")
+    if config.gradient_checkpointing:
+        generator.network.enable_gradient_checkpointing()
+    network: Any = torch.compile(adapted.network) if config.compile else adapted.network
+    optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
     network, optimizer = accelerator.prepare(network.train(), optimizer)
-    source = BatchSource(generator, split, config.label_dropout, seed, phase)
+    state = TrainingState(generator, adapted, optimizer, config, criteria)
+    done = state.restore(checkpoints)
+    source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     alphas = generator.alphas_cumprod.to(accelerator.device)
 
+    def losses(draw: Draw) -> dict[str, Tensor]:
+        return step_losses(generator, network, draw, alphas, state.memories, accelerator)
+
+    if hooks.estimate and done < steps:
+        first = source.draw(done, config.batch_size, own[0]).to(accelerator.device)
+        hooks.estimate(_rehearse(accelerator, state, losses, first, len(own), steps - done, config.compile))
+    draws = ahead(
+        lambda i: source.draw(done + i // len(own), config.batch_size, own[i % len(own)]),
+        range((steps - done) * len(own)),
+        accelerator.device,
+    )
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, peak)
-        for part in parts[accelerator.process_index]:
-            draw = source.draw(step, config.batch_size, part)
+        for _ in own:
             with accelerator.accumulate(network):
-                terms = _losses(generator, network, draw, alphas[draw.t], memories, accelerator)
+                terms = losses(next(draws))
                 accelerator.backward(sum(terms.values()))
                 if accelerator.sync_gradients and config.max_grad_norm:
-                    accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+                    accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters)
-        if checkpoints and (step + 1) % checkpoints.every == 0 and step + 1 < steps and accelerator.is_main_process:
-            checkpoints.save(step + 1, _state(generator, optimizer, ema, memories))
+        state.ema.step(state.parameters)
+        if checkpoints and (step + 1) % checkpoints.every == 0 and step + 1 < steps:
+            tensors = state.tensors()  # by every process: sharded ones are gathered
+            if accelerator.is_main_process:
+                checkpoints.save(step + 1, tensors)
+        if hooks.preview and config.preview_steps and (step + 1) % config.preview_steps == 0 and step + 1 < steps:
+            with state.averaged():
+                hooks.preview(step + 1)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in terms.items()}}
-    ema.copy_to(parameters)
+    state.ema.copy_to(state.parameters)
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # or the network would go on under autocast
     accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
-    generator.unet.eval()
-    return {k: v.detach().cpu().clone() for k, v in generator.unet.state_dict().items()}
+    generator.network.disable_gradient_checkpointing()
+    generator.network.eval()
+    return {k: whole(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
 
 
-def slices(batch_size: int, processes: int, micro_batches: int) -> list[list[slice]]:
-    """Which positions of the global batch each process takes in each micro-batch: contiguous, in gathering order."""
-    size, rest = divmod(batch_size, processes * micro_batches)
-    if rest or not size:
-        raise ConfigError(
-            f"finetune.batch_size is {batch_size}; expected a multiple of {processes} process(es) x "
-            f"{micro_batches} gradient_accumulation_steps."
-        )
-    starts = [[(m * processes + p) * size for m in range(micro_batches)] for p in range(processes)]
-    return [[slice(start, start + size) for start in row] for row in starts]
+class TrainingState:
+    """All that a checkpoint holds: trained parameters, optimiser, their running average and the minimax memories.
+
+    Draws are functions of (seed, phase, step) and the networks have no dropout of their own, so the step in the
+    checkpoint's name is the state of every random stream.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        adapted: Adapted,
+        optimizer: Any,
+        config: FinetuneConfig,
+        criteria: MinimaxConfig | None,
+    ) -> None:
+        self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
+        self.named = adapted.trainable()
+        self.parameters = list(self.named.values())
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+        self.memories = Memories(generator, criteria) if criteria else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("network", {k: whole(v.detach()) for k, v in self.named.items()}),
+            **flatten_optimizer(self.optimizer),
+            **prefixed("ema", {k: whole(v) for k, v in zip(self.named, self.ema.shadow_params, strict=True)}),
+            "ema_step": torch.tensor(self.ema.optimization_step),
+            **prefixed("memory", self.memories.state_dict() if self.memories else {}),
+        }
+
+    @torch.no_grad()
+    def restore(self, checkpoints: Checkpoints | None) -> int:
+        """Load the newest checkpoint, if any; returns the number of steps it has done."""
+        found = checkpoints.latest() if checkpoints else None
+        if found is None:
+            return 0
+        step, state = found
+        weights, averages = unprefixed("network", state), unprefixed("ema", state)
+        shapes = {k: tuple(v.shape) for k, v in self.named.items()}
+        if {k: tuple(v.shape) for k, v in weights.items()} != shapes:
+            raise ArtifactError(
+                f"The checkpoint of step {step} in {checkpoints.folder if checkpoints else ''} belongs to another "
+                "model or adaptation; resume with the settings it was made with, or start anew with --overwrite."
+            )
+        for shadow, (name, parameter) in zip(self.ema.shadow_params, self.named.items(), strict=True):
+            parameter.copy_(sharded_like(weights[name], parameter))
+            shadow.copy_(sharded_like(averages[name], shadow))
+        restore_optimizer(self.optimizer, state)
+        self.ema.optimization_step = int(state["ema_step"])
+        if self.memories:
+            self.memories.load_state_dict(unprefixed("memory", state))
+        return step
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running averages in place of the weights, in evaluation mode."""
+        training = self.adapted.network.training
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.adapted.network.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            self.adapted.network.train(training)
 
 
-class _Memories:
+class Memories:
     """The real and the generated memory with the criteria's settings."""
 
     def __init__(self, generator: Generator, criteria: MinimaxConfig) -> None:
         self.criteria = criteria
-        size = (len(generator.classes), criteria.memory_size, math.prod(generator.image_shape))
+        size = (len(generator.classes), criteria.memory_size, math.prod(generator.sample_shape))
         self.real = ClassMemory(*size, device=generator.device)
         self.generated = ClassMemory(*size, device=generator.device)
 
-    def losses(self, z: Tensor, labels: Tensor, active: Tensor) -> dict[str, Tensor]:
-        options: dict[str, Any] = {"reduction": self.criteria.reduction, "active": active}
+    def losses(self, z: Tensor, labels: Tensor, active: Tensor, alpha_bar: Tensor) -> dict[str, Tensor]:
+        weight = alpha_bar if self.criteria.weighting == "alpha_bar" else None
+        options: dict[str, Any] = {"reduction": self.criteria.reduction, "active": active, "weight": weight}
         near = minimax.representativeness(z, labels, self.real.vectors, self.real.filled, **options)
         apart = minimax.diversity(z, labels, self.generated.vectors, self.generated.filled, **options)
         return {
             "representativeness": self.criteria.representativeness * near,
             "diversity": self.criteria.diversity * apart,
         }
+
+    def update(self, x0: Tensor, z: Tensor, labels: Tensor, active: Tensor, accelerator: Accelerator) -> None:
+        """Take up the batch, of all processes together unless each is to keep its own."""
+        values = (x0.flatten(1), z.detach(), labels, active)
+        if self.criteria.share_memory:
+            values = accelerator.gather(values)
+        x0, z, labels, active = values
+        self.real.update(x0, labels)
+        self.generated.update(z, labels, active)
+
+    @property
+    def bytes(self) -> int:
+        return sum(v.numel() * v.element_size() for v in self.state_dict().values())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**prefixed("real", self.real.state_dict()), **prefixed("generated", self.generated.state_dict())}
@@ -175,58 +243,51 @@ class _Memories:
         self.generated.load_state_dict(unprefixed("generated", state))
 
 
-def _losses(
+def step_losses(
     generator: Generator,
-    network: torch.nn.Module,
+    network: nn.Module,
     draw: Draw,
-    alpha_bar: Tensor,
-    memories: _Memories | None,
+    alphas: Tensor,
+    memories: Memories | None,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """The step's weighted terms by name; the memories take up the batch of all processes after the loss."""
+    """The step's weighted terms by name; the memories take up the batch after the loss."""
+    alpha_bar = alphas[draw.t]
     xt = diffusion.add_noise(draw.x0, draw.eps, alpha_bar)
-    output = network(xt, draw.t, class_labels=draw.condition).sample
+    output = network(xt, draw.t, class_labels=draw.condition).sample.float()
+    predicted, variance = diffusion.split_prediction(output, xt.shape[1])
     wanted = diffusion.target(draw.x0, draw.eps, alpha_bar, generator.prediction_type)
-    terms = {"denoising": diffusion.denoising_loss(output, wanted)}
+    terms = {"denoising": diffusion.denoising_loss(predicted, wanted)}
+    if variance is not None:
+        bound = diffusion.variational_bound(draw.x0, xt, predicted, variance, draw.t, alphas)
+        terms["variational_bound"] = bound.mean()
     if memories:
-        z = diffusion.predicted_x0(output.float(), xt, alpha_bar, generator.prediction_type).flatten(1)
-        active = (draw.condition != generator.null_class) & (alpha_bar >= memories.criteria.min_alpha_bar)
-        terms |= memories.losses(z, draw.labels, active)
-        gathered = accelerator.gather((draw.x0.flatten(1), z.detach(), draw.labels, active))
-        x0, z, labels, active = gathered
-        memories.real.update(x0, labels)
-        memories.generated.update(z, labels, active)
+        z = diffusion.predicted_x0(predicted, xt, alpha_bar, generator.prediction_type).flatten(1)
+        active = ~draw.dropped & (alpha_bar >= memories.criteria.min_alpha_bar)
+        terms |= memories.losses(z, draw.labels, active, alpha_bar)
+        memories.update(draw.x0, z, draw.labels, active, accelerator)
     return terms
 
 
-def _state(generator: Generator, optimizer: Any, ema: EMAModel, memories: _Memories | None) -> dict[str, Tensor]:
-    shadow = {str(i): p for i, p in enumerate(ema.shadow_params)}
-    return {
-        **prefixed("unet", generator.unet.state_dict()),
-        **flatten_optimizer(optimizer),
-        **prefixed("ema", shadow),
-        "ema_step": torch.tensor(ema.optimization_step),
-        **prefixed("memory", memories.state_dict() if memories else {}),
-    }
+def _rehearse(
+    accelerator: Accelerator,
+    state: TrainingState,
+    losses: Callable[[Draw], dict[str, Tensor]],
+    draw: Draw,
+    micro_batches: int,
+    steps: int,
+    compiled: bool,
+) -> Estimate:
+    """Cost of a step from one forward and backward that leaves no trace: gradients and memories are put back."""
+    before = {k: v.clone() for k, v in state.memories.state_dict().items()} if state.memories else {}
 
+    def rehearsal() -> None:
+        accelerator.backward(sum(losses(draw).values()))
+        state.optimizer.zero_grad(set_to_none=True)
 
-def _restore(
-    checkpoints: Checkpoints | None,
-    generator: Generator,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
-    memories: _Memories | None,
-) -> int:
-    """Load the newest checkpoint, if any; returns the number of steps it has done."""
-    found = checkpoints.latest() if checkpoints else None
-    if found is None:
-        return 0
-    step, state = found
-    generator.unet.load_state_dict(unprefixed("unet", state))
-    restore_optimizer(optimizer, state)
-    for i, shadow in enumerate(ema.shadow_params):
-        shadow.copy_(state[f"ema.{i}"])
-    ema.optimization_step = int(state["ema_step"])
-    if memories:
-        memories.load_state_dict(unprefixed("memory", state))
-    return step
+    memory = state.memories.bytes if state.memories else 0
+    network = state.adapted.network
+    found = estimate(network, state.parameters, memory, rehearsal, peak_memory, micro_batches, steps, compiled=compiled)
+    if state.memories:
+        state.memories.load_state_dict(before)
+    return found

@@ -28,6 +28,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -50,7 +51,9 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     for surrogate in surrogates:
-        check_origin(f"the surrogate set at IPC {surrogate.ipc}", surrogate.classes, surrogate.meta, data)
+        what = f"the surrogate set at IPC {surrogate.ipc}"
+        check_origin(what, surrogate.classes, surrogate.meta, data)
+        check_manifest_labels(what, surrogate.classes, surrogate.meta)
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     contestants = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import resource
 import shutil
 import sys
 import time
@@ -22,12 +21,13 @@ from typing import Any
 
 import yaml
 
+from gendistill import runtime
 from gendistill.config import DataConfig, to_dict
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError, GendistillError
+from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of, read_record, write_whole
+from gendistill.stages.output import CONFIG, LOG, RECORD, is_full, partial_of, read_record, write_whole
 
 LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
 _log = logging.getLogger("gendistill")
@@ -120,18 +120,27 @@ def stage_folder(
         partial.mkdir(parents=True, exist_ok=True)
         _write_record(partial, {"stage": stage, "settings": settings, "state": "started"})
     folder = StageFolder(partial, log_path or partial / LOG)
-    reset_peak_memory()
+    runtime.reset_peak_memory()
     start = time.perf_counter()
     try:
         yield folder
+    except StorageError:
+        raise
     except GendistillError:
         if main_process and not resumed:
             shutil.rmtree(partial)  # refused, not interrupted: nothing worth resuming
         raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StorageError(
+            f"The disk of {target.parent} took no more ({error}). What was finished is kept: make room and go on with "
+            "--resume_from_checkpoint latest."
+        ) from error
     if not main_process:
         return
     seconds = round(time.perf_counter() - start, 2)
-    cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(peak_memory() / 2**20)}
+    cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(runtime.peak_memory() / 2**20)}
     made = {"command": command_line(), "versions": versions(), **folder.facts}
     _write_record(partial, {"stage": stage, "settings": settings, "state": "finished", **cost, **made})
     write_whole(partial / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -152,21 +161,6 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
     """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
     return {"options": to_dict(config), "seed": seed, "inputs": inputs}
-
-
-def reset_peak_memory() -> None:
-    """Start a new peak where Linux allows it; elsewhere the peak is the whole process's."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Peak resident memory in bytes since the last reset."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def read_data(config: DataConfig) -> RealData:

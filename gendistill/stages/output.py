@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -59,6 +60,14 @@ def write_whole(path: Path, text: str) -> None:
     partial = partial_of(path)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: a full disk, a quota, a limit on file sizes."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    codes = (f"os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # as safetensors tells it
+    return any(code in str(error) for code in codes)
 
 
 def read_record(folder: Path) -> dict | None:

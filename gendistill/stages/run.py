@@ -37,7 +37,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     With ``resume_from_checkpoint`` finished stages are kept and the interrupted one goes on.
     """
     runtime.check_processes(1)
-    with output(config, config.data.folder, config.finetune.pretrained):
+    pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
+    with output(config, config.data.folder, pretrained, config.finetune.latent_cache):
         data = read_data(config.data)
         check_sizes(config, data.train.counts(len(data.classes)), data.classes)
         check_networks(config, data)
@@ -52,7 +53,7 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
     _save_config(config, out)
     teacher.run_stage(data, config.data, config.teacher, out / "teacher", seed=seed, log_path=log)
     finetune.run_stage(data, config.finetune, out / "generator", seed=seed, log_path=log)
-    sample.run_stage(out / "generator", config.sample, out / "samples", seed=seed, log_path=log)
+    sample.run_stage(out / "generator", config.sample, out / "samples", seed=seed, data=data, log_path=log)
     refine.run_stage(
         out / "samples" / "pool", out / "teacher", data, config.refine, out / "refined", seed=seed, log_path=log
     )

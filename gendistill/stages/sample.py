@@ -3,95 +3,229 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gendistill import runtime
 from gendistill.commands import SampleCommand
-from gendistill.config import SampleConfig, section, sizes
+from gendistill.config import SampleConfig, section, sizes, to_dict
+from gendistill.data.real import RealData
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.generator import BASE, Generator
-from gendistill.generator.sampler import requests_for, sample
+from gendistill.generator.latents import real_latents
+from gendistill.generator.prototypes import prototypes
+from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.progress import track
 from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
+    read_data,
     stage_folder,
     stage_settings,
     versions,
 )
+from gendistill.stages.labels import check_labels, map_classes
 from gendistill.stages.output import output
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.surrogate import SurrogateSet, seal
+from gendistill.surrogate.writer import SurrogateWriter, link_prefix
+
+IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
 
 
 def sample_set(
-    generator: Generator, ipc: int, config: SampleConfig | None = None, *, seed: int = 0, label: str = "sample"
+    generator: Generator,
+    ipc: int,
+    config: SampleConfig | None = None,
+    *,
+    data: RealData | None = None,
+    seed: int = 0,
+    label: str = "sample",
 ) -> SurrogateSet:
-    """``ipc`` images of every class, by class and index; a smaller set with the same seed is its prefix."""
+    """``ipc`` images of every class, by class and index; a smaller set with the same seed is its prefix.
+
+    ``data`` are the real images for guidance ``mode`` and start ``prototypes``.
+    """
     config = config or SampleConfig()
     start = time.perf_counter()
     requests = requests_for(len(generator.classes), ipc)
-    batches = sample(
-        generator.to(runtime.device()),
-        requests,
-        seed=seed,
-        num_inference_steps=config.num_inference_steps,
-        scheduler=config.scheduler,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
-    )
-    count = -(-len(requests) // config.batch_size)
-    images = torch.cat([images for _, images in track(batches, f"{label} x{ipc}", count)])
-    labels = torch.tensor([r.label for r in requests])
+    made = list(track(_images(generator, requests, config, data, seed), f"{label} x{ipc}", len(requests)))
+    labels = torch.tensor([request.label for request, _ in made])
     order = torch.argsort(labels, stable=True)
-    meta = {
+    images = torch.stack([image for _, image in made])
+    meta = _meta(generator, generator.hash(), config, seed, time.perf_counter() - start)
+    return SurrogateSet(images[order], labels[order], generator.classes, meta)
+
+
+def _images(
+    generator: Generator, requests: list[Request], config: SampleConfig, data: RealData | None, seed: int
+) -> Iterator[tuple[Request, Tensor]]:
+    check_labels(generator, generator.meta.get("given_labels"))
+    centres = _centres(generator, config, data, seed)
+    batches = sample(generator.to(runtime.device()), requests, config, seed=seed, prototypes=centres)
+    for batch, images in batches:
+        yield from zip(batch, images, strict=True)
+
+
+def _centres(generator: Generator, config: SampleConfig, data: RealData | None, seed: int) -> Tensor | None:
+    """Cluster centres (K,M,c,h,w) of the real images in the generator's space, where the options need them."""
+    if not config.needs_real_images:
+        return None
+    if data is None:
+        raise ConfigError(
+            f"sample.guidance {config.guidance} with start {config.start} needs the real images; give --data.name."
+        )
+    check_images(generator, data)
+    chosen = data.for_classes(generator.classes)
+    latents = real_latents(generator.codec.to(runtime.device()), chosen.train, fingerprint=chosen.fingerprint())
+    return prototypes(latents, generator.classes, config.modes, seed)
+
+
+def check_images(generator: Generator, data: RealData) -> None:
+    """Refuse real images that the generator cannot have been trained on."""
+    wanted = (data.channels, data.image_size, data.image_size)
+    if generator.image_shape != wanted:
+        raise ArtifactError(
+            f"The generator makes {generator.image_shape} images (C,H,W), the data are {wanted}; give "
+            f"--data.image_size {generator.image_shape[-1]}."
+        )
+    lacking = [name for name in generator.classes if name not in data.classes]
+    if lacking:
+        raise ArtifactError(
+            f"The data lack the generator's class(es) {', '.join(lacking)}; give other --data.* or choose --classes."
+        )
+
+
+def _meta(generator: Generator, digest: str, config: SampleConfig, seed: int, seconds: float) -> dict[str, Any]:
+    options = to_dict(config)
+    return {
         "method": "generative",
         "stages": ["finetune", "sample"],
         "stage": "samples",
         "seed": seed,
-        "generator_hash": generator.hash(),
+        "generator_hash": digest,
         "licence": generator.meta.get("licence", "unknown"),
         "data": generator.meta.get("data", {}),
-        "seconds": {"sample": round(time.perf_counter() - start, 2)},
+        "label_map": generator.label_map,
+        "conditions": generator.conditions,
+        "sampling": {k: options[k] for k in _DECISIVE},
+        "seconds": {"sample": round(seconds, 2)},
         "command": command_line(),
         "versions": versions(),
     }
-    return SurrogateSet(images[order], labels[order], generator.classes, meta)
+
+
+_DECISIVE = (
+    "num_inference_steps", "scheduler", "guidance", "guidance_scale", "guidance_interval", "mode_scale", "mode_stop",
+    "modes", "start", "strength", "mixed_precision",
+)  # fmt: skip
+
+
+def load_generator(
+    source: str, config: SampleConfig, *, revision: str | None = None, adapter: Path | None = None
+) -> Generator:
+    """The generator of a folder or Hub id for the classes asked for, with an adapter merged in where one is given."""
+    generator = Generator.from_pretrained(source, revision=revision)
+    classes = config.classes
+    if adapter is not None:
+        record = read_adapter_record(adapter)
+        generator.network = load_adapter(generator.network, adapter)
+        generator = generator.for_classes(tuple(record["classes"]), record["label_map"])
+    return generator if classes is None else map_classes(generator, classes)
 
 
 def run_stage(
-    generator_dir: Path, config: SampleConfig, target: Path, *, seed: int, log_path: Path | None = None
+    source: str | Path,
+    config: SampleConfig,
+    target: Path,
+    *,
+    seed: int,
+    data: RealData | None = None,
+    revision: str | None = None,
+    adapter: Path | None = None,
+    log_path: Path | None = None,
 ) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings."""
-    generator = Generator.from_pretrained(generator_dir)
-    settings = stage_settings(config, seed, generator=generator.hash())
+    """Write ``target`` unless it is there already, made with the same settings; several processes share the work."""
+    generator = load_generator(str(source), config, revision=revision, adapter=adapter)
+    with_base = config.base and generator.has_variant(BASE) and adapter is None
+    real = data.fingerprint() if data and config.needs_real_images else None
+    digest = generator.hash()
+    settings = stage_settings(config, seed, generator=digest, data=real)
     if finished(target, "sample", settings):
         return target
-    base = Generator.from_pretrained(generator_dir, variant=BASE) if config.base else None
-    with stage_folder(target, "sample", settings, log_path=log_path) as folder:
-        largest = max(*sizes(config.ipc), config.pool)
-        _save_prefixes(sample_set(generator, largest, config, seed=seed), config, folder, folder.path, {})
-        if base is not None:
-            wanted = max(sizes(config.ipc))
-            made = sample_set(base, wanted, config, seed=seed, label="sample (base)")
-            _save_prefixes(made, config, folder, folder.path / "base", {"stage": "base", "stages": ["sample"]})
+    state = runtime.processes()
+    with stage_folder(
+        target, "sample", settings, keep_partial=True, log_path=log_path, main_process=state.is_main_process
+    ) as folder:
+        state.wait_for_everyone()
+        _write_sets(generator, digest, config, data, seed, folder)
+        if with_base:
+            base = Generator.from_pretrained(source, BASE, revision=revision)
+            base = base.for_classes(generator.classes, generator.label_map)
+            _write_sets(base, base.hash(), config, data, seed, folder, base=True)
+        folder.scaffold = (IMAGES,)
     return target
 
 
-def _save_prefixes(
-    made: SurrogateSet, config: SampleConfig, folder: StageFolder, path: Path, meta: dict[str, Any]
+def _write_sets(
+    generator: Generator,
+    digest: str,
+    config: SampleConfig,
+    data: RealData | None,
+    seed: int,
+    folder: StageFolder,
+    base: bool = False,
 ) -> None:
-    made = SurrogateSet(made.images, made.labels, made.classes, {**made.meta, **meta})
-    for ipc in sizes(config.ipc):
-        made.prefix(ipc).save(path / f"ipc-{ipc}")
-    if config.pool and made.meta["stage"] == "samples":
-        made.prefix(config.pool).save(path / "pool")
-    folder.log({"stage": "sample", "set": made.meta["stage"], **made.meta["seconds"]})
+    """Write what is missing of the largest set, and put the sets together from it."""
+    largest = max(sizes(config.ipc)) if base else max(*sizes(config.ipc), config.pool)
+    name, path = ("base", folder.path / "base") if base else ("samples", folder.path)
+    images = folder.path / IMAGES / name
+    state, start = runtime.processes(), time.perf_counter()
+    with SurrogateWriter(images, generator.classes) as writer:
+        missing = [r for r in requests_for(len(generator.classes), largest) if not writer.has(r.label, r.index)]
+        state.wait_for_everyone()  # all have looked before anyone writes
+        share = missing[state.process_index :: state.num_processes]
+        made = _images(generator, share, config, data, seed) if share else iter(())
+        for request, image in track(made, "sample (base)" if base else "sample", len(share)):
+            writer.put(request.label, request.index, image)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    seconds = time.perf_counter() - start
+    meta = _meta(generator, digest, config, seed, seconds) | ({"stage": "base", "stages": ["sample"]} if base else {})
+    for ipc, target in [(ipc, path / f"ipc-{ipc}") for ipc in sizes(config.ipc)]:
+        _put_together(images, target, generator, ipc, meta)
+    if config.pool and not base:
+        _put_together(images, path / "pool", generator, config.pool, meta)
+    folder.log({"stage": "sample", "set": name, "images": len(missing), **meta["seconds"]})
+
+
+def _put_together(images: Path, target: Path, generator: Generator, ipc: int, meta: dict[str, Any]) -> None:
+    link_prefix(images, target, generator.classes, ipc)
+    seal(target, generator.classes, generator.image_shape, meta)
 
 
 def main(command: SampleCommand) -> None:
-    runtime.check_processes(1)
-    with output(command, command.generator):
-        run_stage(command.generator, section(command, SampleConfig), command.output_dir, seed=command.seed)
+    runtime.check_processes(command.num_processes or 1)
+    state = runtime.processes()
+    config = section(command, SampleConfig)
+    source = Path(command.generator)
+    inputs = (source if source.is_dir() else None, command.adapter, command.data.folder if command.data else None)
+    with output(command, *inputs) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        data = read_data(command.data) if command.data and config.needs_real_images else None
+        run_stage(
+            command.generator,
+            config,
+            command.output_dir,
+            seed=command.seed,
+            data=data,
+            revision=command.revision,
+            adapter=command.adapter,
+        )

@@ -21,6 +21,7 @@ from gendistill.hashing import hash_folder, hash_tensors
 from gendistill.surrogate.card import write_card
 
 MANIFEST, FORMAT = "manifest.json", 1
+TRAIN = "train"
 LONGEST_NAME = 120  # bytes of a folder name that every file system takes, after quoting
 
 
@@ -60,31 +61,11 @@ class SurrogateSet:
         """Write the folder, which must be new; the caller makes it appear at once by renaming."""
         folder = Path(folder)
         for label, name in enumerate(self.classes):
-            target = folder / "train" / folder_name(name, label)
+            target = folder / TRAIN / folder_name(name, label)
             target.mkdir(parents=True)
             for i, image in enumerate(self.of_class(label)):
-                to_pil(image).save(target / f"{i:05d}.png")
-        manifest = self.manifest(folder)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_card(folder / "README.md", manifest)
-
-    def manifest(self, folder: Path) -> dict[str, Any]:
-        """Provenance and counts of the set as written to ``folder``."""
-        files = list((folder / "train").rglob("*.png"))
-        return {
-            "format": FORMAT,
-            "classes": list(self.classes),
-            "folders": [folder_name(name, label) for label, name in enumerate(self.classes)],
-            "ipc": self.ipc,
-            "image_size": int(self.images.shape[-1]),
-            "channels": int(self.images.shape[1]),
-            "stored_images": len(self.labels),
-            "decoded_images": len(self.labels),
-            "factor": 1,
-            "bytes": {"images": sum(f.stat().st_size for f in files), "labels": 0},
-            "images_hash": hash_folder(folder / "train"),
-            **self.meta,
-        }
+                to_pil(image).save(target / image_name(i))
+        seal(folder, self.classes, tuple(self.images.shape[1:]), self.meta)
 
     @classmethod
     def load(cls, folder: str | Path) -> SurrogateSet:
@@ -100,7 +81,7 @@ class SurrogateSet:
         for label, name in enumerate(manifest["folders"]):
             if Path(name).name != name or name in ("", ".."):
                 raise ArtifactError(f"{folder / MANIFEST} names the unsafe folder {name!r}; expected a plain name.")
-            paths = sorted((folder / "train" / name).glob("*.png"))
+            paths = sorted((folder / TRAIN / name).glob("*.png"))
             images += [_read(path, size, channels) for path in paths]
             labels += [label] * len(paths)
         if len(labels) != manifest["stored_images"]:
@@ -114,6 +95,27 @@ class SurrogateSet:
             tuple(manifest["classes"]),
             {k: v for k, v in manifest.items() if k not in _COUNTED},
         )
+
+
+def seal(folder: Path, classes: tuple[str, ...], shape: tuple[int, ...], meta: dict[str, Any]) -> None:
+    """Write manifest and card for the images (C,H,W of ``shape``) that stand in ``folder/train``."""
+    files = list((folder / TRAIN).rglob("*.png"))
+    manifest = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "folders": [folder_name(name, label) for label, name in enumerate(classes)],
+        "ipc": len(files) // len(classes),
+        "image_size": int(shape[-1]),
+        "channels": int(shape[0]),
+        "stored_images": len(files),
+        "decoded_images": len(files),
+        "factor": 1,
+        "bytes": {"images": sum(f.stat().st_size for f in files), "labels": 0},
+        "images_hash": hash_folder(folder / TRAIN),
+        **meta,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(folder / "README.md", manifest)
 
 
 _COUNTED = {
@@ -160,6 +162,10 @@ _SHAPE = {
     "channels": lambda v: v in (1, 3),
     "stored_images": lambda v: isinstance(v, int) and v > 0,
 }
+
+
+def image_name(index: int) -> str:
+    return f"{index:05d}.png"
 
 
 def folder_name(name: str, label: int) -> str:

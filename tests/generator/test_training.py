@@ -12,8 +12,11 @@ from torch import Tensor
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
 from gendistill.data.real import RealData
 from gendistill.errors import ConfigError
+from gendistill.generator.batches import BatchSource, slices
+from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.training import BatchSource, learning_rate_at, slices, train_generator
+from gendistill.generator.latents import PixelLatents
+from gendistill.generator.training import learning_rate_at, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
 
@@ -23,12 +26,12 @@ CONFIG = FinetuneConfig(model=MODEL, base_steps=8, minimax_steps=8, batch_size=2
 
 
 def fresh(data: RealData) -> Generator:
-    return build_generator(MODEL, data.classes, data.channels, data.image_size, seed=0)
+    return build_generator(MODEL, data.classes, data.image_size, 0, codec=PixelCodec(data.channels))
 
 
 def trained(data: RealData, config: FinetuneConfig = CONFIG, **options: object) -> dict[str, Tensor]:
     accelerator = make_accelerator("no", config.gradient_accumulation_steps)
-    return finish(train_generator(fresh(data), data.train, config, accelerator=accelerator, **options))  # type: ignore[arg-type]
+    return finish(train_generator(fresh(data), PixelLatents(data.train), config, accelerator=accelerator, **options))  # type: ignore[arg-type]
 
 
 def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -44,7 +47,12 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
     checkpoints = Checkpoints(tmp_path, every=2, keep=2)
     accelerator = make_accelerator()
     loop = train_generator(
-        fresh(digits), digits.train, CONFIG, accelerator=accelerator, criteria=criteria, checkpoints=checkpoints
+        fresh(digits),
+        PixelLatents(digits.train),
+        CONFIG,
+        accelerator=accelerator,
+        criteria=criteria,
+        checkpoints=checkpoints,
     )
     for _ in range(stop):
         next(loop)
@@ -59,7 +67,7 @@ def test_micro_batches_add_up_to_the_whole_batch(digits: RealData) -> None:
 
 
 def test_losses_of_a_tiny_run_are_the_golden_ones(digits: RealData) -> None:
-    loop = train_generator(fresh(digits), digits.train, CONFIG, accelerator=make_accelerator())
+    loop = train_generator(fresh(digits), PixelLatents(digits.train), CONFIG, accelerator=make_accelerator())
     losses = torch.stack([record["denoising"] for record in loop])
     golden = torch.tensor(GOLDEN)
     torch.testing.assert_close(losses, golden, rtol=1e-3, atol=1e-4)
@@ -73,7 +81,7 @@ def test_the_criteria_change_what_is_learnt(digits: RealData) -> None:
 
 
 def test_label_dropout_gives_the_null_class_that_share(digits: RealData) -> None:
-    source = BatchSource(fresh(digits), digits.train, label_dropout=0.25, seed=0, phase="base")
+    source = BatchSource(fresh(digits), PixelLatents(digits.train), label_dropout=0.25, seed=0, phase="base")
     draws = [source.draw(step, 200, slice(None)) for step in range(10)]
     condition = torch.cat([d.condition for d in draws])
     labels = torch.cat([d.labels for d in draws])
@@ -84,7 +92,7 @@ def test_label_dropout_gives_the_null_class_that_share(digits: RealData) -> None
 
 
 def test_parts_of_a_batch_are_the_batch(digits: RealData) -> None:
-    source = BatchSource(fresh(digits), digits.train, label_dropout=0.1, seed=3, phase="base")
+    source = BatchSource(fresh(digits), PixelLatents(digits.train), label_dropout=0.1, seed=3, phase="base")
     whole = source.draw(7, 12, slice(None))
     parts = [source.draw(7, 12, part) for row in slices(12, 2, 3) for part in row]
     order = [i for row in slices(12, 2, 3) for part in row for i in range(12)[part]]
@@ -110,18 +118,18 @@ def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Pa
     from gendistill.errors import ArtifactError
 
     generator = fresh(digits)
-    base = {k: v + 1 if v.is_floating_point() else v for k, v in generator.unet.state_dict().items()}
+    base = {k: v + 1 if v.is_floating_point() else v for k, v in generator.network.state_dict().items()}
     generator.save_pretrained(tmp_path / "g", base=base)
     again = Generator.from_pretrained(tmp_path / "g")
     assert again.hash() == generator.hash()
-    assert gap(Generator.from_pretrained(tmp_path / "g", variant="base").unet.state_dict(), base) == 0
+    assert gap(Generator.from_pretrained(tmp_path / "g", variant="base").network.state_dict(), base) == 0
     with pytest.raises(ArtifactError, match="no variant 'ema'"):
         Generator.from_pretrained(tmp_path / "g", variant="ema")
     (tmp_path / "g" / "gendistill.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
         Generator.from_pretrained(tmp_path / "g")
     with pytest.raises(ConfigError, match="multiple of 2"):
-        build_generator(MODEL, digits.classes, 1, 9, seed=0)
+        build_generator(MODEL, digits.classes, 9, 0, codec=PixelCodec(1))
 
 
 def test_training_leaves_a_plain_network_behind(digits: RealData) -> None:
@@ -130,11 +138,12 @@ def test_training_leaves_a_plain_network_behind(digits: RealData) -> None:
     for precision in ("bf16", "no"):
         accelerator = make_accelerator(precision)
         assert accelerator.mixed_precision == precision
-        loop = train_generator(generator, digits.train, replace(CONFIG, base_steps=1), accelerator=accelerator)
+        once = replace(CONFIG, base_steps=1)
+        loop = train_generator(generator, PixelLatents(digits.train), once, accelerator=accelerator)
         finish(loop)
         copy = fresh(digits)
-        copy.unet.load_state_dict(generator.unet.state_dict())
+        copy.network.load_state_dict(generator.network.state_dict())
         inputs = (torch.ones(2, 1, 8, 8), torch.tensor(500), torch.tensor([0, 1]))
         with torch.no_grad():
-            one, other = (g.unet(*inputs).sample for g in (generator, copy))
+            one, other = (g.network(*inputs).sample for g in (generator, copy))
         assert torch.equal(one, other)

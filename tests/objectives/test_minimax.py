@@ -12,21 +12,24 @@ REDUCTIONS = ("per_sample", "global")
 CRITERIA = (representativeness, diversity)
 
 
-def slow(criterion, z, labels, memory, filled, reduction, active):
+def slow(criterion, z, labels, memory, filled, reduction, active, weight=None):
     """One class after the other, one cosine after the other."""
     pick = torch.min if criterion is representativeness else torch.max
-    extremes = []
+    extremes, shares = [], []
     for c in range(len(memory)):
-        own = [
-            torch.stack([F.cosine_similarity(z[i], memory[c, m], dim=0) for m in torch.nonzero(filled[c]).flatten()])
+        own = {
+            i: torch.stack([F.cosine_similarity(z[i], memory[c, m], dim=0) for m in torch.nonzero(filled[c]).flatten()])
             for i in range(len(z))
             if labels[i] == c and active[i] and filled[c].any()
-        ]
-        if own:
-            extremes += [pick(torch.stack(own))] if reduction == "global" else [pick(row) for row in own]
-    if not extremes:
+        }
+        if own and reduction == "global":
+            extremes, shares = [*extremes, pick(torch.stack(list(own.values())))], [*shares, 1.0]
+        elif own:
+            extremes += [pick(row) for row in own.values()]
+            shares += [1.0 if weight is None else weight[i].item() for i in own]
+    if not sum(shares):
         return z.sum() * 0
-    mean = torch.stack(extremes).mean()
+    mean = sum(s * e for s, e in zip(shares, extremes, strict=True)) / sum(shares)
     return 1 - mean if criterion is representativeness else mean
 
 
@@ -35,7 +38,7 @@ def make(seed, classes=4, size=5, dim=6, batch=9):
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(batch, dim, generator=rng)
     labels = torch.randint(0, classes, (batch,), generator=rng)
-    memory = torch.randn(classes, size, dim, generator=rng)
+    memory = F.normalize(torch.randn(classes, size, dim, generator=rng), dim=-1)
     filled = torch.arange(size) < torch.randint(0, size + 1, (classes, 1), generator=rng)
     active = torch.rand(batch, generator=rng) < 0.7
     return z, labels, memory, filled, active
@@ -57,6 +60,49 @@ def test_value_and_gradient_equal_the_slow_loop(criterion, reduction, seed, clas
     found = value_and_gradient(lambda x: criterion(x, labels, memory, filled, reduction=reduction, active=active), z)
     expected = value_and_gradient(lambda x: slow(criterion, x, labels, memory, filled, reduction, active), z)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    classes=st.integers(1, 8),
+    weights=st.lists(st.sampled_from([0.0, 1e-3, 0.2, 1.0, 7.0]), min_size=1, max_size=12),
+)
+def test_weighted_value_and_gradient_equal_the_slow_loop(criterion, masked, seed, classes, weights):
+    z, labels, memory, filled, active = make(seed, classes, batch=len(weights))
+    weight = torch.tensor(weights)
+    given_active = active if masked else None
+    active = active if masked else torch.ones_like(active)
+    found = value_and_gradient(lambda x: criterion(x, labels, memory, filled, active=given_active, weight=weight), z)
+    expected = value_and_gradient(lambda x: slow(criterion, x, labels, memory, filled, "per_sample", active, weight), z)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")  # a buffer of the wrong size is resized with no more than that
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_images_of_real_size_equal_the_slow_loop(criterion, reduction):
+    """Memories too large for one chunk: two images each and one left over."""
+    z, labels, memory, filled, active = make(5, classes=3, size=64, dim=1500, batch=7)
+    found = value_and_gradient(lambda x: criterion(x, labels, memory, filled, reduction=reduction, active=active), z)
+    expected = value_and_gradient(lambda x: slow(criterion, x, labels, memory, filled, reduction, active), z)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_equal_weights_are_no_weights(criterion):
+    z, labels, memory, filled, active = make(6)
+    found = criterion(z, labels, memory, filled, active=active, weight=torch.full((len(z),), 0.3))
+    torch.testing.assert_close(found, criterion(z, labels, memory, filled, active=active))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_weight_zero_is_inactive(criterion):
+    z, labels, memory, filled, active = make(7)
+    found = criterion(z, labels, memory, filled, weight=active.float())
+    torch.testing.assert_close(found, criterion(z, labels, memory, filled, active=active))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -88,7 +134,7 @@ def test_per_sample_reduction_moves_every_image(criterion):
 
 def hand_problem():
     """Class 0 remembers (1,0) and (0,1); class 1 remembers (-1,0) and an unfilled slot that must not count."""
-    memory = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[-3.0, 0.0], [1.0, 0.0]]])
+    memory = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [1.0, 0.0]]])
     filled = torch.tensor([[True, True], [True, False]])
     z = torch.tensor([[3.0, 4.0], [5.0, 0.0], [1.0, 0.0]])  # cosines (.6, .8), (1, 0), (-1)
     return z, torch.tensor([0, 0, 1]), memory, filled
@@ -107,6 +153,24 @@ def test_hand_numbers(criterion, reduction, expected):
     assert criterion(*hand_problem(), reduction=reduction).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [(representativeness, 1 - (1 * 0.6 + 3 * 0.0 - 4 * 1.0) / 8), (diversity, (1 * 0.8 + 3 * 1.0 - 4 * 1.0) / 8)],
+)
+def test_weighted_hand_numbers(criterion, expected):
+    weight = torch.tensor([1.0, 3.0, 4.0])
+    assert criterion(*hand_problem(), weight=weight).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_weights_that_are_all_zero_give_zero_and_zero_gradient(criterion):
+    z, labels, memory, filled, _ = make(3)
+    weight = torch.zeros(len(z))
+    value, gradient = value_and_gradient(lambda x: criterion(x, labels, memory, filled, weight=weight), z)
+    assert value.item() == 0
+    assert torch.equal(gradient, torch.zeros_like(z))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("why", ["empty memory", "nobody active"])
@@ -122,9 +186,9 @@ def test_nothing_usable_gives_zero_and_zero_gradient(criterion, reduction, why):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_only_directions_count(criterion):
+def test_the_length_of_an_image_does_not_count(criterion):
     z, labels, memory, filled, active = make(4)
-    found = criterion(7 * z, labels, 0.1 * memory, filled, active=active)
+    found = criterion(7 * z, labels, memory, filled, active=active)
     torch.testing.assert_close(found, criterion(z, labels, memory, filled, active=active))
 
 
@@ -132,3 +196,49 @@ def test_only_directions_count(criterion):
 def test_unknown_reduction_is_refused(criterion):
     with pytest.raises(ValueError, match="per_sample"):
         criterion(*hand_problem(), reduction="mean")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_weights_of_the_global_reduction_are_refused(criterion):
+    with pytest.raises(ValueError, match="weight goes with reduction 'per_sample'"):
+        criterion(*hand_problem(), reduction="global", weight=torch.ones(3))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("name", ["labels", "memory", "active", "weight"])
+def test_shapes_that_would_broadcast_are_refused(criterion, name):
+    z, labels, memory, filled = hand_problem()
+    options = {"labels": labels, "memory": memory, "active": labels < 1, "weight": torch.ones(3)}
+    options[name] = options[name][:, None] if name != "memory" else memory[:, :, :1]
+    with pytest.raises(ValueError, match=f"{name} has shape .*; expected"):
+        criterion(z, filled=filled, **options)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_broken_image_shows(criterion, reduction):
+    z, labels, memory, filled = hand_problem()
+    z[0] = torch.nan
+    assert criterion(z, labels, memory, filled, reduction=reduction).isnan()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_half_precision_is_computed_in_fp32(criterion, reduction):
+    z, labels, memory, filled, active = make(8)
+    z = z.bfloat16()
+    found = criterion(z, labels, memory, filled, reduction=reduction, active=active)
+    expected = criterion(z.float(), labels, memory, filled, reduction=reduction, active=active)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_nothing_is_read_on_the_host(criterion, reduction):
+    """Tensors without values: whatever asks for one (item, nonzero, a mask as index) raises."""
+    z, labels, memory, filled, active = (value.to("meta") for value in make(9))
+    weight = torch.ones(len(z), device="meta") if reduction == "per_sample" else None
+    value = criterion(z.requires_grad_(), labels, memory, filled, reduction=reduction, active=active, weight=weight)
+    value.backward()
+    assert value.shape == ()

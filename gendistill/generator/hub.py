@@ -1,0 +1,86 @@
+"""Models of others: from a folder or a Hub id to a folder, and from a folder to a model in fp32, safetensors alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gendistill.errors import ArtifactError, ConfigError
+
+PATTERNS = ("*.json", "*.safetensors", "README.md")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def resolve(source: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
+    """The folder itself, or the local copy of a Hub repository, downloaded where needed; HF_HUB_OFFLINE is honoured.
+
+    Args:
+        source: A folder, or a Hub id such as ``facebook/DiT-XL-2-256``; an existing path goes first.
+        revision: Branch, tag or commit of a Hub id.
+        patterns: Which files of a Hub repository to fetch.
+
+    Raises:
+        ArtifactError: no such folder, or the Hub does not give it.
+        ConfigError: a revision of a folder.
+    """
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"revision is {revision!r}, but {source} is a folder, which has no revisions. Leave revision out, or "
+                "give a Hub id."
+            )
+        return path
+    if source and path.exists():
+        raise ArtifactError(f"{source} is a file; expected a model folder or a Hub id.")
+    if not HUB_ID.fullmatch(source):
+        raise ArtifactError(f"There is no folder {source!r}. Give an existing one, or a Hub id such as owner/name.")
+    return _download(source, revision, patterns)
+
+
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        at = f" at revision {revision}" if revision else ""
+        raise ArtifactError(
+            f"There is no folder {name}, and the Hub model {name}{at} cannot be had: {type(error).__name__}: "
+            f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
+            "downloaded before can be used."
+        ) from error
+
+
+def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
+    """``kind.from_pretrained(folder)`` in fp32, every weight from the file: diffusers only warns of missing ones.
+
+    Raises:
+        ArtifactError: the weights are missing, pickled, damaged or incomplete.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise ArtifactError(
+            f"{folder} has no safetensors weights, and pickled ones (.bin) are not read. Convert them once with "
+            f"diffusers: {kind.__name__}.from_pretrained(ID).save_pretrained(FOLDER), and give that folder."
+        )
+    try:
+        model, info = kind.from_pretrained(
+            folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:
+        raise ArtifactError(f"The weights in {folder} cannot be loaded as {kind.__name__}: {reason(error)}") from error
+    if info["missing_keys"]:
+        first, count = info["missing_keys"][0], len(info["missing_keys"])
+        raise ArtifactError(
+            f"The weights in {folder} lack {count} tensor(s) of its config.json, such as {first!r}. Get or save the "
+            "folder again."
+        )
+    return model.float().eval()
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of another library, as a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(". ") + "."

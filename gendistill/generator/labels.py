@@ -1,0 +1,159 @@
+"""Which condition index each class of the data has in a model that somebody trained: by name, or as the user says.
+
+A wrong index is a wrong label on every image of the class, so nothing is guessed: a name that several conditions share,
+a class that the model lacks and two classes with one condition are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+from gendistill.errors import ArtifactError, ConfigError
+
+IMAGENET = 1000
+SHOWN = 5
+Names = Sequence[tuple[str, ...]]
+
+
+def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Condition index of every class.
+
+    A class is the condition that has its name; failing that, the one that has it but for case, spaces, hyphens and
+    underscores. A name with commas is a list of names, all of which the condition must have ("maillot, tank suit").
+
+    Args:
+        classes: Class names of the data, such as ``tench`` or ``n01440764``.
+        names: By condition index, without the null class: all that the condition is called.
+        given: Indices that take the place of matching, for all classes or some.
+
+    Raises:
+        ArtifactError: a class has no condition or several, or two classes have one.
+        ConfigError: ``given`` names an unknown class or condition.
+    """
+    given = dict(given or {})
+    _check_given(classes, given, len(names))
+    finder = _Finder(names)
+    found = {name: [given[name]] if name in given else finder.find(name) for name in classes}
+    problems = [finder.explain(name, indices) for name, indices in found.items() if len(indices) != 1]
+    if problems:
+        more = f" ({len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
+        first = next(name for name, indices in found.items() if len(indices) != 1)
+        raise ArtifactError(
+            f"The classes do not match the model's conditions: {'; '.join(problems[:SHOWN])}{more}. Give the index in "
+            f'finetune.label_map, as {{"{first}": INDEX}} with INDEX from 0 to {len(names) - 1}, rename the class, or '
+            "train without finetune.pretrained."
+        )
+    label_map = {name: indices[0] for name, indices in found.items()}
+    _check_distinct(label_map)
+    return label_map
+
+
+def check_label_map(
+    classes: tuple[str, ...], label_map: Mapping[str, int], conditions: int, reference: Names | None = None
+) -> None:
+    """Assert that every class has one condition of its own.
+
+    Args:
+        conditions: Number of conditions, without the null class.
+        reference: ImageNet's names by index. With 1000 conditions, a class that has one of them must have its index;
+            leave it out for a model whose 1000 conditions are others.
+
+    Raises:
+        ArtifactError: a class is missing, unknown, out of range, not alone, or not where ImageNet has it.
+    """
+    if set(label_map) != set(classes):
+        odd = sorted(set(label_map) ^ set(classes))
+        raise ArtifactError(
+            f"The label map does not name exactly the {len(classes)} classes; they differ in {_some(odd)}. "
+            "Run `gendistill finetune` again."
+        )
+    outside = [f"{name!r}: {i!r}" for name, i in label_map.items() if not _is_index(i, conditions)]
+    if outside:
+        raise ArtifactError(f"The label map has {_some(outside)}; expected indices from 0 to {conditions - 1}.")
+    _check_distinct(label_map)
+    if reference is None or conditions != IMAGENET:
+        return
+    finder = _Finder(reference)
+    true = {name: finder.find(name) for name in classes}
+    wrong = [
+        f"{n!r}: {label_map[n]}, not {finder.show(true[n])}" for n in classes if true[n] and label_map[n] not in true[n]
+    ]
+    if wrong:
+        raise ArtifactError(
+            f"The label map differs from ImageNet's indices: {'; '.join(wrong[:SHOWN])}. Mend finetune.label_map, or "
+            "rename classes that mean something else."
+        )
+
+
+class _Finder:
+    """Conditions by name, exactly and loosely."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.exact: dict[str, set[int]] = {}
+        self.loose: dict[str, set[int]] = {}
+        for i, aliases in enumerate(names):
+            for part in [part for alias in aliases for part in _parts(alias)]:
+                self.exact.setdefault(part, set()).add(i)
+                self.loose.setdefault(_loosen(part), set()).add(i)
+
+    def find(self, name: str) -> list[int]:
+        """Every condition that the name can mean, ascending."""
+        parts = _parts(name)
+        found = set.intersection(*(self.exact.get(part, set()) for part in parts))
+        found = found or set.intersection(*(self.loose.get(_loosen(part), set()) for part in parts))
+        return sorted(found)
+
+    def explain(self, name: str, indices: list[int]) -> str:
+        """Why a class has not one condition."""
+        if indices:
+            return f"{name!r} can be {self.show(indices)}"
+        near = difflib.get_close_matches(_loosen(name), self.loose, 3)
+        close = sorted({i for part in near for i in self.loose[part]})
+        return f"the model has no {name!r}" + (f", but {self.show(close)}" if close else " nor a name like it")
+
+    def show(self, indices: list[int]) -> str:
+        return " or ".join(f"{i} ({', '.join(self.names[i])})" for i in indices)
+
+
+def _parts(name: str) -> list[str]:
+    return [part.strip() for part in name.split(",") if part.strip()] or [name]
+
+
+def _loosen(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _is_index(value: object, conditions: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < conditions
+
+
+def _check_given(classes: tuple[str, ...], given: Mapping[str, int], conditions: int) -> None:
+    unknown = sorted(set(given) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"finetune.label_map names {_some(unknown)}, which the data do not have; its classes are {_some(classes)}."
+        )
+    for name, index in given.items():
+        if not _is_index(index, conditions):
+            raise ConfigError(
+                f"finetune.label_map has {name!r}: {index!r}; expected a condition index from 0 to {conditions - 1}."
+            )
+
+
+def _check_distinct(label_map: Mapping[str, int]) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, index in label_map.items():
+        owners.setdefault(index, []).append(name)
+    shared = [f"{i} is {' and '.join(map(repr, names))}" for i, names in owners.items() if len(names) > 1]
+    if shared:
+        raise ArtifactError(
+            f"Several classes have one condition: {'; '.join(shared[:SHOWN])}. Every class needs its own: mend "
+            "finetune.label_map or merge the classes."
+        )
+
+
+def _some(values: Sequence[str]) -> str:
+    return ", ".join(values[:SHOWN]) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")

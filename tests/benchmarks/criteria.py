@@ -1,0 +1,126 @@
+"""What each minimax criterion does to the samples: fine-tuned with and without each, over seeds, on real images.
+
+    python -m tests.benchmarks.criteria --seeds 3
+
+Every seed trains one generator with plain diffusion and continues from it four times with the same batches: without
+criteria, with each one, with both. Representativeness and crowding (docs/design.md) are of the x0 that the criteria see
+(pixels) and of a teacher's features, class by class, on ``ipc`` samples a class; random real images stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import gendistill as gd
+from gendistill.config import DataConfig, FinetuneConfig, MinimaxConfig, SampleConfig
+from gendistill.data.images import to_float
+from gendistill.data.real import RealData
+from gendistill.evaluate.metrics import crowding, mmd2, representativeness
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.finetune import start_generator
+from gendistill.surrogate.surrogate import SurrogateSet
+
+VARIANTS = {
+    "no criterion": (0.0, 0.0),
+    "representativeness": (1.0, 0.0),
+    "diversity": (0.0, 1.0),
+    "both": (1.0, 1.0),
+}
+
+
+def spaces(images: Tensor, teacher: Teacher) -> dict[str, Tensor]:
+    """uint8 images (N,C,H,W) -> points (N,D) by space."""
+    with torch.no_grad():
+        features = teacher.network.features(to_float(images))  # type: ignore[operator]
+    return {"pixels": to_float(images).flatten(1), "features": features}
+
+
+def describe(made: SurrogateSet, data: RealData, teacher: Teacher) -> dict[str, float]:
+    """Means over the classes."""
+    found: dict[str, list[float]] = {}
+    for label in range(len(data.classes)):
+        real = spaces(data.train.images[data.train.of_class(label)], teacher)
+        for name, points in spaces(made.of_class(label), teacher).items():
+            found.setdefault(f"representativeness ({name})", []).append(representativeness(real[name], points).item())
+            found.setdefault(f"crowding ({name})", []).append(crowding(points).item())
+            found.setdefault(f"MMD2 ({name})", []).append(mmd2(real[name], points).item())
+    return {k: sum(v) / len(v) for k, v in found.items()}
+
+
+def ablate(
+    data: RealData, config: FinetuneConfig, sampling: SampleConfig, ipc: int, seed: int
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """(variant, figures) for one seed."""
+    teacher = gd.train_teacher(data, seed=seed)
+    generator, _ = gd.finetune(data, replace(config, minimax_steps=0), seed=seed)
+    plain = copy.deepcopy(generator.network.state_dict())
+    yield "random real images", describe(gd.distill(data, "random", ipc, seed=seed), data, teacher)
+    yield "before fine-tuning", describe(gd.sample_set(generator, ipc, sampling, seed=seed), data, teacher)
+    for name, (near, apart) in VARIANTS.items():
+        weights = replace(
+            config.minimax,
+            representativeness=near * config.minimax.representativeness,
+            diversity=apart * config.minimax.diversity,
+        )
+        start = start_generator(data, config, seed)
+        start.network.load_state_dict(plain)
+        tuned, _ = gd.finetune(data, replace(config, base_steps=0, minimax=weights), seed=seed, generator=start)
+        yield name, describe(gd.sample_set(tuned, ipc, sampling, seed=seed), data, teacher)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--max_per_class", type=int, default=None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ipc", type=int, default=50)
+    parser.add_argument("--base_steps", type=int, default=400)
+    parser.add_argument("--minimax_steps", type=int, default=100)
+    parser.add_argument("--representativeness", type=float, default=MinimaxConfig.representativeness)
+    parser.add_argument("--diversity", type=float, default=MinimaxConfig.diversity)
+    parser.add_argument("--reduction", default=MinimaxConfig.reduction)
+    parser.add_argument("--json", type=Path, help="also write the figures of every seed here")
+    options = parser.parse_args()
+    minimax = MinimaxConfig(
+        representativeness=options.representativeness, diversity=options.diversity, reduction=options.reduction
+    )
+    config = FinetuneConfig(base_steps=options.base_steps, minimax_steps=options.minimax_steps, minimax=minimax)
+    data = gd.load_data(DataConfig(name=options.data, max_per_class=options.max_per_class))
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(options.seeds):
+        with gd.show_progress():
+            for name, figures in ablate(data, config, SampleConfig(), options.ipc, seed):
+                found.setdefault(name, []).append(figures)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation over the seeds, and the paired difference from ``no criterion``."""
+    columns = list(next(iter(found.values()))[0])
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, rows in found.items():
+        cells = []
+        for column in columns:
+            values = torch.tensor([row[column] for row in rows], dtype=torch.float64)
+            plain = torch.tensor([row[column] for row in found["no criterion"]], dtype=torch.float64)
+            cell = f"{values.mean():.4f} ± {values.std():.4f}"
+            if name in VARIANTS and name != "no criterion":
+                gap = values - plain
+                cell += f" ({gap.mean():+.4f} ± {gap.std():.4f})"
+            cells.append(cell)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

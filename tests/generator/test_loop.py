@@ -1,0 +1,184 @@
+"""The training loop with every kind of network and adaptation: exact resume, no trace of what only looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.data.real import RealData
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.adaptation import adapt
+from gendistill.generator.batches import BatchSource
+from gendistill.generator.codec import LatentCodec, PixelCodec
+from gendistill.generator.estimate import Estimate
+from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.latents import RealLatents, real_latents
+from gendistill.generator.training import Hooks, train_generator
+from gendistill.progress import finish
+from gendistill.runtime import Checkpoints, make_accelerator
+from gendistill.seeding import torch_rng
+from tests.generator.autoencoders import kl
+
+UNET = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8, attention_levels=1)
+DIT = ModelConfig(
+    architecture="dit", num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True,
+    prediction_type="epsilon",
+)  # fmt: skip
+CONFIG = FinetuneConfig(base_steps=6, minimax_steps=6, batch_size=10, lora_rank=2)
+
+
+def start(data: RealData, model: ModelConfig, latent: bool = False) -> tuple[Generator, RealLatents]:
+    codec = LatentCodec(kl(), 1) if latent else PixelCodec(1)
+    generator = build_generator(model, data.classes, 8, 0, codec=codec)
+    with torch.no_grad():
+        for i, parameter in enumerate(generator.network.parameters()):
+            if not parameter.any():  # adaLN-zero: without this an adapter would get no gradient
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch_rng(0, "start", i)))
+    return generator, real_latents(codec, data.train, fingerprint=data.fingerprint(), flip=True)
+
+
+def train(
+    data: RealData,
+    model: ModelConfig,
+    method: str = "full",
+    stop: int | None = None,
+    latent: bool = False,
+    **options: Any,
+) -> dict[str, Tensor]:
+    generator, latents = start(data, model, latent)
+    adapted = adapt(generator.network, method, rank=2)  # type: ignore[arg-type]
+    config = options.pop("config", CONFIG)
+    accelerator = make_accelerator("no", config.gradient_accumulation_steps)
+    loop = train_generator(
+        generator, latents, config, accelerator=accelerator, adapted=adapted, criteria=MinimaxConfig(min_alpha_bar=0),
+        **options,
+    )  # fmt: skip
+    if stop is None:
+        return finish(loop)
+    for _ in range(stop):
+        next(loop)
+    loop.close()
+    return {}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "latent"),
+    [
+        (UNET, "difffit", False),
+        (UNET, "lora", False),
+        (DIT, "full", False),
+        (DIT, "difffit", True),
+        (DIT, "lora", False),
+    ],
+)
+def test_every_adaptation_resumes_to_the_same_weights(
+    digits: RealData, tmp_path: Path, model: ModelConfig, method: str, latent: bool
+) -> None:
+    whole = train(digits, model, method, latent=latent)
+    assert not same(whole, train(digits, model, method, latent=latent, seed=1))
+    checkpoints = Checkpoints(tmp_path, every=2, keep=1, identity={"seed": "0"})
+    train(digits, model, method, stop=5, latent=latent, checkpoints=checkpoints)
+    assert checkpoints.steps() == [4]
+    assert same(train(digits, model, method, latent=latent, checkpoints=checkpoints), whole)
+
+
+def test_training_touches_no_global_stream(digits: RealData) -> None:
+    generator, latents = start(digits, DIT, latent=True)
+    loop = train_generator(generator, latents, CONFIG, accelerator=make_accelerator(), criteria=MinimaxConfig())
+    next(loop)
+    before = torch.get_rng_state()
+    for _ in range(3):
+        next(loop)
+    assert torch.equal(torch.get_rng_state(), before)
+    loop.close()
+
+
+def test_rehearsal_and_previews_leave_no_trace(digits: RealData) -> None:
+    seen: list[Estimate] = []
+    previews: list[int] = []
+    hooks = Hooks(seen.append, previews.append)
+    watched = train(digits, DIT, "difffit", hooks=hooks, config=replace(CONFIG, preview_steps=2))
+    assert same(watched, train(digits, DIT, "difffit"))
+    assert previews == [2, 4]
+    (found,) = seen
+    generator, _ = start(digits, DIT)
+    adapted = adapt(generator.network, "difffit")
+    assert found.trainable == sum(p.numel() for p in adapted.trainable().values()) < found.parameters
+    assert found.seconds_per_step > 0
+    assert found.peak_bytes > found.state_bytes
+    assert "6 steps" in str(found)
+
+
+def test_gradient_checkpointing_changes_nothing_but_rounding(digits: RealData) -> None:
+    plain = train(digits, DIT, "difffit")
+    spared = train(digits, DIT, "difffit", config=replace(CONFIG, gradient_checkpointing=True))
+    assert max((plain[k] - spared[k]).abs().max().item() for k in plain) < 1e-5
+
+
+def test_adapters_leave_the_other_weights_alone(digits: RealData) -> None:
+    generator, latents = start(digits, DIT)
+    before = {k: v.clone() for k, v in generator.network.state_dict().items()}
+    adapted = adapt(generator.network, "lora", rank=2)
+    finish(
+        train_generator(
+            generator, latents, CONFIG, accelerator=make_accelerator(), adapted=adapted, criteria=MinimaxConfig()
+        )
+    )
+    after = adapted.merged().state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    layers = ("class_embedder", "attn1.to", "ff.net")
+    assert changed == {k for k in before if k.endswith("weight") and any(name in k for name in layers)}
+
+
+def test_a_checkpoint_of_another_training_is_refused(digits: RealData, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=2, keep=2, identity={"seed": "0"})
+    train(digits, DIT, "difffit", stop=3, checkpoints=checkpoints)
+    with pytest.raises(ArtifactError, match=r"another training \(seed: '0' there, '1' now"):
+        train(digits, DIT, "difffit", checkpoints=Checkpoints(tmp_path, 2, 2, {"seed": "1"}))
+    with pytest.raises(ArtifactError, match="another model or adaptation"):
+        train(digits, DIT, "lora", checkpoints=checkpoints)
+    with pytest.raises(ArtifactError, match="another model or adaptation"):
+        train(digits, replace(DIT, num_layers=1), "difffit", checkpoints=checkpoints)
+    state = tmp_path / "step-000002" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        train(digits, DIT, "difffit", checkpoints=checkpoints)
+
+
+def test_the_checkpoint_holds_the_memories_and_only_what_trains(digits: RealData, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=2, keep=2)
+    train(digits, DIT, "difffit", stop=3, checkpoints=checkpoints)
+    _, state = checkpoints.latest() or (0, {})
+    generator, _ = start(digits, DIT)
+    names = adapt(generator.network, "difffit").trainable().keys()
+    assert {k.removeprefix("network.") for k in state if k.startswith("network.")} == set(names)
+    assert state["memory.real.vectors"].any()
+    assert state["memory.generated.vectors"].any()
+
+
+def test_labels_are_not_dropped_without_a_null_class(digits: RealData) -> None:
+    generator, latents = start(digits, UNET)
+    generator.conditions += 1  # as if the last row were a class as well
+    assert generator.null_class is None
+    with pytest.raises(ConfigError, match="no null class"):
+        BatchSource(generator, latents, 0.1, 0, "base")
+    assert not BatchSource(generator, latents, 0.0, 0, "base").draw(0, 20, slice(None)).dropped.any()
+
+
+def test_half_of_the_images_are_mirrored_where_asked(digits: RealData) -> None:
+    generator, latents = start(digits, UNET)
+    plain = BatchSource(generator, latents, 0.0, 0, "base").draw(0, 400, slice(None)).x0
+    drawn = BatchSource(generator, latents, 0.0, 0, "base", flip=True).draw(0, 400, slice(None)).x0
+    mirrored = (drawn == plain.flip(-1)).flatten(1).all(1)
+    assert torch.equal(drawn[~mirrored], plain[~mirrored])
+    assert 0.4 < mirrored.float().mean() < 0.6
