@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -90,6 +90,11 @@ def make_accelerator(
     if tracker != "none":
         accelerator.init_trackers("gendistill")
     return accelerator
+
+
+def owns_optimizer(accelerator: Accelerator) -> bool:
+    """Whether the launcher (DeepSpeed) keeps the optimiser's state to itself, so that no checkpoint can hold it."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 class Checkpoints:

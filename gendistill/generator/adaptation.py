@@ -60,9 +60,9 @@ class Adapted:
     def merged(self) -> Network:
         """A new plain diffusers network with the same function, in eval mode; the adapted one stays as it is."""
         with torch.random.fork_rng(devices=[]):
-            network = type(self.network).from_config(self.network.config)
+            network = KINDS[kind_of(self.network)][1].from_config(self.network.config)  # type: ignore[attr-defined]
         network.to(self.network.device)
-        network.load_state_dict(fold({plain_name(k): v for k, v in self.network.state_dict().items()}))
+        network.load_state_dict(fold({plain_name(k): whole(v) for k, v in self.network.state_dict().items()}))
         return drop_no_labels(network.eval())
 
 

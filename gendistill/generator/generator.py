@@ -144,7 +144,7 @@ class Generator:
         if variant is not None and variant not in known:
             raise ArtifactError(f"{folder} has no variant {variant!r}; it has {known or 'none'}.")
         network = load_network(folder, variant)
-        scheduler = _scheduler(folder)
+        scheduler = _scheduler(folder, network)
         if record is None:
             return _foreign(folder, index, network, scheduler, channels)
         codec = _codec(folder, record["codec"]["channels"])
@@ -222,7 +222,7 @@ def _codec(folder: Path, channels: int) -> Codec:
     return PixelCodec(int(network["in_channels"]))
 
 
-def _scheduler(folder: Path) -> DDPMScheduler:
+def _scheduler(folder: Path, network: Network) -> DDPMScheduler:
     try:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     except Exception as error:
@@ -230,6 +230,10 @@ def _scheduler(folder: Path) -> DDPMScheduler:
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ArtifactError(
             f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."
+        )
+    if scheduler.config.prediction_type != "epsilon" and network.config.out_channels == 2 * network.config.in_channels:
+        raise ArtifactError(
+            f"The network in {folder} learns sigma and predicts v; expected epsilon with learned sigma."
         )
     return scheduler
 

@@ -40,7 +40,7 @@ def mode_weight(alpha_bar: Tensor, scale: float) -> Tensor:
 def toward_mode(
     output: Tensor, xt: Tensor, mode: Tensor, alpha_bar: Tensor, scale: float, prediction_type: str
 ) -> Tensor:
-    """Mode guidance of MGD3 (Chan-Santiago et al. 2025, arXiv 2505.18963): the prediction whose x0 lies nearer the mode.
+    """Mode guidance of MGD3 (Chan-Santiago et al. 2025, arXiv 2505.18963): the prediction with its x0 nearer the mode.
 
     eps' = eps - scale * sigma * g with g = mode - x0(eps), which is x0' = x0 + w g with w = scale * sigma^2 /
     sqrt(alpha_bar), and v' = v - (w / sigma) g. A scale of 0 changes nothing; a large one puts the mode in x0's place.
@@ -65,9 +65,7 @@ def toward_mode(
         raise ValueError(f"output {tuple(output.shape)}, xt {tuple(xt.shape)} and mode {tuple(mode.shape)} must agree.")
     columns = (-1,) + (1,) * (xt.dim() - 1)
     noise = (1 - alpha_bar).sqrt().view(columns)
-    shift = mode_weight(alpha_bar, scale).view(columns) * (
-        mode - predicted_x0(output, xt, alpha_bar, prediction_type)
-    )
+    shift = mode_weight(alpha_bar, scale).view(columns) * (mode - predicted_x0(output, xt, alpha_bar, prediction_type))
     if prediction_type == "v_prediction":
         return output - shift / noise
     return output - shift * alpha_bar.sqrt().view(columns) / noise

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gendistill import runtime
 from gendistill.commands import FinetuneCommand
-from gendistill.config import FinetuneConfig, section
+from gendistill.config import FinetuneConfig, SampleConfig, section
 from gendistill.data.images import tile, to_pil
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
@@ -20,7 +20,7 @@ from gendistill.generator.adaptation import Adapted, adapt, save_adapter
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latents import PixelLatents, RealLatents, cache_key, read_cache, write_cache
-from gendistill.generator.sampler import Request, SamplerOptions, sample
+from gendistill.generator.sampler import Request, sample
 from gendistill.generator.training import Hooks, train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.progress import follow, note
@@ -154,7 +154,7 @@ class _Training:
         self._preview(name)
 
     def _checkpoints(self, phase: str) -> runtime.Checkpoints | None:
-        if self.folder is None:
+        if self.folder is None or runtime.owns_optimizer(self.accelerator):
             return None
         config, identity = self.config, {"phase": phase, "seed": str(self.seed), "adaptation": self.config.adaptation}
         folder = self.folder.path / CHECKPOINTS / phase
@@ -172,8 +172,8 @@ class _Training:
             return
         classes = range(min(PREVIEW_CLASSES, len(self.generator.classes)))
         requests = [Request(c, i) for c in classes for i in range(PREVIEW_IMAGES)]
-        options = SamplerOptions(batch_size=min(len(requests), self.config.batch_size))
-        images = [batch for _, batch in sample(self.generator, requests, seed=self.seed, options=options)]
+        options = SampleConfig(batch_size=min(len(requests), self.config.batch_size))
+        images = [batch for _, batch in sample(self.generator, requests, options, seed=self.seed)]
         if not self.accelerator.is_main_process:
             return  # all take part: a sharded network needs every process
         path = self.folder.path / PREVIEWS / f"{name}.png"
@@ -201,9 +201,7 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
     generator = start_generator(data, config, seed)
     parent = generator.hash() if config.pretrained else None
     decisive = replace(config, latent_cache=None, report_to="none")
-    settings = stage_settings(
-        decisive, seed, data=data.fingerprint(), pretrained=parent, codec=generator.codec.hash()
-    )
+    settings = stage_settings(decisive, seed, data=data.fingerprint(), pretrained=parent, codec=generator.codec.hash())
     if finished(target, "finetune", settings):
         return target
     main_process = runtime.processes().is_main_process
