@@ -119,7 +119,7 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_bad_sizes_and_networks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     images, out = picture_folder(tmp_path / "images", size=18), tmp_path / "out"
     message = refused(capsys, "finetune", "--data.name", images, "--output_dir", out)
-    assert "18 px" in message
+    assert "18 x 18" in message
     assert "multiple of 4" in message
     assert "expected convnet" in refused(capsys, "teacher", "--config", TINY, "--network", "vgg", "--output_dir", out)
     assert "timm has no network" in refused(

@@ -232,9 +232,7 @@ def _scheduler(folder: Path, network: Network) -> DDPMScheduler:
             f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."
         )
     if scheduler.config.prediction_type != "epsilon" and network.config.out_channels == 2 * network.config.in_channels:
-        raise ArtifactError(
-            f"The network in {folder} learns sigma and predicts v; expected epsilon with learned sigma."
-        )
+        raise ArtifactError(f"The network in {folder} learns sigma but predicts v; expected epsilon with it.")
     return scheduler
 
 

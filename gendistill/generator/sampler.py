@@ -266,11 +266,15 @@ def _step(
     x: Tensor,
     rngs: list[torch.Generator],
 ) -> Tensor:
-    """One solver step; the stochastic one (DDPM) draws from each image's own stream."""
+    """One solver step; the stochastic one (DDPM) draws from each image's own stream, and nothing in its last step.
+
+    diffusers leaves the noise out at t = 0 alone, where trailing timesteps do not end.
+    """
     if not isinstance(steps, DDPMScheduler):
         return steps.step(prediction, t, x).prev_sample
     output = prediction if variance is None else torch.cat([prediction, variance], 1)
-    return steps.step(output, t, x, generator=rngs).prev_sample
+    found = steps.step(output, t, x, generator=rngs)
+    return found.pred_original_sample if t == steps.timesteps[-1] else found.prev_sample
 
 
 def _decode(codec: Codec, x: Tensor) -> Tensor:

@@ -1,71 +1,463 @@
-"""An image depends on (seed, class, index) alone."""
+"""An image depends on (generator, seed, class, index) alone; solvers, guidance and starts do what their papers say."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, DiTPipeline, UNet2DModel
+from torch import Tensor
 
-from gendistill.config import ModelConfig
+from gendistill.config import ModelConfig, SampleConfig
+from gendistill.data.images import to_uint8
 from gendistill.errors import ConfigError
+from gendistill.generator import sampler
+from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.sampler import SCHEDULERS, Request, predict, requests_for, sample
+from gendistill.generator.sampler import SCHEDULERS, Request, make_scheduler, predict, requests_for, sample
+from gendistill.objectives import diffusion
+from gendistill.seeding import torch_rng
+from tests.generator.autoencoders import kl
+from tests.generator.pretrained import dit_folder
+
+ODES = [name for name in SCHEDULERS if name != "ddpm"]
+NAMES = ("a", "b", "c")
+DIT = ModelConfig(
+    architecture="dit", num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True,
+    prediction_type="epsilon", noise_schedule="linear",
+)  # fmt: skip
+EVERYTHING: dict[str, Any] = {
+    "guidance": "mode", "guidance_scale": 2.0, "guidance_interval": (0.1, 0.7), "mode_stop": 0.3, "start": "prototypes",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
+def unet() -> Generator:
+    """v in pixels, cosine schedule."""
     config = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
-    return build_generator(config, ("a", "b", "c"), channels=1, image_size=8, seed=0)
+    return build_generator(config, NAMES, 8, 0, codec=PixelCodec(1))
 
 
-def images(generator: Generator, requests: list[Request], **options: object) -> dict[Request, torch.Tensor]:
-    made: dict[Request, torch.Tensor] = {}
-    for batch, values in sample(generator, requests, num_inference_steps=5, **options):  # type: ignore[arg-type]
+def random_weights(generator: Generator) -> Generator:
+    """Instead of a fresh DiT's, which outputs zeros."""
+    rng = torch_rng(0, "weights")
+    with torch.no_grad():
+        for p in generator.network.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=rng))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def dit() -> Generator:
+    """epsilon and variance in latents, linear schedule."""
+    return random_weights(build_generator(DIT, NAMES, 16, 0, codec=LatentCodec(kl(), 3)))
+
+
+@pytest.fixture(scope="module")
+def pixel_dit() -> Generator:
+    """epsilon and variance in pixels, without clipping."""
+    made = random_weights(build_generator(DIT, NAMES, 8, 0, codec=PixelCodec(1)))
+    made.scheduler = DDPMScheduler.from_config(made.scheduler.config, clip_sample=False)
+    return made
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> Generator:
+    return request.getfixturevalue(request.param)
+
+
+both_models = pytest.mark.parametrize("generator", ["unet", "dit"], indirect=True)
+
+
+def centres(generator: Generator, modes: int = 2) -> Tensor:
+    shape = (len(generator.classes), modes, *generator.sample_shape)
+    return torch.randn(shape, generator=torch_rng(0, "centres")).clamp(-1, 1)
+
+
+def images(
+    generator: Generator, requests: list[Request], seed: int = 0, prototypes: Tensor | None = None, **options: Any
+) -> dict[Request, Tensor]:
+    config = SampleConfig(**{"num_inference_steps": 5, "batch_size": 4, **options})
+    made: dict[Request, Tensor] = {}
+    for batch, values in sample(generator, requests, config, seed=seed, prototypes=prototypes):
         made |= dict(zip(batch, values, strict=True))
     return made
 
 
+def final_x(generator: Generator, requests: list[Request], prototypes: Tensor | None = None, **options: Any) -> Tensor:
+    """What is decoded, before it is."""
+    config = SampleConfig(**{"num_inference_steps": 5, **options})
+    with torch.no_grad():
+        return sampler._denoise(generator, requests, config, 0, prototypes)
+
+
+# An image is a function of (generator, seed, class, index).
+
+
+@both_models
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_images_do_not_depend_on_order_company_or_batch_size(generator: Generator, scheduler: str) -> None:
-    whole = images(generator, requests_for(3, 4), scheduler=scheduler, batch_size=12)
-    odd = images(generator, requests_for(3, 4)[::-1], scheduler=scheduler, batch_size=5)
-    alone = images(generator, [Request(2, 3)], scheduler=scheduler, batch_size=7)
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_images_do_not_depend_on_order_company_or_batch_size(
+    generator: Generator, scheduler: str, options: dict[str, Any]
+) -> None:
+    options = {**options, "scheduler": scheduler, "prototypes": centres(generator)}
+    whole = images(generator, requests_for(3, 3), batch_size=9, **options)
+    odd = images(generator, requests_for(3, 3)[::-1], batch_size=5, **options)
+    alone = images(generator, [Request(2, 1)], batch_size=3, **options)
     assert all(torch.equal(whole[r], odd[r]) for r in whole)
-    assert torch.equal(alone[Request(2, 3)], whole[Request(2, 3)])
+    assert torch.equal(alone[Request(2, 1)], whole[Request(2, 1)])
 
 
-def test_seed_class_and_index_each_change_the_image(generator: Generator) -> None:
-    made = images(generator, [Request(0, 0), Request(0, 1), Request(1, 0)])
+def test_seed_class_and_index_each_change_the_image(unet: Generator) -> None:
+    made = images(unet, [Request(0, 0), Request(0, 1), Request(1, 0)])
     assert len({tuple(v.flatten().tolist()) for v in made.values()}) == 3
-    other = images(generator, [Request(0, 0)], seed=1)
+    other = images(unet, [Request(0, 0)], seed=1)
     assert not torch.equal(other[Request(0, 0)], made[Request(0, 0)])
 
 
-def test_guidance_one_is_the_plain_model_and_guidance_extrapolates(generator: Generator) -> None:
-    x, t, labels = (
-        torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
-        torch.tensor(500),
-        torch.tensor([0, 2]),
-    )
-    with torch.no_grad():
-        with_class = generator.unet(x, t, class_labels=labels).sample
-        without = generator.unet(x, t, class_labels=torch.full((2,), generator.null_class)).sample
-        guided = predict(generator, x, t, labels, 3.0)
-    torch.testing.assert_close(predict(generator, x, t, labels, 1.0).detach(), with_class)
-    torch.testing.assert_close(guided, without + 3 * (with_class - without), rtol=1e-4, atol=1e-5)
-
-
-def test_unknown_scheduler_and_too_many_steps_are_refused(generator: Generator) -> None:
-    with pytest.raises(ConfigError, match="expected one of"):
-        next(sample(generator, [Request(0, 0)], scheduler="magic"))
-    with pytest.raises(ConfigError, match="1 to 1000"):
-        next(sample(generator, [Request(0, 0)], num_inference_steps=2000))
+@both_models
+def test_images_are_uint8_of_the_decoded_shape(generator: Generator) -> None:
+    for value in images(generator, requests_for(3, 1)).values():
+        assert value.dtype == torch.uint8
+        assert value.shape == generator.image_shape
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_saved_generator_samples_like_the_one_in_memory(generator: Generator, scheduler: str, tmp_path: Path) -> None:
-    generator.save_pretrained(tmp_path)
+def test_a_saved_generator_samples_like_the_one_in_memory(unet: Generator, scheduler: str, tmp_path: Path) -> None:
+    unet.save_pretrained(tmp_path)
     requests = requests_for(3, 1)
-    one, other = (images(g, requests, scheduler=scheduler) for g in (generator, Generator.from_pretrained(tmp_path)))
+    one, other = (images(g, requests, scheduler=scheduler) for g in (unet, Generator.from_pretrained(tmp_path)))
     assert all(torch.equal(one[r], other[r]) for r in requests)
+
+
+# Against the papers' equations and diffusers' pipeline.
+
+
+@pytest.mark.parametrize("steps", [5, 7])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_follows_its_equation(unet: Generator, steps: int, clip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Song et al. 2021, eq. 12, at sigma = 0, also where the steps do not divide the timesteps."""
+    monkeypatch.setattr(unet, "scheduler", DDPMScheduler.from_config(unet.scheduler.config, clip_sample=clip))
+    x = torch.randn(unet.sample_shape, generator=torch_rng(0, "sample", 1, 0))[None]
+    alpha_bar, ts = unet.alphas_cumprod, [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+    for t, after in zip(ts, [*ts[1:], None], strict=True):
+        with torch.no_grad():
+            v = unet.denoise(x, torch.tensor([t]), torch.tensor([1]))
+        signal, noise = alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()
+        x0, eps = signal * x - noise * v, noise * x + signal * v
+        x0 = x0.clamp(-1, 1) if clip else x0
+        then = alpha_bar[after] if after is not None else torch.tensor(1.0)
+        x = then.sqrt() * x0 + (1 - then).sqrt() * eps
+    found = final_x(unet, [Request(1, 0)], num_inference_steps=steps, scheduler="ddim")
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-4)
+
+
+def test_ddpm_follows_its_equations_with_the_learned_variance(pixel_dit: Generator) -> None:
+    """Ho et al. 2020, eq. 7 and 11, Nichol & Dhariwal 2021, eq. 15, on a subset of timesteps (their section 4)."""
+    rng = torch_rng(0, "sample", 2, 1)
+    x = torch.randn(pixel_dit.sample_shape, generator=rng)[None].double()
+    ts = make_scheduler(pixel_dit, "ddpm", 5).timesteps.tolist()
+    alpha_bar = pixel_dit.alphas_cumprod.double()
+    for t, after in zip(ts, [*ts[1:], None], strict=True):
+        with torch.no_grad():
+            eps, v = pixel_dit.denoise(x.float(), torch.tensor([t]), torch.tensor([2])).double().chunk(2, 1)
+        now, then = alpha_bar[t], alpha_bar[after] if after is not None else torch.tensor(1.0).double()
+        beta = 1 - now / then
+        mean = (x - beta / (1 - now).sqrt() * eps) / (1 - beta).sqrt()
+        posterior = (1 - then) / (1 - now) * beta
+        log_variance = (v + 1) / 2 * beta.log() + (1 - v) / 2 * posterior.clamp(min=1e-20).log()
+        x = mean
+        if after is not None:
+            x = mean + (0.5 * log_variance).exp() * torch.randn(x.shape, generator=rng)
+    found = final_x(pixel_dit, [Request(2, 1)], scheduler="ddpm")
+    torch.testing.assert_close(found.double(), x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_published_dit_samples_as_in_its_own_pipeline(
+    scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the spacing of that pipeline: leading, from the noisiest timestep whatever alpha_bar is."""
+    monkeypatch.setattr(sampler, "SPACING", "leading")
+    monkeypatch.setattr(sampler, "MEAN_SNR", 0.0)
+    folder = dit_folder(tmp_path / "dit")
+    requests = [Request(207, 0), Request(3, 1), Request(999, 2)]
+    rngs = [torch_rng(5, "sample", r.label, r.index) for r in requests]
+    pipeline = DiTPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        [r.label for r in requests], generator=rngs, guidance_scale=scale, num_inference_steps=10, output_type="pt"
+    ).images
+    options = {"guidance": "cfg" if scale > 1 else "none", "guidance_scale": scale, "scheduler": "ddim"}
+    ours = images(Generator.from_pretrained(folder), requests, seed=5, num_inference_steps=10, **options)
+    difference = torch.stack(list(ours.values())).int() - (theirs * 255).round().int()
+    assert difference.abs().max() <= 1
+    assert (difference == 0).float().mean() > 0.99
+
+
+class Normal(Generator):
+    """A generator whose data are normal, of mean (class - 1) / 3 and standard deviation 0.2: all is known exactly."""
+
+    STD = 0.2
+
+    def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        between = self.alphas_cumprod.double().clamp(min=1e-12).log()
+        low, part = t.double().floor().long(), t.double().frac()
+        high = (low + 1).clamp(max=len(between) - 1)
+        alpha_bar = (between[low] * (1 - part) + between[high] * part).exp().view(-1, 1, 1, 1)
+        mean = alpha_bar.sqrt() * self.mean(condition)
+        eps = (1 - alpha_bar).sqrt() * (x - mean) / (alpha_bar * self.STD**2 + 1 - alpha_bar)
+        v = (eps - (1 - alpha_bar).sqrt() * x) / alpha_bar.sqrt()
+        return (v if self.prediction_type == "v_prediction" else eps).float()
+
+    def mean(self, condition: Tensor) -> Tensor:
+        return ((condition - 1) / 3).view(-1, 1, 1, 1).double()
+
+    def flow(self, x: Tensor, alpha_bar: Tensor, condition: Tensor) -> Tensor:
+        """Where the probability flow takes x."""
+        mean = self.mean(condition)
+        return mean + self.STD * (x - alpha_bar.sqrt() * mean) / (alpha_bar * self.STD**2 + 1 - alpha_bar).sqrt()
+
+
+def normal(unet: Generator, **config: Any) -> Normal:
+    settings = {"clip_sample": False, "prediction_type": "v_prediction", **config}
+    scheduler = DDPMScheduler.from_config(unet.scheduler.config, **settings)
+    return Normal(unet.network, scheduler, unet.codec, unet.classes, unet.label_map, unet.conditions)
+
+
+@pytest.mark.parametrize("scheduler", ODES)
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear"])
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("strength", [None, 0.3, 1.0])
+def test_solvers_land_where_the_exact_flow_does(
+    unet: Generator, scheduler: str, schedule: str, prediction: str, strength: float | None
+) -> None:
+    exact = normal(unet, beta_schedule=schedule, prediction_type=prediction)
+    requests, steps = [Request(0, 0), Request(2, 3)], 100
+    eps = torch.stack(
+        [torch.randn(exact.sample_shape, generator=torch_rng(0, "sample", r.label, r.index)) for r in requests]
+    )
+    timesteps = make_scheduler(exact, scheduler, steps).timesteps
+    # Heun visits all timesteps but the first twice.
+    timesteps = timesteps[:: 2 if scheduler == "heun" else 1]
+    start = timesteps[0 if strength is None else steps - round(strength * steps)]
+    alpha_bar = exact.alphas_cumprod[round(float(start))]
+    modes = centres(exact)
+    x = eps if strength is None else diffusion.add_noise(modes[[0, 2], [0, 1]], eps, alpha_bar.expand(2))
+    options = {} if strength is None else {"start": "prototypes", "strength": strength}
+    found = final_x(exact, requests, modes, scheduler=scheduler, num_inference_steps=steps, **options)
+    wanted = exact.flow(x.double(), alpha_bar.double(), torch.tensor([0, 2]))
+    assert (found - wanted).abs().max() < 0.05
+    assert (found - wanted).square().mean().sqrt() < 0.015
+
+
+def test_ancestral_samples_have_the_datas_moments(unet: Generator) -> None:
+    exact = normal(unet)
+    found = final_x(exact, requests_for(3, 40), scheduler="ddpm", num_inference_steps=50).view(40, 3, -1)
+    torch.testing.assert_close(found.mean((0, 2)), torch.tensor([-1 / 3, 0.0, 1 / 3]), atol=0.02, rtol=0)
+    torch.testing.assert_close(found.std((0, 2)), torch.full((3,), 0.2), atol=0.03, rtol=0)
+
+
+# Timesteps.
+
+
+@both_models
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 61, 103, 500, 1000])
+def test_timesteps_descend_from_the_noisiest_and_are_never_negative(
+    generator: Generator, scheduler: str, steps: int
+) -> None:
+    usable = sampler.usable_timesteps(generator, scheduler)
+    found = make_scheduler(generator, scheduler, steps).timesteps
+    order = 2 if scheduler == "heun" else 1
+    distinct = found[::order]
+    assert len(found) == order * len(distinct) - (order - 1)
+    assert len(distinct) == min(steps, usable)
+    assert float(found[0]) == pytest.approx(usable - 1, abs=1e-2)
+    assert (distinct.diff() < 0).all()
+    assert found[-1] >= 0
+
+
+def test_epsilon_starts_where_noise_does_not_yet_drown_the_mean(unet: Generator, dit: Generator) -> None:
+    assert sampler.usable_timesteps(unet, "dpmsolver++") == 1000
+    for name in SCHEDULERS:
+        kept = sampler.usable_timesteps(dit, name)
+        assert float(dit.alphas_cumprod[kept - 1]) > 0.2 / 64 > float(dit.alphas_cumprod[kept])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_schedule_that_ends_in_pure_noise_has_no_infinities(unet: Generator, scheduler: str) -> None:
+    generator = normal(unet, rescale_betas_zero_snr=True)
+    assert generator.alphas_cumprod[-1] == 0
+    assert final_x(generator, [Request(0, 0)], scheduler=scheduler).abs().max() < 3
+
+
+def test_latents_are_never_clipped_and_pixels_as_the_scheduler_says(unet: Generator, dit: Generator) -> None:
+    clipping = [Generator(**{**vars(g), "scheduler": DDPMScheduler(clip_sample=True)}) for g in (unet, dit)]
+    assert make_scheduler(clipping[0], "ddim", 5).config.clip_sample
+    assert not make_scheduler(clipping[1], "ddim", 5).config.clip_sample
+
+
+def test_unknown_scheduler_and_too_many_steps_are_refused(unet: Generator) -> None:
+    with pytest.raises(ConfigError, match="expected one of"):
+        make_scheduler(unet, "magic", 5)
+    with pytest.raises(ConfigError, match="1 to 1000"):
+        make_scheduler(unet, "ddim", 2000)
+
+
+# Guidance.
+
+
+def some(generator: Generator, t: int = 500) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(2, *generator.sample_shape, generator=torch_rng(0))
+    return x, torch.tensor(t), torch.tensor([0, 2])
+
+
+@both_models
+def test_classifier_free_guidance_extrapolates_and_keeps_the_variance_of_the_class(generator: Generator) -> None:
+    x, t, labels = some(generator)
+    channels, null = x.shape[1], torch.full((2,), generator.null_class or -1)
+    with torch.no_grad():
+        with_class = generator.denoise(x, t.expand(2), labels)
+        without = generator.denoise(x, t.expand(2), null)
+        plain, _ = predict(generator, x, t, labels, SampleConfig())
+        guided, variance = predict(generator, x, t, labels, SampleConfig(guidance="cfg", guidance_scale=3))
+    wanted = without + 3 * (with_class - without)
+    torch.testing.assert_close(plain, with_class[:, :channels])
+    torch.testing.assert_close(guided, wanted[:, :channels], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(guided, plain, atol=1e-3)
+    if generator.learned_sigma:
+        assert variance is not None
+        torch.testing.assert_close(variance, with_class[:, channels:])
+    else:
+        assert variance is None
+
+
+def test_outside_the_interval_the_null_pass_is_left_out(unet: Generator) -> None:
+    seen: list[tuple[int, float]] = []
+    hook = unet.network.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), float(args[1][0]))))
+    options = {"guidance": "cfg", "guidance_scale": 2.0, "num_inference_steps": 10, "batch_size": 2}
+    images(unet, [Request(0, 0)], guidance_interval=(0.3, 0.7), **options)
+    hook.remove()
+    assert [t for count, t in seen if count == 4] == [699, 599, 499, 399, 299 + 100][:4]
+    assert {count for count, t in seen if not 300 <= t <= 700} == {2}
+
+
+def test_an_interval_that_holds_no_timestep_is_no_guidance(unet: Generator) -> None:
+    requests = requests_for(3, 1)
+    plain = images(unet, requests)
+    never = images(unet, requests, guidance="cfg", guidance_scale=5.0, guidance_interval=(0.01, 0.02))
+    always = images(unet, requests, guidance="cfg", guidance_scale=5.0)
+    assert all(torch.equal(plain[r], never[r]) for r in requests)
+    assert not all(torch.equal(plain[r], always[r]) for r in requests)
+
+
+@both_models
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_mode_guidance_pulls_the_image_to_its_mode(generator: Generator, scheduler: str) -> None:
+    requests, modes = requests_for(3, 3), centres(generator)
+    wanted = modes[[r.label for r in requests], [r.index % 2 for r in requests]]
+    options = {"scheduler": scheduler, "guidance": "mode", "mode_stop": 0.0}
+    found = [final_x(generator, requests, modes, mode_scale=s, **options) for s in (0.0, 0.1, 1.0, 10.0, 1e9)]
+    assert torch.equal(found[0], final_x(generator, requests, scheduler=scheduler))
+    distances = [float((x - wanted).square().mean()) for x in found]
+    assert distances == sorted(distances, reverse=True)
+    torch.testing.assert_close(found[-1], wanted, rtol=0, atol=2e-3)
+
+
+def test_mode_guidance_ends_at_its_stop(unet: Generator) -> None:
+    x, _, labels = some(unet)
+    modes = centres(unet)[[0, 2], 0]
+    config = SampleConfig(guidance="mode", mode_scale=1.0, mode_stop=0.5)
+    with torch.no_grad():
+        for t, acts in ((501, True), (500, False), (10, False)):
+            plain, _ = predict(unet, x, torch.tensor(t), labels, SampleConfig())
+            guided, _ = predict(unet, x, torch.tensor(t), labels, config, modes)
+            assert torch.equal(plain, guided) is not acts
+
+
+def test_guidance_without_a_null_class_is_refused(unet: Generator) -> None:
+    network = UNet2DModel.from_config(unet.network.config, num_class_embeds=3)
+    generator = Generator(network, unet.scheduler, unet.codec, unet.classes, unet.label_map, 3)
+    assert generator.null_class is None
+    images(generator, [Request(0, 0)])
+    for guidance in ("cfg", "mode"):
+        with pytest.raises(ConfigError, match="no null class"):
+            images(generator, [Request(0, 0)], guidance=guidance, guidance_scale=2.0, prototypes=centres(generator))
+
+
+# Prototypes.
+
+
+@both_models
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.01, 0.4, 1.0])
+def test_prototypes_are_noised_as_far_as_strength_says(generator: Generator, scheduler: str, strength: float) -> None:
+    steps = make_scheduler(generator, scheduler, 5)
+    eps, x0 = torch.randn(2, 2, *generator.sample_shape, generator=torch_rng(0))
+    x, timesteps = sampler._start(steps, eps, x0, strength)
+    order = 2 if scheduler == "heun" else 1
+    assert len(timesteps) == order * max(1, round(5 * strength)) - (order - 1)
+    assert torch.equal(timesteps, make_scheduler(generator, scheduler, 5).timesteps[-len(timesteps) :])
+    alpha_bar = generator.alphas_cumprod[round(float(timesteps[0]))].expand(2)
+    xt = steps.scale_model_input(x, timesteps[0])
+    torch.testing.assert_close(xt, diffusion.add_noise(x0, eps, alpha_bar), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_weaker_the_start_the_nearer_the_image_to_its_prototype(unet: Generator, scheduler: str) -> None:
+    requests, modes = requests_for(3, 2), centres(unet)
+    wanted = modes[[r.label for r in requests], [r.index for r in requests]]
+    options = {"scheduler": scheduler, "start": "prototypes", "num_inference_steps": 10}
+    found = [final_x(unet, requests, modes, strength=s, **options) for s in (0.1, 0.4, 0.7, 1.0)]
+    distances = [float((x - wanted).square().mean()) for x in found]
+    assert distances == sorted(distances)
+
+
+def test_images_take_the_prototypes_in_turn(unet: Generator) -> None:
+    modes = centres(unet)
+    options = {"guidance": "mode", "mode_scale": 1e9, "mode_stop": 0.0, "prototypes": modes, "start": "prototypes"}
+    made = images(unet, requests_for(3, 5), **options)
+    for request, image in made.items():
+        wanted = to_uint8(modes[request.label, request.index % 2])
+        assert (image.int() - wanted.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"guidance": "mode"}, {"start": "prototypes"}])
+def test_prototypes_left_out_or_of_another_shape_are_refused(unet: Generator, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="needs cluster centres"):
+        images(unet, [Request(0, 0)], **options)
+    for wrong in (centres(unet)[:2], centres(unet)[..., :4], centres(unet)[:, :0]):
+        with pytest.raises(ValueError, match=r"expected \(K,M,c,h,w\)"):
+            images(unet, [Request(0, 0)], prototypes=wrong, **options)
+
+
+# Precision.
+
+
+def test_bf16_is_for_the_network_alone(dit: Generator) -> None:
+    seen: dict[str, set[torch.dtype]] = {"network": set(), "codec": set()}
+    hooks = [
+        dit.network.pos_embed.proj.register_forward_hook(lambda *a: seen["network"].add(a[-1].dtype)),
+        dit.codec.autoencoder.decoder.conv_in.register_forward_hook(lambda *a: seen["codec"].add(a[-1].dtype)),
+    ]
+    requests = requests_for(3, 1)
+    low = images(dit, requests, mixed_precision="bf16")
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"network": {torch.bfloat16}, "codec": {torch.float32}}
+    full = images(dit, requests, mixed_precision="no")
+    difference = torch.stack([(low[r].float() - full[r].float()).abs() for r in requests])
+    assert 0 < difference.mean() < 10
+    assert all(torch.equal(images(dit, requests)[r], full[r]) for r in requests)  # auto, on the CPU
+
+
+def test_options_do_not_leak_into_the_generator(unet: Generator) -> None:
+    before = dataclasses.replace(unet), dict(unet.scheduler.config), unet.alphas_cumprod.clone()
+    images(unet, [Request(0, 0)], scheduler="heun")
+    assert before[0] == unet
+    assert before[1] == dict(unet.scheduler.config)
+    assert torch.equal(before[2], unet.alphas_cumprod)
