@@ -101,9 +101,10 @@ def sample(
     config = config or SampleConfig()
     _check(generator, config, prototypes)
     generator.network.eval()
+    shape = max(config.batch_size, 2 if generator.device.type == "cpu" else 1)  # CPU kernels round one row differently
     for start in range(0, len(requests), config.batch_size):
         batch = list(requests[start : start + config.batch_size])
-        padded = batch + batch[:1] * (config.batch_size - len(batch))
+        padded = batch + batch[:1] * (shape - len(batch))
         x = _denoise(generator, padded, config, seed, prototypes)
         yield batch, _decode(generator.codec, x[: len(batch)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,6 +37,7 @@ def test_classifier_free_guidance_extrapolates_from_the_null_prediction() -> Non
     assert classifier_free(with_class, null, 4).tolist() == [2.5, -4.0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), alpha_bars, st.floats(0, 20), st.sampled_from(TYPES))
 def test_x0_moves_by_its_weight_toward_the_mode(seed: int, alpha_bar: float, scale: float, kind: str) -> None:
     output, xt, mode, _ = draw(seed)
@@ -48,6 +49,7 @@ def test_x0_moves_by_its_weight_toward_the_mode(seed: int, alpha_bar: float, sca
     torch.testing.assert_close(after, before + weight * (mode - before))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), alpha_bars, st.floats(0, 20))
 def test_epsilon_and_v_are_guided_alike(seed: int, alpha_bar: float, scale: float) -> None:
     eps, xt, mode, _ = draw(seed)

