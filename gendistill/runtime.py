@@ -59,6 +59,14 @@ def device() -> torch.device:
     return processes().device
 
 
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself: most GPUs of today, CPUs with AVX512_BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def make_accelerator(
     mixed_precision: str = "no",
     gradient_accumulation_steps: int = 1,
@@ -66,7 +74,7 @@ def make_accelerator(
     tracker: str = "none",
     folder: Path | None = None,
 ) -> Accelerator:
-    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 elsewhere.
+    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 on CPU, where runs repeat to the byte.
 
     ``tracker`` (``tensorboard`` or ``wandb``) also gets what is logged, below ``folder``.
 
@@ -75,7 +83,7 @@ def make_accelerator(
     """
     processes()
     if mixed_precision == "auto":
-        mixed_precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        mixed_precision = "bf16" if torch.cuda.is_available() and native_bf16(torch.device("cuda")) else "no"
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; ours is an argument
     if tracker != "none" and find_spec(tracker) is None:

@@ -178,7 +178,7 @@ def build_generator(
         num_train_timesteps=1000,
         beta_schedule=config.noise_schedule,
         prediction_type=config.prediction_type,
-        clip_sample=codec.name == PixelCodec.name,
+        clip_sample=False,  # clipping x0 at every step made samples of few steps worse, on pixels too
     )
     network = build_network(config, len(classes), shape, seed)
     label_map = {name: i for i, name in enumerate(classes)}

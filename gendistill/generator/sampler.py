@@ -1,7 +1,7 @@
 """Sampling: each image is a function of (generator, seed, class, index) and nothing else.
 
-Noise comes from the image's own stream, and images are denoised and decoded in batches of one constant shape (the last
-one padded), because CPU kernels may round differently for another shape.
+Noise comes from the image's own stream, and networks see batches of one constant shape, the last one padded, because
+kernels round differently for another shape; on CPU that shape does not even follow the batch size.
 
 Legend: B images of a batch, (c,h,w) what the network denoises, (C,H,W) decoded images; T timesteps of training.
 """
@@ -31,11 +31,12 @@ from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.generator.generator import Generator
 from gendistill.generator.guidance import acts_at, classifier_free, toward_mode
 from gendistill.objectives import diffusion
+from gendistill.runtime import native_bf16
 from gendistill.seeding import torch_rng
 
 SPACING = "trailing"
 MEAN_SNR = 0.2
-DECODED_AT_ONCE = 8
+DECODED_AT_ONCE, CPU_ROWS = 8, 16
 
 
 class _DDIM(DDIMScheduler):
@@ -101,10 +102,9 @@ def sample(
     config = config or SampleConfig()
     _check(generator, config, prototypes)
     generator.network.eval()
-    shape = max(config.batch_size, 2 if generator.device.type == "cpu" else 1)  # CPU kernels round one row differently
     for start in range(0, len(requests), config.batch_size):
         batch = list(requests[start : start + config.batch_size])
-        padded = batch + batch[:1] * (shape - len(batch))
+        padded = batch + batch[:1] * (config.batch_size - len(batch))
         x = _denoise(generator, padded, config, seed, prototypes)
         yield batch, _decode(generator.codec, x[: len(batch)])
 
@@ -251,12 +251,25 @@ def predict(
 
 
 def _run(generator: Generator, x: Tensor, t: Tensor, condition: Tensor, precision: str) -> Tensor:
-    """The network's output in fp32; t is a long, or a float where Heun stands between two timesteps."""
+    """The network's output in fp32; t is a long, or a float where Heun stands between two timesteps.
+
+    On CPU it always sees ``CPU_ROWS`` rows, whatever the batch size, because its kernels round by shape.
+    """
     kind = x.device.type
     if precision == "auto":
-        precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        precision = "bf16" if native_bf16(x.device) else "no"
+    rows = CPU_ROWS if kind == "cpu" else len(x)
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-        return generator.denoise(x, t.to(x.device).expand(len(x)), condition).float()
+        outputs = [
+            generator.denoise(_padded(part, rows), t.to(x.device).expand(rows), _padded(classes, rows))[: len(part)]
+            for part, classes in zip(x.split(rows), condition.split(rows), strict=True)
+        ]
+    return torch.cat(outputs).float()
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """``count`` rows: these, and the first again in place of those that lack."""
+    return torch.cat([rows, rows[:1].expand(count - len(rows), *rows.shape[1:])])
 
 
 def _step(
@@ -282,6 +295,5 @@ def _decode(codec: Codec, x: Tensor) -> Tensor:
     """uint8 (b,C,H,W) on the CPU, a fixed number at once: memory and rounding are those of that number alone."""
     images = []
     for part in x.split(DECODED_AT_ONCE):
-        padding = part[:1].expand(DECODED_AT_ONCE - len(part), *part.shape[1:])
-        images.append(to_uint8(codec.decode(torch.cat([part, padding]))[: len(part)]).cpu())
+        images.append(to_uint8(codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]).cpu())
     return torch.cat(images)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,7 @@ from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.stages.output import CONFIG, LOG, RECORD, is_full, partial_of, read_record, write_whole
+from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of, read_record, storage_errors, write_whole
 
 LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
 _log = logging.getLogger("gendistill")
@@ -46,9 +47,15 @@ class StageFolder:
     scaffold: tuple[str, ...] = ()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record of plain values to log.jsonl."""
-        with self.log_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False) + "\n")
+        """Append one record of plain values to log.jsonl, whole or not at all."""
+        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        try:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False) + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.log_path, size)
+            raise
 
 
 def command_line() -> str:
@@ -68,16 +75,22 @@ def versions() -> dict[str, str]:
 
 
 def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
-    """Whether ``folder`` is that stage's work with those settings (of a ``.partial`` folder: its begun work).
+    """Whether ``folder`` is that stage's work with those settings; scaffold that a kill left in it goes.
 
     Raises:
         ArtifactError: it was made with others; the message names them.
     """
-    record = read_record(folder)
+    record = _own_record(folder, stage, settings)
     if record is None:
         return False
-    if record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings):
-        return True
+    _remove(folder, record.get("scaffold", ()))
+    return True
+
+
+def _own_record(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    record = read_record(folder)
+    if record is None or (record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings)):
+        return record
     raise ArtifactError(
         f"{folder} was made with other settings ({difference(record['settings'], settings)}). Resume with the same "
         "ones, start anew with --overwrite, or give another --output_dir."
@@ -109,48 +122,68 @@ def stage_folder(
 
     ``keep_partial`` lets a stage with checkpoints find what an interrupted run left, if its settings were the same.
     Processes that are not the main one write nothing.
+
+    Raises:
+        StorageError: the disk took no more; the partial folder stays.
     """
     partial = partial_of(target)
-    resumed = False
-    if main_process:
-        if partial.is_dir():
-            resumed = keep_partial and finished(partial, stage, settings)
-            if not resumed:
-                shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        _write_record(partial, {"stage": stage, "settings": settings, "state": "started"})
-    folder = StageFolder(partial, log_path or partial / LOG)
-    runtime.reset_peak_memory()
-    start = time.perf_counter()
-    try:
-        yield folder
-    except StorageError:
-        raise
-    except GendistillError:
-        if main_process and not resumed:
-            shutil.rmtree(partial)  # refused, not interrupted: nothing worth resuming
-        raise
-    except Exception as error:
-        if not is_full(error):
+    with storage_errors(target):
+        resumed = main_process and _open(partial, stage, settings, keep_partial)
+        folder = StageFolder(partial, log_path or partial / LOG)
+        runtime.reset_peak_memory()
+        start = time.perf_counter()
+        try:
+            yield folder
+        except StorageError:
             raise
-        raise StorageError(
-            f"The disk of {target.parent} took no more ({error}). What was finished is kept: make room and go on with "
-            "--resume_from_checkpoint latest."
-        ) from error
-    if not main_process:
-        return
-    seconds = round(time.perf_counter() - start, 2)
-    cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(runtime.peak_memory() / 2**20)}
-    made = {"command": command_line(), "versions": versions(), **folder.facts}
-    _write_record(partial, {"stage": stage, "settings": settings, "state": "finished", **cost, **made})
-    write_whole(partial / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        except GendistillError:
+            if main_process and not resumed:
+                shutil.rmtree(partial)  # refused, not interrupted: nothing worth resuming
+            raise
+        if not main_process:
+            return
+        seconds = round(time.perf_counter() - start, 2)
+        cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(runtime.peak_memory() / 2**20)}
+        _close(folder, target, {"stage": stage, "settings": settings, **cost})
+    _log.info("%s: %s in %.1f s", stage, target, seconds)
+
+
+def _open(partial: Path, stage: str, settings: dict[str, Any], keep: bool) -> bool:
+    """Make the partial folder, or find the same work begun in it; returns whether it was found."""
+    if partial.is_dir():
+        if keep and _own_record(partial, stage, settings):
+            return True
+        shutil.rmtree(partial)
+    fresh = partial.with_name(partial.name + ".new")  # so that a folder without its record is never ours
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        _write_record(fresh, {"stage": stage, "settings": settings, "state": "started"})
+        fresh.rename(partial)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return False
+
+
+def _close(folder: StageFolder, target: Path, record: dict[str, Any]) -> None:
+    """Write the record and the settings, and let the folder appear as ``target``."""
+    made = {"command": command_line(), "versions": versions(), "scaffold": list(folder.scaffold), **folder.facts}
+    _write_record(folder.path, {**record, "state": "finished", **made})
+    write_whole(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     if target.is_dir():
         target.rmdir()  # empty, or the command would have been refused
-    partial.rename(target)
-    for name in folder.scaffold:
-        leftover = target / name
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    _log.info("%s: %s in %.1f s", stage, target, seconds)
+    folder.path.rename(target)
+    _remove(target, folder.scaffold)
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from gendistill.commands import RunConfig, StageOptions
-from gendistill.errors import ArtifactError, GendistillError
+from gendistill.errors import ArtifactError, GendistillError, StorageError
 
 RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
@@ -23,31 +23,67 @@ SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate
 def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     """Guard ``output_dir`` around a command's work.
 
-    With --overwrite the old folder is set aside as ``NAME.replaced``; it goes when the work is done and comes back when
-    the command was refused.
+    With --overwrite the old folder, and what an interrupted command left beside it, are set aside as ``NAME.replaced``:
+    they go when the work is done, and come back when the command was refused. After an interruption they wait for the
+    command that finishes or replaces the work.
 
     Raises:
         ArtifactError: the folder holds something that the command may not touch, holds one of its inputs, or cannot
             be written.
+        StorageError: the disk took no more.
     """
     folder = options.output_dir
     _check(options, [path for path in inputs if path is not None])
-    aside = folder.with_name(folder.name + ".replaced")
-    replaced = options.overwrite and folder.is_dir()
+    places = (folder, partial_of(folder))
     if options.overwrite:
-        shutil.rmtree(partial_of(folder), ignore_errors=True)
-    if replaced:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        _set_aside(places)
+    try:
+        with storage_errors(folder):
+            yield
+    except StorageError:
+        raise  # an interruption: what was finished is kept in the partial folder
+    except GendistillError:
+        if options.overwrite:
+            _put_back(places)
+        raise
+    if options.overwrite or options.resume_from_checkpoint:
+        for path in places:
+            if _is_ours(options, _aside(path)):
+                shutil.rmtree(_aside(path))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".replaced")
+
+
+def _set_aside(places: tuple[Path, ...]) -> None:
+    for path in places:
+        if path.is_dir():
+            shutil.rmtree(_aside(path), ignore_errors=True)
+            path.rename(_aside(path))
+
+
+def _put_back(places: tuple[Path, ...]) -> None:
+    for path in places:
+        if _aside(path).is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            _aside(path).rename(path)
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the error of a write that found no room into a StorageError that says how to go on."""
     try:
         yield
     except GendistillError:
-        if replaced:
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
         raise
-    if replaced:
-        shutil.rmtree(aside)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StorageError(
+            f"The disk of {folder.parent} took no more ({error}). What was finished is kept: make room and go on with "
+            "--resume_from_checkpoint latest."
+        ) from error
 
 
 def partial_of(path: Path) -> Path:
@@ -58,8 +94,12 @@ def partial_of(path: Path) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old one or the new one."""
     partial = partial_of(path)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def is_full(error: BaseException) -> bool:
@@ -86,9 +126,10 @@ def _check(options: StageOptions, inputs: list[Path]) -> None:
     for path in inputs:
         if folder.resolve() in (path.resolve(), *path.resolve().parents):
             raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
-    is_ours = _is_run if isinstance(options, RunConfig) else lambda path: read_record(path) is not None
-    found = [p for p in (folder, partial_of(folder)) if p.is_dir() and any(p.iterdir())]
-    foreign = [path for path in found if not is_ours(path)]
+    places = (folder, partial_of(folder))
+    found = [path for path in places if _has_files(path)]
+    touched = [*found, *(_aside(path) for path in found)] if options.overwrite else found
+    foreign = [path for path in touched if _has_files(path) and not _is_ours(options, path)]
     if foreign and (options.overwrite or options.resume_from_checkpoint):
         raise ArtifactError(
             f"{foreign[0]} was not written by this command, so it is neither resumed nor overwritten. Delete it "
@@ -100,6 +141,14 @@ def _check(options: StageOptions, inputs: list[Path]) -> None:
             "--overwrite, or give another --output_dir."
         )
     _check_writable(folder)
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _is_ours(options: StageOptions, folder: Path) -> bool:
+    return _is_run(folder) if isinstance(options, RunConfig) else read_record(folder) is not None
 
 
 def _is_run(folder: Path) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator as Loop
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def sample_set(
 
 def _images(
     generator: Generator, requests: list[Request], config: SampleConfig, data: RealData | None, seed: int
-) -> Iterator[tuple[Request, Tensor]]:
+) -> Loop[tuple[Request, Tensor], None, None]:
+    if not requests:
+        return
     check_labels(generator, generator.meta.get("given_labels"))
     centres = _centres(generator, config, data, seed)
     batches = sample(generator.to(runtime.device()), requests, config, seed=seed, prototypes=centres)
@@ -75,20 +77,26 @@ def _images(
 
 def _centres(generator: Generator, config: SampleConfig, data: RealData | None, seed: int) -> Tensor | None:
     """Cluster centres (K,M,c,h,w) of the real images in the generator's space, where the options need them."""
-    if not config.needs_real_images:
+    check_images(generator, config, data)
+    if data is None or not config.needs_real_images:
         return None
-    if data is None:
-        raise ConfigError(
-            f"sample.guidance {config.guidance} with start {config.start} needs the real images; give --data.name."
-        )
-    check_images(generator, data)
     chosen = data.for_classes(generator.classes)
     latents = real_latents(generator.codec.to(runtime.device()), chosen.train, fingerprint=chosen.fingerprint())
     return prototypes(latents, generator.classes, config.modes, seed)
 
 
-def check_images(generator: Generator, data: RealData) -> None:
-    """Refuse real images that the generator cannot have been trained on."""
+def check_images(generator: Generator, config: SampleConfig, data: RealData | None) -> None:
+    """Refuse to go without the real images where the options need them, or with others than the generator's.
+
+    Raises:
+        ConfigError: there are none.
+        ArtifactError: they have another size or lack a class.
+    """
+    if not config.needs_real_images:
+        return
+    if data is None:
+        option = "guidance mode" if config.guidance == "mode" else "start prototypes"
+        raise ConfigError(f"sample.{option} needs the real images; give --data.name.")
     wanted = (data.channels, data.image_size, data.image_size)
     if generator.image_shape != wanted:
         raise ArtifactError(
@@ -153,10 +161,12 @@ def run_stage(
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the work."""
     generator = load_generator(str(source), config, revision=revision, adapter=adapter)
+    check_images(generator, config, data)
     with_base = config.base and generator.has_variant(BASE) and adapter is None
     real = data.fingerprint() if data and config.needs_real_images else None
     digest = generator.hash()
-    settings = stage_settings(config, seed, generator=digest, data=real)
+    options = {k: v for k, v in to_dict(config).items() if k != "batch_size"}  # which never changes an image
+    settings = stage_settings(options, seed, generator=digest, data=real)
     if finished(target, "sample", settings):
         return target
     state = runtime.processes()
@@ -191,9 +201,12 @@ def _write_sets(
         missing = [r for r in requests_for(len(generator.classes), largest) if not writer.has(r.label, r.index)]
         state.wait_for_everyone()  # all have looked before anyone writes
         share = missing[state.process_index :: state.num_processes]
-        made = _images(generator, share, config, data, seed) if share else iter(())
-        for request, image in track(made, "sample (base)" if base else "sample", len(share)):
-            writer.put(request.label, request.index, image)
+        made: Any = _images(generator, share, config, data, seed)
+        if state.is_main_process:
+            made = track(made, "sample (base)" if base else "sample", len(share))
+        with closing(made):  # or the bar of a failed write would be drawn over its message
+            for request, image in made:
+                writer.put(request.label, request.index, image)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -212,10 +225,10 @@ def _put_together(images: Path, target: Path, generator: Generator, ipc: int, me
 
 
 def main(command: SampleCommand) -> None:
-    runtime.check_processes(command.num_processes or 1)
+    runtime.check_processes(command.num_processes)
     state = runtime.processes()
     config = section(command, SampleConfig)
-    source = Path(command.generator)
+    source = Path(command.generator).expanduser()
     inputs = (source if source.is_dir() else None, command.adapter, command.data.folder if command.data else None)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -38,7 +39,7 @@ class SurrogateWriter:
 
     def put(self, label: int, index: int, image: Tensor) -> None:
         """Queue one uint8 image (C,H,W)."""
-        self._collect(WAITING)
+        self._collect(WAITING - 1)
         self._pending.append(self._pool.submit(_write, self.path(label, index), image))
 
     def _collect(self, allowed: int) -> None:
@@ -49,17 +50,24 @@ class SurrogateWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None:
+        try:
+            if error is None:
+                self._collect(0)
+        finally:
             self._pool.shutdown(cancel_futures=True)
-            return
-        with self._pool:
-            self._collect(0)
 
 
 def _write(path: Path, image: Tensor) -> None:
+    with _whole(path) as partial:
+        to_pil(image).save(partial, "PNG")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes ``path`` at once, or leaves nothing."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        to_pil(image).save(partial, "PNG")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -70,6 +78,8 @@ def link_prefix(source: Path, target: Path, classes: Sequence[str], ipc: int) ->
     for label, name in enumerate(classes):
         folder = Path(TRAIN) / folder_name(name, label)
         (target / folder).mkdir(parents=True, exist_ok=True)
+        for leftover in (target / folder).glob(".*.part"):  # of a process that was killed
+            leftover.unlink()
         for index in range(ipc):
             _link(source / folder / image_name(index), target / folder / image_name(index))
 
@@ -79,5 +89,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileExistsError:
         return
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+    except OSError:  # a file system without hard links, or another one
+        with _whole(target) as partial:
+            shutil.copyfile(source, partial)
