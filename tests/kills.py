@@ -2,8 +2,8 @@
 
     python -m tests.kills --kills 10 --seed 0
 
-A kill falls on a random optimiser step (seen in log.jsonl) and then a random fraction of a second, so it also lands in
-the middle of a checkpoint, of the phase change and of the final write.
+A kill falls a random fraction of a second after the checkpoint of a random optimiser step, or after the first one that
+is new, so it also lands in the middle of a checkpoint, of the phase change and of the final write.
 """
 
 from __future__ import annotations
@@ -12,55 +12,56 @@ import argparse
 import json
 import random
 import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from tests.helpers import TINY, files, start
+from tests.helpers import TINY, files, gendistill, start
 
-STEPS = 60
-OPTIONS = ("--config", TINY, "--base_steps", STEPS // 2, "--minimax_steps", STEPS // 2, "--checkpointing_steps", 3)
+STEPS = 120
 WEIGHTS = "**/*.safetensors"
+RESUME = ("--resume_from_checkpoint", "latest")
 
 
-def train(folder: Path, *more: object) -> subprocess.Popen[str]:
-    return start("finetune", *OPTIONS, "--output_dir", folder, *more)
+def command(folder: Path, steps: int, *more: object) -> tuple[object, ...]:
+    """Half of the steps in either phase."""
+    phases = ("--base_steps", steps // 2, "--minimax_steps", steps // 2, "--checkpointing_steps", 3)
+    return "finetune", "--config", TINY, *phases, "--output_dir", folder, *more
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
-    if process.returncode:
-        raise SystemExit(f"exit code {process.returncode}:\n{errors[-2000:]}")
+def finish(*arguments: object) -> None:
+    if code := gendistill(*arguments):
+        raise SystemExit(f"exit code {code}")
 
 
-def steps_done(folder: Path) -> int:
+def steps_done(folder: Path, steps: int) -> int:
     """Optimiser steps that the newest checkpoint in the partial folder has, over both phases."""
     found = folder.with_name(folder.name + ".partial").glob("checkpoints/*/step-*")
-    return max((int(p.name.split("-")[1]) + STEPS // 2 * (p.parent.name == "minimax") for p in found), default=0)
+    return max((int(p.name.split("-")[1]) + steps // 2 * (p.parent.name == "minimax") for p in found), default=0)
 
 
-def kill_at(folder: Path, step: int, delay: float, *more: object) -> dict[str, object]:
+def kill_at(folder: Path, steps: int, step: int, delay: float, *more: object) -> dict[str, object]:
     """Start or resume, kill -9 once the checkpoint of ``step`` is there and ``delay`` seconds have passed."""
-    process = train(folder, *more)
-    while process.poll() is None and steps_done(folder) < step:
-        time.sleep(0.01)
+    step = max(step, steps_done(folder, steps) + 1)
+    process = start(*command(folder, steps, *more))
+    while process.poll() is None and steps_done(folder, steps) < step:
+        time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    return {"asked": step, "killed": process.returncode == -signal.SIGKILL, "checkpoint": steps_done(folder)}
+    killed = process.returncode == -signal.SIGKILL
+    return {"asked": step, "killed": killed, "checkpoint": steps_done(folder, steps)}
 
 
-def prove(root: Path, kills: int, seed: int) -> list[dict[str, object]]:
+def prove(root: Path, kills: int, seed: int, steps: int = STEPS) -> list[dict[str, object]]:
     """One record a kill; raises SystemExit where the bytes differ."""
     rng = random.Random(seed)
-    finish(train(root / "whole"))
-    points = sorted(rng.randrange(STEPS) for _ in range(kills))
+    finish(*command(root / "whole", steps))
+    points = sorted(rng.randrange(steps) for _ in range(kills))
     records = []
     for i, point in enumerate(points):
-        more = ("--resume_from_checkpoint", "latest") if i else ()
-        records.append(kill_at(root / "killed", point, rng.uniform(0, 0.5), *more))
-    finish(train(root / "killed", "--resume_from_checkpoint", "latest"))
+        records.append(kill_at(root / "killed", steps, point, rng.uniform(0, 0.05), *(RESUME if i else ())))
+    finish(*command(root / "killed", steps, *RESUME))
     whole, killed = files(root / "whole", WEIGHTS), files(root / "killed", WEIGHTS)
     if not whole or whole != killed:
         raise SystemExit(f"the bytes differ in {[k for k in whole if whole[k] != killed.get(k)]}")

@@ -18,6 +18,14 @@ def representativeness(real: Tensor, made: Tensor, quantile: float = 0.05) -> Te
     return _cosine(real, made).amax(1).quantile(quantile)
 
 
+def centrality(real: Tensor, made: Tensor) -> Tensor:
+    """Mean over the surrogate images of their SMALLEST cosine to a real image, in [-1, 1].
+
+    What the representativeness criterion raises (2311.15529, eq. 5): images near every real one, so near their middle.
+    """
+    return _cosine(made, real).amin(1).mean()
+
+
 def crowding(made: Tensor) -> Tensor:
     """Mean over the surrogate images of their largest cosine to ANOTHER one, in [-1, 1]; lower is more diverse.
 

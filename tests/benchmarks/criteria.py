@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.criteria --seeds 3
 
-Every seed trains one generator with plain diffusion and continues from it four times with the same batches: without
-criteria, with each one, with both. Representativeness and crowding (docs/design.md) are of the x0 that the criteria see
-(pixels) and of a teacher's features, class by class, on ``ipc`` samples a class; random real images stand beside them.
+Every seed trains one generator with plain diffusion and continues from it with the same batches: without criteria, and
+with each one and both at every weight. The figures (gendistill/evaluate/metrics.py) are of the space that the criteria
+see (pixels) and of a teacher's features, class by class, on ``ipc`` samples a class; random real images stand beside.
 """
 
 from __future__ import annotations
@@ -23,17 +23,13 @@ import gendistill as gd
 from gendistill.config import DataConfig, FinetuneConfig, MinimaxConfig, SampleConfig
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData
-from gendistill.evaluate.metrics import crowding, mmd2, representativeness
+from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.finetune import start_generator
 from gendistill.surrogate.surrogate import SurrogateSet
 
-VARIANTS = {
-    "no criterion": (0.0, 0.0),
-    "representativeness": (1.0, 0.0),
-    "diversity": (0.0, 1.0),
-    "both": (1.0, 1.0),
-}
+NONE = "no criterion"
+VARIANTS = {"representativeness": (1.0, 0.0), "diversity": (0.0, 1.0), "both": (1.0, 1.0)}
 
 
 def spaces(images: Tensor, teacher: Teacher) -> dict[str, Tensor]:
@@ -50,13 +46,14 @@ def describe(made: SurrogateSet, data: RealData, teacher: Teacher) -> dict[str, 
         real = spaces(data.train.images[data.train.of_class(label)], teacher)
         for name, points in spaces(made.of_class(label), teacher).items():
             found.setdefault(f"representativeness ({name})", []).append(representativeness(real[name], points).item())
+            found.setdefault(f"centrality ({name})", []).append(centrality(real[name], points).item())
             found.setdefault(f"crowding ({name})", []).append(crowding(points).item())
             found.setdefault(f"MMD2 ({name})", []).append(mmd2(real[name], points).item())
     return {k: sum(v) / len(v) for k, v in found.items()}
 
 
 def ablate(
-    data: RealData, config: FinetuneConfig, sampling: SampleConfig, ipc: int, seed: int
+    data: RealData, config: FinetuneConfig, sampling: SampleConfig, ipc: int, scales: list[float], seed: int
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(variant, figures) for one seed."""
     teacher = gd.train_teacher(data, seed=seed)
@@ -64,7 +61,12 @@ def ablate(
     plain = copy.deepcopy(generator.network.state_dict())
     yield "random real images", describe(gd.distill(data, "random", ipc, seed=seed), data, teacher)
     yield "before fine-tuning", describe(gd.sample_set(generator, ipc, sampling, seed=seed), data, teacher)
-    for name, (near, apart) in VARIANTS.items():
+    runs = {NONE: (0.0, 0.0)} | {
+        f"{name} x{scale:g}": (scale * near, scale * apart)
+        for scale in scales
+        for name, (near, apart) in VARIANTS.items()
+    }
+    for name, (near, apart) in runs.items():
         weights = replace(
             config.minimax,
             representativeness=near * config.minimax.representativeness,
@@ -86,18 +88,25 @@ def main() -> None:
     parser.add_argument("--minimax_steps", type=int, default=100)
     parser.add_argument("--representativeness", type=float, default=MinimaxConfig.representativeness)
     parser.add_argument("--diversity", type=float, default=MinimaxConfig.diversity)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--reduction", default=MinimaxConfig.reduction)
     parser.add_argument("--json", type=Path, help="also write the figures of every seed here")
     options = parser.parse_args()
     minimax = MinimaxConfig(
         representativeness=options.representativeness, diversity=options.diversity, reduction=options.reduction
     )
-    config = FinetuneConfig(base_steps=options.base_steps, minimax_steps=options.minimax_steps, minimax=minimax)
+    config = FinetuneConfig(
+        base_steps=options.base_steps,
+        minimax_steps=options.minimax_steps,
+        minimax=minimax,
+        mixed_precision=options.mixed_precision,
+    )
     data = gd.load_data(DataConfig(name=options.data, max_per_class=options.max_per_class))
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         with gd.show_progress():
-            for name, figures in ablate(data, config, SampleConfig(), options.ipc, seed):
+            for name, figures in ablate(data, config, SampleConfig(), options.ipc, options.scales, seed):
                 found.setdefault(name, []).append(figures)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -112,9 +121,9 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         cells = []
         for column in columns:
             values = torch.tensor([row[column] for row in rows], dtype=torch.float64)
-            plain = torch.tensor([row[column] for row in found["no criterion"]], dtype=torch.float64)
+            plain = torch.tensor([row[column] for row in found[NONE]], dtype=torch.float64)
             cell = f"{values.mean():.4f} ± {values.std():.4f}"
-            if name in VARIANTS and name != "no criterion":
+            if name.split(" x")[0] in VARIANTS:
                 gap = values - plain
                 cell += f" ({gap.mean():+.4f} ± {gap.std():.4f})"
             cells.append(cell)
