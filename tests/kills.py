@@ -45,7 +45,7 @@ def kill_at(folder: Path, steps: int, step: int, delay: float, *more: object) ->
     step = max(step, steps_done(folder, steps) + 1)
     process = start(*command(folder, steps, *more))
     while process.poll() is None and steps_done(folder, steps) < step:
-        time.sleep(0.001)
+        time.sleep(0.01)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from gendistill.seeding import numpy_rng
+from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import ROOT, TINY, environment, gendistill
+from tests.processes import launch
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess:
@@ -39,3 +44,36 @@ def test_a_world_of_another_size_than_asked_for_is_refused(tmp_path: Path) -> No
     assert "num_processes is 3 but 2 run" in done.stderr
     assert not (tmp_path / "three").exists()
     assert gendistill("finetune", "--config", TINY, "--num_processes", 2, "--output_dir", tmp_path / "x") == 2
+
+
+def test_two_processes_fine_tune_a_pretrained_model_as_one(tmp_path: Path) -> None:
+    """In latents that the main process encodes for both; memories kept apart give other weights."""
+    for name in ("tench", "church", "parachute"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = numpy_rng(0, name, i).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    script: tuple[object, ...] = (
+        "train/finetune.py", "--pretrained", dit_folder(tmp_path / "DiT"), "--data.name", tmp_path / "data",
+        "--adaptation", "difffit", "--minimax_steps", 6, "--batch_size", 12, "--checkpointing_steps", 2,
+        "--flip", "true", "--minimax.diversity", 10, "--minimax.min_alpha_bar", 0, "--label_dropout", 0,
+    )  # fmt: skip
+    two = (*script, "--num_processes", 2)
+    together, apart = launch(
+        (*two, "--latent_cache", tmp_path / "cache", "--output_dir", tmp_path / "two"),
+        (*two, "--minimax.share_memory", "false", "--output_dir", tmp_path / "apart"),
+    )
+    assert together.returncode == 0, together.stderr[-2000:]
+    assert apart.returncode == 0, apart.stderr[-2000:]
+    assert gendistill("finetune", *script[1:], "--output_dir", tmp_path / "one") == 0
+    tensors = {
+        name: load_file(tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("two", "apart", "one")
+    }
+    one, two_, apart_ = tensors["one"], tensors["two"], tensors["apart"]
+    assert max((two_[k] - one[k]).abs().max().item() for k in one) < 1e-4
+    assert 1e-5 < max((apart_[k] - one[k]).abs().max().item() for k in one) < 1
+    assert [p.name for p in sorted((tmp_path / "cache").glob("latents*"))] == [
+        "latents-00000.safetensors",
+        "latents.json",
+    ]

@@ -47,12 +47,17 @@ def prepare(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def tile(images: Sequence[Tensor], columns: int) -> Tensor:
-    """Batches of uint8 images (b,C,H,W) -> one image (C,rows*H,columns*W) of all of them, row by row."""
+def tile(images: Sequence[Tensor], columns: int, side: int = 48) -> Tensor:
+    """Batches of uint8 images (b,C,H,W) -> one image (C,rows*h,columns*w) of all of them, row by row.
+
+    Small images are enlarged by the whole factor that brings them nearest to ``side`` pixels from below.
+    """
     flat = torch.cat(list(images))
     empty = flat.new_zeros((-len(flat) % columns, *flat.shape[1:]))
     grid = torch.cat([flat, empty]).unflatten(0, (-1, columns))  # (rows,columns,C,H,W)
-    return grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    factor = max(1, side // flat.shape[-1])
+    sheet = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return sheet.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
 def to_pil(image: Tensor) -> Image.Image:

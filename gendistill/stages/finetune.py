@@ -53,7 +53,7 @@ def finetune(
         config.mixed_precision,
         config.gradient_accumulation_steps,
         tracker=config.report_to if folder else "none",
-        folder=folder.path if folder else None,
+        folder=folder.path / config.report_to if folder else None,
     )
     training = _Training(generator, data, config, accelerator, seed, folder)
     base = training.plain()

@@ -25,7 +25,7 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
 
     With --overwrite the old folder, and what an interrupted command left beside it, are set aside as ``NAME.replaced``:
     they go when the work is done, and come back when the command was refused. After an interruption they wait for the
-    command that finishes or replaces the work.
+    command that finishes the work.
 
     Raises:
         ArtifactError: the folder holds something that the command may not touch, holds one of its inputs, or cannot
@@ -35,39 +35,33 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     folder = options.output_dir
     _check(options, [path for path in inputs if path is not None])
     places = (folder, partial_of(folder))
-    if options.overwrite:
-        _set_aside(places)
+    replaced = _set_aside(places) if options.overwrite else []
     try:
         with storage_errors(folder):
             yield
     except StorageError:
         raise  # an interruption: what was finished is kept in the partial folder
     except GendistillError:
-        if options.overwrite:
-            _put_back(places)
+        for path in replaced:
+            shutil.rmtree(path, ignore_errors=True)
+            _aside(path).rename(path)
         raise
-    if options.overwrite or options.resume_from_checkpoint:
-        for path in places:
-            if _is_ours(options, _aside(path)):
-                shutil.rmtree(_aside(path))
+    asked = options.overwrite or options.resume_from_checkpoint
+    for path in places:
+        if path in replaced or (asked and _is_ours(options, _aside(path))):
+            shutil.rmtree(_aside(path))
 
 
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ".replaced")
 
 
-def _set_aside(places: tuple[Path, ...]) -> None:
-    for path in places:
-        if path.is_dir():
-            shutil.rmtree(_aside(path), ignore_errors=True)
-            path.rename(_aside(path))
-
-
-def _put_back(places: tuple[Path, ...]) -> None:
-    for path in places:
-        if _aside(path).is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-            _aside(path).rename(path)
+def _set_aside(places: tuple[Path, ...]) -> list[Path]:
+    found = [path for path in places if path.is_dir()]
+    for path in found:
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        path.rename(_aside(path))
+    return found
 
 
 @contextlib.contextmanager
@@ -148,7 +142,11 @@ def _has_files(folder: Path) -> bool:
 
 
 def _is_ours(options: StageOptions, folder: Path) -> bool:
-    return _is_run(folder) if isinstance(options, RunConfig) else read_record(folder) is not None
+    """Whether the same command wrote the folder."""
+    if isinstance(options, RunConfig):
+        return _is_run(folder)
+    record = read_record(folder)
+    return record is not None and type(options).__name__ == f"{record['stage'].capitalize()}Command"
 
 
 def _is_run(folder: Path) -> bool:

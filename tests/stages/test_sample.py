@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -102,19 +103,19 @@ def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled
 
 
 def test_killed_sampling_goes_on_where_it_was(command: tuple[object, ...], sampled: Sample, tmp_path: Path) -> None:
-    options = ("--num_inference_steps", 30, "--batch_size", 2, "--base", "false")
+    options = ("--num_inference_steps", 30, "--base", "false")
     whole, out = sampled("whole", *options), tmp_path / "killed"
-    process = start(*command, *options, "--output_dir", out)
+    process = start(*command, *options, "--batch_size", 2, "--output_dir", out)
     images = tmp_path / "killed.partial" / "images" / "samples"
-    while process.poll() is None and len(files(images)) < 8:
-        time.sleep(0.005)
+    while process.poll() is None and sum(1 for _ in images.rglob("*.png")) < 8:
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = times(images)
     assert 8 <= len(before) < 30
     assert all(Image.open(images / name).size == (8, 8) for name in before)
     assert gendistill(*command, *options, "--output_dir", out) == 2  # not without being told to
-    resumed = sampled("killed", *options, "--batch_size", 64, "--resume_from_checkpoint", "latest")
+    resumed = sampled("killed", *options, "--resume_from_checkpoint", "latest")
     assert files(resumed) == files(whole)
     after = times(resumed / "ipc-3")
     assert {name: after[name] for name in before} == before  # the file itself, not one like it
@@ -185,6 +186,18 @@ def test_one_size_without_pool_and_without_base(sampled: Sample, generator: Path
     assert files(alone) == files(out)
 
 
+def test_nothing_is_overwritten_but_what_sampling_wrote(
+    sampled: Sample, refused: Callable[..., str], generator: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(generator, tmp_path / "mine")  # a stage's folder, but of another command
+    shutil.copytree(generator, tmp_path / "set.replaced")
+    sampled("set")
+    before = files(tmp_path, "**/*")
+    for name in ("mine", "set"):
+        assert "was not written by this command" in refused("--overwrite", out=name)
+    assert files(tmp_path, "**/*") == before
+
+
 def test_progress_counts_images(command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ("--batch_size", 7, "--pool", 4)
     assert gendistill(*command, *options, "--output_dir", tmp_path / "out") == 0
@@ -226,6 +239,9 @@ def test_linked_sets_are_replaced_and_put_back_whole(
     sampled("set", "--resume_from_checkpoint", "latest")  # finished: nothing else to do
     assert files(tmp_path, "**/*") == before
     sampled("set", "--seed", 1, "--overwrite")
+    (tmp_path / "empty").mkdir()
+    sampled("empty", "--overwrite")
+    shutil.rmtree(tmp_path / "empty")
     other = files(out)
     assert other.keys() == {k.removeprefix("set/") for k in before if k.endswith(".png")}
     assert all(other[k] != before[f"set/{k}"] for k in other)
