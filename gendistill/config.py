@@ -323,7 +323,7 @@ class SampleConfig:
     """
 
     ipc: Sizes = (1, 5, 10)
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str | int, ...] | None = None
     pool: int = 100
     base: bool = True
     num_inference_steps: int = 10
@@ -338,6 +338,11 @@ class SampleConfig:
     strength: float = 0.7
     mixed_precision: Precision = "auto"
     batch_size: int = 128
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """``classes`` as text: YAML reads a name such as 3 as a number."""
+        return None if self.classes is None else tuple(str(name) for name in self.classes)
 
     @property
     def needs_real_images(self) -> bool:

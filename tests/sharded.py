@@ -64,18 +64,15 @@ def shard(state: TrainingState, sharding: str) -> TrainingState:
 
 def _state(generator: Any, adapted: Any) -> TrainingState:
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=1e-3)
-    return TrainingState(generator, adapted, optimizer, CONFIG, CRITERIA)
+    return TrainingState(generator, adapted, optimizer, CONFIG, CRITERIA, runtime.make_accelerator("no"))
 
 
 def train(state: TrainingState, data: RealData, steps: range) -> Tensors:
     generator = state.generator
     source = BatchSource(generator, PixelLatents(data.train), 0.1, 0, "minimax")
-    accelerator = runtime.make_accelerator("no")
     for step in steps:
         draw = source.draw(step, CONFIG.batch_size, slice(None))
-        losses = step_losses(
-            generator, state.adapted.network, draw, generator.alphas_cumprod, state.memories, accelerator
-        )
+        losses = step_losses(generator, state.adapted.network, draw, generator.alphas_cumprod, state.memories)
         sum(losses.values()).backward()  # type: ignore[union-attr]
         state.optimizer.step()
         state.optimizer.zero_grad()

@@ -121,8 +121,8 @@ class Generator:
             "label_map": self.label_map,
             "conditions": self.conditions,
             "codec": {"name": self.codec.name, "channels": self.codec.channels, "hash": self.codec.hash()},
-            "variants": [BASE] if base is not None else [],
             **self.meta,
+            "variants": [BASE] if base is not None else [],
         }
         _write_json(folder / FILE, record)
 

@@ -354,5 +354,5 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         unfinished.unlink(missing_ok=True)  # a full disk needs the room
         raise StorageError(
             f"{path} cannot be written ({error}). What was finished is kept: make room, or give another "
-            "finetune.latent_cache, and run the same command again."
+            "finetune.latent_cache, and run the same command again (with --resume_from_checkpoint latest)."
         ) from error

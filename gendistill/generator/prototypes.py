@@ -41,7 +41,7 @@ def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: i
                 f"sample.modes is {modes}, but class {name!r} has {len(index)} real image(s); expected at most that."
             )
         x0 = latents.x0(index, torch.zeros(len(index), dtype=torch.bool))
-        found.append(_centres(x0.flatten(1).numpy(), modes, derive(seed, "prototypes", number)))
+        found.append(_centres(x0.flatten(1).numpy(), modes, derive(seed, "prototypes", name)))
     return torch.from_numpy(np.stack(found)).view(len(classes), modes, *latents.shape)
 
 

@@ -92,13 +92,13 @@ def train_generator(
     network: Any = torch.compile(adapted.network) if config.compile else adapted.network
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
     network, optimizer = accelerator.prepare(network.train(), optimizer)
-    state = TrainingState(generator, adapted, optimizer, config, criteria)
+    state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     alphas = generator.alphas_cumprod.to(accelerator.device)
 
     def losses(draw: Draw) -> dict[str, Tensor]:
-        return step_losses(generator, network, draw, alphas, state.memories, accelerator)
+        return step_losses(generator, network, draw, alphas, state.memories)
 
     if hooks.estimate and done < steps:
         first = source.draw(done, config.batch_size, own[0]).to(accelerator.device)
@@ -150,12 +150,13 @@ class TrainingState:
         optimizer: Any,
         config: FinetuneConfig,
         criteria: MinimaxConfig | None,
+        accelerator: Accelerator,
     ) -> None:
         self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
         self.named = adapted.trainable()
         self.parameters = list(self.named.values())
         self.ema = EMAModel(self.parameters, decay=config.ema_decay)
-        self.memories = Memories(generator, criteria) if criteria else None
+        self.memories = Memories(generator, criteria, accelerator) if criteria else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -204,10 +205,10 @@ class TrainingState:
 
 
 class Memories:
-    """The real and the generated memory with the criteria's settings."""
+    """The real and the generated memory with the criteria's settings, shared by all processes or each with its own."""
 
-    def __init__(self, generator: Generator, criteria: MinimaxConfig) -> None:
-        self.criteria = criteria
+    def __init__(self, generator: Generator, criteria: MinimaxConfig, accelerator: Accelerator) -> None:
+        self.criteria, self.accelerator = criteria, accelerator
         size = (len(generator.classes), criteria.memory_size, math.prod(generator.sample_shape))
         self.real = ClassMemory(*size, device=generator.device)
         self.generated = ClassMemory(*size, device=generator.device)
@@ -222,25 +223,44 @@ class Memories:
             "diversity": self.criteria.diversity * apart,
         }
 
-    def update(self, x0: Tensor, z: Tensor, labels: Tensor, active: Tensor, accelerator: Accelerator) -> None:
+    def update(self, x0: Tensor, z: Tensor, labels: Tensor, active: Tensor) -> None:
         """Take up the batch, of all processes together unless each is to keep its own."""
         values = (x0.flatten(1), z.detach(), labels, active)
         if self.criteria.share_memory:
-            values = accelerator.gather(values)
+            values = self.accelerator.gather(values)
         x0, z, labels, active = values
         self.real.update(x0, labels)
         self.generated.update(z, labels, active)
 
     @property
     def bytes(self) -> int:
-        return sum(v.numel() * v.element_size() for v in self.state_dict().values())
+        return sum(v.numel() * v.element_size() for v in self.own().values())
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def own(self) -> dict[str, Tensor]:
+        """This process's memories."""
         return {**prefixed("real", self.real.state_dict()), **prefixed("generated", self.generated.state_dict())}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_own(self, state: dict[str, Tensor]) -> None:
         self.real.load_state_dict(unprefixed("real", state))
         self.generated.load_state_dict(unprefixed("generated", state))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: where each process has its own, those of all of them (P, ...)."""
+        if self.criteria.share_memory:
+            return self.own()
+        return {k: self.accelerator.gather(v[None]) for k, v in self.own().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises ArtifactError where the checkpoint is of another number of processes, each with its own memory."""
+        if not self.criteria.share_memory:
+            counts = {len(v) for v in state.values()}
+            if counts != {self.accelerator.num_processes}:
+                raise ArtifactError(
+                    f"The checkpoint holds the memories of {max(counts)} process(es), now "
+                    f"{self.accelerator.num_processes} run; resume with as many as before."
+                )
+            state = {k: v[self.accelerator.process_index] for k, v in state.items()}
+        self.load_own(state)
 
 
 def step_losses(
@@ -249,7 +269,6 @@ def step_losses(
     draw: Draw,
     alphas: Tensor,
     memories: Memories | None,
-    accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """The step's weighted terms by name; the memories take up the batch after the loss."""
     alpha_bar = alphas[draw.t]
@@ -265,7 +284,7 @@ def step_losses(
         z = diffusion.predicted_x0(predicted, xt, alpha_bar, generator.prediction_type).flatten(1)
         active = ~draw.dropped & (alpha_bar >= memories.criteria.min_alpha_bar)
         terms |= memories.losses(z, draw.labels, active, alpha_bar)
-        memories.update(draw.x0, z, draw.labels, active, accelerator)
+        memories.update(draw.x0, z, draw.labels, active)
     return terms
 
 
@@ -279,7 +298,7 @@ def _rehearse(
     compiled: bool,
 ) -> Estimate:
     """Cost of a step from one forward and backward that leaves no trace: gradients and memories are put back."""
-    before = {k: v.clone() for k, v in state.memories.state_dict().items()} if state.memories else {}
+    before = {k: v.clone() for k, v in state.memories.own().items()} if state.memories else {}
 
     def rehearsal() -> None:
         accelerator.backward(sum(losses(draw).values()))
@@ -289,5 +308,5 @@ def _rehearse(
     network = state.adapted.network
     found = estimate(network, state.parameters, memory, rehearsal, peak_memory, micro_batches, steps, compiled=compiled)
     if state.memories:
-        state.memories.load_state_dict(before)
+        state.memories.load_own(before)
     return found

@@ -178,7 +178,9 @@ class _Training:
             return  # all take part: a sharded network needs every process
         path = self.folder.path / PREVIEWS / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        to_pil(tile(images, PREVIEW_IMAGES)).save(path)
+        part = path.with_suffix(".part")
+        to_pil(tile(images, PREVIEW_IMAGES)).save(part, "PNG")
+        part.rename(path)
 
 
 def training_latents(

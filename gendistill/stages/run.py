@@ -90,6 +90,11 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
             "take; expected at most that. Lower sample.ipc and refine.ipc."
         )
+    if config.sample.needs_real_images and config.sample.modes > least:
+        raise ArtifactError(
+            f"sample.modes is {config.sample.modes}, but class {name!r} has {least} training images; expected at most "
+            "that."
+        )
 
 
 def check_networks(config: RunConfig, data: RealData) -> None:

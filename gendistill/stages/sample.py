@@ -140,7 +140,7 @@ def load_generator(
 ) -> Generator:
     """The generator of a folder or Hub id for the classes asked for, with an adapter merged in where one is given."""
     generator = Generator.from_pretrained(source, revision=revision)
-    classes = config.classes
+    classes = config.class_names
     if adapter is not None:
         record = read_adapter_record(adapter)
         generator.network = load_adapter(generator.network, adapter)

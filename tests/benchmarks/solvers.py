@@ -21,7 +21,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.progress import note
 from tests.benchmarks.criteria import describe
 
-STEPS = (3, 5, 8, 10, 15, 25, 50)
+STEPS = (5, 8, 10, 15, 25, 50)
 SOLVERS = ("dpmsolver++", "unipc", "ddim", "heun", "ddpm")
 
 
