@@ -291,6 +291,13 @@ class FinetuneConfig:
         )
         alone = "pixels when pretrained is given, which brings its own codec"
         need(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
+        latent = self.pretrained is not None or self.codec != "pixels"
+        need(
+            self.latent_cache is None or latent,
+            f"{section}.latent_cache",
+            str(self.latent_cache),
+            "null with codec pixels, where nothing is encoded",
+        )
         need(
             self.label_map is None or self.pretrained is not None,
             f"{section}.label_map",
@@ -319,7 +326,8 @@ class SampleConfig:
         start: ``noise``, or ``prototypes``: cluster centres of the real images, noised and denoised again (D4M).
         strength: How much noise prototypes get: the share of the denoising steps that are run.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
-        batch_size: Images denoised at once; changes speed and memory, never the images.
+        compile: torch.compile the network; on two CPU cores 1.7 times the speed for a DiT, after 16 s of compiling.
+        batch_size: Images denoised at once; changes speed and memory, on CPU never the images.
     """
 
     ipc: Sizes = (1, 5, 10)
@@ -337,6 +345,7 @@ class SampleConfig:
     start: Start = "noise"
     strength: float = 0.7
     mixed_precision: Precision = "auto"
+    compile: bool = False
     batch_size: int = 128
 
     @property
@@ -352,6 +361,8 @@ class SampleConfig:
         section = "sample"
         _check_sizes(self, section)
         _at_least(self, section, 1, "num_inference_steps", "batch_size", "guidance_scale", "modes")
+        names = self.class_names
+        need(names is None or len(set(names)) == len(names) > 0, "sample.classes", names, "null, or names, each once")
         need(self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000")
         _at_least(self, section, 0, "pool", "mode_scale")
         _in_unit(self, section, "mode_stop", "strength")

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def processes() -> PartialState:
     Raises:
         ConfigError: WORLD_SIZE says more processes than run together, so that work would silently be repeated.
     """
-    state = PartialState(cpu=_on_cpu())
+    # The others wait while the main process encodes images, for longer than any default allows.
+    state = PartialState(cpu=_on_cpu(), timeout=timedelta(days=2))
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != asked:
         raise ConfigError(
@@ -85,8 +87,7 @@ def make_accelerator(
         mixed_precision = "bf16" if torch.cuda.is_available() and native_bf16(torch.device("cuda")) else "no"
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; ours is an argument
-    if tracker != "none" and find_spec(tracker) is None:
-        raise ConfigError(f"report_to is {tracker!r}, which is not installed; run `pip install {tracker}`.")
+    require_tracker(tracker)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
@@ -102,6 +103,12 @@ def make_accelerator(
 def owns_optimizer(accelerator: Accelerator) -> bool:
     """Whether the launcher (DeepSpeed) keeps the optimiser's state to itself, so that no checkpoint can hold it."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def require_tracker(name: str) -> None:
+    """Raises ConfigError where it is not installed."""
+    if name != "none" and find_spec(name) is None:
+        raise ConfigError(f"report_to is {name!r}, which is not installed; run `pip install {name}`.")
 
 
 class Checkpoints:

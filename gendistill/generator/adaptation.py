@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,14 +181,19 @@ def _layers(network: Network, ends: tuple[str, ...]) -> list[str]:
     return [name for name, _ in network.named_modules() if name.endswith(tuple(f".{end}" for end in ends))]
 
 
-def _inject_lora(network: Network, layers: list[str], rank: int, seed: int) -> None:
-    """peft's LoRA layers in place; A uniform within 1 / sqrt(fan in) as in the official code, B zero."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
+def require_peft() -> None:
+    """Raises ConfigError where it is not installed."""
+    if find_spec("peft") is None:
         raise ConfigError(
             "finetune.adaptation is 'lora', which needs peft: install with pip install 'gendistill[lora]'."
-        ) from error
+        )
+
+
+def _inject_lora(network: Network, layers: list[str], rank: int, seed: int) -> None:
+    """peft's LoRA layers in place; A uniform within 1 / sqrt(fan in) as in the official code, B zero."""
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), network)
     for name, parameter in network.named_parameters():

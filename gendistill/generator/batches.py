@@ -52,11 +52,7 @@ class BatchSource:
         phase: str,
         flip: bool = False,
     ) -> None:
-        if label_dropout and generator.null_class is None:
-            raise ConfigError(
-                f"finetune.label_dropout is {label_dropout}, but the network has no null class to drop labels to; "
-                "expected 0."
-            )
+        check_label_dropout(generator, label_dropout)
         self.generator, self.latents, self.label_dropout, self.flip = generator, latents, label_dropout, flip
         self.seed, self.phase = seed, phase
         self.positions = [torch.nonzero(latents.labels == c).flatten() for c in range(len(generator.classes))]
@@ -86,6 +82,15 @@ class BatchSource:
         shape = self.generator.sample_shape
         streams = (torch_rng(self.seed, self.phase, purpose, step, j) for j in slots)
         return torch.stack([torch.randn(shape, generator=rng) for rng in streams])
+
+
+def check_label_dropout(generator: Generator, label_dropout: float) -> None:
+    """Raises ConfigError where labels are to be dropped without a null class to drop them to."""
+    if label_dropout and generator.null_class is None:
+        raise ConfigError(
+            f"finetune.label_dropout is {label_dropout}, but the network has no null class to drop labels to; expected "
+            "0."
+        )
 
 
 def slices(batch_size: int, processes: int, micro_batches: int) -> list[list[slice]]:

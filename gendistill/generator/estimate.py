@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gendistill import runtime
+
 FLOAT = 4  # bytes
 
 
@@ -37,17 +39,19 @@ def estimate(
     trainable: Iterable[nn.Parameter],
     memory_bytes: int,
     rehearse: Callable[[], None],
-    peak: Callable[[], int],
     micro_batches: int,
     steps: int,
     *,
     compiled: bool = False,
 ) -> Estimate:
-    """Time ``rehearse`` (forward and backward of one micro-batch, twice where the first compiles); add up the state.
+    """Time ``rehearse``, forward and backward of one micro-batch, and add up the state.
+
+    Where the first call compiles, or starts a GPU's libraries, the second is timed.
 
     A trained parameter is held four times more than as a weight: gradient, two moments of AdamW, running average.
     """
-    for _ in range(2 if compiled else 1):
+    runtime.reset_peak_memory()
+    for _ in range(2 if compiled or torch.cuda.is_available() else 1):
         start = time.perf_counter()
         rehearse()
         if torch.cuda.is_available():
@@ -56,4 +60,6 @@ def estimate(
     parameters = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in trainable)
     state = FLOAT * (parameters + 4 * trained) + memory_bytes
-    return Estimate(parameters, trained, state, peak() + 3 * FLOAT * trained, seconds * micro_batches, steps)
+    return Estimate(
+        parameters, trained, state, runtime.peak_memory() + 3 * FLOAT * trained, seconds * micro_batches, steps
+    )

@@ -24,6 +24,7 @@ from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec, load_codec
 from gendistill.generator.hub import resolve
+from gendistill.generator.labels import check_label_map
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
 
@@ -146,17 +147,18 @@ class Generator:
         network = load_network(folder, variant)
         scheduler = _scheduler(folder, network)
         if record is None:
-            return _foreign(folder, index, network, scheduler, channels)
+            return _fitting(folder, _foreign(folder, index, network, scheduler, channels))
         codec = _codec(folder, record["codec"]["channels"])
         if codec.hash() != record["codec"]["hash"]:
             raise ArtifactError(
                 f"The autoencoder in {folder} is not the {record['codec']['name']} the generator was trained with; "
                 "copy the folder again."
             )
-        names = tuple(_aliases(text) for text in index.get("id2label", {}).values())
+        names = tuple(_aliases(text) for text in _id2label(folder, index).values())
         meta = {k: v for k, v in record.items() if k not in _STORED}
         classes, label_map = tuple(record["classes"]), record["label_map"]
-        return cls(network, scheduler, codec, classes, label_map, record["conditions"], names, meta)
+        found = cls(network, scheduler, codec, classes, label_map, record["conditions"], names, meta)
+        return _fitting(folder, found)
 
     def has_variant(self, variant: str) -> bool:
         return variant in self.meta.get("variants", [])
@@ -196,23 +198,56 @@ def read_record(folder: Path) -> dict[str, Any]:
     missing = [key for key in (*_STORED, "variants") if key not in record]
     if missing:
         raise ArtifactError(f"{folder / FILE} lacks {', '.join(missing)}. Run `gendistill finetune` again.")
-    if set(record["label_map"]) != set(record["classes"]):
-        raise ArtifactError(f"{folder / FILE}: the label map does not name exactly the classes.")
+    shapes = {
+        "classes": isinstance(record["classes"], list) and all(isinstance(c, str) for c in record["classes"]),
+        "label_map": isinstance(record["label_map"], dict),
+        "conditions": isinstance(record["conditions"], int),
+        "codec": isinstance(record["codec"], dict) and {"channels", "hash", "name"} <= record["codec"].keys(),
+        "variants": isinstance(record["variants"], list),
+    }
+    wrong = [name for name, right in shapes.items() if not right]
+    if wrong:
+        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. Run `gendistill finetune` again.")
+    check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
     return record
+
+
+def _fitting(folder: Path, generator: Generator) -> Generator:
+    """The generator, if its parts go together."""
+    rows, conditions, channels = class_rows(generator.network), generator.conditions, generator.sample_shape[0]
+    if rows not in (conditions, conditions + 1):
+        raise ArtifactError(
+            f"{folder} names {conditions} conditions, but its network has a class table of {rows} rows; expected as "
+            "many, or one more for the null class."
+        )
+    if channels != generator.codec.latent_channels:
+        raise ArtifactError(
+            f"The network in {folder} denoises {channels} channels, but its codec {generator.codec.name} makes "
+            f"{generator.codec.latent_channels}; they do not belong together."
+        )
+    return generator
 
 
 def _foreign(folder: Path, index: dict, network: Network, scheduler: DDPMScheduler, channels: int) -> Generator:
     """A diffusers folder without gendistill.json: every condition is a class, by its first name in ``id2label``."""
-    id2label = {int(i): text for i, text in (index.get("id2label") or {}).items()}
-    rows = class_rows(network)
+    rows, id2label = class_rows(network), _id2label(folder, index)
     conditions = rows - 1 if kind_of(network) == "dit" else len(id2label) or rows
     names = tuple(_aliases(id2label.get(i, str(i))) or (str(i),) for i in range(conditions))
     shared = {name for name, count in Counter(n[0] for n in names).items() if count > 1}
     classes = tuple(f"{n[0]} ({i})" if n[0] in shared else n[0] for i, n in enumerate(names))
     label_map = {name: i for i, name in enumerate(classes)}
     codec = _codec(folder, channels)
-    meta = {"licence": _licence(folder), "parent": str(folder.name), "variants": []}
+    meta = {"licence": licence_of(folder), "parent": str(folder.name), "variants": []}
     return Generator(network, scheduler, codec, classes, label_map, conditions, names, meta)
+
+
+def _id2label(folder: Path, index: dict) -> dict[int, str]:
+    try:
+        return {int(i): str(text) for i, text in (index.get("id2label") or {}).items()}
+    except (AttributeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder / 'model_index.json'} has an id2label that is no table of names by index: {error}."
+        ) from error
 
 
 def _codec(folder: Path, channels: int) -> Codec:
@@ -249,8 +284,8 @@ def _aliases(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _licence(folder: Path) -> str:
-    """From the front matter of the model card, ``unknown`` without one."""
+def licence_of(folder: Path) -> str:
+    """From the front matter of a model folder's card, ``unknown`` without one."""
     card = folder / "README.md"
     parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
     try:

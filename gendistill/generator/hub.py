@@ -10,6 +10,7 @@ from typing import Any
 from gendistill.errors import ArtifactError, ConfigError
 
 PATTERNS = ("*.json", "*.safetensors", "README.md")
+BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or kept by different versions
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -71,6 +72,12 @@ def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
         )
     except Exception as error:
         raise ArtifactError(f"The weights in {folder} cannot be loaded as {kind.__name__}: {reason(error)}") from error
+    surplus = [k for k in info["unexpected_keys"] if not k.endswith(BUFFERS)]
+    if surplus:
+        raise ArtifactError(
+            f"The weights in {folder} have {len(surplus)} tensor(s) that its config.json has no place for, such as "
+            f"{surplus[0]!r}. Get or save the folder again."
+        )
     if info["missing_keys"]:
         first, count = info["missing_keys"][0], len(info["missing_keys"])
         raise ArtifactError(

@@ -189,6 +189,7 @@ def write_cache(
         return _assemble([shard for _, shard in _encode(codec, split, spans, flip, batch_size)])
     if (folder / FILE).is_file() and not _missing(folder, _record_of(folder, key)):
         return read_cache(folder, key)  # which may be read-only
+    _refuse_foreign(folder)
     with _alone(folder):
         record = _open(folder, key, shard_size)
         for number, shard in _encode(codec, split, _missing(folder, record), flip, batch_size):
@@ -274,18 +275,28 @@ def _alone(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # a file system without locks
-        for leftover in folder.glob(f"*{PARTIAL}"):
-            leftover.unlink()
+        for leftover in (folder / f"{FILE}{PARTIAL}", *folder.glob(f"latents-*.safetensors{PARTIAL}")):
+            leftover.unlink(missing_ok=True)
         yield
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Nothing is written to, or cleared from, a folder that holds anything but latents."""
+    if not folder.is_dir() or (folder / FILE).exists():
+        return
+    own = (LOCK, f"{FILE}{PARTIAL}")
+    others = sorted(p.name for p in folder.iterdir() if p.name not in own)
+    if others:
+        raise ArtifactError(
+            f"{folder} has no {FILE} but other files, such as {others[0]!r}. Give an empty or new folder as "
+            "finetune.latent_cache."
+        )
 
 
 def _open(folder: Path, key: Mapping[str, Any], shard_size: int) -> dict[str, Any]:
     """latents.json of this key, made in an empty folder."""
     if (folder / FILE).exists():
         return _record_of(folder, key)
-    others = sorted(p.name for p in folder.iterdir() if p.name != LOCK)
-    if others:
-        raise ArtifactError(f"{folder} has no {FILE} but other files, such as {others[0]!r}. {MEND}")
     record = {"format": FORMAT, "key": dict(key), "shard_size": shard_size, "dtype": "float32", "shards": {}}
     _write_record(folder, record)
     return record

@@ -137,4 +137,8 @@ def load_network(pipeline: Path, variant: str | None = None) -> Network:
             f"{pipeline} holds neither unet/config.json nor transformer/config.json; expected a diffusers pipeline "
             "folder with a UNet2DModel or a DiTTransformer2DModel."
         )
-    return drop_no_labels(load_model(kind, folder, variant))
+    network = load_model(kind, folder, variant)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # it would draw from the process's own stream, and no run could be repeated
+    return drop_no_labels(network)

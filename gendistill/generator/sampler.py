@@ -1,7 +1,7 @@
 """Sampling: each image is a function of (generator, seed, class, index) and nothing else.
 
-Noise comes from the image's own stream, and networks see batches of one constant shape, the last one padded, because
-kernels round differently for another shape; on CPU that shape does not even follow the batch size.
+Noise comes from the image's own stream, and on CPU networks see batches of one constant shape, the last one padded,
+because kernels round differently for another shape.
 
 Legend: B images of a batch, (c,h,w) what the network denoises, (C,H,W) decoded images; T timesteps of training.
 """
@@ -102,19 +102,37 @@ def sample(
     config = config or SampleConfig()
     _check(generator, config, prototypes)
     generator.network.eval()
+    if config.compile:
+        generator.network.compile()
     for start in range(0, len(requests), config.batch_size):
         batch = list(requests[start : start + config.batch_size])
-        padded = batch + batch[:1] * (config.batch_size - len(batch))
-        x = _denoise(generator, padded, config, seed, prototypes)
+        full = len(batch) if generator.device.type == "cpu" else min(config.batch_size, _power_of_two(len(batch)))
+        x = _denoise(generator, batch + batch[:1] * (full - len(batch)), config, seed, prototypes)
         yield batch, _decode(generator.codec, x[: len(batch)])
 
 
-def _check(generator: Generator, config: SampleConfig, prototypes: Tensor | None) -> None:
-    if config.guidance_scale != 1 and generator.null_class is None:
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def check_guidance(generator: Generator, config: SampleConfig) -> None:
+    """Refuse classifier-free guidance for a network without a null class, or with one that was never trained."""
+    if config.guidance_scale == 1:
+        return
+    if generator.null_class is None:
         raise ConfigError(
             f"sample.guidance_scale is {config.guidance_scale}, but the network has no null class to be guided away "
             "from; expected 1, with guidance none or mode. A network trained here has a null class."
         )
+    if generator.meta.get("null_class_trained") is False:
+        raise ConfigError(
+            f"sample.guidance_scale is {config.guidance_scale}, but the generator was trained with label_dropout 0, so "
+            "its null class means nothing; expected 1, or train with finetune.label_dropout 0.1."
+        )
+
+
+def _check(generator: Generator, config: SampleConfig, prototypes: Tensor | None) -> None:
+    check_guidance(generator, config)
     if not config.needs_real_images:
         return
     option = "guidance mode" if config.guidance == "mode" else "start prototypes"

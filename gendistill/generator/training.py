@@ -25,7 +25,6 @@ from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (
     Checkpoints,
     flatten_optimizer,
-    peak_memory,
     prefixed,
     restore_optimizer,
     sharded_like,
@@ -80,13 +79,16 @@ def train_generator(
         ConfigError: the batch does not divide among processes and micro-batches, or there is no null class to drop to.
         ArtifactError: the checkpoint belongs to another model.
     """
-    phase = "minimax" if criteria else "base"
-    steps = config.minimax_steps if criteria else config.base_steps
-    peak = config.minimax_learning_rate if criteria else config.learning_rate
-    parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
-    own, hooks = parts[accelerator.process_index], hooks or Hooks()
+    phase, steps, peak = (
+        ("minimax", config.minimax_steps, config.minimax_learning_rate)
+        if criteria
+        else ("base", config.base_steps, config.learning_rate)
+    )
+    own = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)[
+        accelerator.process_index
+    ]
     generator.to(accelerator.device)
-    adapted = adapted or adapt(generator.network, "full")
+    adapted, hooks = adapted or adapt(generator.network, "full", base_hash=""), hooks or Hooks()
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
     network: Any = torch.compile(adapted.network) if config.compile else adapted.network
@@ -120,20 +122,35 @@ def train_generator(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         state.ema.step(state.parameters)
-        if checkpoints and (step + 1) % checkpoints.every == 0 and step + 1 < steps:
-            tensors = state.tensors()  # by every process: sharded ones are gathered
-            if accelerator.is_main_process:
-                checkpoints.save(step + 1, tensors)
-        if hooks.preview and config.preview_steps and (step + 1) % config.preview_steps == 0 and step + 1 < steps:
-            with state.averaged():
-                hooks.preview(step + 1)
+        _look(state, step + 1, steps, config, checkpoints, hooks)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in terms.items()}}
     state.ema.copy_to(state.parameters)
-    accelerator.unwrap_model(network, keep_fp32_wrapper=False)  # or the network would go on under autocast
-    accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
-    generator.network.disable_gradient_checkpointing()
-    generator.network.eval()
+    _release(accelerator, network, adapted)
     return {k: whole(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
+
+
+def _look(
+    state: TrainingState, step: int, steps: int, config: FinetuneConfig, checkpoints: Checkpoints | None, hooks: Hooks
+) -> None:
+    """Checkpoint and preview where they are due, but not after the last step."""
+    if checkpoints and step % checkpoints.every == 0 and step < steps:
+        tensors = state.tensors()  # by every process: sharded ones are gathered
+        if state.accelerator.is_main_process:
+            checkpoints.save(step, tensors)
+    if hooks.preview and config.preview_steps and step % config.preview_steps == 0 and step < steps:
+        with state.averaged():
+            hooks.preview(step)
+
+
+def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
+    """Leave the plain network behind, in evaluation mode, and this phase's optimiser out of the next one."""
+    if prepared is adapted.network or not hasattr(prepared, "_orig_mod"):
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # or the network would go on under autocast
+    else:  # compiled: autocast is around the compiled wrapper alone, and unwrapping would break the network inside
+        vars(adapted.network).pop("_original_forward", None)
+    accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
+    adapted.network.disable_gradient_checkpointing()
+    adapted.network.eval()
 
 
 class TrainingState:
@@ -153,6 +170,7 @@ class TrainingState:
         accelerator: Accelerator,
     ) -> None:
         self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
+        self.accelerator = accelerator
         self.named = adapted.trainable()
         self.parameters = list(self.named.values())
         self.ema = EMAModel(self.parameters, decay=config.ema_decay)
@@ -302,11 +320,12 @@ def _rehearse(
 
     def rehearsal() -> None:
         accelerator.backward(sum(losses(draw).values()))
-        state.optimizer.zero_grad(set_to_none=True)
+        for parameter in state.parameters:  # accelerate's zero_grad waits for the end of an accumulation
+            parameter.grad = None
 
     memory = state.memories.bytes if state.memories else 0
     network = state.adapted.network
-    found = estimate(network, state.parameters, memory, rehearsal, peak_memory, micro_batches, steps, compiled=compiled)
+    found = estimate(network, state.parameters, memory, rehearsal, micro_batches, steps, compiled=compiled)
     if state.memories:
         state.memories.load_own(before)
     return found

@@ -15,10 +15,12 @@ from gendistill.commands import FinetuneCommand
 from gendistill.config import FinetuneConfig, SampleConfig, section
 from gendistill.data.images import tile, to_pil
 from gendistill.data.real import RealData
-from gendistill.errors import ArtifactError
-from gendistill.generator.adaptation import Adapted, adapt, save_adapter
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.adaptation import Adapted, adapt, require_peft, save_adapter
+from gendistill.generator.batches import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
-from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.generator import Generator, build_generator, licence_of
+from gendistill.generator.hub import resolve
 from gendistill.generator.latents import PixelLatents, RealLatents, cache_key, read_cache, write_cache
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.training import Hooks, train_generator
@@ -32,6 +34,7 @@ LATENTS, CHECKPOINTS, BASE_WEIGHTS, PREVIEWS, ADAPTER = (
     "latents", "checkpoints", "base.safetensors", "previews", "adapter",
 )  # fmt: skip
 PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+OUR_LICENCE = "apache-2.0"
 
 
 def finetune(
@@ -47,8 +50,9 @@ def finetune(
     With ``folder`` every phase keeps checkpoints there and goes on from the newest one.
     """
     config = config or FinetuneConfig()
-    generator = generator or start_generator(data, config, seed)
-    parent_licence = generator.meta.get("licence", "apache-2.0")
+    generator = fitting(generator, data, config) if generator else start_generator(data, config, seed)
+    check_training(generator, config)
+    parent_licence = generator.meta.get("licence", OUR_LICENCE)
     accelerator = runtime.make_accelerator(
         config.mixed_precision,
         config.gradient_accumulation_steps,
@@ -57,14 +61,11 @@ def finetune(
     )
     training = _Training(generator, data, config, accelerator, seed, folder)
     base = training.plain()
-    adapted = adapt(generator.network, config.adaptation, rank=config.lora_rank, seed=seed)
+    base_hash = hash_tensors(base)
+    adapted = adapt(generator.network, config.adaptation, rank=config.lora_rank, seed=seed, base_hash=base_hash)
     training.phase("minimax", config.minimax_steps, adapted)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    if folder and config.adaptation != "full" and accelerator.is_main_process:
-        record = {"pretrained": config.pretrained, "classes": list(data.classes), "label_map": generator.label_map}
-        save_adapter(folder.path / ADAPTER, adapted, record)
-    generator.network = adapted.merged()
     plain_steps = 0 if config.pretrained else config.base_steps
     generator.meta = {
         "adaptation": config.adaptation,
@@ -72,7 +73,13 @@ def finetune(
         "given_labels": config.label_map,
         "data": data.describe(),
         "steps": {"base": plain_steps, "minimax": config.minimax_steps},
+        "null_class_trained": config.label_dropout > 0 or config.pretrained is not None,
+        "base_hash": base_hash,
     }
+    if folder and config.adaptation != "full" and accelerator.is_main_process:
+        record = {"pretrained": config.pretrained, "classes": list(data.classes), "label_map": generator.label_map}
+        save_adapter(folder.path / ADAPTER, adapted, {**record, "meta": generator.meta})
+    generator.network = adapted.merged()
     return generator, base
 
 
@@ -85,15 +92,44 @@ def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Genera
     """
     if config.pretrained is None:
         codec = load_codec(config.codec, data.channels, config.revision)
-        return build_generator(config.model, data.classes, data.image_size, seed, codec=codec)
+        generator = build_generator(config.model, data.classes, data.image_size, seed, codec=codec)
+        told = OUR_LICENCE if isinstance(codec, PixelCodec) else licence_of(resolve(config.codec, config.revision))
+        generator.meta["licence"] = told
+        return generator
     generator = Generator.from_pretrained(config.pretrained, revision=config.revision, channels=data.channels)
+    return fitting(generator, data, config)
+
+
+def fitting(generator: Generator, data: RealData, config: FinetuneConfig) -> Generator:
+    """The generator for the data's classes.
+
+    Raises:
+        ArtifactError: it makes images of another size, or lacks a class.
+    """
     wanted = (data.channels, data.image_size, data.image_size)
     if generator.image_shape != wanted:
         raise ArtifactError(
-            f"{config.pretrained} makes {generator.image_shape} images (C,H,W) with codec {generator.codec.name}; the "
-            f"data have {wanted}. Give --data.image_size {generator.image_shape[-1]}, or another --pretrained."
+            f"The generator makes {generator.image_shape} images (C,H,W) with codec {generator.codec.name}; the data "
+            f"have {wanted}. Give --data.image_size {generator.image_shape[-1]}, or another --pretrained."
         )
     return map_classes(generator, data.classes, config.label_map)
+
+
+def check_training(generator: Generator, config: FinetuneConfig) -> None:
+    """Refuse, before any work, what the training would refuse later.
+
+    Raises:
+        ConfigError: the batch does not divide, no null class to drop labels to, peft or a tracker is missing.
+    """
+    slices(config.batch_size, runtime.processes().num_processes, config.gradient_accumulation_steps)
+    check_label_dropout(generator, config.label_dropout)
+    if config.adaptation == "lora":
+        require_peft()
+    runtime.require_tracker(config.report_to)
+    if config.latent_cache and isinstance(generator.codec, PixelCodec):
+        raise ConfigError(
+            f"finetune.latent_cache is {config.latent_cache}, but this generator's codec is pixels; leave it out."
+        )
 
 
 class _Training:
@@ -121,7 +157,7 @@ class _Training:
             network.load_state_dict(base)
             return base
         if self.config.pretrained is None and self.config.base_steps:
-            adapted = adapt(network, "full")
+            adapted = adapt(network, "full", base_hash="")
             self.phase("base", self.config.base_steps, adapted)
             self.generator.network = adapted.merged()
         base = {k: v.detach().cpu().clone() for k, v in self.generator.network.state_dict().items()}
@@ -145,7 +181,10 @@ class _Training:
             criteria=self.config.minimax if name == "minimax" else None,
             seed=self.seed,
             checkpoints=checkpoints,
-            hooks=Hooks(lambda found: note(f"{name}: {found}"), lambda step: self._preview(f"{name}-{step:06d}")),
+            hooks=Hooks(
+                lambda found: note(f"{name}: {found}") if shown else None,
+                lambda step: self._preview(f"{name}-{step:06d}"),
+            ),
         )
         done = checkpoints.steps() if checkpoints else []
         label = "generator" if name == "base" else "minimax fine-tuning"
@@ -192,16 +231,19 @@ def training_latents(
     key = cache_key(generator.codec, data.train, flip=config.flip, fingerprint=data.fingerprint())
     cache = config.latent_cache or (folder.path / LATENTS if folder else None)
     state = runtime.processes()
-    if state.is_main_process or cache is None:
-        encoded = write_cache(generator.codec, data.train, cache, key=key, flip=config.flip, device=state.device)
+    if not state.is_main_process and cache is not None:
+        state.wait_for_everyone()
+        return read_cache(cache, key)
+    encoded = write_cache(generator.codec, data.train, cache, key=key, flip=config.flip, device=state.device)
     state.wait_for_everyone()
-    return encoded if cache is None else read_cache(cache, key)
+    return encoded
 
 
 def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     generator = start_generator(data, config, seed)
     parent = generator.hash() if config.pretrained else None
+    check_training(generator, config)
     decisive = replace(config, latent_cache=None, report_to="none")
     settings = stage_settings(decisive, seed, data=data.fingerprint(), pretrained=parent, codec=generator.codec.hash())
     if finished(target, "finetune", settings):
@@ -214,7 +256,6 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
         generator, base = finetune(data, config, seed=seed, folder=folder, generator=generator)
         if main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
-            generator.meta["base_hash"] = hash_tensors(base)
             generator.save_pretrained(folder.path, base=base)
             folder.scaffold = (CHECKPOINTS, BASE_WEIGHTS, LATENTS)
             folder.facts |= {"hash": generator.hash(), "processes": runtime.processes().num_processes}

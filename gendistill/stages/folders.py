@@ -137,8 +137,8 @@ def stage_folder(
         except StorageError:
             raise
         except GendistillError:
-            if main_process and not resumed:
-                shutil.rmtree(partial)  # refused, not interrupted: nothing worth resuming
+            if main_process and {p.name for p in partial.iterdir()} <= {RECORD, LOG}:
+                shutil.rmtree(partial)  # refused before any work
             raise
         if not main_process:
             return

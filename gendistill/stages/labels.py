@@ -49,10 +49,10 @@ def map_classes(generator: Generator, classes: tuple[str, ...], given: Mapping[s
         ArtifactError: a class that the model lacks, or a name that several conditions have.
         ConfigError: ``given`` names unknown classes or conditions.
     """
-    names = condition_names(generator)
-    label_map = label_map_for(classes, names, dict(given) if given else None)
+    own = {c: generator.label_map[c] for c in classes if c in generator.label_map}
+    label_map = label_map_for(classes, condition_names(generator), own | dict(given or {}))
     mapped = generator.for_classes(classes, label_map)
-    check_labels(mapped, trusted=given)
+    check_labels(mapped, trusted={**(generator.meta.get("given_labels") or {}), **(given or {})})
     return mapped
 
 

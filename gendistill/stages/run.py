@@ -14,11 +14,12 @@ from gendistill.commands import RunConfig
 from gendistill.config import sizes, to_dict
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
+from gendistill.generator.sampler import check_guidance
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.barycenter import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
-from gendistill.stages.finetune import start_generator
+from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folders import difference, read_data
 from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
 
@@ -105,7 +106,10 @@ def check_networks(config: RunConfig, data: RealData) -> None:
         require_batch_of_two(network, part.batch_size, len(data.train))
         if part is config.teacher and config.refine.steps:
             require_batch_norm(network, config.refine.batch_norm_weight)
-    start_generator(data, config.finetune, config.seed)
+    generator = start_generator(data, config.finetune, config.seed)
+    check_training(generator, config.finetune)
+    generator.meta["null_class_trained"] = config.finetune.label_dropout > 0 or config.finetune.pretrained is not None
+    check_guidance(generator, config.sample)
 
 
 def _save_config(config: RunConfig, out: Path) -> None:

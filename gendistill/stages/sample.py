@@ -18,6 +18,7 @@ from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.generator import BASE, Generator
+from gendistill.generator.labels import check_label_map
 from gendistill.generator.latents import real_latents
 from gendistill.generator.prototypes import prototypes
 from gendistill.generator.sampler import Request, requests_for, sample
@@ -54,6 +55,8 @@ def sample_set(
     """
     config = config or SampleConfig()
     start = time.perf_counter()
+    if config.class_names is not None:
+        generator = map_classes(generator, config.class_names)
     requests = requests_for(len(generator.classes), ipc)
     made = list(track(_images(generator, requests, config, data, seed), f"{label} x{ipc}", len(requests)))
     labels = torch.tensor([request.label for request, _ in made])
@@ -106,7 +109,8 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
     lacking = [name for name in generator.classes if name not in data.classes]
     if lacking:
         raise ArtifactError(
-            f"The data lack the generator's class(es) {', '.join(lacking)}; give other --data.* or choose --classes."
+            f"The data lack {len(lacking)} of the generator's classes, such as {', '.join(lacking[:5])}; give other "
+            "--data.* or choose --classes."
         )
 
 
@@ -131,7 +135,7 @@ def _meta(generator: Generator, digest: str, config: SampleConfig, seed: int, se
 
 _DECISIVE = (
     "num_inference_steps", "scheduler", "guidance", "guidance_scale", "guidance_interval", "mode_scale", "mode_stop",
-    "modes", "start", "strength", "mixed_precision",
+    "modes", "start", "strength", "mixed_precision", "compile",
 )  # fmt: skip
 
 
@@ -144,7 +148,15 @@ def load_generator(
     if adapter is not None:
         record = read_adapter_record(adapter)
         generator.network = load_adapter(generator.network, adapter)
-        generator = generator.for_classes(tuple(record["classes"]), record["label_map"])
+        lacking = [key for key in ("classes", "label_map", "meta") if key not in record]
+        if lacking:
+            raise ArtifactError(
+                f"{adapter} does not say its {', '.join(lacking)}; give one that `gendistill finetune` wrote."
+            )
+        told, meta = tuple(record["classes"]), record["meta"]
+        check_label_map(told, record["label_map"], generator.conditions)
+        generator = generator.for_classes(told, record["label_map"])
+        generator.meta = {**meta, "licence": generator.meta.get("licence", meta.get("licence"))}
     return generator if classes is None else map_classes(generator, classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,27 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(digits: RealData) -
     plain = train(digits, DIT, "difffit")
     spared = train(digits, DIT, "difffit", config=replace(CONFIG, gradient_checkpointing=True))
     assert max((plain[k] - spared[k]).abs().max().item() for k in plain) < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_bf16_phase_leaves_a_plain_network_behind(digits: RealData) -> None:
+    generator, latents = start(digits, DIT)
+    config = replace(CONFIG, compile=True, mixed_precision="bf16", base_steps=2)
+    finish(train_generator(generator, latents, config, accelerator=make_accelerator("bf16")))
+    inputs = (torch.ones(2, 1, 8, 8), torch.tensor([500, 3]), torch.tensor([0, 1]))
+    copy, _ = start(digits, DIT)
+    copy.network.load_state_dict(generator.network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(generator.denoise(*inputs), copy.denoise(*inputs))
+
+
+def test_an_interrupted_accumulation_leaves_no_gradients_behind(digits: RealData) -> None:
+    plain = train(digits, DIT, "difffit", hooks=Hooks(lambda _: None))
+    generator, _ = start(digits, DIT)
+    accelerator = make_accelerator("no", 2)
+    with accelerator.accumulate(generator.network):
+        pass  # interrupted before the last micro-batch: accelerate holds gradients back from here on
+    assert same(train(digits, DIT, "difffit", hooks=Hooks(lambda _: None)), plain)
 
 
 def test_adapters_leave_the_other_weights_alone(digits: RealData) -> None:

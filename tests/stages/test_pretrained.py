@@ -12,11 +12,13 @@ from diffusers import DiTPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from gendistill.config import FinetuneConfig
 from gendistill.data.sources import load_data
 from gendistill.generator.batches import BatchSource
 from gendistill.generator.generator import Generator
 from gendistill.generator.latents import real_latents
 from gendistill.seeding import numpy_rng
+from gendistill.stages.finetune import finetune
 from gendistill.stages.labels import map_classes
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import files, gendistill
@@ -107,6 +109,9 @@ def test_an_adapter_of_few_bytes_stands_for_the_whole(dit: Path, tuned: Path, tm
     adapter = ("--generator", dit, "--adapter", tuned / "adapter")
     assert gendistill("sample", *adapter, *options, "--output_dir", tmp_path / "b") == 0
     assert files(tmp_path / "a" / "ipc-1") == files(tmp_path / "b" / "ipc-1")
+    one, other = (json.loads((tmp_path / n / "ipc-1" / "manifest.json").read_text()) for n in ("a", "b"))
+    assert one["data"] == other["data"] != {}
+    assert one["licence"] == other["licence"] == "cc-by-nc-4.0"
     other = dit_folder(tmp_path / "other", seed=1)
     wrong = ("--generator", other, "--adapter", tuned / "adapter")
     assert gendistill("sample", *wrong, *options, "--output_dir", tmp_path / "c") == 2
@@ -131,19 +136,25 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_bad_input_is_refused_with_what_to_do(
     dit: Path, subset: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune = ("finetune", "--pretrained", dit, *SHORT, "--output_dir", tmp_path / "out")
+    options = ("finetune", "--pretrained", dit, *SHORT, "--output_dir", tmp_path / "out")
     strange = image_folder(tmp_path / "strange", ["n01440764", "my own cat"])
-    said = refused(capsys, *finetune, "--data.name", strange)
+    said = refused(capsys, *options, "--data.name", strange)
     assert "my own cat" in said
     assert "label_map" in said
-    assert gendistill(*finetune, "--data.name", strange, "--label_map", '{"my own cat": 281}') == 0
+    assert gendistill(*options, "--data.name", strange, "--label_map", '{"my own cat": 281}') == 0
     assert json.loads((tmp_path / "out" / "gendistill.json").read_text())["label_map"]["my own cat"] == 281
 
-    finetune = ("finetune", "--pretrained", dit, *SHORT, "--output_dir", tmp_path / "out2")
+    options = ("finetune", "--pretrained", dit, *SHORT, "--output_dir", tmp_path / "out2")
     large = image_folder(tmp_path / "large", ["tench", "parachute"], 32)
-    assert "--data.image_size 16" in refused(capsys, *finetune, "--data.name", large)
+    assert "--data.image_size 16" in refused(capsys, *options, "--data.name", large)
+    kept = tmp_path / "films" / "holiday.partial"
+    kept.parent.mkdir()
+    kept.write_text("not ours")
+    said = refused(capsys, *options, "--data.name", subset, "--latent_cache", kept.parent)
+    assert "other files" in said
+    assert [p.name for p in kept.parent.iterdir()] == [kept.name]
     cache = tuned.parent / "latents"
-    said = refused(capsys, *finetune, "--data.name", subset, "--latent_cache", cache)  # encoded with flip
+    said = refused(capsys, *options, "--data.name", subset, "--latent_cache", cache)  # encoded with flip
     assert "flip" in said
     said = refused(capsys, "sample", "--generator", dit, "--guidance_scale", 2, "--output_dir", tmp_path / "s")
     assert "guidance" in said
@@ -151,6 +162,9 @@ def test_bad_input_is_refused_with_what_to_do(
     assert "nothing" in said
     said = refused(capsys, "sample", "--generator", tuned, "--classes", "[cat]", "--output_dir", tmp_path / "s")
     assert "cat" in said
+    for twice in ("[n01440764,n01440764]", "[]"):
+        said = refused(capsys, "sample", "--generator", tuned, "--classes", twice, "--output_dir", tmp_path / "s")
+        assert "sample.classes" in said
     assert not (tmp_path / "s").exists()
     assert not (tmp_path / "out2").exists()
 
@@ -177,3 +191,40 @@ def test_a_folder_whose_parts_do_not_belong_together_is_refused(
     broken = json.loads((copy / "transformer" / "config.json").read_text()) | {"num_layers": 4}
     (copy / "transformer" / "config.json").write_text(json.dumps(broken))
     assert "lack" in refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
+
+
+def test_a_given_condition_is_kept_where_its_name_could_mean_two(
+    dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ImageNet has two cranes, a bird (134) and a machine (517)."""
+    data = image_folder(tmp_path / "data", ["crane", "tench"])
+    options = ("finetune", "--pretrained", dit, *SHORT, "--output_dir", tmp_path / "out", "--data.name", data)
+    assert "134" in refused(capsys, *options)
+    assert gendistill(*options, "--label_map", '{"crane": 517}') == 0
+    sample = ("sample", "--generator", tmp_path / "out", "--ipc", 1, "--pool", 0, "--num_inference_steps", 1)
+    assert gendistill(*sample, "--classes", "[crane]", "--output_dir", tmp_path / "s") == 0
+    assert json.loads((tmp_path / "s" / "ipc-1" / "manifest.json").read_text())["label_map"] == {"crane": 517}
+
+
+@pytest.mark.parametrize(
+    "change", [{"conditions": "many"}, {"conditions": 999}, {"codec": {}}, {"label_map": {"tench": 0}}]
+)
+def test_a_damaged_record_is_one_message(
+    tuned: Path, tmp_path: Path, change: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(tuned, tmp_path / "copy")
+    record = json.loads((copy / "gendistill.json").read_text()) | change
+    (copy / "gendistill.json").write_text(json.dumps(record))
+    said = refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
+    assert "Traceback" not in said
+    assert said.startswith("gendistill: ")
+
+
+def test_a_generator_of_other_classes_is_not_trained_by_position(dit: Path, tmp_path: Path) -> None:
+    data = load_data(name=str(image_folder(tmp_path / "data", ["tench", "parachute"])))
+    config = FinetuneConfig(minimax_steps=1, batch_size=4)
+    whole = Generator.from_pretrained(dit)
+    tuned, _ = finetune(data, config, generator=whole)
+    assert tuned.label_map == {"parachute": 701, "tench": 0}
