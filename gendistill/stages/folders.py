@@ -137,7 +137,7 @@ def stage_folder(
         except StorageError:
             raise
         except GendistillError:
-            if main_process and {p.name for p in partial.iterdir()} <= {RECORD, LOG}:
+            if main_process and {p.name for p in partial.rglob("*") if p.is_file()} <= {RECORD, LOG}:
                 shutil.rmtree(partial)  # refused before any work
             raise
         if not main_process:

@@ -159,7 +159,7 @@ def test_real_images_must_be_there_and_fit(refused: Callable[..., str], tmp_path
             pixels = numpy_rng(0, name, i).integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
     said = refused(*MODE[:2], "--data.name", tmp_path / "data")
-    assert "lack the generator's class(es) 9" in said
+    assert "lack 1 of the generator's classes, such as 9" in said
     assert "--classes" in said
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
