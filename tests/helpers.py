@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gendistill.cli import main
@@ -33,3 +36,14 @@ def environment() -> dict[str, str]:
 def files(folder: Path, pattern: str = "**/*.png") -> dict[str, bytes]:
     """Contents by relative name."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.glob(pattern)) if p.is_file()}
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Files may not grow beyond ``size`` bytes, a stand-in for a full disk; pytest's own log included."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)

@@ -202,11 +202,18 @@ def _inject_lora(network: Network, layers: list[str], rank: int, seed: int) -> N
             parameter.data.copy_((2 * draw - 1) * parameter[0].numel() ** -0.5)
 
 
-def save_adapter(folder: str | Path, adapted: Adapted, record: Mapping[str, Any] | None = None) -> None:
-    """Write adapter.safetensors (what trains, by plain name) and adapter.json (what it belongs to, and ``record``)."""
+def save_adapter(
+    folder: str | Path, adapted: Adapted, record: Mapping[str, Any] | None = None, *, main_process: bool = True
+) -> None:
+    """Write adapter.safetensors (what trains, by plain name) and adapter.json (what it belongs to, and ``record``).
+
+    Every process calls it, so that sharded parameters can be gathered; the main one writes.
+    """
+    tensors = {k: whole(v.detach()).cpu().contiguous() for k, v in adapted.trainable().items()}
+    if not main_process:
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: whole(v.detach()).cpu().contiguous() for k, v in adapted.trainable().items()}
     save_file(tensors, folder / WEIGHTS)
     own = {
         "format": FORMAT,

@@ -84,11 +84,10 @@ def train_generator(
         if criteria
         else ("base", config.base_steps, config.learning_rate)
     )
-    own = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)[
-        accelerator.process_index
-    ]
+    parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
+    own, hooks = parts[accelerator.process_index], hooks or Hooks()
     generator.to(accelerator.device)
-    adapted, hooks = adapted or adapt(generator.network, "full", base_hash=""), hooks or Hooks()
+    adapted = adapted or adapt(generator.network, "full", base_hash="")
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
     network: Any = torch.compile(adapted.network) if config.compile else adapted.network

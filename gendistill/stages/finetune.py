@@ -76,9 +76,10 @@ def finetune(
         "null_class_trained": config.label_dropout > 0 or config.pretrained is not None,
         "base_hash": base_hash,
     }
-    if folder and config.adaptation != "full" and accelerator.is_main_process:
+    if folder and config.adaptation != "full":
         record = {"pretrained": config.pretrained, "classes": list(data.classes), "label_map": generator.label_map}
-        save_adapter(folder.path / ADAPTER, adapted, {**record, "meta": generator.meta})
+        written = {**record, "meta": generator.meta}
+        save_adapter(folder.path / ADAPTER, adapted, written, main_process=accelerator.is_main_process)
     generator.network = adapted.merged()
     return generator, base
 

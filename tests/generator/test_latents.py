@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import re
-import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from gendistill.generator.latents import (
 from gendistill.hashing import hash_bytes
 from gendistill.progress import show_progress
 from tests.generator.autoencoders import kl, tiny
+from tests.helpers import no_file_above
 
 COUNT, SHARD = 20, 8  # three shards of 8, 8 and 4 images
 OPTIONS: dict[str, Any] = {"batch_size": 3, "shard_size": SHARD}
@@ -311,38 +312,27 @@ def test_a_killed_process_leaves_whole_shards_and_no_lock(split: Split, tmp_path
     torch.testing.assert_close(draws(latents)[-1], draws(encode(split, None))[-1])
 
 
-@pytest.fixture
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Sets how large a file may become, as a stand-in for a full disk; lifted afterwards."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def test_a_full_disk_keeps_whole_shards_and_nothing_else(
-    split: Split, tmp_path: Path, whole: dict[str, bytes], file_limit: Callable[[int], None]
-) -> None:
+def test_a_full_disk_keeps_whole_shards_and_nothing_else(split: Split, tmp_path: Path, whole: dict[str, bytes]) -> None:
     def fill(count: int) -> None:
         if count >= 2 * SHARD:
-            file_limit(5000)
+            full.enter_context(no_file_above(5000))
 
     assert len(whole[SHARDS[1]]) > 5000 > len(whole["latents.json"])
     codec = Watched(kl(), 1)
     codec.before = fill
     key = json.loads(whole["latents.json"])["key"]
-    with pytest.raises(StorageError, match=rf"{SHARDS[1]} cannot be written .*File too large.*make room"):
+    said = rf"{SHARDS[1]} cannot be written .*File too large.*make room"
+    with ExitStack() as full, pytest.raises(StorageError, match=said):
         write_cache(codec, split, tmp_path, key=key, flip=True, **OPTIONS)
     assert set(contents(tmp_path)) == {SHARDS[0], "latents.json", ".lock"}
-    file_limit(resource.RLIM_INFINITY)
     encode(split, tmp_path)
     assert contents(tmp_path) == whole
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, file_limit: Callable[[int], None]) -> None:
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "latents.json"
     write_whole(path, lambda target: target.write_text("old"))
-    file_limit(1000)
-    with pytest.raises(StorageError, match="File too large"):
+    with no_file_above(1000), pytest.raises(StorageError, match="File too large"):
         write_whole(path, lambda target: target.write_text("new" * 1000))
     assert contents(tmp_path) == {path.name: b"old"}
 

@@ -6,10 +6,8 @@ A limit on the size of files stands in for the full disk; a small tmpfs is a rea
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,23 +20,13 @@ from gendistill.generator.generator import build_generator
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folders import StageFolder
 from tests.generator.autoencoders import kl
-from tests.helpers import TINY, files, gendistill
+from tests.helpers import TINY, files, gendistill, no_file_above
 
 RESUME = ("--resume_from_checkpoint", "latest")
 FINETUNE = ("finetune", "--config", TINY)
 SET = ("--ipc", 8, "--pool", 0, "--num_inference_steps", 2, "--batch_size", 4)
 UNET = "unet/diffusion_pytorch_model.safetensors"
 WEIGHTS = "**/*.safetensors"
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from gendistill.data.images import to_pil
 from gendistill.surrogate import writer as module
 from gendistill.surrogate.surrogate import TRAIN, SurrogateSet, seal
 from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix
-from tests.helpers import files
+from tests.helpers import files, no_file_above
 
 CLASSES = ("ant", "bee", "cow")
 NASTY = ("../up", "/etc/passwd", "..", ".", "a/b", "", "x" * 300, "a\\b", "line\nbreak", ".hidden", "größe")
@@ -41,14 +40,6 @@ def put_all(folder: Path, label: int, images: Iterable[Tensor]) -> None:
     with SurrogateWriter(folder, CLASSES) as writer:
         for index, image in enumerate(images):
             writer.put(label, index, image)
-
-
-@pytest.fixture
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Sets how large a file may become, as a stand-in for a full disk; lifted afterwards."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_any_order_gives_the_set_that_save_gives(tmp_path: Path) -> None:
@@ -76,17 +67,13 @@ def test_unsafe_names_stay_inside_the_folder(tmp_path: Path) -> None:
     assert torch.equal(SurrogateSet.load(tmp_path / "a" / "linked").images, images)
 
 
-def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(
-    tmp_path: Path, file_limit: Callable[[int], None]
-) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     large, small = pictures(1, 64)[0], torch.zeros(3, 8, 8, dtype=torch.uint8)
-    file_limit(2000)
-    with pytest.raises(OSError, match="File too large"):  # at a put
+    with no_file_above(2000), pytest.raises(OSError, match="File too large"):  # at a put
         put_all(tmp_path, 0, [large] * 4 * WAITING)
-    with pytest.raises(OSError, match="File too large"):  # at the end
+    with no_file_above(2000), pytest.raises(OSError, match="File too large"):  # at the end
         put_all(tmp_path, 1, [small, large])
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()] == ["train/bee/00000.png"]
-    file_limit(resource.RLIM_INFINITY)
     with SurrogateWriter(tmp_path, CLASSES) as writer:
         assert writer.has(1, 0)
         assert not writer.has(1, 1)
@@ -138,17 +125,15 @@ def test_smaller_sets_share_their_bytes_with_the_largest(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not SHARED.is_dir() or not os.access(SHARED, os.W_OK), reason="no second file system to write to")
-def test_without_hard_links_the_bytes_are_copied_whole(tmp_path: Path, file_limit: Callable[[int], None]) -> None:
+def test_without_hard_links_the_bytes_are_copied_whole(tmp_path: Path) -> None:
     write(tmp_path / "all", list(range(6)), pictures(6, 64))
     with tempfile.TemporaryDirectory(dir=SHARED) as other:
         target = Path(other) / "two"
         if target.parent.stat().st_dev == tmp_path.stat().st_dev:
             pytest.skip("the same file system")
-        file_limit(2000)
-        with pytest.raises(OSError, match="File too large"):
+        with no_file_above(2000), pytest.raises(OSError, match="File too large"):
             link_prefix(tmp_path / "all", target, CLASSES, 2)
         assert not files(target, "**/*")
-        file_limit(resource.RLIM_INFINITY)
         killed = target / TRAIN / "ant" / ".00000.png.1.part"
         killed.write_bytes(b"half of it")
         link_prefix(tmp_path / "all", target, CLASSES, 2)
