@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,12 +35,3 @@ def _byte_view(value: Tensor) -> Any:
     import torch
 
     return torch.uint8 if value.numel() else value.dtype
-
-
-def hash_folder(folder: Path) -> str:
-    """Of relative names and contents of all files below ``folder``."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hash_bytes(path.read_bytes()).encode())
-    return digest.hexdigest()

@@ -11,27 +11,10 @@ from torch.nn import functional as F
 
 from gendistill.data.images import to_float
 from gendistill.data.real import Split
+from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.seeding import torch_rng
-
-
-def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Positions (B,) of batch ``step`` (0, 1, ...) when ``count`` images are walked in fresh random orders.
-
-    Batches run over the ends of epochs, so all have the same size, also when the set is smaller than a batch. Any step
-    can be asked for on its own.
-    """
-    size = min(batch_size, count)
-    start = step * size
-    parts = []
-    while size > 0:
-        epoch, offset = divmod(start, count)
-        order = torch.randperm(count, generator=torch_rng(seed, "order", epoch))
-        part = order[offset : offset + size]
-        parts.append(part)
-        start, size = start + len(part), size - len(part)
-    return torch.cat(parts)
 
 
 def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Tensor:

@@ -88,6 +88,11 @@ def check_inputs(pool: SurrogateSet, teacher: Teacher, data: RealData, config: R
             f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
             "expected the same in the same order."
         )
+    if pool.factor > 1:
+        raise ArtifactError(
+            f"Every stored image of the surrogate set holds {pool.factor}x{pool.factor} views; refinement takes whole "
+            "images. Refine first and pack afterwards."
+        )
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")

@@ -34,7 +34,8 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_labels, map_classes
 from gendistill.stages.output import output
-from gendistill.surrogate.surrogate import SurrogateSet, seal
+from gendistill.surrogate.manifest import seal
+from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.surrogate.writer import SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together

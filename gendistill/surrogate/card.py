@@ -35,7 +35,10 @@ Made with: `{command}`
 """
 
 
-def write_card(path: Path, manifest: dict[str, Any]) -> None:
+CARD = "README.md"
+
+
+def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     """README.md from the manifest."""
     data = manifest.get("data", {})
     counts = data.get("counts", {}).get("train", [])
@@ -55,4 +58,4 @@ def write_card(path: Path, manifest: dict[str, Any]) -> None:
         bytes=manifest["bytes"]["images"],
         command=manifest.get("command", "unknown"),
     )
-    path.write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from types import TracebackType
 from torch import Tensor
 
 from gendistill.data.images import to_pil
-from gendistill.surrogate.surrogate import TRAIN, folder_name, image_name
+from gendistill.surrogate.names import TRAIN, folder_names, image_name
 
 WAITING = 256  # images that may wait for the disk before the producer does
 
@@ -25,7 +25,7 @@ class SurrogateWriter:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], threads: int = 2) -> None:
-        self.paths = [folder / TRAIN / folder_name(name, label) for label, name in enumerate(classes)]
+        self.paths = [folder / TRAIN / name for name in folder_names(classes)]
         for path in self.paths:
             path.mkdir(parents=True, exist_ok=True)
         self._pool = ThreadPoolExecutor(threads)
@@ -75,8 +75,8 @@ def _whole(path: Path) -> Iterator[Path]:
 
 def link_prefix(source: Path, target: Path, classes: Sequence[str], ipc: int) -> None:
     """The first ``ipc`` images of every class of ``source`` as a folder of its own, sharing the bytes on disk."""
-    for label, name in enumerate(classes):
-        folder = Path(TRAIN) / folder_name(name, label)
+    for name in folder_names(classes):
+        folder = Path(TRAIN) / name
         (target / folder).mkdir(parents=True, exist_ok=True)
         for leftover in (target / folder).glob(".*.part"):  # of a process that was killed
             leftover.unlink()

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.real import Split
+from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.convnet import default_depth
 from gendistill.networks.registry import build_network
-from gendistill.networks.training import accuracy, augment, batch_indices, recognised, train_classifier
+from gendistill.networks.training import accuracy, augment, recognised, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet, folder_name
+from gendistill.surrogate.manifest import MANIFEST
+from gendistill.surrogate.names import folder_names
+from gendistill.surrogate.surrogate import SurrogateSet
 
 NASTY = (
     "a/b", "/etc", "..", "../up", ".", ".hidden", "a.b.", "größe", "猫", "with space", " lead", "trail ", "100%",
@@ -63,7 +65,7 @@ def test_a_set_survives_its_folder(tmp_path, channels):
 def test_a_loaded_set_saves_the_same_files(tmp_path, saved):
     SurrogateSet.load(saved).save(tmp_path / "again")
     names = sorted(p.relative_to(saved) for p in saved.rglob("*") if p.is_file())
-    assert len(names) == 8
+    assert len(names) == 9
     assert all((tmp_path / "again" / n).read_bytes() == (saved / n).read_bytes() for n in names)
 
 
@@ -114,23 +116,33 @@ def test_classes_with_similar_names_keep_apart(tmp_path, classes):
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.text(max_size=200), st.integers(0, 999))
-def test_folder_names_are_plain_and_short(name, label):
-    folder = folder_name(name, label)
-    assert Path(folder).name == folder
-    assert not folder.startswith(".")
-    assert folder.isascii()
-    assert len(folder) <= 255
+@given(st.lists(st.text(max_size=200), max_size=5, unique=True))
+def test_folder_names_are_plain_short_and_apart(names):
+    folders = folder_names(names)
+    for folder in folders:
+        assert Path(folder).name == folder
+        assert not folder.startswith(".")
+        assert folder.isascii()
+        assert len(folder) <= 255
+    assert len({folder.casefold() for folder in folders}) == len(names)
 
 
 def test_ordinary_names_stay_as_they_are():
-    assert [folder_name(n, 7) for n in ("cat", "n01440764", "tabby cat", "T-shirt (top)")] == [
-        "cat", "n01440764", "tabby cat", "T-shirt (top)",
-    ]  # fmt: skip
+    names = ("cat", "n01440764", "tabby cat", "T-shirt (top)")
+    assert folder_names(names) == names
+
+
+def test_names_that_differ_in_case_alone_get_different_folders():
+    assert folder_names(("cat", "Cat", "CAT")) == ("cat", "class-00001", "class-00002")
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "com1", "aux.photos", "ends."])
+def test_names_that_windows_keeps_or_cuts_are_quoted(name):
+    assert "%" in folder_names((name,))[0]
 
 
 def test_a_folder_that_holds_a_set_is_not_overwritten(saved):
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ArtifactError, match="already"):
         make(ipc=1).save(saved)
     assert same(SurrogateSet.load(saved), make())
 
@@ -145,6 +157,12 @@ def test_prefix_keeps_the_first_images_of_every_class():
     assert found.meta == whole.meta
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert all(torch.equal(found.of_class(c), whole.of_class(c)[:2]) for c in range(3))
+
+
+@pytest.mark.parametrize("ipc", [0, 3])
+def test_prefix_refuses_what_a_class_does_not_have(ipc):
+    with pytest.raises(ArtifactError, match="'ant' has 2 images"):
+        make().prefix(ipc)
 
 
 def test_prefix_of_all_images_is_the_set():
@@ -210,7 +228,12 @@ def test_a_truncated_image_is_named(saved, kept):
 
 def test_a_missing_image_is_noticed(saved):
     (saved / "train" / "bee" / "00001.png").unlink()
-    refused(saved, "holds 5 images, its manifest says 6")
+    refused(saved, r"1 image\(s\) missing \(bee/00001\.png\)")
+
+
+def test_an_image_too_many_is_named(saved):
+    (saved / "train" / "bee" / "00001.png").rename(saved / "train" / "bee" / "00007.png")
+    refused(saved, r"missing \(bee/00001\.png\), 1 image\(s\) too many \(bee/00007\.png\)")
 
 
 def test_an_image_of_another_size_is_named(saved):
@@ -221,7 +244,7 @@ def test_an_image_of_another_size_is_named(saved):
 @pytest.mark.parametrize("name", ["..", "../other", "a/b", "/etc", ".", "", "ant/.."])
 def test_a_manifest_with_an_unsafe_folder_is_refused(saved, name):
     (saved / "train" / "cow").rename(saved / "elsewhere")
-    edit(saved, folders=["ant", "bee", name], stored_images=4)
+    edit(saved, folders=["ant", "bee", name])
     refused(saved, "unsafe")
 
 
@@ -246,6 +269,7 @@ def test_a_damaged_manifest_is_refused(saved, text):
     [
         {"classes": ["ant", "bee"]}, {"classes": ["ant", "bee", "cow", "dog"]}, {"classes": None}, {"folders": None},
         {"folders": [1, 2, 3]}, {"folders": [], "stored_images": 0}, {"image_size": "8"}, {"channels": 2},
+        {"counts": [2, 2, 1]}, {"counts": [3, 3]}, {"counts": [2, 2, -2]}, {"factor": 0}, {"folders": ["ant"] * 3},
     ],
     ids=str,
 )  # fmt: skip
@@ -269,8 +293,8 @@ def by_class(pairs):
 def expected_by_class(original):
     """The same from the set itself."""
     return {
-        folder_name(name, c): {i.permute(1, 2, 0).contiguous().numpy().tobytes() for i in original.of_class(c)}
-        for c, name in enumerate(original.classes)
+        name: {i.permute(1, 2, 0).contiguous().numpy().tobytes() for i in original.of_class(c)}
+        for c, name in enumerate(folder_names(original.classes))
     }
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from gendistill.data.images import to_pil
 from gendistill.surrogate import writer as module
-from gendistill.surrogate.surrogate import TRAIN, SurrogateSet, seal
+from gendistill.surrogate.manifest import seal
+from gendistill.surrogate.names import TRAIN
+from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix
 from tests.helpers import files, no_file_above
 

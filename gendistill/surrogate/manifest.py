@@ -1,0 +1,155 @@
+"""manifest.json: what a set is and where it came from; CHECKSUMS: whether it is still that, also for ``b2sum -c``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_bytes
+from gendistill.surrogate import soft_labels
+from gendistill.surrogate.card import write_card
+from gendistill.surrogate.names import TRAIN, folder_names, image_name
+
+MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
+LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
+
+
+def seal(
+    folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: int = 1
+) -> dict[str, Any]:
+    """Write manifest, checksums and card for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
+
+    ``meta`` is the provenance; what can be counted is counted here. Returns the manifest.
+    """
+    folders = folder_names(classes)
+    counts = [sum(1 for _ in (folder / TRAIN / name).glob("*.png")) for name in folders]
+    labels = [name for name in LABELS if (folder / name).is_file()]
+    images = [f"{TRAIN}/{name}/{image_name(i)}" for name, n in zip(folders, counts, strict=True) for i in range(n)]
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests(folder, [*images, *labels]))
+    (folder / CHECKSUMS).write_text(lines, encoding="utf-8")
+    manifest = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "folders": list(folders),
+        "counts": counts,
+        "ipc": sum(counts) // len(counts),
+        "image_size": int(shape[-1]),
+        "channels": int(shape[0]),
+        "stored_images": sum(counts),
+        "decoded_images": sum(counts) * factor**2,
+        "factor": factor,
+        "bytes": {
+            "images": sum((folder / name).stat().st_size for name in images),
+            "labels": sum((folder / name).stat().st_size for name in labels),
+        },
+        "checksums": hash_bytes(lines.encode()),
+        **meta,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(folder, manifest)
+    return manifest
+
+
+COUNTED = {
+    "format", "classes", "folders", "counts", "ipc", "image_size", "channels", "stored_images", "decoded_images",
+    "factor", "bytes", "checksums",
+}  # fmt: skip
+
+
+def digests(folder: Path, names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """(name, BLAKE2b-128 in hex) of files below ``folder``, in this order; hashing leaves the other core free."""
+
+    def one(name: str) -> tuple[str, str]:
+        with (folder / name).open("rb") as file:
+            return name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(one, names)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a set, its shape checked.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, of another format, or names an unsafe folder.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} is not a surrogate set: it has no {MANIFEST}. Expected a folder such as RUN/samples/ipc-10."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise ArtifactError(f"{path} has format {found!r}; this version reads {FORMAT}.")
+    wrong = [key for key, holds in _SHAPE.items() if not holds(manifest.get(key))]
+    lists = [manifest.get(key) for key in ("classes", "folders", "counts")]
+    if not wrong and len({len(found) for found in lists if found is not None}) > 1:
+        wrong = ["classes", "folders", "counts"]
+    if not wrong and sum(manifest["counts"]) != manifest["stored_images"]:
+        wrong = ["counts", "stored_images"]
+    if wrong:
+        raise ArtifactError(f"{path} is damaged: look at {', '.join(wrong)}.")
+    for name in manifest["folders"]:
+        if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
+            raise ArtifactError(f"{path} names the unsafe folder {name!r}; expected a plain name.")
+    return manifest
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _count(low: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+
+
+_SHAPE: dict[str, Callable[[Any], bool]] = {
+    "classes": _names,
+    "folders": lambda v: _names(v) and len(set(v)) == len(v),
+    "counts": lambda v: isinstance(v, list) and all(map(_count(0), v)),
+    "image_size": _count(1),
+    "channels": lambda v: v in (1, 3),
+    "stored_images": _count(1),
+    "factor": _count(1),
+}
+
+
+def image_paths(folder: Path, manifest: dict[str, Any]) -> list[list[Path]]:
+    """The image files of each class, in order, as the manifest counts them.
+
+    Raises:
+        ArtifactError: one is missing, or there is another beside them.
+    """
+    found, missing, foreign = [], [], []
+    for name, count in zip(manifest["folders"], manifest["counts"], strict=True):
+        here = folder / TRAIN / name
+        wanted = [here / image_name(i) for i in range(count)]
+        present = {p.name for p in here.iterdir()} if here.is_dir() else set()
+        missing += [p for p in wanted if p.name not in present]
+        foreign += [here / p for p in sorted(present - {p.name for p in wanted}) if p.endswith(".png")]
+        found.append(wanted)
+    if missing or foreign:
+        said = [f"{len(paths)} {what} ({_some(paths)})" for what, paths in _named(missing, foreign) if paths]
+        raise ArtifactError(
+            f"{folder} is not what its manifest says: {', '.join(said)}. Copy the folder again, or make it again with "
+            "the manifest's command."
+        )
+    return found
+
+
+def _named(missing: list[Path], foreign: list[Path]) -> list[tuple[str, list[Path]]]:
+    return [("image(s) missing", missing), ("image(s) too many", foreign)]
+
+
+def _some(paths: Sequence[Path], most: int = 3) -> str:
+    names = [f"{p.parent.name}/{p.name}" for p in paths[:most]]
+    return ", ".join(names) + (", ..." if len(paths) > most else "")

@@ -1,0 +1,170 @@
+"""Soft labels of a set: a teacher's class probabilities, as far as they are stored, and what brings back the rest.
+
+Legend: N decoded images, K classes, B images a batch, S batches, k kept classes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gendistill.data.views import Views
+from gendistill.errors import ArtifactError
+
+TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
+Mode = Literal["per_image", "per_view", "online"]
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """softmax(teacher logits / temperature), as fp16.
+
+    ``per_image``: values (N,K), the mean over views of each image. ``per_view``: values (S,B,K), one for every view of
+    the batches that ``views`` replays. ``online``: no values; the teacher gives them again on the same views.
+    With ``indices`` (...,k) only the k most probable classes are stored, as values (...,k).
+
+    Attributes:
+        mode: One of the three.
+        classes: K.
+        temperature: Divides the logits; a student is trained at the same one.
+        views: The stream of batches; of per_image, the views that were averaged.
+        teacher: hash, network, accuracy and bytes of the teacher.
+    """
+
+    mode: Mode
+    classes: int
+    temperature: float
+    views: Views
+    teacher: dict[str, Any] = field(default_factory=dict)
+    top_k: int | None = None
+    values: Tensor | None = None
+    indices: Tensor | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Batches that are stored (per_view), or None where their number is free."""
+        return len(self.values) if self.mode == "per_view" and self.values is not None else None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        found = {"values": self.values, "indices": self.indices}
+        return {name: value.contiguous() for name, value in found.items() if value is not None}
+
+    def probabilities(self, position: int | Tensor) -> Tensor:
+        """float32 (...,K) of images (per_image) or of one step (per_view); each row sums to 1."""
+        if self.values is None:
+            raise ValueError("Online soft labels hold no probabilities; give their teacher the views.")
+        indices = None if self.indices is None else self.indices[position]
+        return unpacked(self.values[position], indices, self.classes)
+
+    def fingerprint(self) -> dict[str, Tensor]:
+        """Everything that decides a target, as tensors to hash."""
+        facts = [
+            self.mode,
+            self.temperature,
+            self.top_k,
+            sorted(self.views.to_dict().items()),
+            self.teacher.get("hash"),
+        ]
+        return {**self.tensors, "facts": torch.frombuffer(bytearray(repr(facts).encode()), dtype=torch.uint8)}
+
+    def take(self, positions: Tensor) -> SoftLabels:
+        """Of these images alone.
+
+        Raises:
+            ArtifactError: the labels belong to batches of the whole set.
+        """
+        if self.mode != "per_image" or self.values is None:
+            raise ArtifactError(f"{self.mode} soft labels belong to their whole set; label the smaller set itself.")
+        indices = None if self.indices is None else self.indices[positions]
+        return SoftLabels(**{**self.__dict__, "values": self.values[positions], "indices": indices})
+
+    def save(self, folder: Path) -> None:
+        record = {
+            "format": FORMAT,
+            "mode": self.mode,
+            "classes": self.classes,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "steps": self.steps,
+            "views": self.views.to_dict(),
+            "teacher": self.teacher,
+        }
+        if self.tensors:
+            save_file(self.tensors, folder / TENSORS)
+        (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, images: int) -> SoftLabels | None:
+        """What ``folder`` holds for its ``images`` decoded images, or None where there are none.
+
+        Raises:
+            ArtifactError: they are damaged, or made for another set.
+        """
+        path = folder / RECORD
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT or record["mode"] not in get_args(Mode):
+                raise ValueError(f"format {record['format']!r}, mode {record['mode']!r}")
+            tensors = {} if record["mode"] == "online" else load_file(folder / TENSORS)
+            found = cls(
+                record["mode"],
+                record["classes"],
+                record["temperature"],
+                Views(**record["views"]),
+                record["teacher"],
+                record["top_k"],
+                tensors.get("values"),
+                tensors.get("indices"),
+            )
+            steps = record["steps"]
+        except Exception as error:
+            raise ArtifactError(
+                f"The soft labels in {folder} cannot be read ({type(error).__name__}: {error}). Copy the set again, "
+                "or label it again with `gendistill label`."
+            ) from error
+        found._check(folder, images, steps)
+        return found
+
+    def _check(self, folder: Path, images: int, steps: int | None) -> None:
+        width = self.classes if self.top_k is None else self.top_k
+        rows = {"per_image": (images,), "per_view": (steps, min(self.views.batch_size, images)), "online": None}
+        wanted = None if rows[self.mode] is None else (*rows[self.mode], width)  # type: ignore[misc]
+        shape = None if self.values is None else tuple(self.values.shape)
+        named = None if self.indices is None else tuple(self.indices.shape)
+        if shape != wanted or named != (wanted if self.top_k is not None else None):
+            raise ArtifactError(
+                f"The soft labels in {folder} have shape {shape} (indices {named}), the set needs {wanted}. Copy the "
+                "set again, or label it again with `gendistill label`."
+            )
+        if self.indices is not None and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.classes:
+            raise ArtifactError(f"The soft labels in {folder} name classes outside 0 to {self.classes - 1}.")
+
+
+def packed(probabilities: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """float (...,K) -> (fp16 values, None), or with ``top_k`` (fp16 values (...,k), int16 or int32 indices (...,k))."""
+    if top_k is None:
+        return probabilities.half(), None
+    values, indices = probabilities.topk(top_k, dim=-1)
+    return values.half(), indices.to(torch.int16 if probabilities.shape[-1] <= 1 << 15 else torch.int32)
+
+
+def unpacked(values: Tensor, indices: Tensor | None, classes: int) -> Tensor:
+    """float32 (...,K) that sum to 1; what top-k left out is spread evenly over the other classes."""
+    values = values.float()
+    if indices is None or indices.shape[-1] == classes:
+        full = values if indices is None else torch.zeros(*values.shape[:-1], classes, device=values.device)
+        if indices is not None:
+            full = full.scatter(-1, indices.long(), values)
+        return full / full.sum(-1, keepdim=True)
+    rest = (1 - values.sum(-1, keepdim=True)).clamp(min=0) / (classes - indices.shape[-1])
+    full = rest.expand(*values.shape[:-1], classes).scatter(-1, indices.long(), values)
+    return full / full.sum(-1, keepdim=True)
