@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -20,11 +21,15 @@ DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Command:
-    """A verb: one line of help, the dataclass of its options, and the module whose ``main`` takes that dataclass."""
+    """A verb: one line of help, the dataclass of its options, and the module whose ``main`` takes that dataclass.
+
+    Arguments before the first option are values of ``positional``, where the verb has one.
+    """
 
     summary: str
     options: type
     module: str
+    positional: str | None = None
 
 
 COMMANDS = {
@@ -36,8 +41,12 @@ COMMANDS = {
     "sample": Command("sample surrogate sets from a generator", commands.SampleCommand, "sample"),
     "distill": Command("choose real images: random, kmeans, herding, kcenter", commands.DistillCommand, "distill"),
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
+    "label": Command("give a surrogate set a teacher's soft labels", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
-    "report": Command("write RUN/report.html again", commands.ReportCommand, "report"),
+    "report": Command("write RUN/report.html again", commands.ReportCommand, "report", "run"),
+    "export": Command("write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "export"),
+    "verify": Command("say whether a set is complete and unchanged", commands.VerifyCommand, "verify", "surrogate"),
+    "show": Command("contact sheet, projection and copy check of a set", commands.ShowCommand, "show", "surrogate"),
 }
 
 
@@ -89,7 +98,7 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
     """Arguments with a whole run's YAML replaced by the part that this command reads, and a bare --overwrite set."""
     import yaml
 
-    out = ["--overwrite=true" if a == "--overwrite" else a for a in arguments]
+    out = [f"{a}=true" if a in ("--overwrite", "--private") else a for a in _named(name, list(arguments))]
     for i, argument in enumerate(out):
         path = argument.removeprefix("--config=") if argument.startswith("--config=") else None
         if argument == "--config" and i + 1 < len(out):
@@ -108,6 +117,16 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
         else:
             out[i] = f"--config={text}"
     return out
+
+
+def _named(name: str, arguments: list[str]) -> list[str]:
+    """Arguments with the leading ones put behind the option they are values of."""
+    option = COMMANDS[name].positional
+    values = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
+    if not values or option is None:
+        return arguments
+    value = values[0] if len(values) == 1 else json.dumps(values)
+    return [f"--{option}={value}", *arguments[len(values) :]]
 
 
 def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from gendistill.config import (
     DistillConfig,
     EvaluateConfig,
     FinetuneConfig,
+    Format,
+    LabelConfig,
+    Projection,
     RefineConfig,
     SampleConfig,
     TeacherConfig,
@@ -152,13 +155,95 @@ class RefineCommand(StageOptions, RefineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelCommand(StageOptions, LabelConfig):
+    """Give a surrogate set a teacher's soft labels.
+
+    Attributes:
+        surrogate: Folder of the surrogate set.
+        teacher: Teacher folder.
+    """
+
+    surrogate: Path
+    teacher: Path
+
+    def __post_init__(self) -> None:
+        StageOptions.__post_init__(self)
+        LabelConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write surrogate sets in a format of other tools, and push them to the Hub.
+
+    Attributes:
+        surrogate: Folder of a surrogate set, or a list of them: each becomes a named config, ipc-1, ipc-10, ....
+        format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set).
+        output_dir: Folder to write; must be new or empty.
+        overwrite: Replace what an earlier export wrote to output_dir.
+        evaluation: summary.json of an evaluation of these sets, whose rows go into the card.
+        push_to_hub: Dataset id on the Hub, such as owner/name, to upload the folder to.
+        revision: Branch of push_to_hub to write to; made where it is missing.
+        private: Make a new repository of push_to_hub private.
+    """
+
+    surrogate: Path | list[Path]
+    output_dir: Path
+    format: Format = "imagefolder"
+    overwrite: bool = False
+    evaluation: Path | None = None
+    push_to_hub: str | None = None
+    revision: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("revision", "private"):
+            value = getattr(self, name)
+            need(not value or self.push_to_hub is not None, name, value, "nothing without push_to_hub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommand:
+    """Say whether surrogate sets are complete and unchanged.
+
+    Attributes:
+        surrogate: Folder of a surrogate set, or a list of them.
+    """
+
+    surrogate: Path | list[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowCommand:
+    """Look inside surrogate sets: contact sheets, a projection beside the real images, copies of real images.
+
+    Attributes:
+        surrogate: Folder of a surrogate set, or a list of them.
+        output_dir: Folder to write; must be new or empty.
+        overwrite: Replace what an earlier `show` wrote to output_dir.
+        data: The real images, for everything but the contact sheets.
+        teacher: Teacher folder, whose features are projected instead of pixels; it also says which data it was
+            trained on, if data is not given.
+        projection: ``pca``, or ``tsne`` (slower; shows clusters, not distances).
+        seed: Seed of t-SNE and of the choice of images shown.
+    """
+
+    surrogate: Path | list[Path]
+    output_dir: Path
+    overwrite: bool = False
+    data: DataConfig | None = None
+    teacher: Path | None = None
+    projection: Projection = "pca"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(StageOptions, EvaluateConfig):
     """Train classifiers on surrogate sets and on the baselines, and test them once.
 
     Attributes:
         surrogate: Folder of a surrogate set, or a list of them.
         data: The real images that the baselines and the test split come from.
-        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels.
+        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels, and for soft labels.
     """
 
     surrogate: Path | list[Path]
