@@ -22,14 +22,14 @@ def main(command: VerifyCommand) -> None:
 
 def report(folder: Path) -> str:
     """Print what a sound set is, or return what is wrong with it."""
-    problems = list(verify(folder))
+    try:
+        manifest, problems = read_manifest(folder), list(verify(folder))
+    except ArtifactError as error:  # the other sets want to be looked at as well
+        return str(error)
     if problems:
-        more = f"\n  and {len(problems) - MOST} more" if len(problems) > MOST else ""
-        listed = "".join(f"\n  {problem}" for problem in problems[:MOST])
-        return (
-            f"{folder} is not as it was made; {len(problems)} file(s):{listed}{more}\n{_origin(read_manifest(folder))}"
-        )
-    manifest = read_manifest(folder)
+        listed = [*problems[:MOST], *([f"and {len(problems) - MOST} more"] if len(problems) > MOST else [])]
+        lines = [f"{folder} is not as it was made; {len(problems)} file(s):", *listed, _origin(manifest)]
+        return "\n  ".join(lines)
     print(f"{folder}: complete and unchanged\n  {_contents(manifest)}\n  {_origin(manifest)}")
     return ""
 
