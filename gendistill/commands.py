@@ -65,6 +65,8 @@ class RunConfig(StageOptions):
         super().__post_init__()
         largest = max(sizes(self.refine.ipc))
         need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
+        labels = self.evaluate.labels
+        need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
 
 
 @dataclass(frozen=True, kw_only=True)

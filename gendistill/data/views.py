@@ -75,8 +75,9 @@ def _boxes(count: int, min_crop: float, flip: bool, rng: torch.Generator) -> tup
     """(sides (B,2), centres (B,2)) of crops, (x, y) in [-1, 1] units of the image; a mirrored one has a negative x."""
     area, ratio, mirror = torch.rand(3, count, generator=rng)
     area = min_crop + (1 - min_crop) * area
-    ratio = ((2 * ratio - 1) * torch.log(torch.tensor(4 / 3))).exp()
-    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)
+    widest = torch.log(torch.minimum(torch.tensor(4 / 3), 1 / area))  # beyond it a side would leave the image
+    ratio = ((2 * ratio - 1) * widest).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1)
     centres = (2 * torch.rand(count, 2, generator=rng) - 1) * (1 - sides)
     if flip:
         sides[:, 0] *= torch.where(mirror < 0.5, -1.0, 1.0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
@@ -15,7 +16,7 @@ from gendistill.errors import DataError
 from gendistill.evaluate.intervals import paired_interval, verdict
 from gendistill.hashing import hash_tensors
 from gendistill.networks.registry import build_network
-from gendistill.networks.training import accuracy, train_classifier
+from gendistill.networks.training import Batches, accuracy, plain_batches, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import derive
 
@@ -24,14 +25,40 @@ RANDOM, FULL = "random", "full"
 
 
 @dataclass(frozen=True)
+class Targets:
+    """Soft targets of one draw: a table (N,K) for images augmented here, or batches that bring their own views.
+
+    ``key`` tells them from others in a resumed evaluation.
+    """
+
+    key: str
+    temperature: float
+    table: Tensor | None = None
+    batches: Batches | None = None
+
+
+@dataclass(frozen=True)
 class Contestant:
-    """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data."""
+    """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
+
+    ``targets``, one a draw, replace the hard labels; ``recipe`` says how they were made, so that rows of one recipe are
+    compared. ``identity`` is the content hash of a set.
+    """
 
     method: str
     stage: str | None
     ipc: int | None
     draws: tuple[Split, ...]
     space: str | None = None
+    labels: Literal["hard", "soft", "online"] = "hard"
+    recipe: str | None = None
+    targets: tuple[Targets, ...] = ()
+    identity: str | None = None
+
+    def run(self, number: int) -> tuple[Split, Targets | None]:
+        """What run ``number`` trains on."""
+        which = number % len(self.draws)
+        return self.draws[which], self.targets[which] if self.targets else None
 
 
 def judge(
@@ -45,9 +72,9 @@ def judge(
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
-    Row: method, stage, ipc, labels, augment, network, accuracy (fractions by run), mean, std (n - 1), ci95_vs_random
-    (paired by run against the random row of the same IPC; null for random and full), verdict, seconds.
-    ``done`` has accuracies by record key that need no training again.
+    Row: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run), mean, std (n - 1),
+    ci95_vs_random (paired by run against the random row of the same IPC and labels; null for random and full), verdict,
+    seconds, set (content hash). ``done`` has accuracies by record key that need no training again.
     """
     rows, done = [], done or {}
     for contestant in contestants:
@@ -55,37 +82,49 @@ def judge(
     for contestant in contestants:
         start, results = time.perf_counter(), []
         for run in range(max(config.runs, len(contestant.draws))):
-            draw = contestant.draws[run % len(contestant.draws)]
-            key = f"{hash_tensors({'images': draw.images, 'labels': draw.labels})}-{run}"
-            results.append(done[key] if key in done else one_run(draw, test, classes, config, run, device))
+            draw, targets = contestant.run(run)
+            content = hash_tensors({"images": draw.images, "labels": draw.labels})
+            key = "-".join([content, str(run), *([targets.key] if targets else [])])
+            results.append(done[key] if key in done else one_run(draw, targets, test, classes, config, run, device))
             yield {
                 "key": key,
                 "method": contestant.method,
                 "set": contestant.stage,
                 "ipc": contestant.ipc,
+                "labels": contestant.labels,
                 "run": run,
                 "accuracy": results[-1],
             }
-        rows.append(
-            {
-                "method": contestant.method,
-                "stage": contestant.stage,
-                "ipc": contestant.ipc,
-                "labels": "hard",
-                "augment": bool(config.shift or config.flip),
-                "network": config.network,
-                "space": contestant.space,
-                "accuracy": results,
-                "mean": float(np.mean(results)),
-                "std": float(np.std(results, ddof=1)),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-        )
+        rows.append(_row(contestant, config, results, time.perf_counter() - start))
     return [with_verdict(row, rows) for row in rows]
 
 
+def _row(contestant: Contestant, config: EvaluateConfig, results: list[float], seconds: float) -> dict[str, Any]:
+    return {
+        "method": contestant.method,
+        "stage": contestant.stage,
+        "ipc": contestant.ipc,
+        "labels": contestant.labels,
+        "recipe": contestant.recipe,
+        "augment": bool(config.shift or config.flip),
+        "network": config.network,
+        "space": contestant.space,
+        "accuracy": results,
+        "mean": float(np.mean(results)),
+        "std": float(np.std(results, ddof=1)),
+        "seconds": round(seconds, 2),
+        "set": contestant.identity,
+    }
+
+
 def one_run(
-    train: Split, test: Split, classes: tuple[str, ...], config: EvaluateConfig, run: int, device: Any
+    train: Split,
+    targets: Targets | None,
+    test: Split,
+    classes: tuple[str, ...],
+    config: EvaluateConfig,
+    run: int,
+    device: Any,
 ) -> float:
     """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
     seed = derive(run, "judge")  # apart from a teacher's of the same number
@@ -98,24 +137,33 @@ def one_run(
         depth=config.depth,
         seed=seed,
     )
+    views: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "shift": config.shift,
+        "flip": config.flip,
+        "seed": seed,
+    }
+    batches = targets.batches if targets else None
+    if targets and targets.table is not None:
+        batches = plain_batches(train, targets=targets.table, **views)
     loop = train_classifier(
         network,
         train,
         steps=config.steps,
-        batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        shift=config.shift,
-        flip=config.flip,
-        seed=seed,
         device=device,
+        batches=batches,
+        temperature=targets.temperature if targets else 1.0,
+        **views,
     )
     return accuracy(finish(loop), test)
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random at the same IPC, where there is one."""
-    against = next((r for r in rows if r["method"] == RANDOM and r["ipc"] == row["ipc"]), None)
+    """The row with its paired interval against random at the same IPC with the same labels, where there is one."""
+    same = ("ipc", "labels", "recipe")
+    against = next((r for r in rows if r["method"] == RANDOM and all(r.get(k) == row.get(k) for k in same)), None)
     compared = against is not None and row is not against
     interval = paired_interval(row["accuracy"], against["accuracy"]) if compared and against else None
     return {**row, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}

@@ -31,6 +31,16 @@ class Teacher:
     def hash(self) -> str:
         return hash_tensors(self.network.state_dict())
 
+    def facts(self) -> dict[str, Any]:
+        """What labels say of their teacher; bytes are those of its weights."""
+        weights = self.network.state_dict().values()
+        return {
+            "hash": self.hash(),
+            "network": self.spec["name"],
+            "accuracy": self.meta.get("accuracy", {}).get("validation"),
+            "bytes": sum(tensor.nbytes for tensor in weights),
+        }
+
     def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

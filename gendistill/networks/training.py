@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.seeding import torch_rng
+
+Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
 
 
 def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Tensor:
@@ -33,6 +35,19 @@ def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Ten
     return images
 
 
+def plain_batches(
+    split: Split, *, batch_size: int, shift: int, flip: bool, seed: int, targets: Tensor | None = None
+) -> Batches:
+    """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its images."""
+    images, wanted = to_float(split.images), split.labels if targets is None else targets.to(split.labels.device)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        index = batch_indices(len(split), batch_size, step, seed).to(images.device)
+        return augment(images[index], torch_rng(seed, "augment", step), shift, flip), wanted[index]
+
+    return batch
+
+
 def train_classifier(
     network: nn.Module,
     split: Split,
@@ -45,26 +60,31 @@ def train_classifier(
     flip: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    batches: Batches | None = None,
+    temperature: float = 1.0,
 ) -> Generator[dict[str, Any], None, nn.Module]:
     """AdamW on the mean cross-entropy with a one-cycle cosine rate; yields {step, loss}; returns the network, in eval.
 
     A set smaller than ``batch_size`` gives batches of its whole size, so equal ``steps`` mean equal optimiser steps.
+    ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
+    the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
 
     Raises:
         ConfigError: batch norm would see a batch of one image.
     """
     require_batch_of_two(network, batch_size, len(split))
     network = network.to(device).train()
-    images, labels = to_float(split.images).to(device), split.labels.to(device)
+    if batches is None:
+        there = Split(split.images.to(device), split.labels.to(device))
+        batches = plain_batches(there, batch_size=batch_size, shift=shift, flip=flip, seed=seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     warmup = max(1, steps // 20)
     for step in range(steps):
         rate = min((step + 1) / warmup, 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)).item()))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        index = batch_indices(len(split), batch_size, step, seed).to(device)
-        batch = augment(images[index], torch_rng(seed, "augment", step), shift, flip)
-        loss = F.cross_entropy(network(batch), labels[index])
+        images, targets = (tensor.to(device) for tensor in batches(step))
+        loss = temperature**2 * F.cross_entropy(network(images) / temperature, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

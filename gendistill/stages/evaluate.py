@@ -14,11 +14,10 @@ from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
-from gendistill.evaluate.judge import FULL, PROTOCOL, RANDOM, Contestant, judge
+from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.seeding import derive
-from gendistill.stages.distill import distill
+from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
 from gendistill.stages.folders import (
     StageFolder,
     command_line,
@@ -32,7 +31,6 @@ from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.surrogate.surrogate import SurrogateSet
 
-RANDOM_DRAWS = 5
 RUNS = "runs.jsonl"  # finished trainings, for resume
 
 
@@ -45,9 +43,10 @@ def evaluate(
     teacher: Teacher | None = None,
     folder: StageFolder | None = None,
 ) -> dict[str, Any]:
-    """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets, hard labels.
+    """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets.
 
-    k-means picks on pixels, and with a ``teacher`` on its features as well.
+    k-means picks on pixels, and with a ``teacher`` on its features as well. All rows have hard labels; with
+    ``config.labels`` soft, labelled sets get a second one, and so do the baselines, labelled likewise by ``teacher``.
     """
     config = config or EvaluateConfig()
     for surrogate in surrogates:
@@ -56,13 +55,14 @@ def evaluate(
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
+    check_soft_labels(surrogates, config, teacher)
     contestants = [
         c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
     ]
-    contestants += [
-        Contestant(s.meta.get("method", "unknown"), s.meta.get("stage"), s.ipc, (s.split,), s.meta.get("space"))
-        for s in surrogates
-    ]
+    contestants += of_sets(surrogates)
+    if config.labels == "soft":
+        labelled = [s for s in surrogates if s.soft_labels]
+        contestants += with_soft_labels(labelled, [c for c in contestants if not c.identity], teacher)
     contestants.append(Contestant(FULL, None, None, (data.train,)))
     total = sum(max(config.runs, len(c.draws)) for c in contestants)
     done = _read_runs(folder.path / RUNS) if folder else {}
@@ -113,20 +113,6 @@ def _read_runs(path: Path) -> dict[str, float]:
     return done
 
 
-def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
-    """Random draws (one for each run, at least five) and k-means at one IPC."""
-    draws = [
-        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split
-        for r in range(max(RANDOM_DRAWS, config.runs))
-    ]
-    found = [Contestant(RANDOM, None, ipc, tuple(draws))]
-    spaces = [None] + ([teacher.statistics.features] if teacher else [])
-    for features in spaces:
-        picked = distill(data, "kmeans", ipc, seed=seed, features=features)
-        found.append(Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]))
-    return found
-
-
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, and the rows once more as summary.csv."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -137,6 +123,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
             "stage",
             "ipc",
             "labels",
+            "recipe",
             "augment",
             "network",
             "mean",
@@ -149,7 +136,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
         writer.writerow(names)
         for row in summary["rows"]:
             low, high = row["ci95_vs_random"] or (None, None)
-            writer.writerow([{**row, "low": low, "high": high}[name] for name in names])
+            writer.writerow([{**row, "low": low, "high": high}.get(name) for name in names])
 
 
 def run_stage(
@@ -181,16 +168,27 @@ def run_stage(
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The rows as aligned text, accuracies in per cent."""
-    lines = [f"{'IPC':>4}  {'set':<30} {'accuracy %':>12}  {'95 % against random':>20}  verdict"]
-    for row in sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0)):
+    """The rows as aligned text, accuracies in per cent; hard labels first where there are others."""
+    rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
+    soft = any(row["labels"] != "hard" for row in rows)
+    width = max(len(_recipe(row)) for row in rows)
+    lines = [
+        f"{'IPC':>4}  {'set':<30} {'labels' if soft else '':<{width if soft else 0}} "
+        f"{'accuracy %':>12}  {'95 % against random':>20}  verdict"
+    ]
+    for row in rows:
         interval = row["ci95_vs_random"]
         gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
+        labels = f"{_recipe(row) if soft else '':<{width if soft else 0}}"
         lines.append(
-            f"{row['ipc'] or '':>4}  {row_label(row):<30} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
+            f"{row['ipc'] or '':>4}  {row_label(row):<30} {labels} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
             f"  {gain:>20}  {row['verdict']}"
         )
     return "\n".join(lines)
+
+
+def _recipe(row: dict[str, Any]) -> str:
+    return row.get("recipe") or "hard"
 
 
 LABELS = {

@@ -35,6 +35,7 @@ class SoftLabels:
         temperature: Divides the logits; a student is trained at the same one.
         views: The stream of batches; of per_image, the views that were averaged.
         teacher: hash, network, accuracy and bytes of the teacher.
+        averaged: per_image: views a label is the mean of, the first being the image itself.
     """
 
     mode: Mode
@@ -43,6 +44,7 @@ class SoftLabels:
     views: Views
     teacher: dict[str, Any] = field(default_factory=dict)
     top_k: int | None = None
+    averaged: int = 1
     values: Tensor | None = None
     indices: Tensor | None = None
 
@@ -50,6 +52,17 @@ class SoftLabels:
     def steps(self) -> int | None:
         """Batches that are stored (per_view), or None where their number is free."""
         return len(self.values) if self.mode == "per_view" and self.values is not None else None
+
+    @property
+    def recipe(self) -> str:
+        """How the targets come about, in a few words."""
+        v = self.views
+        parts = [self.mode, f"T {self.temperature:g}"]
+        parts += [f"top {self.top_k}"] if self.top_k else []
+        parts += [f"{self.averaged} views"] if self.averaged > 1 else []
+        parts += [f"crop {v.min_crop:g}"] if v.min_crop < 1 else []
+        parts += ["flip"] if v.flip else []
+        return ", ".join(parts + ([f"CutMix {v.cutmix:g}"] if v.cutmix else []))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -92,6 +105,7 @@ class SoftLabels:
             "classes": self.classes,
             "temperature": self.temperature,
             "top_k": self.top_k,
+            "averaged": self.averaged,
             "steps": self.steps,
             "views": self.views.to_dict(),
             "teacher": self.teacher,
@@ -122,6 +136,7 @@ class SoftLabels:
                 Views(**record["views"]),
                 record["teacher"],
                 record["top_k"],
+                record["averaged"],
                 tensors.get("values"),
                 tensors.get("indices"),
             )

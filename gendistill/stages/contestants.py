@@ -1,0 +1,126 @@
+"""Who is evaluated: the sets, beside them random draws and k-means; with hard labels and with the sets' soft ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from gendistill import runtime
+from gendistill.config import EvaluateConfig
+from gendistill.data.real import RealData, Split
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.evaluate.judge import RANDOM, Contestant, Targets
+from gendistill.hashing import hash_tensors
+from gendistill.networks.labelling import fill, soft_batches
+from gendistill.networks.teacher import Teacher
+from gendistill.progress import finish, track
+from gendistill.seeding import derive
+from gendistill.stages.distill import distill
+from gendistill.surrogate.soft_labels import SoftLabels
+from gendistill.surrogate.surrogate import SurrogateSet
+
+RANDOM_DRAWS = 5
+
+
+def of_sets(surrogates: Sequence[SurrogateSet]) -> list[Contestant]:
+    """The sets' rows with hard labels; one row for sets that differ in their soft labels alone."""
+    rows: dict[str, Contestant] = {}
+    for surrogate in surrogates:
+        plain = replace(surrogate, soft_labels=None)
+        rows.setdefault(f"{plain.content_hash()} {plain.meta.get('stage')}", _of_set(surrogate))
+    return list(rows.values())
+
+
+def _of_set(surrogate: SurrogateSet) -> Contestant:
+    meta = surrogate.meta
+    named = meta.get("method", "unknown"), meta.get("stage"), surrogate.ipc, (surrogate.split,), meta.get("space")
+    return Contestant(*named, identity=surrogate.content_hash())
+
+
+def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
+    """Random draws (one for each run, at least five) and k-means at one IPC."""
+    draws = [
+        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split
+        for r in range(max(RANDOM_DRAWS, config.runs))
+    ]
+    found = [Contestant(RANDOM, None, ipc, tuple(draws))]
+    spaces = [None] + ([teacher.statistics.features] if teacher else [])
+    for features in spaces:
+        picked = distill(data, "kmeans", ipc, seed=seed, features=features)
+        found.append(Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]))
+    return found
+
+
+def check_soft_labels(surrogates: Sequence[SurrogateSet], config: EvaluateConfig, teacher: Teacher | None) -> None:
+    """Refuse, before any training, soft rows that lack labels, their teacher, or enough of the stored batches.
+
+    Raises:
+        ConfigError: no set is labelled, or no teacher is given.
+        ArtifactError: another teacher's labels, or fewer steps than the evaluation trains.
+    """
+    if config.labels == "hard":
+        return
+    labelled = [s.soft_labels for s in surrogates if s.soft_labels]
+    if not labelled:
+        raise ConfigError("evaluate.labels is 'soft', but no set has soft labels; make some with `gendistill label`.")
+    if teacher is None:
+        raise ConfigError("evaluate.labels is 'soft', which needs the teacher for the baselines; give --teacher.")
+    for soft in labelled:
+        if soft.teacher.get("hash") != teacher.hash():
+            raise ArtifactError(
+                f"The soft labels come from teacher {soft.teacher.get('hash')}, --teacher is {teacher.hash()}; "
+                "expected the same."
+            )
+        if soft.steps is not None and soft.steps < config.steps:
+            raise ArtifactError(
+                f"evaluate.steps is {config.steps}, but a set has soft labels for {soft.steps} steps; label it with "
+                f"--steps {config.steps} or evaluate with --steps {soft.steps}."
+            )
+
+
+def with_soft_labels(
+    labelled: Sequence[SurrogateSet], baselines: Sequence[Contestant], teacher: Teacher | None
+) -> list[Contestant]:
+    """For each recipe and IPC of the labelled sets the baselines of that IPC, then the sets themselves."""
+    assert teacher is not None
+    network = teacher.network.to(runtime.device())
+    found, done = [], set()
+    for surrogate in track(labelled, "soft labels"):
+        soft = surrogate.soft_labels
+        assert soft is not None
+        if (surrogate.ipc, soft.recipe) not in done:
+            done.add((surrogate.ipc, soft.recipe))
+            same = [b for b in baselines if b.ipc == surrogate.ipc]
+            found += [_labelled(b, surrogate.classes, soft, network) for b in same]
+        found.append(_with(_of_set(surrogate), soft, (_targets(surrogate, network),)))
+    return found
+
+
+def _labelled(baseline: Contestant, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module) -> Contestant:
+    """Its draws with labels of that recipe, made now: batches of stored and online labels are the same."""
+    mode = "online" if soft.mode == "per_view" else soft.mode
+    recipe = replace(soft, mode=mode, top_k=soft.top_k, values=None, indices=None)
+    targets = []
+    for draw in baseline.draws:
+        labels = finish(fill(recipe, network, draw.images, 0))
+        targets.append(_targets(_as_set(draw, classes, labels), network))
+    return _with(baseline, soft, tuple(targets))
+
+
+def _as_set(draw: Split, classes: tuple[str, ...], labels: SoftLabels) -> SurrogateSet:
+    return SurrogateSet(draw.images, draw.labels, classes, soft_labels=labels)
+
+
+def _with(row: Contestant, soft: SoftLabels, targets: tuple[Targets, ...]) -> Contestant:
+    return replace(row, labels="online" if soft.mode == "online" else "soft", recipe=soft.recipe, targets=targets)
+
+
+def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
+    soft = surrogate.soft_labels
+    assert soft is not None
+    key = hash_tensors(soft.fingerprint())
+    if soft.mode == "per_image":
+        return Targets(key, soft.temperature, table=soft.probabilities(torch.arange(len(surrogate.split))))
+    return Targets(key, soft.temperature, batches=soft_batches(surrogate, network))

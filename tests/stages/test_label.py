@@ -1,0 +1,246 @@
+"""Soft labels by the command line: what is stored, what it costs, and that every mode trains as it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendistill.cli import USAGE
+from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
+from gendistill.data.real import RealData
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.networks.labelling import soft_batches
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.distill import distill
+from gendistill.stages.evaluate import evaluate, table
+from gendistill.stages.label import label_set
+from gendistill.stages.teacher import train_teacher
+from gendistill.surrogate.manifest import read_manifest
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import files, gendistill
+
+VIEWS = {"min_crop": 0.6, "flip": True, "cutmix": 1.0, "steps": 4, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: RealData) -> Teacher:
+    return train_teacher(digits, TeacherConfig(steps=60, width=16))
+
+
+@pytest.fixture(scope="module")
+def chosen(digits: RealData) -> SurrogateSet:
+    return distill(digits, "random", 2)
+
+
+@pytest.fixture(scope="module")
+def folders(teacher: Teacher, chosen: SurrogateSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("label")
+    teacher.save_pretrained(root / "teacher")
+    chosen.save(root / "set")
+    return root
+
+
+def command(folders: Path, target: Path, *options: object) -> int:
+    return gendistill(
+        "label", "--surrogate", folders / "set", "--teacher", folders / "teacher", "--output_dir", target, *options
+    )
+
+
+# training batches
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_online_and_stored_labels_give_the_same_batches(teacher, chosen, tmp_path, top_k):
+    label_set(chosen, teacher, LabelConfig(mode="per_view", top_k=top_k, **VIEWS)).save(tmp_path / "stored")
+    stored = SurrogateSet.load(tmp_path / "stored")
+    online = label_set(chosen, teacher, LabelConfig(mode="online", **VIEWS))
+    online = replace(online, soft_labels=replace(online.soft_labels, top_k=top_k))
+    online.save(tmp_path / "online")
+    first, second = soft_batches(stored), soft_batches(SurrogateSet.load(tmp_path / "online"), teacher.network)
+    for step in (3, 0, 1, 2):  # in any order
+        (images, targets), (again, made) = first(step), second(step)
+        assert torch.equal(images, again)
+        assert torch.equal(targets, made)
+        assert targets.shape == (8, 10)
+
+
+def test_views_differ_by_step_and_from_the_images(teacher, chosen):
+    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode="online", **VIEWS)), teacher.network)
+    plain = {tuple(image.flatten().tolist()) for image in (chosen.images.float() / 127.5 - 1)}
+    seen = [tuple(image.flatten().tolist()) for step in range(3) for image in batches(step)[0]]
+    assert not plain & set(seen)
+    assert len(set(seen)) == len(seen)
+
+
+def test_steps_beyond_the_stored_ones_are_refused(teacher, chosen):
+    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode="per_view", **VIEWS)))
+    with pytest.raises(ArtifactError, match="Step 4 is beyond the 4"):
+        batches(4)
+
+
+def test_online_labels_need_their_teacher(teacher, chosen):
+    with pytest.raises(ArtifactError, match="teacher"):
+        soft_batches(label_set(chosen, teacher, LabelConfig(mode="online")))
+
+
+# labels of images
+
+
+def test_labels_of_images_are_the_teachers_probabilities(teacher, chosen):
+    soft = label_set(chosen, teacher, LabelConfig(temperature=3.0)).soft_labels
+    with torch.no_grad():
+        wanted = (teacher.network(chosen.images.float() / 127.5 - 1) / 3.0).softmax(1)
+    torch.testing.assert_close(soft.probabilities(torch.arange(20)), wanted, atol=1e-3, rtol=0)
+
+
+def test_labels_are_the_mean_over_views(teacher, chosen):
+    one = label_set(chosen, teacher, LabelConfig()).soft_labels
+    many = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4)).soft_labels
+    again = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4)).soft_labels
+    other = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4), seed=1).soft_labels
+    assert torch.equal(many.values, again.values)
+    assert not torch.equal(many.values, other.values)
+    assert not torch.equal(many.values, one.values)
+    every = torch.arange(20)  # crops make the teacher less sure
+    assert (many.probabilities(every).amax(1).mean() < one.probabilities(every).amax(1).mean()).item()
+
+
+def test_every_decoded_view_gets_its_label(teacher, chosen):
+    packed = replace(chosen, factor=2)
+    soft = label_set(packed, teacher).soft_labels
+    assert soft.values.shape == (80, 10)
+    with torch.no_grad():
+        wanted = (teacher.network(packed.split.images.float() / 127.5 - 1) / 4.0).softmax(1)
+    torch.testing.assert_close(soft.probabilities(torch.arange(80)), wanted, atol=1e-3, rtol=0)
+
+
+def test_a_prefix_takes_its_labels_along_and_refuses_those_of_batches(teacher, chosen):
+    labelled = label_set(replace(chosen, factor=2), teacher)
+    first = labelled.prefix(1)
+    index = torch.tensor([8 * c + v for c in range(10) for v in range(4)])
+    assert torch.equal(first.soft_labels.values, labelled.soft_labels.values[index])
+    with pytest.raises(ArtifactError, match="label the smaller set"):
+        label_set(chosen, teacher, LabelConfig(mode="per_view", **VIEWS)).prefix(1)
+
+
+# the command
+
+
+@pytest.mark.parametrize("mode", ["per_image", "per_view", "online"])
+def test_the_command_keeps_the_images_and_counts_the_bytes(folders, tmp_path, capsys, mode):
+    target = tmp_path / "labelled"
+    assert command(folders, target, "--mode", mode, "--steps", 3) == 0
+    assert files(target) == files(folders / "set")
+    manifest = read_manifest(target)
+    size = sum(p.stat().st_size for p in target.glob("soft_labels.*"))
+    assert manifest["bytes"]["labels"] == size > 0
+    assert manifest["bytes"]["images"] == read_manifest(folders / "set")["bytes"]["images"]
+    said = capsys.readouterr().out
+    assert f"{size:,} bytes of soft labels beside {manifest['bytes']['images']:,} bytes of images" in said
+    assert ("the teacher of" in said) == (mode == "online")
+    assert (target / "soft_labels.safetensors").exists() == (mode != "online")
+    assert gendistill("verify", target) == 0
+    again = SurrogateSet.load(target)
+    assert again.soft_labels.mode == mode
+    assert again.meta["stages"][-1] == "label"
+
+
+def test_a_finished_command_does_nothing_again(folders, tmp_path):
+    assert command(folders, tmp_path / "a") == 0
+    before = (tmp_path / "a" / "stage.json").read_bytes()
+    assert command(folders, tmp_path / "a", "--resume_from_checkpoint", "latest") == 0
+    assert (tmp_path / "a" / "stage.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top_k", 11], "at most the 10 classes"),
+        (["--temperature", 0], "more than 0"),
+        (["--cutmix", 1], "mode per_image"),
+        (["--views", 3], "min_crop nor flip"),
+        (["--mode", "online", "--top_k", 2], "stores nothing"),
+        (["--mode", "per_pixel"], "per_pixel"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_met_are_refused(folders, tmp_path, capsys, options, message):
+    assert command(folders, tmp_path / "out", *options) == USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_images_is_refused(folders, tmp_path, capsys):
+    record = json.loads((folders / "teacher" / "teacher.json").read_text())
+    other = tmp_path / "teacher"
+    Teacher.from_pretrained(folders / "teacher").save_pretrained(other)
+    record["classes"] = record["classes"][::-1]
+    (other / "teacher.json").write_text(json.dumps(record))
+    assert gendistill("label", "--surrogate", folders / "set", "--teacher", other, "--output_dir", tmp_path / "o") == 2
+    assert "same order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "mode", "gone"])
+def test_damaged_labels_are_refused(folders, tmp_path, capsys, damage):
+    target = tmp_path / "labelled"
+    command(folders, target)
+    path, record = target / "soft_labels.safetensors", target / "soft_labels.json"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        changed = json.loads(record.read_text()) | ({"mode": "per_day"} if damage == "mode" else {"top_k": 4})
+        record.write_text(json.dumps(changed))
+    assert (
+        gendistill("label", "--surrogate", target, "--teacher", folders / "teacher", "--output_dir", tmp_path / "o")
+        == 2
+    )
+    assert "soft labels" in capsys.readouterr().err
+    assert gendistill("verify", target) == 2
+
+
+# evaluation
+
+
+def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_recipe(digits, teacher, chosen):
+    sets = [
+        label_set(chosen, teacher, LabelConfig(mode="per_view", steps=6, batch_size=16, cutmix=1.0)),
+        label_set(chosen, teacher, LabelConfig(mode="online", batch_size=16, cutmix=1.0)),
+        label_set(chosen, teacher, LabelConfig(top_k=3)),
+    ]
+    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft")
+    summary = evaluate(digits, sets, config, teacher=teacher)
+    rows = {(r["method"], r["space"], r["labels"], r["recipe"], r["set"] is not None): r for r in summary["rows"]}
+    assert len(rows) == len(summary["rows"]) == 3 + 1 + 3 * 4 + 1
+    stored, online = (
+        rows["random", None, kind, f"{mode}, T 4, CutMix 1", True]
+        for kind, mode in (("soft", "per_view"), ("online", "online"))
+    )
+    assert stored["accuracy"] == online["accuracy"]
+    hard = rows["random", None, "hard", None, True]
+    assert hard["accuracy"] != stored["accuracy"]
+    for row in summary["rows"]:
+        if (row["method"] == "random" and row["set"] is None) or row["method"] == "full":
+            assert row["verdict"] == "reference"
+        else:
+            assert row["ci95_vs_random"] is not None
+    assert "per_view, T 4, CutMix 1" in table(summary)
+
+
+def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teacher, chosen):
+    soft = EvaluateConfig(runs=3, steps=6, labels="soft")
+    with pytest.raises(ConfigError, match="no set has soft labels"):
+        evaluate(digits, [chosen], soft, teacher=teacher)
+    labelled = label_set(chosen, teacher, LabelConfig(mode="per_view", steps=5, batch_size=8))
+    with pytest.raises(ConfigError, match="--teacher"):
+        evaluate(digits, [labelled], soft)
+    with pytest.raises(ArtifactError, match="soft labels for 5 steps"):
+        evaluate(digits, [labelled], soft, teacher=teacher)
+    other = train_teacher(digits, TeacherConfig(steps=2, width=16))
+    with pytest.raises(ArtifactError, match="expected the same"):
+        evaluate(digits, [labelled], soft, teacher=other)

@@ -1,0 +1,75 @@
+"""Multi-formation: tiles come back as whole images, in order, whatever the factor."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gendistill.surrogate.decode import Decoded, decode
+from gendistill.surrogate.surrogate import SurrogateSet
+
+
+def flat_tiles(count, factor, side, channels=3):
+    """Stored images whose tiles are of one colour each, and those colours (N*factor^2,)."""
+    colours = torch.arange(count * factor**2, dtype=torch.uint8) * 7 % 251
+    grid = colours.view(count, factor, factor)
+    bounds = [round(side * i / factor) for i in range(factor + 1)]
+    images = torch.zeros(count, channels, side, side, dtype=torch.uint8)
+    for r in range(factor):
+        for c in range(factor):
+            images[:, :, bounds[r] : bounds[r + 1], bounds[c] : bounds[c + 1]] = grid[:, r, c, None, None, None]
+    return images, colours
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(4, 17), st.sampled_from([1, 3]))
+def test_tiles_of_one_colour_become_images_of_that_colour_in_order(count, factor, side, channels):
+    images, colours = flat_tiles(count, factor, side, channels)
+    views = decode(images, factor)
+    assert views.shape == (count * factor**2, channels, side, side)
+    assert torch.equal(views, colours[:, None, None, None].expand_as(views))
+
+
+def test_a_tile_is_enlarged_bilinearly():
+    image = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    image[0, 0, :2, :2] = torch.tensor([[0, 100], [0, 100]])
+    row = decode(image, 2)[0, 0, 0].tolist()
+    assert row == [0, 25, 75, 100]  # half-pixel centres at -1/4, 1/4, 3/4, 5/4, held at the border
+
+
+def test_factor_one_is_the_images():
+    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    assert torch.equal(decode(images, 1), images)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 6])
+def test_a_factor_that_does_not_fit_is_refused(factor):
+    with pytest.raises(ValueError, match=f"factor is {factor}"):
+        decode(torch.zeros(1, 3, 5, 5, dtype=torch.uint8), factor)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_counts_stored_images_and_trains_on_decoded_ones(tmp_path, channels):
+    from torchvision.datasets import ImageFolder
+
+    images, colours = flat_tiles(4, 3, 12, channels)
+    SurrogateSet(images, torch.tensor([0, 0, 1, 1]), ("ant", "bee"), factor=3).save(tmp_path / "set")
+    found = SurrogateSet.load(tmp_path / "set")
+    assert (found.ipc, found.factor, len(found.split)) == (2, 3, 36)
+    assert found.split.labels.tolist() == [0] * 18 + [1] * 18
+    assert torch.equal(found.split.images[:, 0, 0, 0], colours)
+    views = Decoded(ImageFolder(str(tmp_path / "set" / "train")), 3, np.asarray)
+    assert len(views) == 36
+    assert [int(image[0, 0, 0]) for image, _ in views] == colours.tolist()
+    assert [label for _, label in views] == [0] * 18 + [1] * 18
+
+
+def test_decoded_views_of_grey_images_stay_grey_and_take_a_transform():
+    stored = [(Image.fromarray(np.full((4, 4), 9, np.uint8)), 3)]
+    views = Decoded(stored, 2, lambda image: (image.mode, image.size))
+    assert list(views) == [(("L", (4, 4)), 3)] * 4
+    assert views[-1] == views[3]
+    with pytest.raises(IndexError):
+        views[4]
