@@ -68,6 +68,8 @@ class DataConfig:
         split_seed: Seed of those two splits; apart from the run's seed, so that runs share their splits.
         max_per_class: Keep at most this many training images of a class (null: all); for quick tries.
         revision: Branch, tag or commit of a Hub id.
+        licence: Licence of the images, as the Hub spells it, for the cards of sets made from them; null takes what a
+            Hub dataset says of itself.
     """
 
     name: str = "digits"
@@ -77,6 +79,7 @@ class DataConfig:
     split_seed: int = 0
     max_per_class: int | None = None
     revision: str | None = None
+    licence: str | None = None
 
     @property
     def folder(self) -> Path | None:

@@ -38,7 +38,8 @@ class Split:
 class RealData:
     """The real images: ``train`` teaches, ``validation`` is held out, ``test`` is read once.
 
-    ``classes`` are names in index order; ``problems`` lists what was skipped or altered while reading.
+    ``classes`` are names in index order; ``problems`` lists what was skipped or altered while reading; ``licence`` is
+    None where nobody said it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class RealData:
     validation: Split
     test: Split
     problems: tuple[str, ...] = field(default=())
+    licence: str | None = None
 
     @property
     def image_size(self) -> int:
@@ -95,7 +97,8 @@ class RealData:
         """The manifest's ``data`` entry."""
         n = len(self.classes)
         counts = {k: getattr(self, k).counts(n) for k in ("train", "validation", "test")}
-        return {"name": self.name, "fingerprint": self.fingerprint(), "counts": counts}
+        told = {} if self.licence is None else {"licence": self.licence}
+        return {"name": self.name, "fingerprint": self.fingerprint(), "counts": counts, **told}
 
 
 def stratified_split(

@@ -26,6 +26,7 @@ from gendistill.seeding import torch_rng
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "validation", "valid", "val")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DIGITS_LICENCE = "cc-by-4.0"  # of the UCI repository, https://doi.org/10.24432/C50P49
 MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 
 
@@ -44,6 +45,7 @@ class Source:
 
     classes: tuple[str, ...]
     splits: dict[str, list[Item]]
+    licence: str | None = None
 
 
 def load_data(config: DataConfig | None = None, **options: object) -> RealData:
@@ -63,7 +65,8 @@ def load_data(config: DataConfig | None = None, **options: object) -> RealData:
     train, validation = stratified_split(
         train, config.validation_fraction, source.classes, config.split_seed, "validation"
     )
-    return RealData(config.name, source.classes, train, validation, test, tuple(reader.problems))
+    licence = config.licence or source.licence
+    return RealData(config.name, source.classes, train, validation, test, tuple(reader.problems), licence)
 
 
 def find_source(config: DataConfig) -> Source:
@@ -93,7 +96,7 @@ def _digits() -> Source:
         Item(lambda i=i: Image.fromarray(pixels[i]), int(y), f"digits[{i}]")  # type: ignore[misc]
         for i, y in enumerate(bunch.target)
     ]
-    return Source(tuple(str(d) for d in range(10)), {"train": items})
+    return Source(tuple(str(d) for d in range(10)), {"train": items}, DIGITS_LICENCE)
 
 
 def _image_folder(root: Path) -> Source:
@@ -202,7 +205,7 @@ def _from_datasets(loaded: object, where: str) -> Source:
     found = {"train": items(train_name)}
     if held_name is not None:
         found["test"] = items(held_name)
-    return Source(tuple(features[label_column].names), found)
+    return Source(tuple(features[label_column].names), found, splits[train_name].info.license or None)
 
 
 def _decode(cell: dict | None) -> Image.Image:

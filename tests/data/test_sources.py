@@ -468,3 +468,16 @@ def test_cifar10(cifar10):
     assert cifar10.validation.counts(10) == [4] * 10
     assert cifar10.test.counts(10) == [1000] * 10
     assert cifar10.problems == ()
+
+
+# licence
+
+
+def test_the_licence_is_the_sources_unless_it_is_given(tmp_path):
+    assert load_data().describe()["licence"] == "cc-by-4.0"
+    assert load_data(licence="mit").describe()["licence"] == "mit"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("L", (8, 8), i).save(tmp_path / name / f"{i}.png")
+    assert "licence" not in load_data(name=str(tmp_path)).describe()
