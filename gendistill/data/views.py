@@ -62,7 +62,7 @@ class Views:
         """Views of these float images (B,C,H,W), as they are at ``step``."""
         rng = torch_rng(self.seed, "views", step)
         if self.min_crop < 1 or self.flip:
-            images = _cropped(images, *_boxes(len(images), self.min_crop, self.flip, rng))
+            images = cropped(images, *boxes(len(images), self.min_crop, self.flip, rng))
         if self.cutmix > 0 and len(images) > 1:
             images = _cut_and_mixed(images, self.cutmix, rng)
         return images
@@ -71,7 +71,7 @@ class Views:
         return asdict(self)
 
 
-def _boxes(count: int, min_crop: float, flip: bool, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def boxes(count: int, min_crop: float, flip: bool, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """(sides (B,2), centres (B,2)) of crops, (x, y) in [-1, 1] units of the image; a mirrored one has a negative x."""
     area, ratio, mirror = torch.rand(3, count, generator=rng)
     area = min_crop + (1 - min_crop) * area
@@ -84,7 +84,7 @@ def _boxes(count: int, min_crop: float, flip: bool, rng: torch.Generator) -> tup
     return sides, centres
 
 
-def _cropped(images: Tensor, sides: Tensor, centres: Tensor) -> Tensor:
+def cropped(images: Tensor, sides: Tensor, centres: Tensor) -> Tensor:
     """Bilinear; crops are enlarged, never shrunk, so there is nothing to antialias."""
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sides[:, 0], sides[:, 1], centres

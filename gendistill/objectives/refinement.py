@@ -20,6 +20,11 @@ def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor) -> Tensor:
     return ((features.float() - atoms).square().sum(1) / scale).mean()
 
 
+def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
+    """||F - B||_F over the whole batch, unsquared, as WMDD's code has it: its gradient keeps its size near the atoms."""
+    return (features.float() - atoms).square().sum().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+
+
 def class_moments(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """(mean (K,C), variance (K,C), images (K,)) over images and positions by class; zeros for an absent class."""
     flat = inputs.float().flatten(2) if inputs.dim() > 2 else inputs.float()[..., None]  # (B,C,S)
@@ -49,3 +54,21 @@ def batch_norm_loss(
         present = images > 0
         total = total + ((gap / scale).mean(1) * present).sum() / present.sum()
     return total / len(inputs)
+
+
+def published_batch_norm_loss(
+    inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
+) -> Tensor:
+    """Sum over layers of the mean over present classes of ||delta var|| + ||delta mean|| (WMDD eq. 10)."""
+    total = next(iter(inputs.values())).new_zeros(())
+    for name, value in inputs.items():
+        mean, variance, images = class_moments(value, labels, len(means[name]))
+        present = images > 0
+        gap = _norm(mean - means[name]) + _norm(variance - variances[name])
+        total = total + (gap * present).sum() / present.sum()
+    return total
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """Euclidean norms of rows, with a gradient of 0 where a row is 0."""
+    return rows.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.objectives.refinement import batch_norm_loss, class_moments, feature_loss
+from gendistill.objectives.refinement import (
+    batch_norm_loss,
+    class_moments,
+    feature_loss,
+    published_batch_norm_loss,
+    released_feature_loss,
+)
 
 SHAPES = [(6,), (3, 4, 4), (2, 5, 1)]
 
@@ -127,3 +133,30 @@ def test_feature_loss_gradient():
 def test_feature_loss_by_hand():
     features, atoms = torch.tensor([[3.0, 4.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 3.0]])
     assert feature_loss(features, atoms, torch.tensor([5.0, 2.0])).item() == (25 / 5 + 4 / 2) / 2
+
+
+def test_published_losses_equal_their_formulas_written_with_loops():
+    inputs, labels, means, variances = layers(7)
+    total = 0.0
+    for name, value in inputs.items():
+        per_class = []
+        for c in labels.unique().tolist():
+            own = value[labels == c].double().numpy()
+            axes = (0, *range(2, own.ndim))
+            gaps = own.mean(axes) - means[name][c].numpy(), own.var(axes) - variances[name][c].numpy()
+            per_class.append(sum(np.linalg.norm(gap) for gap in gaps))
+        total += np.mean(per_class)
+    assert published_batch_norm_loss(inputs, labels, means, variances).item() == pytest.approx(total, rel=1e-4)
+    features, atoms = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    expected = np.linalg.norm((features - atoms).numpy())
+    assert released_feature_loss(features, atoms).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_published_losses_have_gradients_also_at_their_minimum():
+    inputs, labels, means, variances = layers(8)
+    check_gradient(lambda x: published_batch_norm_loss({**inputs, "a": x}, labels, means, variances), inputs["a"])
+    features = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    check_gradient(lambda x: released_feature_loss(x, features + 1), features)
+    x = features.clone().requires_grad_()
+    released_feature_loss(x, features).backward()
+    assert x.grad.isfinite().all()
