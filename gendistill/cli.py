@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
     except KeyboardInterrupt:
-        print("\ngendistill: interrupted; go on with --resume_from_checkpoint latest.", file=sys.stderr)
+        resumes = issubclass(COMMANDS[name].options, commands.StageOptions)
+        advice = "; go on with --resume_from_checkpoint latest" if resumes else ""
+        print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED
 
 

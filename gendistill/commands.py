@@ -144,15 +144,22 @@ class RefineCommand(StageOptions, RefineConfig):
     """Select from a surrogate set and refine what was chosen.
 
     Attributes:
-        surrogate: Folder of the surrogate set to select from, such as RUN/samples/pool.
-        teacher: Teacher folder.
+        surrogate: Folder or Hub id of the surrogate set to select from, such as RUN/samples/pool.
+        revision: Branch, tag or commit of a Hub id.
+        teacher: Teacher folder, or a list of them, which then guide together.
+        held_out: Teacher folder of another architecture, for the gate alone.
+        num_processes: How many processes you mean to run; anything else is refused.
     """
 
     surrogate: Path
-    teacher: Path
+    teacher: Path | list[Path]
+    revision: str | None = None
+    held_out: Path | None = None
+    num_processes: int | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
+        need(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
         RefineConfig.__post_init__(self)
 
 
@@ -161,12 +168,14 @@ class LabelCommand(StageOptions, LabelConfig):
     """Give a surrogate set a teacher's soft labels.
 
     Attributes:
-        surrogate: Folder of the surrogate set.
+        surrogate: Folder or Hub id of the surrogate set.
         teacher: Teacher folder.
+        revision: Branch, tag or commit of a Hub id.
     """
 
     surrogate: Path
     teacher: Path
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
@@ -178,7 +187,7 @@ class ExportCommand:
     """Write surrogate sets in a format of other tools, and push them to the Hub.
 
     Attributes:
-        surrogate: Folder of a surrogate set, or a list of them: each becomes a named config, ipc-1, ipc-10, ....
+        surrogate: Folder of a surrogate set or its id on the Hub, or a list: each becomes a named config, ipc-1, ....
         format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set).
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier export wrote to output_dir.
@@ -223,10 +232,10 @@ class ShowCommand:
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier `show` wrote to output_dir.
         data: The real images, for everything but the contact sheets.
-        teacher: Teacher folder, whose features are projected instead of pixels; it also says which data it was
-            trained on, if data is not given.
-        projection: ``pca``, or ``tsne`` (slower; shows clusters, not distances).
-        seed: Seed of t-SNE and of the choice of images shown.
+        teacher: Teacher folder, whose features are compared and projected instead of pixels; it also says which data
+            it was trained on, if data is not given.
+        projection: ``pca``, or ``tsne`` (slower; shows groups, not distances).
+        seed: Seed of t-SNE.
     """
 
     surrogate: Path | list[Path]
@@ -237,18 +246,24 @@ class ShowCommand:
     projection: Projection = "pca"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        real = self.data is not None or self.teacher is not None
+        need(real or self.projection == "pca", "projection", self.projection, "pca, unless data or teacher is given")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(StageOptions, EvaluateConfig):
     """Train classifiers on surrogate sets and on the baselines, and test them once.
 
     Attributes:
-        surrogate: Folder of a surrogate set, or a list of them.
+        surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or a list of them.
+        revision: Branch, tag or commit of Hub ids.
         data: The real images that the baselines and the test split come from.
         teacher: Teacher folder, for the k-means baseline on its features as well as on pixels, and for soft labels.
     """
 
     surrogate: Path | list[Path]
+    revision: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Path | None = None
 

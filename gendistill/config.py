@@ -24,6 +24,10 @@ LabelMode = Literal["per_image", "per_view", "online"]
 Labels = Literal["hard", "soft"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
+FeatureLoss = Literal["squared", "released"]
+BatchNormLoss = Literal["normalised", "published"]
+BarycenterWeights = Literal["fixed", "free"]
+BarycenterSolver = Literal["exact", "sinkhorn"]
 Sizes = int | tuple[int, ...]
 
 
@@ -398,33 +402,88 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig:
+class ObjectiveConfig:
+    """What refined images descend on, and how far they may go (WMDD, arXiv 2311.18531).
+
+    Attributes:
+        steps: Optimiser steps on the pixels; 0 stops after the selection.
+        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1], decayed along a cosine.
+        feature_weight: Weight of the distance to an image's own atom.
+        batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
+        cross_entropy_weight: Weight of the teacher's cross-entropy.
+        feature_loss: ``squared`` distances in class variances, or ``released``: the unsquared norm over the batch.
+        batch_norm_loss: ``normalised`` by layer, so that a weight carries over between networks, or ``published``.
+        pixel_weight: Weight of pixels beside teacher features in the ground cost of barycenter and assignment.
+        weights: Barycenter weights: ``fixed`` at 1/IPC, or ``free``: each image weighs what its atom stands for.
+        solver: ``exact`` plans, or entropic ones by ``sinkhorn``.
+        trust_region: Largest change of a pixel, in units of the range [-1, 1]; 2 is no bound.
+        delta_size: Side at which the change is optimised, then enlarged; null for the image's own; less is smoother.
+        blend_every: Every so many steps the change is shrunk by ``blend``; 0 never.
+        blend: What is left of the change then.
+        min_crop: Least share of an image's area that a step's random crop shows; 1 shows all.
+        flip: Mirror what a step shows at random; wrong for digits, right for most photographs.
+        roll: Largest random cyclic shift of what a step shows, in pixels.
+        batch_size: Images optimised at once; whole classes together where they fit.
+        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
+    """
+
+    steps: int = 200
+    learning_rate: float = 0.03
+    feature_weight: float = 1.0
+    batch_norm_weight: float = 1.0
+    cross_entropy_weight: float = 0.1
+    feature_loss: FeatureLoss = "squared"
+    batch_norm_loss: BatchNormLoss = "normalised"
+    pixel_weight: float = 3.0
+    weights: BarycenterWeights = "fixed"
+    solver: BarycenterSolver = "exact"
+    trust_region: float = 1.0
+    delta_size: int | None = None
+    blend_every: int = 0
+    blend: float = 0.5
+    min_crop: float = 1.0
+    flip: bool = False
+    roll: int = 0
+    batch_size: int = 128
+    mixed_precision: Precision = "no"
+
+    def _check(self, section: str) -> None:
+        _at_least(self, section, 0, "steps", "learning_rate", "trust_region", "pixel_weight", "blend_every", "roll")
+        _at_least(self, section, 0, "feature_weight", "batch_norm_weight", "cross_entropy_weight")
+        _at_least(self, section, 1, "batch_size")
+        _in_unit(self, section, "blend", "min_crop")
+        need(self.min_crop > 0, f"{section}.min_crop", self.min_crop, "more than 0")
+        size = self.delta_size
+        need(size is None or size >= 1, f"{section}.delta_size", size, "null or at least 1")
+        need(
+            self.weights == "fixed" or self.solver == "exact",
+            f"{section}.weights",
+            self.weights,
+            "fixed with solver sinkhorn",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig(ObjectiveConfig):
     """Selection by barycenter assignment, then barycenter and batch-norm refinement of what was chosen.
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
-        steps: Optimiser steps on the pixels; 0 stops after the selection.
-        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1], decayed along a cosine.
-        trust_region: Largest change of a pixel, in units of the range [-1, 1]; 2 is no bound.
-        pixel_weight: Weight of pixels beside teacher features in the ground cost of barycenter and assignment.
-        feature_weight: Weight of the distance to an image's own atom.
-        batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
-        cross_entropy_weight: Weight of the teacher's cross-entropy.
+        select: Choose from the set by assignment; false takes its first images as they are.
+        gate: Keep a refinement only where it helps: W2 of its class falls, and where ``held_out`` is given, that
+            network's cross-entropy on the image does not rise.
+        pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
     """
 
     ipc: Sizes = (1, 5, 10)
-    steps: int = 200
-    learning_rate: float = 0.03
-    trust_region: float = 1.0
-    pixel_weight: float = 3.0
-    feature_weight: float = 1.0
-    batch_norm_weight: float = 1.0
-    cross_entropy_weight: float = 0.1
+    select: bool = True
+    gate: bool = False
+    pack: int = 1
 
     def __post_init__(self) -> None:
         _check_sizes(self, "refine")
-        _at_least(self, "refine", 0, "steps", "learning_rate", "trust_region", "pixel_weight")
-        _at_least(self, "refine", 0, "feature_weight", "batch_norm_weight", "cross_entropy_weight")
+        self._check("refine")
+        _at_least(self, "refine", 1, "pack")
 
 
 @dataclass(frozen=True, kw_only=True)

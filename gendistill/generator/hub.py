@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError
+from gendistill.hub import fetch, local_folder, reason
 
 PATTERNS = ("*.json", "*.safetensors", "README.md")
 BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or kept by different versions
@@ -26,33 +27,12 @@ def resolve(source: str, revision: str | None = None, patterns: Sequence[str] = 
         ArtifactError: no such folder, or the Hub does not give it.
         ConfigError: a revision of a folder.
     """
-    path = Path(source).expanduser()
-    if source and path.is_dir():
-        if revision is not None:
-            raise ConfigError(
-                f"revision is {revision!r}, but {source} is a folder, which has no revisions. Leave revision out, or "
-                "give a Hub id."
-            )
+    path = local_folder(source, revision, "a model folder")
+    if path is not None:
         return path
-    if source and path.exists():
-        raise ArtifactError(f"{source} is a file; expected a model folder or a Hub id.")
     if not HUB_ID.fullmatch(source):
         raise ArtifactError(f"There is no folder {source!r}. Give an existing one, or a Hub id such as owner/name.")
-    return _download(source, revision, patterns)
-
-
-def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:
-        at = f" at revision {revision}" if revision else ""
-        raise ArtifactError(
-            f"There is no folder {name}, and the Hub model {name}{at} cannot be had: {type(error).__name__}: "
-            f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
-            "downloaded before can be used."
-        ) from error
+    return fetch(source, revision, patterns, "model")
 
 
 def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
@@ -85,9 +65,3 @@ def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
             "folder again."
         )
     return model.float().eval()
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error of another library, as a sentence."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(". ") + "."

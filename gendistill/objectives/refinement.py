@@ -21,7 +21,7 @@ def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor) -> Tensor:
 
 
 def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
-    """||F - B||_F over the whole batch, unsquared, as WMDD's code has it: its gradient keeps its size near the atoms."""
+    """||F - B||_F over the whole batch, unsquared, as WMDD's code has it: its gradient does not fade near them."""
     return (features.float() - atoms).square().sum().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 

@@ -1,15 +1,18 @@
-"""The ``barycenter`` refiner: pixels descend to their class's Wasserstein barycenter and batch-norm statistics.
+"""The ``barycenter`` refiner and the ``wmdd`` back-end: pixels descend to their class's Wasserstein barycenter and
+batch-norm statistics (WMDD, arXiv 2311.18531), from noise, from real images or from generated ones.
 
-WMDD (arXiv 2311.18531) from given images instead of noise: atom j starts at image j's own point, so that no image is
-sent to an arbitrary atom, and a trust region keeps the change small enough to stay the image it was.
+From given images atom j starts at image j's own point, so that no image is sent to an arbitrary atom, and a trust
+region keeps the change small enough to stay the image it was.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,81 +20,148 @@ from torch.nn import functional as F
 from gendistill.data.images import to_float, to_uint8
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
-from gendistill.networks.statistics import ClassStatistics, batch_norm_inputs
-from gendistill.objectives.refinement import batch_norm_loss, feature_loss
-from gendistill.refine.space import GroundSpace, embed_set
-from gendistill.surrogate.surrogate import SurrogateSet
-from gendistill.transport.barycenter import barycenter, wasserstein2
+from gendistill.networks.statistics import batch_norm_inputs
+from gendistill.networks.teacher import Teacher
+from gendistill.objectives.refinement import (
+    batch_norm_loss,
+    feature_loss,
+    published_batch_norm_loss,
+    released_feature_loss,
+)
+from gendistill.refine.region import Crops, Region
+from gendistill.refine.space import GroundSpace
+from gendistill.transport.barycenter import Barycenter, wasserstein2
+from gendistill.transport.classes import class_barycenters
 
 
-def matched_atoms(chosen: SurrogateSet, points: Tensor, space: GroundSpace) -> Tensor:
-    """Atoms (N,D), row i being image i's own: the barycenter of its class started at the images' points."""
-    atoms = torch.empty_like(points)
-    for label in range(len(chosen.classes)):
-        members = chosen.labels == label
-        atoms[members] = torch.from_numpy(barycenter(space.of_class(label), points[members].numpy())).to(points.dtype)
-    return atoms
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """loss = features * distance to the own atom + batch_norm * gap of class moments + cross_entropy * CE.
+
+    ``released`` features are the unsquared norm over the batch; ``published`` moments the unnormalised norms. Moments
+    and cross-entropy are means over the teachers.
+    """
+
+    features: float = 1.0
+    batch_norm: float = 1.0
+    cross_entropy: float = 0.1
+    feature_form: Literal["squared", "released"] = "squared"
+    batch_norm_form: Literal["normalised", "published"] = "normalised"
 
 
-def mean_w2(chosen: SurrogateSet, points: Tensor, space: GroundSpace) -> float:
-    """Squared W2 between a class's images and its real images in the ground space, mean over classes."""
-    values = [wasserstein2(points[chosen.labels == c].numpy(), space.of_class(c)) for c in range(len(chosen.classes))]
-    return sum(values) / len(values)
+@dataclass(frozen=True)
+class Targets:
+    """Atoms (N,D) and weights (N,), row i being image i's own; a class's weights have mean 1."""
+
+    atoms: Tensor
+    weights: Tensor
 
 
-def refine(
-    chosen: SurrogateSet,
-    network: nn.Module,
-    statistics: ClassStatistics,
+def matched_targets(points: Tensor, labels: Tensor, space: GroundSpace, **options: Any) -> Targets:
+    """The barycenter of every class present, started at its images' own points (N,D), so that atom i is image i's."""
+    present = labels.unique().tolist()
+    starts = [points[labels == c].numpy() for c in present]
+    found = class_barycenters((space.of_class(c) for c in present), starts, total=len(present), **options)
+    return _as_targets(points, labels, present, found)
+
+
+def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[Barycenter]) -> Targets:
+    atoms, weights = torch.empty_like(points), torch.empty(len(points))
+    for label, one in zip(present, found, strict=True):
+        atoms[labels == label] = torch.from_numpy(one.atoms).to(points.dtype)
+        weights[labels == label] = torch.from_numpy(one.weights * len(one.weights)).float()
+    return Targets(atoms, weights)
+
+
+def class_w2(points: Tensor, labels: Tensor, space: GroundSpace, weights: Tensor | None = None) -> Tensor:
+    """Squared W2 (K,) between each class's images and its real images in the ground space."""
+    values = []
+    for label in labels.unique().tolist():
+        own = labels == label
+        mass = None if weights is None else weights[own].numpy().astype(np.float64)
+        values.append(wasserstein2(points[own].numpy(), space.of_class(label), mass))
+    return torch.tensor(values)
+
+
+def refine_chunk(
+    start: Tensor,
+    labels: Tensor,
+    targets: Targets,
     space: GroundSpace,
     *,
-    steps: int = 200,
-    learning_rate: float = 0.03,
-    trust_region: float = 1.0,
-    feature_weight: float = 1.0,
-    batch_norm_weight: float = 1.0,
-    cross_entropy_weight: float = 0.1,
-) -> Generator[dict[str, Any], None, SurrogateSet]:
-    """Optimise x0 + delta, |delta|_inf <= trust_region, by Adam(0.5, 0.9) with a cosine rate on all images at once.
+    steps: int,
+    learning_rate: float,
+    objective: Objective,
+    region: Region,
+    crops: Crops,
+    positions: Tensor,
+    total: int,
+    bf16: bool = False,
+) -> Generator[dict[str, Any], None, Tensor]:
+    """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
 
-    loss = feature_weight * ||z - atom||^2 + batch_norm_weight * L_BN + cross_entropy_weight * CE, z being the point in
-    the ground space. Deterministic. Yields {step, loss terms}; the returned set's meta has W2 before and after.
-
-    Raises:
-        ConfigError: batch-norm matching is asked of a teacher without batch norm.
+    ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
+    classes, so the gradient of an image does not depend on what else is in the chunk. Deterministic.
     """
-    require_batch_norm(network, batch_norm_weight)
-    device = next(network.parameters()).device
-    network = network.eval().requires_grad_(False)
-    labels, x0 = chosen.labels.to(device), to_float(chosen.images).to(device)
-    before = embed_set(network, space, chosen.images, chosen.labels)
-    atoms = matched_atoms(chosen, before, space).to(device)
-    means = {k: v.to(device) for k, v in statistics.means.items()}
-    variances = {k: v.to(device) for k, v in statistics.variances.items()}
-    unit = torch.ones(len(labels), device=device)  # the ground space is scaled already
-    delta = torch.zeros_like(x0, requires_grad=True)
+    device = next(space.networks[0].parameters()).device
+    labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
+    x0 = x0.to(memory_format=torch.channels_last)
+    judges = [_Judge.of(teacher, device) for teacher in space.teachers]
+    classes = len(labels.unique())
+    delta = region.delta(x0)
     optimizer = torch.optim.Adam([delta], lr=learning_rate, betas=(0.5, 0.9))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x = (x0 + delta).clamp(-1, 1)
-        with batch_norm_inputs(network) as inputs:
-            features = network.features(x)  # type: ignore[operator]
-        terms = {"atoms": feature_weight * feature_loss(space.embed(features, x, labels), atoms, unit)}
-        if batch_norm_weight:
-            terms["batch_norm"] = batch_norm_weight * batch_norm_loss(inputs, labels, means, variances)
-        if cross_entropy_weight:
-            logits = network.classify(features)  # type: ignore[operator]
-            terms["cross_entropy"] = cross_entropy_weight * F.cross_entropy(logits, labels)
-        (delta.grad,) = torch.autograd.grad(torch.stack([*terms.values()]).sum(), delta)
+        x = region.images(x0, delta)
+        seen = crops.of(x, positions, total, step)
+        looks = [judge.look(seen, labels, objective, bf16) for judge in judges]
+        points = space.embed([look.pop("features") for look in looks], x, labels)
+        terms = {"atoms": objective.features * _distance(points, atoms, objective)}
+        for name in looks[0]:
+            terms[name] = torch.stack([look[name] for look in looks]).mean()
+        (delta.grad,) = torch.autograd.grad(classes * torch.stack([*terms.values()]).sum(), delta)
         optimizer.step()
-        with torch.no_grad():
-            delta.clamp_(-trust_region, trust_region)
-        yield {"step": step + 1, **{k: v.detach() for k, v in terms.items()}}
-    images = to_uint8((x0 + delta).detach()).cpu()
-    after = embed_set(network, space, images, chosen.labels)
-    w2 = {"before": mean_w2(chosen, before, space), "after": mean_w2(chosen, after, space)}
-    return SurrogateSet(images, chosen.labels, chosen.classes, {**chosen.meta, "w2": w2})
+        region.hold(delta, step + 1)
+        yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
+    return to_uint8(region.images(x0, delta).detach()).cpu()
+
+
+def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
+    if objective.feature_form == "released":
+        return released_feature_loss(points, atoms)
+    return feature_loss(points, atoms, torch.ones(len(points), device=points.device))  # the space is scaled already
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """One teacher, its class moments on the device."""
+
+    network: nn.Module
+    means: dict[str, Tensor]
+    variances: dict[str, Tensor]
+    device: torch.device
+
+    @classmethod
+    def of(cls, teacher: Teacher, device: torch.device) -> _Judge:
+        moments = teacher.statistics.means, teacher.statistics.variances
+        means, variances = ({name: value.to(device) for name, value in part.items()} for part in moments)
+        return cls(teacher.network.eval().requires_grad_(False), means, variances, device)
+
+    def look(self, images: Tensor, labels: Tensor, objective: Objective, bf16: bool) -> dict[str, Tensor]:
+        """features (B,D) of the images and the weighted terms that need this network."""
+        network: Any = self.network
+        found: dict[str, Tensor] = {}
+        with batch_norm_inputs(network) as inputs, torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            features = network.features(images)
+            logits = network.classify(features) if objective.cross_entropy else None
+        found["features"] = features
+        if objective.batch_norm:
+            form = batch_norm_loss if objective.batch_norm_form == "normalised" else published_batch_norm_loss
+            found["batch_norm"] = objective.batch_norm * form(inputs, labels, self.means, self.variances)
+        if logits is not None:
+            found["cross_entropy"] = objective.cross_entropy * F.cross_entropy(logits.float(), labels)
+        return found
 
 
 def require_batch_norm(network: nn.Module, weight: float) -> None:

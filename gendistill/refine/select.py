@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from gendistill.errors import ConfigError
 from gendistill.networks.training import recognised
-from gendistill.refine.space import GroundSpace, embed_set
+from gendistill.refine.space import GroundSpace
 from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
 
 
 def select(
-    pool: SurrogateSet, network: nn.Module, space: GroundSpace, *, ipc: int, seed: int = 0
+    pool: SurrogateSet, space: GroundSpace, *, ipc: int, seed: int = 0
 ) -> Generator[dict[str, Any], None, SurrogateSet]:
     """Choose ``ipc`` images of every class by one-to-one assignment to the atoms of the real images' barycenter.
 
-    The atoms start at k-means centres. Images that the teacher misclassifies are left out where enough others remain.
+    The atoms start at k-means centres. Images that a teacher misclassifies are left out where enough others remain.
     Yields a record a class, with the number left out; returns the chosen set.
 
     Raises:
@@ -28,8 +28,8 @@ def select(
     """
     if pool.ipc < ipc:
         raise ConfigError(f"ipc is {ipc} but the pool has {pool.ipc} images a class; sample a larger pool.")
-    points = embed_set(network, space, pool.images, pool.labels)
-    right = recognised(network, pool.split)
+    points = space.points(pool.images, pool.labels)
+    right = torch.stack([recognised(network, pool.split) for network in space.networks]).all(0)
     chosen = []
     for label, name in enumerate(pool.classes):
         real = space.of_class(label)
@@ -43,4 +43,4 @@ def select(
         chosen.append(candidates[torch.from_numpy(picks)])
         yield {"class": name, "left_out": len(members) - len(usable)}
     keep = torch.cat(chosen)
-    return SurrogateSet(pool.images[keep], pool.labels[keep], pool.classes, dict(pool.meta))
+    return replace(pool.take(keep), soft_labels=None)

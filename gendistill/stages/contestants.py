@@ -36,7 +36,16 @@ def of_sets(surrogates: Sequence[SurrogateSet]) -> list[Contestant]:
 def _of_set(surrogate: SurrogateSet) -> Contestant:
     meta = surrogate.meta
     named = meta.get("method", "unknown"), meta.get("stage"), surrogate.ipc, (surrogate.split,), meta.get("space")
-    return Contestant(*named, identity=surrogate.content_hash())
+    targets = () if surrogate.weights is None else (_weighted(surrogate, surrogate.weights),)
+    return Contestant(*named, targets=targets, identity=surrogate.content_hash())
+
+
+def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> Targets:
+    """Hard labels that count as much as the images' weights: cross-entropy is linear in its targets."""
+    split = surrogate.split
+    onehot = torch.nn.functional.one_hot(split.labels, len(surrogate.classes)).float()
+    share = weights.repeat_interleave(surrogate.factor**2)
+    return Targets(hash_tensors({"weights": weights}), 1.0, table=share[:, None] * onehot)
 
 
 def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:

@@ -29,6 +29,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
+from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RUNS = "runs.jsonl"  # finished trainings, for resume
@@ -171,17 +172,15 @@ def table(summary: dict[str, Any]) -> str:
     """The rows as aligned text, accuracies in per cent; hard labels first where there are others."""
     rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
     soft = any(row["labels"] != "hard" for row in rows)
-    width = max(len(_recipe(row)) for row in rows)
-    lines = [
-        f"{'IPC':>4}  {'set':<30} {'labels' if soft else '':<{width if soft else 0}} "
-        f"{'accuracy %':>12}  {'95 % against random':>20}  verdict"
-    ]
+    width = 2 + max(len(_recipe(row)) for row in rows) if soft else 0
+    head = "labels" if soft else ""
+    lines = [f"{'IPC':>4}  {'set':<30}{head:<{width}} {'accuracy %':>12}  {'95 % against random':>20}  verdict"]
     for row in rows:
         interval = row["ci95_vs_random"]
         gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
-        labels = f"{_recipe(row) if soft else '':<{width if soft else 0}}"
+        labels = f"{_recipe(row) if soft else '':<{width}}"
         lines.append(
-            f"{row['ipc'] or '':>4}  {row_label(row):<30} {labels} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
+            f"{row['ipc'] or '':>4}  {row_label(row):<30}{labels} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
             f"  {gain:>20}  {row['verdict']}"
         )
     return "\n".join(lines)
@@ -213,6 +212,7 @@ def main(command: EvaluateCommand) -> None:
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     target, config = command.output_dir, section(command, EvaluateConfig)
     with output(command, command.data.folder, command.teacher, *paths):
+        paths = [find_surrogate(path, command.revision) for path in paths]
         data = read_data(command.data)
         run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
     print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))

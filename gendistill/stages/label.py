@@ -25,6 +25,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
+from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest, seal
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -139,6 +140,7 @@ def summary(folder: Path) -> str:
 def main(command: LabelCommand) -> None:
     runtime.check_processes(1)
     with output(command, command.surrogate, command.teacher):
+        surrogate = find_surrogate(command.surrogate, command.revision)
         config = section(command, LabelConfig)
-        run_stage(command.surrogate, command.teacher, config, command.output_dir, seed=command.seed)
+        run_stage(surrogate, command.teacher, config, command.output_dir, seed=command.seed)
     print(summary(command.output_dir))

@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,7 @@ from gendistill.errors import ArtifactError, GendistillError, StorageError
 
 RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
+RESUME = "What was finished is kept: make room and go on with --resume_from_checkpoint latest."
 
 
 @contextlib.contextmanager
@@ -52,6 +53,70 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
             shutil.rmtree(_aside(path))
 
 
+@contextlib.contextmanager
+def plain_output(target: Path, overwrite: bool, record_name: str, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+    """A folder to write in that becomes ``target`` when the block ends without an error, for commands without resume.
+
+    It holds an empty ``record_name`` from the start, to be written over with what the command did, a JSON object with
+    ``command`` and ``versions`` among others: by it a later --overwrite knows the folder. The old folder stays in place
+    until the new one is whole; after an error nothing new is left, and of a kill only ``NAME.partial``, which the next
+    command starts anew.
+
+    Raises:
+        ArtifactError: the folder holds something else, holds one of ``inputs``, or cannot be written.
+        StorageError: the disk took no more.
+    """
+    _check_place(target, inputs)
+    partial = partial_of(target)
+    for path in (target, partial, _aside(target)):
+        ours = _wrote(path / record_name, begun=path == partial)
+        if path == target and ours and not overwrite:
+            raise ArtifactError(
+                f"output_dir {target} is not empty. Replace it with --overwrite, or give another --output_dir."
+            )
+        if not ours and (_has_files(path) or path.is_file()):
+            raise ArtifactError(
+                f"{path} was not written by this command, so it is not overwritten. Delete it yourself, or give "
+                "another --output_dir."
+            )
+    _check_writable(target)
+    with storage_errors(target, "Nothing was kept: make room and give the command again."):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            (partial / record_name).touch()
+            yield partial
+            _swap(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _wrote(record: Path, *, begun: bool) -> bool:
+    """Whether a record is one of ours, finished, or empty where the work had only ``begun``."""
+    try:
+        text = record.read_text(encoding="utf-8")
+        found = json.loads(text) if text or not begun else {"command": "", "versions": {}}
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"command", "versions"} <= found.keys()
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Let ``partial`` appear as ``target``, and what stood there go."""
+    replaces = target.is_dir()
+    if replaces:
+        shutil.rmtree(_aside(target), ignore_errors=True)
+        target.rename(_aside(target))
+    try:
+        partial.rename(target)
+    except BaseException:
+        if replaces:
+            _aside(target).rename(target)
+        raise
+    shutil.rmtree(_aside(target), ignore_errors=True)
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(path.name + ".replaced")
 
@@ -65,7 +130,7 @@ def _set_aside(places: tuple[Path, ...]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, advice: str = RESUME) -> Iterator[None]:
     """Turn the error of a write that found no room into a StorageError that says how to go on."""
     try:
         yield
@@ -74,10 +139,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise StorageError(
-            f"The disk of {folder.parent} took no more ({error}). What was finished is kept: make room and go on with "
-            "--resume_from_checkpoint latest."
-        ) from error
+        raise StorageError(f"The disk of {folder.parent} took no more ({error}). {advice}") from error
 
 
 def partial_of(path: Path) -> Path:
@@ -115,11 +177,7 @@ def read_record(folder: Path) -> dict | None:
 
 def _check(options: StageOptions, inputs: list[Path]) -> None:
     folder = options.output_dir
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
-    for path in inputs:
-        if folder.resolve() in (path.resolve(), *path.resolve().parents):
-            raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
+    _check_place(folder, inputs)
     places = (folder, partial_of(folder))
     found = [path for path in places if _has_files(path)]
     touched = [*found, *(_aside(path) for path in found)] if options.overwrite else found
@@ -135,6 +193,14 @@ def _check(options: StageOptions, inputs: list[Path]) -> None:
             "--overwrite, or give another --output_dir."
         )
     _check_writable(folder)
+
+
+def _check_place(folder: Path, inputs: Sequence[Path]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+    for path in inputs:
+        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
 
 
 def _has_files(folder: Path) -> bool:

@@ -1,21 +1,33 @@
-"""Refine stage: surrogate set + teacher -> ``selected/ipc-K`` and the refined ``ipc-K``."""
+"""Refine stage: surrogate set + teachers -> ``selected/ipc-K`` and the refined ``ipc-K``."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import DataConfig, RefineConfig, section, sizes
+from gendistill.config import DataConfig, ObjectiveConfig, RefineConfig, section, sizes
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import refine as refine_loop
-from gendistill.refine.barycenter import require_batch_norm
+from gendistill.refine.barycenter import Objective, Targets, matched_targets, refine_chunk, require_batch_norm
+from gendistill.refine.gate import gate
+from gendistill.refine.pack import pack
+from gendistill.refine.region import Crops, Region, chunks
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
+from gendistill.seeding import derive
 from gendistill.stages.folders import (
     StageFolder,
     command_line,
@@ -26,68 +38,178 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.output import output
+from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
+
+CHUNKS = "chunks"  # refined images of an interrupted stage
 
 
 def refine_set(
     pool: SurrogateSet,
-    teacher: Teacher,
+    teacher: Teacher | Sequence[Teacher],
     data: RealData,
     ipc: int,
     config: RefineConfig | None = None,
     *,
     seed: int = 0,
+    held_out: Teacher | None = None,
     folder: StageFolder | None = None,
+    space: GroundSpace | None = None,
 ) -> tuple[SurrogateSet, SurrogateSet]:
-    """(selected, refined): one image of the pool for each barycenter atom, then the same images refined."""
-    config = config or RefineConfig()
-    check_inputs(pool, teacher, data, config)
-    log = folder.log if folder else None
+    """(selected, refined): one image of the pool for each barycenter atom, then the same images refined.
+
+    With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one.
+    """
+    config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    check_inputs(pool, teachers, data, config)
+    if space is None:
+        space = ground_space(teachers, data, config)
+    log, start, whole = folder.log if folder else None, time.perf_counter(), ipc * config.pack**2
+    if config.select:
+        loop = select(pool, space, ipc=whole, seed=seed)
+        chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
+    else:
+        chosen = replace(pool.prefix(whole), soft_labels=None)
+    name = "select" if config.select else None
+    selected = with_meta(chosen, teachers, "select" if config.select else chosen.meta.get("stage"), name, start)
     start = time.perf_counter()
-    network = teacher.network.to(runtime.device())
-    space = GroundSpace.build(teacher.statistics, data.train, config.pixel_weight)
-    loop = select(pool, network, space, ipc=ipc, seed=seed)
-    chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
-    selected = _with_meta(chosen, teacher, "select", start)
-    start = time.perf_counter()
-    steps = refine_loop(
-        selected,
-        network,
-        teacher.statistics,
+    refined = refine_images(selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}")
+    made = with_meta(refined, teachers, "refined", "barycenter" if config.steps else None, start)
+    if config.pack > 1:
+        made = with_meta(pack(made, config.pack), teachers, "refined", "pack", time.perf_counter())
+    return selected, made
+
+
+def ground_space(teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> GroundSpace:
+    """The space of these teachers, their networks on this process's device."""
+    for teacher in teachers:
+        teacher.network.to(runtime.device())
+    return GroundSpace.build(teachers, data.train, config.pixel_weight)
+
+
+def refine_images(
+    start: SurrogateSet,
+    space: GroundSpace,
+    config: ObjectiveConfig,
+    *,
+    seed: int,
+    held_out: Teacher | None = None,
+    folder: StageFolder | None = None,
+    label: str = "",
+) -> SurrogateSet:
+    """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
+
+    meta has the mean class W2 before and after, and what the gate refused.
+    """
+    points = space.points(start.images, start.labels)
+    targets = matched_targets(points, start.labels, space, weights=config.weights, solver=config.solver)
+    images = start.images.clone()
+    parts = list(chunks(start.labels, config.batch_size))
+    state, store = runtime.processes(), folder.path / CHUNKS / label.replace(" ", "-") if folder else None
+    total = config.steps * len(parts[state.process_index :: state.num_processes])
+    done = 0
+    for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
+        kept = store / f"{i:05d}.safetensors" if store else None
+        if kept is None or not kept.is_file():
+            own = Targets(targets.atoms[positions], targets.weights[positions])
+            loop = _refine_chunk(start, own, space, config, positions, derive(seed, "refine"))
+            log = folder.log if folder else None
+            made = follow(loop, f"refine {label}", total, start=done, log=log, stage="refine", set=label, chunk=i)
+            images[positions] = made
+            if kept is not None:
+                _keep(kept, made)
+        done += config.steps
+    state.wait_for_everyone()
+    if store is not None:
+        for i, positions in enumerate(parts):
+            images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
+    return _judged(start, images, targets, space, config, held_out.network if held_out else None)
+
+
+def _refine_chunk(
+    start: SurrogateSet, targets: Targets, space: GroundSpace, config: ObjectiveConfig, positions: Tensor, seed: int
+) -> Any:
+    device = runtime.device()
+    return refine_chunk(
+        start.images[positions],
+        start.labels[positions],
+        targets,
         space,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        trust_region=config.trust_region,
-        feature_weight=config.feature_weight,
-        batch_norm_weight=config.batch_norm_weight,
-        cross_entropy_weight=config.cross_entropy_weight,
+        objective=Objective(
+            features=config.feature_weight,
+            batch_norm=config.batch_norm_weight,
+            cross_entropy=config.cross_entropy_weight,
+            feature_form=config.feature_loss,
+            batch_norm_form=config.batch_norm_loss,
+        ),
+        region=Region(
+            bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
+        ),
+        crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
+        positions=positions,
+        total=len(start.labels),
+        bf16=config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and runtime.native_bf16(device)),
     )
-    refined = follow(steps, f"refine ipc {ipc}", config.steps, log=log, stage="refine", ipc=ipc)
-    return selected, _with_meta(refined, teacher, "refined", start)
 
 
-def _with_meta(made: SurrogateSet, teacher: Teacher, stage: str, start: float) -> SurrogateSet:
-    name = "select" if stage == "select" else "barycenter"
+def _keep(path: Path, images: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    save_file({"images": images.contiguous()}, partial)
+    partial.replace(path)
+
+
+def _judged(
+    start: SurrogateSet,
+    images: Tensor,
+    targets: Targets,
+    space: GroundSpace,
+    config: ObjectiveConfig,
+    held_out: nn.Module | None,
+) -> SurrogateSet:
+    """The set with its W2 in meta, and with the images that the gate keeps where there is one."""
+    weights = targets.weights if config.weights == "free" else None
+    verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=held_out)
+    meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
+    if isinstance(config, RefineConfig) and config.gate:
+        images = torch.where(verdict.kept[:, None, None, None], images, start.images)
+        meta["w2"]["after"] = verdict.after
+        meta["gate"] = {
+            "images": len(images),
+            "kept": int(verdict.kept.sum()),
+            "refused_images": verdict.images,
+            "refused_classes": verdict.classes,
+        }
+    return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)
+
+
+def with_meta(
+    made: SurrogateSet, teachers: Sequence[Teacher], stage: str | None, name: str | None, start: float
+) -> SurrogateSet:
+    """The set with this step, its seconds since ``start`` and its teachers in the provenance."""
     meta = made.meta | {
         "stage": stage,
-        "stages": [*made.meta.get("stages", []), name],
-        "teacher_hash": teacher.hash(),
-        "seconds": {**made.meta.get("seconds", {}), name: round(time.perf_counter() - start, 2)},
+        "stages": [*made.meta.get("stages", []), *([name] if name else [])],
+        "teacher_hash": teachers[0].hash() if len(teachers) == 1 else [teacher.hash() for teacher in teachers],
+        "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
         "command": command_line(),
         "versions": versions(),
     }
-    return SurrogateSet(made.images, made.labels, made.classes, meta)
+    return replace(made, meta=meta)
 
 
-def check_inputs(pool: SurrogateSet, teacher: Teacher, data: RealData, config: RefineConfig) -> None:
+def check_inputs(pool: SurrogateSet, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
     """Refuse sets and teachers that do not belong together, before any work."""
-    if config.steps:
-        require_batch_norm(teacher.network, config.batch_norm_weight)
-    if pool.classes != teacher.classes:
-        raise ArtifactError(
-            f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
-            "expected the same in the same order."
-        )
+    for teacher in teachers:
+        if config.steps:
+            require_batch_norm(teacher.network, config.batch_norm_weight)
+        if pool.classes != teacher.classes:
+            raise ArtifactError(
+                f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
+                "expected the same in the same order."
+            )
     if pool.factor > 1:
         raise ArtifactError(
             f"Every stored image of the surrogate set holds {pool.factor}x{pool.factor} views; refinement takes whole "
@@ -100,27 +222,51 @@ def check_inputs(pool: SurrogateSet, teacher: Teacher, data: RealData, config: R
 
 def run_stage(
     surrogate: Path,
-    teacher_dir: Path,
+    teacher_dirs: Sequence[Path],
     data: RealData,
     config: RefineConfig,
     target: Path,
     *,
     seed: int,
+    held_out_dir: Path | None = None,
     log_path: Path | None = None,
 ) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings."""
-    pool, teacher = SurrogateSet.load(surrogate), Teacher.from_pretrained(teacher_dir)
-    check_inputs(pool, teacher, data, config)
-    settings = stage_settings(config, seed, surrogate=pool.content_hash(), teacher=teacher.hash())
+    """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
+    pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
+    held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
+    check_inputs(pool, teachers, data, config)
+    hashes = [teacher.hash() for teacher in teachers]
+    settings = stage_settings(
+        config,
+        seed,
+        surrogate=pool.content_hash(),
+        teacher=hashes[0] if len(hashes) == 1 else hashes,
+        held_out=held_out.hash() if held_out else None,
+    )
     if finished(target, "refine", settings):
         return target
-    with stage_folder(target, "refine", settings, log_path=log_path) as folder:
+    main_process = runtime.processes().is_main_process
+    with stage_folder(
+        target, "refine", settings, keep_partial=True, log_path=log_path, main_process=main_process
+    ) as folder:
+        runtime.processes().wait_for_everyone()
+        space = ground_space(teachers, data, config)
         for ipc in sizes(config.ipc):
-            selected, refined = refine_set(pool, teacher, data, ipc, config, seed=seed, folder=folder)
-            selected.save(folder.path / "selected" / f"ipc-{ipc}")
-            refined.save(folder.path / f"ipc-{ipc}")
-            folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
+            selected, refined = refine_set(
+                pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space
+            )
+            if main_process:
+                _write(selected, folder.path / "selected" / f"ipc-{ipc}")
+                _write(refined, folder.path / f"ipc-{ipc}")
+                folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
+        folder.scaffold = (CHUNKS,)
     return target
+
+
+def _write(made: SurrogateSet, target: Path) -> None:
+    """Save anew: an interrupted stage may have left a part of it."""
+    shutil.rmtree(target, ignore_errors=True)
+    made.save(target)
 
 
 def teacher_data(folder: Path) -> RealData:
@@ -135,7 +281,19 @@ def teacher_data(folder: Path) -> RealData:
 
 
 def main(command: RefineCommand) -> None:
-    runtime.check_processes(1)
-    with output(command, command.surrogate, command.teacher):
-        data, config = teacher_data(command.teacher), section(command, RefineConfig)
-        run_stage(command.surrogate, command.teacher, data, config, command.output_dir, seed=command.seed)
+    runtime.check_processes(command.num_processes)
+    state = runtime.processes()
+    teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
+    inputs = (command.surrogate, *teachers, command.held_out)
+    with output(command, *inputs) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        data, config = teacher_data(teachers[0]), section(command, RefineConfig)
+        run_stage(
+            find_surrogate(command.surrogate, command.revision),
+            teachers,
+            data,
+            config,
+            command.output_dir,
+            seed=command.seed,
+            held_out_dir=command.held_out,
+        )

@@ -15,17 +15,22 @@ from gendistill.config import DataConfig
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
+from gendistill.evaluate.copies import FEATURES
 from gendistill.evaluate.judge import RANDOM
+from gendistill.evaluate.projection import Projection, project_sets
 from gendistill.evaluate.report import RANDOM_LABEL, RunFacts, render
+from gendistill.networks.teacher import FILE, Teacher
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import LABELS, row_label
 from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of
+from gendistill.stages.show import teacher_features
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
 
 REPORT = "report.html"
 SUMMARY = Path("evaluation") / "summary.json"
-STAGES = ("teacher", "generator", "samples", "refined", "evaluation")
+TEACHER = "teacher"
+STAGES = (TEACHER, "generator", "samples", "refined", "evaluation")
 SETS = {
     "base": Path("samples") / "base",
     "samples": Path("samples"),
@@ -62,13 +67,15 @@ def gather(run: Path, data: RealData) -> RunFacts:
     records = [_read(run, Path(name) / RECORD, json.loads) for name in STAGES if (run / name / RECORD).is_file()]
     rows = [{**row, "label": row_label(row)} for row in summary["rows"]]
     sizes = sorted({row["ipc"] for row in rows if row["ipc"] is not None})
+    sets = {ipc: found for ipc in sizes if (found := load_sets(run, data, ipc, summary["seed"]))}
     return RunFacts(
         data=data,
         summary={**summary, "rows": rows},
         records=records,
         config=config,
         date=_date(run),
-        sets={ipc: found for ipc in sizes if (found := load_sets(run, data, ipc, summary["seed"]))},
+        sets=sets,
+        projection=projection(run, data, sets[max(sets)]) if sets else None,
     )
 
 
@@ -79,6 +86,14 @@ def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, Surro
     if not found:
         return {}
     return {RANDOM_LABEL: distill(data, RANDOM, ipc, seed=derive(seed, "random draw", 0)), **found}
+
+
+def projection(run: Path, data: RealData, sets: dict[str, SurrogateSet]) -> Projection | None:
+    """The sets among the training images by PCA of the features of the run's teacher, where it is there."""
+    if not (run / TEACHER / FILE).is_file():
+        return None
+    embed = teacher_features(Teacher.from_pretrained(run / TEACHER))
+    return project_sets(data, {label: made.split for label, made in sets.items()}, embed, space=FEATURES)
 
 
 def _read(run: Path, name: Path, parse: Callable[[str], Any]) -> Any:

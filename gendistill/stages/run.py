@@ -19,6 +19,7 @@ from gendistill.networks.registry import build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.barycenter import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
+from gendistill.stages.evidence import record_evidence
 from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folders import difference, read_data
 from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
@@ -56,7 +57,7 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
     finetune.run_stage(data, config.finetune, out / "generator", seed=seed, log_path=log)
     sample.run_stage(out / "generator", config.sample, out / "samples", seed=seed, data=data, log_path=log)
     refine.run_stage(
-        out / "samples" / "pool", out / "teacher", data, config.refine, out / "refined", seed=seed, log_path=log
+        out / "samples" / "pool", [out / "teacher"], data, config.refine, out / "refined", seed=seed, log_path=log
     )
     evaluate.run_stage(
         data,
@@ -67,8 +68,10 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
         teacher_dir=out / "teacher",
         log_path=log,
     )
+    summary = json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    record_evidence(surrogate_folders(config), summary, data)
     report.write_report(out, data)
-    return json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def surrogate_folders(config: RunConfig) -> list[Path]:

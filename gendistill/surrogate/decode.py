@@ -30,7 +30,7 @@ def decode(images: Tensor, factor: int) -> Tensor:
         raise ValueError(f"factor is {factor}; expected 1 to {min(height, width)} for {width}x{height} images.")
     if factor == 1:
         return images
-    rows, columns = _bounds(height, factor), _bounds(width, factor)
+    rows, columns = bounds(height, factor), bounds(width, factor)
     tiles = [
         F.interpolate(images[..., top:bottom, left:right].float(), (height, width), mode="bilinear")
         for top, bottom in rows
@@ -39,7 +39,8 @@ def decode(images: Tensor, factor: int) -> Tensor:
     return torch.stack(tiles, 1).flatten(0, 1).round_().to(torch.uint8)
 
 
-def _bounds(side: int, factor: int) -> list[tuple[int, int]]:
+def bounds(side: int, factor: int) -> list[tuple[int, int]]:
+    """First pixel and the one after the last of each tile along a side."""
     ends = [round(side * i / factor) for i in range(factor + 1)]
     return list(pairwise(ends))
 

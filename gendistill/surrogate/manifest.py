@@ -50,14 +50,20 @@ def seal(
         "checksums": hash_bytes(lines.encode()),
         **meta,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_json(manifest) + "\n", encoding="utf-8")
     write_card(folder, manifest)
     return manifest
 
 
+def _json(value: Any) -> str:
+    """Readable text that UTF-8 can hold: names that are no Unicode (folders in another encoding) are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text if text.isascii() or text.encode(errors="replace").decode() == text else json.dumps(value, indent=2)
+
+
 COUNTED = {
     "format", "classes", "folders", "counts", "ipc", "image_size", "channels", "stored_images", "decoded_images",
-    "factor", "bytes", "checksums",
+    "factor", "bytes", "checksums", "weights",
 }  # fmt: skip
 
 
@@ -96,6 +102,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         wrong = ["classes", "folders", "counts"]
     if not wrong and sum(manifest["counts"]) != manifest["stored_images"]:
         wrong = ["counts", "stored_images"]
+    weights = manifest.get("weights")
+    if not wrong and weights is not None and len(weights) != manifest["stored_images"]:
+        wrong = ["weights", "stored_images"]
     if wrong:
         raise ArtifactError(f"{path} is damaged: look at {', '.join(wrong)}.")
     for name in manifest["folders"]:
@@ -120,6 +129,7 @@ _SHAPE: dict[str, Callable[[Any], bool]] = {
     "channels": lambda v: v in (1, 3),
     "stored_images": _count(1),
     "factor": _count(1),
+    "weights": lambda v: v is None or (isinstance(v, list) and all(isinstance(w, float) and w > 0 for w in v)),
 }
 
 

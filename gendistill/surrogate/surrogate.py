@@ -24,6 +24,7 @@ class SurrogateSet:
     """Stored images uint8 (N,C,H,W) with labels (N,) into ``classes``; ``meta`` is the provenance for the manifest.
 
     Every stored image holds ``factor`` x ``factor`` views to train on (decode.py); soft labels belong to the views.
+    ``weights`` (N,), of mean 1 in every class, say how much each stored image counts in training; None is 1 for all.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class SurrogateSet:
     meta: dict[str, Any] = field(default_factory=dict)
     factor: int = 1
     soft_labels: SoftLabels | None = None
+    weights: Tensor | None = None
 
     @property
     def ipc(self) -> int:
@@ -61,7 +63,12 @@ class SurrogateSet:
         views = (index[:, None] * self.factor**2 + torch.arange(self.factor**2)).flatten()
         soft = self.soft_labels.take(views) if self.soft_labels else None
         return replace(
-            self, images=self.images[index], labels=self.labels[index], meta=dict(self.meta), soft_labels=soft
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            meta=dict(self.meta),
+            soft_labels=soft,
+            weights=None if self.weights is None else self.weights[index],
         )
 
     def prefix(self, ipc: int) -> SurrogateSet:
@@ -77,11 +84,13 @@ class SurrogateSet:
         return self.take(torch.cat([torch.nonzero(self.labels == c).flatten()[:ipc] for c in range(len(self.classes))]))
 
     def content_hash(self) -> str:
-        """Of pixels, labels, class names, decode factor and soft labels."""
+        """Of pixels, labels, class names, decode factor, weights and soft labels."""
         names = torch.frombuffer(bytearray("\0".join(self.classes).encode(errors="replace")), dtype=torch.uint8)
         tensors = {"images": self.images, "labels": self.labels, "classes": names}
         if self.factor > 1:
             tensors["factor"] = torch.tensor(self.factor)
+        if self.weights is not None:
+            tensors["weights"] = self.weights
         if self.soft_labels:
             tensors |= {f"soft {k}": v for k, v in self.soft_labels.fingerprint().items()}
         return hash_tensors(tensors)
@@ -103,7 +112,8 @@ class SurrogateSet:
         if self.soft_labels:
             ordered = torch.equal(order, torch.arange(len(order)))
             (self if ordered else self.take(order)).soft_labels.save(folder)  # type: ignore[union-attr]
-        seal(folder, self.classes, self.images.shape[1:], self.meta, factor=self.factor)
+        weights = {} if self.weights is None else {"weights": self.weights[order].tolist()}
+        seal(folder, self.classes, self.images.shape[1:], {**self.meta, **weights}, factor=self.factor)
 
     @classmethod
     def load(cls, folder: str | Path) -> SurrogateSet:
@@ -124,4 +134,5 @@ class SurrogateSet:
             {k: v for k, v in manifest.items() if k not in COUNTED},
             manifest["factor"],
             SoftLabels.load(folder, len(images) * manifest["factor"] ** 2),
+            torch.tensor(manifest["weights"]) if "weights" in manifest else None,
         )

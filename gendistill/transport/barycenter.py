@@ -1,55 +1,183 @@
-"""Wasserstein barycenters, assignments and distances; every optimal-transport solve is POT's.
+"""Wasserstein barycenters of a class's points by POT: exact or entropic, with fixed or free weights.
 
-Legend: points (n,d) a class's real features, each of mass 1/n; atoms (k,d) of mass 1/k; float64 NumPy inside.
+Legend: points (n,d) a class's real features, of mass (n,), sum 1; atoms (k,d) of weights (k,), sum 1; plan (k,n);
+float64 NumPy inside. For ONE measure the barycenter is its best k-point approximation,
+
+    min over atoms (and weights) of W2^2(sum_j weights_j delta_atom_j, sum_i mass_i delta_point_i).
+
+All solvers see the points with mean 0 and variance 1 (mean squared distance to the mean), hence the same path whatever
+the place and unit of the features; ``tolerance`` and ``reg`` are in units of that variance.
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import ot
-from sklearn.cluster import KMeans
+from numpy.typing import ArrayLike
 
-from gendistill.seeding import derive
+from gendistill.transport.kmeans import at_most, kmeans_atoms, lloyd
+from gendistill.transport.plans import as_mass, as_points, assign, same_dimension, transport, wasserstein2
+
+__all__ = ["Barycenter", "assign", "barycenter", "kmeans_atoms", "solve_barycenter", "wasserstein2"]
+
+POT_POINTS = 10_000  # POT's barycenter cannot raise its plans' pivot limit, which larger classes meet
+ENTROPY = 0.03  # variances
+SINKHORN_STEPS = 2_000  # per plan; POT's barycenter takes 1000 unless told
+UNDERFLOW = 600  # cost / reg; exp(-745) is 0
+MISSED = 1e-3  # share of the mass that an entropic plan may leave in the wrong place
 
 
-def barycenter(points: np.ndarray, init: np.ndarray, max_iterations: int = 100, tolerance: float = 1e-9) -> np.ndarray:
-    """The k atoms of mass 1/k nearest to the points in W2, from ``init`` (k,d); row j descends from init's row j.
+@dataclass(frozen=True)
+class Barycenter:
+    """``atoms`` (k,d), ``weights`` (k,) > 0 of sum 1, ``w2`` their exact W2^2 to the points, ``iterations`` taken."""
 
-    min over X of W2^2((1/k) sum_j delta_X_j, (1/n) sum_i delta_p_i), by alternating the exact plan with barycentric
-    projection (Cuturi & Doucet 2014, algorithm 2 with fixed weights). WMDD (2311.18531) runs it in feature space.
+    atoms: np.ndarray
+    weights: np.ndarray
+    w2: float
+    iterations: int
+
+
+def solve_barycenter(
+    points: ArrayLike,
+    start: int | ArrayLike,
+    *,
+    weights: Literal["fixed", "free"] = "fixed",
+    solver: Literal["exact", "sinkhorn"] = "exact",
+    reg: float | None = None,
+    mass: ArrayLike | None = None,
+    seed: int = 0,
+    max_iterations: int = 300,
+    tolerance: float = 1e-7,
+) -> Barycenter:
+    """The barycenter of ``points`` with atoms descending from ``start``: (k,d), or k for the centres of k-means.
+
+    Row j of the result descends from row j of the start. ``fixed`` weights are 1/k: Cuturi & Doucet 2014, algorithm 2
+    without its weight step, which WMDD (2311.18531) runs in feature space. ``free`` ones are chosen too: k-means, the
+    better of its descents from the start and from the atoms of fixed weights, so that it never ends above those.
+    ``sinkhorn`` takes entropic plans of strength ``reg`` (0.03 variances unless told), which draw atoms to the mean.
+    ``mass`` (n,) of any positive sum; points without mass are left out. ``seed`` is for the k-means start.
+    Stops when the atoms' squared moves sum to ``tolerance``, and warns where ``max_iterations`` ends it before.
+
+    Raises:
+        ValueError: an option or input that cannot work, or more atoms than points with mass.
+        RuntimeError: a plan did not converge.
     """
-    points, init = np.asarray(points, np.float64), np.asarray(init, np.float64)
-    if points.ndim != 2 or init.ndim != 2 or points.shape[1] != init.shape[1]:
-        raise ValueError(f"points {points.shape} and init {init.shape} must be (n,d) and (k,d) with one d.")
-    if len(init) > len(points):
-        raise ValueError(f"{len(init)} atoms for {len(points)} points; expected at most as many atoms as points.")
-    mass = np.full(len(points), 1 / len(points))
-    return ot.lp.free_support_barycenter([points], [mass], init, numItermax=max_iterations, stopThr=tolerance)
+    _check(weights, solver, reg, max_iterations, tolerance)
+    problem = _Problem.of(points, start, mass, seed)
+    stop = max_iterations, tolerance
+    if solver == "exact":
+        atoms, w2, iterations = _exact(problem, *stop)
+    else:
+        atoms, w2, iterations = _entropic(problem, ENTROPY if reg is None else reg, *stop)
+    share = problem.share
+    if weights == "free":
+        descents = [lloyd(problem.points, problem.mass, begin, *stop) for begin in (problem.init, atoms)]
+        atoms, share, w2, iterations = min(descents, key=lambda descent: descent[2])
+    if iterations >= max_iterations:
+        warnings.warn(f"The barycenter stopped at max_iterations = {max_iterations}; it may still move.", stacklevel=2)
+    return Barycenter(atoms * problem.scale + problem.mean, share, w2 * problem.scale**2, iterations)
 
 
-def kmeans_atoms(points: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Centres (k,d) of k-means: the barycenter with free weights, and a good start for the one with equal weights."""
-    clusters = KMeans(count, n_init=4, random_state=derive(seed, "kmeans") % 2**32)
-    return clusters.fit(np.asarray(points, np.float64)).cluster_centers_
+def barycenter(points: ArrayLike, init: ArrayLike, max_iterations: int = 100, tolerance: float = 1e-9) -> np.ndarray:
+    """The atoms (k,d) of mass 1/k nearest to the points in W2, row j from init's row j (see ``solve_barycenter``)."""
+    init = as_points("init", init)
+    return solve_barycenter(points, init, max_iterations=max_iterations, tolerance=tolerance).atoms
 
 
-def wasserstein2(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared 2-Wasserstein distance between two point clouds of uniform mass, exact."""
-    cost = ot.dist(np.asarray(x, np.float64), np.asarray(y, np.float64))
-    return float(ot.emd2(ot.unif(len(x)), ot.unif(len(y)), cost))
+@dataclass(frozen=True)
+class _Problem:
+    """Points (n,d) with ``mass`` > 0 and the start ``init`` (k,d), both as (x - mean) / scale; ``share`` (k,) is 1/k."""
+
+    points: np.ndarray
+    mass: np.ndarray
+    init: np.ndarray
+    share: np.ndarray
+    mean: np.ndarray
+    scale: float
+
+    @classmethod
+    def of(cls, points: ArrayLike, start: int | ArrayLike, mass: ArrayLike | None, seed: int) -> _Problem:
+        """Checked and scaled, with a start by k-means where only its size is given."""
+        points = as_points("points", points)
+        mass = as_mass("mass", mass, len(points))
+        points, mass = points[mass > 0], mass[mass > 0]
+        mean = mass @ points
+        scale = float(np.sqrt(mass @ np.square(points - mean).sum(1))) or 1.0
+        unit = (points - mean) / scale
+        if isinstance(start, int | np.integer):
+            init = kmeans_atoms(unit, int(start), seed, mass)
+        else:
+            given = as_points("init", start)
+            same_dimension(points=points, init=given)
+            at_most(len(given), len(points))
+            init = (given - mean) / scale
+        return cls(unit, mass, init, np.full(len(init), 1 / len(init)), mean, scale)
 
 
-def assign(targets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """For each target (k,d) its own candidate (n,d), n >= k: positions (k,) that minimise the total squared distance.
+def _exact(p: _Problem, max_iterations: int, tolerance: float) -> tuple[np.ndarray, float, int]:
+    """Atoms of fixed weights, W2^2 and iterations: exact plan, barycentric projection, and so on.
 
-    One exact transport: a dummy target of mass n - k takes at no cost what nobody needs, so the plan is a 0-1 matrix.
+    POT's alternation comes first. The loop after it is the same with plans that are known to be optimal: it confirms
+    POT's atoms and measures them, or goes on where POT's plans were cut short.
     """
-    k, n = len(targets), len(candidates)
-    if n < k:
-        raise ValueError(f"{k} targets need as many candidates; got {n}.")
-    cost = ot.dist(np.asarray(targets, np.float64), np.asarray(candidates, np.float64))
-    mass = np.ones(k)
-    if n > k:
-        cost, mass = np.vstack([cost, np.zeros((1, n))]), np.append(mass, float(n - k))
-    plan = ot.emd(mass, np.ones(n), cost, numItermax=1_000_000)
-    return plan[:k].argmax(1)
+    atoms, iterations = p.init, 0
+    if len(p.points) <= POT_POINTS:
+        atoms, log = ot.lp.free_support_barycenter(
+            [p.points], [p.mass], p.init, p.share, numItermax=max_iterations, stopThr=tolerance, log=True
+        )
+        iterations = len(log["displacement_square_norms"])
+    while True:
+        plan, w2 = transport(p.share, p.mass, ot.dist(atoms, p.points))
+        moved = plan @ p.points / p.share[:, None]
+        if iterations >= max_iterations or np.square(moved - atoms).sum() <= tolerance:
+            return atoms, w2, iterations
+        atoms, iterations = moved, iterations + 1
+
+
+def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) -> tuple[np.ndarray, float, int]:
+    """The same with Sinkhorn's plans; in logarithms, at 10 to 20 times the cost, only where others would underflow.
+
+    Raises:
+        RuntimeError: the last plan misses its marginals, or is not of numbers.
+    """
+    farthest = (np.linalg.norm(p.points, axis=1).max() + np.linalg.norm(p.init, axis=1).max()) ** 2
+    sinkhorn = {"method": "sinkhorn" if farthest < UNDERFLOW * reg else "sinkhorn_log", "warn": False}
+    atoms, log = ot.bregman.free_support_sinkhorn_barycenter(
+        [p.points],
+        [p.mass],
+        p.init,
+        reg,
+        p.share,
+        numItermax=max_iterations,
+        numInnerItermax=SINKHORN_STEPS,
+        stopThr=tolerance,
+        log=True,
+        **sinkhorn,
+    )
+    cost = ot.dist(atoms, p.points)
+    plan = ot.sinkhorn(p.share, p.mass, cost, reg, numItermax=SINKHORN_STEPS, **sinkhorn)
+    missed = np.abs(plan.sum(0) - p.mass).sum()
+    if not missed <= MISSED:  # NaN is not either
+        raise RuntimeError(
+            f"Sinkhorn's plans did not converge: {missed:.2g} of the mass is in the wrong place after {SINKHORN_STEPS} "
+            f'steps at reg = {reg:g}. Raise reg, or take solver="exact".'
+        )
+    return atoms, transport(p.share, p.mass, cost)[1], len(log["displacement_square_norms"])
+
+
+def _check(weights: str, solver: str, reg: float | None, max_iterations: int, tolerance: float) -> None:
+    """Refuse options that cannot work, naming the choices."""
+    if weights not in ("fixed", "free"):
+        raise ValueError(f"weights is {weights!r}; expected 'fixed' or 'free'.")
+    if solver not in ("exact", "sinkhorn"):
+        raise ValueError(f"solver is {solver!r}; expected 'exact' or 'sinkhorn'.")
+    if solver == "sinkhorn" and weights == "free":
+        raise ValueError("Free weights are solved by k-means, without entropy; expected solver='exact' with them.")
+    if reg is not None and (solver != "sinkhorn" or not 0 < reg < np.inf):
+        raise ValueError(f"reg is {reg} with solver={solver!r}; expected a positive number, with solver='sinkhorn'.")
+    if max_iterations < 1 or not tolerance >= 0:
+        raise ValueError(f"max_iterations is {max_iterations} and tolerance {tolerance}; expected >= 1 and >= 0.")

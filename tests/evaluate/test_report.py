@@ -19,10 +19,14 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import PROTOCOL, with_verdict
 from gendistill.evaluate.report.chart import chart, ticks
-from gendistill.evaluate.report.closest import closest, nearest
+from gendistill.evaluate.report.closest import closest_of_run
 from gendistill.evaluate.report.pictures import CELL, gallery
 from gendistill.evaluate.report.rows import ordered
-from gendistill.stages.evaluate import EvaluateConfig, baselines
+from gendistill.networks.registry import build_network
+from gendistill.networks.statistics import collect_statistics
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.contestants import baselines
+from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.report import load_sets, main, write_report
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -154,22 +158,41 @@ def test_absent_stages_are_left_out(tmp_path: Path, data: RealData) -> None:
     assert "generator, before minimax" in text_of(run, data)
 
 
-def test_copies_are_at_distance_zero_and_counted(tmp_path: Path, data: RealData) -> None:
+def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: RealData) -> None:
     page = text_of(make_run(tmp_path / "run", data, copies=True), data)
-    assert "4 of the 4 images of the refined set at IPC 2 are copies of a training image" in page
-    found = closest("refined set", make_set(data, 2, "refined", copies=True), data)
-    assert (found.duplicates, found.suspects, found.median) == (4, 4, 0.0)
-    assert all(pair.distance == 0 and pair.name == pair.real_name for pair in found.pairs)
-    assert closest("refined set", make_set(data, 2, "refined"), data).duplicates == 0
+    assert "4 of the 4 images of the refined set at IPC 2 are copies of training images, to the last pixel." in page
+    assert "test split is too good" not in page
+    found = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined", copies=True)}}, data)
+    assert found is not None
+    assert (found.median, found.measured) == (0.0, 4)
+    assert [pair.distance for pair in found.pairs] == ["a copy"] * 4
+    clean = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined")}}, data)
+    assert clean is not None
+    assert clean.copied.startswith("None of the 4 images")
+    assert all(pair.distance.endswith(" apart") for pair in clean.pairs)
 
 
-def test_nearest_agrees_with_all_pairs_whatever_the_block(data: RealData) -> None:
-    images, real = data.test.images, data.train.images
-    pairs = (images[:, None].double() - real[None].double()).square().mean((2, 3, 4)).sqrt()
-    for block in (1, 64 * 5, 1 << 20):
-        distances, where = nearest(images, real, block)
-        torch.testing.assert_close(distances, pairs.min(1).values)
-        assert torch.equal(where, pairs.argmin(1))
+def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
+    made = make_set(data, 2, "refined")
+    images = torch.cat([data.test.images[:1], data.validation.images[1:2], made.images[2:]])
+    found = closest_of_run({2: {"+ barycenter and BN": replace(made, images=images)}}, data)
+    assert found is not None
+    assert "1 is a copy of a test image, which the set must not have seen: what is measured with this" in found.copied
+    assert "1 is a copy of a validation image" in found.copied
+    assert [pair.distance for pair in found.pairs[:2]] == ["a copy of a test image", "a copy of a validation image"]
+
+
+def test_sets_are_drawn_among_the_real_images_of_the_teacher_s_features(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    assert "Among the real images" not in text_of(run, data)
+    network = build_network("convnet_bn", channels=1, image_size=8, classes=2, width=4)
+    spec = {"name": "convnet_bn", "channels": 1, "image_size": 8, "classes": 2, "width": 4}
+    Teacher(network, collect_statistics(network, data.train, 2), data.classes, spec).save_pretrained(run / "teacher")
+    page = text_of(run, data)
+    assert "Among the real images" in page
+    assert "Faint: 24 of the 24 training images." in page
+    assert "the teacher features of those training images vary most (PCA)" in page
+    assert page.count(": 4 images as dots among those of the real training images") == 3
 
 
 def test_random_pictures_are_the_first_draw_that_was_judged(tmp_path: Path, data: RealData) -> None:

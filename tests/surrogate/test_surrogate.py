@@ -4,7 +4,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,18 +14,7 @@ from gendistill.errors import ArtifactError
 from gendistill.surrogate.manifest import MANIFEST
 from gendistill.surrogate.names import folder_names
 from gendistill.surrogate.surrogate import SurrogateSet
-
-NASTY = (
-    "a/b", "/etc", "..", "../up", ".", ".hidden", "a.b.", "größe", "猫", "with space", " lead", "trail ", "100%",
-    "a%2Fb", "x" * 300, "é" * 90, "", "C:\\dir", "star*?", "a[1]", "{x}", "~user", "line\nbreak", "null\0byte",
-    "class-00001", "__dunder__", "#1",
-)  # fmt: skip
-
-
-def make(classes=("ant", "bee", "cow"), ipc=2, channels=3, **meta):
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (len(classes) * ipc, channels, 8, 8), generator=rng, dtype=torch.uint8)
-    return SurrogateSet(images, torch.arange(len(classes)).repeat_interleave(ipc), classes, meta)
+from tests.surrogate.sets import NASTY, make
 
 
 @pytest.fixture
@@ -184,7 +172,7 @@ def test_the_content_hash_depends_on_pixels_labels_and_names():
     assert len({s.content_hash() for s in (base, *others)}) == 4
 
 
-# the manifest and the card
+# the manifest
 
 
 def test_the_manifest_counts_what_is_stored(saved):
@@ -193,18 +181,6 @@ def test_the_manifest_counts_what_is_stored(saved):
     assert (manifest["ipc"], manifest["stored_images"], manifest["image_size"], manifest["channels"]) == (2, 6, 8, 3)
     assert manifest["bytes"] == {"images": size, "labels": 0}
     assert manifest["classes"] == manifest["folders"] == ["ant", "bee", "cow"]
-
-
-def test_the_card_has_the_counts(tmp_path):
-    data = {"name": "insects", "counts": {"train": [30, 31, 32]}}
-    make(data=data, method="kmeans", command="gendistill distill").save(tmp_path / "set")
-    size = sum(p.stat().st_size for p in tmp_path.glob("set/train/*/*.png"))
-    card = " ".join((tmp_path / "set" / "README.md").read_text(encoding="utf-8").split())
-    for fact in (
-        "2 image(s) a class", "3 classes", "8 x 8 px, RGB", "`insects` (93 training images)", "`kmeans`",
-        f"6 images, {size} bytes", "`gendistill distill`",
-    ):  # fmt: skip
-        assert fact in card
 
 
 # damaged folders
@@ -279,54 +255,5 @@ def test_a_manifest_that_contradicts_itself_is_refused(saved, changes):
         SurrogateSet.load(saved)
 
 
-# other libraries
-
-
-def by_class(pairs):
-    """{class folder: its images as a set of bytes} from (PIL image, class folder)."""
-    found = {}
-    for image, name in pairs:
-        found.setdefault(name, set()).add(np.asarray(image).tobytes())
-    return found
-
-
-def expected_by_class(original):
-    """The same from the set itself."""
-    return {
-        name: {i.permute(1, 2, 0).contiguous().numpy().tobytes() for i in original.of_class(c)}
-        for c, name in enumerate(folder_names(original.classes))
-    }
-
-
-READERS_NAMES = pytest.mark.parametrize(
-    "classes",
-    [
-        ("ant", "bee", "cow"),
-        ("a/b", "..", "größe", "a[1]", "{x}", "100%", " s p "),
-        ("_y", "test", "train", "val"),
-        ("__x__", "plain"),  # datasets skips folders with two leading underscores
-    ],
-    ids=["plain", "nasty", "split names", "underscores"],
-)
-
-
-@READERS_NAMES
-def test_torchvision_reads_the_folder(tmp_path, classes):
-    from torchvision.datasets import ImageFolder
-
-    original = make(classes)
-    original.save(tmp_path / "set")
-    read = ImageFolder(str(tmp_path / "set" / "train"))
-    assert by_class((image, read.classes[label]) for image, label in read) == expected_by_class(original)
-
-
-@READERS_NAMES
-def test_datasets_reads_the_folder(tmp_path, monkeypatch, classes):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    original = make(classes)
-    original.save(tmp_path / "set")
-    read = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"))["train"]
-    names = read.features["label"].names
-    assert by_class((r["image"], names[r["label"]]) for r in read) == expected_by_class(original)
+def test_a_class_name_that_is_no_unicode_survives(tmp_path):
+    check_names(tmp_path, ("plain", b"gr\xf6\xdfe".decode(errors="surrogateescape")))

@@ -1,135 +1,107 @@
-"""The training images closest to the generated ones, and how many generated ones are copies."""
+"""The copy check as the page shows it: sentences, strips of distances, and the closest pairs as pictures."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gendistill.data.real import RealData, Split
-from gendistill.evaluate.report.pictures import LARGE_SIDE, Picture, spread, sprite
+from gendistill.evaluate.copies import Copies, Match, copy_check
+from gendistill.evaluate.report.copied import copied, distance_unit, near
+from gendistill.evaluate.report.pictures import LARGE_SIDE, Picture, sprite
 from gendistill.evaluate.report.scales import Axis
-from gendistill.evaluate.report.words import NAMES
-from gendistill.progress import track
+from gendistill.evaluate.report.words import NAMES, brief
+from gendistill.evaluate.spread import spread
 from gendistill.surrogate.surrogate import SurrogateSet
 
-MOST_PAIRS, MOST_MEASURED = 12, 500
+MOST_PAIRS, MOST_MEASURED, MOST_STROKES = 12, 500, 500
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated image beside the training image closest to it."""
+    """An image of the set beside a real one, with their class names and how far apart they are."""
 
     made: Picture
     real: Picture
-    name: str
-    real_name: str
-    distance: float
+    names: str
+    distance: str
 
 
 @dataclass(frozen=True)
 class Closest:
-    """Distances to the closest training image: of generated images, and of held-out real ones for scale.
+    """Distances to the closest training image: of a set's images, and of held-out real ones for scale.
 
-    ``duplicates`` of ``total`` generated images are training images to the last pixel; ``suspects`` of the ``measured``
-    are closer than 99 % of the held-out ones. Strokes are SVG paths on a scale of 0 to 1000.
+    ``copied`` and ``near`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
     """
 
     name: str
-    ipc: int
-    total: int
-    duplicates: int
+    copied: str
+    near: str
+    unit: str
     measured: int
-    suspects: int
     median: float
     held_out: int
     held_out_median: float
     strokes: str
     held_out_strokes: str
-    largest: float
     axis: Axis
     pairs: list[Pair]
 
 
-def nearest(images: Tensor, real: Tensor, block: int = 1 << 22) -> tuple[Tensor, Tensor]:
-    """(distances, positions) of the image of ``real`` (M,C,H,W) closest to each of ``images`` (N,C,H,W), all uint8.
-
-    Distance: root mean square of the pixel differences in grey levels, L2 / sqrt(CHW). float64 holds these integer sums
-    exactly, so that a copy is at 0. ``block`` bounds the numbers converted at once.
-    """
-    rows = max(1, block // images[0].numel())
-    best = torch.full((len(images),), torch.inf, dtype=torch.float64)
-    where = torch.zeros(len(images), dtype=torch.int64)
-    starts = range(0, len(real), rows)
-    for start in track(starts, "closest real images", len(starts)):
-        theirs = real[start : start + rows].flatten(1).double()
-        for at in range(0, len(images), rows):
-            ours = images[at : at + rows].flatten(1).double()
-            squares = ours.square().sum(1)[:, None] + theirs.square().sum(1) - 2 * ours @ theirs.T
-            low, position = squares.min(1)
-            closer = low < best[at : at + rows]
-            best[at : at + rows][closer] = low[closer]
-            where[at : at + rows][closer] = position[closer] + start
-    return (best / images[0].numel()).sqrt(), where
-
-
-def count_duplicates(images: Tensor, real: Tensor) -> int:
-    """How many of ``images`` are among ``real`` to the last pixel."""
-    known = set(map(_digest, real))
-    return sum(_digest(image) in known for image in images)
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
-
-
 def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], data: RealData) -> Closest | None:
-    """Of the run's product, the last of its sets, at its largest IPC."""
+    """Of the run's product, the last of its sets, at its largest IPC; ``MOST_MEASURED`` of its images are measured."""
     if not sets:
         return None
-    label, made = list(sets[max(sets)].items())[-1]
-    return closest(NAMES.get(made.meta.get("stage", ""), label), made, data)
+    ipc = max(sets)
+    label, made = list(sets[ipc].items())[-1]
+    name = f"the {NAMES.get(made.meta.get('stage', ''), label)} at IPC {ipc}"
+    split = made.split
+    return closest(name, copy_check(split.images, data, most=MOST_MEASURED), split, data)
 
 
-def closest(name: str, made: SurrogateSet, data: RealData) -> Closest:
-    """Measure at most ``MOST_MEASURED`` images of the set and of the validation split, evenly spaced."""
-    ours, held_out = (_sample(split) for split in (made.split, data.validation))
-    distances, where = nearest(ours.images, data.train.images)
-    theirs, _ = nearest(held_out.images, data.train.images)
-    largest = max(float(distances.max()), float(theirs.max()))
-    axis = Axis(0, largest, 0, 1000)
-    order = torch.argsort(distances, stable=True)[:MOST_PAIRS].tolist()
+def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
+    """The check of the set called ``name``, whose decoded images are ``made``."""
+    axis = Axis(0, max(float(copies.distances.max()), float(copies.held_out.max())), 0, 1000)
     return Closest(
         name=name,
-        ipc=made.ipc,
-        total=len(made.labels),
-        duplicates=count_duplicates(made.images, data.train.images),
-        measured=len(ours),
-        suspects=int((distances < theirs.quantile(0.01)).sum()),
-        median=float(distances.median()),
-        held_out=len(held_out),
-        held_out_median=float(theirs.median()),
-        strokes=strokes(distances, axis),
-        held_out_strokes=strokes(theirs, axis),
-        largest=largest,
+        copied=copied(name, copies),
+        near=near(copies),
+        unit=distance_unit(copies),
+        measured=len(copies.measured),
+        median=float(copies.distances.median()),
+        held_out=len(copies.held_out),
+        held_out_median=float(copies.held_out.median()),
+        strokes=strokes(copies.distances, axis),
+        held_out_strokes=strokes(copies.held_out, axis),
         axis=axis,
-        pairs=[_pair(ours.take(torch.tensor([i])), data, int(where[i]), float(distances[i])) for i in order],
+        pairs=[_pair(match, made, data) for match in copies.closest(MOST_PAIRS)],
     )
 
 
 def strokes(distances: Tensor, axis: Axis) -> str:
-    """One vertical stroke a distance, as an SVG path 20 units high."""
-    return "".join(f"M{axis(d):g} 0v20" for d in distances.tolist())
+    """One vertical stroke a distance, as an SVG path 20 units high; of many, evenly many from the smallest to the
+    largest."""
+    shown = distances.sort().values[spread(len(distances), MOST_STROKES)]
+    return "".join(f"M{axis(d):g} 0v20" for d in shown.tolist())
 
 
-def _sample(split: Split) -> Split:
-    return split.take(torch.tensor(spread(len(split), MOST_MEASURED)))
+def matched(match: Match, made: Split, data: RealData) -> tuple[Split, Split, str, str]:
+    """(the set's image, the real one, their class names, their distance in words)."""
+    ours = made.take(torch.tensor([match.image]))
+    theirs: Split = getattr(data, match.split).take(torch.tensor([match.position]))
+    name, real = (data.classes[int(s.labels)] for s in (ours, theirs))
+    names = name if name == real else f"{name}, real: {real}"
+    of = "" if match.split == "train" else f" of a {match.split} image"
+    return ours, theirs, names, f"a copy{of}" if match.equal else f"{brief(match.distance)} apart"
 
 
-def _pair(made: Split, data: RealData, position: int, distance: float) -> Pair:
-    real = data.train.take(torch.tensor([position]))
-    name, real_name = (data.classes[int(s.labels)] for s in (made, real))
-    ours = sprite(made.images, f"{name}, generated", columns=1, side=LARGE_SIDE)
-    return Pair(ours, sprite(real.images, f"{real_name}, real", columns=1, side=LARGE_SIDE), name, real_name, distance)
+def _pair(match: Match, made: Split, data: RealData) -> Pair:
+    ours, theirs, names, distance = matched(match, made, data)
+    return Pair(
+        made=sprite(ours.images, f"{data.classes[int(ours.labels)]}, of the set", columns=1, side=LARGE_SIDE),
+        real=sprite(theirs.images, f"{data.classes[int(theirs.labels)]}, real", columns=1, side=LARGE_SIDE),
+        names=names,
+        distance=distance,
+    )

@@ -7,11 +7,11 @@ import io
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from gendistill.data.images import to_pil
+from gendistill.evaluate.spread import spread
 from gendistill.surrogate.surrogate import SurrogateSet
 
 MOST_CLASSES = 20
@@ -40,6 +40,11 @@ def sprite(images: Tensor, alt: str, *, columns: int, side: int = SIDE) -> Pictu
     for i, image in enumerate(images):
         tile = to_pil(image).convert(mode).resize((size, size), Image.Resampling.LANCZOS)
         sheet.paste(tile, (i % columns * (size + gap), i // columns * (size + gap)))
+    return picture(sheet, alt, factor)
+
+
+def picture(sheet: Image.Image, alt: str, factor: int = 1) -> Picture:
+    """A Pillow image, to be shown ``factor`` times as large."""
     file = io.BytesIO()
     sheet.save(file, "PNG", optimize=True)
     source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -90,8 +95,3 @@ def gallery(ipc: int, sets: dict[str, SurrogateSet]) -> Gallery:
         by_stage = [(label, [row[i] for row in rows]) for i, label in enumerate(sets)]
         return Gallery(ipc, names, by_stage, wide, ", ".join(notes))
     return Gallery(ipc, list(sets), list(zip(names, rows, strict=True)), wide, ", ".join(notes))
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of the positions 0 to count - 1, evenly spaced."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []

@@ -35,6 +35,17 @@ def listed(items: Iterable[object]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def brief(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most ``most`` characters on one line."""
+    plain = " ".join(name.split())
+    return plain if len(plain) <= most else plain[: most - 1].rstrip(" ,") + "…"
+
+
 def outcome(interval: Sequence[float]) -> str:
     """``better``, ``not better`` or ``worse``."""
     return verdict((interval[0], interval[1])).removesuffix(" than random")

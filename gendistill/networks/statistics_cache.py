@@ -1,0 +1,125 @@
+"""Class statistics kept between runs: one safetensors file for what they were made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from gendistill.data.real import Split
+from gendistill.errors import ArtifactError, StorageError
+from gendistill.hashing import hash_json, hash_tensors
+from gendistill.networks.statistics import ClassStatistics, collect_statistics
+from gendistill.progress import note
+from gendistill.runtime import processes
+
+FORMAT = 1  # another number when the meaning of the statistics changes
+MEND = "Give another folder for class statistics, or none."
+
+
+def cached_statistics(
+    network_hash: str,
+    network: nn.Module,
+    split: Split,
+    classes: int,
+    *,
+    cache: Path | None,
+    fingerprint: str,
+    transform: str,
+    batch_size: int = 512,
+    shared: bool = False,
+) -> ClassStatistics:
+    """The statistics in the folder ``cache``, or collected now and kept there; without a folder only collected.
+
+    ``network_hash`` is the teacher's, ``fingerprint`` the data's, and ``transform`` says what is done to the images
+    before the network sees them. With ``shared`` every process calls this, as ``collect_statistics`` says.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    if cache is None:
+        return collect_statistics(network, split, classes, batch_size, shared=shared)
+    key = cache_key(network_hash, split, classes, fingerprint=fingerprint, transform=transform)
+    path = cache / f"statistics-{hash_json(key)}.safetensors"
+    _make(cache)
+    found, free = _read(path, key)
+    if found is not None and (not shared or _all_have_it(True)):
+        return found
+    if found is None and shared:
+        _all_have_it(False)
+    statistics = collect_statistics(network, split, classes, batch_size, shared=shared)
+    if free and (not shared or processes().is_main_process):
+        _write(path, statistics, key)
+    return statistics
+
+
+def cache_key(network_hash: str, split: Split, classes: int, *, fingerprint: str, transform: str) -> dict[str, Any]:
+    """All that decides the statistics: the splits of one collection share a fingerprint, so the images count too."""
+    parts = [hash_tensors({"images": part}) for part in split.images.split(4096)]
+    return {
+        "format": FORMAT,
+        "network": network_hash,
+        "transform": transform,
+        "data": fingerprint,
+        "split": hash_json([*parts, hash_tensors({"labels": split.labels})]),
+        "classes": classes,
+    }
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> tuple[ClassStatistics | None, bool]:
+    """(the statistics of this key, or None; whether the file's name is free to be written)."""
+    if not path.exists():
+        return None, True
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        statistics = ClassStatistics.load(path)
+    except (OSError, SafetensorError, ArtifactError) as error:
+        note(f"{path} cannot be read ({error}); the class statistics are collected anew.")
+        return None, True
+    if metadata.get("key") != _text(key):
+        note(f"{path} holds something else under this name and is left alone; the class statistics are collected.")
+        return None, False
+    if metadata.get("content") != hash_tensors(statistics.tensors()):
+        note(f"{path} is damaged; the class statistics are collected anew.")
+        return None, True
+    return statistics, False
+
+
+def _all_have_it(found: bool) -> bool:
+    """Whether every process read the file; all must ask."""
+    state = processes()
+    if state.num_processes == 1:
+        return found
+    least = torch.tensor(int(found), device=state.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return bool(least)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot hold class statistics ({error}). {MEND}") from error
+
+
+def _write(path: Path, statistics: ClassStatistics, key: Mapping[str, Any]) -> None:
+    """Whole or not at all, whoever else writes the same."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        statistics.save(partial, {"key": _text(key), "content": hash_tensors(statistics.tensors())})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written ({error}). {MEND}") from error
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)

@@ -1,0 +1,99 @@
+"""What refinement may do to an image: how far, how finely, and seen through which crops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendistill.data.views import boxes, cropped
+from gendistill.seeding import torch_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """x = x0 + delta with |delta|_inf <= ``bound``, in units of the range [-1, 1]; 2 is no bound.
+
+    Attributes:
+        bound: Largest change of a pixel.
+        size: Side at which delta is optimised, enlarged bilinearly; None for the image's own. Less is low-pass.
+        blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125).
+        blend: What is left of delta then.
+    """
+
+    bound: float = 1.0
+    size: int | None = None
+    blend_every: int = 0
+    blend: float = 0.5
+
+    def delta(self, x0: Tensor) -> Tensor:
+        """The free variable (B,C,h,w) for images ``x0`` (B,C,H,W), at zero."""
+        side = self.size or x0.shape[-1]
+        return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True)
+
+    def images(self, x0: Tensor, delta: Tensor) -> Tensor:
+        """x0 + delta, cut to [-1, 1]."""
+        if delta.shape != x0.shape:
+            delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
+        return (x0 + delta).clamp(-1, 1)
+
+    @torch.no_grad()
+    def hold(self, delta: Tensor, step: int) -> None:
+        """Bring delta back into the region after step ``step`` (1, 2, ...)."""
+        if self.blend_every and step % self.blend_every == 0:
+            delta.mul_(self.blend)
+        delta.clamp_(-self.bound, self.bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """One random crop, mirror and roll of every image a step, by image index, so that no batching changes them.
+
+    Attributes:
+        seed: Of their stream.
+        min_crop: Least share of the area; 1 keeps the whole image.
+        flip: Mirror every second image.
+        roll: Largest cyclic shift in pixels, both ways.
+    """
+
+    seed: int = 0
+    min_crop: float = 1.0
+    flip: bool = False
+    roll: int = 0
+
+    def of(self, images: Tensor, positions: Tensor, total: int, step: int) -> Tensor:
+        """What step ``step`` shows of these images (B,C,H,W), which stand at ``positions`` (B,) of ``total``."""
+        rng = torch_rng(self.seed, "crops", step)
+        if self.min_crop < 1 or self.flip:
+            sides, centres = boxes(total, self.min_crop, self.flip, rng)
+            images = cropped(images, sides[positions], centres[positions])
+        if self.roll:
+            down, right = torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng)[:, positions]
+            images = rolled(images, down, right)
+        return images
+
+
+def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Each image (B,C,H,W) shifted by its own whole pixels (B,), what leaves on one side coming back on the other."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height) - down[:, None]) % height
+    columns = (torch.arange(width) - right[:, None]) % width
+    batch = torch.arange(len(images))[:, None, None]
+    index = [i.to(images.device) for i in (batch, rows[:, :, None], columns[:, None, :])]
+    return images.movedim(1, -1)[index[0], index[1], index[2]].movedim(-1, 1)
+
+
+def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:
+    """Positions of images by class, whole classes together up to ``rows`` images; a larger class is cut."""
+    gathered: list[Tensor] = []
+    for label in labels.unique().tolist():
+        for part in torch.nonzero(labels == label).flatten().split(rows):
+            if gathered and sum(map(len, gathered)) + len(part) > rows:
+                yield torch.cat(gathered)
+                gathered = []
+            gathered.append(part)
+    if gathered:
+        yield torch.cat(gathered)

@@ -1,0 +1,25 @@
+"""What a run measured of its sets, put beside each of them for its card: evaluation rows and the copy check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gendistill.data.real import RealData
+from gendistill.evaluate.copies import Reference
+from gendistill.progress import track
+from gendistill.surrogate.evidence import add_evidence
+from gendistill.surrogate.export.evaluation import evaluation_of
+from gendistill.surrogate.export.stored import StoredSet
+from gendistill.surrogate.surrogate import SurrogateSet
+
+MOST = 500  # images of a set whose distances to the real ones are measured; all are compared by hash
+
+
+def record_evidence(folders: Sequence[Path], summary: dict[str, Any], data: RealData) -> None:
+    """Write evidence.json and the card of sets that ``summary`` has rows of."""
+    reference = Reference.of(data, most=MOST)
+    for folder in track(folders, "cards", len(folders)):
+        copies = reference.check(SurrogateSet.load(folder).split.images)
+        add_evidence(folder, evaluation=evaluation_of(StoredSet.open(folder), summary), copies=copies.summary())

@@ -1,0 +1,94 @@
+"""A set as it lies on disk, read image by image, so that memory does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendistill.errors import ArtifactError
+from gendistill.progress import track
+from gendistill.surrogate.manifest import image_paths, read_manifest
+from gendistill.surrogate.pixels import read_images
+from gendistill.surrogate.soft_labels import SoftLabels
+from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.verify import verify
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of a set: its position, its label, its file relative to the set and what that holds."""
+
+    position: int
+    label: int
+    name: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """A surrogate folder. ``soft_labels`` are mapped into memory, not read: only what is asked for comes from disk."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    paths: tuple[Path, ...]
+    soft_labels: SoftLabels | None
+
+    @classmethod
+    def open(cls, folder: Path) -> StoredSet:
+        """Read what describes the set, and see that all of it is as it was made.
+
+        Raises:
+            ArtifactError: there is no set, or a file of it is missing, was changed, or does not belong to it.
+        """
+        manifest = read_manifest(folder)
+        problems = list(verify(folder))
+        if problems:
+            raise ArtifactError(
+                f"{folder} is not as it was made, so it is not exported: {problems[0]}"
+                f"{f' and {len(problems) - 1} more' if len(problems) > 1 else ''}. `gendistill verify` lists all."
+            )
+        paths = tuple(path for paths in image_paths(folder, manifest) for path in paths)
+        return cls(folder, manifest, paths, SoftLabels.load(folder, len(paths) * manifest["factor"] ** 2))
+
+    @property
+    def config(self) -> str:
+        return f"ipc-{self.manifest['ipc']}"
+
+    @property
+    def views(self) -> int:
+        """Training images in a stored one."""
+        return self.manifest["factor"] ** 2
+
+    @property
+    def labels(self) -> Tensor:
+        counts = self.manifest["counts"]
+        return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has soft labels of its own."""
+        return self.soft_labels is not None and self.soft_labels.mode == "per_image"
+
+    def images(self) -> Generator[StoredImage, None, None]:
+        """In the order of the set, which soft labels per view count in; under a progress bar, so close it."""
+        numbered = zip(range(len(self.paths)), self.labels.tolist(), self.paths, strict=True)
+        for position, label, path in track(numbered, f"export {self.config}", len(self.paths)):
+            yield StoredImage(position, label, path.relative_to(self.folder).as_posix(), path.read_bytes())
+
+    def probabilities(self, position: int) -> Tensor:
+        """float32 (factor^2,K): soft labels of the views of one image, for sets that are ``labelled``."""
+        assert self.soft_labels is not None
+        return self.soft_labels.probabilities(torch.arange(position * self.views, (position + 1) * self.views))
+
+    def pixels(self, position: int) -> Tensor:
+        """uint8 (1,C,H,W) of one stored image."""
+        return read_images([self.paths[position]], self.manifest["channels"], self.manifest["image_size"])
+
+    def content_hash(self) -> str:
+        """The name that an evaluation knows the set by; reads it whole, as the evaluation did."""
+        return SurrogateSet.load(self.folder).content_hash()

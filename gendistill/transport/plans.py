@@ -1,0 +1,109 @@
+"""Exact transport plans, distances and assignments; plans are POT's network simplex, and none is used unfinished.
+
+Legend: x (n,d) and y (m,d) points; a (n,) and b (m,) masses of sum 1; cost (n,m); float64 NumPy inside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import ot
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+
+PIVOTS = 10_000_000  # POT's own limit, 100 000, is met at 20 000 x 100
+LARGEST = 1e150  # squares of larger numbers overflow
+
+
+def as_points(name: str, values: ArrayLike) -> np.ndarray:
+    """``values`` as float64 (n,d), n and d >= 1.
+
+    Raises:
+        ValueError: another shape, ragged rows, or a number that is not finite or above 1e150.
+    """
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as numbers in rows of one length (n,d): {error}") from error
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}; expected (n,d) with n and d at least 1.")
+    bad = np.flatnonzero(~(np.abs(array) < LARGEST).all(1))
+    if len(bad):
+        raise ValueError(
+            f"{name} has NaN, infinite or huge numbers in {len(bad)} of {len(array)} rows, the first in row {bad[0]}; "
+            f"expected finite numbers below {LARGEST:g}. Drop those rows."
+        )
+    return array
+
+
+def as_mass(name: str, values: ArrayLike | None, count: int) -> np.ndarray:
+    """Masses (count,) of sum 1; ``values`` may have any positive sum, None is uniform.
+
+    Raises:
+        ValueError: another shape, a negative or non-finite mass, or no mass at all.
+    """
+    mass = np.ones(count) if values is None else np.asarray(values, np.float64)
+    if mass.shape != (count,):
+        raise ValueError(f"{name} has shape {mass.shape}; expected one mass a point, ({count},).")
+    if not (np.isfinite(mass) & (mass >= 0)).all() or not 0 < mass.sum() < np.inf:
+        raise ValueError(f"{name} has negative, NaN or infinite masses or only zeros; expected masses >= 0, sum > 0.")
+    return mass / mass.sum()
+
+
+def same_dimension(**arrays: np.ndarray) -> None:
+    """Refuse point clouds (n,d) whose d differ."""
+    if len({array.shape[1] for array in arrays.values()}) > 1:
+        shapes = " and ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"{shapes} differ in dimension; expected (n,d) and (k,d) with one d.")
+
+
+def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVOTS) -> tuple[np.ndarray, float]:
+    """The plan (n,m) of least cost between masses ``a`` and ``b`` of one sum, and that cost >= 0.
+
+    The cost is scaled to a largest entry of 1: POT's artificial arcs cost at least 1, beside which small ones drown.
+
+    Raises:
+        RuntimeError: no optimum within ``pivots``. POT would only warn and return a matrix that is no coupling.
+    """
+    scale = cost.max() or 1.0
+    plan, log = ot.emd(a, b, cost / scale, numItermax=pivots, log=True)
+    if log["result_code"] != 1:
+        raise RuntimeError(
+            f"POT found no optimal plan for {len(a)} x {len(b)} masses in {pivots} pivots ({log['warning']}); "
+            "take fewer points."
+        )
+    return plan, float(log["cost"] * scale)
+
+
+def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_mass: ArrayLike | None = None) -> float:
+    """Squared 2-Wasserstein distance between two point clouds, exact; masses are uniform or scaled to sum 1.
+
+    W2^2(x, y) = |mean x - mean y|^2 + W2^2(x - mean x, y - mean y), so that far clouds lose no digits.
+
+    Raises:
+        ValueError: inputs that are no two clouds of one dimension with masses.
+        RuntimeError: no optimal plan within POT's work limit.
+    """
+    x, y = as_points("x", x), as_points("y", y)
+    same_dimension(x=x, y=y)
+    a, b = as_mass("x_mass", x_mass, len(x)), as_mass("y_mass", y_mass, len(y))
+    x_mean, y_mean = a @ x, b @ y
+    return transport(a, b, ot.dist(x - x_mean, y - y_mean))[1] + float(np.square(x_mean - y_mean).sum())
+
+
+def assign(targets: ArrayLike, candidates: ArrayLike) -> np.ndarray:
+    """For each target (k,d) its own candidate (n,d), n >= k: positions (k,) that minimise the total squared distance.
+
+    SciPy's assignment solver, 30 times as fast as a transport plan at 100 x 500. What is the same for all candidates of
+    a target is left out of the cost, so that far targets lose no digits.
+
+    Raises:
+        ValueError: fewer candidates than targets, or inputs that are no two clouds of one dimension.
+    """
+    targets, candidates = as_points("targets", targets), as_points("candidates", candidates)
+    same_dimension(targets=targets, candidates=candidates)
+    if len(candidates) < len(targets):
+        raise ValueError(f"{len(targets)} targets need as many candidates; got {len(candidates)}.")
+    t_mean, c_mean = targets.mean(0), candidates.mean(0)
+    t, c = targets - t_mean, candidates - c_mean
+    cost = ot.dist(t, c) - 2 * c @ (t_mean - c_mean)
+    return linear_sum_assignment(cost - cost.min(1, keepdims=True))[1]

@@ -1,0 +1,82 @@
+"""Where refinement may go, what a step shows, and how images are shared out."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gendistill.refine.region import Crops, Region, chunks, rolled
+
+
+def images(count=6, channels=3, side=8):
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(count)) * 2 - 1
+
+
+def test_delta_is_held_in_the_bound_and_images_in_their_range():
+    region = Region(bound=0.25)
+    x0 = images()
+    delta = region.delta(x0)
+    with torch.no_grad():
+        delta.add_(torch.randn(delta.shape, generator=torch.Generator().manual_seed(0)))
+    region.hold(delta, 1)
+    moved = region.images(x0, delta)
+    assert delta.abs().max() == 0.25
+    assert (moved - x0).abs().max() <= 0.25 + 1e-6
+    assert moved.abs().max() <= 1
+
+
+def test_a_smaller_delta_is_smooth_and_carries_gradients():
+    region = Region(bound=2, size=2)
+    x0 = torch.zeros(1, 1, 8, 8)
+    delta = region.delta(x0)
+    assert delta.shape == (1, 1, 2, 2)
+    with torch.no_grad():
+        delta[0, 0] = torch.tensor([[0.0, 0.8], [0.0, 0.8]])
+    x = region.images(x0, delta)
+    assert torch.equal(x[0, 0, 0], x[0, 0, 7])  # no change from row to row
+    assert x[0, 0, 0].diff().abs().max() <= 0.8 / 4 + 1e-6  # a step of 0.8 spread over 4 pixels
+    (gradient,) = torch.autograd.grad(x.sum(), delta)
+    assert gradient.shape == delta.shape
+    assert gradient.sum().item() == 64
+
+
+def test_blending_shrinks_delta_at_its_steps_alone():
+    region = Region(blend_every=3, blend=0.5)
+    delta = torch.full((1, 1, 2, 2), 0.8)
+    for step in range(1, 7):
+        region.hold(delta, step)
+        assert delta.max().item() == torch.tensor({1: 0.8, 2: 0.8, 3: 0.4, 4: 0.4, 5: 0.4, 6: 0.2}[step]).item()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 5), st.permutations(list(range(6))), st.integers(1, 5))
+def test_what_a_step_shows_of_an_image_does_not_depend_on_the_batch(step, order, cut):
+    crops = Crops(seed=3, min_crop=0.3, flip=True, roll=2)
+    x, positions = images(), torch.arange(6)
+    together = crops.of(x, positions, 6, step)
+    for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
+        assert torch.allclose(crops.of(x[part], part, 6, step), together[part], atol=1e-6)
+    assert not torch.equal(crops.of(x, positions, 6, step + 1), together)
+
+
+def test_without_options_a_step_shows_the_image():
+    assert torch.equal(Crops().of(images(), torch.arange(6), 6, 4), images())
+
+
+def test_rolled_is_roll_image_by_image():
+    x = images()
+    down, right = torch.tensor([0, 1, -2, 3, 8, -1]), torch.tensor([0, 0, 5, -3, 2, 1])
+    expected = torch.stack([i.roll((int(d), int(r)), (1, 2)) for i, d, r in zip(x, down, right, strict=True)])
+    assert torch.equal(rolled(x, down, right), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 12))
+def test_chunks_hold_every_image_once_and_whole_classes_where_they_fit(labels, rows):
+    labels = torch.tensor(labels)
+    parts = list(chunks(labels, rows))
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
+    assert all(0 < len(part) <= rows for part in parts)
+    for label in labels.unique():
+        holders = sum(bool((labels[part] == label).any()) for part in parts)
+        count = int((labels == label).sum())
+        assert holders == -(-count // rows)
