@@ -26,6 +26,7 @@ _HOMES = {
     "sample_set": "stages.sample",
     "refine_set": "stages.refine",
     "distill": "stages.distill",
+    "wmdd": "stages.distill",
     "label_set": "stages.label",
     "soft_batches": "networks.labelling",
     "decode": "surrogate.decode",

@@ -130,9 +130,11 @@ class DistillCommand(StageOptions, DistillConfig):
 
     Attributes:
         data: The real images.
+        teacher: Teacher folder, or a list of them, for method wmdd.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    teacher: Path | list[Path] | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)

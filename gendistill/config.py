@@ -19,11 +19,12 @@ Weighting = Literal["none", "alpha_bar"]
 Guidance = Literal["none", "cfg", "mode"]
 Start = Literal["noise", "prototypes"]
 Tracker = Literal["none", "tensorboard", "wandb"]
-CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
 LabelMode = Literal["per_image", "per_view", "online"]
 Labels = Literal["hard", "soft"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
+Method = Literal["random", "kmeans", "herding", "kcenter", "wmdd"]
+WmddStart = Literal["noise", "real"]
 FeatureLoss = Literal["squared", "released"]
 BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
@@ -386,22 +387,6 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """A distiller run straight on the real images.
-
-    Attributes:
-        method: Which distiller.
-        ipc: Images per class: a number, or a list such as [1,5,10].
-    """
-
-    method: CoresetMethod = "kmeans"
-    ipc: Sizes = (1, 5, 10)
-
-    def __post_init__(self) -> None:
-        _check_sizes(self, "distill")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What refined images descend on, and how far they may go (WMDD, arXiv 2311.18531).
 
@@ -461,6 +446,40 @@ class ObjectiveConfig:
             self.weights,
             "fixed with solver sinkhorn",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WmddConfig(ObjectiveConfig):
+    """The WMDD back-end (arXiv 2311.18531): the refiner's optimisation, from noise or from random real images.
+
+    Attributes:
+        start: ``noise``, or ``real``: random real images.
+    """
+
+    start: WmddStart = "noise"
+    trust_region: float = 2.0
+    pixel_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check("distill.wmdd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A distiller run straight on the real images.
+
+    Attributes:
+        method: Which distiller.
+        ipc: Images per class: a number, or a list such as [1,5,10].
+        wmdd: Options of method wmdd.
+    """
+
+    method: Method = "kmeans"
+    ipc: Sizes = (1, 5, 10)
+    wmdd: WmddConfig = field(default_factory=WmddConfig)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "distill")
 
 
 @dataclass(frozen=True, kw_only=True)

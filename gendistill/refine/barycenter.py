@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ from gendistill.objectives.refinement import (
 )
 from gendistill.refine.region import Crops, Region
 from gendistill.refine.space import GroundSpace
-from gendistill.transport.barycenter import Barycenter, wasserstein2
+from gendistill.transport.barycenter import Barycenter, assign, kmeans_atoms, wasserstein2
 from gendistill.transport.classes import class_barycenters
 
 
@@ -57,12 +57,26 @@ class Targets:
     weights: Tensor
 
 
-def matched_targets(points: Tensor, labels: Tensor, space: GroundSpace, **options: Any) -> Targets:
-    """The barycenter of every class present, started at its images' own points (N,D), so that atom i is image i's."""
+def matched_targets(
+    points: Tensor, labels: Tensor, space: GroundSpace, *, own: bool = True, seed: int = 0, **options: Any
+) -> Targets:
+    """The barycenter of every class present, one atom for each of its images' points (N,D).
+
+    ``own`` starts atom i at image i's own point. Else, for images that mean nothing yet, atoms start at k-means centres
+    and images are assigned to them one to one, at the least total squared distance.
+    """
     present = labels.unique().tolist()
-    starts = [points[labels == c].numpy() for c in present]
+    ours = [points[labels == c].numpy() for c in present]
+    pairs = zip(present, ours, strict=True)
+    starts = ours if own else [kmeans_atoms(space.of_class(c), len(o), seed) for c, o in pairs]
     found = class_barycenters((space.of_class(c) for c in present), starts, total=len(present), **options)
+    if not own:
+        found = [_ordered(one, assign(o, one.atoms)) for one, o in zip(found, ours, strict=True)]
     return _as_targets(points, labels, present, found)
+
+
+def _ordered(one: Barycenter, order: np.ndarray) -> Barycenter:
+    return replace(one, atoms=one.atoms[order], weights=one.weights[order])
 
 
 def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[Barycenter]) -> Targets:

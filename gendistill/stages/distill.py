@@ -1,8 +1,10 @@
-"""Distill stage: real data -> surrogate sets by a distiller that needs no generator. For now the coresets."""
+"""Distill stage: real data -> surrogate sets by a distiller that needs no generator: the coresets, and WMDD."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ from torch import Tensor
 
 from gendistill import runtime
 from gendistill.commands import DistillCommand
-from gendistill.config import DistillConfig, section, sizes
+from gendistill.config import DistillConfig, WmddConfig, section, sizes, to_dict
 from gendistill.coreset.coresets import choose
-from gendistill.data.images import to_float
+from gendistill.data.images import to_float, to_uint8
 from gendistill.data.real import RealData
+from gendistill.errors import ConfigError
+from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
+from gendistill.refine.space import GroundSpace
+from gendistill.seeding import torch_rng
 from gendistill.stages.folders import (
+    StageFolder,
+    check_origin,
     command_line,
     finished,
     read_data,
@@ -25,6 +33,7 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.output import output
+from gendistill.stages.refine import CHUNKS, check_inputs, ground_space, refine_images, save_anew, with_meta
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -52,18 +61,66 @@ def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: T
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
 
-def run_stage(data: RealData, config: DistillConfig, target: Path, *, seed: int) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings."""
-    settings = stage_settings(config, seed, data=data.fingerprint())
+def wmdd(
+    data: RealData,
+    teacher: Teacher | Sequence[Teacher],
+    ipc: int,
+    config: WmddConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: StageFolder | None = None,
+    space: GroundSpace | None = None,
+) -> SurrogateSet:
+    """``ipc`` images of every class, from noise or random real images, by WMDD under these teachers (2311.18531)."""
+    begun, config = time.perf_counter(), config or WmddConfig()
+    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    start = distill(data, "random", ipc, seed=seed)
+    if config.start == "noise":
+        noise = torch.randn(start.images.shape, generator=torch_rng(seed, "wmdd noise", ipc))
+        start = replace(start, images=to_uint8(0.5 * noise))
+    origin = "from noise" if config.start == "noise" else "from real images"
+    start = replace(start, meta=start.meta | {"method": "wmdd", "space": origin})
+    check_inputs(start, teachers, data, config)
+    space = space or ground_space(teachers, data, config)
+    made = refine_images(start, space, config, seed=seed, folder=folder, label=f"ipc {ipc}", own=config.start == "real")
+    return with_meta(made, teachers, None, "wmdd", begun)
+
+
+def run_stage(
+    data: RealData, config: DistillConfig, target: Path, *, seed: int, teacher_dirs: Sequence[Path] = ()
+) -> Path:
+    """Write ``target`` unless it is there already, made with the same settings.
+
+    Raises:
+        ConfigError: method wmdd without a teacher, or another one with.
+    """
+    needs = config.method == "wmdd"
+    if needs != bool(teacher_dirs):
+        wanted = "a teacher folder with method wmdd" if needs else f"null with method {config.method}"
+        raise ConfigError(f"teacher is {[str(p) for p in teacher_dirs] or None}; expected {wanted}.")
+    teachers = [Teacher.from_pretrained(path) for path in teacher_dirs]
+    for teacher in teachers:
+        check_origin("the teacher", teacher.classes, teacher.meta, data)
+    options = to_dict(config) if needs else {k: v for k, v in to_dict(config).items() if k != "wmdd"}
+    settings = stage_settings(options, seed, data=data.fingerprint(), teacher=[t.hash() for t in teachers])
     if finished(target, "distill", settings):
         return target
-    with stage_folder(target, "distill", settings) as folder:
+    with stage_folder(target, "distill", settings, keep_partial=needs) as folder:
+        space = ground_space(teachers, data, config.wmdd) if needs else None
         for ipc in track(sizes(config.ipc), config.method):
-            distill(data, config.method, ipc, seed=seed).save(folder.path / f"ipc-{ipc}")
+            if needs:
+                made = wmdd(data, teachers, ipc, config.wmdd, seed=seed, folder=folder, space=space)
+            else:
+                made = distill(data, config.method, ipc, seed=seed)
+            save_anew(made, folder.path / f"ipc-{ipc}")
+        folder.scaffold = (CHUNKS,)
     return target
 
 
 def main(command: DistillCommand) -> None:
     runtime.check_processes(1)
-    with output(command, command.data.folder):
-        run_stage(read_data(command.data), section(command, DistillConfig), command.output_dir, seed=command.seed)
+    given = command.teacher if isinstance(command.teacher, list) else [command.teacher]
+    teachers = [path for path in given if path is not None]
+    with output(command, command.data.folder, *teachers):
+        data, config = read_data(command.data), section(command, DistillConfig)
+        run_stage(data, config, command.output_dir, seed=command.seed, teacher_dirs=teachers)

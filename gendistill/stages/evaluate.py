@@ -13,13 +13,13 @@ from gendistill import runtime
 from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section
 from gendistill.data.real import RealData
-from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
 from gendistill.stages.folders import (
     StageFolder,
+    check_origin,
     command_line,
     finished,
     read_data,
@@ -86,22 +86,6 @@ def evaluate(
         "device": str(runtime.device()),
         "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
     }
-
-
-def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
-    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
-    if classes != data.classes:
-        raise ArtifactError(
-            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
-            "expected the same in the same order."
-        )
-    origin = meta.get("data", {}).get("fingerprint")
-    if origin not in (None, data.fingerprint()):
-        raise ArtifactError(
-            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than "
-            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
-            "options it was made with."
-        )
 
 
 def _read_runs(path: Path) -> dict[str, float]:

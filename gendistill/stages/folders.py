@@ -208,3 +208,19 @@ def read_data(config: DataConfig) -> RealData:
         more = f" ({len(data.problems) - shown} more not shown)" if len(data.problems) > shown else ""
         print(f"gendistill: {counts}{more}; going on with {len(data.train)} training images", file=sys.stderr)
     return data
+
+
+def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+    if classes != data.classes:
+        raise ArtifactError(
+            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
+            "expected the same in the same order."
+        )
+    origin = meta.get("data", {}).get("fingerprint")
+    if origin not in (None, data.fingerprint()):
+        raise ArtifactError(
+            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than "
+            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
+            "options it was made with."
+        )

@@ -96,13 +96,16 @@ def refine_images(
     held_out: Teacher | None = None,
     folder: StageFolder | None = None,
     label: str = "",
+    own: bool = True,
 ) -> SurrogateSet:
     """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
 
-    meta has the mean class W2 before and after, and what the gate refused.
+    meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``.
     """
     points = space.points(start.images, start.labels)
-    targets = matched_targets(points, start.labels, space, weights=config.weights, solver=config.solver)
+    targets = matched_targets(
+        points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
+    )
     images = start.images.clone()
     parts = list(chunks(start.labels, config.batch_size))
     state, store = runtime.processes(), folder.path / CHUNKS / label.replace(" ", "-") if folder else None
@@ -111,8 +114,8 @@ def refine_images(
     for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
         kept = store / f"{i:05d}.safetensors" if store else None
         if kept is None or not kept.is_file():
-            own = Targets(targets.atoms[positions], targets.weights[positions])
-            loop = _refine_chunk(start, own, space, config, positions, derive(seed, "refine"))
+            part = Targets(targets.atoms[positions], targets.weights[positions])
+            loop = _refine_chunk(start, part, space, config, positions, derive(seed, "refine"))
             log = folder.log if folder else None
             made = follow(loop, f"refine {label}", total, start=done, log=log, stage="refine", set=label, chunk=i)
             images[positions] = made
@@ -200,7 +203,7 @@ def with_meta(
     return replace(made, meta=meta)
 
 
-def check_inputs(pool: SurrogateSet, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
+def check_inputs(pool: SurrogateSet, teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> None:
     """Refuse sets and teachers that do not belong together, before any work."""
     for teacher in teachers:
         if config.steps:
@@ -256,14 +259,14 @@ def run_stage(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space
             )
             if main_process:
-                _write(selected, folder.path / "selected" / f"ipc-{ipc}")
-                _write(refined, folder.path / f"ipc-{ipc}")
+                save_anew(selected, folder.path / "selected" / f"ipc-{ipc}")
+                save_anew(refined, folder.path / f"ipc-{ipc}")
                 folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
         folder.scaffold = (CHUNKS,)
     return target
 
 
-def _write(made: SurrogateSet, target: Path) -> None:
+def save_anew(made: SurrogateSet, target: Path) -> None:
     """Save anew: an interrupted stage may have left a part of it."""
     shutil.rmtree(target, ignore_errors=True)
     made.save(target)

@@ -26,8 +26,7 @@ from gendistill.evaluate.report.copied import copy_line
 from gendistill.evaluate.report.sheets import pair_sheet
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
-from gendistill.stages.evaluate import check_origin
-from gendistill.stages.folders import command_line, read_data, versions
+from gendistill.stages.folders import check_origin, command_line, read_data, versions
 from gendistill.stages.inside import facts_of, numbers, sheets_of
 from gendistill.stages.output import plain_output
 from gendistill.stages.refine import teacher_data
