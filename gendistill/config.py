@@ -25,7 +25,7 @@ Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 Method = Literal["random", "kmeans", "herding", "kcenter", "wmdd"]
 WmddStart = Literal["noise", "real"]
-FeatureLoss = Literal["squared", "released"]
+FeatureLoss = Literal["squared", "published", "released"]
 BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
@@ -396,7 +396,8 @@ class ObjectiveConfig:
         feature_weight: Weight of the distance to an image's own atom.
         batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
         cross_entropy_weight: Weight of the teacher's cross-entropy.
-        feature_loss: ``squared`` distances in class variances, or ``released``: the unsquared norm over the batch.
+        feature_loss: ``squared`` distances in class variances, ``published`` ones in raw features, or ``released``:
+            their unsquared norm over the batch.
         batch_norm_loss: ``normalised`` by layer, so that a weight carries over between networks, or ``published``.
         pixel_weight: Weight of pixels beside teacher features in the ground cost of barycenter and assignment.
         weights: Barycenter weights: ``fixed`` at 1/IPC, or ``free``: each image weighs what its atom stands for.

@@ -100,7 +100,7 @@ def picture_folder(root: Path, mode: str = "RGB", size: int = 16, count: int = 8
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
     assert "no such folder" in refused(capsys, "teacher", "--data.name", "/nowhere/at/all", "--output_dir", out)
-    assert "not a surrogate set" in refused(
+    assert "There is no folder" in refused(
         capsys, "evaluate", "--surrogate", tmp_path / "none", "--config", TINY, "--output_dir", out
     )
     assert "not a generator folder" in refused(capsys, "sample", "--generator", tmp_path, "--output_dir", out)

@@ -38,14 +38,14 @@ from gendistill.transport.classes import class_barycenters
 class Objective:
     """loss = features * distance to the own atom + batch_norm * gap of class moments + cross_entropy * CE.
 
-    ``released`` features are the unsquared norm over the batch; ``published`` moments the unnormalised norms. Moments
-    and cross-entropy are means over the teachers.
+    ``released`` features are the unsquared norm over the batch; ``published`` moments the unnormalised norms. The unit
+    of features is the ground space's. Moments and cross-entropy are means over the teachers.
     """
 
     features: float = 1.0
     batch_norm: float = 1.0
     cross_entropy: float = 0.1
-    feature_form: Literal["squared", "released"] = "squared"
+    feature_form: Literal["squared", "published", "released"] = "squared"
     batch_norm_form: Literal["normalised", "published"] = "normalised"
 
 
@@ -144,7 +144,7 @@ def refine_chunk(
 def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
     if objective.feature_form == "released":
         return released_feature_loss(points, atoms)
-    return feature_loss(points, atoms, torch.ones(len(points), device=points.device))  # the space is scaled already
+    return feature_loss(points, atoms, torch.ones(len(points), device=points.device))  # in the space's own unit
 
 
 @dataclass(frozen=True)

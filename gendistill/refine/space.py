@@ -32,8 +32,12 @@ class GroundSpace:
     labels: Tensor
 
     @classmethod
-    def build(cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float) -> GroundSpace:
+    def build(
+        cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float, *, scaled: bool = True
+    ) -> GroundSpace:
         """From the images that every teacher's statistics were collected on, in the same order.
+
+        Without ``scaled`` features keep their own unit, as in WMDD.
 
         Raises:
             ArtifactError: the statistics belong to other images.
@@ -49,7 +53,12 @@ class GroundSpace:
         tiny = torch.finfo(torch.float32).tiny
         space = cls(
             tuple(teachers),
-            tuple((len(teachers) * t.statistics.feature_variance()).clamp(min=tiny).rsqrt() for t in teachers),
+            tuple(
+                (len(teachers) * (t.statistics.feature_variance() if scaled else torch.ones(classes)))
+                .clamp(min=tiny)
+                .rsqrt()
+                for t in teachers
+            ),
             pixel_weight**0.5 * spread.clamp(min=tiny).rsqrt(),
             torch.empty(0),
             train.labels,

@@ -84,7 +84,7 @@ def ground_space(teachers: Sequence[Teacher], data: RealData, config: ObjectiveC
     """The space of these teachers, their networks on this process's device."""
     for teacher in teachers:
         teacher.network.to(runtime.device())
-    return GroundSpace.build(teachers, data.train, config.pixel_weight)
+    return GroundSpace.build(teachers, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
 
 
 def refine_images(

@@ -226,3 +226,8 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
     selected, refined = refine_set(pool, teacher, digits, 2, replace(CONFIG, pack=2))
     assert (selected.ipc, refined.ipc, refined.factor, len(refined.split)) == (8, 2, 2, 80)
     assert refined.meta["stages"][-2:] == ["barycenter", "pack"]
+
+
+def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
+    raw = GroundSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
+    assert torch.equal(raw.real, teacher.statistics.features)
