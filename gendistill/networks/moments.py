@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK = {"cpu": 2**19}  # floats that stay in a core's cache while they are centred, summed, squared and summed
+CHUNK = {"cpu": 2**19}  # floats that stay in a core's cache from their mean to the sum of their squares
 OTHER_CHUNK = 2**24
 
 
@@ -36,25 +36,24 @@ class Members:
 def row_moments(inputs: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, M2) over the positions of every row and channel of (R,C,...), float64 (R,C) on ``device``.
 
-    Sums are taken in fp32 on the input's own device around the map's middle position: that subtraction is exact where
-    the mean is large beside the spread, and the distance left to the mean is about one standard deviation.
+    Sums are taken in fp32 on the input's own device about the mean in fp32, and what rounding left of it is made good
+    (the corrected two-pass algorithm); so a mean that is large beside the spread costs no digits.
     """
     inputs, positions = inputs.detach().float(), inputs[0, 0].numel()
     if positions == 1:
         mean = inputs.flatten(1).to(device).double()
         return mean, torch.zeros_like(mean)
     where = tuple(range(2, inputs.dim()))
-    shift = inputs[(..., *(slice(side // 2, side // 2 + 1) for side in inputs.shape[2:]))]
     step = max(1, CHUNK.get(inputs.device.type, OTHER_CHUNK) // inputs[0].numel())
-    sums, squares = [], []
     room = torch.empty_like(inputs[:step])  # in the layout of the input
-    for part, middle in zip(inputs.split(step), shift.split(step), strict=True):
-        centred = torch.sub(part, middle, out=room[: len(part)])
-        sums.append(centred.sum(where))
-        squares.append(centred.square_().sum(where))
-    first, second = (torch.cat(parts).to(device).double() for parts in (sums, squares))
-    offset = first / positions
-    return shift.flatten(1).to(device).double() + offset, (second - offset * first).clamp_(min=0)
+    parts = []
+    for part in inputs.split(step):
+        mean = part.mean(where, keepdim=True)
+        centred = torch.sub(part, mean, out=room[: len(part)])
+        parts.append((mean.flatten(1), centred.sum(where), centred.square_().sum(where)))
+    mean, rest, squares = (torch.cat(sums).to(device).double() for sums in zip(*parts, strict=True))
+    rest /= positions
+    return mean + rest, (squares - positions * rest.square()).clamp_(min=0)
 
 
 class ClassMoments:

@@ -20,7 +20,7 @@ from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.progress import note
 from gendistill.runtime import processes
 
-FORMAT = 1  # another number when the meaning of the statistics changes
+RECORD, FORMAT = "made_from", 1  # another number when the meaning of the statistics changes
 MEND = "Give another folder for class statistics, or none."
 
 
@@ -50,10 +50,9 @@ def cached_statistics(
     path = cache / f"statistics-{hash_json(key)}.safetensors"
     _make(cache)
     found, free = _read(path, key)
-    if found is not None and (not shared or _all_have_it(True)):
+    everywhere = _all_have_it(found is not None) if shared else True
+    if found is not None and everywhere:
         return found
-    if found is None and shared:
-        _all_have_it(False)
     statistics = collect_statistics(network, split, classes, batch_size, shared=shared)
     if free and (not shared or processes().is_main_process):
         _write(path, statistics, key)
@@ -79,15 +78,15 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[ClassStatistics | None, b
         return None, True
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            made_from = json.loads((file.metadata() or {}).get(RECORD, "{}"))
         statistics = ClassStatistics.load(path)
-    except (OSError, SafetensorError, ArtifactError) as error:
+    except (OSError, ValueError, SafetensorError, ArtifactError) as error:
         note(f"{path} cannot be read ({error}); the class statistics are collected anew.")
         return None, True
-    if metadata.get("key") != _text(key):
+    if made_from.get("key") != key:
         note(f"{path} holds something else under this name and is left alone; the class statistics are collected.")
         return None, False
-    if metadata.get("content") != hash_tensors(statistics.tensors()):
+    if made_from.get("content") != hash_tensors(statistics.tensors()):
         note(f"{path} is damaged; the class statistics are collected anew.")
         return None, True
     return statistics, False
@@ -114,12 +113,10 @@ def _write(path: Path, statistics: ClassStatistics, key: Mapping[str, Any]) -> N
     """Whole or not at all, whoever else writes the same."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        statistics.save(partial, {"key": _text(key), "content": hash_tensors(statistics.tensors())})
+        record = {"key": key, "content": hash_tensors(statistics.tensors())}
+        statistics.save(partial, {RECORD: json.dumps(record, sort_keys=True)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written ({error}). {MEND}") from error
-
-
-def _text(key: Mapping[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True)
+    finally:
+        partial.unlink(missing_ok=True)
