@@ -1,0 +1,160 @@
+"""Which part of refinement pays: select, barycenter, batch norm or all, from generated images, real ones and noise.
+
+    python -m tests.benchmarks.refinement --data ../shared/data/cifar10 --generator RUN/generator --output out.jsonl
+
+Every synthesis seed trains its own teacher, draws its own pool and judges every set with the same training runs, beside
+random and k-means. Finished seeds are read from the output file, so an interrupted table goes on. Test images are read
+once a training, after its last step; the settings of the variants are fixed below, before any of it is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import gendistill as gd
+from gendistill.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    RefineConfig,
+    SampleConfig,
+    TeacherConfig,
+    WmddConfig,
+)
+from gendistill.data.real import RealData
+from gendistill.generator.generator import Generator
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.refine import ground_space
+from gendistill.surrogate.surrogate import SurrogateSet
+
+POOL = 5  # images of the pool for each one that is wanted
+ZERO = {"feature_weight": 0.0, "batch_norm_weight": 0.0, "cross_entropy_weight": 0.0}
+VARIANTS = {  # what is added to the selection
+    "select + atoms": {**ZERO, "feature_weight": 1.0},
+    "select + BN": {**ZERO, "batch_norm_weight": 1.0},
+    "select + atoms + BN": {**ZERO, "feature_weight": 1.0, "batch_norm_weight": 1.0},
+    "select + all": {},
+    "select + all, trust region 0.1": {"trust_region": 0.1},
+    "select + all, features alone": {"pixel_weight": 0.0},
+}
+
+
+def variants(
+    pool: SurrogateSet, start: str, teacher: Teacher, data: RealData, ipc: int, config: RefineConfig, seed: int
+) -> Iterator[tuple[str, SurrogateSet]]:
+    """(name, set) of every variant from one pool."""
+    yield f"{start}: raw", pool.prefix(ipc)
+    for name, changes in VARIANTS.items():
+        changed = replace(config, **changes)
+        space = ground_space([teacher], data, changed)
+        selected, refined = gd.refine_set(pool, teacher, data, ipc, changed, seed=seed, space=space)
+        if name == "select + all":
+            yield f"{start}: select", selected
+        yield f"{start}: {name}", refined
+    unselected = gd.refine_set(pool, teacher, data, ipc, replace(config, select=False), seed=seed)[1]
+    yield f"{start}: all without select", unselected
+
+
+def sets(
+    data: RealData, teacher: Teacher, generator: Generator | None, args: argparse.Namespace, seed: int
+) -> Iterator[tuple[str, SurrogateSet]]:
+    config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip, mixed_precision=args.mixed_precision)
+    for ipc in args.ipc:
+        pools = {"real": gd.distill(data, "random", POOL * ipc, seed=seed + 1000)}
+        if generator is not None:
+            pools["generated"] = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
+        for start, pool in pools.items():
+            yield from variants(pool, start, teacher, data, ipc, config, seed)
+        noise = WmddConfig(steps=args.steps, learning_rate=0.1, mixed_precision=args.mixed_precision, flip=args.flip)
+        yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
+
+
+def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
+    """Rows of one synthesis seed, each with the variant's name."""
+    options = TeacherConfig(
+        network=args.network, width=args.width, steps=args.teacher_steps, flip=args.flip, shift=args.shift
+    )
+    teacher = gd.train_teacher(data, options, seed=seed)
+    print(f"seed {seed}: teacher {teacher.meta['accuracy']}", flush=True)
+    made = list(sets(data, teacher, generator, args, seed))
+    if args.labels == "soft":
+        labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
+        made = [(name, gd.label_set(one, teacher, labels, seed=seed)) for name, one in made]
+    names = {one.content_hash(): name for name, one in made}
+    judged = EvaluateConfig(
+        network="convnet", width=args.width, runs=args.runs, steps=args.judge_steps, flip=args.flip, shift=args.shift,
+        labels=args.labels,
+    )  # fmt: skip
+    summary = gd.evaluate(data, [one for _, one in made], judged, seed=seed, teacher=teacher)
+    rows = [{**row, "name": names.get(row["set"]) or baseline(row), "seed": seed} for row in summary["rows"]]
+    return [{k: row[k] for k in ("seed", "name", "ipc", "labels", "accuracy", "ci95_vs_random")} for row in rows]
+
+
+def baseline(row: dict) -> str:
+    return f"{row['method']} ({row['space']})" if row["space"] else row["method"]
+
+
+def table(rows: list[dict]) -> str:
+    """Mean over synthesis seeds and runs, spread over seeds, and the gain over random, paired by seed."""
+    keys = sorted({(row["ipc"] or 0, row["labels"], row["name"]) for row in rows})
+    lines = [f"{'IPC':>4} {'labels':<7} {'set':<46} {'accuracy %':>13}  {'over random':>13}"]
+    for ipc, labels, name in keys:
+        own = {
+            r["seed"]: np.mean(r["accuracy"])
+            for r in rows
+            if (r["ipc"] or 0, r["labels"], r["name"]) == (ipc, labels, name)
+        }
+        random = {
+            r["seed"]: np.mean(r["accuracy"])
+            for r in rows
+            if (r["ipc"] or 0, r["labels"], r["name"]) == (ipc, labels, "random")
+        }
+        values = 100 * np.array(list(own.values()))
+        gains = 100 * np.array([own[s] - random[s] for s in own if s in random])
+        gain = f"{gains.mean():+5.1f} ± {gains.std(ddof=1) if len(gains) > 1 else 0:3.1f}" if len(gains) else ""
+        spread = values.std(ddof=1) if len(values) > 1 else 0
+        lines.append(f"{ipc or '':>4} {labels:<7} {name:<46} {values.mean():6.1f} ± {spread:3.1f}  {gain:>13}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--max_per_class", type=int)
+    parser.add_argument("--generator", type=Path)
+    parser.add_argument("--network", default="convnet_bn")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--teacher_steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--judge_steps", type=int, default=200)
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--labels", choices=["hard", "soft"], default="hard")
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--shift", type=int, default=0)
+    parser.add_argument("--mixed_precision", default="no")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    data = gd.load_data(DataConfig(name=args.data, image_size=args.image_size, max_per_class=args.max_per_class))
+    generator = Generator.from_pretrained(str(args.generator)) if args.generator else None
+    rows = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
+    for seed in range(args.seeds):
+        if seed not in {row["seed"] for row in rows}:
+            with gd.show_progress():
+                found = one_seed(data, generator, args, seed)
+            rows += found
+            with args.output.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in found))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
