@@ -29,7 +29,7 @@ from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest, seal
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.surrogate import SurrogateSet
-from gendistill.surrogate.writer import _link
+from gendistill.surrogate.writer import link
 
 LARGE = 1 << 30  # bytes of labels worth a word before they are made
 
@@ -117,7 +117,7 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
         for path in (p for paths in image_paths(surrogate_dir, read_manifest(surrogate_dir)) for p in paths):
             linked = folder.path / path.relative_to(surrogate_dir)
             linked.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, linked)
+            link(path, linked)
         made.soft_labels.save(folder.path)
         manifest = seal(folder.path, made.classes, made.images.shape[1:], made.meta, factor=made.factor)
         folder.facts["bytes"] = manifest["bytes"]

@@ -15,13 +15,13 @@ import jinja2
 from gendistill.errors import ArtifactError
 from gendistill.surrogate import readme, soft_labels
 from gendistill.surrogate.evidence import read_evidence
+from gendistill.surrogate.png import whole
 from gendistill.surrogate.readme import facts, findings
 from gendistill.surrogate.readme.front import front_matter
 from gendistill.surrogate.readme.layout import Layout
 from gendistill.surrogate.readme.markdown import block, code, plain
 from gendistill.surrogate.readme.readers import readers
 from gendistill.surrogate.readme.targets import soft_script
-from gendistill.surrogate.writer import _whole
 
 CARD = "README.md"
 
@@ -68,7 +68,7 @@ def _soft(source: Path) -> dict[str, Any]:
 def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     """README.md of a set from its manifest, and from soft_labels.json and evidence.json where they are there."""
     text = card([read_entry(folder, manifest)], format="imagefolder")
-    with _whole(folder / CARD) as partial:
+    with whole(folder / CARD) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
 
 

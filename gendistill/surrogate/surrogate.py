@@ -16,7 +16,7 @@ from gendistill.surrogate.decode import decode
 from gendistill.surrogate.manifest import COUNTED, MANIFEST, image_paths, read_manifest, seal
 from gendistill.surrogate.pixels import read_images
 from gendistill.surrogate.soft_labels import SoftLabels
-from gendistill.surrogate.writer import SurrogateWriter
+from gendistill.surrogate.writer import write_images
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,7 @@ class SurrogateSet:
         folder = Path(folder)
         if (folder / MANIFEST).exists():
             raise ArtifactError(f"{folder} holds a surrogate set already; give a new folder.")
-        with SurrogateWriter(folder, self.classes) as writer:
-            for label in range(len(self.classes)):
-                for i, image in enumerate(self.of_class(label)):
-                    writer.put(label, i, image)
+        write_images(folder, self.classes, self.images, self.labels)
         order = torch.argsort(self.labels, stable=True)
         if self.soft_labels:
             ordered = torch.equal(order, torch.arange(len(order)))

@@ -29,6 +29,7 @@ ENTROPY = 0.03  # variances
 SINKHORN_STEPS = 2_000  # per plan; POT's barycenter takes 1000 unless told
 UNDERFLOW = 600  # cost / reg; exp(-745) is 0
 MISSED = 1e-3  # share of the mass that an entropic plan may leave in the wrong place
+TIE = 1e-9  # variances; rounding must not choose between equal descents
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def solve_barycenter(
         atoms, w2, iterations = _entropic(problem, ENTROPY if reg is None else reg, *stop)
     share = problem.share
     if weights == "free":
-        descents = [lloyd(problem.points, problem.mass, begin, *stop) for begin in (problem.init, atoms)]
-        atoms, share, w2, iterations = min(descents, key=lambda descent: descent[2])
+        first, second = (lloyd(problem.points, problem.mass, begin, *stop) for begin in (problem.init, atoms))
+        atoms, share, w2, iterations = second if second[2] < first[2] - TIE else first
     if iterations >= max_iterations:
         warnings.warn(f"The barycenter stopped at max_iterations = {max_iterations}; it may still move.", stacklevel=2)
     return Barycenter(atoms * problem.scale + problem.mean, share, w2 * problem.scale**2, iterations)
@@ -90,7 +91,7 @@ def barycenter(points: ArrayLike, init: ArrayLike, max_iterations: int = 100, to
 
 @dataclass(frozen=True)
 class _Problem:
-    """Points (n,d) with ``mass`` > 0 and the start ``init`` (k,d), both as (x - mean) / scale; ``share`` (k,) is 1/k."""
+    """``points`` of ``mass`` > 0 and the start ``init`` (k,d), both as (x - mean) / scale; ``share`` (k,) is 1/k."""
 
     points: np.ndarray
     mass: np.ndarray

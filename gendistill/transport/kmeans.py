@@ -41,11 +41,13 @@ def lloyd(
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
     """Atoms, weights, W2^2 and iterations of Lloyd's algorithm from ``init``; centre j descends from init's row j.
 
+    Atoms that start nearest to no point are placed first, since scikit-learn fills empty clusters in no fixed order.
     Atom j's weight is the mass nearest to it. Stops when the atoms' squared moves sum to at most ``tolerance``.
     """
     from sklearn.cluster import KMeans
 
     spread = points.var(0).mean() or 1.0  # scikit-learn multiplies its tolerance by this
+    init, _, _ = without_empty(points, mass, init)
     clusters = KMeans(len(init), init=init, n_init=1, max_iter=max_iterations, tol=tolerance / spread)
     clusters.fit(points, sample_weight=mass)
     atoms, weights, w2 = without_empty(points, mass, clusters.cluster_centers_)
@@ -55,21 +57,22 @@ def lloyd(
 def without_empty(points: np.ndarray, mass: np.ndarray, atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Atoms, their weights (all > 0) and W2^2, each point going to its nearest atom.
 
-    An atom that no point is nearest to moves to the point that costs most; where fewer places than atoms hold all the
-    mass, it halves the heaviest atom.
+    An atom that no point is nearest to moves to the point farthest from its atom; where fewer places than atoms hold
+    all the mass, it halves the heaviest atom.
     """
+    atoms = atoms.copy()
     for _ in range(len(atoms)):
         cost = ot.dist(points, atoms)
         nearest = cost.argmin(1)
-        paid = mass * cost[np.arange(len(points)), nearest]
+        paid = cost[np.arange(len(points)), nearest]
         weights = np.bincount(nearest, mass, len(atoms))
         empty = np.flatnonzero(weights == 0)
-        worst = paid.argmax()
-        if not len(empty) or np.square(points[worst] - atoms[nearest[worst]]).sum() < SAME:
+        farthest = paid.argmax()
+        if not len(empty) or np.square(points[farthest] - atoms[nearest[farthest]]).sum() < SAME:
             break
-        atoms[empty[0]] = points[worst]
+        atoms[empty[0]] = points[farthest]
     for j in empty:
         heaviest = weights.argmax()
         atoms[j] = atoms[heaviest]
         weights[[j, heaviest]] = weights[heaviest] / 2
-    return atoms, weights, float(paid.sum())
+    return atoms, weights, float(mass @ paid)

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from gendistill.data.images import to_pil
-from gendistill.surrogate import writer as module
+from gendistill.errors import ArtifactError
+from gendistill.surrogate import png, workers
 from gendistill.surrogate.manifest import seal
 from gendistill.surrogate.names import TRAIN
 from gendistill.surrogate.surrogate import SurrogateSet
-from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix
+from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix, write_images
 from tests.helpers import files, no_file_above
 
 CLASSES = ("ant", "bee", "cow")
@@ -92,13 +91,13 @@ def test_an_error_in_the_block_keeps_its_place_and_whole_files(tmp_path: Path) -
 
 
 def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, image = threading.Event(), pictures(1)[0]
+    disk, image, encode = threading.Event(), pictures(1)[0], png.encode
 
-    def slow(image: Tensor) -> Image.Image:
+    def slow(pixels: bytes, width: int, height: int, channels: int) -> bytes:
         disk.wait(60)
-        return to_pil(image)
+        return encode(pixels, width, height, channels)
 
-    monkeypatch.setattr(module, "to_pil", slow)
+    monkeypatch.setattr(png, "encode", slow)
     with SurrogateWriter(tmp_path, CLASSES) as writer:
         producer = threading.Thread(target=lambda: [writer.put(0, i, image) for i in range(2 * WAITING)])
         producer.start()
@@ -109,6 +108,72 @@ def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pyte
     assert blocked
     assert waiting <= WAITING
     assert len(files(tmp_path)) == 2 * WAITING
+
+
+# all at once
+
+
+@pytest.fixture
+def spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers and blocks of four images, however few they are."""
+    monkeypatch.setattr(workers, "ALONE", 0)
+    monkeypatch.setattr(workers, "CORES", 3)
+    monkeypatch.setattr("gendistill.surrogate.writer.BLOCK", 8 * 8 * 3 * 4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_workers_write_the_same_bytes(
+    tmp_path: Path, request: pytest.FixtureRequest, channels: int, layout: str
+) -> None:
+    """As this process alone does, and one image after another; in any layout of memory."""
+    images, labels = pictures(50)[:, :channels], torch.arange(50) % 3
+    write(tmp_path / "one", list(range(50)), images)
+    if layout == "columns":
+        images = images.contiguous(memory_format=torch.channels_last)
+    write_images(tmp_path / "alone", CLASSES, images, labels)
+    request.getfixturevalue("spread_out")
+    write_images(tmp_path / "spread", CLASSES, images, labels)
+    assert len(files(tmp_path / "one")) == 50
+    assert files(tmp_path / "alone", "**/*") == files(tmp_path / "spread", "**/*") == files(tmp_path / "one", "**/*")
+
+
+@pytest.mark.usefixtures("spread_out")
+def test_workers_report_a_full_disk_and_leave_no_part_of_a_file(tmp_path: Path) -> None:
+    images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    images[17] = pictures(1)[0]  # which alone takes more than 150 bytes
+    with no_file_above(150), pytest.raises(OSError, match="File too large"):
+        write_images(tmp_path, CLASSES, images, torch.zeros(40, dtype=torch.int64))
+    names = set(files(tmp_path, "**/*"))
+    assert "train/ant/00016.png" in names
+    assert "train/ant/00017.png" not in names
+    assert all(name.endswith(".png") for name in names)
+
+
+@pytest.mark.usefixtures("spread_out")
+def test_without_workers_all_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = pictures(30), torch.arange(30) % 3
+    write_images(tmp_path / "workers", CLASSES, images, labels)
+    monkeypatch.setattr(workers, "SERVE", "raise SystemExit(1)")
+    write_images(tmp_path / "none", CLASSES, images, labels)
+    assert files(tmp_path / "none", "**/*") == files(tmp_path / "workers", "**/*")
+
+
+@pytest.mark.usefixtures("spread_out")
+def test_a_set_spread_over_workers_is_sealed_and_read(tmp_path: Path) -> None:
+    """A class without images and one with many; a damaged file is found among them all."""
+    images, labels = pictures(50), torch.tensor([2] * 45 + [0] * 5)
+    SurrogateSet(images, labels, CLASSES).save(tmp_path / "set")
+    found = SurrogateSet.load(tmp_path / "set")
+    assert found.counts == [5, 0, 45]
+    assert torch.equal(found.images, torch.cat([images[45:], images[:45]]))
+    path = tmp_path / "set" / "train" / "cow" / "00044.png"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ArtifactError, match=r"cow/00044\.png is cut short"):
+        SurrogateSet.load(tmp_path / "set")
+
+
+# by hard links
 
 
 def inode(path: Path) -> int:
