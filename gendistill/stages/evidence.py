@@ -8,8 +8,10 @@ from typing import Any
 
 from gendistill.data.real import RealData
 from gendistill.evaluate.copies import Reference
+from gendistill.evaluate.report.closest import MOST_PAIRS
+from gendistill.evaluate.report.sheets import pair_sheet
 from gendistill.progress import track
-from gendistill.surrogate.evidence import add_evidence
+from gendistill.surrogate.evidence import PAIRS, add_evidence
 from gendistill.surrogate.export.evaluation import evaluation_of
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -21,5 +23,8 @@ def record_evidence(folders: Sequence[Path], summary: dict[str, Any], data: Real
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
     reference = Reference.of(data, most=MOST)
     for folder in track(folders, "cards", len(folders)):
-        copies = reference.check(SurrogateSet.load(folder).split.images)
-        add_evidence(folder, evaluation=evaluation_of(StoredSet.open(folder), summary), copies=copies.summary())
+        views = SurrogateSet.load(folder).split
+        copies = reference.check(views.images)
+        pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
+        found = {**copies.summary(), "pairs": True}
+        add_evidence(folder, evaluation=evaluation_of(StoredSet.open(folder), summary), copies=found)

@@ -30,9 +30,10 @@ from gendistill.stages.folders import check_origin, command_line, read_data, ver
 from gendistill.stages.inside import facts_of, numbers, sheets_of
 from gendistill.stages.output import plain_output
 from gendistill.stages.refine import teacher_data
+from gendistill.surrogate.evidence import PAIRS
 from gendistill.surrogate.surrogate import SurrogateSet
 
-RECORD, PAGE, PROJECTION, PAIRS = "show.json", "show.html", "projection.svg", "closest_pairs.png"
+RECORD, PAGE, PROJECTION = "show.json", "show.html", "projection.svg"
 BATCH = 512
 
 

@@ -14,7 +14,7 @@ import jinja2
 
 from gendistill.errors import ArtifactError
 from gendistill.surrogate import readme, soft_labels
-from gendistill.surrogate.evidence import read_evidence
+from gendistill.surrogate.evidence import PAIRS, read_evidence
 from gendistill.surrogate.png import whole
 from gendistill.surrogate.readme import facts, findings
 from gendistill.surrogate.readme.front import front_matter
@@ -43,6 +43,11 @@ class Entry:
     manifest: dict[str, Any]
     evidence: dict[str, Any] = field(default_factory=dict)
     soft_labels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> str:
+        """Where the picture of the closest pairs is, as seen from the card."""
+        return f"{self.folder}/{PAIRS}".lstrip("/")
 
 
 def read_entry(source: Path, manifest: dict[str, Any], *, config: str | None = None, folder: str = "") -> Entry:

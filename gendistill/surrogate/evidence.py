@@ -12,6 +12,7 @@ from gendistill.surrogate.png import whole
 
 EVIDENCE = "evidence.json"
 ROW = {"method", "ipc", "mean"}
+PAIRS = "closest_pairs.png"  # of the copy check, where it says that there are ``pairs``
 PARTS = {"evaluation": {"rows"}, "copies": {"space", "images", "exact", "near", "median", "held_out_median"}}
 
 
@@ -53,7 +54,8 @@ def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
 
     ``evaluation``: {"protocol", "data", "command", "rows"}, the rows of summary.json for this set, the baselines of its
     IPC and the full data. ``copies``: {"space", "images", "exact": {"train", "validation", "test"}, "near", "median",
-    "held_out_median"}, where near counts images closer to a training image than 99 % of held-out real images are.
+    "held_out_median"}, where near counts images closer to a training image than 99 % of held-out real images are;
+    with "pairs": true where their picture stands in the folder as ``PAIRS``.
 
     Raises:
         ArtifactError: the folder holds no set, the evidence there is damaged, or a part lacks what it needs.

@@ -105,19 +105,30 @@ def unit(points: np.ndarray) -> np.ndarray:
     return centred / np.sqrt(np.square(centred).sum(1).mean())
 
 
-def spaces(images: list[torch.Tensor], teacher: Teacher | None) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Points (n,d) of every class by space, uint8 images (n,C,H,W) given."""
-    pixels = [to_float(x).flatten(1).double().numpy() for x in images]
+def pixels(images: torch.Tensor) -> np.ndarray:
+    return to_float(images).flatten(1).double().numpy()
+
+
+def components(images: torch.Tensor) -> np.ndarray:
+    return PCA(512, svd_solver="covariance_eigh").fit_transform(pixels(images))
+
+
+def normal(images: torch.Tensor) -> np.ndarray:
+    return numpy_rng(0, "normal", int(images.sum())).normal(size=(len(images), 512))
+
+
+def both(images: torch.Tensor) -> np.ndarray:
+    return np.hstack([unit(components(images)), unit(pixels(images))])
+
+
+def spaces(images: torch.Tensor, teacher: Teacher | None) -> dict[str, Callable[[torch.Tensor], np.ndarray]]:
+    """uint8 images (n,C,H,W) of a class -> points (n,d), by name; small images have no 512 components."""
+    found: dict[str, Callable[[torch.Tensor], np.ndarray]] = {}
     if teacher is not None:
-        with torch.no_grad():
-            yield "teacher features", [teacher.network.features(to_float(x)).double().numpy() for x in images]
-    if min(pixels[0].shape) < 512:
-        yield "pixels", pixels
-        return
-    parts = [PCA(512, svd_solver="covariance_eigh").fit_transform(x) for x in pixels]
-    yield "512 components", parts
-    yield "normal numbers", [numpy_rng(0, "normal", i).normal(size=x.shape) for i, x in enumerate(parts)]
-    yield "components + pixels", [np.hstack([unit(a), unit(b)]) for a, b in zip(parts, pixels, strict=True)]
+        found["teacher features"] = lambda x: teacher.network.eval().features(to_float(x)).detach().double().numpy()
+    if min(len(images), images[0].numel()) < 512:
+        return {**found, "pixels": pixels}
+    return {**found, "512 components": components, "normal numbers": normal, "components + pixels": both}
 
 
 def blocks(data: gd.RealData, size: int, count: int) -> list[torch.Tensor]:
@@ -163,9 +174,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="The barycenter stopped")
     with threadpool_limits(1), gd.show_progress():
         for size, count in zip(options.points, options.classes, strict=True):
-            for space, points in spaces(blocks(data, size, count), teacher):
+            images = blocks(data, size, count)
+            for space, embed in spaces(images[0], teacher).items():
                 if options.space and space not in options.space:
                     continue
+                points = [embed(x) for x in images]
                 for k in options.atoms:
                     found += rows(space, points, k, options.sinkhorn)
                     print(table(found[-6:]), flush=True)

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from gendistill.generator.generator import Generator
+from gendistill.surrogate.evidence import read_evidence
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import TINY, environment, files, gendistill, start
 
@@ -234,3 +235,15 @@ def test_interrupt_exits_with_130_and_can_be_resumed(tmp_path: Path) -> None:
     assert "--resume_from_checkpoint latest" in err
     assert list(tmp_path.glob("stopped.partial/checkpoints/base/step-*/state.safetensors"))
     assert environment()["HF_HUB_OFFLINE"] == "1"
+
+
+def test_every_card_of_a_run_has_its_rows_and_its_copy_check(run: Path) -> None:
+    for path in (run / "refined" / "ipc-2", run / "samples" / "base" / "ipc-1"):
+        card, evidence = (path / "README.md").read_text(), read_evidence(path)
+        own = [row for row in evidence["evaluation"]["rows"] if row["set"]]
+        assert [row["set"] for row in own] == [SurrogateSet.load(path).content_hash()]
+        assert f"{100 * own[0]['mean']:.1f} ± {100 * own[0]['std']:.1f}" in card
+        assert evidence["copies"]["exact"] == {"train": 0, "validation": 0, "test": 0}
+        assert "closest_pairs.png" in card
+        assert (path / "closest_pairs.png").is_file()
+        assert gendistill("verify", path) == 0

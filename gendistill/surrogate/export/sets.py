@@ -14,7 +14,7 @@ from gendistill.config import Format
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card import CARD, card, read_entry
-from gendistill.surrogate.evidence import EVIDENCE
+from gendistill.surrogate.evidence import EVIDENCE, PAIRS
 from gendistill.surrogate.export import ddranking, imagefolder, parquet, webdataset
 from gendistill.surrogate.export.record import FORMAT, RECORD
 from gendistill.surrogate.export.stored import StoredSet
@@ -101,6 +101,8 @@ def _write_companions(stored: StoredSet, target: Path, format: Format, evidence:
     shutil.copyfile(stored.folder / MANIFEST, target / MANIFEST)
     if evidence:
         _write_json(target / EVIDENCE, evidence)
+    if (stored.folder / PAIRS).is_file():
+        shutil.copyfile(stored.folder / PAIRS, target / PAIRS)
     inside = stored.labelled and format != "imagefolder"
     for name in (soft_labels.RECORD, *(() if inside else (soft_labels.TENSORS,))):
         if (stored.folder / name).is_file():
