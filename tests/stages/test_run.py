@@ -131,7 +131,7 @@ def test_each_stage_alone_gives_what_the_run_gave(run: Path, tmp_path: Path) -> 
         "--output_dir", tmp_path / "refined",
     ) == 0  # fmt: skip
     for stage in ("samples", "refined"):
-        assert files(tmp_path / stage) == files(run / stage)
+        assert files(tmp_path / stage, "**/train/*/*.png") == files(run / stage, "**/train/*/*.png") != {}
     assert gendistill(
         "evaluate", *common, "--surrogate", tmp_path / "refined" / "ipc-2", "--output_dir", tmp_path / "evaluation"
     ) == 0  # fmt: skip
