@@ -505,6 +505,7 @@ class RefineConfig(ObjectiveConfig):
         _check_sizes(self, "refine")
         self._check("refine")
         _at_least(self, "refine", 1, "pack")
+        need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
 
 
 @dataclass(frozen=True, kw_only=True)

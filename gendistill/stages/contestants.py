@@ -41,11 +41,15 @@ def _of_set(surrogate: SurrogateSet) -> Contestant:
 
 
 def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> Targets:
-    """Hard labels that count as much as the images' weights: cross-entropy is linear in its targets."""
-    split = surrogate.split
-    onehot = torch.nn.functional.one_hot(split.labels, len(surrogate.classes)).float()
-    share = weights.repeat_interleave(surrogate.factor**2)
-    return Targets(hash_tensors({"weights": weights}), 1.0, table=share[:, None] * onehot)
+    """Hard labels that count as much as the images' weights."""
+    onehot = torch.nn.functional.one_hot(surrogate.split.labels, len(surrogate.classes)).float()
+    return Targets(hash_tensors({"weights": weights}), 1.0, table=_shares(surrogate) * onehot)
+
+
+def _shares(surrogate: SurrogateSet) -> torch.Tensor:
+    """(N,1): what each view's targets are multiplied by to count as its weight, cross-entropy being linear in them."""
+    weights = torch.ones(len(surrogate.labels)) if surrogate.weights is None else surrogate.weights
+    return weights.repeat_interleave(surrogate.factor**2)[:, None]
 
 
 def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
@@ -110,7 +114,7 @@ def with_soft_labels(
 def _labelled(baseline: Contestant, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module) -> Contestant:
     """Its draws with labels of that recipe, made now: batches of stored and online labels are the same."""
     mode = "online" if soft.mode == "per_view" else soft.mode
-    recipe = replace(soft, mode=mode, top_k=soft.top_k, values=None, indices=None)
+    recipe = replace(soft, mode=mode, values=None, indices=None)
     targets = []
     for draw in baseline.draws:
         labels = finish(fill(recipe, network, draw.images, 0))
@@ -129,7 +133,9 @@ def _with(row: Contestant, soft: SoftLabels, targets: tuple[Targets, ...]) -> Co
 def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
     soft = surrogate.soft_labels
     assert soft is not None
-    key = hash_tensors(soft.fingerprint())
+    weights = {} if surrogate.weights is None else {"weights": surrogate.weights}
+    key = hash_tensors({**soft.fingerprint(), **weights})
     if soft.mode == "per_image":
-        return Targets(key, soft.temperature, table=soft.probabilities(torch.arange(len(surrogate.split))))
+        table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.factor**2))
+        return Targets(key, soft.temperature, table=table * _shares(surrogate))
     return Targets(key, soft.temperature, batches=soft_batches(surrogate, network))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gendistill.stages.folders import (
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.manifest import image_paths, read_manifest, seal
+from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.surrogate.writer import link
@@ -73,7 +74,7 @@ def label_set(
         "command": command_line(),
         "versions": versions(),
     }
-    return SurrogateSet(surrogate.images, surrogate.labels, surrogate.classes, meta, surrogate.factor, labels)
+    return replace(surrogate, meta=meta, soft_labels=labels)
 
 
 def check_inputs(surrogate: SurrogateSet, teacher: Teacher, config: LabelConfig) -> None:
@@ -113,14 +114,11 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
         return target
     with stage_folder(target, "label", settings) as folder:
         made = label_set(surrogate, teacher, config, seed=seed, folder=folder)
-        assert made.soft_labels is not None
         for path in (p for paths in image_paths(surrogate_dir, read_manifest(surrogate_dir)) for p in paths):
             linked = folder.path / path.relative_to(surrogate_dir)
             linked.parent.mkdir(parents=True, exist_ok=True)
             link(path, linked)
-        made.soft_labels.save(folder.path)
-        manifest = seal(folder.path, made.classes, made.images.shape[1:], made.meta, factor=made.factor)
-        folder.facts["bytes"] = manifest["bytes"]
+        folder.facts["bytes"] = made.finish(folder.path)["bytes"]
     return target
 
 

@@ -39,6 +39,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.output import output
 from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.png import whole
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHUNKS = "chunks"  # refined images of an interrupted stage
@@ -64,12 +65,13 @@ def refine_set(
     check_inputs(pool, teachers, data, config)
     if space is None:
         space = ground_space(teachers, data, config)
-    log, start, whole = folder.log if folder else None, time.perf_counter(), ipc * config.pack**2
+    main_process = runtime.processes().is_main_process
+    log, start, count = folder.log if folder and main_process else None, time.perf_counter(), ipc * config.pack**2
     if config.select:
-        loop = select(pool, space, ipc=whole, seed=seed)
+        loop = select(pool, space, ipc=count, seed=seed)
         chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
     else:
-        chosen = replace(pool.prefix(whole), soft_labels=None)
+        chosen = replace(pool.prefix(count), soft_labels=None)
     name = "select" if config.select else None
     selected = with_meta(chosen, teachers, "select" if config.select else chosen.meta.get("stage"), name, start)
     start = time.perf_counter()
@@ -116,8 +118,19 @@ def refine_images(
         if kept is None or not kept.is_file():
             part = Targets(targets.atoms[positions], targets.weights[positions])
             loop = _refine_chunk(start, part, space, config, positions, derive(seed, "refine"))
-            log = folder.log if folder else None
-            made = follow(loop, f"refine {label}", total, start=done, log=log, stage="refine", set=label, chunk=i)
+            main = state.is_main_process
+            log = folder.log if folder and main else None
+            made = follow(
+                loop,
+                f"refine {label}",
+                total,
+                start=done,
+                log=log,
+                stage="refine",
+                set=label,
+                chunk=i,
+                shown=state.is_main_process,
+            )
             images[positions] = made
             if kept is not None:
                 _keep(kept, made)
@@ -126,6 +139,7 @@ def refine_images(
     if store is not None:
         for i, positions in enumerate(parts):
             images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
+        state.wait_for_everyone()  # or the main process would rename the folder under a reader
     return _judged(start, images, targets, space, config, held_out.network if held_out else None)
 
 
@@ -159,9 +173,8 @@ def _refine_chunk(
 
 def _keep(path: Path, images: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    save_file({"images": images.contiguous()}, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file({"images": images.contiguous()}, partial)
 
 
 def _judged(

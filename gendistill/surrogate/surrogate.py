@@ -105,12 +105,16 @@ class SurrogateSet:
         if (folder / MANIFEST).exists():
             raise ArtifactError(f"{folder} holds a surrogate set already; give a new folder.")
         write_images(folder, self.classes, self.images, self.labels)
+        self.finish(folder)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Write all but the images, which stand in ``folder`` already; returns the manifest."""
         order = torch.argsort(self.labels, stable=True)
         if self.soft_labels:
             ordered = torch.equal(order, torch.arange(len(order)))
             (self if ordered else self.take(order)).soft_labels.save(folder)  # type: ignore[union-attr]
         weights = {} if self.weights is None else {"weights": self.weights[order].tolist()}
-        seal(folder, self.classes, self.images.shape[1:], {**self.meta, **weights}, factor=self.factor)
+        return seal(folder, self.classes, self.images.shape[1:], {**self.meta, **weights}, factor=self.factor)
 
     @classmethod
     def load(cls, folder: str | Path) -> SurrogateSet:

@@ -244,3 +244,16 @@ def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teac
     other = train_teacher(digits, TeacherConfig(steps=2, width=16))
     with pytest.raises(ArtifactError, match="expected the same"):
         evaluate(digits, [labelled], soft, teacher=other)
+
+
+def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teacher, chosen, folders, tmp_path):
+    weights = torch.tensor([0.5, 1.5]).repeat(10)
+    replace(chosen, weights=weights).save(tmp_path / "weighted")
+    options = ["--surrogate", tmp_path / "weighted", "--teacher", folders / "teacher", "--output_dir", tmp_path / "out"]
+    assert gendistill("label", *options) == 0
+    labelled = SurrogateSet.load(tmp_path / "out")
+    assert torch.equal(labelled.weights, weights)
+    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft")
+    rows = evaluate(digits, [labelled, replace(labelled, weights=None)], config, teacher=teacher)["rows"]
+    weighted, even = (row["accuracy"] for row in rows if row["set"] and row["labels"] == "soft")
+    assert weighted != even

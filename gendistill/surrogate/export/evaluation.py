@@ -24,9 +24,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"evaluation {path} cannot be read: {error}. Give the summary.json of one.") from error
     rows = summary.get("rows") if isinstance(summary, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and {"method", "ipc", "mean"} <= r.keys() for r in rows
-    ):
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and r.keys() >= NEEDED for r in rows):
         raise ArtifactError(f"evaluation {path} is no summary of an evaluation: it has no rows. Give its summary.json.")
     return summary
 
