@@ -118,8 +118,7 @@ def refine_images(
         if kept is None or not kept.is_file():
             part = Targets(targets.atoms[positions], targets.weights[positions])
             loop = _refine_chunk(start, part, space, config, positions, derive(seed, "refine"))
-            main = state.is_main_process
-            log = folder.log if folder and main else None
+            log = folder.log if folder and state.is_main_process else None
             made = follow(
                 loop,
                 f"refine {label}",
