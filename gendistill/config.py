@@ -118,6 +118,9 @@ class TeacherConfig:
         weight_decay: AdamW's weight decay.
         shift: Random translation in pixels as augmentation; 0 turns it off.
         flip: Mirror images at random; wrong for digits, right for most photographs.
+        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
+            together with ``compile``.
+        compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling.
     """
 
     network: str = "convnet_bn"
@@ -129,6 +132,8 @@ class TeacherConfig:
     weight_decay: float = 1e-2
     shift: int = 0
     flip: bool = False
+    mixed_precision: Precision = "no"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, "teacher", 1, "width", "steps", "batch_size")
@@ -579,6 +584,10 @@ class EvaluateConfig:
         flip: Mirror images at random.
         labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines labelled by the same teacher
             in the same way; ``hard`` leaves them aside.
+        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
+            together with ``compile``.
+        compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
+            size of batch.
     """
 
     network: str = "convnet"
@@ -592,6 +601,8 @@ class EvaluateConfig:
     shift: int = 0
     flip: bool = False
     labels: Labels = "hard"
+    mixed_precision: Precision = "no"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _at_least(self, "evaluate", 3, "runs")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -22,6 +24,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gendistill.errors import ArtifactError, ConfigError
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -66,6 +70,19 @@ def native_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def wants_bf16(mixed_precision: str, device: torch.device) -> bool:
+    """Whether a network is to run under bf16 autocast: ``auto`` says so where the device computes in it."""
+    return mixed_precision == "bf16" or (mixed_precision == "auto" and native_bf16(device))
+
+
+@cache
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """torch.compile(function), one for all callers: networks of one structure share code, every shape has its own."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # beyond it eager, silently
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA is no news
+    return torch.compile(function, dynamic=False)
 
 
 def make_accelerator(

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
@@ -67,7 +69,7 @@ def judge(
     classes: tuple[str, ...],
     config: EvaluateConfig,
     *,
-    device: Any = "cpu",
+    device: torch.device | str = "cpu",
     done: Mapping[str, float] | None = None,
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
@@ -124,7 +126,7 @@ def one_run(
     classes: tuple[str, ...],
     config: EvaluateConfig,
     run: int,
-    device: Any,
+    device: torch.device | str,
 ) -> float:
     """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
     seed = derive(run, "judge")  # apart from a teacher's of the same number
@@ -155,6 +157,8 @@ def one_run(
         device=device,
         batches=batches,
         temperature=targets.temperature if targets else 1.0,
+        bf16=runtime.wants_bf16(config.mixed_precision, torch.device(device)),
+        compile=config.compile,
         **views,
     )
     return accuracy(finish(loop), test)

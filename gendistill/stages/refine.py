@@ -166,7 +166,7 @@ def _refine_chunk(
         crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
         positions=positions,
         total=len(start.labels),
-        bf16=config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and runtime.native_bf16(device)),
+        bf16=runtime.wants_bf16(config.mixed_precision, device),
     )
 
 

@@ -43,6 +43,8 @@ def train_teacher(
         flip=config.flip,
         seed=derive(seed, "teacher"),
         device=runtime.device(),
+        bf16=runtime.wants_bf16(config.mixed_precision, runtime.device()),
+        compile=config.compile,
     )
     network = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
     statistics = collect_statistics(network, data.train, len(data.classes))

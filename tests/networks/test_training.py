@@ -127,6 +127,20 @@ def test_training_learns_what_can_be_learnt_and_ends_in_eval_mode():
     assert accuracy(network, bright_and_dark()) == 1.0
 
 
+def test_compiled_bf16_learns_what_eager_fp32_learns():
+    split, losses = bright_and_dark(), {}
+    for fast in (False, True):
+        network = build_network("convnet", channels=1, image_size=8, classes=2, width=8, seed=1)
+        loop = train_classifier(
+            network, split, steps=30, batch_size=6, learning_rate=0.003, weight_decay=0.0, bf16=fast, compile=fast
+        )
+        losses[fast] = torch.stack([record["loss"] for record in loop])
+    slow, quick = losses[False], losses[True]
+    assert not torch.equal(slow, quick)  # bf16 did run
+    assert slow[-1] < 0.5 * slow[0]
+    assert torch.allclose(quick, slow, atol=0.05)
+
+
 def test_a_tiny_run_repeats_its_stored_losses():
     network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
     loop = train_classifier(
