@@ -1,6 +1,7 @@
 """Which part of refinement pays: select, barycenter, batch norm or all, from generated images, real ones and noise.
 
-    python -m tests.benchmarks.refinement --data ../shared/data/cifar10 --generator RUN/generator --output out.jsonl
+    python -m tests.benchmarks.refinement --data ../shared/data/cifar10 --generator RUN/generator \\
+        --output out.jsonl --sets sets
 
 Every synthesis seed trains its own teacher, draws its own pool and judges every set with the same training runs, beside
 random and k-means. Finished seeds are read from the output file, so an interrupted table goes on. Test images are read
@@ -45,6 +46,10 @@ VARIANTS = {  # what is added to the selection
 }
 
 
+SOFT = {"real: raw", "real: select", "real: select + all", "noise: wmdd"}
+SOFT |= {name.replace("real", "generated") for name in SOFT}
+
+
 def variants(
     pool: SurrogateSet, start: str, teacher: Teacher, data: RealData, ipc: int, config: RefineConfig, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
@@ -76,21 +81,32 @@ def sets(
 
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
-    """Rows of one synthesis seed, each with the variant's name."""
-    options = TeacherConfig(
-        network=args.network, width=args.width, steps=args.teacher_steps, flip=args.flip, shift=args.shift
-    )
+    """Rows of one synthesis seed, each with the variant's name; hard labels, and soft ones for ``SOFT``."""
+    training = {
+        "width": args.width,
+        "flip": args.flip,
+        "shift": args.shift,
+        "mixed_precision": args.mixed_precision,
+        "compile": args.compile,
+    }
+    options = TeacherConfig(network=args.network, steps=args.teacher_steps, **training)
     teacher = gd.train_teacher(data, options, seed=seed)
     print(f"seed {seed}: teacher {teacher.meta['accuracy']}", flush=True)
     made = list(sets(data, teacher, generator, args, seed))
-    if args.labels == "soft":
-        labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
-        made = [(name, gd.label_set(one, teacher, labels, seed=seed)) for name, one in made]
+    for name, one in made:
+        one.save(args.sets / f"seed-{seed}" / f"ipc-{one.ipc}" / name.replace(": ", "-").replace(" ", "-"))
     names = {one.content_hash(): name for name, one in made}
+    if args.soft:
+        labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
+        made = [(n, gd.label_set(one, teacher, labels, seed=seed) if n in SOFT else one) for n, one in made]
+        names |= {one.content_hash(): name for name, one in made}
     judged = EvaluateConfig(
-        network="convnet", width=args.width, runs=args.runs, steps=args.judge_steps, flip=args.flip, shift=args.shift,
-        labels=args.labels,
-    )  # fmt: skip
+        network="convnet",
+        runs=args.runs,
+        steps=args.judge_steps,
+        labels="soft" if args.soft else "hard",
+        **training,
+    )
     summary = gd.evaluate(data, [one for _, one in made], judged, seed=seed, teacher=teacher)
     rows = [{**row, "name": names.get(row["set"]) or baseline(row), "seed": seed} for row in summary["rows"]]
     return [{k: row[k] for k in ("seed", "name", "ipc", "labels", "accuracy", "ci95_vs_random")} for row in rows]
@@ -135,25 +151,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--judge_steps", type=int, default=200)
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--labels", choices=["hard", "soft"], default="hard")
+    parser.add_argument("--soft", action="store_true", help="soft labels beside the hard ones")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--shift", type=int, default=0)
     parser.add_argument("--mixed_precision", default="no")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sets", type=Path, required=True, help="folder for the sets themselves")
     args = parser.parse_args()
     data = gd.load_data(DataConfig(name=args.data, image_size=args.image_size, max_per_class=args.max_per_class))
     generator = Generator.from_pretrained(str(args.generator)) if args.generator else None
-    rows = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
-    for seed in range(args.seeds):
-        if seed not in {row["seed"] for row in rows}:
+    for seed in args.seeds:
+        if seed not in {row["seed"] for row in read(args.output)}:
             with gd.show_progress():
                 found = one_seed(data, generator, args, seed)
-            rows += found
             with args.output.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in found))
-    print(table(rows))
+    print(table(read(args.output)))
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":
