@@ -352,6 +352,10 @@ def save_anew(made: SurrogateSet, target: Path) -> None:
 def teacher_data(folder: Path) -> RealData:
     """The real images a teacher was trained on, read again and checked by fingerprint."""
     teacher = Teacher.from_pretrained(folder)
+    if "data_config" not in teacher.meta:
+        raise ArtifactError(
+            f"{folder} does not say where its images are (it was saved from Python); make it with `gendistill teacher`."
+        )
     data = read_data(DataConfig(**teacher.meta["data_config"]))
     if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
         raise ArtifactError(
