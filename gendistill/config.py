@@ -494,17 +494,25 @@ class RefineConfig(ObjectiveConfig):
         gate: Keep a refinement only where it helps: W2 of its class falls, and where ``held_out`` is given, that
             network's cross-entropy on the image does not rise.
         pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
+        patches: Crops tried of every image of the set, the whole one among them; the one that the teachers are surest
+            of takes its place before the selection. 1 keeps whole images.
+        min_patch: Least share of an image's area that such a crop has.
     """
 
     ipc: Sizes = (1, 5, 10)
     select: bool = True
     gate: bool = False
     pack: int = 1
+    patches: int = 1
+    min_patch: float = 0.25
 
     def __post_init__(self) -> None:
         _check_sizes(self, "refine")
         self._check("refine")
-        _at_least(self, "refine", 1, "pack")
+        _at_least(self, "refine", 1, "pack", "patches")
+        need(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
+        alike = self.patches > 1 and self.min_patch == 1
+        need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
 
 
