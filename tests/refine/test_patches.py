@@ -65,10 +65,10 @@ def test_the_quadrant_that_holds_the_class_is_cut_out() -> None:
     images = torch.zeros(8, 1, 16, 16, dtype=torch.uint8)
     images[:, :, :8, 8:] = 255  # bright, as class 1 is, in the upper right quarter alone
     bright = SurrogateSet(images, torch.ones(8, dtype=torch.long), NAMES)
-    made = finish(best_patches(bright, [Brightness()], patches=400, min_patch=0.1, factor=2))
+    made = finish(best_patches(bright, [Brightness()], patches=400, min_patch=0.05, factor=2))
     assert to_float(made.images).mean((1, 2, 3)).min() > 0.8  # the whole image has -0.5
     dark = replace(bright, labels=torch.zeros(8, dtype=torch.long))
-    made = finish(best_patches(dark, [Brightness()], patches=400, min_patch=0.1, factor=2))
+    made = finish(best_patches(dark, [Brightness()], patches=400, min_patch=0.05, factor=2))
     assert to_float(made.images).mean((1, 2, 3)).max() < -0.95
 
 
