@@ -63,8 +63,9 @@ class RunConfig(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = max(sizes(self.refine.ipc))
-        need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
+        largest, tiles = max(sizes(self.refine.ipc)), self.refine.pack**2
+        wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
+        need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         labels = self.evaluate.labels
         need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")

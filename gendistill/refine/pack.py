@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
-from gendistill.surrogate.decode import bounds
+from gendistill.surrogate.decode import bounds, enlarged
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -17,17 +17,37 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
     The inverse of ``decode`` but for what the smaller tiles cannot hold.
 
     Raises:
-        ConfigError: the images are packed already, or a class's number does not fill its tiles.
+        ConfigError: the images are packed, labelled or weighted already, too small, or a class's number does not fill
+            its tiles.
     """
     tiles = factor**2
     if whole.factor != 1:
         raise ConfigError(f"The set is packed by {whole.factor} already; pack the whole images.")
+    if whole.soft_labels is not None or whole.weights is not None:
+        what = "weights, of which a stored image has only one" if whole.soft_labels is None else "soft labels"
+        raise ConfigError(f"The set to pack has {what}; expected hard labels alone. Pack first and label afterwards.")
+    check_tiles(factor, int(whole.images.shape[-1]))
     short = [(name, n) for name, n in zip(whole.classes, whole.counts, strict=True) if n % tiles]
     if short:
         raise ConfigError(f"Class {short[0][0]!r} has {short[0][1]} images; expected a multiple of {tiles} to pack.")
     order = torch.argsort(whole.labels, stable=True)
     labels = whole.labels[order][::tiles]
     return SurrogateSet(_tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
+
+
+def check_tiles(factor: int, side: int) -> None:
+    """Refuse a factor that leaves no pixel to some tile of an image of ``side`` pixels."""
+    if not 1 <= factor <= side:
+        raise ConfigError(f"pack is {factor}; expected 1 to {side} for images of {side}x{side} px.")
+
+
+def through_tile(images: Tensor, factor: int) -> Tensor:
+    """uint8 images (N,C,H,W) as they come back from the smallest tile of an image that was packed and decoded."""
+    if factor == 1:
+        return images
+    height, width = images.shape[-2:]
+    least = [min(end - start for start, end in bounds(side, factor)) for side in (height, width)]
+    return enlarged(_shrunk(images, *least), height, width)
 
 
 def _tiled(images: Tensor, factor: int) -> Tensor:
@@ -37,6 +57,11 @@ def _tiled(images: Tensor, factor: int) -> Tensor:
     stored = torch.empty_like(groups[:, 0])
     cells = [(r, c) for r in bounds(height, factor) for c in bounds(width, factor)]
     for view, ((top, bottom), (left, right)) in enumerate(cells):
-        small = F.interpolate(groups[:, view].float(), (bottom - top, right - left), mode="bilinear", antialias=True)
-        stored[..., top:bottom, left:right] = small.round().clamp(0, 255).to(torch.uint8)
+        stored[..., top:bottom, left:right] = _shrunk(groups[:, view], bottom - top, right - left)
     return stored
+
+
+def _shrunk(images: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (N,C,H,W) -> uint8 (N,C,height,width), bilinear and antialiased."""
+    small = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Refine stage: surrogate set + teachers -> ``selected/ipc-K`` and the refined ``ipc-K``."""
+"""Refine stage: surrogate set + teachers -> the chosen ``selected/ipc-K`` and the refined ``ipc-K``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ from gendistill.generator.codec import PIXELS, Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import Objective, Targets, matched_targets, refine_chunk, require_batch_norm
+from gendistill.refine.barycenter import (
+    Objective,
+    Targets,
+    class_w2,
+    matched_targets,
+    refine_chunk,
+    require_batch_norm,
+)
 from gendistill.refine.gate import gate
 from gendistill.refine.latent import LatentRegion
-from gendistill.refine.pack import pack
+from gendistill.refine.pack import check_tiles, pack
+from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.region import Crops, PixelRegion, Region, chunks
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
@@ -63,32 +71,82 @@ def refine_set(
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """(selected, refined): one image of the pool for each barycenter atom, then the same images refined.
 
-    With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one.
-    With ``codec``, a generator's, images are refined in its latents.
+    With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one. With
+    ``config.patches`` above 1 the pool's images are cut to their best crops first. With ``codec``, a generator's,
+    images are refined in its latents.
     """
     config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
     check_inputs(pool, teachers, data, config, codec)
-    if space is None:
-        space = ground_space(teachers, data, config)
-    main_process = runtime.processes().is_main_process
-    log, start, count = folder.log if folder and main_process else None, time.perf_counter(), ipc * config.pack**2
-    if config.select:
-        loop = select(pool, space, ipc=count, seed=seed)
-        chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
-    else:
-        chosen = replace(pool.prefix(count), soft_labels=None)
-    name = "select" if config.select else None
-    selected = with_meta(chosen, teachers, "select" if config.select else chosen.meta.get("stage"), name, start)
+    check_count(pool, ipc, config.pack)
+    space = space or ground_space(teachers, data, config)
+    pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+    selected = choose(pool, teachers, space, ipc, config, seed=seed, folder=folder)
     start = time.perf_counter()
     region = latent_region(config, codec) if codec else None
     refined = refine_images(
         selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}", region=region
     )
     refined.meta.update(_latent_space(config, codec))
-    made = with_meta(refined, teachers, "refined", "barycenter" if config.steps else None, start)
+    stage, name = ("refined", "barycenter") if config.steps else (selected.meta["stage"], None)
+    made = with_meta(refined, teachers, stage, name, start)
     if config.pack > 1:
-        made = with_meta(pack(made, config.pack), teachers, "refined", "pack", time.perf_counter())
+        start = time.perf_counter()
+        made = with_meta(packed(made, space, config.pack), teachers, stage, "pack", start)
     return selected, made
+
+
+def unlabelled(pool: SurrogateSet) -> SurrogateSet:
+    """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
+    meta = {k: v for k, v in pool.meta.items() if k not in ("soft_labels", "label_teacher_hash")}
+    meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
+    meta["seconds"] = {stage: s for stage, s in meta.get("seconds", {}).items() if stage != "label"}
+    return replace(pool, soft_labels=None, weights=None, meta=meta)
+
+
+def cut(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    config: RefineConfig,
+    *,
+    seed: int,
+    folder: StageFolder | None = None,
+) -> SurrogateSet:
+    """The pool with every image replaced by its best crop, or as it is where ``config.patches`` is 1."""
+    if config.patches == 1:
+        return pool
+    start, shown = time.perf_counter(), runtime.processes().is_main_process
+    networks, log = [teacher.network for teacher in teachers], folder.log if folder and shown else None
+    options: dict[str, Any] = {"patches": config.patches, "min_patch": config.min_patch, "factor": config.pack}
+    loop = best_patches(pool, networks, seed=seed, **options)
+    made = follow(loop, "patches", -(-len(pool.labels) // ROWS), log=log, every=1, shown=shown, stage="patches")
+    return with_meta(made, teachers, pool.meta.get("stage"), "patches", start)
+
+
+def choose(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    space: GroundSpace,
+    ipc: int,
+    config: RefineConfig,
+    *,
+    seed: int,
+    folder: StageFolder | None = None,
+) -> SurrogateSet:
+    """The pool's images that are refined to ``ipc`` stored ones a class: selected, or its first."""
+    start, count, main_process = time.perf_counter(), ipc * config.pack**2, runtime.processes().is_main_process
+    if not config.select:
+        return with_meta(pool.prefix(count), teachers, pool.meta.get("stage"), None, start)
+    log, loop = folder.log if folder and main_process else None, select(pool, space, ipc=count, seed=seed)
+    chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
+    return with_meta(chosen, teachers, "select", "select", start)
+
+
+def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet:
+    """The set packed, with the mean class W2 of what comes back from its tiles."""
+    made = pack(whole, factor)
+    views = made.split
+    w2 = class_w2(space.points(views.images, views.labels), views.labels, space)
+    return replace(made, meta=made.meta | {"w2": {**made.meta["w2"], "packed": float(w2.mean())}})
 
 
 def ground_space(teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> GroundSpace:
@@ -277,6 +335,8 @@ def check_inputs(
             f"Every stored image of the surrogate set holds {pool.factor}x{pool.factor} views; refinement takes whole "
             "images. Refine first and pack afterwards."
         )
+    if isinstance(config, RefineConfig):
+        check_tiles(config.pack, int(pool.images.shape[-1]))
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
@@ -296,6 +356,13 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
     need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
+def check_count(pool: SurrogateSet, ipc: int, factor: int) -> None:
+    """Refuse, before any work, more images than the pool has."""
+    wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
+    if pool.ipc < ipc * factor**2:
+        raise ConfigError(f"ipc is {wanted} but the pool has {pool.ipc} images a class; sample a larger pool.")
+
+
 def run_stage(
     surrogate: Path,
     teacher_dirs: Sequence[Path],
@@ -313,6 +380,8 @@ def run_stage(
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
     check_inputs(pool, teachers, data, config, codec)
+    for ipc in sizes(config.ipc):
+        check_count(pool, ipc, config.pack)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,
@@ -330,13 +399,15 @@ def run_stage(
     ) as folder:
         runtime.processes().wait_for_everyone()
         space = ground_space(teachers, data, config)
+        pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+        config = replace(config, patches=1)  # they are the same at every IPC
         for ipc in sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,
             )  # fmt: skip
             if main_process:
-                save_anew(selected, folder.path / "selected" / f"ipc-{ipc}")
+                save_anew(selected, folder.path / "selected" / f"ipc-{selected.ipc}")
                 save_anew(refined, folder.path / f"ipc-{ipc}")
                 folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
         folder.scaffold = (CHUNKS,)
@@ -354,7 +425,8 @@ def teacher_data(folder: Path) -> RealData:
     teacher = Teacher.from_pretrained(folder)
     if "data_config" not in teacher.meta:
         raise ArtifactError(
-            f"{folder} does not say where its images are (it was saved from Python); make it with `gendistill teacher`."
+            f"{folder} does not say which images its teacher was trained on, as one of `gendistill teacher` does; "
+            "train it with that command, or refine from Python with gendistill.refine_set."
         )
     data = read_data(DataConfig(**teacher.meta["data_config"]))
     if data.fingerprint() != teacher.meta["data"]["fingerprint"]:

@@ -32,11 +32,14 @@ def decode(images: Tensor, factor: int) -> Tensor:
         return images
     rows, columns = bounds(height, factor), bounds(width, factor)
     tiles = [
-        F.interpolate(images[..., top:bottom, left:right].float(), (height, width), mode="bilinear")
-        for top, bottom in rows
-        for left, right in columns
+        enlarged(images[..., top:bottom, left:right], height, width) for top, bottom in rows for left, right in columns
     ]
-    return torch.stack(tiles, 1).flatten(0, 1).round_().to(torch.uint8)
+    return torch.stack(tiles, 1).flatten(0, 1)
+
+
+def enlarged(tiles: Tensor, height: int, width: int) -> Tensor:
+    """uint8 tiles (N,C,h,w) -> uint8 (N,C,height,width), bilinear."""
+    return F.interpolate(tiles.float(), (height, width), mode="bilinear").round_().to(torch.uint8)
 
 
 def bounds(side: int, factor: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, RefineConfig, TeacherConfig
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData
@@ -24,6 +25,7 @@ from gendistill.stages.evaluate import evaluate
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import gendistill
 
 CONFIG = RefineConfig(steps=40)
 
@@ -231,3 +233,13 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
 def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
     raw = GroundSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
     assert torch.equal(raw.real, teacher.statistics.features)
+
+
+def test_a_teacher_that_names_no_data_is_refused(
+    teacher: Teacher, pool: SurrogateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.save_pretrained(tmp_path / "teacher")
+    pool.save(tmp_path / "pool")
+    folders = ("--teacher", tmp_path / "teacher", "--surrogate", tmp_path / "pool", "--output_dir", tmp_path / "out")
+    assert gendistill("refine", *folders) == USAGE
+    assert "does not say which images its teacher was trained on" in capsys.readouterr().err
