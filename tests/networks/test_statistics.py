@@ -28,6 +28,7 @@ from gendistill.networks.moments import ClassMoments, Members
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
+from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
 from tests.helpers import ROOT, environment
@@ -240,6 +241,31 @@ def test_windows_of_an_image_count_to_its_class():
     split = some_images()
     found = collect_statistics(Windows(), split, CLASSES, 5)
     assert_exact((found.means["norm"], found.variances["norm"]), two_passes(to_float(split.images), LABELS, CLASSES))
+
+
+@pytest.mark.parametrize(("name", "size"), [("efficientvit_m0", 128), ("levit_128s", 224)])
+def test_windows_and_tokens_of_timm_networks_count_to_their_own_images(name, size):
+    """In the statistics and in the loss, against two passes in float64 over what each image gives alone."""
+    split = Split(nn.functional.interpolate(some_images().images, (size, size)), LABELS)
+    network = build_network(f"timm:{name}", channels=1, image_size=size, classes=CLASSES).eval()
+    alone: list[dict[str, Tensor]] = []
+    with torch.no_grad(), batch_norm_inputs(network) as seen:
+        for image in to_float(split.images):
+            network.features(image[None])
+            alone.append(dict(seen))
+        network.features(to_float(split.images))
+    found = collect_statistics(network, split, CLASSES, 5)
+    assert {len(inputs) for inputs in seen.values()} > {len(LABELS)}
+    for layer, inputs in seen.items():
+        rows = len(inputs) // len(LABELS)
+        expected = two_passes(torch.cat([one[layer] for one in alone]), LABELS.repeat_interleave(rows), CLASSES)
+        for mean, variance in (
+            (found.means[layer], found.variances[layer]),
+            class_moments(inputs, LABELS, CLASSES)[:2],
+        ):
+            assert ((mean - expected[0]).abs() <= 1e-4 * (expected[0].abs() + expected[1].sqrt() + 1e-3)).all()
+            torch.testing.assert_close(variance.double(), expected[1], rtol=1e-3, atol=1e-6)
+    assert batch_norm_loss(seen, LABELS, found.means, found.variances) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from gendistill.config import EvaluateConfig, RefineConfig, TeacherConfig
 from gendistill.data.images import to_float
-from gendistill.data.real import RealData
+from gendistill.data.real import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.barycenter import class_w2, matched_targets
+from gendistill.refine.barycenter import Objective, Targets, class_w2, matched_targets, refine_chunk
 from gendistill.refine.gate import cross_entropies, gate
+from gendistill.refine.region import Crops, Region
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
 from gendistill.stages.distill import distill
@@ -226,6 +229,22 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
     selected, refined = refine_set(pool, teacher, digits, 2, replace(CONFIG, pack=2))
     assert (selected.ipc, refined.ipc, refined.factor, len(refined.split)) == (8, 2, 2, 80)
     assert refined.meta["stages"][-2:] == ["barycenter", "pack"]
+
+
+def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealData) -> None:
+    """levit's: no statistics are collected of it, for it comes after the features."""
+    spec = {"name": "timm:levit_128s", "channels": 1, "image_size": 224, "classes": 2}
+    network = build_network(**spec).eval()
+    large = Split(interpolate(digits.train.images[:4], (224, 224)), torch.tensor([0, 1, 0, 1]))
+    space = GroundSpace.build([Teacher(network, collect_statistics(network, large, 2), ("0", "1"), spec)], large, 0.0)
+    targets, where = Targets(space.points(large.images, large.labels), torch.ones(4)), torch.arange(4)
+    refined = finish(
+        refine_chunk(
+            large.images, large.labels, targets, space, steps=1, learning_rate=0.1, objective=Objective(),
+            region=Region(), crops=Crops(), positions=where, total=4,
+        )
+    )  # fmt: skip
+    assert not torch.equal(refined, large.images)
 
 
 def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
