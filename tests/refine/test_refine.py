@@ -16,6 +16,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
+from gendistill.networks.training import recognised
 from gendistill.progress import finish
 from gendistill.refine.barycenter import Objective, Targets, class_w2, matched_targets, refine_chunk
 from gendistill.refine.gate import cross_entropies, gate
@@ -27,6 +28,7 @@ from gendistill.stages.evaluate import evaluate
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
 
 CONFIG = RefineConfig(steps=40)
 
@@ -65,6 +67,18 @@ def test_selection_takes_distinct_pool_images_nearer_than_the_first(
     assert set(picked) <= rows
     w2 = [class_w2(space.points(s.images, s.labels), s.labels, space).mean() for s in (chosen, first)]
     assert w2[0] < w2[1]
+
+
+def test_selection_picks_what_barycenters_of_one_class_after_another_pick(
+    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+) -> None:
+    chosen = finish(select(pool, space, ipc=4, seed=2))
+    right = recognised(teacher.network, pool.split)
+    for label in range(10):
+        real, own = space.of_class(label), pool.of_class(label)[right[pool.labels == label]]
+        points = space.points(own, torch.full((len(own),), label)).numpy()
+        picks = assign(barycenter(real, kmeans_atoms(real, 4, 2)), points)
+        assert torch.equal(chosen.of_class(label), own[torch.from_numpy(picks)])
 
 
 def test_refinement_lowers_w2_and_keeps_the_trust_region(
