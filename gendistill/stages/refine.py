@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import DataConfig, ObjectiveConfig, RefineConfig, need, section, sizes
+from gendistill.config import ObjectiveConfig, RefineConfig, need, section, sizes
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
@@ -43,12 +43,12 @@ from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
-    read_data,
     stage_folder,
     stage_settings,
     versions,
 )
 from gendistill.stages.output import output
+from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.png import whole
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -149,11 +149,18 @@ def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet
     return replace(made, meta=made.meta | {"w2": {**made.meta["w2"], "packed": float(w2.mean())}})
 
 
-def ground_space(teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> GroundSpace:
-    """The space of these teachers, their networks on this process's device."""
+def ground_space(
+    teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
+) -> GroundSpace:
+    """The space of these teachers, their networks on this process's device.
+
+    Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
+    """
     for teacher in teachers:
+        check_teacher("the teacher", teacher, data)
         teacher.network.to(runtime.device())
-    return GroundSpace.build(teachers, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
+    fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
+    return GroundSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
 
 
 def refine_images(
@@ -302,7 +309,12 @@ def _judged(
 def with_meta(
     made: SurrogateSet, teachers: Sequence[Teacher], stage: str | None, name: str | None, start: float
 ) -> SurrogateSet:
-    """The set with this step, its seconds since ``start`` and its teachers in the provenance."""
+    """The set with this step, its seconds since ``start`` and its teachers in the provenance.
+
+    ``teacher_data`` names what a teacher was trained on where that is not the set's own data.
+    """
+    fingerprint = made.meta.get("data", {}).get("fingerprint")
+    others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
     meta = made.meta | {
         "stage": stage,
         "stages": [*made.meta.get("stages", []), *([name] if name else [])],
@@ -310,6 +322,7 @@ def with_meta(
         "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
         "command": command_line(),
         "versions": versions(),
+        **({"teacher_data": others} if others else {}),
     }
     return replace(made, meta=meta)
 
@@ -374,6 +387,7 @@ def run_stage(
     held_out_dir: Path | None = None,
     generator_dir: Path | None = None,
     log_path: Path | None = None,
+    statistics_cache: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
@@ -382,6 +396,8 @@ def run_stage(
     check_inputs(pool, teachers, data, config, codec)
     for ipc in sizes(config.ipc):
         check_count(pool, ipc, config.pack)
+    if held_out:
+        check_teacher("the held-out teacher", held_out, data)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,
@@ -398,7 +414,7 @@ def run_stage(
         target, "refine", settings, keep_partial=True, log_path=log_path, main_process=main_process
     ) as folder:
         runtime.processes().wait_for_everyone()
-        space = ground_space(teachers, data, config)
+        space = ground_space(teachers, data, config, cache=statistics_cache)
         pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
         config = replace(config, patches=1)  # they are the same at every IPC
         for ipc in sizes(config.ipc):
@@ -420,27 +436,11 @@ def save_anew(made: SurrogateSet, target: Path) -> None:
     made.save(target)
 
 
-def teacher_data(folder: Path) -> RealData:
-    """The real images a teacher was trained on, read again and checked by fingerprint."""
-    teacher = Teacher.from_pretrained(folder)
-    if "data_config" not in teacher.meta:
-        raise ArtifactError(
-            f"{folder} does not say which images its teacher was trained on, as one of `gendistill teacher` does; "
-            "train it with that command, or refine from Python with gendistill.refine_set."
-        )
-    data = read_data(DataConfig(**teacher.meta["data_config"]))
-    if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
-        raise ArtifactError(
-            f"The images at {data.name} changed since {folder} was trained on them; run `gendistill teacher` again."
-        )
-    return data
-
-
 def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
-    inputs = (command.surrogate, *teachers, command.generator, command.held_out)
+    inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         data, config = teacher_data(teachers[0]), section(command, RefineConfig)
@@ -453,4 +453,5 @@ def main(command: RefineCommand) -> None:
             seed=command.seed,
             held_out_dir=command.held_out,
             generator_dir=command.generator,
+            statistics_cache=command.statistics_cache,
         )
