@@ -86,8 +86,8 @@ def with_statistics_of(teacher: Teacher, data: RealData, cache: Path | None) -> 
         return teacher
     if runtime.processes().is_main_process:
         note(
-            "The teacher was trained on other images than these, none of them a test image; class statistics of these "
-            f"{len(data.train)} are taken."
+            "The teacher was trained on other images than these (compared with the test split); class statistics of "
+            f"these {len(data.train)} are taken."
         )
     found = cached_statistics(teacher.hash(), teacher.network, data.train, len(data.classes), cache=cache, shared=True)
     return replace(teacher, statistics=found)
