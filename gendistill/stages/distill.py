@@ -23,6 +23,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
 from gendistill.refine.space import GroundSpace
 from gendistill.seeding import torch_rng
+from gendistill.stages.chunks import CHUNKS, refine_images
 from gendistill.stages.folders import (
     StageFolder,
     command_line,
@@ -33,7 +34,7 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.output import output
-from gendistill.stages.refine import CHUNKS, check_inputs, ground_space, refine_images, save_anew, with_meta
+from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
