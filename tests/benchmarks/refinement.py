@@ -71,13 +71,16 @@ def sets(
 ) -> Iterator[tuple[str, SurrogateSet]]:
     config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
     for ipc in args.ipc:
-        pools = {"real": gd.distill(data, "random", POOL * ipc, seed=seed + 1000)}
+        pools = {}
+        if "real" in args.starts:
+            pools["real"] = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         if generator is not None:
             pools["generated"] = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed)
-        noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
-        yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
+        if "noise" in args.starts:
+            noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
+            yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
 
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
@@ -162,6 +165,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--max_per_class", type=int)
     parser.add_argument("--generator", type=Path)
+    parser.add_argument("--starts", nargs="*", default=["real", "noise"], help="beside generated images")
     parser.add_argument("--network", default="convnet_bn")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--teacher_steps", type=int, default=400)
