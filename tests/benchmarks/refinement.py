@@ -84,7 +84,9 @@ def sets(
         if "real" in args.starts:
             pools["real"] = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         if generator is not None:
-            pools["generated"] = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
+            drawn = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
+            # the generator may have seen more training images than --max_per_class keeps; the test split is the source's
+            pools["generated"] = replace(drawn, meta=drawn.meta | {"data": data.describe()})
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed)
         if "noise" in args.starts:
@@ -95,10 +97,23 @@ def sets(
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
     """Rows of one synthesis seed, each with the variant's name; hard labels, and soft ones for ``SOFT``."""
     teacher = teacher_of(data, args, seed)
-    made = list(sets(data, teacher, generator, args, seed))
-    for name, one in made if args.sets else []:
-        one.save(args.sets / f"seed-{seed}" / f"ipc-{one.ipc}" / name.replace(": ", "-").replace(" ", "-"))
+    folder = args.sets / f"seed-{seed}" if args.sets else None
+    if folder and (folder / "sets.json").exists():  # made by a run that was cut short
+        made = [
+            (name, SurrogateSet.load(folder / place)) for place, name in json.loads((folder / "sets.json").read_text())
+        ]
+    else:
+        made = list(sets(data, teacher, generator, args, seed))
+        if folder:
+            keep(made, folder)
     return judged(made, data, teacher, args, seed)
+
+
+def keep(made: list[tuple[str, SurrogateSet]], folder: Path) -> None:
+    places = [f"ipc-{one.ipc}/{name.replace(': ', '-').replace(' ', '-')}" for name, one in made]
+    for place, (_, one) in zip(places, made, strict=True):
+        one.save(folder / place)
+    (folder / "sets.json").write_text(json.dumps([[p, name] for p, (name, _) in zip(places, made, strict=True)]))
 
 
 def training(args: argparse.Namespace) -> dict:
