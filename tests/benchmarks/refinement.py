@@ -85,7 +85,7 @@ def sets(
             pools["real"] = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         if generator is not None:
             drawn = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
-            # the generator may have seen more training images than --max_per_class keeps; the test split is the source's
+            # its generator may have seen more training images than --max_per_class keeps, of the same split
             pools["generated"] = replace(drawn, meta=drawn.meta | {"data": data.describe()})
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed)
