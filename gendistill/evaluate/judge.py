@@ -148,6 +148,10 @@ def one_run(
     batches = targets.batches if targets else None
     if targets and targets.table is not None:
         batches = plain_batches(train, targets=targets.table, **views)
+    fast: dict[str, Any] = {
+        "bf16": runtime.wants_bf16(config.mixed_precision, torch.device(device)),
+        "compile": config.compile,
+    }
     loop = train_classifier(
         network,
         train,
@@ -157,11 +161,10 @@ def one_run(
         device=device,
         batches=batches,
         temperature=targets.temperature if targets else 1.0,
-        bf16=runtime.wants_bf16(config.mixed_precision, torch.device(device)),
-        compile=config.compile,
         **views,
+        **fast,
     )
-    return accuracy(finish(loop), test)
+    return accuracy(finish(loop), test, **fast)
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
