@@ -187,7 +187,9 @@ def test_accuracy_is_the_share_of_images_recognised():
             return torch.stack([-mean, mean], 1)
 
     split = Split(torch.tensor([0, 255, 255, 0, 200]).to(torch.uint8).view(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1]))
-    assert recognised(Brightness(), split, batch_size=2).tolist() == [True, True, False, False, True]
+    assert recognised(Brightness(), split).tolist() == [True, True, False, False, True]
+    many = Split(split.images.repeat(30, 1, 1, 1), split.labels.repeat(30))  # more than a batch
+    assert recognised(Brightness(), many).tolist() == 30 * [True, True, False, False, True]
     assert accuracy(Brightness(), split) == 0.6
 
 
