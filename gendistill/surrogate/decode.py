@@ -25,18 +25,31 @@ def decode(images: Tensor, factor: int) -> Tensor:
     Raises:
         ValueError: the factor is below 1, or above the side.
     """
+    return images if factor == 1 else enlarged(images.float(), factor).round_().to(torch.uint8)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """``decode`` on floats (N,C,H,W), without rounding: differentiable, for whoever learns what is stored.
+
+    Raises:
+        ValueError: the factor is below 1, or above the side.
+    """
+    check_factor(factor, images)
+    if factor == 1:
+        return images
+    height, width = images.shape[-2:]
+    tiles = [
+        F.interpolate(images[..., top:bottom, left:right], (height, width), mode="bilinear")
+        for top, bottom in bounds(height, factor)
+        for left, right in bounds(width, factor)
+    ]
+    return torch.stack(tiles, 1).flatten(0, 1)
+
+
+def check_factor(factor: int, images: Tensor) -> None:
     height, width = images.shape[-2:]
     if not 1 <= factor <= min(height, width):
         raise ValueError(f"factor is {factor}; expected 1 to {min(height, width)} for {width}x{height} images.")
-    if factor == 1:
-        return images
-    rows, columns = bounds(height, factor), bounds(width, factor)
-    tiles = [
-        F.interpolate(images[..., top:bottom, left:right].float(), (height, width), mode="bilinear")
-        for top, bottom in rows
-        for left, right in columns
-    ]
-    return torch.stack(tiles, 1).flatten(0, 1).round_().to(torch.uint8)
 
 
 def bounds(side: int, factor: int) -> list[tuple[int, int]]:
