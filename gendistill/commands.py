@@ -67,6 +67,13 @@ class RunConfig(StageOptions):
         need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
         labels = self.evaluate.labels
         need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
+        _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
+
+
+def _need_pixels(config: RefineConfig, prefix: str, where: str) -> None:
+    """Refuse a bound on latents that nothing would read."""
+    bound, default = config.latent_trust_region, RefineConfig.latent_trust_region
+    need(bound == default, f"{prefix}latent_trust_region", bound, f"{default} {where}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +156,7 @@ class RefineCommand(StageOptions, RefineConfig):
         surrogate: Folder or Hub id of the surrogate set to select from, such as RUN/samples/pool.
         revision: Branch, tag or commit of a Hub id.
         teacher: Teacher folder, or a list of them, which then guide together.
+        generator: Generator folder, to refine in the latents of its autoencoder; null refines pixels.
         held_out: Teacher folder of another architecture, for the gate alone.
         num_processes: How many processes you mean to run; anything else is refused.
     """
@@ -156,12 +164,15 @@ class RefineCommand(StageOptions, RefineConfig):
     surrogate: Path
     teacher: Path | list[Path]
     revision: str | None = None
+    generator: Path | None = None
     held_out: Path | None = None
     num_processes: int | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
         need(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
+        if self.generator is None:
+            _need_pixels(self, "", "without generator")
         RefineConfig.__post_init__(self)
 
 

@@ -403,8 +403,9 @@ class ObjectiveConfig:
     """What refined images descend on, and how far they may go (WMDD, arXiv 2311.18531).
 
     Attributes:
-        steps: Optimiser steps on the pixels; 0 stops after the selection.
-        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1], decayed along a cosine.
+        steps: Optimiser steps on the images; 0 stops after the selection.
+        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1] (or on latents of about unit std), decayed along
+            a cosine.
         feature_weight: Weight of the distance to an image's own atom.
         batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
         cross_entropy_weight: Weight of the teacher's cross-entropy.
@@ -607,17 +608,21 @@ class RefineConfig(ObjectiveConfig):
         gate: Keep a refinement only where it helps: W2 of its class falls, and where ``held_out`` is given, that
             network's cross-entropy on the image does not rise.
         pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
+        latent_trust_region: With a generator, largest change of a latent, in units of about its std; the bound of
+            trust_region on pixels holds besides.
     """
 
     ipc: Sizes = (1, 5, 10)
     select: bool = True
     gate: bool = False
     pack: int = 1
+    latent_trust_region: float = 0.5
 
     def __post_init__(self) -> None:
         _check_sizes(self, "refine")
         self._check("refine")
         _at_least(self, "refine", 1, "pack")
+        _at_least(self, "refine", 0, "latent_trust_region")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
 
 

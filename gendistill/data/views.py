@@ -64,7 +64,7 @@ class Views:
         if self.min_crop < 1 or self.flip:
             images = cropped(images, *boxes(len(images), self.min_crop, self.flip, rng))
         if self.cutmix > 0 and len(images) > 1:
-            images = _cut_and_mixed(images, self.cutmix, rng)
+            images, _ = cut_and_mixed(images, self.cutmix, rng)
         return images
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,8 +92,9 @@ def cropped(images: Tensor, sides: Tensor, centres: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _cut_and_mixed(images: Tensor, alpha: float, rng: torch.Generator) -> Tensor:
-    """One box of (1 - lambda) H W pixels, clipped at the border, from the batch in reverse order."""
+def cut_and_mixed(images: Tensor, alpha: float, rng: torch.Generator) -> tuple[Tensor, float]:
+    """One box of (1 - lambda) H W pixels, clipped at the border, from the batch in reverse order, lambda being drawn
+    from Beta(alpha, alpha); and the share of pixels in it, which is the weight of the reversed batch's labels."""
     height, width = images.shape[-2:]
     share = 1 - _beta(alpha, rng)
     y, x = (torch.rand(2, generator=rng) * torch.tensor([height, width])).int().tolist()
@@ -101,7 +102,7 @@ def _cut_and_mixed(images: Tensor, alpha: float, rng: torch.Generator) -> Tensor
     top, bottom, left, right = max(0, y - h), min(height, y + h), max(0, x - w), min(width, x + w)
     mixed = images.clone()
     mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
-    return mixed
+    return mixed, (bottom - top) * (right - left) / (height * width)
 
 
 def _beta(alpha: float, rng: torch.Generator) -> float:

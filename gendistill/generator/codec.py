@@ -101,6 +101,10 @@ class Codec(ABC):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B,c,h,w) -> images (B,C,H,W) about [-1, 1], not clipped; ``data.images.to_uint8`` clips."""
+        return self.decode_with_grad(z)
+
+    def decode_with_grad(self, z: Tensor) -> Tensor:
+        """``decode``, with a gradient for ``z`` where it asks for one; the codec's weights never get any."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents are {tuple(z.shape)}; expected (B,{self.latent_channels},h,w).")
         return self._decode(z)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
-from gendistill.generator.codec import Codec, LatentCodec, PixelCodec, load_codec
+from gendistill.generator.codec import PIXELS, SUBFOLDERS, Codec, LatentCodec, PixelCodec, load_codec
 from gendistill.generator.hub import resolve
 from gendistill.generator.labels import check_label_map
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
@@ -149,11 +149,7 @@ class Generator:
         if record is None:
             return _fitting(folder, _foreign(folder, index, network, scheduler, channels))
         codec = _codec(folder, record["codec"]["channels"])
-        if codec.hash() != record["codec"]["hash"]:
-            raise ArtifactError(
-                f"The autoencoder in {folder} is not the {record['codec']['name']} the generator was trained with; "
-                "copy the folder again."
-            )
+        _check_codec(folder, codec, record)
         names = tuple(_aliases(text) for text in _id2label(folder, index).values())
         meta = {k: v for k, v in record.items() if k not in _STORED}
         classes, label_map = tuple(record["classes"]), record["label_map"]
@@ -185,6 +181,20 @@ def build_generator(
     network = build_network(config, len(classes), shape, seed)
     label_map = {name: i for i, name in enumerate(classes)}
     return Generator(network, scheduler, codec, classes, label_map, len(classes), tuple((name,) for name in classes))
+
+
+def load_generator_codec(folder: Path, channels: int) -> Codec:
+    """The codec of a generator folder for images of ``channels``, without loading the network.
+
+    Raises:
+        ArtifactError: it is no generator, is damaged, or its autoencoder is not the one it was trained with.
+        ConfigError: an autoencoder of grey images for images in colour.
+    """
+    _read_json(folder / "model_index.json")
+    codec = load_codec(str(folder) if _has_autoencoder(folder) else PIXELS, channels)
+    if (folder / FILE).is_file():
+        _check_codec(folder, codec, read_record(folder))
+    return codec
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -250,8 +260,20 @@ def _id2label(folder: Path, index: dict) -> dict[int, str]:
         ) from error
 
 
+def _has_autoencoder(folder: Path) -> bool:
+    return any((folder / name / "config.json").is_file() for name in SUBFOLDERS)
+
+
+def _check_codec(folder: Path, codec: Codec, record: dict[str, Any]) -> None:
+    if codec.hash() != record["codec"]["hash"]:
+        raise ArtifactError(
+            f"The autoencoder in {folder} is not the {record['codec']['name']} the generator was trained with; "
+            "copy the folder again."
+        )
+
+
 def _codec(folder: Path, channels: int) -> Codec:
-    if any((folder / name / "config.json").is_file() for name in ("vae", "vqvae")):
+    if _has_autoencoder(folder):
         return load_codec(str(folder), channels)
     network = _read_json(next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json")
     return PixelCodec(int(network["in_channels"]))

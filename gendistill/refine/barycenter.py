@@ -122,12 +122,12 @@ def refine_chunk(
     x0 = x0.to(memory_format=torch.channels_last)
     judges = [_Judge.of(teacher, device) for teacher in space.teachers]
     classes = len(labels.unique())
-    delta = region.delta(x0)
+    delta, images = region.around(x0)
     optimizer = torch.optim.Adam([delta], lr=learning_rate, betas=(0.5, 0.9))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x = region.images(x0, delta)
+        x = images(delta)
         seen = crops.of(x, positions, total, step)
         looks = [judge.look(seen, labels, objective, bf16) for judge in judges]
         points = space.embed([look.pop("features") for look in looks], x, labels)
@@ -138,7 +138,7 @@ def refine_chunk(
         optimizer.step()
         region.hold(delta, step + 1)
         yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
-    return to_uint8(region.images(x0, delta).detach()).cpu()
+    return to_uint8(images(delta).detach()).cpu()
 
 
 def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,31 +15,25 @@ from gendistill.seeding import torch_rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class Region:
-    """x = x0 + delta with |delta|_inf <= ``bound``, in units of the range [-1, 1]; 2 is no bound.
+class Region(ABC):
+    """Where images x0 may go: x = f(delta) with f(0) = x0 and |delta|_inf <= ``bound``.
 
     Attributes:
-        bound: Largest change of a pixel.
-        size: Side at which delta is optimised, enlarged bilinearly; None for the image's own. Less is low-pass.
+        bound: Largest entry of delta, in its own unit.
         blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125).
         blend: What is left of delta then.
     """
 
     bound: float = 1.0
-    size: int | None = None
     blend_every: int = 0
     blend: float = 0.5
 
-    def delta(self, x0: Tensor) -> Tensor:
-        """The free variable (B,C,h,w) for images ``x0`` (B,C,H,W), at zero."""
-        side = self.size or x0.shape[-1]
-        return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True)
+    @abstractmethod
+    def around(self, x0: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """(delta, f) for images ``x0`` (B,C,H,W) in [-1, 1]: the free variable at zero, and the images it stands for.
 
-    def images(self, x0: Tensor, delta: Tensor) -> Tensor:
-        """x0 + delta, cut to [-1, 1]."""
-        if delta.shape != x0.shape:
-            delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
-        return (x0 + delta).clamp(-1, 1)
+        f is differentiable, and an image depends on its own part of delta alone.
+        """
 
     @torch.no_grad()
     def hold(self, delta: Tensor, step: int) -> None:
@@ -46,6 +41,27 @@ class Region:
         if self.blend_every and step % self.blend_every == 0:
             delta.mul_(self.blend)
         delta.clamp_(-self.bound, self.bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRegion(Region):
+    """x = x0 + delta cut to [-1, 1], delta in units of that range; a bound of 2 is none.
+
+    Attributes:
+        size: Side at which delta is optimised, enlarged bilinearly; None for the image's own. Less is low-pass.
+    """
+
+    size: int | None = None
+
+    def around(self, x0: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        side = self.size or x0.shape[-1]
+
+        def images(delta: Tensor) -> Tensor:
+            if delta.shape != x0.shape:
+                delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
+            return (x0 + delta).clamp(-1, 1)
+
+        return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True), images
 
 
 @dataclass(frozen=True, kw_only=True)

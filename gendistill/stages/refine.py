@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import DataConfig, ObjectiveConfig, RefineConfig, section, sizes
+from gendistill.config import DataConfig, ObjectiveConfig, RefineConfig, need, section, sizes
 from gendistill.data.real import RealData
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.codec import PIXELS, Codec
+from gendistill.generator.generator import load_generator_codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.barycenter import Objective, Targets, matched_targets, refine_chunk, require_batch_norm
 from gendistill.refine.gate import gate
+from gendistill.refine.latent import LatentRegion
 from gendistill.refine.pack import pack
-from gendistill.refine.region import Crops, Region, chunks
+from gendistill.refine.region import Crops, PixelRegion, Region, chunks
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
 from gendistill.seeding import derive
@@ -56,13 +59,15 @@ def refine_set(
     held_out: Teacher | None = None,
     folder: StageFolder | None = None,
     space: GroundSpace | None = None,
+    codec: Codec | None = None,
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """(selected, refined): one image of the pool for each barycenter atom, then the same images refined.
 
     With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one.
+    With ``codec``, a generator's, images are refined in its latents.
     """
     config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
-    check_inputs(pool, teachers, data, config)
+    check_inputs(pool, teachers, data, config, codec)
     if space is None:
         space = ground_space(teachers, data, config)
     main_process = runtime.processes().is_main_process
@@ -75,7 +80,11 @@ def refine_set(
     name = "select" if config.select else None
     selected = with_meta(chosen, teachers, "select" if config.select else chosen.meta.get("stage"), name, start)
     start = time.perf_counter()
-    refined = refine_images(selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}")
+    region = latent_region(config, codec) if codec else None
+    refined = refine_images(
+        selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}", region=region
+    )
+    refined.meta.update(_latent_space(config, codec))
     made = with_meta(refined, teachers, "refined", "barycenter" if config.steps else None, start)
     if config.pack > 1:
         made = with_meta(pack(made, config.pack), teachers, "refined", "pack", time.perf_counter())
@@ -99,11 +108,14 @@ def refine_images(
     folder: StageFolder | None = None,
     label: str = "",
     own: bool = True,
+    region: Region | None = None,
 ) -> SurrogateSet:
     """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
 
-    meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``.
+    meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``;
+    ``region`` is by default that of the config in pixels.
     """
+    region = region or pixel_region(config)
     points = space.points(start.images, start.labels)
     targets = matched_targets(
         points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
@@ -117,7 +129,7 @@ def refine_images(
         kept = store / f"{i:05d}.safetensors" if store else None
         if kept is None or not kept.is_file():
             part = Targets(targets.atoms[positions], targets.weights[positions])
-            loop = _refine_chunk(start, part, space, config, positions, derive(seed, "refine"))
+            loop = _refine_chunk(start, part, space, config, region, positions, derive(seed, "refine"))
             log = folder.log if folder and state.is_main_process else None
             made = follow(
                 loop,
@@ -143,7 +155,13 @@ def refine_images(
 
 
 def _refine_chunk(
-    start: SurrogateSet, targets: Targets, space: GroundSpace, config: ObjectiveConfig, positions: Tensor, seed: int
+    start: SurrogateSet,
+    targets: Targets,
+    space: GroundSpace,
+    config: ObjectiveConfig,
+    region: Region,
+    positions: Tensor,
+    seed: int,
 ) -> Any:
     device = runtime.device()
     return refine_chunk(
@@ -160,14 +178,37 @@ def _refine_chunk(
             feature_form=config.feature_loss,
             batch_norm_form=config.batch_norm_loss,
         ),
-        region=Region(
-            bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
-        ),
+        region=region,
         crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
         positions=positions,
         total=len(start.labels),
         bf16=runtime.wants_bf16(config.mixed_precision, device),
     )
+
+
+def pixel_region(config: ObjectiveConfig) -> PixelRegion:
+    return PixelRegion(
+        bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
+    )
+
+
+def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
+    """Its codec on this process's device."""
+    return LatentRegion(
+        codec=codec.to(runtime.device()),
+        bound=config.latent_trust_region,
+        change=config.trust_region,
+        blend_every=config.blend_every,
+        blend=config.blend,
+    )
+
+
+def _latent_space(config: RefineConfig, codec: Codec | None) -> dict[str, Any]:
+    """What the manifest tells of the latents that were refined."""
+    if codec is None or not config.steps:
+        return {}
+    told = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
+    return {"latent_space": told}
 
 
 def _keep(path: Path, images: Tensor) -> None:
@@ -215,8 +256,14 @@ def with_meta(
     return replace(made, meta=meta)
 
 
-def check_inputs(pool: SurrogateSet, teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> None:
-    """Refuse sets and teachers that do not belong together, before any work."""
+def check_inputs(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    data: RealData,
+    config: ObjectiveConfig,
+    codec: Codec | None = None,
+) -> None:
+    """Refuse sets, teachers and a codec that do not belong together, before any work."""
     for teacher in teachers:
         if config.steps:
             require_batch_norm(teacher.network, config.batch_norm_weight)
@@ -233,6 +280,20 @@ def check_inputs(pool: SurrogateSet, teachers: Sequence[Teacher], data: RealData
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
+    if codec is not None:
+        _check_codec(codec, data, config)
+
+
+def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
+    if codec.name == PIXELS:
+        raise ConfigError("The generator works in pixels, as refinement does without one; leave --generator out.")
+    if codec.channels != data.channels:
+        raise ArtifactError(
+            f"The codec was loaded for images of {codec.channels} channel(s), the data have {data.channels}; load it "
+            "for these."
+        )
+    codec.latent_shape(data.image_size)
+    need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
 def run_stage(
@@ -244,12 +305,14 @@ def run_stage(
     *,
     seed: int,
     held_out_dir: Path | None = None,
+    generator_dir: Path | None = None,
     log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
-    check_inputs(pool, teachers, data, config)
+    codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
+    check_inputs(pool, teachers, data, config, codec)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,
@@ -257,6 +320,7 @@ def run_stage(
         surrogate=pool.content_hash(),
         teacher=hashes[0] if len(hashes) == 1 else hashes,
         held_out=held_out.hash() if held_out else None,
+        codec=codec.hash() if codec else None,
     )
     if finished(target, "refine", settings):
         return target
@@ -268,8 +332,9 @@ def run_stage(
         space = ground_space(teachers, data, config)
         for ipc in sizes(config.ipc):
             selected, refined = refine_set(
-                pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space
-            )
+                pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
+                codec=codec,
+            )  # fmt: skip
             if main_process:
                 save_anew(selected, folder.path / "selected" / f"ipc-{ipc}")
                 save_anew(refined, folder.path / f"ipc-{ipc}")
@@ -287,6 +352,10 @@ def save_anew(made: SurrogateSet, target: Path) -> None:
 def teacher_data(folder: Path) -> RealData:
     """The real images a teacher was trained on, read again and checked by fingerprint."""
     teacher = Teacher.from_pretrained(folder)
+    if "data_config" not in teacher.meta:
+        raise ArtifactError(
+            f"{folder} does not say where its images are (it was saved from Python); make it with `gendistill teacher`."
+        )
     data = read_data(DataConfig(**teacher.meta["data_config"]))
     if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
         raise ArtifactError(
@@ -299,7 +368,7 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
-    inputs = (command.surrogate, *teachers, command.held_out)
+    inputs = (command.surrogate, *teachers, command.generator, command.held_out)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         data, config = teacher_data(teachers[0]), section(command, RefineConfig)
@@ -311,4 +380,5 @@ def main(command: RefineCommand) -> None:
             command.output_dir,
             seed=command.seed,
             held_out_dir=command.held_out,
+            generator_dir=command.generator,
         )

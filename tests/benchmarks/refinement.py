@@ -69,14 +69,14 @@ def variants(
 def sets(
     data: RealData, teacher: Teacher, generator: Generator | None, args: argparse.Namespace, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip, mixed_precision=args.mixed_precision)
+    config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
     for ipc in args.ipc:
         pools = {"real": gd.distill(data, "random", POOL * ipc, seed=seed + 1000)}
         if generator is not None:
             pools["generated"] = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed)
-        noise = WmddConfig(steps=args.steps, learning_rate=0.1, mixed_precision=args.mixed_precision, flip=args.flip)
+        noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
         yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
 
 

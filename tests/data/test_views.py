@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.images import to_float
-from gendistill.data.views import Views
+from gendistill.data.views import Views, cut_and_mixed
+from gendistill.seeding import torch_rng
 
 RAMP = torch.arange(16, dtype=torch.uint8).repeat(16, 1) * 16  # brightness grows from left to right
 
@@ -71,3 +72,10 @@ def test_cutmix_puts_one_box_of_the_batch_in_reverse_into_every_image():
         shares.append(inside.float().mean())
     mean = torch.stack(shares).mean()
     assert 0.2 < mean < 0.45  # 1/2 in the mean before boxes are cut at the border
+
+
+def test_cutmix_tells_the_share_of_the_other_image():
+    images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 1, 16, 16)
+    for seed in range(50):
+        mixed, share = cut_and_mixed(images, 1.0, torch_rng(seed))
+        assert (mixed != images).float().mean((1, 2, 3)).tolist() == [share] * 6

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.refine.region import Crops, Region, chunks, rolled
+from gendistill.refine.region import Crops, PixelRegion, chunks, rolled
 
 
 def images(count=6, channels=3, side=8):
@@ -12,26 +12,25 @@ def images(count=6, channels=3, side=8):
 
 
 def test_delta_is_held_in_the_bound_and_images_in_their_range():
-    region = Region(bound=0.25)
+    region = PixelRegion(bound=0.25)
     x0 = images()
-    delta = region.delta(x0)
+    delta, moved_by = region.around(x0)
     with torch.no_grad():
         delta.add_(torch.randn(delta.shape, generator=torch.Generator().manual_seed(0)))
     region.hold(delta, 1)
-    moved = region.images(x0, delta)
+    moved = moved_by(delta)
     assert delta.abs().max() == 0.25
     assert (moved - x0).abs().max() <= 0.25 + 1e-6
     assert moved.abs().max() <= 1
 
 
 def test_a_smaller_delta_is_smooth_and_carries_gradients():
-    region = Region(bound=2, size=2)
     x0 = torch.zeros(1, 1, 8, 8)
-    delta = region.delta(x0)
+    delta, moved_by = PixelRegion(bound=2, size=2).around(x0)
     assert delta.shape == (1, 1, 2, 2)
     with torch.no_grad():
         delta[0, 0] = torch.tensor([[0.0, 0.8], [0.0, 0.8]])
-    x = region.images(x0, delta)
+    x = moved_by(delta)
     assert torch.equal(x[0, 0, 0], x[0, 0, 7])  # no change from row to row
     assert x[0, 0, 0].diff().abs().max() <= 0.8 / 4 + 1e-6  # a step of 0.8 spread over 4 pixels
     (gradient,) = torch.autograd.grad(x.sum(), delta)
@@ -40,7 +39,7 @@ def test_a_smaller_delta_is_smooth_and_carries_gradients():
 
 
 def test_blending_shrinks_delta_at_its_steps_alone():
-    region = Region(blend_every=3, blend=0.5)
+    region = PixelRegion(blend_every=3, blend=0.5)
     delta = torch.full((1, 1, 2, 2), 0.8)
     for step in range(1, 7):
         region.hold(delta, step)
