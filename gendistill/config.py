@@ -480,7 +480,7 @@ class WmddConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig:
-    """Methods dc, dsa, dm, idc and idm: four choices for one engine. Null is the method's own value (matching/presets.py).
+    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
 
     Attributes:
         network: ``convnet``, ``convnet_bn`` or ``timm:NAME``.
@@ -490,7 +490,7 @@ class MatchingConfig:
             class, on a fresh network's features (DREAM); or the folder of a surrogate set.
         factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
         inner_steps: Steps of the images on each network.
-        learning_rate: SGD's for the images, in units of the range [0, 1], at IPC 10 and 32 px where the method scales it.
+        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 32 px, and scaled.
         momentum: SGD's for the images.
         real_batch: Real images of a class in a step.
         most_views: Views of a class in a step, drawn anew; 0 is all.

@@ -1,8 +1,8 @@
 """One loop for the whole matching family: parameterisation x objective x selection x network supply.
 
     every iteration:   a network from the supply
-      every inner step:  real images from the selection, views of the stored ones, one augmentation draw a class for both,
-                         distance by the objective, a step of the stored images against its gradient,
+      every inner step:  real images from the selection, views of the stored ones, one augmentation for both,
+                         their distance by the objective, a step of the stored images down its gradient,
                          then the network learns as the supply says
 
 Sets of several sizes can share one real side: networks, picks, draws and the real part of the objective do not depend

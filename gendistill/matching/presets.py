@@ -42,9 +42,9 @@ def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Im
 
 
 def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> float:
-    """The images' learning rate: IDC scales its by ipc / 10 and (size / base)^2, base 28 for grey images, 224 for large.
+    """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
 
-    The sums that it divides by run over the views of a class, so more of them leave each a smaller gradient.
+    Means over the views of a class leave each a smaller gradient where there are more.
     """
     rate = config.learning_rate
     assert rate is not None

@@ -137,7 +137,7 @@ class Fresh:
         if self.source == "real":
             self._on_real(iteration, self.steps)
             return
-        assert self._network is not None and self._optimizer is not None
+        network, optimizer = self._current()
         (own,) = stored
         with torch.no_grad():
             images = torch.cat([own.views(label) for label in range(own.classes)])
@@ -146,13 +146,18 @@ class Fresh:
         seed = derive(self.seed, "surrogate training", iteration, inner)
         for step in range(self.steps * -(-len(images) // size)):
             index = batch_indices(len(images), size, step, seed).to(images.device)
-            self.training.step(self._network, self._optimizer, images[index], labels[index], derive(seed, step))
+            self.training.step(network, optimizer, images[index], labels[index], derive(seed, step))
 
     def _on_real(self, iteration: int, steps: int) -> None:
-        assert self._network is not None and self._optimizer is not None
+        network, optimizer = self._current()
         seed = derive(self.seed, "real training", iteration)
-        self.training.on_split(self._network, self._optimizer, self.real, self._step, steps, seed)
+        self.training.on_split(network, optimizer, self.real, self._step, steps, seed)
         self._step += steps
+
+    def _current(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if self._network is None or self._optimizer is None:
+            raise ValueError("`network` opens an iteration, and has not been called.")
+        return self._network, self._optimizer
 
     def after(self, iteration: int) -> None:
         self._network = self._optimizer = None
