@@ -63,8 +63,9 @@ class RunConfig(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = max(sizes(self.refine.ipc))
-        need(self.sample.pool >= largest, "sample.pool", self.sample.pool, f"at least refine.ipc = {largest}")
+        largest, tiles = max(sizes(self.refine.ipc)), self.refine.pack**2
+        wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
+        need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         labels = self.evaluate.labels
         need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
@@ -138,14 +139,23 @@ class DistillCommand(StageOptions, DistillConfig):
     Attributes:
         data: The real images.
         teacher: Teacher folder, or a list of them, for method wmdd.
+        statistics_cache: Folder that keeps class statistics of these images for other runs, where a teacher was trained
+            on others; null collects them without keeping.
+        num_processes: How many processes you mean to run; anything else is refused. Only wmdd takes several.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Path | list[Path] | None = None
+    statistics_cache: Path | None = None
+    num_processes: int | None = None
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
         DistillConfig.__post_init__(self)
+        coreset = self.method != "wmdd"
+        cache, processes = self.statistics_cache, self.num_processes
+        need(not (coreset and cache), "statistics_cache", str(cache), f"null with method {self.method}")
+        need(not coreset or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +168,8 @@ class RefineCommand(StageOptions, RefineConfig):
         teacher: Teacher folder, or a list of them, which then guide together.
         generator: Generator folder, to refine in the latents of its autoencoder; null refines pixels.
         held_out: Teacher folder of another architecture, for the gate alone.
+        statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, where another
+            teacher was trained on others; null collects them without keeping.
         num_processes: How many processes you mean to run; anything else is refused.
     """
 
@@ -166,6 +178,7 @@ class RefineCommand(StageOptions, RefineConfig):
     revision: str | None = None
     generator: Path | None = None
     held_out: Path | None = None
+    statistics_cache: Path | None = None
     num_processes: int | None = None
 
     def __post_init__(self) -> None:

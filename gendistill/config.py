@@ -610,6 +610,9 @@ class RefineConfig(ObjectiveConfig):
         pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
         latent_trust_region: With a generator, largest change of a latent, in units of about its std; the bound of
             trust_region on pixels holds besides.
+        patches: Crops tried of every image of the set, the whole one among them; the one that the teachers are surest
+            of takes its place before the selection. 1 keeps whole images.
+        min_patch: Least share of an image's area that such a crop has.
     """
 
     ipc: Sizes = (1, 5, 10)
@@ -617,12 +620,17 @@ class RefineConfig(ObjectiveConfig):
     gate: bool = False
     pack: int = 1
     latent_trust_region: float = 0.5
+    patches: int = 1
+    min_patch: float = 0.25
 
     def __post_init__(self) -> None:
         _check_sizes(self, "refine")
         self._check("refine")
-        _at_least(self, "refine", 1, "pack")
+        _at_least(self, "refine", 1, "pack", "patches")
         _at_least(self, "refine", 0, "latent_trust_region")
+        need(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
+        alike = self.patches > 1 and self.min_patch == 1
+        need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
 
 

@@ -54,7 +54,7 @@ def check_processes(expected: int | None) -> None:
     """Fail loudly when another number of processes runs than the user asked for (``--num_processes``)."""
     running = processes().num_processes
     if expected is not None and running != expected:
-        script = f"`torchrun --nproc_per_node {expected} train/finetune.py ...` (or sample/generate.py)"
+        script = f"`torchrun --nproc_per_node {expected} SCRIPT ...`, SCRIPT being the command's in train/ or sample/"
         how = "without a launcher" if expected == 1 else f"with {script}"
         raise ConfigError(f"num_processes is {expected} but {running} run(s). Start {how}.")
 

@@ -40,6 +40,7 @@ def launch(*scripts: tuple[object, ...], timeout: float = 300) -> list[Ended]:
 
 
 def main() -> None:
+    import gendistill.stages.distill
     import gendistill.stages.finetune
     import gendistill.stages.sample  # noqa: F401  (what the forked processes find imported)
 

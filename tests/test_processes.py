@@ -1,4 +1,4 @@
-"""Two processes on CPU (gloo): both train, one generator comes out, and a wrong world size is refused."""
+"""Two processes on CPU (gloo) make what one makes: generator, refined set, distilled set; a wrong number is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
-from tests.helpers import ROOT, TINY, environment, gendistill
+from tests.helpers import ROOT, TINY, environment, files, gendistill
 from tests.processes import launch
 
 
@@ -77,3 +78,33 @@ def test_two_processes_fine_tune_a_pretrained_model_as_one(tmp_path: Path) -> No
         "latents-00000.safetensors",
         "latents.json",
     ]
+
+
+def test_two_processes_refine_and_distill_the_images_of_one(tmp_path: Path) -> None:
+    """And share the pass that collects statistics of other images than the teacher's."""
+    teacher, pool, cache = tmp_path / "teacher", tmp_path / "pool", tmp_path / "cache"
+    assert gendistill("teacher", "--steps", 30, "--width", 8, "--output_dir", teacher) == 0
+    assert gendistill("distill", "--method", "random", "--ipc", 4, "--output_dir", pool) == 0
+    refine = ("--surrogate", pool / "ipc-4", "--teacher", teacher, "--ipc", "[1,2]", "--steps", 4, "--batch_size", 6)
+    wmdd = ("--method", "wmdd", "--teacher", teacher, "--ipc", 2, "--wmdd.steps", 4, "--wmdd.batch_size", 6)
+    other = (*wmdd, "--data.validation_fraction", 0.3, "--statistics_cache", cache)
+    both = ("--num_processes", 2, "--output_dir")
+    together = launch(
+        ("sample/refine.py", *refine, *both, tmp_path / "two" / "refine"),
+        ("train/distill.py", *other, *both, tmp_path / "two" / "distill"),
+    )
+    for done in together:
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert [done.stderr.count("other images than these") for done in together] == [0, 1]
+    (kept,) = cache.iterdir()
+    written = kept.read_bytes()
+    for verb, options, images in (("refine", refine, 60), ("distill", other, 20)):
+        assert gendistill(verb, *options, "--output_dir", tmp_path / "one" / verb) == 0
+        assert files(tmp_path / "two" / verb) == files(tmp_path / "one" / verb)
+        assert len(files(tmp_path / "two" / verb)) == images
+    assert kept.read_bytes() == written
+
+
+def test_a_coreset_is_chosen_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gendistill("distill", "--num_processes", 2, "--output_dir", tmp_path / "out") == 2
+    assert "num_processes is 2; expected 1 with method kmeans" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from gendistill.data.images import to_float, to_uint8
 from gendistill.data.real import Split
 from gendistill.errors import ConfigError
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.decode import enlarged
+from gendistill.surrogate.decode import float_views
 from gendistill.surrogate.pack import tiled
 
 
@@ -40,7 +40,7 @@ class Stored:
     def views(self, label: int) -> Tensor:
         """All views (ipc*factor^2,C,H,W) of a class in [-1, 1], differentiable in the images."""
         own = self.images[label * self.ipc : (label + 1) * self.ipc]
-        return 2 * enlarged(own, self.factor) - 1
+        return 2 * float_views(own, self.factor) - 1
 
     def to(self, device: torch.device) -> Stored:
         return replace(self, images=self.images.to(device))

@@ -47,7 +47,9 @@ class TimmClassifier(nn.Module):
         return self.net.forward_head(self.net.forward_features(images), pre_logits=True)
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.net.get_classifier()(features)
+        """The mean of the heads where timm has one for distillation beside the usual."""
+        heads = self.net.get_classifier()
+        return torch.stack([head(features) for head in heads]).mean(0) if isinstance(heads, tuple) else heads(features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))

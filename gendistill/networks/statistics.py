@@ -141,7 +141,8 @@ def collect_statistics(
         rank, world = 0, 1
     collector, features = _Collector(classes, device), torch.empty(0)
     with _batch_norm_hooks(network, collector.take):
-        for span in track(spans[rank::world], "class statistics"):
+        ours = spans[rank::world]
+        for span in ours if rank else track(ours, "class statistics"):
             collector.begin(split.labels[span])
             found = network.features(_network_input(split.images[span], device))  # type: ignore[operator]
             if not len(features):

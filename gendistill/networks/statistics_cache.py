@@ -20,7 +20,7 @@ from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.progress import note
 from gendistill.runtime import processes
 
-RECORD, FORMAT = "made_from", 1  # another number when the meaning of the statistics changes
+RECORD, FORMAT = "made_from", 2  # another number when the meaning of the statistics changes
 MEND = "Give another folder for class statistics, or none."
 
 
@@ -31,27 +31,26 @@ def cached_statistics(
     classes: int,
     *,
     cache: Path | None,
-    fingerprint: str,
-    transform: str,
     batch_size: int = 512,
     shared: bool = False,
 ) -> ClassStatistics:
     """The statistics in the folder ``cache``, or collected now and kept there; without a folder only collected.
 
-    ``network_hash`` is the teacher's, ``fingerprint`` the data's, and ``transform`` says what is done to the images
-    before the network sees them. With ``shared`` every process calls this, as ``collect_statistics`` says.
+    With ``shared`` every process calls this, as ``collect_statistics`` says.
 
     Raises:
+        ArtifactError: ``cache`` is a file.
         StorageError: the folder cannot be written.
     """
     if cache is None:
         return collect_statistics(network, split, classes, batch_size, shared=shared)
-    key = cache_key(network_hash, split, classes, fingerprint=fingerprint, transform=transform)
+    key = cache_key(network_hash, split, classes)
     path = cache / f"statistics-{hash_json(key)}.safetensors"
     _make(cache)
     found, free = _read(path, key)
     everywhere = _all_have_it(found is not None) if shared else True
     if found is not None and everywhere:
+        _say(f"class statistics read from {path}")
         return found
     statistics = collect_statistics(network, split, classes, batch_size, shared=shared)
     if free and (not shared or processes().is_main_process):
@@ -59,14 +58,12 @@ def cached_statistics(
     return statistics
 
 
-def cache_key(network_hash: str, split: Split, classes: int, *, fingerprint: str, transform: str) -> dict[str, Any]:
-    """All that decides the statistics: the splits of one collection share a fingerprint, so the images count too."""
+def cache_key(network_hash: str, split: Split, classes: int) -> dict[str, Any]:
+    """All that decides the statistics, and nothing else: data that differ in other splits share theirs."""
     parts = [hash_tensors({"images": part}) for part in split.images.split(4096)]
     return {
         "format": FORMAT,
         "network": network_hash,
-        "transform": transform,
-        "data": fingerprint,
         "split": hash_json([*parts, hash_tensors({"labels": split.labels})]),
         "classes": classes,
     }
@@ -81,13 +78,13 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[ClassStatistics | None, b
             made_from = json.loads((file.metadata() or {}).get(RECORD, "{}"))
         statistics = ClassStatistics.load(path)
     except (OSError, ValueError, SafetensorError, ArtifactError) as error:
-        note(f"{path} cannot be read ({error}); the class statistics are collected anew.")
+        _say(f"{path} cannot be read ({error}); the class statistics are collected anew.")
         return None, True
     if made_from.get("key") != key:
-        note(f"{path} holds something else under this name and is left alone; the class statistics are collected.")
+        _say(f"{path} holds something else under this name and is left alone; the class statistics are collected.")
         return None, False
     if made_from.get("content") != hash_tensors(statistics.tensors()):
-        note(f"{path} is damaged; the class statistics are collected anew.")
+        _say(f"{path} is damaged; the class statistics are collected anew.")
         return None, True
     return statistics, False
 
@@ -102,7 +99,14 @@ def _all_have_it(found: bool) -> bool:
     return bool(least)
 
 
+def _say(text: str) -> None:
+    if processes().is_main_process:
+        note(text)
+
+
 def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; expected a folder for class statistics. {MEND}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -77,7 +77,7 @@ def train_classifier(
         ConfigError: batch norm would see a batch of one image.
     """
     require_batch_of_two(network, batch_size, len(split))
-    network = network.to(device, memory_format=_layout(bf16, compile)).train()
+    network = network.to(torch.device(device)).to(memory_format=_layout(bf16, compile)).train()
     loss_of = runtime.compiled(classification_loss) if compile else classification_loss
     if batches is None:
         there = Split(split.images.to(device), split.labels.to(device))

@@ -1,6 +1,7 @@
 """Refinement losses of WMDD (arXiv 2311.18531) as pure functions of tensors.
 
-Legend: features (B,D); labels (B,) int64; a layer's inputs (B,C,H,W) or (B,C); means and variances (K,C) by class.
+Legend: features (B,D); labels (B,) int64; a layer's inputs (R,C,H,W) or (R,C), R being B or, where a layer sees several
+windows or tokens of an image as rows, a multiple of it, image by image; means and variances (K,C) by class.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
 
 
 def class_moments(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean (K,C), variance (K,C), images (K,)) over images and positions by class; zeros for an absent class."""
-    flat = inputs.float().flatten(2) if inputs.dim() > 2 else inputs.float()[..., None]  # (B,C,S)
+    """(mean (K,C), variance (K,C), images (K,)) over rows and positions by class; zeros for an absent class."""
+    rows = inputs.float().unflatten(0, (len(labels), -1))  # (B,R/B,C,...)
+    flat = rows.transpose(1, 2).flatten(2)  # (B,C,S): an image's rows count as positions
     onehot = torch.nn.functional.one_hot(labels, classes).to(flat.dtype)  # (B,K)
     images = onehot.sum(0)
     weight = onehot / images.clamp(min=1)

@@ -166,8 +166,9 @@ class _Judge:
         """features (B,D) of the images and the weighted terms that need this network."""
         network: Any = self.network
         found: dict[str, Tensor] = {}
-        with batch_norm_inputs(network) as inputs, torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            features = network.features(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            with batch_norm_inputs(network) as inputs:  # of the layers that statistics are collected of
+                features = network.features(images)
             logits = network.classify(features) if objective.cross_entropy else None
         found["features"] = features
         if objective.batch_norm:

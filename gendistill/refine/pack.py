@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
-from gendistill.surrogate.decode import bounds
+from gendistill.surrogate.decode import bounds, enlarged, to_pixels
+from gendistill.surrogate.pack import shrunk, tiled
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -17,26 +17,34 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
     The inverse of ``decode`` but for what the smaller tiles cannot hold.
 
     Raises:
-        ConfigError: the images are packed already, or a class's number does not fill its tiles.
+        ConfigError: the images are packed, labelled or weighted already, too small, or a class's number does not fill
+            its tiles.
     """
     tiles = factor**2
     if whole.factor != 1:
         raise ConfigError(f"The set is packed by {whole.factor} already; pack the whole images.")
+    if whole.soft_labels is not None or whole.weights is not None:
+        what = "weights, of which a stored image has only one" if whole.soft_labels is None else "soft labels"
+        raise ConfigError(f"The set to pack has {what}; expected hard labels alone. Pack first and label afterwards.")
+    check_tiles(factor, int(whole.images.shape[-1]))
     short = [(name, n) for name, n in zip(whole.classes, whole.counts, strict=True) if n % tiles]
     if short:
         raise ConfigError(f"Class {short[0][0]!r} has {short[0][1]} images; expected a multiple of {tiles} to pack.")
     order = torch.argsort(whole.labels, stable=True)
     labels = whole.labels[order][::tiles]
-    return SurrogateSet(_tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
+    return SurrogateSet(tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
 
 
-def _tiled(images: Tensor, factor: int) -> Tensor:
-    """uint8 (N*factor^2,C,H,W) -> (N,C,H,W)."""
-    groups = images.unflatten(0, (-1, factor**2))
+def check_tiles(factor: int, side: int) -> None:
+    """Refuse a factor that leaves no pixel to some tile of an image of ``side`` pixels."""
+    if not 1 <= factor <= side:
+        raise ConfigError(f"pack is {factor}; expected 1 to {side} for images of {side}x{side} px.")
+
+
+def through_tile(images: Tensor, factor: int) -> Tensor:
+    """uint8 images (N,C,H,W) as they come back from the smallest tile of an image that was packed and decoded."""
+    if factor == 1:
+        return images
     height, width = images.shape[-2:]
-    stored = torch.empty_like(groups[:, 0])
-    cells = [(r, c) for r in bounds(height, factor) for c in bounds(width, factor)]
-    for view, ((top, bottom), (left, right)) in enumerate(cells):
-        small = F.interpolate(groups[:, view].float(), (bottom - top, right - left), mode="bilinear", antialias=True)
-        stored[..., top:bottom, left:right] = small.round().clamp(0, 255).to(torch.uint8)
-    return stored
+    least = [min(end - start for start, end in bounds(side, factor)) for side in (height, width)]
+    return to_pixels(enlarged(shrunk(images, *least).float(), height, width))

@@ -12,7 +12,8 @@ from gendistill.errors import ConfigError
 from gendistill.networks.training import recognised
 from gendistill.refine.space import GroundSpace
 from gendistill.surrogate.surrogate import SurrogateSet
-from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
+from gendistill.transport.barycenter import assign, kmeans_atoms
+from gendistill.transport.classes import class_barycenters
 
 
 def select(
@@ -28,19 +29,25 @@ def select(
     """
     if pool.ipc < ipc:
         raise ConfigError(f"ipc is {ipc} but the pool has {pool.ipc} images a class; sample a larger pool.")
+    classes = range(len(pool.classes))
+    for label in classes:
+        count = int((space.labels == label).sum())
+        if count < ipc:
+            name = pool.classes[label]
+            raise ConfigError(f"ipc is {ipc} but class {name!r} has {count} training images to take atoms from.")
     points = space.points(pool.images, pool.labels)
     right = torch.stack([recognised(network, pool.split) for network in space.networks]).all(0)
+    starts = (kmeans_atoms(space.of_class(c), ipc, seed) for c in classes)
+    barycenters = class_barycenters(
+        (space.of_class(c) for c in classes), starts, total=len(classes), max_iterations=100, tolerance=1e-9
+    )
     chosen = []
-    for label, name in enumerate(pool.classes):
-        real = space.of_class(label)
-        if len(real) < ipc:
-            raise ConfigError(f"ipc is {ipc} but class {name!r} has {len(real)} training images to take atoms from.")
-        atoms = barycenter(real, kmeans_atoms(real, ipc, seed))
+    for label, found in zip(classes, barycenters, strict=True):
         members = torch.nonzero(pool.labels == label).flatten()
         usable = members[right[members]]
         candidates = usable if len(usable) >= ipc else members
-        picks = assign(atoms, points[candidates].numpy())
+        picks = assign(found.atoms, points[candidates].numpy())
         chosen.append(candidates[torch.from_numpy(picks)])
-        yield {"class": name, "left_out": len(members) - len(usable)}
+        yield {"class": pool.classes[label], "left_out": len(members) - len(usable)}
     keep = torch.cat(chosen)
     return replace(pool.take(keep), soft_labels=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
 from gendistill.refine.space import GroundSpace
 from gendistill.seeding import torch_rng
+from gendistill.stages.chunks import CHUNKS, refine_images
 from gendistill.stages.folders import (
     StageFolder,
-    check_origin,
     command_line,
     finished,
     read_data,
@@ -33,7 +34,7 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.output import output
-from gendistill.stages.refine import CHUNKS, check_inputs, ground_space, refine_images, save_anew, with_meta
+from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -87,40 +88,58 @@ def wmdd(
 
 
 def run_stage(
-    data: RealData, config: DistillConfig, target: Path, *, seed: int, teacher_dirs: Sequence[Path] = ()
+    data: RealData,
+    config: DistillConfig,
+    target: Path,
+    *,
+    seed: int,
+    teacher_dirs: Sequence[Path] = (),
+    statistics_cache: Path | None = None,
 ) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings.
+    """Write ``target`` unless it is there already, made with the same settings; several processes share wmdd's chunks.
 
     Raises:
         ConfigError: method wmdd without a teacher, or another one with.
+        ArtifactError: the data's test images are among those a teacher was trained on, or the two do not fit.
     """
     needs = config.method == "wmdd"
     if needs != bool(teacher_dirs):
         wanted = "a teacher folder with method wmdd" if needs else f"null with method {config.method}"
         raise ConfigError(f"teacher is {[str(p) for p in teacher_dirs] or None}; expected {wanted}.")
     teachers = [Teacher.from_pretrained(path) for path in teacher_dirs]
-    for teacher in teachers:
-        check_origin("the teacher", teacher.classes, teacher.meta, data)
     options = to_dict(config) if needs else {k: v for k, v in to_dict(config).items() if k != "wmdd"}
     settings = stage_settings(options, seed, data=data.fingerprint(), teacher=[t.hash() for t in teachers])
     if finished(target, "distill", settings):
         return target
-    with stage_folder(target, "distill", settings, keep_partial=needs) as folder:
-        space = ground_space(teachers, data, config.wmdd) if needs else None
-        for ipc in track(sizes(config.ipc), config.method):
+    state = runtime.processes()
+    with stage_folder(target, "distill", settings, keep_partial=needs, main_process=state.is_main_process) as folder:
+        state.wait_for_everyone()
+        space = ground_space(teachers, data, config.wmdd, cache=statistics_cache) if needs else None
+        for ipc in track(sizes(config.ipc), config.method) if state.is_main_process else sizes(config.ipc):
             if needs:
                 made = wmdd(data, teachers, ipc, config.wmdd, seed=seed, folder=folder, space=space)
             else:
                 made = distill(data, config.method, ipc, seed=seed)
-            save_anew(made, folder.path / f"ipc-{ipc}")
+            if state.is_main_process:
+                save_anew(made, folder.path / f"ipc-{ipc}")
         folder.scaffold = (CHUNKS,)
     return target
 
 
 def main(command: DistillCommand) -> None:
-    runtime.check_processes(1)
+    """Several processes share the work of wmdd; coresets are chosen by one."""
+    runtime.check_processes(command.num_processes if command.method == "wmdd" else 1)
+    state = runtime.processes()
     given = command.teacher if isinstance(command.teacher, list) else [command.teacher]
     teachers = [path for path in given if path is not None]
-    with output(command, command.data.folder, *teachers):
-        data, config = read_data(command.data), section(command, DistillConfig)
-        run_stage(data, config, command.output_dir, seed=command.seed, teacher_dirs=teachers)
+    inputs = (command.data.folder, *teachers, command.statistics_cache)
+    with output(command, *inputs) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        run_stage(
+            read_data(command.data),
+            section(command, DistillConfig),
+            command.output_dir,
+            seed=command.seed,
+            teacher_dirs=teachers,
+            statistics_cache=command.statistics_cache,
+        )

@@ -210,13 +210,18 @@ def read_data(config: DataConfig) -> RealData:
     return data
 
 
-def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
-    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
+    """Refuse other classes than the data's, or another order."""
     if classes != data.classes:
         raise ArtifactError(
             f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
             "expected the same in the same order."
         )
+
+
+def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+    check_classes(what, classes, data)
     origin = meta.get("data", {}).get("fingerprint")
     if origin not in (None, data.fingerprint()):
         raise ArtifactError(

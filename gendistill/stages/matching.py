@@ -163,9 +163,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     )
 
 
-def start(
-    data: RealData, run: Run, ipc: int, network: Any, *, seed: int, given: SurrogateSet | None = None
-) -> Stored:
+def start(data: RealData, run: Run, ipc: int, network: Any, *, seed: int, given: SurrogateSet | None = None) -> Stored:
     """Where the stored images begin."""
     factor, classes = _set(run.config.factor), len(data.classes)
     if given is not None:
@@ -306,5 +304,9 @@ def run_all(
     """Every set of the config, by IPC."""
     place = config.matching.start
     given = load_start(place) if isinstance(place, Path) else None
-    made = [one for run in plan_runs(method, config, data) for one in match(data, run, seed=seed, given=given, folder=folder)]
+    made = [
+        one
+        for run in plan_runs(method, config, data)
+        for one in match(data, run, seed=seed, given=given, folder=folder)
+    ]
     return sorted(made, key=lambda one: one.ipc)

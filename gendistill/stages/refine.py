@@ -1,4 +1,4 @@
-"""Refine stage: surrogate set + teachers -> ``selected/ipc-K`` and the refined ``ipc-K``."""
+"""Refine stage: surrogate set + teachers -> the chosen ``selected/ipc-K`` and the refined ``ipc-K``."""
 
 from __future__ import annotations
 
@@ -10,42 +10,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import DataConfig, ObjectiveConfig, RefineConfig, need, section, sizes
+from gendistill.config import ObjectiveConfig, RefineConfig, need, section, sizes
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import Objective, Targets, matched_targets, refine_chunk, require_batch_norm
-from gendistill.refine.gate import gate
-from gendistill.refine.latent import LatentRegion
-from gendistill.refine.pack import pack
-from gendistill.refine.region import Crops, PixelRegion, Region, chunks
+from gendistill.refine.barycenter import (
+    class_w2,
+    require_batch_norm,
+)
+from gendistill.refine.pack import check_tiles, pack
+from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
-from gendistill.seeding import derive
+from gendistill.stages.chunks import CHUNKS, latent_region, refine_images
 from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
-    read_data,
     stage_folder,
     stage_settings,
     versions,
 )
 from gendistill.stages.output import output
+from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.png import whole
 from gendistill.surrogate.surrogate import SurrogateSet
-
-CHUNKS = "chunks"  # refined images of an interrupted stage
 
 
 def refine_set(
@@ -63,144 +57,96 @@ def refine_set(
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """(selected, refined): one image of the pool for each barycenter atom, then the same images refined.
 
-    With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one.
-    With ``codec``, a generator's, images are refined in its latents.
+    With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one. With
+    ``config.patches`` above 1 the pool's images are cut to their best crops first. With ``codec``, a generator's,
+    images are refined in its latents.
     """
     config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
     check_inputs(pool, teachers, data, config, codec)
-    if space is None:
-        space = ground_space(teachers, data, config)
-    main_process = runtime.processes().is_main_process
-    log, start, count = folder.log if folder and main_process else None, time.perf_counter(), ipc * config.pack**2
-    if config.select:
-        loop = select(pool, space, ipc=count, seed=seed)
-        chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
-    else:
-        chosen = replace(pool.prefix(count), soft_labels=None)
-    name = "select" if config.select else None
-    selected = with_meta(chosen, teachers, "select" if config.select else chosen.meta.get("stage"), name, start)
+    check_count(pool, ipc, config.pack)
+    space = space or ground_space(teachers, data, config)
+    pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+    selected = choose(pool, teachers, space, ipc, config, seed=seed, folder=folder)
     start = time.perf_counter()
     region = latent_region(config, codec) if codec else None
     refined = refine_images(
         selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}", region=region
     )
     refined.meta.update(_latent_space(config, codec))
-    made = with_meta(refined, teachers, "refined", "barycenter" if config.steps else None, start)
+    stage, name = ("refined", "barycenter") if config.steps else (selected.meta["stage"], None)
+    made = with_meta(refined, teachers, stage, name, start)
     if config.pack > 1:
-        made = with_meta(pack(made, config.pack), teachers, "refined", "pack", time.perf_counter())
+        start = time.perf_counter()
+        made = with_meta(packed(made, space, config.pack), teachers, stage, "pack", start)
     return selected, made
 
 
-def ground_space(teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig) -> GroundSpace:
-    """The space of these teachers, their networks on this process's device."""
-    for teacher in teachers:
-        teacher.network.to(runtime.device())
-    return GroundSpace.build(teachers, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
+def unlabelled(pool: SurrogateSet) -> SurrogateSet:
+    """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
+    meta = {k: v for k, v in pool.meta.items() if k not in ("soft_labels", "label_teacher_hash")}
+    meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
+    meta["seconds"] = {stage: s for stage, s in meta.get("seconds", {}).items() if stage != "label"}
+    return replace(pool, soft_labels=None, weights=None, meta=meta)
 
 
-def refine_images(
-    start: SurrogateSet,
-    space: GroundSpace,
-    config: ObjectiveConfig,
+def cut(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    config: RefineConfig,
     *,
     seed: int,
-    held_out: Teacher | None = None,
     folder: StageFolder | None = None,
-    label: str = "",
-    own: bool = True,
-    region: Region | None = None,
 ) -> SurrogateSet:
-    """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
-
-    meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``;
-    ``region`` is by default that of the config in pixels.
-    """
-    region = region or pixel_region(config)
-    points = space.points(start.images, start.labels)
-    targets = matched_targets(
-        points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
-    )
-    images = start.images.clone()
-    parts = list(chunks(start.labels, config.batch_size))
-    state, store = runtime.processes(), folder.path / CHUNKS / label.replace(" ", "-") if folder else None
-    total = config.steps * len(parts[state.process_index :: state.num_processes])
-    done = 0
-    for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
-        kept = store / f"{i:05d}.safetensors" if store else None
-        if kept is None or not kept.is_file():
-            part = Targets(targets.atoms[positions], targets.weights[positions])
-            loop = _refine_chunk(start, part, space, config, region, positions, derive(seed, "refine"))
-            log = folder.log if folder and state.is_main_process else None
-            made = follow(
-                loop,
-                f"refine {label}",
-                total,
-                start=done,
-                log=log,
-                stage="refine",
-                set=label,
-                chunk=i,
-                shown=state.is_main_process,
-            )
-            images[positions] = made
-            if kept is not None:
-                _keep(kept, made)
-        done += config.steps
-    state.wait_for_everyone()
-    if store is not None:
-        for i, positions in enumerate(parts):
-            images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
-        state.wait_for_everyone()  # or the main process would rename the folder under a reader
-    return _judged(start, images, targets, space, config, held_out.network if held_out else None)
+    """The pool with every image replaced by its best crop, or as it is where ``config.patches`` is 1."""
+    if config.patches == 1:
+        return pool
+    start, shown = time.perf_counter(), runtime.processes().is_main_process
+    networks, log = [teacher.network for teacher in teachers], folder.log if folder and shown else None
+    options: dict[str, Any] = {"patches": config.patches, "min_patch": config.min_patch, "factor": config.pack}
+    loop = best_patches(pool, networks, seed=seed, **options)
+    made = follow(loop, "patches", -(-len(pool.labels) // ROWS), log=log, every=1, shown=shown, stage="patches")
+    return with_meta(made, teachers, pool.meta.get("stage"), "patches", start)
 
 
-def _refine_chunk(
-    start: SurrogateSet,
-    targets: Targets,
+def choose(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
     space: GroundSpace,
-    config: ObjectiveConfig,
-    region: Region,
-    positions: Tensor,
+    ipc: int,
+    config: RefineConfig,
+    *,
     seed: int,
-) -> Any:
-    device = runtime.device()
-    return refine_chunk(
-        start.images[positions],
-        start.labels[positions],
-        targets,
-        space,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        objective=Objective(
-            features=config.feature_weight,
-            batch_norm=config.batch_norm_weight,
-            cross_entropy=config.cross_entropy_weight,
-            feature_form=config.feature_loss,
-            batch_norm_form=config.batch_norm_loss,
-        ),
-        region=region,
-        crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
-        positions=positions,
-        total=len(start.labels),
-        bf16=runtime.wants_bf16(config.mixed_precision, device),
-    )
+    folder: StageFolder | None = None,
+) -> SurrogateSet:
+    """The pool's images that are refined to ``ipc`` stored ones a class: selected, or its first."""
+    start, count, main_process = time.perf_counter(), ipc * config.pack**2, runtime.processes().is_main_process
+    if not config.select:
+        return with_meta(pool.prefix(count), teachers, pool.meta.get("stage"), None, start)
+    log, loop = folder.log if folder and main_process else None, select(pool, space, ipc=count, seed=seed)
+    chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
+    return with_meta(chosen, teachers, "select", "select", start)
 
 
-def pixel_region(config: ObjectiveConfig) -> PixelRegion:
-    return PixelRegion(
-        bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
-    )
+def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet:
+    """The set packed, with the mean class W2 of what comes back from its tiles."""
+    made = pack(whole, factor)
+    views = made.split
+    w2 = class_w2(space.points(views.images, views.labels), views.labels, space)
+    return replace(made, meta=made.meta | {"w2": {**made.meta["w2"], "packed": float(w2.mean())}})
 
 
-def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
-    """Its codec on this process's device."""
-    return LatentRegion(
-        codec=codec.to(runtime.device()),
-        bound=config.latent_trust_region,
-        change=config.trust_region,
-        blend_every=config.blend_every,
-        blend=config.blend,
-    )
+def ground_space(
+    teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
+) -> GroundSpace:
+    """The space of these teachers, their networks on this process's device.
+
+    Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
+    """
+    for teacher in teachers:
+        check_teacher("the teacher", teacher, data)
+        teacher.network.to(runtime.device())
+    fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
+    return GroundSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
 
 
 def _latent_space(config: RefineConfig, codec: Codec | None) -> dict[str, Any]:
@@ -211,40 +157,15 @@ def _latent_space(config: RefineConfig, codec: Codec | None) -> dict[str, Any]:
     return {"latent_space": told}
 
 
-def _keep(path: Path, images: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        save_file({"images": images.contiguous()}, partial)
-
-
-def _judged(
-    start: SurrogateSet,
-    images: Tensor,
-    targets: Targets,
-    space: GroundSpace,
-    config: ObjectiveConfig,
-    held_out: nn.Module | None,
-) -> SurrogateSet:
-    """The set with its W2 in meta, and with the images that the gate keeps where there is one."""
-    weights = targets.weights if config.weights == "free" else None
-    verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=held_out)
-    meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
-    if isinstance(config, RefineConfig) and config.gate:
-        images = torch.where(verdict.kept[:, None, None, None], images, start.images)
-        meta["w2"]["after"] = verdict.after
-        meta["gate"] = {
-            "images": len(images),
-            "kept": int(verdict.kept.sum()),
-            "refused_images": verdict.images,
-            "refused_classes": verdict.classes,
-        }
-    return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)
-
-
 def with_meta(
     made: SurrogateSet, teachers: Sequence[Teacher], stage: str | None, name: str | None, start: float
 ) -> SurrogateSet:
-    """The set with this step, its seconds since ``start`` and its teachers in the provenance."""
+    """The set with this step, its seconds since ``start`` and its teachers in the provenance.
+
+    ``teacher_data`` names what a teacher was trained on where that is not the set's own data.
+    """
+    fingerprint = made.meta.get("data", {}).get("fingerprint")
+    others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
     meta = made.meta | {
         "stage": stage,
         "stages": [*made.meta.get("stages", []), *([name] if name else [])],
@@ -252,6 +173,7 @@ def with_meta(
         "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
         "command": command_line(),
         "versions": versions(),
+        **({"teacher_data": others} if others else {}),
     }
     return replace(made, meta=meta)
 
@@ -277,6 +199,8 @@ def check_inputs(
             f"Every stored image of the surrogate set holds {pool.factor}x{pool.factor} views; refinement takes whole "
             "images. Refine first and pack afterwards."
         )
+    if isinstance(config, RefineConfig):
+        check_tiles(config.pack, int(pool.images.shape[-1]))
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
@@ -296,6 +220,13 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
     need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
+def check_count(pool: SurrogateSet, ipc: int, factor: int) -> None:
+    """Refuse, before any work, more images than the pool has."""
+    wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
+    if pool.ipc < ipc * factor**2:
+        raise ConfigError(f"ipc is {wanted} but the pool has {pool.ipc} images a class; sample a larger pool.")
+
+
 def run_stage(
     surrogate: Path,
     teacher_dirs: Sequence[Path],
@@ -307,12 +238,17 @@ def run_stage(
     held_out_dir: Path | None = None,
     generator_dir: Path | None = None,
     log_path: Path | None = None,
+    statistics_cache: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
     check_inputs(pool, teachers, data, config, codec)
+    for ipc in sizes(config.ipc):
+        check_count(pool, ipc, config.pack)
+    if held_out:
+        check_teacher("the held-out teacher", held_out, data)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,
@@ -329,14 +265,16 @@ def run_stage(
         target, "refine", settings, keep_partial=True, log_path=log_path, main_process=main_process
     ) as folder:
         runtime.processes().wait_for_everyone()
-        space = ground_space(teachers, data, config)
+        space = ground_space(teachers, data, config, cache=statistics_cache)
+        pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+        config = replace(config, patches=1)  # they are the same at every IPC
         for ipc in sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,
             )  # fmt: skip
             if main_process:
-                save_anew(selected, folder.path / "selected" / f"ipc-{ipc}")
+                save_anew(selected, folder.path / "selected" / f"ipc-{selected.ipc}")
                 save_anew(refined, folder.path / f"ipc-{ipc}")
                 folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
         folder.scaffold = (CHUNKS,)
@@ -349,26 +287,11 @@ def save_anew(made: SurrogateSet, target: Path) -> None:
     made.save(target)
 
 
-def teacher_data(folder: Path) -> RealData:
-    """The real images a teacher was trained on, read again and checked by fingerprint."""
-    teacher = Teacher.from_pretrained(folder)
-    if "data_config" not in teacher.meta:
-        raise ArtifactError(
-            f"{folder} does not say where its images are (it was saved from Python); make it with `gendistill teacher`."
-        )
-    data = read_data(DataConfig(**teacher.meta["data_config"]))
-    if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
-        raise ArtifactError(
-            f"The images at {data.name} changed since {folder} was trained on them; run `gendistill teacher` again."
-        )
-    return data
-
-
 def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
-    inputs = (command.surrogate, *teachers, command.generator, command.held_out)
+    inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         data, config = teacher_data(teachers[0]), section(command, RefineConfig)
@@ -381,4 +304,5 @@ def main(command: RefineCommand) -> None:
             seed=command.seed,
             held_out_dir=command.held_out,
             generator_dir=command.generator,
+            statistics_cache=command.statistics_cache,
         )

@@ -81,18 +81,18 @@ def surrogate_folders(config: RunConfig) -> list[Path]:
     if config.sample.base:
         found += [out / "samples" / "base" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
     found += [out / "samples" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
-    found += [out / "refined" / "selected" / f"ipc-{ipc}" for ipc in sizes(config.refine.ipc)]
+    found += [out / "refined" / "selected" / f"ipc-{ipc * config.refine.pack**2}" for ipc in sizes(config.refine.ipc)]
     return found + [out / "refined" / f"ipc-{ipc}" for ipc in sizes(config.refine.ipc)]
 
 
 def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) -> None:
     """Refuse, before any training, an IPC that some class cannot give to the coreset rows."""
-    largest = max(*sizes(config.sample.ipc), *sizes(config.refine.ipc))
+    largest = max(*sizes(config.sample.ipc), max(sizes(config.refine.ipc)) * config.refine.pack**2)
     name, least = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
     if largest > least:
         raise ArtifactError(
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
-            "take; expected at most that. Lower sample.ipc and refine.ipc."
+            "take; expected at most that. Lower sample.ipc, refine.ipc or refine.pack."
         )
     if config.sample.needs_real_images and config.sample.modes > least:
         raise ArtifactError(

@@ -29,7 +29,7 @@ from gendistill.progress import track
 from gendistill.stages.folders import check_origin, command_line, read_data, versions
 from gendistill.stages.inside import facts_of, numbers, sheets_of
 from gendistill.stages.output import plain_output
-from gendistill.stages.refine import teacher_data
+from gendistill.stages.teachers import teacher_data
 from gendistill.surrogate.evidence import PAIRS
 from gendistill.surrogate.surrogate import SurrogateSet
 

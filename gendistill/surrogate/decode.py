@@ -25,31 +25,34 @@ def decode(images: Tensor, factor: int) -> Tensor:
     Raises:
         ValueError: the factor is below 1, or above the side.
     """
-    return images if factor == 1 else enlarged(images.float(), factor).round_().to(torch.uint8)
+    views = float_views(images.float(), factor)
+    return images if factor == 1 else to_pixels(views)
 
 
-def enlarged(images: Tensor, factor: int) -> Tensor:
-    """``decode`` on floats (N,C,H,W), without rounding: differentiable, for whoever learns what is stored.
+def float_views(images: Tensor, factor: int) -> Tensor:
+    """``decode`` of floats (N,C,H,W), not rounded: differentiable, for whoever learns what is stored.
 
     Raises:
         ValueError: the factor is below 1, or above the side.
     """
-    check_factor(factor, images)
-    if factor == 1:
-        return images
-    height, width = images.shape[-2:]
-    tiles = [
-        F.interpolate(images[..., top:bottom, left:right], (height, width), mode="bilinear")
-        for top, bottom in bounds(height, factor)
-        for left, right in bounds(width, factor)
-    ]
-    return torch.stack(tiles, 1).flatten(0, 1)
-
-
-def check_factor(factor: int, images: Tensor) -> None:
     height, width = images.shape[-2:]
     if not 1 <= factor <= min(height, width):
         raise ValueError(f"factor is {factor}; expected 1 to {min(height, width)} for {width}x{height} images.")
+    if factor == 1:
+        return images
+    cells = [(rows, columns) for rows in bounds(height, factor) for columns in bounds(width, factor)]
+    tiles = [enlarged(images[..., top:bottom, left:right], height, width) for (top, bottom), (left, right) in cells]
+    return torch.stack(tiles, 1).flatten(0, 1)
+
+
+def enlarged(tiles: Tensor, height: int, width: int) -> Tensor:
+    """float tiles (N,C,h,w) -> (N,C,height,width), bilinear."""
+    return F.interpolate(tiles, (height, width), mode="bilinear")
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Floats in [0, 255] -> uint8, rounded."""
+    return images.round().to(torch.uint8)
 
 
 def bounds(side: int, factor: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,32 +82,43 @@ def sets(
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
     """Rows of one synthesis seed, each with the variant's name; hard labels, and soft ones for ``SOFT``."""
-    training = {
-        "width": args.width,
-        "flip": args.flip,
-        "shift": args.shift,
-        "mixed_precision": args.mixed_precision,
-        "compile": args.compile,
-    }
-    options = TeacherConfig(network=args.network, steps=args.teacher_steps, **training)
-    teacher = gd.train_teacher(data, options, seed=seed)
-    print(f"seed {seed}: teacher {teacher.meta['accuracy']}", flush=True)
+    teacher = teacher_of(data, args, seed)
     made = list(sets(data, teacher, generator, args, seed))
-    for name, one in made:
+    for name, one in made if args.sets else []:
         one.save(args.sets / f"seed-{seed}" / f"ipc-{one.ipc}" / name.replace(": ", "-").replace(" ", "-"))
+    return judged(made, data, teacher, args, seed)
+
+
+def training(args: argparse.Namespace) -> dict:
+    """What teacher and judge are trained with."""
+    names = ("width", "flip", "shift", "mixed_precision", "compile")
+    return {name: getattr(args, name) for name in names}
+
+
+def teacher_of(data: RealData, args: argparse.Namespace, seed: int) -> Teacher:
+    config = TeacherConfig(network=args.network, steps=args.teacher_steps, **training(args))
+    teacher = gd.train_teacher(data, config, seed=seed)
+    print(f"seed {seed}: teacher {teacher.meta['accuracy']}", flush=True)
+    return teacher
+
+
+def judged(
+    made: list[tuple[str, SurrogateSet]], data: RealData, teacher: Teacher, args: argparse.Namespace, seed: int
+) -> list[dict]:
+    """Rows of these named sets and of the baselines; soft ones as well for those in ``SOFT``, where asked."""
     names = {one.content_hash(): name for name, one in made}
     if args.soft:
         labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
         made = [(n, gd.label_set(one, teacher, labels, seed=seed) if n in SOFT else one) for n, one in made]
         names |= {one.content_hash(): name for name, one in made}
-    judged = EvaluateConfig(
+    config = EvaluateConfig(
         network="convnet",
         runs=args.runs,
         steps=args.judge_steps,
         labels="soft" if args.soft else "hard",
-        **training,
+        **training(args),
     )
-    summary = gd.evaluate(data, [one for _, one in made], judged, seed=seed, teacher=teacher)
+    summary = gd.evaluate(data, [one for _, one in made], config, seed=seed, teacher=teacher)
     rows = [{**row, "name": names.get(row["set"]) or baseline(row), "seed": seed} for row in summary["rows"]]
     return [{k: row[k] for k in ("seed", "name", "ipc", "labels", "accuracy", "ci95_vs_random")} for row in rows]
 
@@ -117,10 +128,16 @@ def baseline(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean over synthesis seeds and runs, spread over seeds, and the gain over random, paired by seed."""
-    keys = sorted({(row["ipc"] or 0, row["labels"], row["name"]) for row in rows})
+    """The figures as aligned text."""
     lines = [f"{'IPC':>4} {'labels':<7} {'set':<46} {'accuracy %':>13}  {'over random':>13}"]
-    for ipc, labels, name in keys:
+    lines += [f"{i or '':>4} {labels:<7} {name:<46} {mean}  {gain}" for i, labels, name, mean, gain in figures(rows)]
+    return "\n".join(lines)
+
+
+def figures(rows: list[dict]) -> Iterator[tuple[int, str, str, str, str]]:
+    """(IPC, labels, name, accuracy, gain): the mean over synthesis seeds and runs, and its gain over random, paired by
+    seed; both with their spread over the seeds."""
+    for ipc, labels, name in sorted({(row["ipc"] or 0, row["labels"], row["name"]) for row in rows}):
         own = {
             r["seed"]: np.mean(r["accuracy"])
             for r in rows
@@ -135,12 +152,12 @@ def table(rows: list[dict]) -> str:
         gains = 100 * np.array([own[s] - random[s] for s in own if s in random])
         gain = f"{gains.mean():+5.1f} ± {gains.std(ddof=1) if len(gains) > 1 else 0:3.1f}" if len(gains) else ""
         spread = values.std(ddof=1) if len(values) > 1 else 0
-        lines.append(f"{ipc or '':>4} {labels:<7} {name:<46} {values.mean():6.1f} ± {spread:3.1f}  {gain:>13}")
-    return "\n".join(lines)
+        yield ipc, labels, name, f"{values.mean():7.1f} ± {spread:3.1f}", f"{gain:>13}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What every such table takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--max_per_class", type=int)
@@ -159,21 +176,30 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--sets", type=Path, required=True, help="folder for the sets themselves")
-    args = parser.parse_args()
+    parser.add_argument("--sets", type=Path, help="folder that keeps the sets themselves")
+    return parser
+
+
+def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -> list[dict]:
+    """The rows of every seed by ``seed_rows(data, generator, args, seed)``; those in the output file are not made
+    again."""
     data = gd.load_data(DataConfig(name=args.data, image_size=args.image_size, max_per_class=args.max_per_class))
     generator = Generator.from_pretrained(str(args.generator)) if args.generator else None
     for seed in args.seeds:
         if seed not in {row["seed"] for row in read(args.output)}:
             with gd.show_progress():
-                found = one_seed(data, generator, args, seed)
+                found = seed_rows(data, generator, args, seed)
             with args.output.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in found))
-    print(table(read(args.output)))
+    return read(args.output)
 
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    print(table(over_seeds(options(__doc__).parse_args(), one_seed)))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
+from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, RefineConfig, TeacherConfig
 from gendistill.data.images import to_float
-from gendistill.data.real import RealData
+from gendistill.data.real import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
+from gendistill.networks.training import recognised
 from gendistill.progress import finish
-from gendistill.refine.barycenter import class_w2, matched_targets
+from gendistill.refine.barycenter import Objective, Targets, class_w2, matched_targets, refine_chunk
 from gendistill.refine.gate import cross_entropies, gate
+from gendistill.refine.region import Crops, PixelRegion
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
 from gendistill.stages.distill import distill
@@ -24,6 +29,8 @@ from gendistill.stages.evaluate import evaluate
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
+from tests.helpers import gendistill
 
 CONFIG = RefineConfig(steps=40)
 
@@ -62,6 +69,18 @@ def test_selection_takes_distinct_pool_images_nearer_than_the_first(
     assert set(picked) <= rows
     w2 = [class_w2(space.points(s.images, s.labels), s.labels, space).mean() for s in (chosen, first)]
     assert w2[0] < w2[1]
+
+
+def test_selection_picks_what_barycenters_of_one_class_after_another_pick(
+    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+) -> None:
+    chosen = finish(select(pool, space, ipc=4, seed=2))
+    right = recognised(teacher.network, pool.split)
+    for label in range(10):
+        real, own = space.of_class(label), pool.of_class(label)[right[pool.labels == label]]
+        points = space.points(own, torch.full((len(own),), label)).numpy()
+        picks = assign(barycenter(real, kmeans_atoms(real, 4, 2)), points)
+        assert torch.equal(chosen.of_class(label), own[torch.from_numpy(picks)])
 
 
 def test_refinement_lowers_w2_and_keeps_the_trust_region(
@@ -228,6 +247,32 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
     assert refined.meta["stages"][-2:] == ["barycenter", "pack"]
 
 
+def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealData) -> None:
+    """levit's: no statistics are collected of it, for it comes after the features."""
+    spec = {"name": "timm:levit_128s", "channels": 1, "image_size": 224, "classes": 2}
+    network = build_network(**spec).eval()
+    large = Split(interpolate(digits.train.images[:4], (224, 224)), torch.tensor([0, 1, 0, 1]))
+    space = GroundSpace.build([Teacher(network, collect_statistics(network, large, 2), ("0", "1"), spec)], large, 0.0)
+    targets, where = Targets(space.points(large.images, large.labels), torch.ones(4)), torch.arange(4)
+    refined = finish(
+        refine_chunk(
+            large.images, large.labels, targets, space, steps=1, learning_rate=0.1, objective=Objective(),
+            region=PixelRegion(), crops=Crops(), positions=where, total=4,
+        )
+    )  # fmt: skip
+    assert not torch.equal(refined, large.images)
+
+
 def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
     raw = GroundSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
     assert torch.equal(raw.real, teacher.statistics.features)
+
+
+def test_a_teacher_that_names_no_data_is_refused(
+    teacher: Teacher, pool: SurrogateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.save_pretrained(tmp_path / "teacher")
+    pool.save(tmp_path / "pool")
+    folders = ("--teacher", tmp_path / "teacher", "--surrogate", tmp_path / "pool", "--output_dir", tmp_path / "out")
+    assert gendistill("refine", *folders) == USAGE
+    assert "does not say which images its teacher was trained on" in capsys.readouterr().err

@@ -20,7 +20,12 @@ METHODS = {
 }
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 REAL = ("random", "kmeans", "herding", "kcenter")
-STEPS = {"select": "chosen from a larger pool", "barycenter": "refined by matching a teacher's features"}
+STEPS = {
+    "patches": "cut to the crops that a teacher is surest of",
+    "select": "chosen from a larger pool",
+    "barycenter": "refined by matching a teacher's features",
+    "pack": "shrunk, several to a stored image",
+}
 
 
 def listed(items: Iterable[object]) -> str:

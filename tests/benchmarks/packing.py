@@ -1,0 +1,114 @@
+"""What the same bytes buy: k whole images a class, or k stored ones of f x f smaller images, whole ones or patches.
+
+    python -m tests.benchmarks.packing --data ../shared/data/cifar10 --generator RUN/generator --output out.jsonl
+
+Every synthesis seed trains its own teacher and draws its own pools, and all its sets are judged with the same training
+runs. A row has the bytes of its PNG files: k stored images take about the same, but packed ones compress less. Finished
+seeds are read from the output file. Test images are read once a training, after its last step; the settings are fixed
+before any of it is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import gendistill as gd
+from gendistill.config import RefineConfig, SampleConfig
+from gendistill.data.real import RealData
+from gendistill.generator.generator import Generator
+from gendistill.networks.teacher import Teacher
+from gendistill.refine.pack import pack
+from gendistill.seeding import derive
+from gendistill.stages.refine import ground_space
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.benchmarks.refinement import POOL, figures, judged, options, over_seeds, teacher_of
+
+
+def sets(
+    data: RealData, teacher: Teacher, generator: Generator | None, args: argparse.Namespace, seed: int
+) -> Iterator[tuple[str, SurrogateSet]]:
+    """(name, set), each with as many stored images as its IPC says."""
+    tiles, least = args.pack**2, min(data.train.counts(len(data.classes)))
+    for ipc in args.ipc:
+        yield "random, packed", pack(gd.distill(data, "random", ipc * tiles, seed=seed), args.pack)
+        for space, features in spaces(teacher).items():
+            picked = gd.distill(data, "kmeans", ipc * tiles, seed=seed, features=features)
+            yield f"kmeans ({space}), packed", pack(picked, args.pack)
+        wanted = POOL * ipc * tiles  # every form of a start chooses from the same pool
+        pools = {"real": gd.distill(data, "random", min(wanted, least), seed=seed + 1000)}
+        if generator is not None:
+            pools["generated"] = gd.sample_set(generator, wanted, SampleConfig(), seed=seed)
+        for start, pool in pools.items():
+            for name, made in forms(pool, teacher, data, ipc, args, seed):
+                yield f"{start}: {name}", made
+
+
+def forms(
+    pool: SurrogateSet, teacher: Teacher, data: RealData, ipc: int, args: argparse.Namespace, seed: int
+) -> Iterator[tuple[str, SurrogateSet]]:
+    """Whole, packed, and packed from patches; each selected alone, and refined."""
+    plain = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
+    space = ground_space([teacher], data, plain)
+    tiled = replace(plain, pack=args.pack)
+    patches = replace(tiled, patches=args.patches, min_patch=args.min_patch)
+    for name, config in {"whole": plain, "packed": tiled, "packed patches": patches}.items():
+        selected, refined = gd.refine_set(pool, teacher, data, ipc, config, seed=seed, space=space)
+        yield f"{name}, selected", selected if config.pack == 1 else pack(selected, config.pack)
+        yield f"{name}, refined", refined
+
+
+def spaces(teacher: Teacher) -> dict:
+    """Features of the training images by the name that rows give the space; None for pixels."""
+    return {"pixels": None, "teacher features": teacher.statistics.features}
+
+
+def baselines(data: RealData, teacher: Teacher, ipc: int, seed: int) -> Iterator[tuple[str, SurrogateSet]]:
+    """The whole real images that are judged beside the sets, of random ones the first draw."""
+    yield "random", gd.distill(data, "random", ipc, seed=derive(seed, "random draw", 0))
+    for space, features in spaces(teacher).items():
+        yield f"kmeans ({space})", gd.distill(data, "kmeans", ipc, seed=seed, features=features)
+
+
+def image_bytes(made: SurrogateSet) -> int:
+    """Of its files, as its manifest counts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(folder)
+        return json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["bytes"]["images"]
+
+
+def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
+    """Rows of one synthesis seed, each with its bytes."""
+    teacher = teacher_of(data, args, seed)
+    made = list(sets(data, teacher, generator, args, seed))
+    beside = [named for ipc in args.ipc for named in baselines(data, teacher, ipc, seed)]
+    sizes = {(one.ipc, name): image_bytes(one) for name, one in [*made, *beside]}
+    return [{**row, "bytes": sizes.get((row["ipc"], row["name"]))} for row in judged(made, data, teacher, args, seed)]
+
+
+def table(rows: list[dict]) -> str:
+    """Accuracy beside the bytes of images, both means over the seeds."""
+    lines = [f"{'IPC':>4} {'labels':<7} {'set':<38} {'bytes':>12} {'accuracy %':>13}  {'over random':>13}"]
+    for ipc, labels, name, mean, gain in figures(rows):
+        found = [row["bytes"] for row in rows if (row["ipc"] or 0, row["name"]) == (ipc, name) and row["bytes"]]
+        size = f"{np.mean(found):,.0f}" if found else ""
+        lines.append(f"{ipc or '':>4} {labels:<7} {name:<38} {size:>12} {mean}  {gain}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--pack", type=int, default=2)
+    parser.add_argument("--patches", type=int, default=5)
+    parser.add_argument("--min_patch", type=float, default=0.25)
+    print(table(over_seeds(parser.parse_args(), one_seed)))
+
+
+if __name__ == "__main__":
+    main()

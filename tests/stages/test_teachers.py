@@ -1,0 +1,190 @@
+"""Teachers of other images: statistics of these are collected and kept; who saw the test images is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from gendistill.cli import USAGE
+from gendistill.config import RefineConfig
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_tensors
+from gendistill.networks.statistics import ClassStatistics, collect_statistics
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.distill import distill
+from gendistill.stages.refine import ground_space
+from gendistill.stages.teachers import check_teacher
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import files, gendistill
+
+FEW = ("--data.max_per_class", 40)
+TINY = ("--steps", 60, "--width", 8)
+BAR = f"{'class statistics':<22}:"
+WMDD = ("distill", "--method", "wmdd", "--ipc", 1, "--wmdd.steps", 8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as an image folder whose test split is its own, so that no limit on training images moves it."""
+    root, bunch = tmp_path_factory.mktemp("digits"), load_digits()
+    for i, (pixels, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
+        place = root / ("test" if i % 4 == 0 else "train") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype("uint8")).save(place / f"{i:04d}.png")
+    return root
+
+
+def trained(target: Path, *options: object) -> Path:
+    assert gendistill("teacher", *TINY, *options, "--output_dir", target) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the first 40 images a class."""
+    return trained(tmp_path_factory.mktemp("few") / "teacher", "--data.name", folder, *FEW)
+
+
+@pytest.fixture(scope="module")
+def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the first 40 built-in digits a class, from which the test split is carved."""
+    return trained(tmp_path_factory.mktemp("built-in") / "teacher", *FEW)
+
+
+def test_statistics_of_other_images_are_collected_once_and_kept(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (*WMDD, "--teacher", teacher, "--data.name", folder)
+    cache = ("--statistics_cache", tmp_path / "cache")
+    assert gendistill(*given, *cache, "--output_dir", tmp_path / "first") == 0
+    said = capsys.readouterr().err
+    assert "trained on other images than these (compared with the test split)" in said
+    assert BAR in said
+    (path,) = (tmp_path / "cache").iterdir()
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert gendistill(*given, *cache, "--output_dir", tmp_path / "again") == 0
+    said = capsys.readouterr().err
+    assert f"class statistics read from {path}" in said
+    assert BAR not in said
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert gendistill(*given, "--output_dir", tmp_path / "without") == 0
+    assert files(tmp_path / "first") == files(tmp_path / "again") == files(tmp_path / "without")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    expected = collect_statistics(Teacher.from_pretrained(teacher).network, load_data(name=str(folder)).train, 10)
+    assert hash_tensors(ClassStatistics.load(path).tensors()) == hash_tensors(expected.tensors())
+    made = SurrogateSet.load(tmp_path / "first" / "ipc-1").meta
+    (seen,) = made["teacher_data"]
+    assert sum(seen["counts"]["train"]) == 360 < sum(made["data"]["counts"]["train"])
+
+
+def test_a_teacher_of_the_same_images_keeps_its_own_statistics(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (*WMDD, "--teacher", teacher, "--data.name", folder, *FEW, "--statistics_cache", tmp_path / "cache")
+    assert gendistill(*given, "--output_dir", tmp_path / "out") == 0
+    assert "class statistics" not in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    assert "teacher_data" not in SurrogateSet.load(tmp_path / "out" / "ipc-1").meta
+
+
+@pytest.mark.parametrize("other", [(), (*FEW, "--data.split_seed", 1)], ids=["all", "split"])
+def test_a_teacher_that_saw_test_images_is_refused_with_their_number(
+    built_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: tuple[object, ...]
+) -> None:
+    assert gendistill(*WMDD, "--teacher", built_in, *other, "--output_dir", tmp_path / "out") == USAGE
+    limit, seed = (40, 1) if other else (None, 0)
+    data, own = load_data(max_per_class=limit, split_seed=seed), load_data(max_per_class=40)
+    test, train = ({x.numpy().tobytes() for x in split.images} for split in (data.test, own.train))
+    assert f"{len(test & train)} of the {len(data.test)} test images are among" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_test_images_that_the_training_split_repeats_are_no_reason_to_refuse(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    (twin,) = (tmp_path / "data" / "train" / "0").glob("0010.png")
+    shutil.copy(twin, tmp_path / "data" / "test" / "0" / "copy.png")
+    teacher = Teacher.from_pretrained(trained(tmp_path / "teacher", "--data.name", tmp_path / "data", *FEW))
+    data = load_data(name=str(tmp_path / "data"))
+    check_teacher("the teacher", teacher, data)
+    alone = replace(data, train=data.train.take(torch.arange(200, len(data.train))))  # without that image
+    with pytest.raises(ArtifactError, match=r"1 of the 4\d\d test images"):
+        check_teacher("the teacher", teacher, alone)
+
+
+def test_other_classes_and_sizes_are_refused(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "renamed")
+    for split in ("train", "test"):
+        (tmp_path / "renamed" / split / "9").rename(tmp_path / "renamed" / split / "nine")
+    cache = ("--statistics_cache", tmp_path / "cache")
+    for options, message in (
+        (("--data.name", tmp_path / "renamed"), "expected the same in the same order"),
+        (("--data.name", folder, "--data.image_size", 16), "takes images of 1 channel(s) and 8 px"),
+    ):
+        assert gendistill(*WMDD, "--teacher", teacher, *options, *cache, "--output_dir", tmp_path / "out") == USAGE
+        assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["renamed"]
+
+
+def test_a_teacher_whose_own_images_are_gone_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    teacher = trained(tmp_path / "teacher", "--data.name", tmp_path / "old", *FEW)
+    given = (*WMDD, "--teacher", teacher, "--data.name", folder, "--output_dir", tmp_path / "out")
+    (next((tmp_path / "old" / "train" / "3").iterdir())).unlink()
+    assert gendistill(*given) == USAGE
+    assert "changed since the teacher was trained on them" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "old")
+    assert gendistill(*given) == USAGE
+    assert "whether test images are among them cannot be seen" in capsys.readouterr().err
+
+
+def test_the_cache_is_for_wmdd_alone_and_not_in_the_output(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gendistill("distill", "--statistics_cache", tmp_path, "--output_dir", tmp_path / "out") == USAGE
+    assert "expected null with method kmeans" in capsys.readouterr().err
+    inside = ("--statistics_cache", tmp_path / "out" / "cache", "--output_dir", tmp_path / "out")
+    assert gendistill(*WMDD, "--teacher", teacher, *inside) == USAGE
+    assert "holds the input" in capsys.readouterr().err
+
+
+def test_refinement_collects_for_a_second_teacher_of_another_split(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both have as many images of every class in the same order, but not the same images."""
+    second = trained(tmp_path / "second", "--data.name", folder, *FEW, "--data.split_seed", 1)
+    data = load_data(name=str(folder), max_per_class=40)
+    teachers = [Teacher.from_pretrained(path) for path in (teacher, second)]
+    assert torch.equal(teachers[1].statistics.labels, data.train.labels)
+    space = ground_space(teachers, data, RefineConfig())
+    expected = collect_statistics(teachers[1].network, data.train, 10)
+    assert torch.equal(space.teachers[1].statistics.features, expected.features)
+    assert not torch.equal(teachers[1].statistics.features, expected.features)
+    distill(data, "random", 3).save(tmp_path / "pool")
+    refine = ("refine", "--surrogate", tmp_path / "pool", "--ipc", 1, "--steps", 2, "--output_dir", tmp_path / "out")
+    assert gendistill(*refine, "--teacher", f"[{teacher},{second}]", "--statistics_cache", tmp_path / "cache") == 0
+    assert "class statistics of these 360 are taken" in capsys.readouterr().err
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    stage = json.loads((tmp_path / "out" / "stage.json").read_text())
+    assert "statistics_cache" not in stage["settings"]["options"]
+
+
+def test_a_held_out_network_that_saw_test_images_is_refused(
+    folder: Path, teacher: Path, built_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill(load_data(max_per_class=40), "random", 3).save(tmp_path / "pool")
+    spied = trained(tmp_path / "spied", *FEW, "--data.split_seed", 1)
+    refine = ("refine", "--surrogate", tmp_path / "pool", "--teacher", built_in, "--ipc", 1, "--gate", "true")
+    assert gendistill(*refine, "--held_out", spied, "--output_dir", tmp_path / "out") == USAGE
+    assert "the held-out teacher was trained on other splits than these" in capsys.readouterr().err
