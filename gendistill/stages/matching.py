@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,11 @@ from gendistill.networks.registry import build_network
 from gendistill.progress import follow
 from gendistill.runtime import Checkpoints
 from gendistill.seeding import derive, torch_rng
-from gendistill.stages.folders import StageFolder, command_line, versions
+from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
 
 
@@ -47,8 +48,9 @@ class Run:
     rates: tuple[float, ...]
 
 
-def plan_runs(method: MatchingMethod, config: DistillConfig, data: RealData) -> list[Run]:
+def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     """Sets whose options are the same share a run, unless networks learn from the set itself."""
+    method = cast(MatchingMethod, config.method)
     images = Images(data.channels, data.image_size, len(data.classes))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
     runs: dict[str, Run] = {}
@@ -294,19 +296,28 @@ def _surrogate(data: RealData, run: Run, place: int, matcher: Matcher, seed: int
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
 
 
-def load_start(path: str | Path) -> SurrogateSet:
-    return SurrogateSet.load(Path(path))
+def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
+    """The surrogate set that matching starts from, where one is given.
 
-
-def run_all(
-    data: RealData, method: MatchingMethod, config: DistillConfig, *, seed: int, folder: StageFolder | None = None
-) -> Sequence[SurrogateSet]:
-    """Every set of the config, by IPC."""
+    Raises:
+        ArtifactError: it is made of other classes, or of images that are test images here.
+    """
     place = config.matching.start
-    given = load_start(place) if isinstance(place, Path) else None
-    made = [
-        one
-        for run in plan_runs(method, config, data)
-        for one in match(data, run, seed=seed, given=given, folder=folder)
-    ]
-    return sorted(made, key=lambda one: one.ipc)
+    if config.method not in MATCHING or not isinstance(place, Path):
+        return None
+    given = SurrogateSet.load(place)
+    check_origin(f"the set {place}", given.classes, given.meta, data)
+    return given
+
+
+def matched(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    seed: int = 0,
+    given: SurrogateSet | None = None,
+    folder: StageFolder | None = None,
+) -> Iterator[SurrogateSet]:
+    """Every set of the config; those that can share a run do."""
+    for run in plan_runs(config, data):
+        yield from match(data, run, seed=seed, given=given, folder=folder)
