@@ -101,16 +101,19 @@ def _idc(ipc: int, images: Images) -> dict[str, Any]:
 
 def _idm(ipc: int, images: Images) -> dict[str, Any]:
     many = images.classes > 10 or images.size >= 64
-    weight = 0.3 if images.large else 0.008 if many and ipc >= 50 and images.size >= 64 else 0.005
-    if images.size < 64 and (ipc >= 50 or (many and ipc >= 10)):
-        weight = 0.001
+    if images.large:
+        weight = 3.0
+    elif images.size >= 64:
+        weight = 0.5 if ipc < 50 else 0.8
+    else:
+        weight = 0.1 if ipc >= (10 if many else 50) else 0.5
     return {
         "start": "random",
         "factor": 2,
         "learning_rate": 0.2,
         "real_batch": 5000 if ipc == 1 and images.size < 64 else 128 if images.large else 256,
         "augmentation": "one",
-        "class_aware": 100 * weight,
+        "class_aware": 100 * weight,  # released with the accuracy in percent
         "train_steps": 50 if many and not images.large and ipc >= 10 else 10,
         "train_batch": 256,
         "queue_size": 50 if images.large and ipc < 50 else 100,
@@ -133,7 +136,7 @@ COMMON: dict[str, Any] = {
     "warm_steps": 0,
     "train_batch": 64,
     "cutmix": 0.0,
-    "queue_size": 0,
+    "queue_size": 1,
     "queue_interval": 1,
 }
 PRESETS = {"dc": _dc, "dsa": _dsa, "dm": _dm, "idc": _idc, "idm": _idm}

@@ -116,11 +116,10 @@ def run_stage(
     state, long = runtime.processes(), config.method not in CORESETS
     with stage_folder(target, "distill", settings, keep_partial=long, main_process=state.is_main_process) as folder:
         state.wait_for_everyone()
+        ipcs = sizes(config.ipc)
         if needs:
             space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
-            sets = (
-                wmdd(data, teachers, n, config.wmdd, seed=seed, folder=folder, space=space) for n in sizes(config.ipc)
-            )
+            sets = (wmdd(data, teachers, n, config.wmdd, seed=seed, folder=folder, space=space) for n in ipcs)
         elif config.method in MATCHING:
             sets = matched(data, config, seed=seed, given=given, folder=folder)
         else:
