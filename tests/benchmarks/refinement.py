@@ -43,6 +43,7 @@ VARIANTS = {  # what is added to the selection
     "select + all": {},
     "select + all, trust region 0.1": {"trust_region": 0.1},
     "select + all, features alone": {"pixel_weight": 0.0},
+    "select + all, no trust region": {"trust_region": 2.0, "learning_rate": 0.1},
 }
 
 
@@ -55,15 +56,23 @@ def variants(
 ) -> Iterator[tuple[str, SurrogateSet]]:
     """(name, set) of every variant from one pool."""
     yield f"{start}: raw", pool.prefix(ipc)
+    spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in (3.0, 0.0)}
+    selected = {
+        weight: gd.refine_set(pool, teacher, data, ipc, replace(config, steps=0), seed=seed, space=space)[0]
+        for weight, space in spaces.items()
+    }
+    yield f"{start}: select", selected[3.0]
+    yield f"{start}: select, features alone", selected[0.0]
     for name, changes in VARIANTS.items():
-        changed = replace(config, **changes)
-        space = ground_space([teacher], data, changed)
-        selected, refined = gd.refine_set(pool, teacher, data, ipc, changed, seed=seed, space=space)
-        if name == "select + all":
-            yield f"{start}: select", selected
+        changed = replace(config, select=False, **changes)
+        weight = changed.pixel_weight
+        refined = gd.refine_set(selected[weight], teacher, data, ipc, changed, seed=seed, space=spaces[weight])[1]
         yield f"{start}: {name}", refined
-    unselected = gd.refine_set(pool, teacher, data, ipc, replace(config, select=False), seed=seed)[1]
-    yield f"{start}: all without select", unselected
+    plain = replace(config, select=False)
+    yield (
+        f"{start}: all without select",
+        gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=spaces[3.0])[1],
+    )
 
 
 def sets(
@@ -71,13 +80,16 @@ def sets(
 ) -> Iterator[tuple[str, SurrogateSet]]:
     config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
     for ipc in args.ipc:
-        pools = {"real": gd.distill(data, "random", POOL * ipc, seed=seed + 1000)}
+        pools = {}
+        if "real" in args.starts:
+            pools["real"] = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         if generator is not None:
             pools["generated"] = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed)
-        noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
-        yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
+        if "noise" in args.starts:
+            noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
+            yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
 
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
@@ -162,6 +174,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--max_per_class", type=int)
     parser.add_argument("--generator", type=Path)
+    parser.add_argument("--starts", nargs="*", default=["real", "noise"], help="beside generated images")
     parser.add_argument("--network", default="convnet_bn")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--teacher_steps", type=int, default=400)

@@ -1,0 +1,140 @@
+"""Distribution matching (DM, IDM, and DREAM over them): synthetic images should have the mean features of real ones.
+
+    L_c = || mean f(real_c) - mean f(views_c) ||^2  +  ce_weight * accuracy * CE(network(views_c), c)
+
+f is the network's flattened convolutional stack; the second term is IDM's (arXiv 2307.09742), 0 in DM (2110.04181).
+
+Legend: R real images of a class, Z views of its synthetic ones, B images of a batch, D features, K classes, k of them
+in a chunk, C,H,W an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendistill.errors import ConfigError
+from gendistill.matching.functional import (
+    Skeleton,
+    Tensors,
+    attached,
+    check_batches,
+    class_labels,
+    laid_out,
+    structure,
+)
+from gendistill.networks.registry import batch_norm_layers
+from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
+
+ROWS = 512  # real images in one forward pass; IDM's 5000 a class would fill the memory
+
+Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMatching:
+    """The objective with its options; ``losses`` is what an engine calls.
+
+    ``classes_per_chunk`` classes go through the network together, all of them by default: exact wherever an image's
+    features depend on no other image. Batch norm in training mode takes each class's own statistics, one class a pass,
+    without touching the running ones (DM's released code mixes the classes there); in evaluation mode, as IDM has it,
+    the running ones. Dropout and the like are off in both. ``bf16`` is autocast of the forward and its derivative.
+
+    Raises:
+        ConfigError: an option has no meaning.
+    """
+
+    ce_weight: float = 0.0
+    classes_per_chunk: int | None = None
+    compile: bool = False
+    bf16: bool = False
+    channels_last: bool = False
+    _programs: dict[Any, tuple[Skeleton, Look]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.classes_per_chunk is not None and self.classes_per_chunk < 1:
+            raise ConfigError(f"classes_per_chunk is {self.classes_per_chunk}; expected 1 or more, or null for all.")
+
+    def losses(
+        self,
+        network: nn.Module,
+        real: Sequence[Tensor],
+        views: Sequence[Tensor],
+        labels: Sequence[int] | Tensor,
+        accuracy: float | None = None,
+    ) -> Tensor:
+        """Each class's loss, (K,), differentiable once in its views.
+
+        ``real`` has K batches (R_k,C,H,W) and ``views`` K batches (Z_k,C,H,W), in [-1, 1]; ``labels`` (K,) are their
+        classes; ``accuracy`` is the network's on real training images, a fraction, needed with a ``ce_weight``.
+        The network is left as it is. Gradients are taken at once, so no more than one chunk's graph is ever held.
+
+        Raises:
+            ValueError: the batches do not fit one another, or the accuracy is missing or no fraction.
+        """
+        check_batches(real, views, labels)
+        if self.ce_weight and accuracy is None:
+            raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
+        alone = network.training and bool(batch_norm_layers(network))
+        skeleton, look = self._program(network, alone)
+        tensors = skeleton.tensors(network, channels_last=self.channels_last)
+        targets, found = class_labels(labels, views[0].device), []
+        size = 1 if alone else self.classes_per_chunk or len(views)
+        for start in range(0, len(views), size):
+            part = slice(start, start + size)
+            with torch.no_grad():
+                wanted = self._real_means(look, tensors, real[part], whole=alone)
+            with torch.enable_grad():
+                values, gradients = self._views(look, tensors, views[part], wanted, targets[part], accuracy or 0.0)
+                found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
+        with torch.enable_grad():
+            return torch.stack(found)
+
+    def _program(self, network: nn.Module, own_statistics: bool) -> tuple[Skeleton, Look]:
+        key = own_statistics, structure(network)
+        if key not in self._programs:
+            skeleton = Skeleton(network, own_statistics=own_statistics, bf16=self.bf16)
+            self._programs[key] = skeleton, torch.compile(skeleton.look) if self.compile else skeleton.look
+        return self._programs[key]
+
+    def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], *, whole: bool) -> Tensor:
+        """Mean features (k,D) of k batches, ``ROWS`` images at a time or, for batch norm, ``whole``."""
+        images = torch.cat(list(real))
+        counts = torch.tensor([len(batch) for batch in real], device=images.device)
+        owners = torch.arange(len(real), device=images.device).repeat_interleave(counts)
+        rows = len(images) if whole else ROWS
+        total = images.new_zeros(())
+        for some, own in zip(images.split(rows), owners.split(rows), strict=True):
+            features, _ = look(tensors, self._laid_out(some))
+            total = total + F.one_hot(own, len(real)).T.to(features.dtype) @ features
+        return total / counts[:, None]
+
+    def _views(
+        self,
+        look: Look,
+        tensors: Tensors,
+        views: Sequence[Tensor],
+        wanted: Tensor,
+        labels: Tensor,
+        accuracy: float,
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Losses of k classes whose real mean features are ``wanted`` (k,D), and the gradients of their views."""
+        counts = [len(batch) for batch in views]
+        images = self._laid_out(torch.cat(list(views)).detach()).requires_grad_()
+        features, logits = look(tensors, images)
+        values = []
+        for mean, own, scores, label in zip(wanted, features.split(counts), logits.split(counts), labels, strict=True):
+            value = mean_feature_distance(mean[None], own)
+            if self.ce_weight:
+                value = value + class_aware_cross_entropy(scores, label.expand(len(own)), accuracy, self.ce_weight)
+            values.append(value)
+        (gradient,) = torch.autograd.grad(torch.stack(values).sum(), images)
+        return [value.detach() for value in values], gradient.split(counts)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return laid_out(images) if self.channels_last else images

@@ -1,0 +1,117 @@
+"""A network as a pure function of its tensors: what is compiled for it serves every fresh network of its structure.
+
+Legend: B images of a batch, C,H,W an image, D features, K classes of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+
+
+class Skeleton:
+    """The structure of ``network`` (our ``features`` and ``classify``) without its values.
+
+    It runs in evaluation mode, so dropout, drop path and the like are off: two batches must be compared by one
+    function. With ``own_statistics`` batch norm normalises every batch by its own mean and variance and leaves the
+    running ones alone; else it takes the running ones of the network whose tensors are given.
+    """
+
+    def __init__(self, network: nn.Module, *, own_statistics: bool, bf16: bool = False) -> None:
+        bare = deepcopy(network).eval().requires_grad_(False)
+        if own_statistics:
+            torch.func.replace_all_batch_norm_modules_(bare)
+        self.module = _Look(bare).to("meta")  # no memory, and a value that is not given cannot go unnoticed
+        self.parameters = [name for name, _ in bare.named_parameters()]
+        self.buffers = [name for name, _ in bare.named_buffers()]
+        self.bf16 = bf16
+
+    def tensors(self, network: nn.Module, *, channels_last: bool = False) -> Tensors:
+        """The values that ``network`` has now, detached."""
+        live = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        found = {name: live[name].detach() for name in (*self.parameters, *self.buffers)}
+        return {name: laid_out(value) for name, value in found.items()} if channels_last else found
+
+    def look(self, tensors: Tensors, images: Tensor) -> tuple[Tensor, Tensor]:
+        """features (B,D) and logits (B,K) of images (B,C,H,W), in fp32 or better; with ``bf16`` computed in that."""
+        inside = {f"network.{name}": value for name, value in tensors.items()}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            features, logits = torch.func.functional_call(self.module, inside, (images,))
+        return _at_least_fp32(features), _at_least_fp32(logits)
+
+    def feature_parameters(self, tensors: Tensors, images: Tensor) -> list[str]:
+        """Names of the parameters that features depend on: all but the classifier's."""
+        with torch.enable_grad():
+            asked = {name: tensors[name].clone().requires_grad_() for name in self.parameters}
+            features, _ = self.look({**tensors, **asked}, images[:2])
+            found = torch.autograd.grad(features.sum(), list(asked.values()), allow_unused=True)
+        return [name for name, gradient in zip(asked, found, strict=True) if gradient is not None]
+
+
+class _Look(nn.Module):
+    """Features and logits of one forward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(images)
+        return features, self.network.classify(features)
+
+
+def _at_least_fp32(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def structure(network: nn.Module) -> tuple[Any, ...]:
+    """What decides a network's computation beside its values and its mode; equal structures share a Skeleton."""
+    modules = tuple((name, type(m), m.extra_repr(), _plain(m)) for name, m in network.named_modules())
+    state = [*network.named_parameters(), *network.named_buffers()]
+    return modules, tuple((name, value.shape, value.dtype, value.device) for name, value in state)
+
+
+def _plain(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Settings that a module's own text may leave out: numbers, names and functions among its attributes."""
+    kept = [(k, v) for k, v in vars(module).items() if k != "training" and not k.startswith("_")]
+    simple = (bool, int, float, str, tuple, type(None))
+    return tuple((k, repr(v) if isinstance(v, simple) else getattr(v, "__qualname__", "")) for k, v in kept)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """4-D tensors in channels-last memory, others as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+
+
+def attached(value: Tensor, view: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` as a function of ``view`` with that first derivative: the second term is 0.
+
+    A loss whose gradient is taken at once needs no graph that lives on, so memory holds that of one chunk of classes.
+    """
+    return value + ((view - view.detach()) * gradient).sum()
+
+
+def class_labels(labels: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """int64 (K,) on the device."""
+    return torch.as_tensor(labels, dtype=torch.int64, device=device)
+
+
+def check_batches(real: Sequence[Tensor], views: Sequence[Tensor], labels: Sequence[int] | Tensor) -> None:
+    """Raises ValueError unless there are K >= 1 classes, each with real images and views of one size."""
+    if not len(real) == len(views) == len(labels) or not len(labels):
+        raise ValueError(
+            f"Got {len(real)} batches of real images, {len(views)} of views and {len(labels)} labels; expected one of "
+            "each for every class, and at least one class."
+        )
+    for r, v, label in zip(real, views, labels, strict=True):
+        if r.dim() != 4 or v.dim() != 4 or r.shape[1:] != v.shape[1:] or not len(r) or not len(v):
+            raise ValueError(
+                f"Class {int(label)} has real images {tuple(r.shape)} and views {tuple(v.shape)}; expected (R,C,H,W) "
+                "and (Z,C,H,W) with R and Z at least 1."
+            )

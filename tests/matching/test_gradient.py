@@ -1,0 +1,195 @@
+"""Gradient matching against autograd's plain double backward, finite differences and itself in other chunks."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from gendistill.errors import ConfigError
+from gendistill.matching.gradient import GradientMatching
+from gendistill.objectives.matching import DISTANCES
+from tests.matching.references import (
+    Scaled,
+    WithDropout,
+    absolute,
+    batches,
+    image_cosine,
+    matching_reference,
+    network_of,
+    row_cosine,
+    squared,
+    values_and_gradients,
+    weights,
+)
+
+REFERENCE = {"cosine": row_cosine, "mse": squared, "l1": absolute}
+HEADS = {"convnet": ["head.weight"], "convnet_bn": ["head.weight"], "timm:resnet10t": ["net.fc.weight"]}
+
+
+def assert_same(found, expected, tolerance=1e-10):
+    torch.testing.assert_close(found[0], expected[0], rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("parameters", ["all", "no_head"])
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn"])
+def test_losses_and_image_gradients_equal_a_plain_double_backward(name, parameters, distance):
+    """For batch norm the reference runs in training mode, class by class: each class has its own statistics."""
+    network, (real, views) = network_of(name), batches((5, 4, 6), (3, 3, 2))
+    names = weights(network, HEADS[name] if parameters == "no_head" else ())
+    expected = matching_reference(network_of(name), real, views, [2, 0, 3], names, REFERENCE[distance])
+    losses = GradientMatching(distance=distance, parameters=parameters).losses(network, real, views, [2, 0, 3])
+    assert losses.shape == (3,)
+    assert_same(values_and_gradients(losses, views), values_and_gradients(expected, views))
+
+
+def test_a_timm_network_equals_a_plain_double_backward():
+    network, (real, views) = network_of("timm:resnet10t", size=16), batches((4, 4), (3, 3), size=16)
+    names = weights(network, HEADS["timm:resnet10t"])
+    found = values_and_gradients(GradientMatching().losses(network, real, views, [0, 1]), views)
+    expected = values_and_gradients(matching_reference(network, real, views, [0, 1], names, squared), views)
+    assert_same(found, expected, 1e-9)
+
+
+def test_the_distance_of_mean_features_is_added_with_its_weight():
+    network, (real, views) = network_of("convnet"), batches((5, 4), (3, 2))
+    names = weights(network, HEADS["convnet"])
+    expected = matching_reference(network, real, views, [0, 1], names, squared, feature_mean=0.7)
+    found = GradientMatching(feature_mean=0.7).losses(network, real, views, [0, 1])
+    assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
+
+
+def test_named_parameters_alone_are_compared():
+    network, (real, views) = network_of("convnet"), batches((5,), (3,))
+    names = ["body.4.weight", "body.4.bias"]
+    expected = matching_reference(network, real, views, [1], names, squared)
+    found = GradientMatching(parameters=names).losses(network, real, views, [1])
+    assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_image_gradients_are_those_of_finite_differences(distance):
+    network, (real, _) = network_of("convnet", size=4), batches((4,), (2,), size=4)
+    _, views = batches((1,), (2,), size=4, seed=5)
+    objective = GradientMatching(distance=distance)
+    assert torch.autograd.gradcheck(lambda v: objective.losses(network, real, [v], [1]), views[0])
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn"])
+@pytest.mark.parametrize("chunk", [2, 3, 8])
+def test_classes_together_equal_classes_in_turn(name, chunk):
+    """Five classes, two of which have batches of another size than the rest, in every order of groups."""
+    network, (real, views) = network_of(name), batches((4, 5, 4, 4, 4), (3, 3, 2, 3, 3))
+    together = GradientMatching(classes_per_chunk=chunk, feature_mean=0.5, channels_last=chunk == 3)
+    in_turn = GradientMatching(feature_mean=0.5)
+    labels = torch.tensor([3, 1, 0, 2, 2])
+    found = values_and_gradients(together.losses(network, real, views, labels), views)
+    assert_same(found, values_and_gradients(in_turn.losses(network, real, views, labels), views))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_left_as_it_was_and_its_mode_changes_nothing(training):
+    network, (real, views) = network_of("convnet_bn").train(training), batches((5, 4), (3, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    losses = GradientMatching().losses(network, real, views, [0, 1])
+    losses.sum().backward()
+    assert network.training is training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    other = GradientMatching().losses(network.train(not training), real, views, [0, 1])
+    assert torch.equal(losses, other)
+
+
+def test_fresh_networks_of_one_structure_get_their_own_values():
+    objective, (real, views) = GradientMatching(), batches((5,), (3,))
+    for seed in range(3):
+        network = network_of("convnet", seed=seed)
+        expected = matching_reference(network, real, views, [1], weights(network, HEADS["convnet"]), squared)
+        found = objective.losses(network, real, views, [1])
+        assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
+
+
+@pytest.mark.parametrize("change", ["pooling", "slope", "setting", "width"])
+def test_another_structure_is_not_taken_for_the_same(change):
+    objective, (real, views) = GradientMatching(), batches((5,), (3,))
+    for other in (False, True):
+        network = network_of("convnet", width=8 if other and change == "width" else 6)
+        if change == "pooling" and other:
+            network.body[3] = nn.MaxPool2d(2)
+        if change == "slope":
+            network.body[2] = nn.LeakyReLU(0.3 if other else 0.1)
+        if change == "setting":
+            network.body[2] = Scaled(0.5 if other else 2.0)
+        expected = matching_reference(network, real, views, [1], weights(network, HEADS["convnet"]), squared)
+        torch.testing.assert_close(objective.losses(network, real, views, [1]), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_bf16_and_channels_last_are_close_to_fp32():
+    network, dtype = network_of("convnet", size=16, width=32, dtype=torch.float32), torch.float32
+    real, views = batches((32,), (8,), size=16, dtype=dtype)
+    exact = values_and_gradients(GradientMatching().losses(network, real, views, [1]), views)
+    found = values_and_gradients(
+        GradientMatching(bf16=True, channels_last=True).losses(network, real, views, [1]), views
+    )
+    assert not torch.equal(found[0], exact[0])
+    assert found[1][0].dtype == torch.float32
+    assert image_cosine(found[1], exact[1]) > 0.98
+    torch.testing.assert_close(found[0], exact[0], rtol=0.02, atol=0)
+
+
+def test_compiled_equals_eager_and_serves_fresh_networks_without_compiling_again():
+    (real, views), labels = batches((6, 6), (4, 4), dtype=torch.float32), [0, 1]
+    compiled, eager = GradientMatching(compile=True, channels_last=True), GradientMatching()
+    before, graphs = counters["stats"]["unique_graphs"], []
+    for seed in range(2):
+        network = network_of("convnet", seed=seed, depth=1, dtype=torch.float32)
+        found = values_and_gradients(compiled.losses(network, real, views, labels), views)
+        assert_same(found, values_and_gradients(eager.losses(network, real, views, labels), views), 1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [graphs[0]] * 2
+    assert graphs[0] > before
+
+
+def test_dropout_is_off():
+    network, (real, views) = network_of("convnet"), batches((5,), (3,))
+    plain = GradientMatching().losses(network, real, views, [1])
+    dropped = GradientMatching().losses(WithDropout(network).train(), real, views, [1])
+    torch.testing.assert_close(dropped, plain)
+
+
+def test_gradients_flow_on_to_what_the_views_were_made_from():
+    network, (real, _) = network_of("convnet"), batches((5,), (1,))
+    stored = torch.rand(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    views = 2 * stored - 1
+    losses = GradientMatching().losses(network, real, [views], [1])
+    (of_views,) = torch.autograd.grad(losses.sum(), views, retain_graph=True)
+    (of_stored,) = torch.autograd.grad(3 * losses.sum(), stored)
+    torch.testing.assert_close(of_stored, 6 * of_views)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "l2"}, "distance is 'l2'"),
+        ({"parameters": "head"}, "parameters is 'head'"),
+        ({"parameters": ["tail.weight"]}, "tail.weight"),
+        ({"parameters": []}, "parameters names none"),
+        ({"parameters": ["body.1.weight"], "distance": "cosine"}, "no output rows"),
+        ({"classes_per_chunk": 0}, "classes_per_chunk is 0"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GradientMatching(**options).losses(network_of("convnet"), *batches((2,), (2,)), [0])
+
+
+@pytest.mark.parametrize(
+    ("real_counts", "view_counts", "labels"),
+    [((2, 2), (2,), [0, 1]), ((2,), (0,), [0]), ((), (), []), ((2,), (2,), [])],
+)
+def test_batches_that_do_not_fit_are_refused(real_counts, view_counts, labels):
+    real, views = batches(real_counts, view_counts)
+    with pytest.raises(ValueError, match="expected"):
+        GradientMatching().losses(network_of("convnet"), real, views, labels)
