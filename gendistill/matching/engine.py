@@ -34,13 +34,13 @@ from gendistill.seeding import torch_rng
 class Objective(Protocol):
     """A distance between real images and views, class by class, on one network."""
 
-    def real(self, network: nn.Module, images: Sequence[Tensor], labels: Sequence[int]) -> Any:
-        """What is needed of the real images (R_k,C,H,W) of each class; no graph."""
+    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+        """The real side, images (R_k,C,H,W) of each class; no graph."""
         ...
 
-    def losses(
-        self, network: nn.Module, real: Any, views: Sequence[Tensor], labels: Sequence[int], accuracy: float
-    ) -> Tensor:
+
+class Prepared(Protocol):
+    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
         """(K,) differentiable in the views (Z_k,C,H,W); ``accuracy`` is the network's on real images, a fraction."""
         ...
 
@@ -122,8 +122,8 @@ class Matcher:
                 self._seen(draw, to_float(self.real.images[pick.to(self.real.images.device)]))
                 for draw, pick in zip(draws, picks, strict=True)
             ]
-            real = self.objective.real(network, images, labels)
-            return [self._descend(network, place, real, draws, inner) for place in range(len(self.sets))]
+            real = self.objective.prepared(network, images, labels)
+            return [self._descend(place, real, draws, inner) for place in range(len(self.sets))]
 
     def _draw(self, inner: int, label: int) -> Draw | None:
         if self.augmentation is None:
@@ -135,11 +135,11 @@ class Matcher:
     def _seen(draw: Draw | None, images: Tensor) -> Tensor:
         return images if draw is None else draw.apply(images)
 
-    def _descend(self, network: nn.Module, place: int, real: Any, draws: list[Draw | None], inner: int) -> Tensor:
+    def _descend(self, place: int, real: Prepared, draws: list[Draw | None], inner: int) -> Tensor:
         leaf = self.sets[place].images.detach().requires_grad_()
         stored, labels = replace(self.sets[place], images=leaf), range(len(draws))
         views = [self._seen(draws[label], self._views(stored, label, inner)) for label in labels]
-        losses = self.objective.losses(network, real, views, labels, self.supply.accuracy())
+        losses = real.losses(views, self.supply.accuracy())
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
         if self.plan.by_class:

@@ -87,7 +87,10 @@ class Training:
 class Supply(Protocol):
     """``network`` opens an iteration, ``between`` follows each of its inner steps, ``after`` closes it."""
 
-    shared: bool  # whether networks are the same whatever the surrogate is, so that several sets can share them
+    @property
+    def shared(self) -> bool:
+        """Whether networks are the same whatever the surrogate is, so that several sets can share them."""
+        ...
 
     def network(self, iteration: int) -> nn.Module: ...
     def accuracy(self) -> float:
@@ -186,9 +189,12 @@ class Queue:
     seed: int
     most_steps: int | None = None
     trained: int = 2
-    shared: bool = field(default=True, init=False)
     _members: list[_Member] = field(default_factory=list, init=False)
     _drawn: int = field(default=0, init=False)
+
+    @property
+    def shared(self) -> bool:
+        return True
 
     def network(self, iteration: int) -> nn.Module:
         if iteration % self.interval == 0 and (iteration or not self._members):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +117,7 @@ def run_stage(
     with stage_folder(target, "distill", settings, keep_partial=long, main_process=state.is_main_process) as folder:
         state.wait_for_everyone()
         ipcs = sizes(config.ipc)
+        sets: Iterable[SurrogateSet]
         if needs:
             space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
             sets = (wmdd(data, teachers, n, config.wmdd, seed=seed, folder=folder, space=space) for n in ipcs)

@@ -142,7 +142,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
             seed=number,
         )
         layout = torch.channels_last if bf16 or config.compile else torch.contiguous_format
-        return made.to(device, memory_format=layout)
+        return made.to(device).to(memory_format=layout)
 
     real = Split(data.train.images.to(device), data.train.labels.to(device))
     sets = [start(data, run, ipc, network, seed=seed, given=given) for ipc in run.ipcs]
@@ -212,7 +212,7 @@ def _objective(run: Run, bf16: bool) -> Objective:
             classes_per_chunk=config.classes_per_chunk,
             **fast,
         )
-    return FeatureMatching(class_aware=_set(config.class_aware), **fast)
+    return FeatureMatching(ce_weight=_set(config.class_aware), **fast)
 
 
 def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
@@ -264,7 +264,7 @@ def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Si
     if config.augmentation == "none":
         return None
     images = split.images[:: max(1, len(split) // 2000)].float() / 127.5 - 1
-    scale = {"mean": float(images.mean()), "std": float(images.std())}
+    scale: dict[str, Any] = {"mean": float(images.mean()), "std": float(images.std())}
     flip: tuple[Any, ...] = ("flip",) if config.flip else ()
     if config.augmentation == "one":
         return Siamese(operations=("color", "crop", "cutout", *flip, "scale", "rotate"), compose="one", **scale)

@@ -107,9 +107,9 @@ def test_the_joint_step_equals_steps_after_each_class(data):
         picks, found = slow.selection.picks(network, 0, inner), []
         for label in range(len(data.classes)):
             draw = slow._draw(inner, label)
-            real = slow.objective.real(network, [draw.apply(to_float(slow.real.images[picks[label]]))], [label])
-            views = draw.apply(replace(slow.sets[0], images=leaf).views(label))
-            loss = slow.objective.losses(network, real, [views], [label], 0.0).sum()
+            real = [draw.apply(to_float(slow.real.images[picks[label]]))]
+            views = [draw.apply(replace(slow.sets[0], images=leaf).views(label))]
+            loss = slow.objective.prepared(network, real, [label]).losses(views).sum()
             optimizer.zero_grad(set_to_none=False)
             (leaf.grad,) = torch.autograd.grad(loss, leaf)
             optimizer.step()
