@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, sizes, to_dict
+from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, need, sizes, to_dict
 from gendistill.data.real import RealData, Split
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ArtifactError, ConfigError
@@ -56,7 +56,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     runs: dict[str, Run] = {}
     for ipc in sizes(config.ipc):
         own = resolve(method, config.matching, ipc, images)
-        _check(method, own)
+        _check(method, own, data.image_size)
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
         key = hash_json([to_dict(own), alone])
@@ -65,8 +65,9 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     return list(runs.values())
 
 
-def _check(method: MatchingMethod, config: MatchingConfig) -> None:
-    queue = method == "idm"
+def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
+    queue, factor = method == "idm", _set(config.factor)
+    need(factor <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
     if queue and not config.queue_size:
