@@ -30,6 +30,7 @@ FeatureLoss = Literal["squared", "published", "released"]
 BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
+SelectionKind = Literal["random", "representative"]
 Sizes = int | tuple[int, ...]
 
 
@@ -464,6 +465,52 @@ class WmddConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         self._check("distill.wmdd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which real images a matching step sees; ``representative`` is DREAM (arXiv 2302.14416).
+
+    Attributes:
+        kind: ``random``, or ``representative``: those nearest to cluster centres in the matching network's features.
+        batch_size: Images a class; all of a smaller class.
+        interval: representative: inner steps between two clusterings.
+        per_cluster: representative: images of each of batch_size / per_cluster clusters.
+        weights: representative: ``free`` clusters of k-means (the paper), or ``fixed``: of equal mass, which few
+            candidates need.
+        candidates: representative: images of a class embedded at each clustering, drawn anew; null for all (the paper).
+        dimensions: representative: features are projected at random to so many; null for none (the paper).
+    """
+
+    kind: SelectionKind = "random"
+    batch_size: int = 128
+    interval: int = 10
+    per_cluster: int = 1
+    weights: BarycenterWeights = "free"
+    candidates: int | None = None
+    dimensions: int | None = None
+
+    def __post_init__(self) -> None:
+        section = "distill.selection"
+        _at_least(self, section, 1, "batch_size", "interval", "per_cluster")
+        need(
+            self.batch_size % self.per_cluster == 0,
+            f"{section}.per_cluster",
+            self.per_cluster,
+            f"a divisor of batch_size = {self.batch_size}",
+        )
+        few, lowest = self.candidates, self.batch_size
+        need(few is None or few >= lowest, f"{section}.candidates", few, f"null or at least batch_size = {lowest}")
+        need(
+            self.dimensions is None or self.dimensions >= 1,
+            f"{section}.dimensions",
+            self.dimensions,
+            "null or at least 1",
+        )
+        clustering = "interval", "per_cluster", "weights", "candidates", "dimensions"
+        given = [name for name in clustering if getattr(self, name) != getattr(type(self), name)]
+        alone = f"representative, which alone takes {' and '.join(given)}"
+        need(self.kind == "representative" or not given, f"{section}.kind", self.kind, alone)
 
 
 @dataclass(frozen=True, kw_only=True)
