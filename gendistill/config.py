@@ -496,8 +496,11 @@ class MatchingConfig:
         most_views: Views of a class in a step, drawn anew; 0 is all.
         interval: representative selection: inner steps between two clusterings.
         per_cluster: representative selection: images taken of every cluster.
-        candidates: representative selection: images of a class that are embedded and clustered; 0 is all.
-        dimensions: representative selection: random projection of the features before clustering; 0 is none.
+        cluster_weights: representative selection: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal
+            mass: of few candidates free clusters choose outliers, and are worse than random (docs/matching.md).
+        candidates: representative selection: images of a class that are embedded and clustered, 4 times
+            real_batch unless given; 0 is all (the paper).
+        dimensions: representative selection: random projection of the features to so many; 0 is none (the paper).
         distance: gradient matching: ``cosine`` by output row, ``mse`` or ``l1``.
         match_head: gradient matching: the classifier's gradient takes part.
         feature_weight: gradient matching: weight of the distance of mean features, DREAM+'s addition.
@@ -534,7 +537,8 @@ class MatchingConfig:
     most_views: int | None = None
     interval: int = 10
     per_cluster: int = 1
-    candidates: int = 512
+    cluster_weights: BarycenterWeights = "fixed"
+    candidates: int | None = None
     dimensions: int = 256
     distance: Distance | None = None
     match_head: bool | None = None
@@ -564,9 +568,18 @@ class MatchingConfig:
         }
         given |= {name for name in ("queue_size", "queue_interval") if getattr(self, name) is not None}
         _at_least(self, section, 1, "width", "interval", "per_cluster", "classes_per_chunk", "checkpoint_every", *given)
-        given = {"learning_rate", "most_views", "feature_weight", "class_aware", "train_steps", "warm_steps", "cutmix"}
+        given = {
+            "learning_rate",
+            "candidates",
+            "most_views",
+            "feature_weight",
+            "class_aware",
+            "train_steps",
+            "warm_steps",
+            "cutmix",
+        }
         given = {name for name in given if getattr(self, name) is not None}
-        _at_least(self, section, 0, "candidates", "dimensions", "queue_most_steps", "snapshot_every", *given)
+        _at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
         _at_least(self, section, 0, "momentum", "train_learning_rate")
         need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
         need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")

@@ -37,6 +37,7 @@ class Images:
 def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
     """The config with the method's value for everything left null."""
     preset = {**COMMON, **PRESETS[method](ipc, images)}
+    preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
     missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
     return replace(config, **missing)
 

@@ -3,9 +3,9 @@
 DREAM (arXiv 2302.14416, section 3) is a way to select, not an objective: every few inner steps k-means on the features
 of the current matching network parts each class, and the images nearest to the centres are what is matched.
 
-A batch gives all its images one weight, whatever the size of their clusters. With few points a cluster that favours
-outliers, and k-means of 512 images into 128 clusters can match a class worse than a random batch does. Hence ``fixed``
-weights beside DREAM's ``free`` ones: the atoms are the class's barycenter, whose clusters hold equal mass.
+A batch gives all its images one weight, whatever the size of their clusters. Where clusters are small that favours
+outliers: 128 picks of 512 candidates can lie farther from their class than random ones. Hence ``fixed`` weights beside
+DREAM's ``free`` ones: the centres are atoms of the class's barycenter, whose clusters hold equal mass.
 
 Legend: K classes; n images of one class (or candidates among them), features (n,d); picks are positions into the
 Split, int64 on the CPU, a tensor a class.
@@ -250,8 +250,8 @@ def kmeans_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 def batch_mmd(features: Tensor, batch: Tensor) -> Tensor:
     """MMD between a class's ``features`` (n,d) and those of a batch of it (m,d), both taken as whole distributions.
 
-    The kernel is |x| + |y| - |x - y|, whose squared MMD is half the energy distance (Sejdinovic et al. 2013): it needs
-    no bandwidth. Biased, hence 0 for the class itself alone, and of a random batch about the root of (1/m - 1/n).
+    The kernel is (|x| + |y| - |x - y|) / 2, whose squared MMD is half the energy distance (Sejdinovic et al. 2013): it
+    needs no bandwidth. Biased: 0 for the class itself alone; a random batch's falls as the root of 1/m - 1/n.
     """
     x, y = features.double(), batch.double()
     squared = torch.cdist(x, y).mean() - (torch.cdist(x, x).mean() + torch.cdist(y, y).mean()) / 2

@@ -67,6 +67,14 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
 
 def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
     queue, factor = method == "idm", _set(config.factor)
+    few, batch = _set(config.candidates), _set(config.real_batch)
+    need(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
+    need(
+        batch % config.per_cluster == 0,
+        "matching.per_cluster",
+        config.per_cluster,
+        f"a divisor of {batch} (real_batch)",
+    )
     need(factor <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
@@ -228,6 +236,7 @@ def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
         seed,
         interval=config.interval,
         per_cluster=config.per_cluster,
+        weights=config.cluster_weights,
         candidates=config.candidates or None,
         dimensions=config.dimensions or None,
         bf16=bf16,

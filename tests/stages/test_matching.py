@@ -72,6 +72,8 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
     [
         (("--matching.train_on", "real", "--method", "idm"), "queue"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
+        (("--method", "dm", "--matching.candidates", 100), "at least real_batch = 256"),
+        (("--method", "dm", "--matching.per_cluster", 3), "a divisor of 256"),
         (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
         (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
         (("--method", "idc", "--teacher", "somewhere"), "teacher"),
