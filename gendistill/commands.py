@@ -152,10 +152,10 @@ class DistillCommand(StageOptions, DistillConfig):
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
         DistillConfig.__post_init__(self)
-        coreset = self.method != "wmdd"
+        alone = self.method != "wmdd"
         cache, processes = self.statistics_cache, self.num_processes
-        need(not (coreset and cache), "statistics_cache", str(cache), f"null with method {self.method}")
-        need(not coreset or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
+        need(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
+        need(not alone or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
 
 
 @dataclass(frozen=True, kw_only=True)

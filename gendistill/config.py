@@ -24,7 +24,13 @@ Labels = Literal["hard", "soft"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
-Method = Literal[CoresetMethod, "wmdd"]
+MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
+Method = Literal[CoresetMethod, "wmdd", MatchingMethod]
+SelectionKind = Literal["random", "representative"]
+MatchingStart = Literal["noise", "random", "clustered"]
+Distance = Literal["cosine", "mse", "l1"]
+Augmentation = Literal["none", "one", "all"]
+NetworkTraining = Literal["none", "surrogate", "real"]
 WmddStart = Literal["noise", "real"]
 FeatureLoss = Literal["squared", "published", "released"]
 BatchNormLoss = Literal["normalised", "published"]
@@ -473,21 +479,136 @@ class WmddConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
+
+    Attributes:
+        network: ``convnet``, ``convnet_bn`` or ``timm:NAME``.
+        width: Channels of a ConvNet's blocks.
+        depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
+        start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
+            class, on a fresh network's features (DREAM); or the folder of a surrogate set.
+        factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
+        inner_steps: Steps of the images on each network.
+        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 32 px, and scaled.
+        momentum: SGD's for the images.
+        real_batch: Real images of a class in a step.
+        most_views: Views of a class in a step, drawn anew; 0 is all.
+        interval: representative selection: inner steps between two clusterings.
+        per_cluster: representative selection: images taken of every cluster.
+        cluster_weights: representative selection: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal
+            mass: of few candidates free clusters choose outliers, and are worse than random (docs/matching.md).
+        candidates: representative selection: images of a class that are embedded and clustered, 4 times
+            real_batch unless given; 0 is all (the paper).
+        dimensions: representative selection: random projection of the features to so many; 0 is none (the paper).
+        distance: gradient matching: ``cosine`` by output row, ``mse`` or ``l1``.
+        match_head: gradient matching: the classifier's gradient takes part.
+        feature_weight: gradient matching: weight of the distance of mean features, DREAM+'s addition.
+        class_aware: feature matching: weight of the cross-entropy of the views times the network's accuracy (IDM), both
+            as fractions.
+        augmentation: Shared by real images and views: ``one`` of six operations a step (DSA), ``all`` of colour, crop
+            and cutout (IDC), or ``none``.
+        flip: Mirrored images are images of the same class; wrong for digits.
+        train_on: What networks learn from between inner steps.
+        train_steps: Steps of that; epochs with train_on surrogate.
+        warm_steps: Steps on real images before a network is first matched on.
+        train_batch: Images a step of network training.
+        train_learning_rate: SGD's for networks.
+        cutmix: Probability that a batch of network training is mixed.
+        queue_size: idm: most networks at once.
+        queue_interval: idm: iterations between two new ones.
+        queue_most_steps: idm: steps after which a network learns no more; 0 is no limit.
+        classes_per_chunk: Classes computed at once where their batches have equal sizes; 1 is fastest on CPUs.
+        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
+        compile: torch.compile matching and network training.
+        checkpoint_every: Iterations between two checkpoints.
+        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, with a picture; 0 is none.
+    """
+
+    network: str = "convnet"
+    width: int = 128
+    depth: int | None = None
+    start: MatchingStart | Path | None = None
+    factor: int | None = None
+    inner_steps: int | None = None
+    learning_rate: float | None = None
+    momentum: float = 0.5
+    real_batch: int | None = None
+    most_views: int | None = None
+    interval: int = 10
+    per_cluster: int = 1
+    cluster_weights: BarycenterWeights = "fixed"
+    candidates: int | None = None
+    dimensions: int = 256
+    distance: Distance | None = None
+    match_head: bool | None = None
+    feature_weight: float | None = None
+    class_aware: float | None = None
+    augmentation: Augmentation | None = None
+    flip: bool = False
+    train_on: NetworkTraining | None = None
+    train_steps: int | None = None
+    warm_steps: int | None = None
+    train_batch: int | None = None
+    train_learning_rate: float = 0.01
+    cutmix: float | None = None
+    queue_size: int | None = None
+    queue_interval: int | None = None
+    queue_most_steps: int = 0
+    classes_per_chunk: int = 1
+    mixed_precision: Precision = "no"
+    compile: bool = False
+    checkpoint_every: int = 10
+    snapshot_every: int = 0
+
+    def __post_init__(self) -> None:
+        section = "distill.matching"
+        given = {
+            name for name in ("factor", "inner_steps", "real_batch", "train_batch") if getattr(self, name) is not None
+        }
+        given |= {name for name in ("queue_size", "queue_interval") if getattr(self, name) is not None}
+        _at_least(self, section, 1, "width", "interval", "per_cluster", "classes_per_chunk", "checkpoint_every", *given)
+        given = {
+            "learning_rate",
+            "candidates",
+            "most_views",
+            "feature_weight",
+            "class_aware",
+            "train_steps",
+            "warm_steps",
+            "cutmix",
+        }
+        given = {name for name in given if getattr(self, name) is not None}
+        _at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
+        _at_least(self, section, 0, "momentum", "train_learning_rate")
+        need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
+        need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """A distiller run straight on the real images.
 
     Attributes:
         method: Which distiller.
         ipc: Images per class: a number, or a list such as [1,5,10].
+        selection: Matching methods: the real images of a step, ``random`` or ``representative`` (DREAM).
+        iterations: Matching methods: outer iterations, a network each; null is the published number.
         wmdd: Options of method wmdd.
+        matching: Options of methods dc, dsa, dm, idc and idm.
     """
 
     method: Method = "kmeans"
     ipc: Sizes = (1, 5, 10)
+    selection: SelectionKind = "random"
+    iterations: int | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
 
     def __post_init__(self) -> None:
         _check_sizes(self, "distill")
+        limit = self.iterations
+        need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

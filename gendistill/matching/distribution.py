@@ -78,22 +78,20 @@ class FeatureMatching:
             ValueError: the batches do not fit one another, or the accuracy is missing or no fraction.
         """
         check_batches(real, views, labels)
-        if self.ce_weight and accuracy is None:
-            raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
+        return self.prepared(network, real, labels).losses(views, accuracy)
+
+    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+        """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
         alone = network.training and bool(batch_norm_layers(network))
         skeleton, look = self._program(network, alone)
         tensors = skeleton.tensors(network, channels_last=self.channels_last)
-        targets, found = class_labels(labels, views[0].device), []
-        size = 1 if alone else self.classes_per_chunk or len(views)
-        for start in range(0, len(views), size):
-            part = slice(start, start + size)
-            with torch.no_grad():
-                wanted = self._real_means(look, tensors, real[part], whole=alone)
-            with torch.enable_grad():
-                values, gradients = self._views(look, tensors, views[part], wanted, targets[part], accuracy or 0.0)
-                found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
-        with torch.enable_grad():
-            return torch.stack(found)
+        size = 1 if alone else self.classes_per_chunk or len(real)
+        with torch.no_grad():
+            means = [
+                self._real_means(look, tensors, real[start : start + size], whole=alone)
+                for start in range(0, len(real), size)
+            ]
+        return Prepared(self, look, tensors, class_labels(labels, real[0].device), size, means)
 
     def _program(self, network: nn.Module, own_statistics: bool) -> tuple[Skeleton, Look]:
         key = own_statistics, structure(network)
@@ -114,7 +112,7 @@ class FeatureMatching:
             total = total + F.one_hot(own, len(real)).T.to(features.dtype) @ features
         return total / counts[:, None]
 
-    def _views(
+    def of_views(
         self,
         look: Look,
         tensors: Tensors,
@@ -138,3 +136,29 @@ class FeatureMatching:
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return laid_out(images) if self.channels_last else images
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a step needs of the real images on one network: mean features (k,D) of each ``size`` classes."""
+
+    objective: FeatureMatching
+    look: Look
+    tensors: Tensors
+    labels: Tensor
+    size: int
+    means: list[Tensor]
+
+    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+        """As ``FeatureMatching.losses``."""
+        if self.objective.ce_weight and accuracy is None:
+            raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
+        found: list[Tensor] = []
+        with torch.enable_grad():
+            for place, wanted in enumerate(self.means):
+                part = slice(place * self.size, (place + 1) * self.size)
+                values, gradients = self.objective.of_views(
+                    self.look, self.tensors, views[part], wanted, self.labels[part], accuracy or 0.0
+                )
+                found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
+            return torch.stack(found)

@@ -80,28 +80,19 @@ class GradientMatching:
             ConfigError: the parameters named cannot be compared.
         """
         check_batches(real, views, labels)
-        program = self._program(network, views[0])
-        tensors = program.skeleton.tensors(network, channels_last=self.channels_last)
-        targets = class_labels(labels, views[0].device)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
-        with torch.no_grad():
-            for places in _chunks(real, views, self.classes_per_chunk):
-                own_real, own_views = ([batches[c].detach() for c in places] for batches in (real, views))
-                gradients, values = self._chunk(program, tensors, own_real, own_views, targets[places])
-                found |= zip(places, zip(values, gradients, strict=True), strict=True)
-        return torch.stack([attached(found[c][0], view, found[c][1]) for c, view in enumerate(views)])
+        return self.prepared(network, real, labels).losses(views)
 
-    def _chunk(
-        self, program: _Program, tensors: Tensors, real: list[Tensor], views: list[Tensor], labels: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of the views and losses of classes whose batches have equal shapes."""
-        if len(labels) == 1:
-            own_real, own_views = (laid_out(x[0]) if self.channels_last else x[0] for x in (real, views))
-            gradient, value = program.one(tensors, own_real, own_views, labels[0])
-            return [gradient], [value]
-        all_real, all_views = (_stacked(x, self.channels_last) for x in (real, views))
-        gradients, values = program.several(tensors, all_real, all_views, labels)
-        return list(gradients), list(values)
+    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+        """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
+        program = self._program(network, real[0])
+        tensors = program.skeleton.tensors(network, channels_last=self.channels_last)
+        targets = class_labels(labels, real[0].device)
+        sides: dict[int, Side] = {}
+        with torch.no_grad():
+            for places in _chunks([batch.shape for batch in real], self.classes_per_chunk):
+                images = _stacked([real[c].detach() for c in places], self.channels_last)
+                sides |= zip(places, program.real(tensors, images, targets[places]), strict=True)
+        return Prepared(self, program, tensors, targets, [sides[c] for c in range(len(real))])
 
     def _program(self, network: nn.Module, images: Tensor) -> _Program:
         key = structure(network)
@@ -128,10 +119,37 @@ class GradientMatching:
         return [name for name in names if tensors[name].dim() >= 2]
 
 
-class _Program:
-    """The computation for one structure of networks: ``one`` class at a time, or ``several`` of equal batch shapes.
+Side = tuple[list[Tensor], Tensor]  # gradients of the named parameters, and features
 
-    Both map (tensors, real, views, label) to (gradient of the views, loss); ``several`` has a first dimension more.
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a step needs of the real images of every class on one network."""
+
+    objective: GradientMatching
+    program: _Program
+    tensors: Tensors
+    labels: Tensor
+    real: list[Side]
+
+    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+        """As ``GradientMatching.losses``; ``accuracy`` plays no part."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        shapes = [(view.shape, self.real[c][1].shape) for c, view in enumerate(views)]
+        with torch.no_grad():
+            for places in _chunks(shapes, self.objective.classes_per_chunk):
+                images = _stacked([views[c].detach() for c in places], self.objective.channels_last)
+                sides = [self.real[c] for c in places]
+                gradients, values = self.program.matched(self.tensors, images, self.labels[places], sides)
+                found |= zip(places, zip(values, gradients, strict=True), strict=True)
+        return torch.stack([attached(found[c][0], view, found[c][1]) for c, view in enumerate(views)])
+
+
+class _Program:
+    """The computation for one structure of networks, on k classes of equal batch shapes at once.
+
+    ``real`` maps images (k,R,C,H,W) to each class's side; ``matched`` views (k,Z,C,H,W) and sides to gradients of the
+    views and losses.
     """
 
     def __init__(
@@ -139,14 +157,25 @@ class _Program:
     ) -> None:
         self.skeleton, self.names, self.distance, self.feature_mean = skeleton, names, distance, feature_mean
         wrap: Callable[..., Any] = torch.compile if compiled else lambda function: function
-        self.one, self.several = wrap(self._one), wrap(self._several)
+        matched = torch.func.grad_and_value(self._loss)
+        self._real, self._matched = wrap(self._compared), wrap(matched)
+        self._reals = wrap(torch.func.vmap(self._compared, in_dims=(None, 0, 0)))
+        self._matcheds = wrap(torch.func.vmap(matched, in_dims=(0, None, 0, 0, 0)))
 
-    def _one(self, tensors: Tensors, real: Tensor, views: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        wanted, features = self._compared(tensors, real, label)
-        return torch.func.grad_and_value(self._loss)(views, tensors, label, wanted, features)
+    def real(self, tensors: Tensors, images: Tensor, labels: Tensor) -> list[Side]:
+        if len(images) == 1:
+            return [self._real(tensors, images[0], labels[0])]
+        gradients, features = self._reals(tensors, images, labels)
+        return [([g[i] for g in gradients], features[i]) for i in range(len(images))]
 
-    def _several(self, tensors: Tensors, real: Tensor, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.vmap(self._one, in_dims=(None, 0, 0, 0))(tensors, real, views, labels)
+    def matched(
+        self, tensors: Tensors, views: Tensor, labels: Tensor, sides: list[Side]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if len(views) == 1:
+            gradient, value = self._matched(views[0], tensors, labels[0], *sides[0])
+            return [gradient], [value]
+        gradients = [torch.stack(same) for same in zip(*(side[0] for side in sides), strict=True)]
+        return self._matcheds(views, tensors, labels, gradients, torch.stack([side[1] for side in sides]))
 
     def _compared(self, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[list[Tensor], Tensor]:
         """Gradients of the mean cross-entropy of images (B,C,H,W) in the named parameters, and features (B,D)."""
@@ -164,11 +193,11 @@ class _Program:
         return loss + self.feature_mean * mean_feature_distance(real, features) if self.feature_mean else loss
 
 
-def _chunks(real: Sequence[Tensor], views: Sequence[Tensor], size: int) -> Iterator[list[int]]:
+def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:
     """Places of classes with equal batch shapes, at most ``size`` together."""
     groups: dict[Any, list[int]] = {}
-    for c, (r, v) in enumerate(zip(real, views, strict=True)):
-        groups.setdefault((r.shape, v.shape), []).append(c)
+    for c, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(c)
     for group in groups.values():
         yield from (group[start : start + size] for start in range(0, len(group), size))
 

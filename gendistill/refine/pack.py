@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
-from gendistill.surrogate.decode import bounds, enlarged
+from gendistill.surrogate.decode import bounds, enlarged, to_pixels
+from gendistill.surrogate.pack import shrunk, tiled
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -32,7 +32,7 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
         raise ConfigError(f"Class {short[0][0]!r} has {short[0][1]} images; expected a multiple of {tiles} to pack.")
     order = torch.argsort(whole.labels, stable=True)
     labels = whole.labels[order][::tiles]
-    return SurrogateSet(_tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
+    return SurrogateSet(tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
 
 
 def check_tiles(factor: int, side: int) -> None:
@@ -47,21 +47,4 @@ def through_tile(images: Tensor, factor: int) -> Tensor:
         return images
     height, width = images.shape[-2:]
     least = [min(end - start for start, end in bounds(side, factor)) for side in (height, width)]
-    return enlarged(_shrunk(images, *least), height, width)
-
-
-def _tiled(images: Tensor, factor: int) -> Tensor:
-    """uint8 (N*factor^2,C,H,W) -> (N,C,H,W)."""
-    groups = images.unflatten(0, (-1, factor**2))
-    height, width = images.shape[-2:]
-    stored = torch.empty_like(groups[:, 0])
-    cells = [(r, c) for r in bounds(height, factor) for c in bounds(width, factor)]
-    for view, ((top, bottom), (left, right)) in enumerate(cells):
-        stored[..., top:bottom, left:right] = _shrunk(groups[:, view], bottom - top, right - left)
-    return stored
-
-
-def _shrunk(images: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (N,C,H,W) -> uint8 (N,C,height,width), bilinear and antialiased."""
-    small = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).to(torch.uint8)
+    return to_pixels(enlarged(shrunk(images, *least).float(), height, width))

@@ -1,9 +1,9 @@
-"""Distill stage: real data -> surrogate sets by a distiller that needs no generator: the coresets, and WMDD."""
+"""Distill stage: real data -> surrogate sets by a distiller that needs no generator: coresets, WMDD, matching."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.commands import DistillCommand
 from gendistill.config import DistillConfig, WmddConfig, section, sizes, to_dict
-from gendistill.coreset.coresets import choose
+from gendistill.coreset.coresets import CORESETS, choose
 from gendistill.data.images import to_float, to_uint8
 from gendistill.data.real import RealData
 from gendistill.errors import ConfigError
@@ -33,6 +33,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.matching import CHECKPOINTS, MATCHING, matched, start_set
 from gendistill.stages.output import output
 from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -107,23 +108,41 @@ def run_stage(
         wanted = "a teacher folder with method wmdd" if needs else f"null with method {config.method}"
         raise ConfigError(f"teacher is {[str(p) for p in teacher_dirs] or None}; expected {wanted}.")
     teachers = [Teacher.from_pretrained(path) for path in teacher_dirs]
-    options = to_dict(config) if needs else {k: v for k, v in to_dict(config).items() if k != "wmdd"}
-    settings = stage_settings(options, seed, data=data.fingerprint(), teacher=[t.hash() for t in teachers])
+    given = start_set(config, data)
+    inputs: dict[str, Any] = {"data": data.fingerprint(), "teacher": [t.hash() for t in teachers]}
+    settings = stage_settings(_options(config), seed, **inputs, **({"start": given.content_hash()} if given else {}))
     if finished(target, "distill", settings):
         return target
-    state = runtime.processes()
-    with stage_folder(target, "distill", settings, keep_partial=needs, main_process=state.is_main_process) as folder:
+    state, long = runtime.processes(), config.method not in CORESETS
+    with stage_folder(target, "distill", settings, keep_partial=long, main_process=state.is_main_process) as folder:
         state.wait_for_everyone()
-        space = ground_space(teachers, data, config.wmdd, cache=statistics_cache) if needs else None
-        for ipc in track(sizes(config.ipc), config.method) if state.is_main_process else sizes(config.ipc):
-            if needs:
-                made = wmdd(data, teachers, ipc, config.wmdd, seed=seed, folder=folder, space=space)
-            else:
-                made = distill(data, config.method, ipc, seed=seed)
+        ipcs = sizes(config.ipc)
+        sets: Iterable[SurrogateSet]
+        if needs:
+            space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
+            sets = (wmdd(data, teachers, n, config.wmdd, seed=seed, folder=folder, space=space) for n in ipcs)
+        elif config.method in MATCHING:
+            sets = matched(data, config, seed=seed, given=given, folder=folder)
+        else:
+            sets = (distill(data, config.method, n, seed=seed) for n in track(ipcs, config.method))
+        for made in sets:
             if state.is_main_process:
-                save_anew(made, folder.path / f"ipc-{ipc}")
-        folder.scaffold = (CHUNKS,)
+                save_anew(made, folder.path / f"ipc-{made.ipc}")
+        folder.scaffold = (CHUNKS, CHECKPOINTS)
     return target
+
+
+def _options(config: DistillConfig) -> dict[str, Any]:
+    """Those that decide the result: the others' options and how often a run is saved do not."""
+    options = to_dict(config)
+    if config.method != "wmdd":
+        del options["wmdd"]
+    if config.method not in MATCHING:
+        for name in ("matching", "selection", "iterations"):
+            del options[name]
+    else:
+        del options["matching"]["checkpoint_every"]
+    return options
 
 
 def main(command: DistillCommand) -> None:
@@ -132,7 +151,8 @@ def main(command: DistillCommand) -> None:
     state = runtime.processes()
     given = command.teacher if isinstance(command.teacher, list) else [command.teacher]
     teachers = [path for path in given if path is not None]
-    inputs = (command.data.folder, *teachers, command.statistics_cache)
+    start = command.matching.start if isinstance(command.matching.start, Path) else None
+    inputs = (command.data.folder, *teachers, command.statistics_cache, start)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
         run_stage(

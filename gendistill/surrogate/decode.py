@@ -25,21 +25,34 @@ def decode(images: Tensor, factor: int) -> Tensor:
     Raises:
         ValueError: the factor is below 1, or above the side.
     """
+    views = float_views(images.float(), factor)
+    return images if factor == 1 else to_pixels(views)
+
+
+def float_views(images: Tensor, factor: int) -> Tensor:
+    """``decode`` of floats (N,C,H,W), not rounded: differentiable, for whoever learns what is stored.
+
+    Raises:
+        ValueError: the factor is below 1, or above the side.
+    """
     height, width = images.shape[-2:]
     if not 1 <= factor <= min(height, width):
         raise ValueError(f"factor is {factor}; expected 1 to {min(height, width)} for {width}x{height} images.")
     if factor == 1:
         return images
-    rows, columns = bounds(height, factor), bounds(width, factor)
-    tiles = [
-        enlarged(images[..., top:bottom, left:right], height, width) for top, bottom in rows for left, right in columns
-    ]
+    cells = [(rows, columns) for rows in bounds(height, factor) for columns in bounds(width, factor)]
+    tiles = [enlarged(images[..., top:bottom, left:right], height, width) for (top, bottom), (left, right) in cells]
     return torch.stack(tiles, 1).flatten(0, 1)
 
 
 def enlarged(tiles: Tensor, height: int, width: int) -> Tensor:
-    """uint8 tiles (N,C,h,w) -> uint8 (N,C,height,width), bilinear."""
-    return F.interpolate(tiles.float(), (height, width), mode="bilinear").round_().to(torch.uint8)
+    """float tiles (N,C,h,w) -> (N,C,height,width), bilinear."""
+    return F.interpolate(tiles, (height, width), mode="bilinear")
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Floats in [0, 255] -> uint8, rounded."""
+    return images.round().to(torch.uint8)
 
 
 def bounds(side: int, factor: int) -> list[tuple[int, int]]:

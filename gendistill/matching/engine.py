@@ -1,0 +1,199 @@
+"""One loop for the whole matching family: parameterisation x objective x selection x network supply.
+
+    every iteration:   a network from the supply
+      every inner step:  real images from the selection, views of the stored ones, one augmentation for both,
+                         their distance by the objective, a step of the stored images down its gradient,
+                         then the network learns as the supply says
+
+Sets of several sizes can share one real side: networks, picks, draws and the real part of the objective do not depend
+on what is stored, unless networks learn from it, and each set comes out as it would alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.data.images import to_float
+from gendistill.data.real import Split
+from gendistill.data.siamese import Draw, Siamese
+from gendistill.errors import ArtifactError
+from gendistill.matching.selection import Selection
+from gendistill.matching.steps import joint_rule
+from gendistill.matching.stored import Stored
+from gendistill.matching.supply import Supply
+from gendistill.seeding import torch_rng
+
+
+class Objective(Protocol):
+    """A distance between real images and views, class by class, on one network."""
+
+    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+        """The real side, images (R_k,C,H,W) of each class; no graph."""
+        ...
+
+
+class Prepared(Protocol):
+    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+        """(K,) differentiable in the views (Z_k,C,H,W); ``accuracy`` is the network's on real images, a fraction."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Attributes:
+    iterations: Outer ones, a network each.
+    inner_steps: Steps of the stored images on each network.
+    learning_rates: SGD's, one a set, for stored images in [0, 1].
+    momentum: SGD's.
+    by_class: A step after each class, as the released IDC and IDM do, made as the one step that equals them (steps.py).
+    most_views: Views of a class that take part in a step, drawn anew; None is all.
+    """
+
+    iterations: int
+    inner_steps: int
+    learning_rates: tuple[float, ...]
+    momentum: float = 0.5
+    by_class: bool = False
+    most_views: int | None = None
+
+
+@dataclass
+class Matcher:
+    """The run, and the state that a checkpoint between iterations needs. Deterministic in ``seed``."""
+
+    sets: list[Stored]
+    real: Split
+    objective: Objective
+    selection: Selection
+    supply: Supply
+    augmentation: Siamese | None
+    plan: Plan
+    seed: int
+    iteration: int = 0
+    velocities: list[Tensor] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"select": 0.0, "match": 0.0, "train": 0.0})
+
+    def __post_init__(self) -> None:
+        if len(self.sets) > 1 and not self.supply.shared:
+            raise ValueError("Networks that learn from the surrogate serve one set alone.")
+        device = self.real.labels.device
+        self.sets = [one.to(device) for one in self.sets]
+        self.velocities = self.velocities or [torch.zeros_like(one.images) for one in self.sets]
+
+    def run(self) -> Generator[dict[str, Any], None, list[Stored]]:
+        """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
+        while self.iteration < self.plan.iterations:
+            with self._clock("train"):
+                network = self.supply.network(self.iteration)
+            for inner in range(self.plan.inner_steps):
+                losses = self._step(network, inner)
+                last = inner == self.plan.inner_steps - 1
+                with self._clock("train"):
+                    self.supply.between(self.iteration, inner, last, self.sets)
+                if last:
+                    with self._clock("train"):
+                        self.supply.after(self.iteration)
+                    self.iteration += 1
+                yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(losses)}
+        return self.sets
+
+    def _named(self, losses: list[Tensor]) -> dict[str, Tensor]:
+        if len(losses) == 1:
+            return {"loss": losses[0]}
+        return {f"loss ipc {one.ipc}": loss for one, loss in zip(self.sets, losses, strict=True)}
+
+    def _step(self, network: nn.Module, inner: int) -> list[Tensor]:
+        """One step of every set; returns each one's mean loss over classes."""
+        labels = range(self.sets[0].classes)
+        with self._clock("select"):
+            # where an iteration is one step, what a selection keeps for some steps it keeps for some iterations
+            moment = (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
+            picks = self.selection.picks(network, *moment)
+        with self._clock("match"):
+            draws = [self._draw(inner, label) for label in labels]
+            images = [
+                self._seen(draw, to_float(self.real.images[pick.to(self.real.images.device)]))
+                for draw, pick in zip(draws, picks, strict=True)
+            ]
+            real = self.objective.prepared(network, images, labels)
+            return [self._descend(place, real, draws, inner) for place in range(len(self.sets))]
+
+    def _draw(self, inner: int, label: int) -> Draw | None:
+        if self.augmentation is None:
+            return None
+        rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
+        return self.augmentation.draw(rng, 1, self.real.images.shape[-1])
+
+    @staticmethod
+    def _seen(draw: Draw | None, images: Tensor) -> Tensor:
+        return images if draw is None else draw.apply(images)
+
+    def _descend(self, place: int, real: Prepared, draws: list[Draw | None], inner: int) -> Tensor:
+        leaf = self.sets[place].images.detach().requires_grad_()
+        stored, labels = replace(self.sets[place], images=leaf), range(len(draws))
+        views = [self._seen(draws[label], self._views(stored, label, inner)) for label in labels]
+        losses = real.losses(views, self.supply.accuracy())
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
+        if self.plan.by_class:
+            momentum, rate = joint_rule(momentum, rate, len(draws))
+        self.velocities[place].mul_(momentum).add_(gradient)
+        self.sets[place] = replace(stored, images=leaf.detach().sub(self.velocities[place], alpha=rate))
+        return losses.detach().mean()
+
+    def _views(self, stored: Stored, label: int, inner: int) -> Tensor:
+        views, most = stored.views(label), self.plan.most_views
+        if most is None or len(views) <= most:
+            return views
+        rng = torch_rng(self.seed, "views", self.iteration, inner, label)
+        return views[torch.randperm(len(views), generator=rng)[:most].to(views.device)]
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        """Seconds by part; on a GPU those of the host, which runs ahead of it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The run between two iterations, as tensors."""
+        state = {"iteration": torch.tensor(self.iteration), "seconds": torch.tensor([*self.seconds.values()])}
+        for place, (one, velocity) in enumerate(zip(self.sets, self.velocities, strict=True)):
+            state |= {f"images.{place}": one.images, f"velocity.{place}": velocity}
+        state |= {f"supply.{name}": value for name, value in self.supply.state_dict().items()}
+        return state | {f"selection.{name}": value for name, value in self.selection.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ArtifactError: it is of other sets.
+        """
+        places = range(len(self.sets))
+        found = [state.get(f"images.{place}") for place in places]
+        if f"images.{len(self.sets)}" in state or any(
+            f is None or f.shape != one.images.shape for f, one in zip(found, self.sets, strict=True)
+        ):
+            raise ArtifactError(
+                "The checkpoint is of other sets than these; resume with the settings it was made with."
+            )
+        device = self.real.labels.device
+        self.sets = [replace(self.sets[place], images=state[f"images.{place}"].to(device)) for place in places]
+        self.velocities = [state[f"velocity.{place}"].to(device) for place in places]
+        self.iteration = int(state["iteration"])
+        self.seconds = dict(zip(self.seconds, state["seconds"].tolist(), strict=True))
+        self.supply.load_state_dict(_below("supply", state))
+        self.selection.load_state_dict(_below("selection", state))
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,143 @@
+"""What each method of the family is: its values of the engine's choices, by images per class and kind of images.
+
+Published or released values where there are some (shared sources: DC 2006.05929, DSA 2102.08259, DM 2110.04181, IDC
+2205.14959, IDM 2307.09742); for every other IPC, size and data the nearest rule below, so that nothing is refused for
+want of hyper-parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from gendistill.config import MatchingConfig, MatchingMethod
+
+PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the presets ask of the data: channels, side in pixels, number of classes."""
+
+    channels: int
+    size: int
+    classes: int
+
+    @property
+    def plain(self) -> bool:
+        """Grey images up to 32 px, as MNIST and its like."""
+        return self.channels == 1 and self.size <= 32
+
+    @property
+    def large(self) -> bool:
+        """128 px and more, as ImageNet's subsets."""
+        return self.size >= 128
+
+
+def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
+    """The config with the method's value for everything left null."""
+    preset = {**COMMON, **PRESETS[method](ipc, images)}
+    preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
+    missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
+    return replace(config, **missing)
+
+
+def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> float:
+    """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
+
+    Means over the views of a class leave each a smaller gradient where there are more.
+    """
+    rate = config.learning_rate
+    assert rate is not None
+    if method != "idc":
+        return rate
+    base = 28 if images.plain else 224 if images.large else 32
+    return rate * ipc / 10 * (images.size / base) ** 2
+
+
+def _loops(ipc: int) -> tuple[int, int]:
+    """DC's (inner steps, epochs of network training) at IPC 1, 10, 50; between them the nearer below."""
+    return (1, 1) if ipc < 10 else (10, 50) if ipc < 50 else (50, 10)
+
+
+def _dc(ipc: int, images: Images) -> dict[str, Any]:
+    inner, epochs = _loops(ipc)
+    return {
+        "start": "noise",
+        "inner_steps": inner,
+        "learning_rate": 0.1,
+        "real_batch": 256,
+        "distance": "cosine",
+        "match_head": True,
+        "train_on": "surrogate",
+        "train_steps": epochs,
+        "train_batch": 256,
+    }
+
+
+def _dsa(ipc: int, images: Images) -> dict[str, Any]:
+    return {**_dc(ipc, images), "start": "random", "augmentation": "one"}
+
+
+def _dm(ipc: int, images: Images) -> dict[str, Any]:
+    return {"start": "random", "learning_rate": 1.0, "real_batch": 256, "augmentation": "one"}
+
+
+def _idc(ipc: int, images: Images) -> dict[str, Any]:
+    real = 500 if images.plain or images.large else 1000 if images.size >= 64 else 2000  # images a training
+    return {
+        "start": "random",
+        "factor": 3 if images.large else 2,
+        "inner_steps": 100,
+        "learning_rate": 1e-4 if images.plain else 3e-3 if images.large else 5e-3,
+        "real_batch": 64 if images.size >= 64 else 128,
+        "most_views": 128,
+        "distance": "l1" if images.plain or images.large else "mse",
+        "augmentation": "all",
+        "train_on": "real",
+        "train_steps": -(-real // 64),
+        "cutmix": 0.5,
+    }
+
+
+def _idm(ipc: int, images: Images) -> dict[str, Any]:
+    many = images.classes > 10 or images.size >= 64
+    if images.large:
+        weight = 3.0
+    elif images.size >= 64:
+        weight = 0.5 if ipc < 50 else 0.8
+    else:
+        weight = 0.1 if ipc >= (10 if many else 50) else 0.5
+    return {
+        "start": "random",
+        "factor": 2,
+        "learning_rate": 0.2,
+        "real_batch": 5000 if ipc == 1 and images.size < 64 else 128 if images.large else 256,
+        "augmentation": "one",
+        "class_aware": 100 * weight,  # released with the accuracy in percent
+        "train_steps": 50 if many and not images.large and ipc >= 10 else 10,
+        "train_batch": 256,
+        "queue_size": 50 if images.large and ipc < 50 else 100,
+        "queue_interval": 50 if images.large else 5 if ipc == 1 and images.size < 64 else 30,
+    }
+
+
+COMMON: dict[str, Any] = {
+    "start": "random",
+    "factor": 1,
+    "inner_steps": 1,
+    "most_views": 0,
+    "distance": "mse",
+    "match_head": False,
+    "feature_weight": 0.0,
+    "class_aware": 0.0,
+    "augmentation": "none",
+    "train_on": "none",
+    "train_steps": 0,
+    "warm_steps": 0,
+    "train_batch": 64,
+    "cutmix": 0.0,
+    "queue_size": 1,
+    "queue_interval": 1,
+}
+PRESETS = {"dc": _dc, "dsa": _dsa, "dm": _dm, "idc": _idc, "idm": _idm}

@@ -1,0 +1,267 @@
+"""Which real images a matching step sees: random ones, or those that stand for their class (DREAM).
+
+DREAM (arXiv 2302.14416, section 3) is a way to select, not an objective: every few inner steps k-means on the features
+of the current matching network parts each class, and the images nearest to the centres are what is matched.
+
+A batch gives all its images one weight, whatever the size of their clusters. Where clusters are small that favours
+outliers: 128 picks of 512 candidates can lie farther from their class than random ones. Hence ``fixed`` weights beside
+DREAM's ``free`` ones: the centres are atoms of the class's barycenter, whose clusters hold equal mass.
+
+Legend: K classes; n images of one class (or candidates among them), features (n,d); picks are positions into the
+Split, int64 on the CPU, a tensor a class.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from gendistill.data.images import to_float
+from gendistill.data.real import Split
+from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.seeding import derive, torch_rng
+from gendistill.transport.barycenter import assign, solve_barycenter
+
+CPU_BATCH = 32  # activations that still fit in the caches: a ConvNet-3 embeds in 0.6 of the time of batches of 128
+BATCH = 256
+TOLERANCE = 1e-2  # variances: the sum of the atoms' squared moves; further descent gains nothing for a batch
+
+Weights = Literal["free", "fixed"]
+
+
+class Selection(Protocol):
+    """The rule, and the picks it last made, which a checkpoint must keep."""
+
+    def picks(self, network: nn.Module, iteration: int, inner: int) -> list[Tensor]:
+        """The images to match by class, at inner step ``inner`` of outer iteration ``iteration`` on ``network``."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class RandomSelection:
+    """``batch_size`` images of every class, drawn anew each inner step without replacement; all of a smaller class."""
+
+    def __init__(self, split: Split, classes: int, batch_size: int, seed: int) -> None:
+        self.members = _members(split, classes)
+        self.batch_size, self.seed = batch_size, seed
+
+    def picks(self, network: nn.Module, iteration: int, inner: int) -> list[Tensor]:
+        return [
+            drawn(index, self.batch_size, torch_rng(self.seed, "random selection", iteration, inner, label))
+            for label, index in enumerate(self.members)
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore: every step has its own stream."""
+
+
+class RepresentativeSelection:
+    """``batch_size`` images of every class that stand for it on the current network, chosen every ``interval`` steps.
+
+    ``per_cluster`` images of each of batch_size / per_cluster clusters of ``free`` or ``fixed`` weights. Only
+    ``candidates`` of a class are embedded, drawn anew each time, and their features projected to ``dimensions``; None
+    takes all of either. The rule of the paper is one image of each free cluster of all images.
+
+    Picks are a function of (seed, iteration, inner // interval) and of the weights when they are first asked for.
+    k-means is never started from the last picks: that would tie picks to their past, and candidates drawn anew do not
+    hold them.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        classes: int,
+        batch_size: int,
+        seed: int,
+        *,
+        interval: int = 10,
+        per_cluster: int = 1,
+        weights: Weights = "free",
+        candidates: int | None = None,
+        dimensions: int | None = None,
+        bf16: bool = False,
+    ) -> None:
+        self.split, self.members = split, _members(split, classes)
+        self.batch_size, self.seed, self.interval = batch_size, seed, interval
+        self.per_cluster, self.weights = per_cluster, weights
+        self.candidates, self.dimensions, self.bf16 = candidates, dimensions, bf16
+        self._moment: tuple[int, int] | None = None
+        self._picks: list[Tensor] = []
+
+    def picks(self, network: nn.Module, iteration: int, inner: int) -> list[Tensor]:
+        moment = (iteration, inner // self.interval)
+        if moment != self._moment:
+            seed = derive(self.seed, "representative selection", *moment)
+            with unchanged_buffers(network):
+                classes = range(len(self.members))
+                self._picks = [self._of_class(network, label, derive(seed, label)) for label in classes]
+            self._moment = moment
+        return self._picks
+
+    def _of_class(self, network: nn.Module, label: int, seed: int) -> Tensor:
+        index = self.members[label]
+        if len(index) <= self.batch_size:
+            return index
+        if self.candidates is not None:
+            index = drawn(index, self.candidates, torch_rng(seed, "candidates"))
+        features = embed(network, self.split, index, bf16=self.bf16, dimensions=self.dimensions, seed=seed)
+        return index[representatives(features, self.batch_size, seed, self.per_cluster, self.weights)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The picks in use, none before the first."""
+        if self._moment is None:
+            return {}
+        counts = torch.tensor([len(index) for index in self._picks])
+        return {"moment": torch.tensor(self._moment), "counts": counts, "picks": torch.cat(self._picks)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with saved picks.
+
+        Raises:
+            ArtifactError: they are not of these classes.
+        """
+        self._moment, self._picks = None, []
+        if not state:
+            return
+        found = list(state["picks"].split(state["counts"].tolist()))
+        same = len(found) == len(self.members)
+        if not same or not all(torch.isin(f, m).all() for f, m in zip(found, self.members, strict=True)):
+            raise ArtifactError(
+                f"The checkpoint holds picks of {len(found)} classes that are not images of the {len(self.members)} "
+                "at hand; resume with the data and the classes it was made with."
+            )
+        iteration, refresh = state["moment"].tolist()
+        self._moment, self._picks = (iteration, refresh), found
+
+
+SELECTIONS: dict[str, type[RandomSelection] | type[RepresentativeSelection]] = {
+    "random": RandomSelection,
+    "representative": RepresentativeSelection,
+}
+
+
+def drawn(index: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """``count`` of ``index`` (n,) without replacement; all, as they stand, where there are no more."""
+    if len(index) <= count:
+        return index
+    return index[torch.randperm(len(index), generator=rng)[:count]]
+
+
+@torch.no_grad()
+def embed(
+    network: nn.Module, split: Split, index: Tensor, *, bf16: bool = False, dimensions: int | None = None, seed: int = 0
+) -> Tensor:
+    """Features float32 (n,d) on the CPU of the images at ``index`` (n,), on the network's device and in its mode.
+
+    ``dimensions`` below d: projected by a Gaussian matrix of variance 1/dimensions, which keeps squared distances in
+    the mean (Johnson & Lindenstrauss), with ``seed``.
+    """
+    net: Any = network
+    device = next(network.parameters()).device
+    found, projection = [], None
+    for part in index.split(CPU_BATCH if device.type == "cpu" else BATCH):
+        images = to_float(split.images[part].to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = net.features(images)
+        features = features.float()
+        if dimensions is not None and dimensions < features.shape[1]:
+            if projection is None:
+                shape = features.shape[1], dimensions
+                projection = torch.randn(shape, generator=torch_rng(seed, "projection")).to(device) / dimensions**0.5
+            features = features @ projection
+        found.append(features.cpu())
+    return torch.cat(found)
+
+
+@contextmanager
+def unchanged_buffers(network: nn.Module) -> Iterator[None]:
+    """Batch norm in training mode counts whatever it sees; looking at images must not teach it."""
+    kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 1, weights: Weights = "free") -> Tensor:
+    """Positions (count,), all different, of the images nearest to the centres of clusters of ``features`` (n,d).
+
+    The ``per_cluster`` nearest of each of count / per_cluster centres, by one-to-one assignment: where centres share
+    their nearest image, at the least total squared distance. All n where ``count`` is not below n.
+
+    Raises:
+        DataError: features that are not finite.
+    """
+    if count >= len(features):
+        return torch.arange(len(features))
+    if not features.isfinite().all():
+        raise DataError(
+            "The matching network gives features that are not finite; expected numbers. Lower its learning rate, or "
+            "turn bf16 off."
+        )
+    points = features.numpy()
+    with threadpool_limits(1):  # sums over threads come in no fixed order
+        centres = kmeans_centres(points, count // per_cluster, seed)
+        if weights == "fixed":
+            centres = solve_barycenter(points, centres, tolerance=TOLERANCE).atoms
+        return torch.from_numpy(assign(np.repeat(centres, per_cluster, 0), points))
+
+
+def clustered_start(features: Tensor, count: int, seed: int) -> Tensor:
+    """Positions (count,) of the images that a class's synthetic ones start from: k = ipc * factor^2 representatives.
+
+    Raises:
+        ConfigError: fewer images than ``count``.
+    """
+    if len(features) < count:
+        raise ConfigError(
+            f"A clustered start needs {count} images of every class (ipc x factor^2) but one has {len(features)}; "
+            "lower ipc or factor."
+        )
+    return representatives(features, count, seed)
+
+
+def kmeans_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Centres (count,d) of one run of k-means; scikit-learn moves a centre that lost its points to the farthest point.
+
+    Where points coincide, so that fewer places than centres are left, centres coincide too.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer places than centres
+        return KMeans(count, n_init=1, random_state=derive(seed, "kmeans") % 2**32).fit(points).cluster_centers_
+
+
+def batch_mmd(features: Tensor, batch: Tensor) -> Tensor:
+    """MMD between a class's ``features`` (n,d) and those of a batch of it (m,d), both taken as whole distributions.
+
+    The kernel is (|x| + |y| - |x - y|) / 2, whose squared MMD is half the energy distance (Sejdinovic et al. 2013): it
+    needs no bandwidth. Biased: 0 for the class itself alone; a random batch's falls as the root of 1/m - 1/n.
+    """
+    x, y = features.double(), batch.double()
+    squared = torch.cdist(x, y).mean() - (torch.cdist(x, x).mean() + torch.cdist(y, y).mean()) / 2
+    return squared.clamp(min=0).sqrt()
+
+
+def _members(split: Split, classes: int) -> list[Tensor]:
+    """Positions of every class, in storage order."""
+    found = [split.of_class(label) for label in range(classes)]
+    empty = [label for label, index in enumerate(found) if not len(index)]
+    if empty:
+        raise DataError(f"Classes {empty[:5]} have no real image to match; expected at least one of every class.")
+    return found

@@ -1,0 +1,118 @@
+"""The engine: the same whatever is batched, shared or interrupted, and equal to a loop that goes class by class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig
+from gendistill.data.images import to_float
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError
+from gendistill.matching.engine import Matcher
+from gendistill.progress import finish
+from gendistill.stages.matching import Run, build, plan_runs
+
+TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2, candidates=20, dimensions=16)
+METHODS = ("dc", "dsa", "dm", "idc", "idm")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(DataConfig(max_per_class=24))
+
+
+def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):
+    config = replace(TINY, **changes)
+    if method in ("dm", "idm"):
+        config = replace(config, inner_steps=None)
+    if method == "dm":
+        config = replace(config, train_steps=None)
+    options = DistillConfig(method=method, ipc=ipc, selection=selection, iterations=iterations, matching=config)
+    (found,) = plan_runs(options, data)
+    return found
+
+
+def matcher(data, run: Run, seed=0) -> Matcher:
+    return build(data, run, seed=seed)
+
+
+def images(data, run, seed=0):
+    return [one.images for one in finish(matcher(data, run, seed).run())]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_move_and_repeat_for_a_seed(data, method):
+    run = one_run(data, method)
+    begun = matcher(data, run).sets[0].images
+    (found,) = images(data, run)
+    assert found.isfinite().all()
+    assert not torch.equal(found, begun)
+    assert torch.equal(found, images(data, run)[0])
+    assert not torch.equal(found, images(data, run, seed=1)[0])
+
+
+@pytest.mark.parametrize("method", ["dm", "idc", "idm"])
+def test_sets_that_share_a_run_are_what_they_are_alone(data, method):
+    changes = {"factor": 1, "class_aware": 0.5, "train_steps": None, "queue_interval": 2} if method != "idc" else {}
+    changes |= {"real_batch": 6}
+    if method == "dm":
+        changes.pop("class_aware")
+    both = one_run(data, method, (1, 2), **changes)
+    assert both.ipcs == (1, 2)
+    together = images(data, both)
+    for place, ipc in enumerate((1, 2)):
+        (alone,) = images(data, one_run(data, method, ipc, **changes))
+        assert torch.equal(together[place], alone)
+
+
+def test_networks_that_learn_from_the_surrogate_serve_one_set(data):
+    options = DistillConfig(method="dc", ipc=(1, 2), iterations=1, matching=TINY)
+    assert [run.ipcs for run in plan_runs(options, data)] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("selection", ["random", "representative"])
+def test_resume_gives_the_same_images(data, method, selection):
+    run = one_run(data, method, selection=selection, iterations=3)
+    whole = images(data, run)
+    first = matcher(data, run)
+    for record in first.run():
+        if record["done"] and first.iteration == 2:
+            break
+    state = {name: value.clone() for name, value in first.state_dict().items()}
+    second = matcher(data, run)
+    second.load_state_dict(state)
+    assert torch.equal(finish(second.run())[0].images, whole[0])
+
+
+def test_a_state_of_other_sets_is_refused(data):
+    state = matcher(data, one_run(data, "dm")).state_dict()
+    with pytest.raises(ArtifactError, match="other sets"):
+        matcher(data, one_run(data, "dm", 2)).load_state_dict(state)
+
+
+def test_the_joint_step_equals_steps_after_each_class(data):
+    """One optimiser over all images and a step after each class: gradients, hence losses, are the same ones."""
+    run = one_run(data, "idc", iterations=1, inner_steps=4, train_steps=0, factor=1, learning_rate=0.05)
+    joint = matcher(data, run)
+    records = [record["loss"] for record in joint.run()]
+    slow = matcher(data, run)
+    leaf = slow.sets[0].images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf], lr=slow.plan.learning_rates[0], momentum=slow.plan.momentum)
+    network = slow.supply.network(0)
+    for inner in range(4):
+        picks, found = slow.selection.picks(network, 0, inner), []
+        for label in range(len(data.classes)):
+            draw = slow._draw(inner, label)
+            real = [draw.apply(to_float(slow.real.images[picks[label]]))]
+            views = [draw.apply(replace(slow.sets[0], images=leaf).views(label))]
+            loss = slow.objective.prepared(network, real, [label]).losses(views).sum()
+            optimizer.zero_grad(set_to_none=False)
+            (leaf.grad,) = torch.autograd.grad(loss, leaf)
+            optimizer.step()
+            found.append(loss.detach())
+        assert torch.allclose(torch.stack(found).mean(), records[inner], rtol=1e-4)
+    assert not torch.allclose(records[0], records[-1], rtol=1e-3)

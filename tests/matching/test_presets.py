@@ -1,0 +1,63 @@
+"""Presets: published values where there are some, a rule everywhere else, and nothing that the user gave is changed."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gendistill.config import MatchingConfig
+from gendistill.matching.presets import COMMON, PRESETS, Images, image_rate, resolve
+
+CIFAR10 = Images(channels=3, size=32, classes=10)
+
+
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.integers(1, 500),
+    st.sampled_from([1, 3]),
+    st.integers(4, 512),
+    st.integers(2, 1000),
+)
+def test_every_method_has_a_value_for_everything_at_any_ipc_and_size(method, ipc, channels, size, classes):
+    images = Images(channels, size, classes)
+    found = resolve(method, MatchingConfig(), ipc, images)
+    assert all(getattr(found, f.name) is not None for f in fields(found) if f.name != "depth")
+    assert image_rate(method, found, ipc, images) > 0
+    assert resolve(method, found, ipc, images) == found
+
+
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_what_was_given_stays(method):
+    mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise", class_aware=0.0)
+    found = resolve(method, mine, 10, CIFAR10)
+    for name in ("factor", "learning_rate", "inner_steps", "real_batch", "start", "class_aware"):
+        assert getattr(found, name) == getattr(mine, name)
+
+
+def test_presets_name_options_that_exist():
+    known = {f.name for f in fields(MatchingConfig)}
+    for preset in PRESETS.values():
+        assert {*preset(10, CIFAR10), *COMMON} <= known
+
+
+def test_published_values_on_cifar10():
+    dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
+    assert (dc.inner_steps, dc.train_steps, dc.learning_rate, dc.distance) == (10, 50, 0.1, "cosine")
+    assert resolve("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
+    idc = resolve("idc", MatchingConfig(), 10, CIFAR10)
+    assert (idc.factor, idc.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
+    assert image_rate("idc", idc, 50, CIFAR10) == pytest.approx(5 * 5e-3)
+    idm = [resolve("idm", MatchingConfig(), ipc, CIFAR10) for ipc in (1, 10, 50)]
+    assert [c.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
+    assert [c.queue_interval for c in idm] == [5, 30, 30]
+    assert [c.real_batch for c in idm] == [5000, 256, 256]
+
+
+def test_idc_scales_its_rate_by_size_and_ipc():
+    twice = replace(CIFAR10, size=64)
+    config = resolve("idc", MatchingConfig(learning_rate=0.01), 10, twice)
+    assert image_rate("idc", config, 10, twice) == pytest.approx(0.04)
+    assert image_rate("idc", config, 1, twice) == pytest.approx(0.004)

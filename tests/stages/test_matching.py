@@ -1,0 +1,121 @@
+"""The matching methods from the command line, on digits: the contract that every distiller keeps."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import gendistill, start
+
+METHODS = ("dc", "dsa", "dm", "idc", "idm")
+SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6, "--matching.train_batch", 16)
+SHORT = {
+    "dc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
+    "dsa": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
+    "dm": (),
+    "idc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
+    "idm": ("--matching.train_steps", 1),
+}
+
+
+def distil(method, selection, target, *more):
+    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT[method], *more)
+    return gendistill("distill", "--method", method, *options, "--output_dir", target)
+
+
+@pytest.mark.parametrize("selection", ["random", "representative"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_selection_gives_sets_that_verify(method, selection, tmp_path, capsys):
+    target = tmp_path / "out"
+    assert distil(method, selection, target, "--ipc", "[1,2]", "--matching.start", "clustered") == 0
+    assert gendistill("verify", target / "ipc-1", target / "ipc-2") == 0
+    for ipc in (1, 2):
+        made = SurrogateSet.load(target / f"ipc-{ipc}")
+        assert made.ipc == ipc
+        assert made.meta["method"] == method
+        assert made.meta["space"] == (selection if selection == "representative" else None)
+        assert made.factor == (2 if method in ("idc", "idm") else 1)
+        assert made.split.images.shape[0] == 10 * ipc * made.factor**2
+        assert made.images.float().std() > 1
+    assert not list(target.rglob("*.safetensors"))  # checkpoints are scaffold
+
+
+def test_snapshots_are_sets_with_their_iteration(tmp_path):
+    target = tmp_path / "out"
+    assert distil("dm", "random", target, "--ipc", 1, "--matching.snapshot_every", 1) == 0
+    for iteration in (1, 2):
+        found = SurrogateSet.load(target / "snapshots" / f"iteration-{iteration:06d}" / "ipc-1")
+        assert found.meta["iterations"] == iteration
+
+
+def test_another_set_is_carried_on_by_matching(tmp_path):
+    assert (
+        gendistill(
+            "distill", "--method", "kmeans", "--ipc", 4, "--data.max_per_class", 20, "--output_dir", tmp_path / "k"
+        )
+        == 0
+    )
+    for method, ipc in (("dm", 4), ("idc", 1)):
+        target = tmp_path / method
+        assert distil(method, "random", target, "--ipc", ipc, "--matching.start", tmp_path / "k" / "ipc-4") == 0
+        assert SurrogateSet.load(target / f"ipc-{ipc}").ipc == ipc
+    begun, made = SurrogateSet.load(tmp_path / "k" / "ipc-4"), SurrogateSet.load(tmp_path / "dm" / "ipc-4")
+    change = (begun.images.float() - made.images.float()).abs().mean()
+    assert 0 < change < 64
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--matching.train_on", "real", "--method", "idm"), "queue"),
+        (("--method", "dm", "--matching.factor", 9), "factor"),
+        (("--method", "dm", "--matching.candidates", 100), "at least real_batch = 256"),
+        (("--method", "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
+        (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
+        (("--method", "idc", "--teacher", "somewhere"), "teacher"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
+    assert gendistill("distill", *options, "--output_dir", tmp_path / "out") == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendistill: ")]
+    assert words in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    def command(target):
+        options = ["--method", "idm", "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
+        return ["distill", *options, "--matching.checkpoint_every", 2, *SHORT["idm"], "--output_dir", target]
+
+    assert gendistill(*command(tmp_path / "whole")) == 0
+    killed, folder = start(*command(tmp_path / "cut")), tmp_path / "cut.partial" / "checkpoints"
+    while killed.poll() is None and not list(folder.rglob("state.safetensors")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert list(folder.rglob("state.safetensors"))
+    assert gendistill(*command(tmp_path / "cut"), "--resume_from_checkpoint", "latest") == 0
+    hashes = {SurrogateSet.load(tmp_path / name / "ipc-1").content_hash() for name in ("whole", "cut")}
+    assert len(hashes) == 1
+    assert json.loads((tmp_path / "cut" / "stage.json").read_text())["resumed"]
+
+
+def test_one_loss_a_set_is_logged(tmp_path):
+    assert distil("dm", "random", tmp_path / "out", "--ipc", "[1,2]") == 0
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert {"loss ipc 1", "loss ipc 2"} <= set(records[-1])
+
+
+def test_learning_lowers_the_distance_that_it_descends(tmp_path):
+    """DM on digits from noise: the images' mean features come nearer to those of real ones."""
+    target = tmp_path / "out"
+    options = ("--data.max_per_class", 40, "--matching.width", 16, "--matching.augmentation", "none", "--ipc", 2)
+    assert gendistill(
+        "distill", "--method", "dm", *options, "--iterations", 60, "--matching.start", "noise", "--output_dir", target
+    ) == 0  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in (target / "log.jsonl").read_text().splitlines() if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
