@@ -1,4 +1,4 @@
-"""Networks by name: ConvNets and ResNets of the field, with instance norm or (``_bn``) batch norm, and ``timm:NAME``."""
+"""Networks by name: ConvNets and ResNets with instance norm or (``_bn``) batch norm, and ``timm:NAME``."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def _patches(net: Any, image_size: int) -> dict[str, Any]:
 
 
 def _keep_resolution(net: Any, channels: int) -> None:
-    """Replace the stem where it is a ResNet's (``conv1``, ``maxpool``) or a DenseNet's (``conv0``, ``pool0``) of timm."""
+    """Replace the stem where it is a ResNet's (``conv1``, ``maxpool``) or a DenseNet's (``conv0``, ``pool0``)."""
     if hasattr(net, "conv1") and hasattr(net, "maxpool"):
         width = net.feature_info[0]["num_chs"]
         net.conv1, net.maxpool = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.Identity()
-    stem = getattr(net, "features", None)
+    stem: Any = getattr(net, "features", None)
     if hasattr(stem, "conv0") and hasattr(stem, "pool0"):
         stem.conv0 = nn.Conv2d(channels, stem.conv0.out_channels, 3, padding=1, bias=False)
         stem.pool0 = nn.Identity()
