@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.refine.region import Crops, PixelRegion, chunks, rolled
+from gendistill.data.views import boxes, cropped
+from gendistill.refine.region import Crops, PixelRegion, chunks, resampled, rolled
 
 
 def images(count=6, channels=3, side=8):
@@ -66,6 +67,20 @@ def test_rolled_is_roll_image_by_image():
     down, right = torch.tensor([0, 1, -2, 3, 8, -1]), torch.tensor([0, 0, 5, -3, 2, 1])
     expected = torch.stack([i.roll((int(d), int(r)), (1, 2)) for i, d, r in zip(x, down, right, strict=True)])
     assert torch.equal(rolled(x, down, right), expected)
+
+
+def test_resampled_is_crop_and_roll_with_the_same_gradient():
+    """Against torch's grid sampling, on images that are not square."""
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.rand(6, 3, 10, 7, generator=rng) * 2 - 1).requires_grad_()
+    sides, centres = boxes(6, 0.3, True, rng)
+    shifts = torch.randint(-4, 5, (6, 2), generator=rng)
+    found = resampled(x, sides, centres, shifts)
+    expected = rolled(cropped(x, sides, centres), *shifts.T)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    weight = torch.randn(x.shape, generator=rng)
+    slopes = [torch.autograd.grad((weight * seen).sum(), x)[0] for seen in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=60)
