@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +60,32 @@ class PixelRegion(Region):
         def images(delta: Tensor) -> Tensor:
             if delta.shape != x0.shape:
                 delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
-            return (x0 + delta).clamp(-1, 1)
+            return into_range(x0 + delta)
 
         return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True), images
+
+
+def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
+    """``values`` cut to [-limit, limit], with a gradient that still leads back inside.
+
+    That of ``clamp`` is 0 outside, so a pixel that has once left the range, as noise does at 2 of its deviations, would
+    stay black or white for good. Here only what would lead a descent farther out is 0.
+    """
+    return _IntoRange.apply(values, limit)
+
+
+class _IntoRange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.limit = limit
+        return values.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        outward = ((values > ctx.limit) & (gradient < 0)) | ((values < -ctx.limit) & (gradient > 0))
+        return gradient.masked_fill(outward, 0), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Where refinement may go, what a step shows, and how images are shared out."""
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.views import boxes, cropped
-from gendistill.refine.region import Crops, PixelRegion, chunks, resampled, rolled
+from gendistill.refine.region import Crops, PixelRegion, chunks, into_range, resampled, rolled
 
 
 def images(count=6, channels=3, side=8):
@@ -94,3 +95,29 @@ def test_chunks_hold_every_image_once_and_whole_classes_where_they_fit(labels, r
         holders = sum(bool((labels[part] == label).any()) for part in parts)
         count = int((labels == label).sum())
         assert holders == -(-count // rows)
+
+
+def test_a_pixel_that_left_the_range_comes_back():
+    """With a plain clamp its gradient would be 0, and it would stay at the border."""
+    x0, wanted = torch.tensor([[[[0.9, -0.9, 0.0]]]]), torch.tensor([[[[0.2, -0.2, 2.0]]]])
+    delta, images = PixelRegion(bound=2.0).around(x0.expand(1, 1, 3, 3))
+    wanted = wanted.expand(1, 1, 3, 3)
+    with torch.no_grad():
+        delta += torch.tensor([0.5, -0.5, 0.0])
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad((images(delta) - wanted).square().sum(), delta)
+        with torch.no_grad():
+            delta -= 0.1 * gradient
+    torch.testing.assert_close(images(delta), wanted.clamp(-1, 1))
+    assert (x0 + delta).max() < 1.2  # what cannot be reached does not pull a pixel away for ever
+
+
+@given(st.floats(0.1, 2), st.floats(-3, 3), st.floats(-1, 1))
+def test_the_gradient_of_the_range_is_the_plain_one_inside_and_leads_inward_outside(limit, value, slope):
+    assume(abs(abs(value) - limit) > 1e-3)
+    x = torch.tensor([value], requires_grad=True)
+    cut = into_range(x, limit)
+    assert float(cut) == pytest.approx(max(-limit, min(limit, value)), abs=1e-6)
+    (found,) = torch.autograd.grad(slope * cut.sum(), x)
+    outward = abs(float(x)) > limit and slope * value < 0
+    assert float(found) == pytest.approx(0 if outward else slope, abs=1e-6)
