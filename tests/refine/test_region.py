@@ -117,7 +117,7 @@ def test_the_gradient_of_the_range_is_the_plain_one_inside_and_leads_inward_outs
     assume(abs(abs(value) - limit) > 1e-3)
     x = torch.tensor([value], requires_grad=True)
     cut = into_range(x, limit)
-    assert float(cut) == pytest.approx(max(-limit, min(limit, value)), abs=1e-6)
+    assert cut.item() == pytest.approx(max(-limit, min(limit, value)), abs=1e-6)
     (found,) = torch.autograd.grad(slope * cut.sum(), x)
     outward = abs(float(x)) > limit and slope * value < 0
     assert float(found) == pytest.approx(0 if outward else slope, abs=1e-6)
