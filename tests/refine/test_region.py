@@ -119,5 +119,5 @@ def test_the_gradient_of_the_range_is_the_plain_one_inside_and_leads_inward_outs
     cut = into_range(x, limit)
     assert cut.item() == pytest.approx(max(-limit, min(limit, value)), abs=1e-6)
     (found,) = torch.autograd.grad(slope * cut.sum(), x)
-    outward = abs(float(x)) > limit and slope * value < 0
+    outward = abs(x.item()) > limit and slope * value < 0
     assert float(found) == pytest.approx(0 if outward else slope, abs=1e-6)
