@@ -524,7 +524,7 @@ class MatchingConfig:
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
         compile: torch.compile matching and network training.
         checkpoint_every: Iterations between two checkpoints.
-        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, with a picture; 0 is none.
+        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``; 0 is none.
     """
 
     network: str = "convnet"
@@ -560,27 +560,16 @@ class MatchingConfig:
     classes_per_chunk: int = 1
     mixed_precision: Precision = "no"
     compile: bool = False
-    checkpoint_every: int = 10
+    checkpoint_every: int | None = None
     snapshot_every: int = 0
 
     def __post_init__(self) -> None:
         section = "distill.matching"
-        given = {
-            name for name in ("factor", "inner_steps", "real_batch", "train_batch") if getattr(self, name) is not None
-        }
-        given |= {name for name in ("queue_size", "queue_interval") if getattr(self, name) is not None}
-        _at_least(self, section, 1, "width", "interval", "per_cluster", "classes_per_chunk", "checkpoint_every", *given)
-        given = {
-            "learning_rate",
-            "candidates",
-            "most_views",
-            "feature_weight",
-            "class_aware",
-            "train_steps",
-            "warm_steps",
-            "cutmix",
-        }
-        given = {name for name in given if getattr(self, name) is not None}
+        counts = ("factor", "inner_steps", "real_batch", "train_batch", "queue_size", "queue_interval")
+        given = [name for name in (*counts, "checkpoint_every") if getattr(self, name) is not None]
+        _at_least(self, section, 1, "width", "interval", "per_cluster", "classes_per_chunk", *given)
+        weights = ("learning_rate", "candidates", "most_views", "feature_weight", "class_aware", "train_steps")
+        given = [name for name in (*weights, "warm_steps", "cutmix") if getattr(self, name) is not None]
         _at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
         _at_least(self, section, 0, "momentum", "train_learning_rate")
         need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")

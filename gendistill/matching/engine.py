@@ -30,6 +30,8 @@ from gendistill.matching.stored import Stored
 from gendistill.matching.supply import Supply
 from gendistill.seeding import torch_rng
 
+PARTS = ("start", "select", "match", "train")  # of the time that a run takes
+
 
 class Objective(Protocol):
     """A distance between real images and views, class by class, on one network."""
@@ -78,7 +80,7 @@ class Matcher:
     seed: int
     iteration: int = 0
     velocities: list[Tensor] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"select": 0.0, "match": 0.0, "train": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def __post_init__(self) -> None:
         if len(self.sets) > 1 and not self.supply.shared:
@@ -166,7 +168,8 @@ class Matcher:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The run between two iterations, as tensors."""
-        state = {"iteration": torch.tensor(self.iteration), "seconds": torch.tensor([*self.seconds.values()])}
+        seconds = torch.tensor([self.seconds[part] for part in PARTS])
+        state = {"iteration": torch.tensor(self.iteration), "seconds": seconds}
         for place, (one, velocity) in enumerate(zip(self.sets, self.velocities, strict=True)):
             state |= {f"images.{place}": one.images, f"velocity.{place}": velocity}
         state |= {f"supply.{name}": value for name, value in self.supply.state_dict().items()}
@@ -190,7 +193,7 @@ class Matcher:
         self.sets = [replace(self.sets[place], images=state[f"images.{place}"].to(device)) for place in places]
         self.velocities = [state[f"velocity.{place}"].to(device) for place in places]
         self.iteration = int(state["iteration"])
-        self.seconds = dict(zip(self.seconds, state["seconds"].tolist(), strict=True))
+        self.seconds = dict(zip(PARTS, state["seconds"].tolist(), strict=True))
         self.supply.load_state_dict(_below("supply", state))
         self.selection.load_state_dict(_below("selection", state))
 

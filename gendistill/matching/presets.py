@@ -12,6 +12,7 @@ from typing import Any
 
 from gendistill.config import MatchingConfig, MatchingMethod
 
+STANDARDISED = 0.25**2  # see ``image_rate``
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
 
 
@@ -46,6 +47,10 @@ def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images:
     """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
 
     Means over the views of a class leave each a smaller gradient where there are more.
+
+    The presets' rates are for images in [0, 1], as IDC's are published. DC, DSA, DM and IDM learn standardised images:
+    with u = (x - mean) / s a gradient in x is 1/s of that in u, and a step of x is one of 1/s in u, so their rates are
+    multiplied by s^2, s being 1/4 as of photographs.
     """
     rate = config.learning_rate
     assert rate is not None
@@ -65,13 +70,14 @@ def _dc(ipc: int, images: Images) -> dict[str, Any]:
     return {
         "start": "noise",
         "inner_steps": inner,
-        "learning_rate": 0.1,
+        "learning_rate": 0.1 * STANDARDISED,
         "real_batch": 256,
         "distance": "cosine",
         "match_head": True,
         "train_on": "surrogate",
         "train_steps": epochs,
         "train_batch": 256,
+        "checkpoint_every": 10,
     }
 
 
@@ -80,16 +86,21 @@ def _dsa(ipc: int, images: Images) -> dict[str, Any]:
 
 
 def _dm(ipc: int, images: Images) -> dict[str, Any]:
-    return {"start": "random", "learning_rate": 1.0, "real_batch": 256, "augmentation": "one"}
+    return {"start": "random", "learning_rate": 1.0 * STANDARDISED, "real_batch": 256, "augmentation": "one"}
 
 
 def _idc(ipc: int, images: Images) -> dict[str, Any]:
     real = 500 if images.plain or images.large else 1000 if images.size >= 64 else 2000  # images a training
+    rate = 5e-3
+    if images.plain:
+        rate = 1e-4
+    elif images.large:
+        rate = 3e-3 if images.classes < 100 else 1e-3
     return {
         "start": "random",
         "factor": 3 if images.large else 2,
         "inner_steps": 100,
-        "learning_rate": 1e-4 if images.plain else 3e-3 if images.large else 5e-3,
+        "learning_rate": rate,
         "real_batch": 64 if images.size >= 64 else 128,
         "most_views": 128,
         "distance": "l1" if images.plain or images.large else "mse",
@@ -97,28 +108,31 @@ def _idc(ipc: int, images: Images) -> dict[str, Any]:
         "train_on": "real",
         "train_steps": -(-real // 64),
         "cutmix": 0.5,
+        "checkpoint_every": 10,
     }
 
 
 def _idm(ipc: int, images: Images) -> dict[str, Any]:
-    many = images.classes > 10 or images.size >= 64
+    few = ipc < 10 and images.size < 64
     if images.large:
-        weight = 3.0
+        weight, steps = 3.0, 10
     elif images.size >= 64:
-        weight = 0.5 if ipc < 50 else 0.8
+        weight, steps = (0.5, 10) if ipc < 50 else (0.8, 50)
+    elif images.classes > 10:
+        weight, steps = 0.5 if few else 0.1, 50 if 10 <= ipc < 50 else 10
     else:
-        weight = 0.1 if ipc >= (10 if many else 50) else 0.5
+        weight, steps = 0.5 if ipc < 50 else 0.1, 10
     return {
         "start": "random",
         "factor": 2,
-        "learning_rate": 0.2,
-        "real_batch": 5000 if ipc == 1 and images.size < 64 else 128 if images.large else 256,
+        "learning_rate": 0.2 * STANDARDISED,
+        "real_batch": 5000 if few else 128 if images.large else 256,
         "augmentation": "one",
         "class_aware": 100 * weight,  # released with the accuracy in percent
-        "train_steps": 50 if many and not images.large and ipc >= 10 else 10,
+        "train_steps": steps,
         "train_batch": 256,
         "queue_size": 50 if images.large and ipc < 50 else 100,
-        "queue_interval": 50 if images.large else 5 if ipc == 1 and images.size < 64 else 30,
+        "queue_interval": 50 if images.large else 5 if few else 30,
     }
 
 
@@ -139,5 +153,6 @@ COMMON: dict[str, Any] = {
     "cutmix": 0.0,
     "queue_size": 1,
     "queue_interval": 1,
+    "checkpoint_every": 100,
 }
 PRESETS = {"dc": _dc, "dsa": _dsa, "dm": _dm, "idc": _idc, "idm": _idm}

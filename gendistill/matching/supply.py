@@ -176,8 +176,9 @@ class Fresh:
 class Queue:
     """Up to ``size`` networks at all stages of training; ``interval`` iterations bring a fresh one, the oldest leaves.
 
-    Every iteration matches on one of them, in eval mode, then trains ``trained`` of them for ``steps`` steps each.
-    One that had ``most_steps`` is not trained further: the paper's N_max, which the released code lacks.
+    Every iteration matches on one of them, in eval mode, then trains ``trained`` of them for ``steps`` steps each, with
+    the momentum they had. One that had ``most_steps`` is not trained further: the paper's N_max, which the released
+    code lacks.
     """
 
     build: Build
@@ -189,6 +190,7 @@ class Queue:
     seed: int
     most_steps: int | None = None
     trained: int = 2
+    begin: int = 4  # fresh networks at iteration 0, as in the released code
     _members: list[_Member] = field(default_factory=list, init=False)
     _drawn: int = field(default=0, init=False)
 
@@ -197,11 +199,16 @@ class Queue:
         return True
 
     def network(self, iteration: int) -> nn.Module:
-        if iteration % self.interval == 0 and (iteration or not self._members):
-            self._members.append(_Member(self.build(derive(self.seed, "queue", iteration))))
+        if iteration % self.interval == 0:
+            fresh = self.begin if iteration == 0 else 1
+            self._members += [self._member(derive(self.seed, "queue", iteration, number)) for number in range(fresh)]
             del self._members[: -self.size]
         self._drawn = int(torch.randint(len(self._members), (), generator=torch_rng(self.seed, "drawn", iteration)))
         return self._members[self._drawn].network.eval()
+
+    def _member(self, seed: int) -> _Member:
+        network = self.build(seed)
+        return _Member(network, self.training.optimizer(network))
 
     def accuracy(self) -> float:
         return self._members[self._drawn].accuracy
@@ -219,8 +226,7 @@ class Queue:
 
     def _train(self, member: _Member, steps: int, seed: int) -> None:
         network = member.network.train()
-        optimizer = self.training.optimizer(network)
-        self.training.on_split(network, optimizer, self.real, 0, steps, seed)
+        self.training.on_split(network, member.optimizer, self.real, 0, steps, seed)
         member.steps += steps
         index = batch_indices(len(self.real), self.training.batch_size, steps, seed).to(self.real.labels.device)
         with torch.no_grad(), torch.autocast(index.device.type, torch.bfloat16, enabled=self.training.bf16):
@@ -230,19 +236,23 @@ class Queue:
     def state_dict(self) -> dict[str, Tensor]:
         state = {"progress": torch.tensor([[m.steps, m.accuracy] for m in self._members], dtype=torch.float64)}
         for place, member in enumerate(self._members):
-            state |= runtime.prefixed(str(place), member.network.state_dict())
+            state |= runtime.prefixed(f"{place}.network", member.network.state_dict())
+            state |= runtime.prefixed(f"{place}.training", runtime.flatten_optimizer(member.optimizer))
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._members = []
         for place, (steps, accuracy) in enumerate(state["progress"].tolist()):
-            network = self.build(0)
-            network.load_state_dict(runtime.unprefixed(str(place), state))
-            self._members.append(_Member(network, int(steps), accuracy))
+            member = self._member(0)
+            member.network.load_state_dict(runtime.unprefixed(f"{place}.network", state))
+            runtime.restore_optimizer(member.optimizer, runtime.unprefixed(f"{place}.training", state))
+            member.steps, member.accuracy = int(steps), accuracy
+            self._members.append(member)
 
 
 @dataclass
 class _Member:
     network: nn.Module
+    optimizer: torch.optim.Optimizer
     steps: int = 0
     accuracy: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,25 +16,28 @@ from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, need, sizes, to_dict
 from gendistill.data.real import RealData, Split
 from gendistill.data.siamese import Siamese
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ConfigError, DataError
 from gendistill.hashing import hash_json
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, Objective, Plan
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate, resolve
-from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection, clustered_start, embed
-from gendistill.matching.stored import Stored, noise, of_images, of_picks
+from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
+from gendistill.matching.starts import of_set, starts
 from gendistill.matching.supply import Fresh, Queue, Supply, Training
 from gendistill.networks.registry import build_network
-from gendistill.progress import follow
+from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
-from gendistill.seeding import derive, torch_rng
 from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
+ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
+    **dict.fromkeys(("distance", "match_head", "feature_weight"), GRADIENT),
+    **dict.fromkeys(("class_aware", "queue_size", "queue_interval", "queue_most_steps"), ("idm",)),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     method = cast(MatchingMethod, config.method)
     images = Images(data.channels, data.image_size, len(data.classes))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
+    for name, methods in ONLY.items():
+        used = method in methods or not getattr(config.matching, name)
+        expected = f"null with method {method}; it is an option of {', '.join(methods)}"
+        need(used, f"matching.{name}", getattr(config.matching, name), expected)
     runs: dict[str, Run] = {}
     for ipc in sizes(config.ipc):
         own = resolve(method, config.matching, ipc, images)
@@ -93,51 +101,76 @@ def match(
     folder: StageFolder | None = None,
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it goes on from the newest checkpoint there."""
-    begun, label = time.perf_counter(), f"{run.method} {run.selection}"
+    label = f"{run.method} {run.selection}"
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
     found = checkpoints.latest() if checkpoints else None
     if found:
         matcher.load_state_dict(found[1])
+    if run.config.compile:
+        note(f"{label}: the first steps compile, for up to a minute")
     steps = run.iterations * matcher.plan.inner_steps
-    loop = _kept(matcher, run, data, checkpoints, folder, seed)
+    loop = _kept(matcher, run, data, checkpoints, folder, seed, given)
     log = folder.log if folder else None
     follow(loop, label, steps, start=matcher.iteration * matcher.plan.inner_steps, log=log, stage=run.method)
-    seconds = time.perf_counter() - begun
-    return [_surrogate(data, run, place, matcher, seed, seconds) for place in range(len(run.ipcs))]
+    return [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
 
 
 def _kept(
-    matcher: Matcher, run: Run, data: RealData, checkpoints: Checkpoints | None, folder: StageFolder | None, seed: int
+    matcher: Matcher,
+    run: Run,
+    data: RealData,
+    checkpoints: Checkpoints | None,
+    folder: StageFolder | None,
+    seed: int,
+    given: SurrogateSet | None,
 ) -> Any:
     """The matcher's records, with checkpoints and snapshots between its iterations."""
     for record in matcher.run():
-        if record.pop("done") and checkpoints and folder:
-            done = matcher.iteration
-            every = run.config.snapshot_every
-            if every and done % every == 0 and done < run.iterations:
+        done = matcher.iteration
+        if record.pop("done") and checkpoints and folder and done < run.iterations:
+            if run.config.snapshot_every and done % run.config.snapshot_every == 0:
                 for place, ipc in enumerate(run.ipcs):
-                    target = folder.path / SNAPSHOTS / f"iteration-{done:06d}" / f"ipc-{ipc}"
-                    if not target.exists():
-                        _surrogate(data, run, place, matcher, seed, sum(matcher.seconds.values())).save(target)
-            if done % run.config.checkpoint_every == 0 and done < run.iterations:
+                    made = _surrogate(data, run, place, matcher, seed, given)
+                    _save_whole(made, folder.path / SNAPSHOTS / f"iteration-{done:06d}" / f"ipc-{ipc}")
+            if done % checkpoints.every == 0:
+                _require_finite(matcher, run)
                 checkpoints.save(done, matcher.state_dict())
         yield record
     return matcher.sets
 
 
+def _save_whole(made: SurrogateSet, target: Path) -> None:
+    """Whole or not at all; one that a resumed run made before it was cut short stays."""
+    if not target.exists():
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        made.save(partial)
+        partial.rename(target)
+
+
+def _require_finite(matcher: Matcher, run: Run) -> None:
+    if not all(bool(one.images.isfinite().all()) for one in matcher.sets):
+        raise DataError(
+            f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. Lower "
+            f"--matching.learning_rate (now {run.config.learning_rate:g}), or take --matching.mixed_precision no."
+        )
+
+
 def _checkpoints(folder: StageFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
     if folder is None:
         return None
-    identity = {"run": hash_json([run.method, run.selection, to_dict(run.config), list(run.ipcs), seed])}
-    name = "-".join(["ipc", *map(str, run.ipcs)])
+    every = _set(run.config.checkpoint_every)
+    settings = to_dict(replace(run.config, checkpoint_every=None))  # how often a run is saved does not change it
+    identity = {"run": hash_json([run.method, run.selection, settings, list(run.ipcs), seed])}
     identity["data"] = data.fingerprint()
-    return Checkpoints(folder.path / CHECKPOINTS / name, run.config.checkpoint_every, 1, identity)
+    name = "-".join(["ipc", *map(str, run.ipcs)])
+    return Checkpoints(folder.path / CHECKPOINTS / name, every, 1, identity)
 
 
 def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
     """The engine with this run's choices, at its start."""
-    config, device = run.config, runtime.device()
+    begun, config, device = time.perf_counter(), run.config, runtime.device()
     bf16 = runtime.wants_bf16(config.mixed_precision, device)
 
     def network(number: int) -> nn.Module:
@@ -154,8 +187,12 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         return made.to(device).to(memory_format=layout)
 
     real = Split(data.train.images.to(device), data.train.labels.to(device))
-    sets = [start(data, run, ipc, network, seed=seed, given=given) for ipc in run.ipcs]
-    return Matcher(
+    factor = _set(config.factor)
+    if given:
+        sets = [of_set(given, data, ipc, factor) for ipc in run.ipcs]
+    else:
+        sets = starts(data, run.ipcs, factor, _set(config.start), network, seed=seed)
+    matcher = Matcher(
         sets=sets,
         real=real,
         objective=_objective(run, bf16),
@@ -172,42 +209,8 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         ),
         seed=seed,
     )
-
-
-def start(data: RealData, run: Run, ipc: int, network: Any, *, seed: int, given: SurrogateSet | None = None) -> Stored:
-    """Where the stored images begin."""
-    factor, classes = _set(run.config.factor), len(data.classes)
-    if given is not None:
-        return _of_set(given, data, ipc, factor)
-    if run.config.start == "noise":
-        return noise(data.train, classes, ipc, factor, seed)
-    picks, wanted = [], ipc * factor**2
-    fresh = network(derive(seed, "start network")) if run.config.start == "clustered" else None
-    for label in range(classes):
-        index = data.train.of_class(label)
-        if fresh is not None:
-            features = embed(fresh, data.train, index, dimensions=None)
-            chosen = clustered_start(features, wanted, derive(seed, "clustered start", label))
-        else:
-            chosen = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))[:wanted]
-        picks.append(index[chosen])
-    return of_picks(data.train, picks, ipc, factor)
-
-
-def _of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored:
-    """From another set's images: as they are stored where factors agree, else from its whole images, shrunk."""
-    if given.classes != data.classes or given.images.shape[1:] != data.train.images.shape[1:]:
-        raise ArtifactError(
-            f"The set to start from has {len(given.classes)} classes and images {tuple(given.images.shape[1:])}, the "
-            f"data {len(data.classes)} and {tuple(data.train.images.shape[1:])}; expected the same."
-        )
-    if given.factor == factor:
-        return of_images(given.prefix(ipc).images, ipc, factor)
-    if given.factor != 1:
-        raise ArtifactError(f"The set to start from holds {given.factor}x{given.factor} views; expected {factor} or 1.")
-    whole = given.prefix(ipc * factor**2)
-    picks = [torch.nonzero(whole.labels == label).flatten() for label in range(len(given.classes))]
-    return of_picks(Split(whole.images, whole.labels), picks, ipc, factor)
+    matcher.seconds["start"] = time.perf_counter() - begun
+    return matcher
 
 
 def _objective(run: Run, bf16: bool) -> Objective:
@@ -249,10 +252,11 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, bf16: bool, see
         classes=len(data.classes),
         batch_size=_set(config.train_batch),
         learning_rate=config.train_learning_rate,
-        augmentation=_augmentation(config, data.train, matching=False),
+        augmentation=None if run.method == "idm" else _augmentation(config, data.train, matching=False),
         cutmix=_set(config.cutmix),
         bf16=bf16,
         compile=config.compile,
+        **({"momentum": 0.0, "weight_decay": 0.0} if run.method in ("dc", "dsa") else {}),
     )
     if run.method == "idm":
         return Queue(
@@ -287,8 +291,11 @@ def _set(value: Any) -> Any:
     return value
 
 
-def _surrogate(data: RealData, run: Run, place: int, matcher: Matcher, seed: int, seconds: float) -> SurrogateSet:
-    one = matcher.sets[place]
+def _surrogate(
+    data: RealData, run: Run, place: int, matcher: Matcher, seed: int, given: SurrogateSet | None
+) -> SurrogateSet:
+    _require_finite(matcher, run)
+    one, seconds = matcher.sets[place], matcher.seconds
     meta: dict[str, Any] = {
         "method": run.method,
         "stages": [],
@@ -297,11 +304,13 @@ def _surrogate(data: RealData, run: Run, place: int, matcher: Matcher, seed: int
         "seed": seed,
         "iterations": matcher.iteration,
         "data": data.describe(),
-        "licence": "as the data",
-        "seconds": {"distill": round(seconds, 2), **{k: round(v, 2) for k, v in matcher.seconds.items()}},
+        "licence": given.meta.get("licence", "as the data") if given else "as the data",
+        "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
         "command": command_line(),
         "versions": versions(),
     }
+    if given:
+        meta["start"] = given.content_hash()
     labels: Tensor = one.labels
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
 

@@ -59,7 +59,7 @@ def test_sets_that_share_a_run_are_what_they_are_alone(data, method):
     changes = {"factor": 1, "class_aware": 0.5, "train_steps": None, "queue_interval": 2} if method != "idc" else {}
     changes |= {"real_batch": 6}
     if method == "dm":
-        changes.pop("class_aware")
+        del changes["class_aware"], changes["queue_interval"]
     both = one_run(data, method, (1, 2), **changes)
     assert both.ipcs == (1, 2)
     together = images(data, both)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import MatchingConfig
 from gendistill.matching.presets import COMMON, PRESETS, Images, image_rate, resolve
+from gendistill.seeding import torch_rng
 
 CIFAR10 = Images(channels=3, size=32, classes=10)
 
@@ -45,7 +47,7 @@ def test_presets_name_options_that_exist():
 
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
-    assert (dc.inner_steps, dc.train_steps, dc.learning_rate, dc.distance) == (10, 50, 0.1, "cosine")
+    assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
     assert resolve("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
     idc = resolve("idc", MatchingConfig(), 10, CIFAR10)
     assert (idc.factor, idc.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
@@ -54,6 +56,39 @@ def test_published_values_on_cifar10():
     assert [c.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
     assert [c.queue_interval for c in idm] == [5, 30, 30]
     assert [c.real_batch for c in idm] == [5000, 256, 256]
+
+
+@pytest.mark.parametrize(("method", "published"), [("dc", 0.1), ("dsa", 0.1), ("dm", 1.0), ("idm", 0.2)])
+def test_rates_make_the_step_that_is_published_for_standardised_images(method, published):
+    """The same loss as a function of u = (x - 1/2) / s: a step of x must be s times the published step of u."""
+    s = 0.25
+    u = torch.randn(20, generator=torch_rng(0), dtype=torch.float64, requires_grad=True)
+    x = (0.5 + s * u).detach().requires_grad_()
+    for values in (u, (x - 0.5) / s):
+        (values.sin() * values).sum().backward()
+    rate = image_rate(method, resolve(method, MatchingConfig(), 10, CIFAR10), 10, CIFAR10)
+    torch.testing.assert_close(rate * x.grad, s * published * u.grad)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"),
+    [(CIFAR10, (10, 10, 10)), (replace(CIFAR10, classes=100), (10, 50, 10)), (Images(3, 64, 200), (10, 10, 50))],
+)
+def test_published_training_of_the_networks_of_idm(images, steps):
+    assert tuple(resolve("idm", MatchingConfig(), ipc, images).train_steps for ipc in (1, 10, 50)) == steps
+
+
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_between_published_ipc_the_nearest_below_holds(method):
+    values = [resolve(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, 49, 50, 500)]
+    assert values[0] == values[1]
+    assert values[2] == values[3]
+    assert values[4] == values[5]
+
+
+def test_idc_on_many_large_classes_has_a_lower_rate():
+    rates = [resolve("idc", MatchingConfig(), 10, Images(3, 224, classes)).learning_rate for classes in (10, 100)]
+    assert rates == pytest.approx([3e-3, 1e-3])
 
 
 def test_idc_scales_its_rate_by_size_and_ipc():

@@ -23,11 +23,12 @@ from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors
-from gendistill.networks import moments, statistics_cache
+from gendistill.networks import statistics_cache
 from gendistill.networks.moments import ClassMoments, Members
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
+from gendistill.objectives import moments
 from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10

@@ -289,4 +289,4 @@ def test_a_teacher_that_names_no_data_is_refused(
     pool.save(tmp_path / "pool")
     folders = ("--teacher", tmp_path / "teacher", "--surrogate", tmp_path / "pool", "--output_dir", tmp_path / "out")
     assert gendistill("refine", *folders) == USAGE
-    assert "does not say which images its teacher was trained on" in capsys.readouterr().err
+    assert "does not say how to read the images it was trained on" in capsys.readouterr().err

@@ -7,6 +7,10 @@ import time
 
 import pytest
 
+from gendistill.config import DistillConfig, MatchingConfig
+from gendistill.matching.engine import PARTS
+from gendistill.stages.distill import distill
+from gendistill.stages.matching import _save_whole, match, plan_runs
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
@@ -49,6 +53,33 @@ def test_snapshots_are_sets_with_their_iteration(tmp_path):
     for iteration in (1, 2):
         found = SurrogateSet.load(target / "snapshots" / f"iteration-{iteration:06d}" / "ipc-1")
         assert found.meta["iterations"] == iteration
+        seconds = found.meta["seconds"]
+        assert seconds["distill"] == pytest.approx(sum(seconds[part] for part in PARTS), abs=0.03)
+
+
+def test_a_snapshot_that_a_kill_left_in_part_is_made_again(tmp_path, digits):
+    made, target = distill(digits, "random", 1), tmp_path / "iteration-000001" / "ipc-1"
+    rest = target.with_name("ipc-1.partial") / "train"
+    rest.mkdir(parents=True)
+    (rest / "other.png").write_bytes(b"")
+    _save_whole(made, target)
+    assert SurrogateSet.load(target).content_hash() == made.content_hash()
+    assert not rest.exists()
+
+
+def test_the_licence_of_a_start_goes_with_the_set(digits):
+    given = distill(digits, "random", 1)
+    given.meta["licence"] = "CC-BY-NC-4.0"
+    config = MatchingConfig(width=8, real_batch=6)
+    (run,) = plan_runs(DistillConfig(method="dm", ipc=1, iterations=1, matching=config), digits)
+    (made,) = match(digits, run, seed=0, given=given)
+    assert made.meta["licence"] == "CC-BY-NC-4.0"
+    assert made.meta["start"] == given.content_hash()
+
+
+def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
+    assert distil("dm", "random", tmp_path / "out", "--ipc", 1, "--matching.learning_rate", 1e37) == 2
+    assert "Lower --matching.learning_rate (now 1e+37)" in capsys.readouterr().err
 
 
 def test_another_set_is_carried_on_by_matching(tmp_path):
@@ -71,6 +102,8 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
     ("options", "words"),
     [
         (("--matching.train_on", "real", "--method", "idm"), "queue"),
+        (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
+        (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
         (("--method", "dm", "--matching.candidates", 100), "at least real_batch = 256"),
         (("--method", "dm", "--matching.per_cluster", 3), "a divisor of 256"),
@@ -87,9 +120,9 @@ def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    def command(target):
+    def command(target, every=2):
         options = ["--method", "idm", "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
-        return ["distill", *options, "--matching.checkpoint_every", 2, *SHORT["idm"], "--output_dir", target]
+        return ["distill", *options, "--matching.checkpoint_every", every, *SHORT["idm"], "--output_dir", target]
 
     assert gendistill(*command(tmp_path / "whole")) == 0
     killed, folder = start(*command(tmp_path / "cut")), tmp_path / "cut.partial" / "checkpoints"
@@ -98,7 +131,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     killed.kill()
     killed.communicate()
     assert list(folder.rglob("state.safetensors"))
-    assert gendistill(*command(tmp_path / "cut"), "--resume_from_checkpoint", "latest") == 0
+    assert gendistill(*command(tmp_path / "cut", every=3), "--resume_from_checkpoint", "latest") == 0
     hashes = {SurrogateSet.load(tmp_path / name / "ipc-1").content_hash() for name in ("whole", "cut")}
     assert len(hashes) == 1
     assert json.loads((tmp_path / "cut" / "stage.json").read_text())["resumed"]

@@ -1,0 +1,65 @@
+"""Where the stored images begin: noise, random real images, representatives of their class, or another set's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gendistill.config import MatchingStart
+from gendistill.data.real import RealData, Split
+from gendistill.errors import ArtifactError
+from gendistill.matching.selection import clustered_start, embed
+from gendistill.matching.stored import Stored, noise, of_images, of_picks
+from gendistill.matching.supply import Build
+from gendistill.progress import track
+from gendistill.seeding import derive, torch_rng
+from gendistill.surrogate.surrogate import SurrogateSet
+
+
+def starts(
+    data: RealData, ipcs: Sequence[int], factor: int, kind: MatchingStart, build: Build, *, seed: int
+) -> list[Stored]:
+    """One start for each of ``ipcs``, the same whichever others there are; ``build`` makes the network of a clustered
+    one, which embeds the real images once for all.
+
+    Raises:
+        ConfigError: a class has fewer images than ipc x factor^2.
+    """
+    classes = len(data.classes)
+    if kind == "noise":
+        return [noise(data.train, classes, ipc, factor, seed) for ipc in ipcs]
+    picks: dict[int, list[Tensor]] = {ipc: [] for ipc in ipcs}
+    network = build(derive(seed, "start network")) if kind == "clustered" else None
+    for label in track(range(classes), "clustered start", classes) if network else range(classes):
+        index = data.train.of_class(label)
+        if network is not None:
+            features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
+            chosen = {ipc: clustered_start(features, ipc * factor**2, own) for ipc in ipcs}
+        else:
+            order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
+            chosen = {ipc: order[: ipc * factor**2] for ipc in ipcs}
+        for ipc in ipcs:
+            picks[ipc].append(index[chosen[ipc]])
+    return [of_picks(data.train, picks[ipc], ipc, factor) for ipc in ipcs]
+
+
+def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored:
+    """From another set's images: as they are stored where factors agree, else from its whole images, shrunk.
+
+    Raises:
+        ArtifactError: it has other classes or another size, too few images, or views that would have to be re-cut.
+    """
+    if given.classes != data.classes or given.images.shape[1:] != data.train.images.shape[1:]:
+        raise ArtifactError(
+            f"The set to start from has {len(given.classes)} classes and images {tuple(given.images.shape[1:])}, the "
+            f"data {len(data.classes)} and {tuple(data.train.images.shape[1:])}; expected the same."
+        )
+    if given.factor == factor:
+        return of_images(given.prefix(ipc).images, ipc, factor)
+    if given.factor != 1:
+        raise ArtifactError(f"The set to start from holds {given.factor}x{given.factor} views; expected {factor} or 1.")
+    whole = given.prefix(ipc * factor**2)
+    picks = [torch.nonzero(whole.labels == label).flatten() for label in range(len(given.classes))]
+    return of_picks(Split(whole.images, whole.labels), picks, ipc, factor)

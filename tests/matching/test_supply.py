@@ -1,0 +1,89 @@
+"""The networks that images are matched on: how many, how they learn, and that a restored queue goes on as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gendistill.data.real import Split
+from gendistill.matching.stored import Stored
+from gendistill.matching.supply import Fresh, Queue, Training
+from gendistill.networks.registry import build_network
+from gendistill.seeding import torch_rng
+
+RATE = 0.05
+
+
+def build(seed):
+    return build_network("convnet", channels=1, image_size=8, classes=2, width=4, depth=1, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def real():
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=torch_rng(0), dtype=torch.uint8)
+    return Split(pixels, torch.arange(40) % 2)
+
+
+def queue(real, **changes):
+    options = {"steps": 3, "size": 6, "interval": 2, "seed": 0} | changes
+    return Queue(build, Training(classes=2, batch_size=8, learning_rate=RATE), real, **options)
+
+
+def walk(supply, iterations):
+    return [(supply.network(iteration), supply.after(iteration))[0] for iteration in iterations]
+
+
+def weights(member):
+    return torch.cat([p.detach().flatten() for p in member.network.parameters()])
+
+
+def test_a_queue_begins_with_four_networks_and_drops_the_oldest(real):
+    supply, counts = queue(real), []
+    for iteration in range(8):
+        supply.network(iteration)
+        counts.append(len(supply._members))
+    assert counts == [4, 4, 5, 5, 6, 6, 6, 6]
+    first = supply._members[0]
+    supply.network(8)
+    assert first not in supply._members
+
+
+def test_a_restored_queue_trains_on_as_if_it_had_not_stopped(real):
+    whole, cut, again = queue(real), queue(real), queue(real)
+    walk(whole, range(7))
+    walk(cut, range(5))
+    again.load_state_dict({name: value.clone() for name, value in cut.state_dict().items()})
+    walk(again, range(5, 7))
+    assert all(torch.equal(weights(a), weights(b)) for a, b in zip(whole._members, again._members, strict=True))
+    assert [m.accuracy for m in whole._members] == [m.accuracy for m in again._members]
+
+
+def test_networks_of_a_queue_keep_their_momentum(real):
+    """Two trainings of one step are the two steps of plain SGD with momentum, not two first steps."""
+    supply = queue(real, steps=1, begin=1, interval=100)
+    supply.network(0)
+    (member,) = supply._members
+    moves = []
+    for iteration in range(2):
+        before = weights(member)
+        supply.after(iteration)
+        moves.append(weights(member) - before)
+    buffers = [state["momentum_buffer"].flatten() for state in member.optimizer.state.values()]
+    assert torch.allclose(moves[1], -RATE * torch.cat(buffers), atol=1e-6)
+    gradients = torch.cat([p.grad.flatten() for p in member.network.parameters()])
+    assert (moves[1] + RATE * gradients).norm() > 0.3 * moves[1].norm()  # what the first step left takes part
+
+
+@pytest.mark.parametrize("source", ["real", "surrogate"])
+def test_networks_learn_between_inner_steps_but_not_after_the_last(real, source):
+    supply = Fresh(build, Training(classes=2, batch_size=8, learning_rate=RATE), source, real, 1, 0)
+    network = supply.network(0)
+    stored = Stored(torch.rand(4, 1, 8, 8, generator=torch_rng(1)), 2)
+
+    def moved(inner, last):
+        before = torch.cat([p.detach().flatten() for p in network.parameters()])
+        supply.between(0, inner, last, [stored])
+        return not torch.equal(before, torch.cat([p.detach().flatten() for p in network.parameters()]))
+
+    assert moved(0, False)
+    assert not moved(1, True)
