@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,16 +47,23 @@ VARIANTS = {  # what is added to the selection
     "select + all, features alone, trust region 0.1": {"pixel_weight": 0.0, "trust_region": 0.1},
     "select + all, no trust region": {"trust_region": 2.0, "learning_rate": 0.1},
 }
-
+UNSELECTED = "all without select"
 
 SOFT = {"real: raw", "real: select", "real: select + all", "real: select + all, features alone", "noise: wmdd"}
 SOFT |= {name.replace("real", "generated") for name in SOFT}
 
 
 def variants(
-    pool: SurrogateSet, start: str, teacher: Teacher, data: RealData, ipc: int, config: RefineConfig, seed: int
+    pool: SurrogateSet,
+    start: str,
+    teacher: Teacher,
+    data: RealData,
+    ipc: int,
+    config: RefineConfig,
+    seed: int,
+    without: Sequence[str] = (),
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    """(name, set) of every variant from one pool."""
+    """(name, set) of every variant from one pool, but for those ``without``."""
     yield f"{start}: raw", pool.prefix(ipc)
     spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in (3.0, 0.3, 0.0)}
     selected = {
@@ -66,15 +73,15 @@ def variants(
     yield f"{start}: select", selected[3.0]
     yield f"{start}: select, features alone", selected[0.0]
     for name, changes in VARIANTS.items():
+        if name in without:
+            continue
         changed = replace(config, select=False, **changes)
         weight = changed.pixel_weight
         refined = gd.refine_set(selected[weight], teacher, data, ipc, changed, seed=seed, space=spaces[weight])[1]
         yield f"{start}: {name}", refined
-    plain = replace(config, select=False)
-    yield (
-        f"{start}: all without select",
-        gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=spaces[3.0])[1],
-    )
+    if UNSELECTED not in without:
+        plain = replace(config, select=False)
+        yield f"{start}: {UNSELECTED}", gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=spaces[3.0])[1]
 
 
 def sets(
@@ -90,7 +97,7 @@ def sets(
             # its generator may have seen more training images than --max_per_class keeps, of the same split
             pools["generated"] = replace(drawn, meta=drawn.meta | {"data": data.describe()})
         for start, pool in pools.items():
-            yield from variants(pool, start, teacher, data, ipc, config, seed)
+            yield from variants(pool, start, teacher, data, ipc, config, seed, args.without)
         if "noise" in args.starts:
             noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
             yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
@@ -179,9 +186,11 @@ def figures(rows: list[dict]) -> Iterator[tuple[int, str, str, str, str]]:
         }
         values = 100 * np.array(list(own.values()))
         gains = 100 * np.array([own[s] - random[s] for s in own if s in random])
-        gain = f"{gains.mean():+5.1f} ± {gains.std(ddof=1) if len(gains) > 1 else 0:3.1f}" if len(gains) else ""
-        spread = values.std(ddof=1) if len(values) > 1 else 0
-        yield ipc, labels, name, f"{values.mean():7.1f} ± {spread:3.1f}", f"{gain:>13}"
+        gain = (
+            f"{gains.mean():+5.1f}" + (f" ± {gains.std(ddof=1):3.1f}" if len(gains) > 1 else "") if len(gains) else ""
+        )
+        spread = f"± {values.std(ddof=1):3.1f}" if len(values) > 1 else "(1 seed)"
+        yield ipc, labels, name, f"{values.mean():7.1f} {spread}", f"{gain:>13}"
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -206,6 +215,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--sets", type=Path, help="folder that keeps the sets themselves")
     return parser
 
