@@ -14,6 +14,7 @@ from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section
 from gendistill.data.real import RealData
 from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
+from gendistill.evaluate.scores import scores
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
@@ -29,6 +30,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
+from gendistill.stages.scores import score_table
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -81,6 +83,7 @@ def evaluate(
         "data": data.describe(),
         "seed": seed,
         "rows": rows,
+        "scores": scores(rows),
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
@@ -199,4 +202,7 @@ def main(command: EvaluateCommand) -> None:
         paths = [find_surrogate(path, command.revision) for path in paths]
         data = read_data(command.data)
         run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
-    print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+    print(table(summary))
+    if scored := score_table(summary, row_label):
+        print(scored)
