@@ -196,6 +196,10 @@ def row_label(row: dict[str, Any]) -> str:
 
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
+    if command.task == "continual":
+        from gendistill.stages import continual  # which builds on this module
+
+        return continual.main(command)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     target, config = command.output_dir, section(command, EvaluateConfig)
     with output(command, command.data.folder, command.teacher, *paths):
