@@ -100,7 +100,7 @@ def _learn(
             accuracies.append(done[key])
         else:
             names, shown = tuple(classes[c] for c in seen), arrived(test, seen, len(classes))[0]
-            accuracies.append(_trained(memory, targets, shown, names, config, run, device))
+            accuracies.append(train_and_test(memory, targets, shown, names, config, run, device))
         named = {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc}
         yield {"key": key, **named, "run": run, "classes": count, "accuracy": accuracies[-1]}
     return accuracies
@@ -138,7 +138,7 @@ def _memory(contestant: Contestant, run: int, seen: Tensor, classes: int) -> tup
     return memory, targets, key
 
 
-def _trained(
+def train_and_test(
     memory: Split,
     targets: Targets | None,
     test: Split,
