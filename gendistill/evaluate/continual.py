@@ -197,7 +197,8 @@ def _summed(accuracies: np.ndarray) -> dict[str, Any]:
 
 def _compared(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row with its paired intervals against random at the same IPC, where there is one."""
-    against = next((r for r in rows if r["method"] == RANDOM and r["ipc"] == row["ipc"]), None)
+    drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
+    against = next((r for r in drawn if r["ipc"] == row["ipc"]), None)
 
     def beside(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
         interval = paired_interval(ours["accuracy"], theirs["accuracy"]) if theirs else None

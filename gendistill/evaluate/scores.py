@@ -28,23 +28,20 @@ def robust(gain: float) -> float:
 
 
 def label_robust(full: float, hard: float, made: float, random: float) -> float:
-    """LRS of accuracies in [0, 1]: all real and the set, hard labels; the set and random images, labels of one recipe.
-
-    Raises:
-        ValueError: no fractions.
-    """
+    """LRS of fractions: all real and the set, hard labels; the set and random images, labels of one recipe."""
     _check_fractions(full, hard, made, random)
     return robust(WEIGHT * (made - random) - (1 - WEIGHT) * (full - hard))
 
 
 def augmentation_robust(augmented: float, random_augmented: float, plain: float, random_plain: float) -> float:
-    """ARS of accuracies in [0, 1], of the set and of random images with labels of one recipe. Raises likewise."""
+    """ARS of fractions: of the set and of random images with labels of one recipe, with and without augmentation."""
     _check_fractions(augmented, random_augmented, plain, random_plain)
     return robust(WEIGHT * (augmented - random_augmented) + (1 - WEIGHT) * (plain - random_plain))
 
 
 def _check_fractions(*values: float) -> None:
-    if not all(0 <= value <= 1 for value in values):
+    """Raises ValueError for per cent."""
+    if not all(0 <= v <= 1 for v in values):
         raise ValueError(f"Accuracies are {values}; expected fractions from 0 to 1, not per cent.")
 
 
@@ -59,7 +56,7 @@ def scores(rows: Sequence[Row]) -> list[Row]:
     groups: dict[str, list[Row]] = {}
     keys = (*NAME, "labels", "recipe", "network", "set")
     for row in rows:
-        if row["method"] not in (RANDOM, FULL):
+        if row["method"] != FULL and not _is_random(row):
             groups.setdefault(repr([row.get(k) for k in keys]), []).append(row)
     return [{**{k: g[0].get(k) for k in keys}, **_scored(g, rows)} for g in groups.values()]
 
@@ -74,8 +71,8 @@ def _scored(group: Sequence[Row], rows: Sequence[Row]) -> Row:
         **_score(label_robust, full, hard, row, against),
         **{"hlr": _gain(full, hard), "ior": _gain(row, against), "augment": min(own)},
     }
-    wanted = {"all real images": full, "the set itself with hard labels": hard, RECIPE: against}
-    missing = [f"LRS: no row of {name}" for name, found in wanted.items() if found is None]
+    wanted = ((full, "all real images"), (hard, "the set itself with hard labels"), (against, RECIPE))
+    missing = [f"LRS: no row of {name}" for found, name in wanted if found is None]
     if len(own) < 2:
         return {"lrs": lrs, "ars": None, "missing": [*missing, "ARS: no rows both with and without augmentation"]}
     ars = {
@@ -102,14 +99,18 @@ def _gain(better: Row | None, worse: Row | None) -> float | None:
 def _random(row: Row, rows: Sequence[Row]) -> Row | None:
     """Random images of the same number, not those of the same bytes, which stand in a ``space``."""
     same = ("ipc", "labels", "recipe", "network", "augment")
-    return next((r for r in rows if r["method"] == RANDOM and not r.get("space") and _same(r, row, *same)), None)
+    return next((r for r in rows if _is_random(r) and not r.get("space") and _same(r, row, *same)), None)
+
+
+def _is_random(row: Row) -> bool:
+    """Whether it is a baseline, not a set that somebody drew at random."""
+    return row["method"] == RANDOM and (not row.get("set") or bool(row.get("space")))
 
 
 def _hard(row: Row, rows: Sequence[Row]) -> Row | None:
     """The same images with hard labels, by content hash, or by name where no other set has that name."""
-    if row["labels"] == "hard":
-        return row
-    named = [r for r in rows if r["labels"] == "hard" and _same(r, row, *NAME, "network", "augment")]
+    hard = [r for r in rows if r["labels"] == "hard" and bool(r.get("set")) == bool(row.get("set"))]
+    named = [r for r in hard if _same(r, row, *NAME, "network", "augment")]
     alone = named[0] if len(named) == 1 else None
     return next((r for r in named if _same(r, row, "set")), alone)
 

@@ -132,6 +132,13 @@ def test_differences_are_paired_by_run_at_every_step_and_on_average() -> None:
     assert made["average"]["mean"] == pytest.approx(sum(averages) / 3)
 
 
+def test_a_set_that_somebody_drew_at_random_is_compared_with_the_random_row() -> None:
+    drawn = replace(MADE, method="random")
+    _, (first, random) = learn([drawn, RANDOM], options(2))
+    assert random["average"]["verdict"] == "reference"
+    assert first["average"]["ci95_vs_random"] is not None
+
+
 @given(st.integers(1, 300), st.data())
 def test_steps_are_as_even_as_they_can_be(classes: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, classes))

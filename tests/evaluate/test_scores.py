@@ -152,6 +152,14 @@ def test_random_and_full_have_no_score_and_coresets_have_one_each() -> None:
     assert scores([FULL, RANDOM]) == []
 
 
+def test_a_set_that_somebody_drew_at_random_is_a_set() -> None:
+    drawn = row("random", [0.5, 0.6], set="a")
+    (found,) = scores([drawn, FULL, RANDOM])
+    assert found["lrs"]["ior"] == pytest.approx(0.55 - RANDOM["mean"])
+    relabelled = scores([FULL, RANDOM, SOFT_RANDOM, drawn, row("random", [0.7, 0.8], "soft", set="b")])[1]
+    assert relabelled["lrs"]["hlr"] == pytest.approx(0.86 - 0.55)
+
+
 def test_the_table_is_shown_where_it_says_something_new() -> None:
     plain = [FULL, RANDOM, MADE]
     assert score_table({"scores": scores(plain)}, row_label) == ""
