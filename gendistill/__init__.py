@@ -32,6 +32,7 @@ _HOMES = {
     "decode": "surrogate.decode",
     "Decoded": "surrogate.decode",
     "evaluate": "stages.evaluate",
+    "evaluate_continual": "stages.continual",
     "run": "stages.run",
     "table": "stages.evaluate",
     "show_progress": "progress",

@@ -68,6 +68,8 @@ class RunConfig(StageOptions):
         need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         labels = self.evaluate.labels
         need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
+        task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
+        need(task == "classification", "evaluate.task", task, other)
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
 
 
@@ -296,6 +298,8 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
         EvaluateConfig.__post_init__(self)
+        alone = self.task == "continual" and self.teacher is not None
+        need(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ Start = Literal["noise", "prototypes"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 LabelMode = Literal["per_image", "per_view", "online"]
 Labels = Literal["hard", "soft"]
+Task = Literal["classification", "continual"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
@@ -693,12 +694,32 @@ class LabelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinualConfig:
+    """Class-incremental learning from a memory that is the surrogate set.
+
+    Attributes:
+        steps: Steps in which the classes arrive, as many in each as divide evenly, one more in the first ones.
+        orders: Orders of the classes, drawn from the seed, that the runs go round; null: one for every run.
+    """
+
+    steps: int = 5
+    orders: int | None = None
+
+    def __post_init__(self) -> None:
+        section = "evaluate.continual"
+        _at_least(self, section, 1, "steps")
+        need(self.orders is None or self.orders >= 1, f"{section}.orders", self.orders, "null or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """The judge: classifiers trained from scratch on each set, tested once at the last step.
 
     Every row has the same network, optimiser, number of steps and training seeds, so only the images differ.
 
     Attributes:
+        task: ``classification`` of all classes at once, or ``continual``: classes arrive in steps, and a classifier is
+            trained anew on the memory of those that have come (GDumb).
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
             (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``.
         width: Channels of a ConvNet's blocks.
@@ -716,8 +737,10 @@ class EvaluateConfig:
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
             size of batch.
+        continual: Options of task continual.
     """
 
+    task: Task = "classification"
     network: str = "convnet"
     width: int = 64
     depth: int | None = None
@@ -731,11 +754,17 @@ class EvaluateConfig:
     labels: Labels = "hard"
     mixed_precision: Precision = "no"
     compile: bool = False
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
         _at_least(self, "evaluate", 3, "runs")
         _at_least(self, "evaluate", 1, "width", "steps", "batch_size")
         _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")
+        if self.task == "classification":
+            unread = self.continual == ContinualConfig()
+            need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
+        else:
+            need(self.labels == "hard", "evaluate.labels", self.labels, "hard with task continual")
 
 
 def section(config: Any, kind: type) -> Any:

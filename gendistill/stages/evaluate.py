@@ -14,6 +14,7 @@ from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section
 from gendistill.data.real import RealData
 from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
+from gendistill.evaluate.scores import scores
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
@@ -29,6 +30,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
+from gendistill.stages.scores import score_table
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -81,6 +83,7 @@ def evaluate(
         "data": data.describe(),
         "seed": seed,
         "rows": rows,
+        "scores": scores(rows),
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
@@ -193,10 +196,17 @@ def row_label(row: dict[str, Any]) -> str:
 
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
+    if command.task == "continual":
+        from gendistill.stages import continual  # which builds on this module
+
+        return continual.main(command)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     target, config = command.output_dir, section(command, EvaluateConfig)
     with output(command, command.data.folder, command.teacher, *paths):
         paths = [find_surrogate(path, command.revision) for path in paths]
         data = read_data(command.data)
         run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
-    print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+    print(table(summary))
+    if scored := score_table(summary, row_label):
+        print(scored)

@@ -230,6 +230,8 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
         else:
             assert row["ci95_vs_random"] is not None
     assert "per_view, T 4, CutMix 1" in table(summary)
+    assert [entry["labels"] for entry in summary["scores"] if entry["set"]] == ["hard", "soft", "online", "soft"]
+    assert all(entry["lrs"]["score"] is not None for entry in summary["scores"])
 
 
 def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teacher, chosen):

@@ -1,0 +1,165 @@
+"""Continual task of the evaluate stage: surrogate sets as memories -> continual.json, .csv and .html."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gendistill import runtime
+from gendistill.commands import EvaluateCommand
+from gendistill.config import EvaluateConfig, section, to_dict
+from gendistill.data.real import RealData
+from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
+from gendistill.evaluate.judge import PROTOCOL, RANDOM, Contestant
+from gendistill.evaluate.report.incremental import render_continual
+from gendistill.progress import follow
+from gendistill.seeding import derive
+from gendistill.stages.contestants import RANDOM_DRAWS, of_sets
+from gendistill.stages.distill import distill
+from gendistill.stages.evaluate import RUNS, row_label, table
+from gendistill.stages.folders import (
+    StageFolder,
+    check_origin,
+    command_line,
+    finished,
+    read_data,
+    stage_folder,
+    stage_settings,
+    versions,
+)
+from gendistill.stages.labels import check_manifest_labels
+from gendistill.stages.output import output
+from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.surrogate import SurrogateSet
+
+RECORD, TABLE, PAGE = "continual.json", "continual.csv", "continual.html"
+
+
+def evaluate_continual(
+    data: RealData,
+    surrogates: Sequence[SurrogateSet],
+    config: EvaluateConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: StageFolder | None = None,
+) -> dict[str, Any]:
+    """The summary: rows for random real images, k-means on pixels and the given sets, at every IPC of the sets.
+
+    All images have hard labels. The classes, the network and its training are those of ``config``.
+    """
+    config = config or EvaluateConfig(task="continual")
+    for surrogate in surrogates:
+        what = f"the surrogate set at IPC {surrogate.ipc}"
+        check_origin(what, surrogate.classes, surrogate.meta, data)
+        check_manifest_labels(what, surrogate.classes, surrogate.meta)
+    counts = arrivals(len(data.classes), config.continual.steps)
+    contestants = [c for ipc in sorted({s.ipc for s in surrogates}) for c in beside(data, ipc, config, seed)]
+    contestants += of_sets(surrogates)
+    total = len(counts) * sum(runs_of(c, config) for c in contestants)
+    done = _read(folder.path / RUNS) if folder else {}
+    loop = continual(contestants, data.test, data.classes, config, seed=seed, device=runtime.device(), done=done)
+
+    def log(record: dict[str, Any]) -> None:
+        if folder:
+            folder.log({k: v for k, v in record.items() if k != "key"})
+            with (folder.path / RUNS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps([record["key"], record["accuracy"]]) + "\n")
+
+    rows = follow(loop, "continual", total, log=log, every=1, stage="evaluate")
+    orders = class_orders(len(data.classes), contestants, config, seed)
+    return {
+        "task": "continual",
+        "protocol": PROTOCOL,
+        "data": data.describe(),
+        "seed": seed,
+        "classes": counts,
+        "orders": [[data.classes[c] for c in order] for order in orders],
+        "rows": rows,
+        "command": command_line(),
+        "versions": versions(),
+        "device": str(runtime.device()),
+        "settings": to_dict(config),
+    }
+
+
+def beside(data: RealData, ipc: int, config: EvaluateConfig, seed: int) -> list[Contestant]:
+    """Random draws, one for each run and at least five, and k-means on pixels; they see one class at a time."""
+    count = max(RANDOM_DRAWS, config.runs)
+    draws = [distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split for r in range(count)]
+    picked = distill(data, "kmeans", ipc, seed=seed)
+    return [
+        Contestant(RANDOM, None, ipc, tuple(draws)),
+        Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]),
+    ]
+
+
+def _read(path: Path) -> dict[str, float]:
+    """Accuracies that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
+    done = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            key, value = json.loads(line)
+            done[key] = value
+    return done
+
+
+def run_stage(
+    data: RealData, surrogates: Sequence[Path], config: EvaluateConfig, target: Path, *, seed: int
+) -> dict[str, Any]:
+    """Write ``target`` unless it is there already, made with the same settings; returns the summary."""
+    sets = [SurrogateSet.load(path) for path in surrogates]
+    hashes = [s.content_hash() for s in sets]
+    settings = stage_settings(config, seed, data=data.fingerprint(), surrogates=hashes)
+    if not finished(target, "evaluate", settings):
+        with stage_folder(target, "evaluate", settings, keep_partial=True) as folder:
+            folder.scaffold = (RUNS,)
+            write(folder.path, evaluate_continual(data, sets, config, seed=seed, folder=folder))
+    return json.loads((target / RECORD).read_text(encoding="utf-8"))
+
+
+def write(folder: Path, summary: dict[str, Any]) -> None:
+    """The summary, a line of every row and step, and the page."""
+    (folder / RECORD).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    labelled = {**summary, "rows": with_labels(summary["rows"])}
+    (folder / PAGE).write_text(render_continual(labelled), encoding="utf-8")
+    names = ("method", "space", "stage", "ipc", "labels", "augment", "network")
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "step", "classes", "mean", "std", "low", "high", "verdict"])
+        for row in summary["rows"]:
+            steps = [(i + 1, n, row["steps"][i]) for i, n in enumerate(summary["classes"])]
+            for step, count, found in [*steps, ("average", None, row["average"])]:
+                low, high = found["ci95_vs_random"] or (None, None)
+                numbers = [found["mean"], found["std"], low, high, found["verdict"]]
+                writer.writerow([*(row[name] for name in names), step, count, *numbers])
+
+
+def with_labels(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with names for readers, numbered where several of an IPC have the same."""
+    seen: Counter[tuple[int, str]] = Counter()
+    found = []
+    for row in rows:
+        name = row_label(row)
+        seen[row["ipc"], name] += 1
+        times = seen[row["ipc"], name]
+        found.append({**row, "label": name if times == 1 else f"{name} ({times})"})
+    return found
+
+
+def main(command: EvaluateCommand) -> None:
+    paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    with output(command, command.data.folder, *paths):
+        paths = [find_surrogate(path, command.revision) for path in paths]
+        data, config = read_data(command.data), section(command, EvaluateConfig)
+        summary = run_stage(data, paths, config, command.output_dir, seed=command.seed)
+    rows = summary["rows"]
+    print(f"After the last of {len(summary['classes'])} steps, {summary['classes'][-1]} classes:")
+    print(table({"rows": [{**row, **row["steps"][-1]} for row in rows]}))
+    print("Mean over the steps:")
+    print(table({"rows": [{**row, **row["average"]} for row in rows]}))
+    print(f"{command.output_dir / PAGE}  the curves, for a browser")
