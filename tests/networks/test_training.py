@@ -9,7 +9,8 @@ from gendistill.data.real import Split
 from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
-from gendistill.networks.training import accuracy, augment, recognised, train_classifier
+from gendistill.data.augmentation import augment
+from gendistill.networks.training import accuracy, recognised, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng
 
