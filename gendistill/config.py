@@ -700,8 +700,8 @@ class LabelConfig:
 class EvaluateConfig:
     """The judge: classifiers trained from scratch on each set, tested once at the last step.
 
-    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null is
-    the value of the protocol.
+    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null
+    is the protocol's value.
 
     Attributes:
         protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,

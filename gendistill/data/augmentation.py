@@ -32,7 +32,7 @@ class Augmentation:
         flip: Mirror every second image, at random.
         min_crop: Least area of a random crop that is enlarged to the whole side; 1 keeps the whole image.
         jitter: Strength of brightness, contrast and saturation, in an order of each image's own.
-        lighting: Standard deviation of AlexNet's colour shift (Krizhevsky et al. 2012, section 4.1); colour images only.
+        lighting: Deviation of AlexNet's colour shift (Krizhevsky et al. 2012, section 4.1); none on grey images.
         siamese: DSA's operations: the operation is drawn for the batch, its parameters for each image.
         cutmix: Probability that a batch is mixed by CutMix with Beta(1, 1).
     """

@@ -129,9 +129,7 @@ def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> No
 
 
 @torch.no_grad()
-def predicted(
-    network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False
-) -> tuple[Tensor, Tensor]:
+def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
     """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
     rows, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)

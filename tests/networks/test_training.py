@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gendistill.data.augmentation import augment
 from gendistill.data.real import Split
 from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
-from gendistill.data.augmentation import augment
 from gendistill.networks.training import accuracy, recognised, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng

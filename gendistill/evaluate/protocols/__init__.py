@@ -1,4 +1,4 @@
-"""Protocols: named, pinned evaluations, one YAML file each, whose header names its source and what we do differently."""
+"""Protocols: named, pinned evaluations, one YAML each, whose header has its source and what we do differently."""
 
 from __future__ import annotations
 
