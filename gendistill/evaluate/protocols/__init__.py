@@ -19,6 +19,7 @@ from gendistill.networks.training import Optimizer
 
 Epochs = int | Mapping[int, int]  # the same for every set, or from so many images of a class on
 LENGTH = ("steps", "epochs", "epochs_100_classes", "full_epochs")
+OWN = ("protocol", "runs", "augment", "legacy_best", "mixed_precision", "compile")  # options that no protocol has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,8 @@ def resolve(config: EvaluateConfig) -> Settings:
     given["network"] = as_tuple(given.get("network", pinned["network"]))
     given["augment"] = as_tuple(config.augment)
     kept = {k: v for k, v in pinned.items() if k not in LENGTH or not {"steps", "epochs"} & given.keys()}
-    changed = tuple(k for k, v in given.items() if k in ("steps", "epochs", *pinned) and v != pinned.get(k))
+    usual = {f.name: f.default for f in fields(Settings)} | pinned
+    changed = tuple(k for k, v in given.items() if k not in OWN and v != usual[k])
     settings = Settings(**{**kept, **given}, changed=changed)
     if len(settings.augment) > 1 and not settings.augments:
         raise ConfigError(
