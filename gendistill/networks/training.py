@@ -36,12 +36,12 @@ def augmented_batches(
 
     Batches run over the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller one of what is left.
     """
-    images, wanted = to_float(split.images), split.labels if targets is None else targets
+    images, wanted = split.images, split.labels if targets is None else targets
     wanted, indices = wanted.to(images.device), epoch_indices if whole_epochs else batch_indices
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         index = indices(len(split), batch_size, step, seed).to(images.device)
-        return augmentation.batch(images[index], wanted[index], seed, step)
+        return augmentation.batch(to_float(images[index]), wanted[index], seed, step)
 
     return batch
 
