@@ -34,8 +34,10 @@ def test_every_augmentation_replays_from_seed_and_step(name, channels):
     given, targets = images(channels=channels), one_hot()
     first, wanted = ALL[name].batch(given, targets, 1, 5)
     again, same = ALL[name].batch(given, targets, 1, 5)
-    assert first.shape == given.shape and wanted.shape == targets.shape
-    assert torch.equal(first, again) and torch.equal(wanted, same)
+    assert first.shape == given.shape
+    assert wanted.shape == targets.shape
+    assert torch.equal(first, again)
+    assert torch.equal(wanted, same)
     if (name, channels) != ("lighting", 1):
         assert not torch.equal(first, given)
         others = [ALL[name].batch(given, targets, seed, step)[0] for seed, step in ((1, 6), (2, 5), (1, 7), (1, 8))]
@@ -46,7 +48,8 @@ def test_every_augmentation_replays_from_seed_and_step(name, channels):
 def test_nothing_asked_for_changes_nothing():
     given, targets = images(), torch.arange(8)
     shown, wanted = Augmentation().batch(given, targets, 0, 0)
-    assert torch.equal(shown, given) and wanted is targets
+    assert torch.equal(shown, given)
+    assert wanted is targets
 
 
 def test_shift_and_flip_are_those_of_the_stream_named_augment():
@@ -57,7 +60,8 @@ def test_shift_and_flip_are_those_of_the_stream_named_augment():
 @pytest.mark.parametrize("name", ["shift", "flip", "crop", "cutmix"])
 def test_moves_invent_no_values(name):
     shown, _ = ALL[name].batch(images(), one_hot(), 0, 1)
-    assert shown.min() >= images().min() - 1e-6 and shown.max() <= images().max() + 1e-6
+    assert shown.min() >= images().min() - 1e-6
+    assert shown.max() <= images().max() + 1e-6
 
 
 def test_crops_are_enlarged_parts():

@@ -64,7 +64,8 @@ def test_augment_false_drops_all_of_a_protocols_augmentation():
     settings = resolve(EvaluateConfig(protocol="idc"))
     trial = Trial(settings, TEST, 2)
     shown, targets = trial.batches(some_images(4, 0), None, 1, False)(0)
-    assert shown.unique(dim=0).shape[0] == 4 and targets.dim() == 1
+    assert shown.unique(dim=0).shape[0] == 4
+    assert targets.dim() == 1
     assert all(any(torch.equal(s, i) for i in some_images(4, 0).images / 127.5 - 1) for s in shown)
 
 

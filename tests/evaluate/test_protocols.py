@@ -37,10 +37,13 @@ def test_every_protocol_is_whole_and_survives_json(name):
     assert found.protocol == name
     assert (found.steps is None) != (found.epochs is None)
     assert json.loads(json.dumps(found.to_dict()))["changed"] == []
-    assert found.length(100, 10)[0] > 0 and found.length(5000, 10, full=True)[0] > 0
+    assert found.length(100, 10)[0] > 0
+    assert found.length(5000, 10, full=True)[0] > 0
     steps, per_epoch = found.length(100, 10)
     rates = [found.rate(steps, per_epoch)(step) for step in range(steps)]
-    assert max(rates) > 0.99 and all(0 <= rate <= 1 for rate in rates) and rates[-1] < 0.2
+    assert max(rates) > 0.99
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert rates[-1] < 0.2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +124,7 @@ def test_rows_with_and_without_no_augmentation_are_refused():
         settings(augment=(True, False))
     assert settings(augment=(True, False), shift=1).augment == (True, False)
     assert settings(augment=False).augment == (False,)
-    with pytest.raises(ConfigError, match="evaluate.augment"):
+    with pytest.raises(ConfigError, match=r"evaluate\.augment"):
         settings("idc", augment=(True, True))
 
 
@@ -154,7 +157,8 @@ def test_each_protocol_judges_a_tiny_set(name):
         rows = stop.value
     assert len(records) == 5 + 3 + 3
     for row in rows:
-        assert all(0 <= a <= 1 for a in row["accuracy"]) and all(0 <= e <= 1 for e in row["ece"])
+        assert all(0 <= a <= 1 for a in row["accuracy"])
+        assert all(0 <= e <= 1 for e in row["ece"])
         assert len(row["per_class"]) == 2
         assert sum(row["per_class"]) / 2 == pytest.approx(row["mean"])
         assert row["augment"] == (name != "gendistill")
