@@ -67,7 +67,7 @@ class RunConfig(StageOptions):
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
         need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         labels = self.evaluate.labels
-        need(labels == "hard", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
+        need(labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
         task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
         need(task == "classification", "evaluate.task", task, other)
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")

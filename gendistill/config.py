@@ -38,6 +38,7 @@ BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
 Sizes = int | tuple[int, ...]
+Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
 
 
 def need(condition: bool, option: str, value: object, expected: str) -> None:
@@ -49,6 +50,11 @@ def _at_least(config: Any, section: str, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         need(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value or several, as several."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def sizes(ipc: Sizes) -> tuple[int, ...]:
@@ -715,24 +721,32 @@ class ContinualConfig:
 class EvaluateConfig:
     """The judge: classifiers trained from scratch on each set, tested once at the last step.
 
-    Every row has the same network, optimiser, number of steps and training seeds, so only the images differ.
+    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null
+    is the protocol's value.
 
     Attributes:
         task: ``classification`` of all classes at once, or ``continual``: classes arrive in steps, and a classifier is
             trained anew on the memory of those that have come (GDumb).
+        protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,
+            ``wmdd-soft``; gendistill/evaluate/protocols has their values.
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``.
+            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list of
+            them, such as [convnet,resnet18], with rows of each.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         runs: Training runs of every row; run r has training seed r, and its own draw where the row is random.
-        steps: Optimiser steps of a run.
+        steps: Optimiser steps of a run, the same for every row.
+        epochs: Instead of steps: passes over a row's own images.
         batch_size: Images a step; a smaller set gives batches of its size.
-        learning_rate: Peak rate of AdamW, decayed along a cosine.
-        weight_decay: AdamW's weight decay.
+        learning_rate: Peak rate of the protocol's optimiser.
+        weight_decay: The optimiser's.
         shift: Random translation in pixels; 0 turns it off.
-        flip: Mirror images at random.
+        flip: Mirror images at random; wrong for digits, right for most photographs.
+        augment: false trains without any augmentation of the protocol; [true,false] has rows with and without.
         labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines labelled by the same teacher
             in the same way; ``hard`` leaves them aside.
+        legacy_best: Also test along the way, after every epoch (or twentieth of the steps), and give the highest
+            accuracy in a column ``legacy_best``, as others report; no verdict reads it.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
@@ -741,30 +755,45 @@ class EvaluateConfig:
     """
 
     task: Task = "classification"
-    network: str = "convnet"
-    width: int = 64
+    protocol: Protocol = "gendistill"
+    network: str | tuple[str, ...] | None = None
+    width: int | None = None
     depth: int | None = None
     runs: int = 5
-    steps: int = 200
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 5e-4
-    shift: int = 0
-    flip: bool = False
-    labels: Labels = "hard"
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    shift: int | None = None
+    flip: bool | None = None
+    augment: bool | tuple[bool, ...] = True
+    labels: Labels | None = None
+    legacy_best: bool = False
     mixed_precision: Precision = "no"
     compile: bool = False
     continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluate", 3, "runs")
-        _at_least(self, "evaluate", 1, "width", "steps", "batch_size")
-        _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")
+        section = "evaluate"
+        _at_least(self, section, 3, "runs")
+        counts = ("width", "steps", "epochs", "batch_size")
+        _at_least(self, section, 1, *(name for name in counts if getattr(self, name) is not None))
+        weights = ("learning_rate", "weight_decay", "shift")
+        _at_least(self, section, 0, *(name for name in weights if getattr(self, name) is not None))
+        both = self.steps is not None and self.epochs is not None
+        need(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
+        names = as_tuple(self.network)
+        need(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
+        rows = as_tuple(self.augment)
+        need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
         if self.task == "classification":
             unread = self.continual == ContinualConfig()
             need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
         else:
-            need(self.labels == "hard", "evaluate.labels", self.labels, "hard with task continual")
+            need(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
+            need(len(names) == 1, "evaluate.network", names, "one network with task continual")
+            need(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
 
 
 def section(config: Any, kind: type) -> Any:

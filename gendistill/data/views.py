@@ -34,6 +34,13 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
+def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Positions of batch ``step`` when every epoch ends with a smaller batch of what is left, as data loaders do."""
+    epoch, part = divmod(step, -(-count // batch_size))
+    order = torch.randperm(count, generator=torch_rng(seed, "order", epoch))
+    return order[part * batch_size : (part + 1) * batch_size]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Views:
     """Random crop, mirror and CutMix (Yun et al. 2019) of a set's images, replayed from ``seed`` and the step.

@@ -20,7 +20,9 @@ from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluate.intervals import paired_interval, verdict
-from gendistill.evaluate.judge import RANDOM, Contestant, Targets, one_run
+from gendistill.evaluate.judge import RANDOM, Contestant, Targets
+from gendistill.evaluate.protocols import Settings, resolve
+from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
 from gendistill.seeding import torch_rng
 
@@ -53,6 +55,7 @@ def continual(
     seed: int = 0,
     device: torch.device | str = "cpu",
     done: Mapping[str, float] | None = None,
+    normal: tuple[float, float] = (0.0, 0.5),
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Yield a record for every training, return the rows.
 
@@ -65,42 +68,39 @@ def continual(
         ConfigError: more steps than classes.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
-    counts = arrivals(len(classes), config.continual.steps)
+    counts, settings = arrivals(len(classes), config.continual.steps), resolve(config)
     orders = class_orders(len(classes), contestants, config, seed)
     for contestant in contestants:
         for run in range(runs_of(contestant, config)):
             _check(contestant, run, test, orders[run][: counts[0]], classes)
-    rows = []
+    trial, rows = Trial(settings, test, len(classes), device, normal), []
     for contestant in contestants:
         start, results = time.perf_counter(), []
         for run in range(runs_of(contestant, config)):
-            loop = _learn(contestant, run, test, classes, orders[run], counts, config, device, done or {})
+            loop = _learn(contestant, run, trial, orders[run], counts, done or {})
             results.append((yield from loop))
-        rows.append(_row(contestant, config, results, time.perf_counter() - start))
+        rows.append(_row(contestant, settings, results, time.perf_counter() - start))
     return [_compared(row, rows) for row in rows]
 
 
 def _learn(
     contestant: Contestant,
     run: int,
-    test: Split,
-    classes: tuple[str, ...],
+    trial: Trial,
     order: Tensor,
     counts: Sequence[int],
-    config: EvaluateConfig,
-    device: torch.device | str,
     done: Mapping[str, float],
 ) -> Generator[dict[str, Any], None, list[float]]:
     """One run: a record after every step; returns the accuracies."""
     accuracies: list[float] = []
     for count in counts:
         seen = order[:count]
-        memory, targets, key = _memory(contestant, run, seen, len(classes))
+        memory, targets, key = _memory(contestant, run, seen, trial.classes)
         if key in done:
             accuracies.append(done[key])
         else:
-            names, shown = tuple(classes[c] for c in seen), arrived(test, seen, len(classes))[0]
-            accuracies.append(train_and_test(memory, targets, shown, names, config, run, device))
+            shown = arrived(trial.test, seen, trial.classes)[0]
+            accuracies.append(train_and_test(memory, targets, replace(trial, test=shown, classes=count), run))
         named = {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc}
         yield {"key": key, **named, "run": run, "classes": count, "accuracy": accuracies[-1]}
     return accuracies
@@ -138,17 +138,12 @@ def _memory(contestant: Contestant, run: int, seen: Tensor, classes: int) -> tup
     return memory, targets, key
 
 
-def train_and_test(
-    memory: Split,
-    targets: Targets | None,
-    test: Split,
-    classes: tuple[str, ...],
-    config: EvaluateConfig,
-    run: int,
-    device: torch.device | str,
-) -> float:
+def train_and_test(memory: Split, targets: Targets | None, trial: Trial, run: int) -> float:
     """Test accuracy of the judge's training; one class alone needs none."""
-    return one_run(memory, targets, test, classes, config, run, device) if len(classes) > 1 else 1.0
+    if trial.classes == 1:
+        return 1.0
+    (name,), (augment,) = trial.settings.network, trial.settings.augment
+    return trial.run(name, memory, targets, run, augment=augment)["accuracy"]
 
 
 def _check(contestant: Contestant, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
@@ -170,7 +165,7 @@ def _check(contestant: Contestant, run: int, test: Split, seen: Tensor, classes:
             )
 
 
-def _row(contestant: Contestant, config: EvaluateConfig, results: list[list[float]], seconds: float) -> dict[str, Any]:
+def _row(contestant: Contestant, settings: Settings, results: list[list[float]], seconds: float) -> dict[str, Any]:
     by_step = np.array(results).T  # (steps,runs)
     return {
         "method": contestant.method,
@@ -178,8 +173,8 @@ def _row(contestant: Contestant, config: EvaluateConfig, results: list[list[floa
         "space": contestant.space,
         "ipc": contestant.ipc,
         "labels": contestant.labels,
-        "augment": bool(config.shift or config.flip),
-        "network": config.network,
+        "augment": settings.augment[0] and settings.augments,
+        "network": settings.network[0],
         "set": contestant.identity,
         "steps": [_summed(accuracies) for accuracies in by_step],
         "average": _summed(by_step.mean(0)),

@@ -11,18 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
 from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.evaluate.protocols import Settings, resolve
+from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
-from gendistill.networks.registry import build_network
-from gendistill.networks.training import Batches, accuracy, plain_batches, train_classifier
-from gendistill.progress import finish
-from gendistill.seeding import derive
+from gendistill.networks.training import Batches
 
-PROTOCOL = "gendistill"
 RANDOM, FULL = "random", "full"
 
 
@@ -30,13 +27,14 @@ RANDOM, FULL = "random", "full"
 class Targets:
     """Soft targets of one draw: a table (N,K) for images augmented here, or batches that bring their own views.
 
-    ``key`` tells them from others in a resumed evaluation.
+    ``key`` tells them from others in a resumed evaluation; ``augmented`` says whether those views are augmented.
     """
 
     key: str
     temperature: float
     table: Tensor | None = None
     batches: Batches | None = None
+    augmented: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,107 +68,114 @@ def judge(
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
-    done: Mapping[str, float] | None = None,
+    done: Mapping[str, dict[str, Any]] | None = None,
+    normal: tuple[float, float] = (0.0, 0.5),
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
-    Row: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run), mean, std (n - 1),
-    ci95_vs_random (paired by run against the random row of the same IPC and labels; null for random and full), verdict,
-    seconds, set (content hash). ``done`` has accuracies by record key that need no training again.
+    A row for each of ``entries``: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run),
+    mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
+    legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in all
+    else; null for random and full), verdict, seconds, set (content hash). ``done`` has results by record key that need
+    no training again. ``normal`` is the mean and the standard deviation of the real training images, in [-1, 1].
     """
-    rows, done = [], done or {}
+    settings, rows, done = resolve(config), [], done or {}
+    trial = Trial(settings, test, len(classes), device, normal)
     for contestant in contestants:
         _check_shapes(contestant, test)
-    for contestant in contestants:
+    sizes = {len(draw) for contestant in contestants for draw in contestant.draws}
+    for name in settings.network:
+        trial.check(name, sizes)
+    for contestant, name, augment in entries(contestants, settings):
         start, results = time.perf_counter(), []
-        for run in range(max(config.runs, len(contestant.draws))):
+        for run in range(trainings(contestant, settings)):
             draw, targets = contestant.run(run)
-            content = hash_tensors({"images": draw.images, "labels": draw.labels})
-            key = "-".join([content, str(run), *([targets.key] if targets else [])])
-            results.append(done[key] if key in done else one_run(draw, targets, test, classes, config, run, device))
+            key, full = _key(draw, targets, name, augment, run), contestant.method == FULL
+            results.append(done.get(key) or trial.run(name, draw, targets, run, augment=augment, full=full))
             yield {
                 "key": key,
                 "method": contestant.method,
                 "set": contestant.stage,
                 "ipc": contestant.ipc,
                 "labels": contestant.labels,
+                "network": name,
                 "run": run,
-                "accuracy": results[-1],
+                "accuracy": results[-1]["accuracy"],
+                "result": results[-1],
             }
-        rows.append(_row(contestant, config, results, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        rows.append(_row(contestant, name, augment and _augmented(contestant, settings), results, seconds, test))
     return [with_verdict(row, rows) for row in rows]
 
 
-def _row(contestant: Contestant, config: EvaluateConfig, results: list[float], seconds: float) -> dict[str, Any]:
+def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple[Contestant, str, bool]]:
+    """(contestant, network, augment) of each row; labels of views belong to views as they are, so have no plain row."""
+    return [
+        (contestant, name, augment)
+        for name in settings.network
+        for augment in settings.augment
+        for contestant in contestants
+        if augment or not _has_views(contestant)
+    ]
+
+
+def trainings(contestant: Contestant, settings: Settings) -> int:
+    """Runs of each of its rows."""
+    return max(settings.runs, len(contestant.draws))
+
+
+def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int) -> str:
+    """What tells a run from all others of an evaluation."""
+    content = hash_tensors({"images": draw.images, "labels": draw.labels})
+    shown = "augmented" if augment else "plain"
+    return "-".join([content, network, shown, str(run), *([targets.key] if targets else [])])
+
+
+def _has_views(contestant: Contestant) -> bool:
+    return any(targets.batches is not None for targets in contestant.targets)
+
+
+def _augmented(contestant: Contestant, settings: Settings) -> bool:
+    if _has_views(contestant):
+        return any(targets.augmented for targets in contestant.targets)
+    return settings.augments
+
+
+def _row(
+    contestant: Contestant,
+    network: str,
+    augment: bool,
+    results: list[dict[str, Any]],
+    seconds: float,
+    test: Split,
+) -> dict[str, Any]:
+    found = {name: [result[name] for result in results] for name in results[0]}
+    correct = np.mean(found["correct"], axis=0).tolist()
     return {
         "method": contestant.method,
         "stage": contestant.stage,
         "ipc": contestant.ipc,
         "labels": contestant.labels,
         "recipe": contestant.recipe,
-        "augment": bool(config.shift or config.flip),
-        "network": config.network,
+        "augment": augment,
+        "network": network,
         "space": contestant.space,
-        "accuracy": results,
-        "mean": float(np.mean(results)),
-        "std": float(np.std(results, ddof=1)),
+        "accuracy": found["accuracy"],
+        "mean": float(np.mean(found["accuracy"])),
+        "std": float(np.std(found["accuracy"], ddof=1)),
+        "per_class": [c / n if n else None for c, n in zip(correct, test.counts(len(correct)), strict=True)],
+        "ece": found["ece"],
+        **({"legacy_best": found["legacy_best"]} if "legacy_best" in found else {}),
         "seconds": round(seconds, 2),
         "set": contestant.identity,
     }
 
 
-def one_run(
-    train: Split,
-    targets: Targets | None,
-    test: Split,
-    classes: tuple[str, ...],
-    config: EvaluateConfig,
-    run: int,
-    device: torch.device | str,
-) -> float:
-    """Test accuracy in [0, 1] of a fresh network after the last step on ``train``."""
-    seed = derive(run, "judge")  # apart from a teacher's of the same number
-    network = build_network(
-        config.network,
-        channels=int(train.images.shape[1]),
-        image_size=int(train.images.shape[-1]),
-        classes=len(classes),
-        width=config.width,
-        depth=config.depth,
-        seed=seed,
-    )
-    views: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "shift": config.shift,
-        "flip": config.flip,
-        "seed": seed,
-    }
-    batches = targets.batches if targets else None
-    if targets and targets.table is not None:
-        batches = plain_batches(train, targets=targets.table, **views)
-    fast: dict[str, Any] = {
-        "bf16": runtime.wants_bf16(config.mixed_precision, torch.device(device)),
-        "compile": config.compile,
-    }
-    loop = train_classifier(
-        network,
-        train,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        device=device,
-        batches=batches,
-        temperature=targets.temperature if targets else 1.0,
-        **views,
-        **fast,
-    )
-    return accuracy(finish(loop), test, **fast)
-
-
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random at the same IPC with the same labels, where there is one."""
-    same = ("ipc", "labels", "recipe")
-    against = next((r for r in rows if r["method"] == RANDOM and all(r.get(k) == row.get(k) for k in same)), None)
+    """The row with its paired interval against random where there is a row of it, all else being the same."""
+    same = ("ipc", "labels", "recipe", "network", "augment")
+    random = (r for r in rows if r["method"] == RANDOM and not r.get("space"))
+    against = next((r for r in random if all(r.get(k) == row.get(k) for k in same)), None)
     compared = against is not None and row is not against
     interval = paired_interval(row["accuracy"], against["accuracy"]) if compared and against else None
     return {**row, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}

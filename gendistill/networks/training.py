@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
+from gendistill.data.augmentation import Augmentation
 from gendistill.data.images import to_float
 from gendistill.data.real import Split
-from gendistill.data.views import batch_indices
+from gendistill.data.views import batch_indices, epoch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
-from gendistill.seeding import torch_rng
+from gendistill.networks.schedules import Rate, warm_cosine
 
 CPU_ROWS = 64  # activations that stay in the caches: half the time of batches of 512
+Optimizer = Literal["adamw", "sgd"]
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
 
 
-def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Tensor:
-    """Per-image random translation by up to ``shift`` pixels (edges repeat) and mirroring. Float (B,C,H,W)."""
-    if flip:
-        mirrored = torch.rand(len(images), generator=rng).lt(0.5).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-    if shift:
-        height, width = images.shape[-2:]
-        padded = F.pad(images, (shift,) * 4, mode="replicate")
-        offset = torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng).to(images.device)
-        rows = offset[0][:, None] + torch.arange(height, device=images.device)
-        columns = offset[1][:, None] + torch.arange(width, device=images.device)
-        batch = torch.arange(len(images), device=images.device)[:, None, None]
-        images = padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
-    return images
-
-
-def plain_batches(
-    split: Split, *, batch_size: int, shift: int, flip: bool, seed: int, targets: Tensor | None = None
+def augmented_batches(
+    split: Split,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    targets: Tensor | None = None,
+    whole_epochs: bool = False,
 ) -> Batches:
-    """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its images."""
-    images, wanted = to_float(split.images), split.labels if targets is None else targets.to(split.labels.device)
+    """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its images.
+
+    Batches run over the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller one of what is left.
+    """
+    images, wanted = split.images, split.labels if targets is None else targets
+    wanted, indices = wanted.to(images.device), epoch_indices if whole_epochs else batch_indices
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        index = batch_indices(len(split), batch_size, step, seed).to(images.device)
-        return augment(images[index], torch_rng(seed, "augment", step), shift, flip), wanted[index]
+        index = indices(len(split), batch_size, step, seed).to(images.device)
+        return augmentation.batch(to_float(images[index]), wanted[index], seed, step)
 
     return batch
 
@@ -64,12 +60,16 @@ def train_classifier(
     device: torch.device | str = "cpu",
     batches: Batches | None = None,
     temperature: float = 1.0,
+    optimizer: Optimizer = "adamw",
+    momentum: float = 0.9,
+    rate: Rate | None = None,
     bf16: bool = False,
     compile: bool = False,
 ) -> Generator[dict[str, Any], None, nn.Module]:
-    """AdamW on the mean cross-entropy with a one-cycle cosine rate; yields {step, loss}; returns the network, in eval.
+    """The optimiser on the mean cross-entropy; yields {step, loss}; returns the network, in eval.
 
     A set smaller than ``batch_size`` gives batches of its whole size, so equal ``steps`` mean equal optimiser steps.
+    ``rate`` is the share of ``learning_rate`` at each step, a one-cycle cosine unless given; ``momentum`` is SGD's.
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
     ``bf16`` runs the network under autocast, ``compile`` compiles it; neither changes what is trained, but rounding.
@@ -82,21 +82,27 @@ def train_classifier(
     loss_of = runtime.compiled(classification_loss) if compile else classification_loss
     if batches is None:
         there = Split(split.images.to(device), split.labels.to(device))
-        batches = plain_batches(there, batch_size=batch_size, shift=shift, flip=flip, seed=seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    warmup = max(1, steps // 20)
+        batches = augmented_batches(there, Augmentation(shift=shift, flip=flip), batch_size=batch_size, seed=seed)
+    descent, rate = _optimizer(network, optimizer, learning_rate, weight_decay, momentum), rate or warm_cosine(steps)
     for step in range(steps):
-        rate = min((step + 1) / warmup, 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)).item()))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate
+        for group in descent.param_groups:
+            group["lr"] = learning_rate * rate(step)
         images, targets = (tensor.to(device) for tensor in batches(step))
         images = images.contiguous(memory_format=_layout(bf16, compile))
         loss = loss_of(network, images, targets, temperature, bf16)
-        optimizer.zero_grad(set_to_none=True)
+        descent.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        descent.step()
         yield {"step": step + 1, "loss": loss.detach()}
     return network.eval()
+
+
+def _optimizer(
+    network: nn.Module, name: Optimizer, learning_rate: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
 
 
 def classification_loss(
@@ -123,21 +129,28 @@ def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> No
 
 
 @torch.no_grad()
-def recognised(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> Tensor:
-    """Which images of ``split`` the network classifies right, bool (N,)."""
+def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
+    """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
     rows, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
-    look, guesses = runtime.compiled(guess) if compile else guess, []
+    look, found = runtime.compiled(guess) if compile else guess, []
     for images in split.images.split(rows):
         call = look if len(images) == rows else guess  # the last, smaller batch would be compiled for itself
-        guesses.append(call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16).cpu())
-    return torch.cat(guesses) == split.labels
+        found.append(call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16))
+    classes, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return classes, probabilities
 
 
-def guess(network: nn.Module, images: Tensor, bf16: bool) -> Tensor:
-    """The most probable class (B,)."""
+def guess(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+    """The most probable class (B,) and its probability (B,), which is 0 where training diverged to NaN."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        return network(images).argmax(1)
+        logits = network(images)
+    return logits.argmax(1), logits.float().softmax(1).amax(1).nan_to_num(0.0)
+
+
+def recognised(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> Tensor:
+    """Which images of ``split`` the network classifies right, bool (N,)."""
+    return predicted(network, split, bf16=bf16, compile=compile)[0] == split.labels
 
 
 def accuracy(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> float:

@@ -10,7 +10,6 @@ import torch
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import RealData, Split
-from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluate.judge import RANDOM, Contestant, Targets
 from gendistill.hashing import hash_tensors
 from gendistill.networks.labelling import fill, soft_batches
@@ -66,33 +65,6 @@ def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teach
     return found
 
 
-def check_soft_labels(surrogates: Sequence[SurrogateSet], config: EvaluateConfig, teacher: Teacher | None) -> None:
-    """Refuse, before any training, soft rows that lack labels, their teacher, or enough of the stored batches.
-
-    Raises:
-        ConfigError: no set is labelled, or no teacher is given.
-        ArtifactError: another teacher's labels, or fewer steps than the evaluation trains.
-    """
-    if config.labels == "hard":
-        return
-    labelled = [s.soft_labels for s in surrogates if s.soft_labels]
-    if not labelled:
-        raise ConfigError("evaluate.labels is 'soft', but no set has soft labels; make some with `gendistill label`.")
-    if teacher is None:
-        raise ConfigError("evaluate.labels is 'soft', which needs the teacher for the baselines; give --teacher.")
-    for soft in labelled:
-        if soft.teacher.get("hash") != teacher.hash():
-            raise ArtifactError(
-                f"The soft labels come from teacher {soft.teacher.get('hash')}, --teacher is {teacher.hash()}; "
-                "expected the same."
-            )
-        if soft.steps is not None and soft.steps < config.steps:
-            raise ArtifactError(
-                f"evaluate.steps is {config.steps}, but a set has soft labels for {soft.steps} steps; label it with "
-                f"--steps {config.steps} or evaluate with --steps {soft.steps}."
-            )
-
-
 def with_soft_labels(
     labelled: Sequence[SurrogateSet], baselines: Sequence[Contestant], teacher: Teacher | None
 ) -> list[Contestant]:
@@ -138,4 +110,5 @@ def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
     if soft.mode == "per_image":
         table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.factor**2))
         return Targets(key, soft.temperature, table=table * _shares(surrogate))
-    return Targets(key, soft.temperature, batches=soft_batches(surrogate, network))
+    augmented = soft.views.min_crop < 1 or soft.views.flip or soft.views.cutmix > 0
+    return Targets(key, soft.temperature, batches=soft_batches(surrogate, network), augmented=augmented)

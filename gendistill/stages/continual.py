@@ -13,9 +13,11 @@ from typing import Any
 from gendistill import runtime
 from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section, to_dict
-from gendistill.data.real import RealData
+from gendistill.data.real import RealData, mean_and_std
+from gendistill.errors import ConfigError
 from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
-from gendistill.evaluate.judge import PROTOCOL, RANDOM, Contestant
+from gendistill.evaluate.judge import RANDOM, Contestant
+from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
 from gendistill.progress import follow
 from gendistill.seeding import derive
@@ -53,6 +55,11 @@ def evaluate_continual(
     All images have hard labels. The classes, the network and its training are those of ``config``.
     """
     config = config or EvaluateConfig(task="continual")
+    if resolve(config).labels == "soft":
+        raise ConfigError(
+            f"evaluate.protocol is {config.protocol!r}, whose labels are soft; the continual task has hard ones. Give "
+            "another protocol, or --labels hard."
+        )
     for surrogate in surrogates:
         what = f"the surrogate set at IPC {surrogate.ipc}"
         check_origin(what, surrogate.classes, surrogate.meta, data)
@@ -62,7 +69,8 @@ def evaluate_continual(
     contestants += of_sets(surrogates)
     total = len(counts) * sum(runs_of(c, config) for c in contestants)
     done = _read(folder.path / RUNS) if folder else {}
-    loop = continual(contestants, data.test, data.classes, config, seed=seed, device=runtime.device(), done=done)
+    where: dict[str, Any] = {"device": runtime.device(), "normal": mean_and_std(data.train)}
+    loop = continual(contestants, data.test, data.classes, config, seed=seed, done=done, **where)
 
     def log(record: dict[str, Any]) -> None:
         if folder:
@@ -74,7 +82,7 @@ def evaluate_continual(
     orders = class_orders(len(data.classes), contestants, config, seed)
     return {
         "task": "continual",
-        "protocol": PROTOCOL,
+        "protocol": config.protocol,
         "data": data.describe(),
         "seed": seed,
         "classes": counts,
@@ -83,7 +91,7 @@ def evaluate_continual(
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
-        "settings": to_dict(config),
+        "settings": {**resolve(config).to_dict(), "continual": to_dict(config.continual)},
     }
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from gendistill import runtime
 from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section
-from gendistill.data.real import RealData
-from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
+from gendistill.data.real import RealData, mean_and_std
+from gendistill.evaluate.judge import FULL, Contestant, entries, judge, trainings
+from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.scores import scores
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
+from gendistill.stages.contestants import baselines, of_sets, with_soft_labels
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -30,6 +31,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
+from gendistill.stages.recipes import check_soft_labels
 from gendistill.stages.scores import score_table
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -48,38 +50,41 @@ def evaluate(
 ) -> dict[str, Any]:
     """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets.
 
-    k-means picks on pixels, and with a ``teacher`` on its features as well. All rows have hard labels; with
-    ``config.labels`` soft, labelled sets get a second one, and so do the baselines, labelled likewise by ``teacher``.
+    k-means picks on pixels, and with a ``teacher`` on its features as well. All rows have hard labels; where the
+    protocol or ``config.labels`` says soft, labelled sets get a second one, and so do the baselines, labelled likewise
+    by ``teacher``.
     """
     config = config or EvaluateConfig()
+    settings = resolve(config)
     for surrogate in surrogates:
         what = f"the surrogate set at IPC {surrogate.ipc}"
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
-    check_soft_labels(surrogates, config, teacher)
+    check_soft_labels(surrogates, settings, teacher)
     contestants = [
         c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
     ]
     contestants += of_sets(surrogates)
-    if config.labels == "soft":
+    if settings.labels == "soft":
         labelled = [s for s in surrogates if s.soft_labels]
         contestants += with_soft_labels(labelled, [c for c in contestants if not c.identity], teacher)
     contestants.append(Contestant(FULL, None, None, (data.train,)))
-    total = sum(max(config.runs, len(c.draws)) for c in contestants)
+    total = sum(trainings(contestant, settings) for contestant, *_ in entries(contestants, settings))
     done = _read_runs(folder.path / RUNS) if folder else {}
-    loop = judge(contestants, data.test, data.classes, config, device=runtime.device(), done=done)
+    device, normal = runtime.device(), mean_and_std(data.train)
+    loop = judge(contestants, data.test, data.classes, config, device=device, done=done, normal=normal)
 
     def log(record: dict[str, Any]) -> None:
         if folder:
-            folder.log({k: v for k, v in record.items() if k != "key"})
+            folder.log({k: v for k, v in record.items() if k not in ("key", "result")})
             with (folder.path / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps([record["key"], record["accuracy"]]) + "\n")
+                file.write(json.dumps([record["key"], record["result"]]) + "\n")
 
     rows = follow(loop, "evaluate", total, log=log, every=1, stage="evaluate")
     return {
-        "protocol": PROTOCOL,
+        "protocol": settings.protocol,
         "data": data.describe(),
         "seed": seed,
         "rows": rows,
@@ -87,17 +92,18 @@ def evaluate(
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
-        "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
+        "settings": settings.to_dict(),
     }
 
 
-def _read_runs(path: Path) -> dict[str, float]:
-    """Accuracies that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
+def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
+    """Results that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
             key, value = json.loads(line)
-            done[key] = value
+            if isinstance(value, dict):  # older versions kept an accuracy alone
+                done[key] = value
     return done
 
 
@@ -119,12 +125,15 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
             "low",
             "high",
             "verdict",
+            "ece",
+            *(["legacy_best"] if any("legacy_best" in row for row in summary["rows"]) else []),
         ]
         writer = csv.writer(file)
         writer.writerow(names)
         for row in summary["rows"]:
             low, high = row["ci95_vs_random"] or (None, None)
-            writer.writerow([{**row, "low": low, "high": high}.get(name) for name in names])
+            means = {name: _mean(row[name]) for name in ("ece", "legacy_best") if row.get(name)}
+            writer.writerow([{**row, "low": low, "high": high, **means}.get(name) for name in names])
 
 
 def run_stage(
@@ -158,23 +167,38 @@ def run_stage(
 def table(summary: dict[str, Any]) -> str:
     """The rows as aligned text, accuracies in per cent; hard labels first where there are others."""
     rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
-    soft = any(row["labels"] != "hard" for row in rows)
-    width = 2 + max(len(_recipe(row)) for row in rows) if soft else 0
-    head = "labels" if soft else ""
-    lines = [f"{'IPC':>4}  {'set':<30}{head:<{width}} {'accuracy %':>12}  {'95 % against random':>20}  verdict"]
-    for row in rows:
+    head, *told = _telling(rows)
+    legacy = any("legacy_best" in row for row in rows)
+    extra = "  legacy best %" if legacy else ""
+    lines = [f"{'IPC':>4}  {'set':<30}{head} {'accuracy %':>12}{extra}  {'95 % against random':>20}  verdict"]
+    for row, columns in zip(rows, told, strict=True):
         interval = row["ci95_vs_random"]
         gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
-        labels = f"{_recipe(row) if soft else '':<{width}}"
+        extra = f"{100 * _mean(row['legacy_best']):15.1f}" if legacy else ""
         lines.append(
-            f"{row['ipc'] or '':>4}  {row_label(row):<30}{labels} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
-            f"  {gain:>20}  {row['verdict']}"
+            f"{row['ipc'] or '':>4}  {row_label(row):<30}{columns} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
+            f"{extra}  {gain:>20}  {row['verdict']}"
         )
     return "\n".join(lines)
 
 
-def _recipe(row: dict[str, Any]) -> str:
-    return row.get("recipe") or "hard"
+def _telling(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns that tell rows apart, where they do: of the head, then of each row."""
+    values: dict[str, list[str]] = {
+        "labels": [row.get("recipe") or "hard" for row in rows],
+        "network": [row["network"] for row in rows],
+        "augmented": ["yes" if row["augment"] else "no" for row in rows],
+    }
+    lines = [""] * (1 + len(rows))
+    for head, texts in values.items():
+        if len(set(texts)) > 1:
+            width = 2 + max(map(len, [head, *texts]))
+            lines = [f"{line}{text:<{width}}" for line, text in zip(lines, [head, *texts], strict=True)]
+    return lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 LABELS = {

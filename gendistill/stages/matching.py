@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, need, sizes, to_dict
-from gendistill.data.real import RealData, Split
+from gendistill.data.real import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
 from gendistill.hashing import hash_json
@@ -277,8 +277,8 @@ def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Si
     """DSA's, one of the operations a step, or IDC's, all in order; cutout is for matching alone (IDC)."""
     if config.augmentation == "none":
         return None
-    images = split.images[:: max(1, len(split) // 2000)].float() / 127.5 - 1
-    scale: dict[str, Any] = {"mean": float(images.mean()), "std": float(images.std())}
+    mean, std = mean_and_std(split)
+    scale: dict[str, Any] = {"mean": mean, "std": std}
     flip: tuple[Any, ...] = ("flip",) if config.flip else ()
     if config.augmentation == "one":
         return Siamese(operations=("color", "crop", "cutout", *flip, "scale", "rotate"), compose="one", **scale)

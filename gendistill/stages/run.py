@@ -11,9 +11,10 @@ import yaml
 
 from gendistill import runtime
 from gendistill.commands import RunConfig
-from gendistill.config import sizes, to_dict
+from gendistill.config import need, sizes, to_dict
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
+from gendistill.evaluate.protocols import resolve
 from gendistill.generator.sampler import check_guidance
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import require_batch_of_two
@@ -104,11 +105,15 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
 def check_networks(config: RunConfig, data: RealData) -> None:
     """Build every network once, so that what does not fit the images is refused before any training."""
     shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
-    for part in (config.teacher, config.evaluate):
-        network = build_network(part.network, width=part.width, depth=part.depth, **shape)
-        require_batch_of_two(network, part.batch_size, len(data.train))
-        if part is config.teacher and config.refine.steps:
-            require_batch_norm(network, config.refine.batch_norm_weight)
+    teacher, judge = config.teacher, resolve(config.evaluate)
+    network = build_network(teacher.network, width=teacher.width, depth=teacher.depth, **shape)
+    require_batch_of_two(network, teacher.batch_size, len(data.train))
+    if config.refine.steps:
+        require_batch_norm(network, config.refine.batch_norm_weight)
+    need(judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard")
+    for name in judge.network:
+        network = build_network(name, width=judge.width, depth=judge.depth, **shape)
+        require_batch_of_two(network, judge.batch_size, len(data.train))
     generator = start_generator(data, config.finetune, config.seed)
     check_training(generator, config.finetune)
     generator.meta["null_class_trained"] = config.finetune.label_dropout > 0 or config.finetune.pretrained is not None

@@ -17,6 +17,8 @@ from gendistill.errors import ConfigError, DataError
 from gendistill.evaluate.continual import arrivals, arrived, class_order, continual, train_and_test
 from gendistill.evaluate.intervals import paired_interval
 from gendistill.evaluate.judge import Contestant, Targets
+from gendistill.evaluate.protocols import resolve
+from gendistill.evaluate.trial import Trial
 from gendistill.progress import finish
 
 K = 7
@@ -76,8 +78,7 @@ def test_the_same_as_a_plain_loop(steps: int, orders: int | None, sizes: list[in
                 (memory, positions), (test, _) = by_hand(draw, seen), by_hand(TEST, seen)
                 table = torch.tensor([[weights[i, c] for c in seen] for i in positions])
                 targets = Targets("", 1.0, table=table) if contestant.targets else None
-                names = tuple(CLASSES[c] for c in seen)
-                wanted = train_and_test(memory, targets, test, names, config, run, "cpu")
+                wanted = train_and_test(memory, targets, Trial(resolve(config), test, len(seen)), run)
                 assert row["steps"][step]["accuracy"][run] == wanted, (contestant.method, run, step)
 
 

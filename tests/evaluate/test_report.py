@@ -17,7 +17,7 @@ from gendistill.data.images import to_pil
 from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
-from gendistill.evaluate.judge import PROTOCOL, with_verdict
+from gendistill.evaluate.judge import with_verdict
 from gendistill.evaluate.report.chart import chart, ticks
 from gendistill.evaluate.report.closest import closest_of_run
 from gendistill.evaluate.report.pictures import CELL, gallery
@@ -73,7 +73,7 @@ def make_summary(data: RealData, gain: float, ipcs: tuple[int, ...] = (1, 2)) ->
             make_row("generative", "refined", ipc, refined),
         ]  # fmt: skip
     return {
-        "protocol": PROTOCOL, "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
+        "protocol": "gendistill", "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
         "device": "cpu", "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
     }  # fmt: skip
 

@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gendistill.data.augmentation import augment
 from gendistill.data.real import Split
 from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
-from gendistill.networks.training import accuracy, augment, recognised, train_classifier
+from gendistill.networks.training import accuracy, predicted, recognised, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng
 
@@ -156,6 +157,25 @@ def test_a_tiny_run_repeats_its_stored_losses():
     assert [r["loss"].item() for r in loop] == pytest.approx([0.7201, 0.9268, 0.5309, 0.5238, 0.4580], abs=1e-3)
 
 
+def test_sgd_is_a_hand_loop_of_momentum_and_weight_decay():
+    split, seed = bright_and_dark(), 2
+    network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
+    by_hand = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
+    options = {"learning_rate": 0.1, "weight_decay": 0.01, "optimizer": "sgd", "momentum": 0.9}
+    rates = [1.0, 1.0, 0.5, 0.5]
+    finish(train_classifier(network, split, steps=4, batch_size=5, seed=seed, rate=rates.__getitem__, **options))
+    parameters = list(by_hand.parameters())
+    speeds = [torch.zeros_like(p) for p in parameters]
+    for step, rate in enumerate(rates):
+        index = batch_indices(len(split), 5, step, seed)
+        loss = torch.nn.functional.cross_entropy(by_hand(split.images[index] / 127.5 - 1), split.labels[index])
+        for p, v, g in zip(parameters, speeds, torch.autograd.grad(loss, parameters), strict=True):
+            with torch.no_grad():
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(0.1 * rate * v)
+    assert torch.allclose(weights(network), weights(by_hand), atol=1e-6)
+
+
 def test_records_count_the_steps():
     network = build_network("convnet", channels=1, image_size=8, classes=2, width=4)
     loop = train_classifier(network, bright_and_dark(), steps=3, batch_size=4, learning_rate=0.01, weight_decay=0.0)
@@ -190,3 +210,6 @@ def test_accuracy_is_the_share_of_images_recognised():
     many = Split(split.images.repeat(30, 1, 1, 1), split.labels.repeat(30))  # more than a batch
     assert recognised(Brightness(), many).tolist() == 30 * [True, True, False, False, True]
     assert accuracy(Brightness(), split) == 0.6
+    guesses, confidence = predicted(Brightness(), split)
+    assert guesses.tolist() == [0, 1, 1, 0, 1]
+    assert confidence[:4].tolist() == pytest.approx(4 * [torch.tensor(2.0).sigmoid().item()])

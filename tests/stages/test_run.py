@@ -211,10 +211,13 @@ def test_evaluation_goes_on_from_its_last_training(run: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = [json.loads(line) for line in finished.read_text().splitlines()[:4]]
-    finished.write_text("".join(json.dumps([key, 0.125]) + "\n" for key, _ in kept) + '["cut off')
+    known = {"accuracy": 0.125, "correct": 10 * [1], "ece": 0.5}
+    older = json.dumps([kept[0][0], 0.75]) + "\n"  # an accuracy alone, as older versions wrote, counts for nothing
+    finished.write_text("".join(json.dumps([key, known]) + "\n" for key, _ in kept) + older + '["cut off')
     assert gendistill(*arguments, "--resume_from_checkpoint", "latest") == 0
     rows = json.loads((out / "summary.json").read_text())["rows"]
     assert [a == 0.125 for a in rows[0]["accuracy"]] == [True] * 4 + [False]  # taken over, not trained again
+    assert [e == 0.5 for e in rows[0]["ece"]] == [True] * 4 + [False]
     assert not (out / "runs.jsonl").exists()
 
 

@@ -1,0 +1,119 @@
+"""The judge: rows by network and augmentation, results kept for resume, and the column that no verdict reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gendistill.config import EvaluateConfig
+from gendistill.data.real import Split
+from gendistill.errors import ConfigError
+from gendistill.evaluate.judge import FULL, RANDOM, Contestant, Targets, entries, judge, trainings
+from gendistill.evaluate.protocols import resolve
+from gendistill.evaluate.trial import Trial
+from tests.evaluate.test_protocols import some_images
+
+CLASSES = ("dark", "bright")
+TEST = some_images(20, 11)
+
+
+def contestants():
+    return [
+        Contestant(RANDOM, None, 2, tuple(some_images(4, seed) for seed in range(5))),
+        Contestant("made", None, 2, (some_images(4, 9),), identity="abc"),
+        Contestant(FULL, None, None, (some_images(30, 10),)),
+    ]
+
+
+def judged(test=TEST, made=None, done=None, **given):
+    """(rows, records)."""
+    config = EvaluateConfig(**{"runs": 3, "width": 8, "steps": 4, **given})
+    loop, records = judge(made or contestants(), test, CLASSES, config, done=done), []
+    while True:
+        try:
+            records.append(next(loop))
+        except StopIteration as stop:
+            return stop.value, records
+
+
+def test_several_networks_have_a_row_each_and_a_random_row_of_their_own():
+    rows, records = judged(network=("convnet", "convnet_bn"))
+    assert [row["network"] for row in rows] == 3 * ["convnet"] + 3 * ["convnet_bn"]
+    assert len(records) == 2 * (5 + 3 + 3)
+    alone, _ = judged(network="convnet_bn")
+    strip = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in strip} for row in rows[3:]] == [
+        {k: v for k, v in row.items() if k not in strip} for row in alone
+    ]
+
+
+def test_rows_with_and_without_augmentation_are_compared_with_their_own_random_row():
+    rows, records = judged(shift=2, augment=(True, False))
+    assert [row["augment"] for row in rows] == 3 * [True] + 3 * [False]
+    plain, _ = judged()
+    assert [row["accuracy"] for row in rows[3:]] == [row["accuracy"] for row in plain]
+    assert [row["ci95_vs_random"] for row in rows[3:]] == [row["ci95_vs_random"] for row in plain]
+    shifted, _ = judged(shift=2)
+    assert [row["accuracy"] for row in rows[:3]] == [row["accuracy"] for row in shifted]
+    assert len({record["key"] for record in records}) == len(records)
+
+
+def test_augment_false_drops_all_of_a_protocols_augmentation():
+    rows, _ = judged(protocol="idc", augment=False)
+    assert not any(row["augment"] for row in rows)
+    settings = resolve(EvaluateConfig(protocol="idc"))
+    trial = Trial(settings, TEST, 2)
+    shown, targets = trial.batches(some_images(4, 0), None, 1, False)(0)
+    assert shown.unique(dim=0).shape[0] == 4
+    assert targets.dim() == 1
+    assert all(any(torch.equal(s, i) for i in some_images(4, 0).images / 127.5 - 1) for s in shown)
+
+
+def test_labels_of_views_have_no_row_without_augmentation():
+    views = Targets("views", 1.0, batches=lambda step: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
+    soft = Contestant("made", None, 2, (some_images(4, 9),), labels="soft", recipe="per_view", targets=(views,))
+    settings = resolve(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
+    found = entries([*contestants(), soft], settings)
+    assert len(found) == 4 + 3
+    assert sum(trainings(c, settings) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
+
+
+def test_results_that_are_known_are_not_trained_again():
+    rows, records = judged(legacy_best=True)
+    results = {record["key"]: record["result"] for record in records}
+    again, _ = judged(done=results, legacy_best=True)
+    keep = ("accuracy", "per_class", "ece", "legacy_best", "ci95_vs_random", "verdict")
+    assert [[row[k] for k in keep] for row in again] == [[row[k] for k in keep] for row in rows]
+    other = {key: {**value, "accuracy": 0.125} for key, value in results.items() if "-0" in key[-2:]}
+    assert [row["accuracy"][0] for row in judged(done=other, legacy_best=True)[0]] == 3 * [0.125]
+
+
+@pytest.mark.parametrize("given", [{"steps": 20}, {"protocol": "idc", "steps": None, "epochs": 6}])
+def test_the_legacy_column_changes_nothing_else(given):
+    chance = Split(TEST.images, TEST.labels[torch.randperm(20, generator=torch.Generator().manual_seed(0))])
+    rows, _ = judged(test=chance, **given)
+    legacy, _ = judged(test=chance, **given, legacy_best=True)
+    best = [row.pop("legacy_best") for row in legacy]
+    for row, other in zip(rows, legacy, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    for row, highest in zip(rows, best, strict=True):
+        assert all(high >= last for high, last in zip(highest, row["accuracy"], strict=True))
+    assert any(high > last for row, highest in zip(rows, best, strict=True)
+               for high, last in zip(highest, row["accuracy"], strict=True))  # fmt: skip
+
+
+def test_accuracy_by_class_is_exact_and_none_without_test_images():
+    rows, records = judged(test=Split(TEST.images[TEST.labels == 1], TEST.labels[TEST.labels == 1]))
+    assert all(row["per_class"][0] is None for row in rows)
+    assert all(row["per_class"][1] == pytest.approx(row["mean"]) for row in rows)
+    assert all(record["result"]["correct"][0] == 0 for record in records)
+
+
+def test_every_network_is_built_before_anything_is_trained():
+    loop = judge(contestants(), TEST, CLASSES, EvaluateConfig(runs=3, steps=2, network=("convnet", "resnet99")))
+    with pytest.raises(ConfigError, match="resnet99"):
+        next(loop)
+    one_left = [Contestant("made", None, 2, (some_images(5, 9),))]
+    config = EvaluateConfig(runs=3, epochs=1, batch_size=4, network=("convnet", "convnet_bn"))
+    with pytest.raises(ConfigError, match="batch norm"):
+        next(judge(one_left, TEST, CLASSES, config))
