@@ -24,6 +24,7 @@ Labels = Literal["hard", "soft"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
+Baseline = Literal["random", "kmeans", "herding", "kcenter", "bytes", "full"]
 MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
 Method = Literal[CoresetMethod, "wmdd", MatchingMethod]
 SelectionKind = Literal["random", "representative"]
@@ -710,6 +711,11 @@ class EvaluateConfig:
         flip: Mirror images at random.
         labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines labelled by the same teacher
             in the same way; ``hard`` leaves them aside.
+        baselines: What stands beside the sets, at each of their IPC: ``random`` draws (always), ``kmeans``,
+            ``herding`` and ``kcenter``; ``bytes``, random images of as many bytes as a set takes with soft labels or
+            packed views; and ``full``, all real images.
+        baseline_cache: Folder that keeps the baselines' finished runs for other evaluations; ``auto`` is gendistill in
+            the user's cache folder, null keeps none.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
@@ -727,10 +733,14 @@ class EvaluateConfig:
     shift: int = 0
     flip: bool = False
     labels: Labels = "hard"
+    baselines: tuple[Baseline, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
+    baseline_cache: Literal["auto"] | Path | None = "auto"
     mixed_precision: Precision = "no"
     compile: bool = False
 
     def __post_init__(self) -> None:
+        named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
+        need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
         _at_least(self, "evaluate", 3, "runs")
         _at_least(self, "evaluate", 1, "width", "steps", "batch_size")
         _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
-from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, verdict
 from gendistill.hashing import hash_tensors
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import Batches, accuracy, plain_batches, train_classifier
@@ -24,6 +24,7 @@ from gendistill.seeding import derive
 
 PROTOCOL = "gendistill"
 RANDOM, FULL = "random", "full"
+Outcome = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Contestant:
     """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
 
     ``targets``, one a draw, replace the hard labels; ``recipe`` says how they were made, so that rows of one recipe are
-    compared. ``identity`` is the content hash of a set.
+    compared. ``identity`` is the content hash of a set, or those of several that differ in their synthesis seed alone,
+    ``synthesis_seeds`` of them, each a draw. ``facts`` go into the row as they are.
     """
 
     method: str
@@ -55,7 +57,13 @@ class Contestant:
     labels: Literal["hard", "soft", "online"] = "hard"
     recipe: str | None = None
     targets: tuple[Targets, ...] = ()
-    identity: str | None = None
+    identity: str | tuple[str, ...] | None = None
+    synthesis_seeds: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, runs: int) -> int:
+        """Runs of this row: ``runs`` for every pooled set, else ``runs`` or one for every draw."""
+        return runs * self.synthesis_seeds if self.synthesis_seeds > 1 else max(runs, len(self.draws))
 
     def run(self, number: int) -> tuple[Split, Targets | None]:
         """What run ``number`` trains on."""
@@ -70,24 +78,32 @@ def judge(
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
-    done: Mapping[str, float] | None = None,
+    done: Mapping[str, Outcome] | None = None,
+    recall: Callable[[str], Outcome | None] | None = None,
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
     Row: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run), mean, std (n - 1),
     ci95_vs_random (paired by run against the random row of the same IPC and labels; null for random and full), verdict,
-    seconds, set (content hash). ``done`` has accuracies by record key that need no training again.
+    seconds of training, set (content hash, or several), synthesis_seeds, std_within and std_between (see
+    ``seed_spread``), cached (runs that were recalled), and the contestant's facts. ``done`` has outcomes by record key
+    that need no training again; ``recall`` is asked for others.
     """
     rows, done = [], done or {}
     for contestant in contestants:
         _check_shapes(contestant, test)
     for contestant in contestants:
-        start, results = time.perf_counter(), []
-        for run in range(max(config.runs, len(contestant.draws))):
+        results: list[Outcome] = []
+        for run in range(contestant.count(config.runs)):
             draw, targets = contestant.run(run)
             content = hash_tensors({"images": draw.images, "labels": draw.labels})
             key = "-".join([content, str(run), *([targets.key] if targets else [])])
-            results.append(done[key] if key in done else one_run(draw, targets, test, classes, config, run, device))
+            found = done.get(key) or (recall(key) if recall else None)
+            if found is None:
+                start = time.perf_counter()
+                found = {"accuracy": one_run(draw, targets, test, classes, config, run, device)}
+                found["seconds"] = round(time.perf_counter() - start, 3)
+            results.append(found)
             yield {
                 "key": key,
                 "method": contestant.method,
@@ -95,13 +111,15 @@ def judge(
                 "ipc": contestant.ipc,
                 "labels": contestant.labels,
                 "run": run,
-                "accuracy": results[-1],
+                "baseline": contestant.identity is None,
+                **found,
             }
-        rows.append(_row(contestant, config, results, time.perf_counter() - start))
+        rows.append(_row(contestant, config, results))
     return [with_verdict(row, rows) for row in rows]
 
 
-def _row(contestant: Contestant, config: EvaluateConfig, results: list[float], seconds: float) -> dict[str, Any]:
+def _row(contestant: Contestant, config: EvaluateConfig, results: list[Outcome]) -> dict[str, Any]:
+    accuracies, identity = [found["accuracy"] for found in results], contestant.identity
     return {
         "method": contestant.method,
         "stage": contestant.stage,
@@ -111,11 +129,27 @@ def _row(contestant: Contestant, config: EvaluateConfig, results: list[float], s
         "augment": bool(config.shift or config.flip),
         "network": config.network,
         "space": contestant.space,
-        "accuracy": results,
-        "mean": float(np.mean(results)),
-        "std": float(np.std(results, ddof=1)),
-        "seconds": round(seconds, 2),
-        "set": contestant.identity,
+        "accuracy": accuracies,
+        "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies, ddof=1)),
+        "seconds": round(sum(found["seconds"] for found in results), 2),
+        "set": list(identity) if isinstance(identity, tuple) else identity,
+        "synthesis_seeds": contestant.synthesis_seeds,
+        **seed_spread(accuracies, contestant.synthesis_seeds),
+        "cached": sum(bool(found.get("cached")) for found in results),
+        **contestant.facts,
+    }
+
+
+def seed_spread(values: Sequence[float], sets: int) -> dict[str, float | None]:
+    """``std_within``: deviation (n - 1) of the runs of one set, pooled over the sets; ``std_between``: of the sets'
+    means. Run r belongs to set r % sets; null for one set."""
+    if sets < 2:
+        return {"std_within": None, "std_between": None}
+    within = [float(np.var(values[s::sets], ddof=1)) for s in range(sets)]
+    return {
+        "std_within": float(np.sqrt(np.mean(within))),
+        "std_between": float(np.std(by_set(values, sets), ddof=1)),
     }
 
 
@@ -168,12 +202,22 @@ def one_run(
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random at the same IPC with the same labels, where there is one."""
-    same = ("ipc", "labels", "recipe")
-    against = next((r for r in rows if r["method"] == RANDOM and all(r.get(k) == row.get(k) for k in same)), None)
-    compared = against is not None and row is not against
-    interval = paired_interval(row["accuracy"], against["accuracy"]) if compared and against else None
-    return {**row, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}
+    """The row with its paired interval against random at the same IPC with the same labels, where there is one.
+
+    Of several synthesis seeds, each set's mean difference is one value of ``ci95_vs_random``, so that it covers new
+    seeds; ``ci95_these_sets`` takes every run as one, so that it covers new trainings on these sets.
+    """
+    same, sets = ("ipc", "labels", "recipe"), row.get("synthesis_seeds", 1)
+    plain = (r for r in rows if r["method"] == RANDOM and not r.get("space") and not r.get("set"))
+    against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
+    interval = these = None
+    if against is not None and row is not against:
+        interval = these = paired_interval(row["accuracy"], against["accuracy"])
+        if sets > 1:
+            n = min(len(row["accuracy"]), len(against["accuracy"]))
+            interval = paired_interval(by_set(row["accuracy"][:n], sets), by_set(against["accuracy"][:n], sets))
+    told = {"ci95_these_sets": list(these) if these and sets > 1 else None}
+    return {**row, "ci95_vs_random": list(interval) if interval else None, **told, "verdict": verdict(interval)}
 
 
 def _check_shapes(contestant: Contestant, test: Split) -> None:

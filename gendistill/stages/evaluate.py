@@ -11,12 +11,13 @@ from typing import Any
 
 from gendistill import runtime
 from gendistill.commands import EvaluateCommand
-from gendistill.config import EvaluateConfig, section
+from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData
-from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
+from gendistill.evaluate.judge import PROTOCOL, Outcome, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
+from gendistill.stages.baseline_cache import BaselineCache
+from gendistill.stages.contestants import check_soft_labels, contestants
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -27,12 +28,19 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.given import findings, read_given
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.stages.table import table
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RUNS = "runs.jsonl"  # finished trainings, for resume
+NAMES = ("key", "method", "set", "ipc", "labels", "run", "baseline", "stage")  # of a record, beside its outcome
+COLUMNS = (
+    "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std", "std_within",
+    "std_between", "low", "high", "verdict", "runs", "cached", "synthesis_seeds", "stored_images", "decoded_images",
+    "bytes_images", "bytes_labels", "seconds", "synthesis_seconds",
+)  # fmt: skip
 
 
 def evaluate(
@@ -44,10 +52,10 @@ def evaluate(
     teacher: Teacher | None = None,
     folder: StageFolder | None = None,
 ) -> dict[str, Any]:
-    """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets.
+    """The summary: rows for the baselines, the given sets and full data, at every IPC of the sets.
 
-    k-means picks on pixels, and with a ``teacher`` on its features as well. All rows have hard labels; with
-    ``config.labels`` soft, labelled sets get a second one, and so do the baselines, labelled likewise by ``teacher``.
+    Coresets compare pixels, and with a ``teacher`` its features. All rows have hard labels; with ``config.labels``
+    soft, labelled sets get a second one, and so do the baselines, labelled likewise by ``teacher``.
     """
     config = config or EvaluateConfig()
     for surrogate in surrogates:
@@ -57,39 +65,37 @@ def evaluate(
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, config, teacher)
-    contestants = [
-        c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
-    ]
-    contestants += of_sets(surrogates)
-    if config.labels == "soft":
-        labelled = [s for s in surrogates if s.soft_labels]
-        contestants += with_soft_labels(labelled, [c for c in contestants if not c.identity], teacher)
-    contestants.append(Contestant(FULL, None, None, (data.train,)))
-    total = sum(max(config.runs, len(c.draws)) for c in contestants)
+    entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
+    cache = BaselineCache.of(data, config, device)
     done = _read_runs(folder.path / RUNS) if folder else {}
-    loop = judge(contestants, data.test, data.classes, config, device=runtime.device(), done=done)
+    loop = judge(entered, data.test, data.classes, config, device=device, done=done, recall=cache.recall)
 
     def log(record: dict[str, Any]) -> None:
+        outcome = {k: v for k, v in record.items() if k not in NAMES}
+        if record["baseline"] and record["key"] not in done:
+            cache.keep(record["key"], outcome)
         if folder:
-            folder.log({k: v for k, v in record.items() if k != "key"})
+            folder.log({k: v for k, v in record.items() if k not in ("key", "baseline")})
             with (folder.path / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps([record["key"], record["accuracy"]]) + "\n")
+                file.write(json.dumps([record["key"], outcome]) + "\n")
 
+    total = sum(contestant.count(config.runs) for contestant in entered)
     rows = follow(loop, "evaluate", total, log=log, every=1, stage="evaluate")
     return {
         "protocol": PROTOCOL,
         "data": data.describe(),
         "seed": seed,
         "rows": rows,
+        "findings": findings(surrogates),
         "command": command_line(),
         "versions": versions(),
-        "device": str(runtime.device()),
+        "device": str(device),
         "settings": {"runs": config.runs, "steps": config.steps, "network": config.network, "width": config.width},
     }
 
 
-def _read_runs(path: Path) -> dict[str, float]:
-    """Accuracies that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
+def _read_runs(path: Path) -> dict[str, Outcome]:
+    """Outcomes that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -102,26 +108,16 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, and the rows once more as summary.csv."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        names = [
-            "method",
-            "space",
-            "stage",
-            "ipc",
-            "labels",
-            "recipe",
-            "augment",
-            "network",
-            "mean",
-            "std",
-            "low",
-            "high",
-            "verdict",
-        ]
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in summary["rows"]:
-            low, high = row["ci95_vs_random"] or (None, None)
-            writer.writerow([{**row, "low": low, "high": high}.get(name) for name in names])
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(map(_flat, summary["rows"]))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its pairs as columns."""
+    low, high = row["ci95_vs_random"] or (None, None)
+    parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
+    return {**row, **parts, "low": low, "high": high, "runs": len(row["accuracy"])}
 
 
 def run_stage(
@@ -132,13 +128,14 @@ def run_stage(
     *,
     seed: int,
     teacher_dir: Path | None = None,
+    revision: str | None = None,
     log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
-    sets = [SurrogateSet.load(path) for path in surrogates]
+    sets = [read_given(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     settings = stage_settings(
-        config,
+        {name: value for name, value in to_dict(config).items() if name != "baseline_cache"},
         seed,
         data=data.fingerprint(),
         surrogates=[s.content_hash() for s in sets],
@@ -152,51 +149,14 @@ def run_stage(
     return target
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The rows as aligned text, accuracies in per cent; hard labels first where there are others."""
-    rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
-    soft = any(row["labels"] != "hard" for row in rows)
-    width = 2 + max(len(_recipe(row)) for row in rows) if soft else 0
-    head = "labels" if soft else ""
-    lines = [f"{'IPC':>4}  {'set':<30}{head:<{width}} {'accuracy %':>12}  {'95 % against random':>20}  verdict"]
-    for row in rows:
-        interval = row["ci95_vs_random"]
-        gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
-        labels = f"{_recipe(row) if soft else '':<{width}}"
-        lines.append(
-            f"{row['ipc'] or '':>4}  {row_label(row):<30}{labels} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
-            f"  {gain:>20}  {row['verdict']}"
-        )
-    return "\n".join(lines)
-
-
-def _recipe(row: dict[str, Any]) -> str:
-    return row.get("recipe") or "hard"
-
-
-LABELS = {
-    "base": "generator, before minimax",
-    "samples": "generator, minimax",
-    "select": "+ selection",
-    "refined": "+ barycenter and BN",
-}
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """What a reader calls the row."""
-    if row["method"] == "generative":
-        return LABELS.get(row["stage"], str(row["stage"]))
-    names = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}
-    name = names.get(row["method"], row["method"])
-    return f"{name} ({row['space']})" if row.get("space") else name
-
-
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     target, config = command.output_dir, section(command, EvaluateConfig)
-    with output(command, command.data.folder, command.teacher, *paths):
-        paths = [find_surrogate(path, command.revision) for path in paths]
+    cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
+    with output(command, command.data.folder, command.teacher, cache, *paths):
         data = read_data(command.data)
-        run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
+        run_stage(
+            data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
+        )
     print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))

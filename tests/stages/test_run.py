@@ -58,7 +58,7 @@ def test_summary_has_every_row_at_every_ipc(run: Path) -> None:
     for ipc in (1, 2):
         found = {(r["method"], r["stage"]) for r in rows if r["ipc"] == ipc}
         stages = {("generative", s) for s in ("base", "samples", "select", "refined")}
-        assert found == {("random", None), ("kmeans", None)} | stages
+        assert found == {(method, None) for method in ("random", "kmeans", "herding", "kcenter")} | stages
     assert sum(r["method"] == "full" for r in rows) == 1
     random = [r for r in rows if r["method"] == "random"]
     assert all(len(r["accuracy"]) == 5 and r["ci95_vs_random"] is None for r in random)
@@ -211,7 +211,9 @@ def test_evaluation_goes_on_from_its_last_training(run: Path, tmp_path: Path) ->
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = [json.loads(line) for line in finished.read_text().splitlines()[:4]]
-    finished.write_text("".join(json.dumps([key, 0.125]) + "\n" for key, _ in kept) + '["cut off')
+    finished.write_text(
+        "".join(json.dumps([key, {**found, "accuracy": 0.125}]) + "\n" for key, found in kept) + '["cut off'
+    )
     assert gendistill(*arguments, "--resume_from_checkpoint", "latest") == 0
     rows = json.loads((out / "summary.json").read_text())["rows"]
     assert [a == 0.125 for a in rows[0]["accuracy"]] == [True] * 4 + [False]  # taken over, not trained again

@@ -9,7 +9,7 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.export.stored import StoredSet
 
-BASELINES, FULL = ("random", "kmeans"), "full"
+BASELINES, FULL = ("random", "kmeans", "herding", "kcenter"), "full"
 NEEDED = {"method", "ipc", "mean"}
 
 
@@ -41,7 +41,7 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
     named = (manifest.get("method"), manifest.get("stage"), manifest["ipc"])
     if any(row.get("set") for row in rows):
         content = stored.content_hash()
-        own = [row for row in rows if row.get("set") == content]
+        own = [row for row in rows if content in _hashes(row)]
     else:
         own = [row for row in rows if (row["method"], row.get("stage"), row["ipc"]) == named]
     if not own:
@@ -57,6 +57,12 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
         "command": str(summary.get("command", "unknown")),
         "rows": [*own, *beside],
     }
+
+
+def _hashes(row: dict[str, Any]) -> list[str | None]:
+    """Of the set, or of the several that differ in their synthesis seed, that the row is of."""
+    found = row.get("set")
+    return found if isinstance(found, list) else [found]
 
 
 def _baseline(row: dict[str, Any], ipc: int) -> bool:

@@ -1,0 +1,106 @@
+"""Finished baseline runs kept for other evaluations: one JSON file for all that decides a run's outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gendistill import runtime
+from gendistill.config import EvaluateConfig, to_dict
+from gendistill.data.real import RealData
+from gendistill.errors import ArtifactError
+from gendistill.evaluate.judge import Outcome
+from gendistill.hashing import hash_json
+from gendistill.surrogate.png import whole
+
+FORMAT = 1  # another number when the meaning of an outcome, or the training behind it, changes
+LIBRARIES = ("gendistill", "torch", "timm")
+BESIDE = ("runs", "labels", "baselines", "baseline_cache", "mixed_precision")  # options that change no single run
+_log = logging.getLogger("gendistill")
+
+
+def cache_folder(given: Literal["auto"] | Path | None) -> Path | None:
+    """The folder meant: ``auto`` is gendistill/baselines below XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        ArtifactError: it is a file.
+    """
+    if given == "auto":
+        given = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill" / "baselines"
+    if isinstance(given, Path) and given.exists() and not given.is_dir():
+        raise ArtifactError(f"baseline_cache {given} is a file; expected a folder, or null to keep no runs.")
+    return given
+
+
+@dataclass
+class BaselineCache:
+    """Outcomes in ``folder`` (None keeps none) of runs that share ``made_from``; ``recall`` and ``keep`` take a key of
+    the judge, which names draw, targets and training seed."""
+
+    folder: Path | None
+    made_from: dict[str, Any]
+
+    @classmethod
+    def of(cls, data: RealData, config: EvaluateConfig, device: torch.device) -> BaselineCache:
+        """For evaluations of these images with these training settings on this kind of device."""
+        settings = {name: value for name, value in to_dict(config).items() if name not in BESIDE}
+        made_from = {
+            "format": FORMAT,
+            "data": data.fingerprint(),
+            "settings": settings,
+            "device": device.type,
+            "bf16": runtime.wants_bf16(config.mixed_precision, device),
+            "versions": _versions(),
+        }
+        return cls(cache_folder(config.baseline_cache), made_from)
+
+    def recall(self, run: str) -> Outcome | None:
+        """What was kept of this run, or None; a damaged file counts as none, with a warning."""
+        if self.folder is None:
+            return None
+        path, key = self._place(run)
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            if entry["key"] != key or entry["content"] != hash_json(entry["outcome"]):
+                raise ValueError("its content is not what it says")
+            return {**entry["outcome"], "cached": True}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            _log.warning("gendistill: %s cannot be used (%s); the run is trained anew.", path, error)
+            return None
+
+    def keep(self, run: str, outcome: Outcome) -> None:
+        """Write the outcome, whole or not at all, whoever else writes the same. One that was recalled is there."""
+        if self.folder is None or outcome.get("cached"):
+            return
+        path, key = self._place(run)
+        entry = {"key": key, "outcome": outcome, "content": hash_json(outcome)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
+                partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+        except OSError as error:  # which costs time another day, but nothing now
+            _log.warning("gendistill: baseline runs are not kept: %s cannot be written (%s).", path, error)
+            self.folder = None
+
+    def _place(self, run: str) -> tuple[Path, dict[str, Any]]:
+        assert self.folder is not None
+        key = {**self.made_from, "run": run}
+        return self.folder / f"run-{hash_json(key)}.json", key
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,90 @@
+"""What stands beside the sets: random draws, coresets, random images of equal bytes, and all real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor
+
+from gendistill.config import EvaluateConfig
+from gendistill.data.real import RealData, Split
+from gendistill.evaluate.judge import FULL, RANDOM, Contestant
+from gendistill.networks.teacher import Teacher
+from gendistill.seeding import derive
+from gendistill.stages.distill import distill
+from gendistill.surrogate.pixels import png_sizes
+
+RANDOM_DRAWS = 5
+EQUAL_BYTES = "equal bytes"  # the ``space`` of such random rows
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The real rows of one evaluation. A ``seed`` gives the same picks in every evaluation of the same images."""
+
+    data: RealData
+    config: EvaluateConfig
+    seed: int
+    teacher: Teacher | None = None
+
+    def beside(self, ipc: int, runs: int, totals: Sequence[int]) -> list[Contestant]:
+        """At one IPC: ``runs`` random draws or more, the coresets, and random sets of ``totals`` bytes."""
+        draws = max(RANDOM_DRAWS, self.config.runs, runs)
+        found = [_row(RANDOM, ipc, tuple(self._random(ipc, r) for r in range(draws)))]
+        found += [_row(method, ipc, (split,), space) for method, split, space in self._coresets(ipc)]
+        if "bytes" in self.config.baselines:
+            counts = {self._images_of(total, ipc, draws) for total in totals}
+            found += [self._equal_bytes(ipc, count, draws) for count in sorted(counts) if count > ipc]
+        return found
+
+    def full(self) -> list[Contestant]:
+        """All real images."""
+        return [_row(FULL, None, (self.data.train,))] if "full" in self.config.baselines else []
+
+    def _random(self, ipc: int, draw: int) -> Split:
+        return distill(self.data, RANDOM, ipc, seed=derive(self.seed, "random draw", draw)).split
+
+    def _coresets(self, ipc: int) -> Iterator[tuple[str, Split, str]]:
+        """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
+        features: Tensor | None = self.teacher.statistics.features if self.teacher else None
+        spaces = {"kmeans": [None] if features is None else [None, features], "herding": [features]}
+        spaces["kcenter"] = [features]
+        for method in (name for name in ("kmeans", "herding", "kcenter") if name in self.config.baselines):
+            for space in spaces[method]:
+                picked = distill(self.data, method, ipc, seed=self.seed, features=space)
+                yield method, picked.split, picked.meta["space"]
+
+    def _equal_bytes(self, ipc: int, count: int, draws: int) -> Contestant:
+        return _row(RANDOM, ipc, tuple(self._random(count, r) for r in range(draws)), EQUAL_BYTES)
+
+    def _images_of(self, total: int, ipc: int, draws: int) -> int:
+        """The least number of images a class with which every draw takes ``total`` bytes; at most all of a class."""
+        return max(self._images_of_draw(total, ipc, r) for r in range(draws))
+
+    def _images_of_draw(self, total: int, ipc: int, draw: int) -> int:
+        count, most = ipc, min(self.data.train.counts(len(self.data.classes)))
+        while True:  # a larger draw begins with the smaller one
+            sizes = png_sizes(self._random(count, draw).images)
+            steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
+            enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
+            if enough or count == most:
+                return enough[0] if enough else most
+            count = min(2 * count, most)
+
+
+def _row(method: str, ipc: int | None, draws: tuple[Split, ...], space: str | None = None) -> Contestant:
+    return Contestant(method, None, ipc, draws, space, facts=_facts(draws))
+
+
+def _facts(draws: Sequence[Split]) -> dict[str, Any]:
+    """Images and bytes of a draw as a set would hold it; nothing was made, so there are no seconds."""
+    images, total = len(draws[0]), sum(sum(png_sizes(draw.images)) for draw in draws)
+    return {
+        "stored_images": images,
+        "decoded_images": images,
+        "bytes": {"images": round(total / len(draws)), "labels": 0},
+        "synthesis_seconds": None,
+    }

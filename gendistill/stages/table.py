@@ -1,0 +1,100 @@
+"""An evaluation's rows as aligned text of at most 120 columns: by network and kind of labels, hard ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH = 31  # of a row's name
+
+LABELS = {
+    "base": "generator, before minimax",
+    "samples": "generator, minimax",
+    "select": "+ selection",
+    "refined": "+ barycenter and BN",
+}
+NAMED = {
+    "random": "random real images",
+    "full": "all real images",
+    "kmeans": "k-means",
+    "kcenter": "k-centre",
+}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The rows, accuracies in per cent. Images are the stored ones, and what they decode to where that is more."""
+    rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    recipes = sorted(dict.fromkeys(_recipe(row) for row in rows), key=lambda recipe: recipe != "hard")
+    blocks = []
+    for network in networks:
+        for recipe in recipes:
+            block = [row for row in rows if (row["network"], _recipe(row)) == (network, recipe)]
+            told = [network] * (len(networks) > 1) + [f"{recipe} labels"] * (len(recipes) > 1)
+            if block:
+                blocks.append("\n".join([*([", ".join(told) + ":"] if told else []), _head(), *map(_line, block)]))
+    return "\n".join(["\n\n".join(blocks), *_notes(rows)])
+
+
+def row_label(row: dict[str, Any]) -> str:
+    """What a reader calls the row."""
+    if row["method"] == "generative":
+        return LABELS.get(row["stage"], str(row["stage"]))
+    name = row.get("name") or NAMED.get(row["method"], row["method"])
+    return f"{name} ({row['space']})" if row.get("space") else name
+
+
+def _head() -> str:
+    return (
+        f"{'IPC':>4}  {'set':<{WIDTH}} {'images':>11} {'bytes':>7}  {'accuracy %':>12}  {'95 % vs random':>16}  verdict"
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    interval, label = row["ci95_vs_random"], row_label(row)
+    gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
+    seeds = f" x{row['synthesis_seeds']}" if row.get("synthesis_seeds", 1) > 1 else ""
+    room = WIDTH - len(seeds)
+    label = (label if len(label) <= room else label[: room - 1] + "…") + seeds
+    return (
+        f"{row['ipc'] or '':>4}  {label:<{WIDTH}} {_images(row):>11} {_bytes(row):>7}  {100 * row['mean']:5.1f} ± "
+        f"{100 * row['std']:4.1f}  {gain:>16}  {row['verdict']}"
+    )
+
+
+def _images(row: dict[str, Any]) -> str:
+    stored, decoded = row.get("stored_images"), row.get("decoded_images")
+    if stored is None:
+        return ""
+    return _short(stored) if stored == decoded else f"{_short(stored)}→{_short(decoded or 0)}"
+
+
+def _bytes(row: dict[str, Any]) -> str:
+    found = row.get("bytes")
+    return _short(sum(found.values()), "B") if found else ""
+
+
+def _short(number: float, unit: str = "") -> str:
+    """At most five characters before the unit: 999, 12.3k, 1.25M."""
+    if number < 1000:
+        return f"{number:g}{unit}"
+    for prefix in "kMGT":
+        number /= 1000
+        if number < 999.5 or prefix == "T":
+            return f"{number:.3g}{prefix}{unit}"
+    raise AssertionError
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the columns do not say of themselves."""
+    runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
+    notes = []
+    if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
+        notes.append("x3: three synthesis seeds in one row; its interval covers new ones.")
+    if cached:
+        notes.append(f"{cached} of {runs} runs were kept from earlier evaluations.")
+    return ["", *notes] if notes else []
+
+
+def _recipe(row: dict[str, Any]) -> str:
+    return row.get("recipe") or "hard"
