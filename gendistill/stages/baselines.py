@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import RealData, Split
+from gendistill.evaluate.intervals import paired_interval
 from gendistill.evaluate.judge import FULL, RANDOM, Contestant
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
@@ -88,3 +89,25 @@ def _facts(draws: Sequence[Split]) -> dict[str, Any]:
         "bytes": {"images": round(total / len(draws)), "labels": 0},
         "synthesis_seconds": None,
     }
+
+
+def against_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes``, paired by run, against the
+    random row of the same network and IPC that takes as many bytes, or the most that there are."""
+    equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=_total)
+    found = []
+    for row in rows:
+        fits = [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _dear(row) else []
+        against = next((r for r in fits if _total(r) >= _total(row)), fits[-1] if fits else None)
+        interval = list(paired_interval(row["accuracy"], against["accuracy"])) if against else None
+        found.append({**row, "ci95_vs_equal_bytes": interval})
+    return found
+
+
+def _dear(row: dict[str, Any]) -> bool:
+    """Whether it is of a set that spends bytes on more than plain images."""
+    return bool(row["set"]) and (row["labels"] != "hard" or row["decoded_images"] > row["stored_images"])
+
+
+def _total(row: dict[str, Any]) -> int:
+    return row["bytes"]["images"] + row["bytes"]["labels"]

@@ -17,6 +17,7 @@ from gendistill.evaluate.judge import PROTOCOL, Outcome, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.baseline_cache import BaselineCache
+from gendistill.stages.baselines import against_equal_bytes
 from gendistill.stages.contestants import check_soft_labels, contestants
 from gendistill.stages.folders import (
     StageFolder,
@@ -85,7 +86,7 @@ def evaluate(
         "protocol": PROTOCOL,
         "data": data.describe(),
         "seed": seed,
-        "rows": rows,
+        "rows": against_equal_bytes(rows),
         "findings": findings(surrogates),
         "command": command_line(),
         "versions": versions(),

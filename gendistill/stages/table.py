@@ -30,16 +30,18 @@ def table(summary: dict[str, Any]) -> str:
     for network in networks:
         for recipe in recipes:
             block = [row for row in rows if (row["network"], _recipe(row)) == (network, recipe)]
-            told = [network] * (len(networks) > 1) + [f"{recipe} labels"] * (len(recipes) > 1)
+            told = [network] * (len(networks) > 1) + [f"labels {recipe}"] * (len(recipes) > 1)
             if block:
-                blocks.append("\n".join([*([", ".join(told) + ":"] if told else []), _head(), *map(_line, block)]))
-    return "\n".join(["\n\n".join(blocks), *_notes(rows)])
+                blocks.append("\n".join([*(["; ".join(told) + ":"] if told else []), _head(), *map(_line, block)]))
+    return "\n".join(["\n\n".join(blocks), *_notes(rows, summary.get("findings", ()))])
 
 
 def row_label(row: dict[str, Any]) -> str:
     """What a reader calls the row."""
     if row["method"] == "generative":
         return LABELS.get(row["stage"], str(row["stage"]))
+    if row["method"] == "random" and row.get("space"):
+        return f"random images, {row['space']}"
     name = row.get("name") or NAMED.get(row["method"], row["method"])
     return f"{name} ({row['space']})" if row.get("space") else name
 
@@ -85,15 +87,22 @@ def _short(number: float, unit: str = "") -> str:
     raise AssertionError
 
 
-def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the columns do not say of themselves."""
+def _notes(rows: Sequence[dict[str, Any]], findings: Sequence[dict[str, Any]]) -> list[str]:
+    """What the columns do not say of themselves, and what is wrong with the sets."""
     runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
-    notes = []
+    notes = [_beside_bytes(row) for row in rows if row.get("ci95_vs_equal_bytes")]
     if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
-        notes.append("x3: three synthesis seeds in one row; its interval covers new ones.")
+        notes.append("xN: N synthesis seeds in one row, whose interval covers further seeds.")
     if cached:
-        notes.append(f"{cached} of {runs} runs were kept from earlier evaluations.")
+        notes.append(f"{cached} of {runs} runs come from earlier evaluations (baseline_cache).")
+    notes += [f"Error: {finding['text']}" for finding in findings if finding["severity"] == "error"]
     return ["", *notes] if notes else []
+
+
+def _beside_bytes(row: dict[str, Any]) -> str:
+    low, high = row["ci95_vs_equal_bytes"]
+    named = f"{row_label(row)} at IPC {row['ipc']}" + ("" if _recipe(row) == "hard" else f", labels {_recipe(row)}")
+    return f"{named}, against random images of equal bytes: {100 * low:+.1f} to {100 * high:+.1f}."
 
 
 def _recipe(row: dict[str, Any]) -> str:
