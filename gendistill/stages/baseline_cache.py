@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +43,11 @@ def cache_folder(given: Literal["auto"] | Path | None) -> Path | None:
 @dataclass
 class BaselineCache:
     """Outcomes in ``folder`` (None keeps none) of runs that share ``made_from``; ``recall`` and ``keep`` take a key of
-    the judge, which names draw, targets and training seed."""
+    the judge, which names draw, targets and training seed. ``fresh`` are the runs that were kept just now."""
 
     folder: Path | None
     made_from: dict[str, Any]
+    fresh: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, data: RealData, config: EvaluateConfig, device: torch.device) -> BaselineCache:
@@ -71,7 +72,7 @@ class BaselineCache:
             entry = json.loads(path.read_text(encoding="utf-8"))
             if entry["key"] != key or entry["content"] != hash_json(entry["outcome"]):
                 raise ValueError("its content is not what it says")
-            return {**entry["outcome"], "cached": True}
+            return {**entry["outcome"], **({} if run in self.fresh else {"cached": True})}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -80,7 +81,7 @@ class BaselineCache:
 
     def keep(self, run: str, outcome: Outcome) -> None:
         """Write the outcome, whole or not at all, whoever else writes the same. One that was recalled is there."""
-        if self.folder is None or outcome.get("cached"):
+        if self.folder is None or outcome.get("cached") or run in self.fresh:
             return
         path, key = self._place(run)
         entry = {"key": key, "outcome": outcome, "content": hash_json(outcome)}
@@ -88,6 +89,7 @@ class BaselineCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as partial:
                 partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+            self.fresh.add(run)
         except OSError as error:  # which costs time another day, but nothing now
             _log.warning("gendistill: baseline runs are not kept: %s cannot be written (%s).", path, error)
             self.folder = None

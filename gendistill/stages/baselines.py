@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gendistill.config import EvaluateConfig
+from gendistill.coreset.coresets import choose
 from gendistill.data.real import RealData, Split
 from gendistill.evaluate.intervals import paired_interval
 from gendistill.evaluate.judge import FULL, RANDOM, Contestant
@@ -46,7 +48,8 @@ class Baselines:
         return [_row(FULL, None, (self.data.train,))] if "full" in self.config.baselines else []
 
     def _random(self, ipc: int, draw: int) -> Split:
-        return distill(self.data, RANDOM, ipc, seed=derive(self.seed, "random draw", draw)).split
+        nothing, seed = torch.empty(len(self.data.train), 0), derive(self.seed, "random draw", draw)
+        return choose(RANDOM, self.data.train, nothing, self.data.classes, ipc, seed)
 
     def _coresets(self, ipc: int) -> Iterator[tuple[str, Split, str]]:
         """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
