@@ -78,7 +78,7 @@ def _labels(root: Path, names: Sequence[str], classes: tuple[str, ...]) -> dict[
     by_name |= {name: label for label, name in enumerate(classes)}
     unknown = [name for name in names if name not in by_name]
     numbers = {name: int(name) for name in names if name.isascii() and name.isdigit() and int(name) < len(classes)}
-    positions = len(numbers) == len(names) and all(by_name.get(name, n) == n for name, n in numbers.items())
+    positions = len(numbers) == len(names) and all(by_name.get(str(n), n) == n for n in numbers.values())
     if unknown and not positions:
         sets = [name for name in names if (root / name / MANIFEST).is_file()]
         hint = f" It holds several sets; give one, such as {root / sets[0]}." if sets else ""

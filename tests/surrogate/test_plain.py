@@ -109,7 +109,7 @@ def test_unreadable_images_are_named_and_missing_classes_told(tmp_path):
 def test_folders_of_unknown_classes_are_refused(tmp_path):
     picture(tmp_path / "ant" / "a.png", 1)
     picture(tmp_path / "wasp" / "a.png", 1)
-    with pytest.raises(ArtifactError, match="no class of the data: wasp; expected the data's class names .ant, bee"):
+    with pytest.raises(ArtifactError, match=r"no class of the data: wasp; expected the data's class names \(ant, bee"):
         read(tmp_path)
     for name in ("3", "-1", "1.5", "²"):
         (tmp_path / "wasp").rename(tmp_path / name)
