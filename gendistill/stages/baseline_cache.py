@@ -1,4 +1,5 @@
-"""Finished baseline runs kept for other evaluations: one JSON file for all that decides a run's outcome."""
+"""Finished baseline runs, and the picks of coresets, kept for other evaluations: one JSON file for all that decides
+one outcome."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,7 @@ from gendistill.surrogate.png import whole
 
 FORMAT = 1  # another number when the meaning of an outcome, or the training behind it, changes
 LIBRARIES = ("gendistill", "torch", "timm")
+CHOOSING = ("gendistill", "numpy", "scikit-learn")
 BESIDE = ("runs", "labels", "baselines", "baseline_cache", "mixed_precision")  # options that change no single run
 _log = logging.getLogger("gendistill")
 
@@ -59,8 +62,14 @@ class BaselineCache:
             "settings": settings,
             "device": device.type,
             "bf16": runtime.wants_bf16(config.mixed_precision, device),
-            "versions": _versions(),
+            "versions": _versions(LIBRARIES),
         }
+        return cls(cache_folder(config.baseline_cache), made_from)
+
+    @classmethod
+    def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:
+        """For positions of images chosen from these, whatever is trained on them."""
+        made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls(cache_folder(config.baseline_cache), made_from)
 
     def recall(self, run: str) -> Outcome | None:
@@ -76,7 +85,7 @@ class BaselineCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _log.warning("gendistill: %s cannot be used (%s); the run is trained anew.", path, error)
+            _log.warning("gendistill: %s cannot be used (%s); it is made anew.", path, error)
             return None
 
     def keep(self, run: str, outcome: Outcome) -> None:
@@ -97,12 +106,12 @@ class BaselineCache:
     def _place(self, run: str) -> tuple[Path, dict[str, Any]]:
         assert self.folder is not None
         key = {**self.made_from, "run": run}
-        return self.folder / f"run-{hash_json(key)}.json", key
+        return self.folder / f"{hash_json(key)}.json", key
 
 
-def _versions() -> dict[str, str]:
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
     found = {}
-    for name in LIBRARIES:
+    for name in libraries:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

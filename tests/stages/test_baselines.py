@@ -134,6 +134,21 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
     assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
 
 
+def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_path, monkeypatch) -> None:
+    config = EvaluateConfig(baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path)
+    features = teacher.statistics.features
+    wanted = [distill(digits, "kmeans", 2, seed=4), distill(digits, "kmeans", 2, seed=4, features=features)]
+    wanted += [distill(digits, method, 2, seed=4, features=features) for method in ("herding", "kcenter")]
+    for look in range(2):
+        found = Baselines(digits, config, 4, teacher).beside(2, 3, [])[1:]
+        assert all(torch.equal(a.draws[0].images, b.images) for a, b in zip(found, wanted, strict=True)), look
+        monkeypatch.setattr("gendistill.stages.baselines.positions", None)  # so that choosing again would fail
+    with pytest.raises(TypeError):
+        Baselines(digits, config, 5, teacher).beside(2, 3, [])
+    with pytest.raises(TypeError):
+        Baselines(load_data(split_seed=1), config, 4, teacher).beside(2, 3, [])
+
+
 # the cache
 
 
@@ -235,7 +250,7 @@ def test_a_damaged_entry_is_trained_anew_with_a_warning(tmp_path, caplog, damage
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") if damage == "accuracy" else damage)
     with caplog.at_level(logging.WARNING, "gendistill"):
         assert cache.recall("run") is None
-    assert "trained anew" in caplog.text
+    assert "made anew" in caplog.text
     cache.keep("run", {"accuracy": 0.25})
     assert cache.recall("run") == {"accuracy": 0.25}
 
