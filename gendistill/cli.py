@@ -98,7 +98,8 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
     """Arguments with a whole run's YAML replaced by the part that this command reads, and a bare --overwrite set."""
     import yaml
 
-    out = [f"{a}=true" if a in ("--overwrite", "--private") else a for a in _named(name, list(arguments))]
+    given = _listed(_named(name, list(arguments)))
+    out = [f"{a}=true" if a in ("--overwrite", "--private") else a for a in given]
     for i, argument in enumerate(out):
         path = argument.removeprefix("--config=") if argument.startswith("--config=") else None
         if argument == "--config" and i + 1 < len(out):
@@ -127,6 +128,17 @@ def _named(name: str, arguments: list[str]) -> list[str]:
         return arguments
     value = values[0] if len(values) == 1 else json.dumps(values)
     return [f"--{option}={value}", *arguments[len(values) :]]
+
+
+def _listed(arguments: list[str]) -> list[str]:
+    """Arguments with several values of --surrogate as one list."""
+    if "--surrogate" not in arguments:
+        return arguments
+    start = arguments.index("--surrogate") + 1
+    values = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[start:]))
+    if len(values) < 2:
+        return arguments
+    return [*arguments[:start], json.dumps(values), *arguments[start + len(values) :]]
 
 
 def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,9 @@ class RunConfig(StageOptions):
         largest, tiles = max(sizes(self.refine.ipc)), self.refine.pack**2
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
         need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
+        beside = self.evaluate.baselines
+        always = {"random", "kmeans", "full"} <= set(beside)
+        need(always, "evaluate.baselines", beside, "random, kmeans and full among them in a run")
         labels = self.evaluate.labels
         need(labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
         task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
@@ -284,10 +287,12 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     """Train classifiers on surrogate sets and on the baselines, and test them once.
 
     Attributes:
-        surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or a list of them.
+        surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or anybody's folder of class
+            folders of images, or a list of them.
         revision: Branch, tag or commit of Hub ids.
         data: The real images that the baselines and the test split come from.
-        teacher: Teacher folder, for the k-means baseline on its features as well as on pixels, and for soft labels.
+        teacher: Teacher folder, whose features the coreset baselines then compare (k-means on pixels as well), and for
+            soft labels.
     """
 
     surrogate: Path | list[Path]

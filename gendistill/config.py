@@ -25,6 +25,7 @@ Task = Literal["classification", "continual"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
+Baseline = Literal["random", "kmeans", "herding", "kcenter", "bytes", "full"]
 MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
 Method = Literal[CoresetMethod, "wmdd", MatchingMethod]
 SelectionKind = Literal["random", "representative"]
@@ -747,6 +748,11 @@ class EvaluateConfig:
             in the same way; ``hard`` leaves them aside.
         legacy_best: Also test along the way, after every epoch (or twentieth of the steps), and give the highest
             accuracy in a column ``legacy_best``, as others report; no verdict reads it.
+        baselines: What stands beside the sets, at each of their IPC: ``random`` draws (always), ``kmeans``,
+            ``herding`` and ``kcenter``; ``bytes``, random images of as many bytes as a set takes with soft labels or
+            packed views; and ``full``, all real images.
+        baseline_cache: Folder that keeps the baselines' finished runs for other evaluations; ``auto`` is gendistill in
+            the user's cache folder, null keeps none.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
@@ -770,6 +776,8 @@ class EvaluateConfig:
     augment: bool | tuple[bool, ...] = True
     labels: Labels | None = None
     legacy_best: bool = False
+    baselines: tuple[Baseline, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
+    baseline_cache: Literal["auto"] | Path | None = "auto"
     mixed_precision: Precision = "no"
     compile: bool = False
     continual: ContinualConfig = field(default_factory=ContinualConfig)
@@ -787,6 +795,8 @@ class EvaluateConfig:
         need(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
         rows = as_tuple(self.augment)
         need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
+        named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
+        need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
         if self.task == "classification":
             unread = self.continual == ContinualConfig()
             need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")

@@ -1,5 +1,6 @@
 """Real data shared by the tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,11 @@ def cifar10() -> RealData:
     if not any(CIFAR10.glob("*.parquet")):
         pytest.skip(f"no CIFAR-10 parquet files in {CIFAR10}")
     return load_data(name=str(CIFAR10), max_per_class=40)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Baseline runs are kept apart from the user's, and from an earlier session's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -59,7 +59,12 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 
 
 def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: int, seed: int) -> Split:
-    """``ipc`` images of every class of ``split`` by a coreset method on ``features`` (N,d).
+    """``ipc`` images of every class of ``split`` by a coreset method on ``features`` (N,d); see ``positions``."""
+    return split.take(positions(method, split, features, classes, ipc, seed))
+
+
+def positions(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: int, seed: int) -> Tensor:
+    """Of the images chosen, (K*ipc,), class by class.
 
     Raises:
         ConfigError: unknown method, or a class with fewer images than ``ipc``.
@@ -77,4 +82,4 @@ def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...]
         index = split.of_class(label)
         chosen = CORESETS[method](features[index].double().numpy(), ipc, derive(seed, method, label))
         picks.append(index[torch.from_numpy(chosen)])
-    return split.take(torch.cat(picks))
+    return torch.cat(picks)

@@ -56,7 +56,7 @@ def load_data(config: DataConfig | None = None, **options: object) -> RealData:
     """
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     source = find_source(config)
-    reader = _Reader.for_items(source.splits["train"], config.image_size)
+    reader = Reader.for_items(source.splits["train"], config.image_size)
     train = reader.read(_limit(source.splits["train"], config))
     test = reader.read(source.splits["test"]) if "test" in source.splits else None
     _check_classes(train, source.classes, config.name)
@@ -102,32 +102,38 @@ def _digits() -> Source:
 def _image_folder(root: Path) -> Source:
     """``root/train/<class>/*`` with an optional ``root/test`` (or val), or ``root/<class>/*``."""
     folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
-    train = next((folders[n] for n in TRAIN if n in folders and _class_folders(folders[n])), None)
+    train = next((folders[n] for n in TRAIN if n in folders and class_folders(folders[n])), None)
     held = next((folders[n] for n in HELD_OUT if n in folders), None) if train else None
     train = train or root
-    classes = _class_folders(train)
+    classes = class_folders(train)
     if len(classes) < 2:
         raise DataError(
             f"{train} holds {len(classes)} class folder(s); expected at least two, as in {root}/train/<class>/*.png "
             f"or {root}/<class>/*.png."
         )
     if held is not None:
-        strange = sorted(set(_class_folders(held)) - set(classes))
+        strange = sorted(set(class_folders(held)) - set(classes))
         if strange:
             raise DataError(f"{held} has classes that {train} lacks: {', '.join(strange)}. Give both the same names.")
-    splits = {"train": _files(train, classes, require=True)}
+    splits = {"train": image_files(train, classes, require=True)}
     if held is not None:
-        splits["test"] = _files(held, classes, require=False)
+        splits["test"] = image_files(held, classes, require=False)
         if not splits["test"]:
             raise DataError(f"{held} holds no image. Add some, or remove it to have a test split carved from train.")
     return Source(classes, splits)
 
 
-def _class_folders(root: Path) -> tuple[str, ...]:
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the folders in ``root``, sorted; hidden ones are not looked at."""
     return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
-def _files(root: Path, classes: tuple[str, ...], require: bool) -> list[Item]:
+def image_files(root: Path, classes: tuple[str, ...], require: bool) -> list[Item]:
+    """The images below ``root/<class>``, in order; label i is that of ``classes[i]``.
+
+    Raises:
+        DataError: a class has none, where all are required.
+    """
     items, empty = [], []
     for label, name in enumerate(classes):
         paths = [
@@ -228,7 +234,7 @@ def _limit(items: list[Item], config: DataConfig) -> list[Item]:
     return [items[i] for i in sorted(kept)]
 
 
-class _Reader:
+class Reader:
     """Decodes items to one size and channel count, keeping a list of what went wrong."""
 
     def __init__(self, size: int, channels: int, resize_is_news: bool) -> None:
@@ -236,7 +242,7 @@ class _Reader:
         self.problems: list[str] = []
 
     @classmethod
-    def for_items(cls, items: list[Item], size: int | None) -> _Reader:
+    def for_items(cls, items: list[Item], size: int | None) -> Reader:
         """Size: the given one, else the commonest. Channels: 1 if all of some 64 images are grey."""
         seen: list[tuple[tuple[int, int], bool]] = []
         step = max(1, len(items) // 64)

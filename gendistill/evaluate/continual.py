@@ -108,7 +108,7 @@ def _learn(
 
 def runs_of(contestant: Contestant, config: EvaluateConfig) -> int:
     """As many as the judge's: every draw is trained on."""
-    return max(config.runs, len(contestant.draws))
+    return contestant.count(config.runs)
 
 
 def class_orders(classes: int, contestants: Sequence[Contestant], config: EvaluateConfig, seed: int) -> list[Tensor]:

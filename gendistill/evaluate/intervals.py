@@ -25,6 +25,17 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float
     return float(differences.mean() - half), float(differences.mean() + half)
 
 
+def by_set(values: Sequence[float], sets: int) -> list[float]:
+    """Mean of the runs of each set, run r being of set r % sets.
+
+    Raises:
+        ValueError: a set has no run.
+    """
+    if len(values) < sets:
+        raise ValueError(f"{len(values)} runs are too few for {sets} sets.")
+    return [float(np.mean(values[s::sets])) for s in range(sets)]
+
+
 def verdict(interval: tuple[float, float] | None) -> str:
     """What the interval against random allows to say."""
     if interval is None:

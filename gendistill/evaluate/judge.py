@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +14,14 @@ from torch import Tensor
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
-from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, verdict
 from gendistill.evaluate.protocols import Settings, resolve
 from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
 from gendistill.networks.training import Batches
 
 RANDOM, FULL = "random", "full"
+Outcome = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Contestant:
     """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
 
     ``targets``, one a draw, replace the hard labels; ``recipe`` says how they were made, so that rows of one recipe are
-    compared. ``identity`` is the content hash of a set.
+    compared. ``identity`` is the content hash of a set, or those of several that differ in their synthesis seed alone,
+    ``synthesis_seeds`` of them, each a draw. ``facts`` go into the row as they are.
     """
 
     method: str
@@ -53,7 +55,13 @@ class Contestant:
     labels: Literal["hard", "soft", "online"] = "hard"
     recipe: str | None = None
     targets: tuple[Targets, ...] = ()
-    identity: str | None = None
+    identity: str | tuple[str, ...] | None = None
+    synthesis_seeds: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, runs: int) -> int:
+        """Runs of this row: ``runs`` for every pooled set, else ``runs`` or one for every draw."""
+        return runs * self.synthesis_seeds if self.synthesis_seeds > 1 else max(runs, len(self.draws))
 
     def run(self, number: int) -> tuple[Split, Targets | None]:
         """What run ``number`` trains on."""
@@ -68,7 +76,8 @@ def judge(
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
-    done: Mapping[str, dict[str, Any]] | None = None,
+    done: Mapping[str, Outcome] | None = None,
+    recall: Callable[[str], Outcome | None] | None = None,
     normal: tuple[float, float] = (0.0, 0.5),
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
@@ -76,8 +85,10 @@ def judge(
     A row for each of ``entries``: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run),
     mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
     legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in all
-    else; null for random and full), verdict, seconds, set (content hash). ``done`` has results by record key that need
-    no training again. ``normal`` is the mean and the standard deviation of the real training images, in [-1, 1].
+    else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
+    std_within and std_between (see ``seed_spread``), cached (runs that were recalled), and the contestant's facts.
+    ``done`` has outcomes by record key that need no training again; ``recall`` is asked for others. ``normal`` is the
+    mean and the standard deviation of the real training images, in [-1, 1].
     """
     settings, rows, done = resolve(config), [], done or {}
     trial = Trial(settings, test, len(classes), device, normal)
@@ -87,11 +98,16 @@ def judge(
     for name in settings.network:
         trial.check(name, sizes)
     for contestant, name, augment in entries(contestants, settings):
-        start, results = time.perf_counter(), []
-        for run in range(trainings(contestant, settings)):
+        results: list[Outcome] = []
+        for run in range(contestant.count(settings.runs)):
             draw, targets = contestant.run(run)
             key, full = _key(draw, targets, name, augment, run), contestant.method == FULL
-            results.append(done.get(key) or trial.run(name, draw, targets, run, augment=augment, full=full))
+            found = done.get(key) or (recall(key) if recall else None)
+            if found is None:
+                start = time.perf_counter()
+                found = trial.run(name, draw, targets, run, augment=augment, full=full)
+                found["seconds"] = round(time.perf_counter() - start, 3)
+            results.append(found)
             yield {
                 "key": key,
                 "method": contestant.method,
@@ -100,11 +116,11 @@ def judge(
                 "labels": contestant.labels,
                 "network": name,
                 "run": run,
-                "accuracy": results[-1]["accuracy"],
-                "result": results[-1],
+                "baseline": contestant.identity is None,
+                "outcome": found,
+                "accuracy": found["accuracy"],
             }
-        seconds = time.perf_counter() - start
-        rows.append(_row(contestant, name, augment and _augmented(contestant, settings), results, seconds, test))
+        rows.append(_row(contestant, name, augment and _augmented(contestant, settings), results, test))
     return [with_verdict(row, rows) for row in rows]
 
 
@@ -117,11 +133,6 @@ def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple
         for contestant in contestants
         if augment or not _has_views(contestant)
     ]
-
-
-def trainings(contestant: Contestant, settings: Settings) -> int:
-    """Runs of each of its rows."""
-    return max(settings.runs, len(contestant.draws))
 
 
 def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int) -> str:
@@ -145,12 +156,12 @@ def _row(
     contestant: Contestant,
     network: str,
     augment: bool,
-    results: list[dict[str, Any]],
-    seconds: float,
+    results: list[Outcome],
     test: Split,
 ) -> dict[str, Any]:
-    found = {name: [result[name] for result in results] for name in results[0]}
-    correct = np.mean(found["correct"], axis=0).tolist()
+    found = {name: [result[name] for result in results] for name in ("accuracy", "correct", "ece")}
+    best = [result["legacy_best"] for result in results if "legacy_best" in result]
+    correct, identity = np.mean(found["correct"], axis=0).tolist(), contestant.identity
     return {
         "method": contestant.method,
         "stage": contestant.stage,
@@ -165,20 +176,45 @@ def _row(
         "std": float(np.std(found["accuracy"], ddof=1)),
         "per_class": [c / n if n else None for c, n in zip(correct, test.counts(len(correct)), strict=True)],
         "ece": found["ece"],
-        **({"legacy_best": found["legacy_best"]} if "legacy_best" in found else {}),
-        "seconds": round(seconds, 2),
-        "set": contestant.identity,
+        **({"legacy_best": best} if best else {}),
+        "seconds": round(sum(result["seconds"] for result in results), 2),
+        "set": list(identity) if isinstance(identity, tuple) else identity,
+        "synthesis_seeds": contestant.synthesis_seeds,
+        **seed_spread(found["accuracy"], contestant.synthesis_seeds),
+        "cached": sum(bool(result.get("cached")) for result in results),
+        **contestant.facts,
+    }
+
+
+def seed_spread(values: Sequence[float], sets: int) -> dict[str, float | None]:
+    """``std_within``: deviation (n - 1) of the runs of one set, pooled over the sets; ``std_between``: of the sets'
+    means. Run r belongs to set r % sets; null for one set."""
+    if sets < 2:
+        return {"std_within": None, "std_between": None}
+    within = [float(np.var(values[s::sets], ddof=1)) for s in range(sets)]
+    return {
+        "std_within": float(np.sqrt(np.mean(within))),
+        "std_between": float(np.std(by_set(values, sets), ddof=1)),
     }
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random where there is a row of it, all else being the same."""
-    same = ("ipc", "labels", "recipe", "network", "augment")
-    random = (r for r in rows if r["method"] == RANDOM and not r.get("space"))
-    against = next((r for r in random if all(r.get(k) == row.get(k) for k in same)), None)
-    compared = against is not None and row is not against
-    interval = paired_interval(row["accuracy"], against["accuracy"]) if compared and against else None
-    return {**row, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}
+    """The row with its paired interval against random at the same IPC with the same labels, where there is one.
+
+    Of several synthesis seeds, each set's mean difference is one value of ``ci95_vs_random``, so that it covers new
+    seeds; ``ci95_these_sets`` takes every run as one, so that it covers new trainings on these sets.
+    """
+    same, sets = ("ipc", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
+    plain = (r for r in rows if r["method"] == RANDOM and not r.get("space") and not r.get("set"))
+    against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
+    interval = these = None
+    if against is not None and row is not against:
+        interval = these = paired_interval(row["accuracy"], against["accuracy"])
+        if sets > 1:
+            n = min(len(row["accuracy"]), len(against["accuracy"]))
+            interval = paired_interval(by_set(row["accuracy"][:n], sets), by_set(against["accuracy"][:n], sets))
+    told = {"ci95_these_sets": list(these) if these and sets > 1 else None}
+    return {**row, "ci95_vs_random": list(interval) if interval else None, **told, "verdict": verdict(interval)}
 
 
 def _check_shapes(contestant: Contestant, test: Split) -> None:

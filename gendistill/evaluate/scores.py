@@ -65,7 +65,7 @@ def _scored(group: Sequence[Row], rows: Sequence[Row]) -> Row:
     own = {bool(row["augment"]): row for row in reversed(group)}
     random = {augment: _random(row, rows) for augment, row in own.items()}
     row, against = own[min(own)], random[min(own)]
-    full = next((r for r in rows if r["method"] == FULL and _same(r, row, "network", "augment")), None)
+    full = _nearest([r for r in rows if r["method"] == FULL and _same(r, row, "network")], row)
     hard = _hard(row, rows)
     lrs = {
         **_score(label_robust, full, hard, row, against),
@@ -110,9 +110,15 @@ def _is_random(row: Row) -> bool:
 def _hard(row: Row, rows: Sequence[Row]) -> Row | None:
     """The same images with hard labels, by content hash, or by name where no other set has that name."""
     hard = [r for r in rows if r["labels"] == "hard" and bool(r.get("set")) == bool(row.get("set"))]
-    named = [r for r in hard if _same(r, row, *NAME, "network", "augment")]
-    alone = named[0] if len(named) == 1 else None
-    return next((r for r in named if _same(r, row, "set")), alone)
+    named = [r for r in hard if _same(r, row, *NAME, "network")]
+    same = [r for r in named if _same(r, row, "set")]
+    return _nearest(same or (named if len({repr(r.get("set")) for r in named}) == 1 else []), row)
+
+
+def _nearest(found: Sequence[Row], row: Row) -> Row | None:
+    """The one with augmentation where ``row`` has it; labels of views have, though hard ones may be without."""
+    other = found[0] if found and row["labels"] != "hard" else None
+    return next((r for r in found if _same(r, row, "augment")), other)
 
 
 def _same(row: Row, other: Row, *keys: str) -> bool:

@@ -1,4 +1,4 @@
-"""Who is evaluated: the sets, beside them random draws and k-means; with hard labels and with the sets' soft ones."""
+"""Who is evaluated: the sets, and the baselines beside them; with hard labels and with the sets' soft ones."""
 
 from __future__ import annotations
 
@@ -10,33 +10,61 @@ import torch
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import RealData, Split
-from gendistill.evaluate.judge import RANDOM, Contestant, Targets
+from gendistill.evaluate.judge import Contestant, Targets
+from gendistill.evaluate.protocols import resolve
 from gendistill.hashing import hash_tensors
 from gendistill.networks.labelling import fill, soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish, track
-from gendistill.seeding import derive
-from gendistill.stages.distill import distill
+from gendistill.stages.baselines import EQUAL_BYTES, Baselines
+from gendistill.stages.given import Pool, facts, pools, size_of, total_bytes
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.surrogate import SurrogateSet
 
-RANDOM_DRAWS = 5
+
+def contestants(
+    data: RealData, sets: Sequence[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher | None
+) -> list[Contestant]:
+    """All rows: baselines by IPC, the sets with hard labels, labelled sets after baselines of their recipe, full data.
+
+    Sets that differ in their synthesis seed alone share a row. Beside them are as many random draws as they have runs.
+    """
+    real, hard = Baselines(data, config, seed, teacher), pools(sets, labels=False)
+    soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve(config).labels == "soft" else []
+    found = []
+    for ipc in sorted({size_of(pool[0]) for pool in hard}):
+        dear = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor > 1]
+        dear += [(pool, True) for pool in soft if size_of(pool[0]) == ipc]
+        most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
+        totals = [total_bytes(pool, labels=labels) for pool, labels in dear]
+        found += real.beside(ipc, most * config.runs, totals)
+    beside = list(found)
+    found += [_of_pool(pool) for pool in hard]
+    if soft:
+        found += with_soft_labels(soft, beside, teacher)
+    return found + real.full()
 
 
-def of_sets(surrogates: Sequence[SurrogateSet]) -> list[Contestant]:
-    """The sets' rows with hard labels; one row for sets that differ in their soft labels alone."""
-    rows: dict[str, Contestant] = {}
-    for surrogate in surrogates:
-        plain = replace(surrogate, soft_labels=None)
-        rows.setdefault(f"{plain.content_hash()} {plain.meta.get('stage')}", _of_set(surrogate))
-    return list(rows.values())
+def of_sets(sets: Sequence[SurrogateSet]) -> list[Contestant]:
+    """The sets with hard labels; those that differ in their synthesis seed alone share a row."""
+    return [_of_pool(pool) for pool in pools(sets, labels=False)]
 
 
-def _of_set(surrogate: SurrogateSet) -> Contestant:
-    meta = surrogate.meta
-    named = meta.get("method", "unknown"), meta.get("stage"), surrogate.ipc, (surrogate.split,), meta.get("space")
-    targets = () if surrogate.weights is None else (_weighted(surrogate, surrogate.weights),)
-    return Contestant(*named, targets=targets, identity=surrogate.content_hash())
+def _of_pool(pool: Pool, *, labels: bool = False) -> Contestant:
+    first, hashes = pool[0], tuple(made.content_hash() for made in pool)
+    meta = first.meta
+    targets = () if first.weights is None else tuple(_weighted(s, s.weights) for s in pool if s.weights is not None)
+    return Contestant(
+        meta.get("method", "unknown"),
+        meta.get("stage"),
+        size_of(first),
+        tuple(made.split for made in pool),
+        meta.get("space"),
+        targets=targets,
+        identity=hashes if len(pool) > 1 else hashes[0],
+        synthesis_seeds=len(pool),
+        facts=facts(pool, labels=labels),
+    )
 
 
 def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> Targets:
@@ -51,47 +79,38 @@ def _shares(surrogate: SurrogateSet) -> torch.Tensor:
     return weights.repeat_interleave(surrogate.factor**2)[:, None]
 
 
-def baselines(data: RealData, ipc: int, config: EvaluateConfig, seed: int, teacher: Teacher | None) -> list[Contestant]:
-    """Random draws (one for each run, at least five) and k-means at one IPC."""
-    draws = [
-        distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split
-        for r in range(max(RANDOM_DRAWS, config.runs))
-    ]
-    found = [Contestant(RANDOM, None, ipc, tuple(draws))]
-    spaces = [None] + ([teacher.statistics.features] if teacher else [])
-    for features in spaces:
-        picked = distill(data, "kmeans", ipc, seed=seed, features=features)
-        found.append(Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]))
-    return found
-
-
 def with_soft_labels(
-    labelled: Sequence[SurrogateSet], baselines: Sequence[Contestant], teacher: Teacher | None
+    labelled: Sequence[Pool], baselines: Sequence[Contestant], teacher: Teacher | None
 ) -> list[Contestant]:
     """For each recipe and IPC of the labelled sets the baselines of that IPC, then the sets themselves."""
     assert teacher is not None
     network = teacher.network.to(runtime.device())
     found, done = [], set()
-    for surrogate in track(labelled, "soft labels"):
-        soft = surrogate.soft_labels
+    for pool in track(labelled, "soft labels"):
+        soft, ipc = pool[0].soft_labels, size_of(pool[0])
         assert soft is not None
-        if (surrogate.ipc, soft.recipe) not in done:
-            done.add((surrogate.ipc, soft.recipe))
-            same = [b for b in baselines if b.ipc == surrogate.ipc]
-            found += [_labelled(b, surrogate.classes, soft, network) for b in same]
-        found.append(_with(_of_set(surrogate), soft, (_targets(surrogate, network),)))
+        row = _of_pool(pool, labels=True)
+        if (ipc, soft.recipe) not in done:
+            done.add((ipc, soft.recipe))
+            same = [b for b in baselines if b.ipc == ipc and b.space != EQUAL_BYTES]
+            found += [_labelled(b, pool[0].classes, soft, network, row.facts["bytes"]["labels"]) for b in same]
+        found.append(_with(row, soft, tuple(_targets(made, network) for made in pool)))
     return found
 
 
-def _labelled(baseline: Contestant, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module) -> Contestant:
-    """Its draws with labels of that recipe, made now: batches of stored and online labels are the same."""
+def _labelled(
+    baseline: Contestant, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module, size: int
+) -> Contestant:
+    """Its draws with labels of that recipe, of as many bytes, made now: batches of stored and online labels are the
+    same."""
     mode = "online" if soft.mode == "per_view" else soft.mode
     recipe = replace(soft, mode=mode, values=None, indices=None)
     targets = []
     for draw in baseline.draws:
         labels = finish(fill(recipe, network, draw.images, 0))
         targets.append(_targets(_as_set(draw, classes, labels), network))
-    return _with(baseline, soft, tuple(targets))
+    stored = {**baseline.facts, "bytes": {**baseline.facts["bytes"], "labels": size}}
+    return replace(_with(baseline, soft, tuple(targets)), facts=stored)
 
 
 def _as_set(draw: Split, classes: tuple[str, ...], labels: SoftLabels) -> SurrogateSet:

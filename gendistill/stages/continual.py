@@ -21,9 +21,10 @@ from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
 from gendistill.progress import follow
 from gendistill.seeding import derive
-from gendistill.stages.contestants import RANDOM_DRAWS, of_sets
+from gendistill.stages.baselines import RANDOM_DRAWS
+from gendistill.stages.contestants import of_sets
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import RUNS, row_label, table
+from gendistill.stages.evaluate import RUNS
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -34,9 +35,10 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.given import read_given
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.stages.table import row_label, table
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RECORD, TABLE, PAGE = "continual.json", "continual.csv", "continual.html"
@@ -55,10 +57,11 @@ def evaluate_continual(
     All images have hard labels. The classes, the network and its training are those of ``config``.
     """
     config = config or EvaluateConfig(task="continual")
-    if resolve(config).labels == "soft":
+    settings = resolve(config)
+    if settings.labels == "soft" or len(settings.network) > 1:
         raise ConfigError(
-            f"evaluate.protocol is {config.protocol!r}, whose labels are soft; the continual task has hard ones. Give "
-            "another protocol, or --labels hard."
+            f"evaluate.protocol is {config.protocol!r} with {settings.labels} labels and {len(settings.network)} "
+            "network(s); the continual task has hard labels and one network. Give --labels hard and --network."
         )
     for surrogate in surrogates:
         what = f"the surrogate set at IPC {surrogate.ipc}"
@@ -117,10 +120,16 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def run_stage(
-    data: RealData, surrogates: Sequence[Path], config: EvaluateConfig, target: Path, *, seed: int
+    data: RealData,
+    surrogates: Sequence[Path],
+    config: EvaluateConfig,
+    target: Path,
+    *,
+    seed: int,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Write ``target`` unless it is there already, made with the same settings; returns the summary."""
-    sets = [SurrogateSet.load(path) for path in surrogates]
+    sets = [read_given(path, data, revision) for path in surrogates]
     hashes = [s.content_hash() for s in sets]
     settings = stage_settings(config, seed, data=data.fingerprint(), surrogates=hashes)
     if not finished(target, "evaluate", settings):
@@ -162,9 +171,8 @@ def with_labels(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(command: EvaluateCommand) -> None:
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     with output(command, command.data.folder, *paths):
-        paths = [find_surrogate(path, command.revision) for path in paths]
         data, config = read_data(command.data), section(command, EvaluateConfig)
-        summary = run_stage(data, paths, config, command.output_dir, seed=command.seed)
+        summary = run_stage(data, paths, config, command.output_dir, seed=command.seed, revision=command.revision)
     rows = summary["rows"]
     print(f"After the last of {len(summary['classes'])} steps, {summary['classes'][-1]} classes:")
     print(table({"rows": [{**row, **row["steps"][-1]} for row in rows]}))

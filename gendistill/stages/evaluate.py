@@ -11,14 +11,16 @@ from typing import Any
 
 from gendistill import runtime
 from gendistill.commands import EvaluateCommand
-from gendistill.config import EvaluateConfig, section
+from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
-from gendistill.evaluate.judge import FULL, Contestant, entries, judge, trainings
+from gendistill.evaluate.judge import Outcome, entries, judge
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.scores import scores
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.contestants import baselines, of_sets, with_soft_labels
+from gendistill.stages.baseline_cache import BaselineCache
+from gendistill.stages.baselines import against_equal_bytes
+from gendistill.stages.contestants import contestants
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -29,14 +31,20 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.given import findings, read_given
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.stages.recipes import check_soft_labels
 from gendistill.stages.scores import score_table
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.stages.table import row_label, table
 from gendistill.surrogate.surrogate import SurrogateSet
 
 RUNS = "runs.jsonl"  # finished trainings, for resume
+COLUMNS = (
+    "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std", "std_within",
+    "std_between", "low", "high", "verdict", "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images",
+    "decoded_images", "bytes_images", "bytes_labels", "seconds", "synthesis_seconds",
+)  # fmt: skip
 
 
 def evaluate(
@@ -48,11 +56,11 @@ def evaluate(
     teacher: Teacher | None = None,
     folder: StageFolder | None = None,
 ) -> dict[str, Any]:
-    """The summary: rows for random, k-means, the given sets and full data, at every IPC of the sets.
+    """The summary: rows for the baselines, the given sets and full data, at every IPC of the sets.
 
-    k-means picks on pixels, and with a ``teacher`` on its features as well. All rows have hard labels; where the
-    protocol or ``config.labels`` says soft, labelled sets get a second one, and so do the baselines, labelled likewise
-    by ``teacher``.
+    Coresets compare pixels, and with a ``teacher`` its features. All rows have hard labels; where the protocol or
+    ``config.labels`` says soft, labelled sets get a second one, and so do the baselines, labelled likewise by
+    ``teacher``.
     """
     config = config or EvaluateConfig()
     settings = resolve(config)
@@ -63,41 +71,38 @@ def evaluate(
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, settings, teacher)
-    contestants = [
-        c for ipc in sorted({s.ipc for s in surrogates}) for c in baselines(data, ipc, config, seed, teacher)
-    ]
-    contestants += of_sets(surrogates)
-    if settings.labels == "soft":
-        labelled = [s for s in surrogates if s.soft_labels]
-        contestants += with_soft_labels(labelled, [c for c in contestants if not c.identity], teacher)
-    contestants.append(Contestant(FULL, None, None, (data.train,)))
-    total = sum(trainings(contestant, settings) for contestant, *_ in entries(contestants, settings))
+    entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
+    cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
     done = _read_runs(folder.path / RUNS) if folder else {}
-    device, normal = runtime.device(), mean_and_std(data.train)
-    loop = judge(contestants, data.test, data.classes, config, device=device, done=done, normal=normal)
+    known: dict[str, Any] = {"done": done, "recall": cache.recall}
+    loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)
 
     def log(record: dict[str, Any]) -> None:
+        if record["baseline"] and record["key"] not in done:
+            cache.keep(record["key"], record["outcome"])
         if folder:
-            folder.log({k: v for k, v in record.items() if k not in ("key", "result")})
+            folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome")})
             with (folder.path / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps([record["key"], record["result"]]) + "\n")
+                file.write(json.dumps([record["key"], record["outcome"]]) + "\n")
 
+    total = sum(contestant.count(settings.runs) for contestant, *_ in entries(entered, settings))
     rows = follow(loop, "evaluate", total, log=log, every=1, stage="evaluate")
     return {
         "protocol": settings.protocol,
         "data": data.describe(),
         "seed": seed,
-        "rows": rows,
+        "rows": against_equal_bytes(rows),
         "scores": scores(rows),
+        "findings": findings(surrogates),
         "command": command_line(),
         "versions": versions(),
-        "device": str(runtime.device()),
+        "device": str(device),
         "settings": settings.to_dict(),
     }
 
 
-def _read_runs(path: Path) -> dict[str, dict[str, Any]]:
-    """Results that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
+def _read_runs(path: Path) -> dict[str, Outcome]:
+    """Outcomes that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -111,29 +116,17 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, and the rows once more as summary.csv."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        names = [
-            "method",
-            "space",
-            "stage",
-            "ipc",
-            "labels",
-            "recipe",
-            "augment",
-            "network",
-            "mean",
-            "std",
-            "low",
-            "high",
-            "verdict",
-            "ece",
-            *(["legacy_best"] if any("legacy_best" in row for row in summary["rows"]) else []),
-        ]
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in summary["rows"]:
-            low, high = row["ci95_vs_random"] or (None, None)
-            means = {name: _mean(row[name]) for name in ("ece", "legacy_best") if row.get(name)}
-            writer.writerow([{**row, "low": low, "high": high, **means}.get(name) for name in names])
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(map(_flat, summary["rows"]))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its pairs as columns."""
+    low, high = row["ci95_vs_random"] or (None, None)
+    means: dict[str, Any] = {name: sum(row[name]) / len(row[name]) for name in ("ece", "legacy_best") if name in row}
+    parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
+    return {**row, **means, **parts, "low": low, "high": high, "runs": len(row["accuracy"])}
 
 
 def run_stage(
@@ -144,13 +137,14 @@ def run_stage(
     *,
     seed: int,
     teacher_dir: Path | None = None,
+    revision: str | None = None,
     log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
-    sets = [SurrogateSet.load(path) for path in surrogates]
+    sets = [read_given(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     settings = stage_settings(
-        config,
+        {name: value for name, value in to_dict(config).items() if name != "baseline_cache"},
         seed,
         data=data.fingerprint(),
         surrogates=[s.content_hash() for s in sets],
@@ -164,60 +158,6 @@ def run_stage(
     return target
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The rows as aligned text, accuracies in per cent; hard labels first where there are others."""
-    rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
-    head, *told = _telling(rows)
-    legacy = any("legacy_best" in row for row in rows)
-    extra = "  legacy best %" if legacy else ""
-    lines = [f"{'IPC':>4}  {'set':<30}{head} {'accuracy %':>12}{extra}  {'95 % against random':>20}  verdict"]
-    for row, columns in zip(rows, told, strict=True):
-        interval = row["ci95_vs_random"]
-        gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
-        extra = f"{100 * _mean(row['legacy_best']):15.1f}" if legacy else ""
-        lines.append(
-            f"{row['ipc'] or '':>4}  {row_label(row):<30}{columns} {100 * row['mean']:5.1f} ± {100 * row['std']:3.1f}"
-            f"{extra}  {gain:>20}  {row['verdict']}"
-        )
-    return "\n".join(lines)
-
-
-def _telling(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Columns that tell rows apart, where they do: of the head, then of each row."""
-    values: dict[str, list[str]] = {
-        "labels": [row.get("recipe") or "hard" for row in rows],
-        "network": [row["network"] for row in rows],
-        "augmented": ["yes" if row["augment"] else "no" for row in rows],
-    }
-    lines = [""] * (1 + len(rows))
-    for head, texts in values.items():
-        if len(set(texts)) > 1:
-            width = 2 + max(map(len, [head, *texts]))
-            lines = [f"{line}{text:<{width}}" for line, text in zip(lines, [head, *texts], strict=True)]
-    return lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-LABELS = {
-    "base": "generator, before minimax",
-    "samples": "generator, minimax",
-    "select": "+ selection",
-    "refined": "+ barycenter and BN",
-}
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """What a reader calls the row."""
-    if row["method"] == "generative":
-        return LABELS.get(row["stage"], str(row["stage"]))
-    names = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}
-    name = names.get(row["method"], row["method"])
-    return f"{name} ({row['space']})" if row.get("space") else name
-
-
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
     if command.task == "continual":
@@ -226,10 +166,12 @@ def main(command: EvaluateCommand) -> None:
         return continual.main(command)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     target, config = command.output_dir, section(command, EvaluateConfig)
-    with output(command, command.data.folder, command.teacher, *paths):
-        paths = [find_surrogate(path, command.revision) for path in paths]
+    cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
+    with output(command, command.data.folder, command.teacher, cache, *paths):
         data = read_data(command.data)
-        run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
+        run_stage(
+            data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
+        )
     summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
     print(table(summary))
     if scored := score_table(summary, row_label):

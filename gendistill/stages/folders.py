@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -199,15 +199,19 @@ def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
 def read_data(config: DataConfig) -> RealData:
     """``load_data``, with what was skipped or altered named and counted on standard error."""
     data = load_data(config)
-    shown = 5
-    for problem in data.problems[:shown]:
-        print(f"gendistill: {problem}", file=sys.stderr)
-    if data.problems:
-        kinds = Counter(problem.split(":", 1)[0] for problem in data.problems)
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        more = f" ({len(data.problems) - shown} more not shown)" if len(data.problems) > shown else ""
-        print(f"gendistill: {counts}{more}; going on with {len(data.train)} training images", file=sys.stderr)
+    tell_problems(data.problems, f"going on with {len(data.train)} training images")
     return data
+
+
+def tell_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
+    """Name the first of what was skipped or altered, and count all, on standard error."""
+    for problem in problems[:shown]:
+        print(f"gendistill: {problem}", file=sys.stderr)
+    if problems:
+        kinds = Counter(problem.split(":", 1)[0] for problem in problems)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        more = f" ({len(problems) - shown} more not shown)" if len(problems) > shown else ""
+        print(f"gendistill: {counts}{more}; {then}", file=sys.stderr)
 
 
 def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:

@@ -22,9 +22,9 @@ from gendistill.evaluate.report import RANDOM_LABEL, RunFacts, render
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import LABELS, row_label
 from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of
 from gendistill.stages.show import teacher_features
+from gendistill.stages.table import LABELS, row_label
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
 
 REPORT = "report.html"

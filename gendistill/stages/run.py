@@ -24,6 +24,7 @@ from gendistill.stages.evidence import record_evidence
 from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folders import difference, read_data
 from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
+from gendistill.stages.table import table
 
 FOLDERS = {
     "teacher": "teacher",
@@ -41,7 +42,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     runtime.check_processes(1)
     pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
-    with output(config, config.data.folder, pretrained, config.finetune.latent_cache):
+    cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
+    with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
         check_sizes(config, data.train.counts(len(data.classes)), data.classes)
         check_networks(config, data)
@@ -141,7 +143,7 @@ def main(command: RunConfig) -> None:
     summary = run(command)
     out = command.output_dir
     print()
-    print(evaluate.table(summary))
+    print(table(summary))
     print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
     print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
     print(f"  {out / 'evaluation' / 'summary.json'}  every number")

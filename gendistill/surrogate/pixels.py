@@ -1,4 +1,4 @@
-"""Many small PNG files to one tensor."""
+"""Many small PNG files to one tensor, and what a tensor would take as such files."""
 
 from __future__ import annotations
 
@@ -44,3 +44,10 @@ def _read(path: Path, channels: int, size: int) -> bytes:
         raise ArtifactError(f"{path} cannot be read: {error}. Copy or make the set again.") from error
     except ValueError as error:
         raise ArtifactError(f"{path} {error}. Copy or make the set again.") from error
+
+
+def png_sizes(images: Tensor) -> list[int]:
+    """Bytes of each of uint8 ``images`` (N,C,H,W) as the file that a set would hold."""
+    channels, height, width = images.shape[1:]
+    rows = (image.movedim(0, -1).contiguous().numpy().tobytes() for image in images.cpu())
+    return [len(png.encode(pixels, width, height, channels)) for pixels in rows]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, verdict
+from gendistill.evaluate.judge import seed_spread, with_verdict
 
 
 @settings(deadline=None, max_examples=50)
@@ -55,3 +56,53 @@ def test_fewer_than_two_pairs_are_refused(pairs):
 )
 def test_verdicts(interval, words):
     assert verdict(interval) == words
+
+
+# several synthesis seeds
+
+
+def test_runs_go_round_over_the_sets():
+    assert by_set([1, 2, 3, 5, 6, 7], 3) == [3, 4, 5]
+    assert by_set([1, 2], 1) == [1.5]
+    with pytest.raises(ValueError, match="too few for 3 sets"):
+        by_set([1, 2], 3)
+
+
+def test_spread_within_and_between_sets_by_hand():
+    found = seed_spread([0.1, 0.5, 0.3, 0.7], 2)  # set 0: 0.1, 0.3; set 1: 0.5, 0.7
+    assert found["std_within"] == pytest.approx(np.sqrt(0.02))
+    assert found["std_between"] == pytest.approx(np.std([0.2, 0.6], ddof=1))
+    assert seed_spread([0.1, 0.5], 1) == {"std_within": None, "std_between": None}
+
+
+def pooled_row(rng, sets, runs):
+    """A method no better than random, whose sets differ by much more than its trainings."""
+    names = {"ipc": 1, "labels": "hard", "recipe": None, "space": None, "set": None}
+    ours = np.tile(rng.normal(0.5, 0.05, sets), runs) + rng.normal(0, 0.01, sets * runs)
+    theirs = rng.normal(0.5, 0.05, sets * runs)  # every random run draws anew
+    random = {**names, "method": "random", "accuracy": theirs.tolist()}
+    pooled = {**names, "method": "dm", "set": ["a"], "accuracy": ours.tolist(), "synthesis_seeds": sets}
+    return with_verdict(pooled, [random, pooled])
+
+
+def test_the_interval_of_a_pooled_row_covers_new_seeds_and_that_of_its_runs_does_not():
+    rng = np.random.default_rng(0)
+    found = [pooled_row(rng, 3, 5) for _ in range(400)]
+    covered = {
+        key: np.mean([row[key][0] <= 0 <= row[key][1] for row in found])
+        for key in ("ci95_vs_random", "ci95_these_sets")
+    }
+    assert 0.92 < covered["ci95_vs_random"] < 0.98
+    assert covered["ci95_these_sets"] < 0.9
+    assert all(row["verdict"] == verdict(tuple(row["ci95_vs_random"])) for row in found)
+
+
+def test_only_plain_random_rows_are_what_verdicts_are_against():
+    names = {"ipc": 1, "labels": "hard", "recipe": None, "accuracy": [0.25, 0.5]}
+    ours = {**names, "method": "dm", "space": None, "set": "a", "accuracy": [0.5, 0.75]}
+    given_set = {**names, "method": "random", "space": None, "set": "b", "accuracy": [0, 0]}
+    equal = {**names, "method": "random", "space": "equal bytes", "set": None, "accuracy": [0, 0]}
+    random = {**names, "method": "random", "space": None, "set": None}
+    assert with_verdict(ours, [given_set, equal, random, ours])["ci95_vs_random"] == [0.25, 0.25]
+    assert with_verdict(random, [given_set, equal, random, ours])["verdict"] == "reference"
+    assert with_verdict(ours, [given_set, equal, ours])["verdict"] == "reference"

@@ -8,7 +8,7 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluate.judge import FULL, RANDOM, Contestant, Targets, entries, judge, trainings
+from gendistill.evaluate.judge import FULL, RANDOM, Contestant, Targets, entries, judge
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.trial import Trial
 from tests.evaluate.test_protocols import some_images
@@ -75,12 +75,12 @@ def test_labels_of_views_have_no_row_without_augmentation():
     settings = resolve(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
     found = entries([*contestants(), soft], settings)
     assert len(found) == 4 + 3
-    assert sum(trainings(c, settings) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
+    assert sum(c.count(settings.runs) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
 
 
 def test_results_that_are_known_are_not_trained_again():
     rows, records = judged(legacy_best=True)
-    results = {record["key"]: record["result"] for record in records}
+    results = {record["key"]: record["outcome"] for record in records}
     again, _ = judged(done=results, legacy_best=True)
     keep = ("accuracy", "per_class", "ece", "legacy_best", "ci95_vs_random", "verdict")
     assert [[row[k] for k in keep] for row in again] == [[row[k] for k in keep] for row in rows]
@@ -106,7 +106,7 @@ def test_accuracy_by_class_is_exact_and_none_without_test_images():
     rows, records = judged(test=Split(TEST.images[TEST.labels == 1], TEST.labels[TEST.labels == 1]))
     assert all(row["per_class"][0] is None for row in rows)
     assert all(row["per_class"][1] == pytest.approx(row["mean"]) for row in rows)
-    assert all(record["result"]["correct"][0] == 0 for record in records)
+    assert all(record["outcome"]["correct"][0] == 0 for record in records)
 
 
 def test_every_network_is_built_before_anything_is_trained():

@@ -25,7 +25,7 @@ from gendistill.evaluate.report.rows import ordered
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.contestants import baselines
+from gendistill.stages.baselines import Baselines
 from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.report import load_sets, main, write_report
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -198,7 +198,7 @@ def test_sets_are_drawn_among_the_real_images_of_the_teacher_s_features(tmp_path
 def test_random_pictures_are_the_first_draw_that_was_judged(tmp_path: Path, data: RealData) -> None:
     run = make_run(tmp_path / "run", data)
     shown = load_sets(run, data, 2, 3)["random real images"]
-    judged = baselines(data, 2, EvaluateConfig(), 3, None)[0].draws[0]
+    judged = Baselines(data, EvaluateConfig(baselines=("random",)), 3).beside(2, 3, [])[0].draws[0]
     assert torch.equal(shown.images, judged.images)
 
 

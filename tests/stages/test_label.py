@@ -16,8 +16,9 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.networks.labelling import soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate, table
+from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
+from gendistill.stages.table import table
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -216,7 +217,10 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
     config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft")
     summary = evaluate(digits, sets, config, teacher=teacher)
     rows = {(r["method"], r["space"], r["labels"], r["recipe"], r["set"] is not None): r for r in summary["rows"]}
-    assert len(rows) == len(summary["rows"]) == 3 + 1 + 3 * 4 + 1
+    beside = {r["method"] for r in summary["rows"] if r["labels"] == "hard" and r["space"] != "equal bytes"}
+    assert beside == {"random", "kmeans", "herding", "kcenter", "full"}
+    dear = [r for r in summary["rows"] if r["space"] == "equal bytes"]  # one for each number of bytes
+    assert len(rows) - 1 == len(summary["rows"]) - len(dear) == 5 + 1 + 3 * 6 + 1
     stored, online = (
         rows["random", None, kind, f"{mode}, T 4, CutMix 1", True]
         for kind, mode in (("soft", "per_view"), ("online", "online"))
@@ -225,7 +229,8 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
     hard = rows["random", None, "hard", None, True]
     assert hard["accuracy"] != stored["accuracy"]
     for row in summary["rows"]:
-        if (row["method"] == "random" and row["set"] is None) or row["method"] == "full":
+        plain_random = row["method"] == "random" and row["set"] is None and not row["space"]
+        if plain_random or row["method"] == "full":
             assert row["verdict"] == "reference"
         else:
             assert row["ci95_vs_random"] is not None

@@ -9,7 +9,8 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.export.stored import StoredSet
 
-BASELINES, FULL = ("random", "kmeans"), "full"
+BASELINES, FULL = ("random", "kmeans", "herding", "kcenter"), "full"
+OLD = ("random", "kmeans")  # the baselines of a summary without hashes
 NEEDED = {"method", "ipc", "mean"}
 
 
@@ -39,9 +40,10 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
     """
     manifest, rows = stored.manifest, summary["rows"]
     named = (manifest.get("method"), manifest.get("stage"), manifest["ipc"])
-    if any(row.get("set") for row in rows):
+    hashed = any(row.get("set") for row in rows)
+    if hashed:
         content = stored.content_hash()
-        own = [row for row in rows if row.get("set") == content]
+        own = [row for row in rows if content in _hashes(row)]
     else:
         own = [row for row in rows if (row["method"], row.get("stage"), row["ipc"]) == named]
     if not own:
@@ -49,7 +51,7 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
             f"The evaluation has no row of {stored.folder} as it is now (method {named[0]}, stage {named[1]}, IPC "
             f"{named[2]}). Evaluate the set, or leave --evaluation out."
         )
-    beside = [row for row in rows if _baseline(row, manifest["ipc"]) and row not in own]
+    beside = [row for row in rows if _baseline(row, manifest["ipc"], BASELINES if hashed else OLD) and row not in own]
     data = summary.get("data")
     return {
         "protocol": str(summary.get("protocol", "unknown")),
@@ -59,5 +61,11 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _baseline(row: dict[str, Any], ipc: int) -> bool:
-    return row["method"] == FULL or (row["method"] in BASELINES and row["ipc"] == ipc and not row.get("set"))
+def _hashes(row: dict[str, Any]) -> list[str | None]:
+    """Of the set, or of the several that differ in their synthesis seed, that the row is of."""
+    found = row.get("set")
+    return found if isinstance(found, list) else [found]
+
+
+def _baseline(row: dict[str, Any], ipc: int, methods: tuple[str, ...]) -> bool:
+    return row["method"] == FULL or (row["method"] in methods and row["ipc"] == ipc and not row.get("set"))

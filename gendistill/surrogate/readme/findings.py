@@ -91,7 +91,8 @@ def _protocol(protocol: str, data: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def _row(row: dict[str, Any]) -> list[str]:
     method = {"full": "all real images", "random": "random real images"}.get(row["method"]) or cell(row["method"])
-    details = [STAGES.get(row.get("stage") or "", row.get("stage")), row.get("space") and f"on {row['space']}"]
+    space = row.get("space") and (row["space"] if row["method"] == "random" else f"on {row['space']}")
+    details = [STAGES.get(row.get("stage") or "", row.get("stage")), space]
     name = ", ".join([method, *(plain(detail) for detail in details if detail)])
     low_high = row.get("ci95_vs_random")
     return [

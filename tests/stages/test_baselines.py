@@ -1,0 +1,279 @@
+"""Baselines beside the sets, and their cache: what it gives back, what it must not, and who may damage it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gendistill.commands import RunConfig
+from gendistill.config import EvaluateConfig, TeacherConfig
+from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.evaluate.judge import Contestant
+from gendistill.evaluate.protocols import Settings
+from gendistill.networks.teacher import Teacher
+from gendistill.seeding import derive
+from gendistill.stages.baseline_cache import BESIDE, KEYED, BaselineCache, cache_folder
+from gendistill.stages.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
+from gendistill.stages.distill import distill
+from gendistill.stages.evaluate import evaluate
+from gendistill.stages.teacher import train_teacher
+from gendistill.surrogate.pixels import png_sizes
+from gendistill.surrogate.surrogate import SurrogateSet
+
+QUICK = EvaluateConfig(runs=3, steps=4, width=8, baselines=("random", "kmeans", "full"), baseline_cache=None)
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: RealData) -> Teacher:
+    return train_teacher(digits, TeacherConfig(steps=2, width=8))
+
+
+@pytest.fixture(scope="module")
+def chosen(digits: RealData) -> SurrogateSet:
+    return distill(digits, "random", 1, seed=9)
+
+
+def named(rows: list[Contestant]) -> list[tuple[str, str | None]]:
+    return [(row.method, row.space) for row in rows]
+
+
+# who stands beside
+
+
+def test_all_baselines_stand_beside_and_compare_features_where_there_is_a_teacher(digits, teacher) -> None:
+    beside = [("random", None), ("kmeans", "pixels")]
+    alone = Baselines(digits, EvaluateConfig(), 0)
+    assert named(alone.beside(2, 3, [])) == [*beside, ("herding", "pixels"), ("kcenter", "pixels")]
+    features = "teacher features"
+    guided = Baselines(digits, EvaluateConfig(), 0, teacher)
+    wanted = [*beside, ("kmeans", features), ("herding", features), ("kcenter", features)]
+    assert named(guided.beside(2, 3, [])) == wanted
+    assert named(alone.full()) == [("full", None)]
+
+
+def test_baselines_can_be_left_out_but_not_random(digits) -> None:
+    few = Baselines(digits, EvaluateConfig(baselines=("random", "herding")), 0)
+    assert named(few.beside(1, 3, [10**6])) == [("random", None), ("herding", "pixels")]
+    assert few.full() == []
+    for wrong in (("kmeans", "full"), ("random", "random")):
+        with pytest.raises(ConfigError, match="random among them"):
+            EvaluateConfig(baselines=wrong)
+    with pytest.raises(ConfigError, match="random, kmeans and full"):
+        RunConfig(output_dir=Path("x"), evaluate=EvaluateConfig(baselines=("random",)))
+
+
+def test_there_are_five_random_draws_or_one_for_every_run_and_all_differ(digits) -> None:
+    real = Baselines(digits, QUICK, 0)
+    for runs, wanted in ((3, 5), (8, 8)):
+        draws = real.beside(1, runs, [])[0].draws
+        assert len({draw.images.numpy().tobytes() for draw in draws}) == len(draws) == wanted
+
+
+def test_rows_say_their_images_and_bytes(digits, tmp_path) -> None:
+    row = Baselines(digits, QUICK, 0).beside(2, 3, [])[1]
+    picked = distill(digits, "kmeans", 2)
+    picked.save(tmp_path)
+    stored = json.loads((tmp_path / "manifest.json").read_text())
+    assert row.facts["bytes"] == stored["bytes"]
+    assert row.facts["stored_images"] == row.facts["decoded_images"] == 20
+    assert row.facts["synthesis_seconds"] is None
+
+
+@settings(max_examples=10, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(ipc=st.integers(1, 4), factor=st.floats(0.2, 4))
+def test_equal_bytes_is_the_smallest_random_set_of_which_every_draw_reaches_them(
+    few: RealData, sizes: list[list[int]], ipc: int, factor: float
+) -> None:
+    real = Baselines(few, EvaluateConfig(baselines=("random", "bytes")), 0)
+    total = round(factor * sum(size[ipc - 1] for size in sizes) / 5)
+    rows = [row for row in real.beside(ipc, 5, [total]) if row.space == EQUAL_BYTES]
+    wanted = next((n for n in range(1, 14) if all(size[n - 1] >= total for size in sizes)), 13)
+    assert [row.facts["stored_images"] for row in rows] == ([10 * wanted] if wanted > ipc else [])
+
+
+@pytest.fixture(scope="module")
+def few() -> RealData:
+    return load_data(max_per_class=20)
+
+
+@pytest.fixture(scope="module")
+def sizes(few: RealData) -> list[list[int]]:
+    """Bytes of each of five random draws at 1 to 13 images per class, each draw's images being encoded apart."""
+    draws = [[distill(few, "random", n, seed=derive(0, "random draw", r)) for n in range(1, 14)] for r in range(5)]
+    return [[sum(png_sizes(made.images)) for made in draw] for draw in draws]
+
+
+def test_a_set_that_takes_more_than_all_real_images_is_compared_with_all_that_every_class_has() -> None:
+    data = load_data(max_per_class=6)
+    real = Baselines(data, EvaluateConfig(baselines=("random", "bytes")), 0)
+    row = real.beside(1, 5, [10**9])[-1]
+    assert row.facts["stored_images"] == 10 * min(data.train.counts(10))
+
+
+def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
+    def row(method: str, space: str | None, size: int, accuracy: list[float], **more: object) -> dict:
+        told = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
+        stored = {"images": size, "labels": 0}
+        return {"method": method, "space": space, "bytes": stored, "accuracy": accuracy, **told, **more}
+
+    small = row("random", EQUAL_BYTES, 20, [0.5, 0.5])
+    large = row("random", EQUAL_BYTES, 30, [0.25, 0.25])
+    soft = row("dm", None, 25, [0.75, 0.75], labels="soft", set="a")
+    packed = row("idm", None, 99, [0.75, 0.75], decoded_images=4, set="b")
+    plain = row("dm", None, 25, [0.75, 0.75], set="c")
+    found = [r["ci95_vs_equal_bytes"] for r in against_equal_bytes([small, large, soft, packed, plain])]
+    assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
+
+
+def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_path, monkeypatch) -> None:
+    config = EvaluateConfig(baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path)
+    features = teacher.statistics.features
+    wanted = [distill(digits, "kmeans", 2, seed=4), distill(digits, "kmeans", 2, seed=4, features=features)]
+    wanted += [distill(digits, method, 2, seed=4, features=features) for method in ("herding", "kcenter")]
+    for look in range(2):
+        found = Baselines(digits, config, 4, teacher).beside(2, 3, [])[1:]
+        assert all(torch.equal(a.draws[0].images, b.images) for a, b in zip(found, wanted, strict=True)), look
+        monkeypatch.setattr("gendistill.stages.baselines.positions", None)  # so that choosing again would fail
+    with pytest.raises(TypeError):
+        Baselines(digits, config, 5, teacher).beside(2, 3, [])
+    with pytest.raises(TypeError):
+        Baselines(load_data(split_seed=1), config, 4, teacher).beside(2, 3, [])
+
+
+# the cache
+
+
+def rows(data: RealData, chosen: SurrogateSet, config: EvaluateConfig, seed: int = 0) -> list[dict]:
+    return evaluate(data, [chosen], config, seed=seed)["rows"]
+
+
+def without(found: list[dict], *names: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in names} for row in found]
+
+
+def test_a_second_evaluation_gives_the_same_rows_from_the_cache(digits, chosen, tmp_path) -> None:
+    kept = replace(QUICK, baseline_cache=tmp_path / "cache")
+    first, second = rows(digits, chosen, kept), rows(digits, chosen, kept)
+    ours = [[row for row in found if not row["set"]] for found in (first, second)]
+    assert [row["cached"] for row in first] == [0] * len(first)
+    assert all(row["cached"] == len(row["accuracy"]) for row in second if not row["set"])
+    assert not [row["cached"] for row in second if row["set"] and row["cached"]]
+    assert without(ours[0], "cached") == without(ours[1], "cached")  # seconds too
+    assert without(second, "cached", "seconds") == without(first, "cached", "seconds")
+    assert without(rows(digits, chosen, QUICK), "cached", "seconds") == without(first, "cached", "seconds")
+    assert all(json.loads(path.read_text()) for path in (tmp_path / "cache").iterdir())
+    other = rows(digits, distill(digits, "random", 2, seed=9), kept)  # another IPC shares the full data alone
+    assert {row["method"] for row in other if row["cached"]} == {"full"}
+    more = rows(digits, chosen, replace(kept, runs=6, labels="hard"))[0]
+    assert (more["cached"], len(more["accuracy"])) == (5, 6)
+
+
+def test_without_a_folder_nothing_is_kept(digits, chosen, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows(digits, chosen, QUICK)
+    assert not list(tmp_path.iterdir())
+    assert cache_folder("auto") == tmp_path / "gendistill" / "baselines"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder("auto") == Path.home() / ".cache" / "gendistill" / "baselines"
+    assert cache_folder(None) is None
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="is a file"):
+        cache_folder(tmp_path / "file")
+
+
+CHANGES = [
+    {"steps": 5}, {"width": 9}, {"legacy_best": True}, {"protocol": "dsa"}, {"batch_size": 32}, {"learning_rate": 1e-3},
+    {"weight_decay": 0.0}, {"shift": 1}, {"flip": True}, {"depth": 2}, {"compile": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_changed_setting_misses_the_cache(digits, tmp_path, change) -> None:
+    config = replace(QUICK, baseline_cache=tmp_path)
+    cpu = torch.device("cpu")
+    BaselineCache.of(digits, config, cpu).keep("run", {"accuracy": 0.5})
+    assert BaselineCache.of(digits, replace(config, runs=7), cpu).recall("run") == {"accuracy": 0.5, "cached": True}
+    assert BaselineCache.of(digits, replace(config, **change), cpu).recall("run") is None
+
+
+def test_every_option_either_decides_a_run_or_is_known_not_to(digits) -> None:
+    """A new option of the training must not give old outcomes."""
+    decides = BaselineCache.of(digits, QUICK, torch.device("cpu")).made_from["settings"]
+    assert {field.name for field in fields(Settings)} == {*decides, *KEYED, *BESIDE}
+
+
+def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_path, monkeypatch) -> None:
+    config, cpu = replace(QUICK, baseline_cache=tmp_path), torch.device("cpu")
+    BaselineCache.of(digits, config, cpu).keep("run", {"accuracy": 0.5})
+    assert BaselineCache.of(digits, config, cpu).recall("run-2") is None
+    assert BaselineCache.of(load_data(split_seed=1), config, cpu).recall("run") is None
+    assert BaselineCache.of(digits, config, torch.device("cuda")).recall("run") is None
+    bf16 = replace(BaselineCache.of(digits, config, cpu), made_from={"bf16": True})
+    assert bf16.recall("run") is None
+    monkeypatch.setattr("gendistill.stages.baseline_cache.version", lambda name: "9.9")
+    assert BaselineCache.of(digits, config, cpu).recall("run") is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 1), st.lists(st.floats(allow_nan=False, allow_infinity=False)), st.text(max_size=20))
+def test_an_outcome_comes_back_bit_for_bit(tmp_path_factory, accuracy, per_class, run) -> None:
+    cache = BaselineCache(tmp_path_factory.mktemp("cache"), {"format": 1})
+    outcome = {"accuracy": accuracy, "per_class": per_class, "seconds": 0.1}
+    cache.keep(run, outcome)
+    assert cache.recall(run) == outcome
+    assert BaselineCache(cache.folder, {"format": 1}).recall(run) == {**outcome, "cached": True}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"key": {}, "outcome": {}, "content": ""}', "accuracy"],
+    ids=["empty", "cut", "list", "binary", "other", "changed"],
+)
+def test_a_damaged_entry_is_trained_anew_with_a_warning(tmp_path, caplog, damage) -> None:
+    cache = BaselineCache(tmp_path, {"format": 1})
+    cache.keep("run", {"accuracy": 0.5})
+    (path,) = tmp_path.iterdir()
+    cache = BaselineCache(tmp_path, {"format": 1})
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") if damage == "accuracy" else damage)
+    with caplog.at_level(logging.WARNING, "gendistill"):
+        assert cache.recall("run") is None
+    assert "made anew" in caplog.text
+    cache.keep("run", {"accuracy": 0.25})
+    assert cache.recall("run") == {"accuracy": 0.25}
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, caplog) -> None:
+    (tmp_path / "file").touch()
+    cache = BaselineCache(tmp_path / "file" / "cache", {})
+    with caplog.at_level(logging.WARNING, "gendistill"):
+        cache.keep("a", {"accuracy": 0.5})
+        cache.keep("b", {"accuracy": 0.5})
+    assert caplog.text.count("not kept") == 1
+
+
+def test_two_processes_may_write_and_read_the_same_entry(tmp_path) -> None:
+    cache = BaselineCache(tmp_path, {"format": 1})
+    outcome = {"accuracy": 0.5, "per_class": [0.1] * 2000}
+    children = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            whole = True
+            for _ in range(100):
+                cache.fresh.clear()
+                cache.keep("run", outcome)
+                whole &= cache.recall("run") == outcome
+            os._exit(0 if whole else 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 1  # no partial file is left

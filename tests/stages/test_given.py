@@ -1,0 +1,233 @@
+"""What an evaluation is given: which sets share a row, what they cost, and plain folders by the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
+from gendistill.data.real import RealData
+from gendistill.evaluate.intervals import paired_interval
+from gendistill.networks.teacher import Teacher
+from gendistill.stages.contestants import contestants
+from gendistill.stages.distill import distill
+from gendistill.stages.evaluate import evaluate
+from gendistill.stages.given import facts, pools, read_given, size_of
+from gendistill.stages.label import label_set
+from gendistill.stages.table import table
+from gendistill.stages.teacher import train_teacher
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.helpers import gendistill
+from tests.surrogate.sets import make
+
+QUICK = EvaluateConfig(runs=3, steps=4, width=8, baselines=("random", "bytes"), baseline_cache=None)
+
+
+@pytest.fixture(scope="module")
+def seeds(digits: RealData) -> list[SurrogateSet]:
+    return [distill(digits, "random", 2, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: RealData) -> Teacher:
+    return train_teacher(digits, TeacherConfig(steps=2, width=8))
+
+
+def changed(made: SurrogateSet, **meta: object) -> SurrogateSet:
+    return replace(made, meta={**made.meta, **meta})
+
+
+def sizes(sets: list[SurrogateSet], labels: bool = False) -> list[int]:
+    return [len(pool) for pool in pools(sets, labels=labels)]
+
+
+# pools
+
+
+def test_sets_that_differ_in_their_seed_alone_share_a_row(seeds) -> None:
+    cost = [changed(made, seconds={"distill": i}, w2={"before": i}) for i, made in enumerate(seeds)]
+    assert sizes(cost) == [3]
+    assert sizes([*seeds, seeds[0]]) == [3]  # the same set twice is one
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"method": "dm"}, {"stage": "refined"}, {"space": "representative"}, {"iterations": 9}, {"seed": 0},
+        {"stages": ["select"]}, {"teacher_hash": "x"}, {"generator_hash": "x"}, {"sampling": {"scheduler": "ddim"}},
+        {"seed": None}, {"command": "gendistill distill --method random --ipc 2 --matching.width 9"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sets_that_differ_in_more_do_not(seeds, meta) -> None:
+    assert sizes([seeds[0], changed(seeds[1], **meta)]) == [1, 1]
+
+
+def test_sets_of_another_size_factor_or_weights_do_not(seeds) -> None:
+    other = seeds[1]
+    for made in (other.prefix(1), replace(other, factor=2), replace(other, weights=torch.ones(20))):
+        assert sizes([seeds[0], made]) == [1, 1]
+
+
+def test_commands_may_differ_in_seeds_and_places(seeds) -> None:
+    command = "gendistill distill --ipc 2 --matching.width 9"
+    told = [changed(made, command=f"{command} --seed {i} --output_dir=x/{i}") for i, made in enumerate(seeds)]
+    assert sizes(told) == [3]
+    run = "gendistill run --config digits.yaml --output_dir"
+    whole = [changed(made, command=f"{run} {i}", generator_hash=str(i)) for i, made in enumerate(seeds)]
+    assert sizes(whole) == [3]  # each with a generator of its own
+    broken = [changed(made, command="it's") for made in seeds]
+    assert sizes(broken) == [3]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=12))
+def test_every_set_is_in_one_pool_of_its_kind_with_each_seed_once(kinds: list[tuple[str, int]]) -> None:
+    sets = []
+    for number, (kind, seed) in enumerate(kinds):
+        images = torch.full((1, 1, 8, 8), number, dtype=torch.uint8)
+        sets.append(SurrogateSet(images, torch.zeros(1, dtype=torch.long), ("x",), {"method": kind, "seed": seed}))
+    found = pools(sets, labels=False)
+    assert sorted(int(made.images[0, 0, 0, 0]) for pool in found for made in pool) == list(range(len(sets)))
+    for pool in found:
+        assert len({made.meta["method"] for made in pool}) == 1
+        assert len({made.meta["seed"] for made in pool}) == len(pool)
+    most = max((kinds.count(pair) for pair in kinds), default=0)
+    assert len(found) <= most * len({kind for kind, _ in kinds})
+
+
+def test_labels_part_sets_only_where_labels_count(seeds, teacher) -> None:
+    labelled = [label_set(made, teacher, LabelConfig(), seed=i) for i, made in enumerate(seeds)]
+    hot = [label_set(made, teacher, LabelConfig(temperature=9)) for made in seeds]
+    assert sizes(labelled, labels=True) == [3]
+    assert sizes([*labelled, *hot], labels=True) == [3, 3]
+    assert sizes([*labelled, *hot, *seeds], labels=False) == [3]
+
+
+# a pooled row
+
+
+def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds) -> None:
+    entered = contestants(digits, seeds, QUICK, 0, None)
+    random, pooled = entered[0], entered[1]
+    assert (pooled.synthesis_seeds, pooled.count(3), len(random.draws)) == (3, 9, 9)
+    for run in range(9):
+        assert torch.equal(pooled.run(run)[0].images, seeds[run % 3].images)
+    summary = evaluate(digits, seeds, QUICK)
+    against, row = summary["rows"][:2]
+    assert row["set"] == [made.content_hash() for made in seeds]
+    assert len(row["accuracy"]) == len(against["accuracy"]) == 9
+    ours, theirs = (torch.tensor(r["accuracy"]).double().view(3, 3) for r in (row, against))  # (run, set)
+    assert row["std_between"] == pytest.approx(ours.mean(0).std().item())
+    assert row["std_within"] == pytest.approx(ours.var(0).mean().sqrt().item())
+    assert row["ci95_vs_random"] == pytest.approx(paired_interval(ours.mean(0).tolist(), theirs.mean(0).tolist()))
+    assert row["ci95_these_sets"] == pytest.approx(paired_interval(row["accuracy"], against["accuracy"]))
+    assert "random real images x3" in table(summary)
+
+
+def test_pooled_soft_rows_train_each_set_with_its_own_labels(digits, seeds, teacher) -> None:
+    labelled = [label_set(made, teacher, LabelConfig(), seed=0) for made in seeds]
+    entered = contestants(digits, labelled, replace(QUICK, labels="soft"), 0, teacher)
+    soft = next(row for row in entered if row.labels == "soft" and row.identity)
+    assert soft.synthesis_seeds == len(soft.targets) == len({targets.key for targets in soft.targets}) == 3
+    dear = [row for row in entered if row.space == "equal bytes"]
+    assert len(dear) == 1
+    assert dear[0].facts["bytes"]["images"] >= sum(soft.facts["bytes"].values())
+    beside = next(row for row in entered if row.labels == "soft" and not row.identity)
+    assert beside.facts["bytes"]["labels"] == soft.facts["bytes"]["labels"] > 0
+
+
+# what a set costs
+
+
+def test_costs_are_those_of_the_manifest(digits, tmp_path) -> None:
+    made = replace(distill(digits, "kmeans", 2), factor=2)
+    made = changed(made, seconds={"distill": 5.0, "start": 1.0, "select": 2.0, "label": 9.0}, stages=["select"])
+    made.save(tmp_path / "set")
+    found = facts([read_given(tmp_path / "set", digits)], labels=False)
+    stored = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert found["bytes"] == stored["bytes"]
+    assert (found["stored_images"], found["decoded_images"]) == (20, 80)
+    assert found["synthesis_seconds"] == 7  # "start" is a part of distill, and hard rows use no labels
+    assert facts([made], labels=False) == found  # a set in memory, as it would be stored
+    assert facts([make()], labels=False)["synthesis_seconds"] is None
+
+
+def test_an_uneven_set_stands_beside_no_fewer_random_images() -> None:
+    made = make(ipc=3)
+    assert size_of(made) == 3
+    assert size_of(made.take(torch.arange(7))) == 3  # 7 images of 3 classes
+    assert size_of(made.take(torch.arange(1))) == 1
+
+
+# plain folders by the command line
+
+
+@pytest.fixture(scope="module")
+def mine(digits: RealData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's folder: no manifest, numbered classes, one of them missing, one image broken."""
+    root = tmp_path_factory.mktemp("mine")
+    distill(digits, "random", 2).save(root / "set")
+    train = (root / "set" / "train").rename(root / "somebodys")
+    (train / "3" / "00000.png").write_bytes(b"no picture")
+    for path in (train / "7").iterdir():
+        path.unlink()
+    return train
+
+
+OPTIONS = ("--runs", 3, "--steps", 4, "--width", 8, "--baseline_cache", "null", "--baselines", '["random"]')
+
+
+def test_a_plain_folder_is_evaluated_and_its_faults_are_told(mine, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert gendistill("evaluate", "--surrogate", mine, *OPTIONS, "--output_dir", out) == 0
+    said = capsys.readouterr()
+    assert "00000.png" in said.err
+    assert "1 skipped; going on with 17 images" in said.err
+    assert "Error: somebodys has no image of 1 of 10 classes: 7." in said.out
+    summary = json.loads((out / "summary.json").read_text())
+    random, row = summary["rows"]
+    assert (row["name"], row["missing_classes"], row["stored_images"], row["ipc"]) == ("somebodys", ["7"], 17, 2)
+    assert row["ci95_vs_random"] is not None
+    assert random["stored_images"] == 20
+    kinds = {(finding["kind"], finding["severity"]) for finding in summary["findings"]}
+    assert kinds == {("missing classes", "error"), ("unreadable images", "warning")}
+    lines = list(csv.DictReader((out / "summary.csv").open()))
+    assert [line["stored_images"] for line in lines] == ["20", "17"]
+    assert lines[1]["bytes_images"] == str(row["bytes"]["images"])
+    assert lines[0]["runs"] == "5"
+
+
+def test_several_sets_may_follow_the_option_and_folders_of_other_classes_are_refused(mine, tmp_path, capsys) -> None:
+    other = tmp_path / "other"
+    (other / "cat").mkdir(parents=True)
+    (other / "cat" / "a.png").write_bytes((mine / "0" / "00000.png").read_bytes())
+    assert gendistill("evaluate", "--surrogate", mine, other, *OPTIONS, "--output_dir", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"gendistill: {other} has folders of no class of the data: cat;")
+    assert not (tmp_path / "out").exists()
+
+
+# the table
+
+
+def test_the_table_fits_120_columns_whatever_the_rows_say() -> None:
+    row = {
+        "method": "generative", "stage": "refined", "space": None, "ipc": 1000, "labels": "hard", "network": "convnet",
+        "mean": 1.0, "std": 0.123, "ci95_vs_random": [-1.0, -0.999], "verdict": "not better than random",
+        "stored_images": 123456, "decoded_images": 999949, "bytes": {"images": 10**12, "labels": 999_499},
+        "synthesis_seeds": 12, "cached": 3, "accuracy": [0.5] * 3,
+    }  # fmt: skip
+    long = {**row, "method": "folder", "name": "x" * 90, "network": "timm:vit_tiny_patch16_224"}
+    soft = {**row, "labels": "soft", "recipe": "per_view, T 4, top 10, crop 0.08, flip, CutMix 1", "ipc": None}
+    text = table({"rows": [row, long, soft]})
+    assert max(map(len, text.splitlines())) <= 120
+    assert "labels per_view, T 4, top 10, crop 0.08, flip, CutMix 1" in text
+    assert "9 of 9 runs" in text
