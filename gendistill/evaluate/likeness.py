@@ -48,8 +48,8 @@ def likeness(
 ) -> dict[str, dict[str, Any]]:
     """By measure {"mean", "by_class", "random": {"mean", "std", "by_class"}, "reason"}, one tensor a class.
 
-    ``held`` are positions in the pool of images that the set holds. Means are over the classes that are measured; std is
-    that of the random sets' means. ``reason`` says why classes are None.
+    ``held`` are positions in the pool of images that the set holds. Means are over the classes that are measured; std
+    is that of the random sets' means. ``reason`` says why classes are None.
     """
     own = [measures(_without(real, at), x) for real, x, at in zip(pool, made, held, strict=True)]
     loop = track(range(draws), "random real sets", draws)

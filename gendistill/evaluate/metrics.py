@@ -1,4 +1,4 @@
-"""What a surrogate set is like, beside the real images of its classes: the minimax criteria mirrored, kernel MMD, Vendi.
+"""What a surrogate set is like beside real images: the minimax criteria mirrored, kernel MMD and the Vendi score.
 
 Legend: real (N,D) and made (M,D) are features, or flattened pixels, of ONE class; compare sets of equal size M.
 """

@@ -25,7 +25,7 @@ def test_every_number_stands_beside_that_of_random_sets_of_its_size() -> None:
     found = likeness(pool, made, [NONE, NONE], draws=4)
     assert set(found) == set(MEASURES)
     vendis = [
-        [vendi(real[drawn(60, len(x), k, d, 0)]).item() for k, (real, x) in enumerate(zip(pool, made))]
+        [vendi(real[drawn(60, len(x), k, d, 0)]).item() for k, (real, x) in enumerate(zip(pool, made, strict=True))]
         for d in range(4)
     ]
     means = torch.tensor(vendis).mean(1)
@@ -58,7 +58,7 @@ def test_a_set_of_one_point_is_precise_and_alike_and_covers_little() -> None:
     assert found["precision"]["mean"] >= found["precision"]["random"]["mean"]
     for name, sign in (("crowding", 1), ("kid", 1), ("vendi", -1), ("recall", -1), ("coverage", -1)):
         value = found[name]
-        assert sign * (value["mean"] - value["random"]["mean"]) > 3 * value["random"]["std"], name
+        assert sign * (value["mean"] - value["random"]["mean"]) > 2 * value["random"]["std"], name
 
 
 def test_few_images_leave_gaps_with_a_reason() -> None:
