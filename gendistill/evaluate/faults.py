@@ -1,0 +1,170 @@
+"""Faults of a surrogate set that make its numbers wrong, each said in a sentence: images, counts and soft labels.
+
+Faults of labels are in mislabelled.py, of pixel values in ranges.py. Legend: N stored images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from gendistill.data.real import RealData
+from gendistill.evaluate.copies import Copies, digests
+from gendistill.evaluate.findings import Finding, counted, named
+from gendistill.evaluate.mislabelled import ODDS, confusion, permutation
+
+UNEVEN = 2.0  # times as many images as another class, beyond what the real images have
+
+
+def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) -> list[Finding]:
+    """Classes of ``labels`` (N,) without images, and numbers of images that differ more than the real ones do."""
+    counts = torch.bincount(labels, minlength=len(classes))
+    missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
+    found = []
+    if missing:
+        found.append(
+            Finding(
+                "missing classes",
+                f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)}), so no "
+                "classifier can learn them; add images, or evaluate on data of the other classes.",
+            )
+        )
+    there = counts > 0
+    share = counts.double() / torch.bincount(real_labels, minlength=len(classes)).clamp(min=1)
+    if not there.any():
+        return found
+    low, high = int(counts[there].min()), int(counts.max())
+    if high >= UNEVEN * low and float(share[there].max() / share[there].min()) >= UNEVEN:
+        few, many = (classes[int((counts == n).nonzero()[0])] for n in (low, high))
+        found.append(
+            Finding(
+                "uneven classes",
+                f"The classes have {low} ({few!r}) to {high} ({many!r}) images, other shares than among the real ones; "
+                "baselines have as many images of every class, so compare with care, or even the classes out.",
+                "warning",
+            )
+        )
+    return found
+
+
+def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], files: Sequence[str]) -> list[Finding]:
+    """Equal ``images`` (N,C,H,W) within a class, and under different labels."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for position, digest in enumerate(digests(images)):
+        groups[digest].append(position)
+    same, different = [], []
+    for group in groups.values():
+        across = len({int(labels[i]) for i in group}) > 1
+        if len(group) > 1:
+            (different if across else same).append(group)
+    found = []
+    if same:
+        surplus = sum(len(g) - 1 for g in same)
+        shown = named([f"{files[g[1]]} = {files[g[0]]}" for g in same])
+        text = (
+            f"{counted(surplus, 'image')} of {len(labels):,} repeat another of the same class pixel by pixel ({shown})"
+        )
+        found.append(Finding("duplicates", f"{text}; they take room and add nothing: replace them.", "warning"))
+    if different:
+        shown = named([" = ".join(files[i] for i in g[:3]) for g in different])
+        names = named([classes[k] for k in sorted({int(labels[i]) for g in different for i in g})], 10)
+        text = f"{counted(len(different), 'image')} occur under several labels ({shown}; classes {names})"
+        found.append(Finding("duplicates across classes", f"{text}; one label at most is right: drop the others."))
+    return found
+
+
+def leak_findings(
+    copies: Copies, near_test: Tensor, usual: float, data: RealData, files: Sequence[str]
+) -> list[Finding]:
+    """Copies of held-out images. ``files`` name the images that ``copies`` is about.
+
+    ``near_test`` are positions of images that are near copies of test images; ``usual`` is the share of honest images
+    that would seem so.
+    """
+    found = []
+    for split, severity in (("test", "error"), ("validation", "warning")):
+        known = copies.exact[split]
+        at = torch.nonzero((known >= 0) & (copies.exact["train"] < 0)).flatten().tolist()
+        if at:
+            names = data.classes
+            labels = getattr(data, split).labels
+            shown = named(
+                [f"{files[i]} is {split} image {int(known[i])} ({names[int(labels[known[i]])]!r})" for i in at]
+            )
+            why = "so its accuracy is no measure" if split == "test" else "which were to be kept from it"
+            found.append(
+                Finding(
+                    f"{split} leakage",
+                    f"{counted(len(at), 'image')} of {copies.images:,} are copies of {split} images, {why}: {shown}; make the "
+                    "set from the training split alone.",
+                    severity,  # type: ignore[arg-type]
+                )
+            )
+    measured, near = len(copies.measured), near_test.tolist()
+    if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
+        found.append(
+            Finding(
+                "test leakage",
+                f"{counted(len(near), 'image')} of {measured:,} measured are near copies of test images, twice as close to "
+                f"one as to any training image (of held-out real images {usual:.1%}): {named([files[i] for i in near])}; "
+                "make the set from the training split alone.",
+            )
+        )
+    return found
+
+
+def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Finding]:
+    """Test images that are training images too; ``known`` has the splits' positions by hash."""
+    both = sorted(known["test"][digest] for digest in known["test"].keys() & known["train"].keys())
+    if not both:
+        return []
+    shown = named([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])
+    return [
+        Finding(
+            "overlapping splits",
+            f"{counted(len(both), 'test image')} of {len(data.test):,} are in the training split too ({shown}), so "
+            "accuracies of real images are a little too high for all rows alike; remove them from one of the two.",
+            "warning",
+        )
+    ]
+
+
+def soft_findings(
+    targets: Tensor, labels: Tensor, classes: Sequence[str], teacher_accuracy: float | None
+) -> list[Finding]:
+    """Soft labels (N,K) that belong to other classes than the hard ``labels`` (N,), or say nothing."""
+    total = len(classes)
+    if float((targets.amax(1) - 1 / total).max()) < 1e-3:
+        text = f"All {len(targets):,} soft labels are uniform: they say nothing; label the set again with a trained teacher."
+        return [Finding("soft labels", text)]
+    counts = confusion(targets.argmax(1), labels, total)
+    order = permutation(counts, 20 * torch.eye(total, dtype=torch.float64))
+    if order:
+        pairs = [f"{classes[k]!r} as {classes[j]!r}" for k, j in enumerate(order) if j != k and counts[k].sum()]
+        return [
+            Finding(
+                "soft label order",
+                f"The soft labels are in another class order than the hard ones: images labelled {named(pairs, 10)}; label "
+                "the set again with `gendistill label`, or put the columns in the data's order.",
+            )
+        ]
+    other, right = int(counts.sum() - counts.diagonal().sum()), teacher_accuracy or 0.8
+    if (
+        other <= len(labels) * min(0.9, 1.1 - right)
+        or binom.sf(other - 1, len(labels), min(0.9, 1.1 - right)) > 1 / ODDS
+    ):
+        return []
+    wrong = other / len(labels) > 1 - 2 / total
+    return [
+        Finding(
+            "soft labels",
+            f"{counted(other, 'soft label')} of {len(labels):,} are highest for another class than the hard label"
+            + (f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else "")
+            + "; they may belong to other images or to another teacher: label the set again with `gendistill label`.",
+            "error" if wrong else "warning",
+        )
+    ]
