@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendistill.data.real import RealData
 from gendistill.evaluate.copies import Copies, digests
-from gendistill.evaluate.findings import Finding, counted, named
+from gendistill.evaluate.findings import Finding, Severity, counted, named
 from gendistill.evaluate.mislabelled import ODDS, confusion, permutation
 
 UNEVEN = 2.0  # times as many images as another class, beyond what the real images have
@@ -29,8 +29,8 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
         found.append(
             Finding(
                 "missing classes",
-                f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)}), so no "
-                "classifier can learn them; add images, or evaluate on data of the other classes.",
+                f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)}), so "
+                "no classifier can learn them; add images, or evaluate on data of the other classes.",
             )
         )
     there = counts > 0
@@ -39,7 +39,7 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
         return found
     low, high = int(counts[there].min()), int(counts.max())
     if high >= UNEVEN * low and float(share[there].max() / share[there].min()) >= UNEVEN:
-        few, many = (classes[int((counts == n).nonzero()[0])] for n in (low, high))
+        few, many = (classes[counts.tolist().index(n)] for n in (low, high))
         found.append(
             Finding(
                 "uneven classes",
@@ -56,7 +56,8 @@ def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], f
     groups: dict[bytes, list[int]] = defaultdict(list)
     for position, digest in enumerate(digests(images)):
         groups[digest].append(position)
-    same, different = [], []
+    same: list[list[int]] = []
+    different: list[list[int]] = []
     for group in groups.values():
         across = len({int(labels[i]) for i in group}) > 1
         if len(group) > 1:
@@ -85,36 +86,31 @@ def leak_findings(
     ``near_test`` are positions of images that are near copies of test images; ``usual`` is the share of honest images
     that would seem so.
     """
-    found = []
-    for split, severity in (("test", "error"), ("validation", "warning")):
-        known = copies.exact[split]
-        at = torch.nonzero((known >= 0) & (copies.exact["train"] < 0)).flatten().tolist()
-        if at:
-            names = data.classes
-            labels = getattr(data, split).labels
-            shown = named(
-                [f"{files[i]} is {split} image {int(known[i])} ({names[int(labels[known[i]])]!r})" for i in at]
-            )
-            why = "so its accuracy is no measure" if split == "test" else "which were to be kept from it"
-            found.append(
-                Finding(
-                    f"{split} leakage",
-                    f"{counted(len(at), 'image')} of {copies.images:,} are copies of {split} images, {why}: {shown}; make the "
-                    "set from the training split alone.",
-                    severity,  # type: ignore[arg-type]
-                )
-            )
+    found = [
+        _exact_leaks("test", "error", "so its accuracy is no measure", copies, data, files),
+        _exact_leaks("validation", "warning", "which were to be kept from it", copies, data, files),
+    ]
     measured, near = len(copies.measured), near_test.tolist()
     if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
-        found.append(
-            Finding(
-                "test leakage",
-                f"{counted(len(near), 'image')} of {measured:,} measured are near copies of test images, twice as close to "
-                f"one as to any training image (of held-out real images {usual:.1%}): {named([files[i] for i in near])}; "
-                "make the set from the training split alone.",
-            )
+        text = (
+            f"{counted(len(near), 'image')} of {measured:,} measured are near copies of test images, twice as close to "
+            f"one as to any training image (of held-out real images {usual:.1%} are): {named([files[i] for i in near])}"
         )
-    return found
+        found.append(Finding("test leakage", f"{text}; make the set from the training split alone."))
+    return [finding for finding in found if finding]
+
+
+def _exact_leaks(
+    split: str, severity: Severity, why: str, copies: Copies, data: RealData, files: Sequence[str]
+) -> Finding | None:
+    """Copies of images of ``split`` that the training split does not hold as well."""
+    known, labels = copies.exact[split], getattr(data, split).labels
+    at = torch.nonzero((known >= 0) & (copies.exact["train"] < 0)).flatten().tolist()
+    if not at:
+        return None
+    shown = [f"{files[i]} is {split} image {int(known[i])} ({data.classes[int(labels[known[i]])]!r})" for i in at]
+    text = f"{counted(len(at), 'image')} of {copies.images:,} are copies of {split} images, {why}: {named(shown)}"
+    return Finding(f"{split} leakage", f"{text}; make the set from the training split alone.", severity)
 
 
 def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Finding]:
@@ -137,34 +133,20 @@ def soft_findings(
     targets: Tensor, labels: Tensor, classes: Sequence[str], teacher_accuracy: float | None
 ) -> list[Finding]:
     """Soft labels (N,K) that belong to other classes than the hard ``labels`` (N,), or say nothing."""
-    total = len(classes)
+    total, again = len(classes), "label the set again with `gendistill label`"
     if float((targets.amax(1) - 1 / total).max()) < 1e-3:
-        text = f"All {len(targets):,} soft labels are uniform: they say nothing; label the set again with a trained teacher."
+        text = f"All {len(targets):,} soft labels are uniform and say nothing; {again} and a trained teacher."
         return [Finding("soft labels", text)]
     counts = confusion(targets.argmax(1), labels, total)
     order = permutation(counts, 20 * torch.eye(total, dtype=torch.float64))
     if order:
         pairs = [f"{classes[k]!r} as {classes[j]!r}" for k, j in enumerate(order) if j != k and counts[k].sum()]
-        return [
-            Finding(
-                "soft label order",
-                f"The soft labels are in another class order than the hard ones: images labelled {named(pairs, 10)}; label "
-                "the set again with `gendistill label`, or put the columns in the data's order.",
-            )
-        ]
-    other, right = int(counts.sum() - counts.diagonal().sum()), teacher_accuracy or 0.8
-    if (
-        other <= len(labels) * min(0.9, 1.1 - right)
-        or binom.sf(other - 1, len(labels), min(0.9, 1.1 - right)) > 1 / ODDS
-    ):
+        text = f"The soft labels are in another class order than the hard ones: they take {named(pairs, 10)}"
+        return [Finding("soft label order", f"{text}; {again}, or put their columns in the data's order.")]
+    other, usual = int(counts.sum() - counts.diagonal().sum()), min(0.9, 1.1 - (teacher_accuracy or 0.8))
+    if other <= len(labels) * usual or binom.sf(other - 1, len(labels), usual) > 1 / ODDS:
         return []
-    wrong = other / len(labels) > 1 - 2 / total
-    return [
-        Finding(
-            "soft labels",
-            f"{counted(other, 'soft label')} of {len(labels):,} are highest for another class than the hard label"
-            + (f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else "")
-            + "; they may belong to other images or to another teacher: label the set again with `gendistill label`.",
-            "error" if wrong else "warning",
-        )
-    ]
+    told = f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else ""
+    text = f"{counted(other, 'soft label')} of {len(labels):,} are highest for another class than the hard label{told}"
+    severity: Severity = "error" if other / len(labels) > 1 - 2 / total else "warning"
+    return [Finding("soft labels", f"{text}; they may be of other images or another teacher: {again}.", severity)]

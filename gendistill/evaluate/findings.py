@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+Severity = Literal["error", "warning"]
 SHOWN = 3  # files or classes that a sentence names
 
 
@@ -15,7 +16,7 @@ class Finding:
 
     kind: str
     text: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
     set: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -143,8 +143,8 @@ def _single(
     count = int(wrong.sum())
     if count < 2 or not _certainly_above(count, len(labels), min(1.0, 2 * usual + 0.02)):
         return []
-    at = torch.nonzero(wrong).flatten()
-    at = at[seen.confidence[at].argsort(descending=True, stable=True)].tolist()
+    found = torch.nonzero(wrong).flatten()
+    at = found[seen.confidence[found].argsort(descending=True, stable=True)].tolist()
     shown = named([f"{files[i]} (looks like {classes[int(seen.guesses[i])]!r})" for i in at])
     return [
         Finding(

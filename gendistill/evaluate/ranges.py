@@ -92,8 +92,8 @@ def _other_values(made: Tensor, real: Tensor, off: float, random: float) -> Find
     return Finding(
         "value range",
         f"The pixel values of {counted(len(made), 'image')} are unlike those of real images ({told(made)} by channel; "
-        f"real {told(real)}; {off:.0f} grey levels apart, random real sets of this size at most {random:.0f}); if that is "
-        "not meant, check the normalisation they were stored with.",
+        f"real {told(real)}; {off:.0f} grey levels apart, random real sets of this size at most {random:.0f}); if that "
+        "is not meant, check the normalisation they were stored with.",
         "warning",
     )
 
