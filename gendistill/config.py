@@ -37,6 +37,7 @@ BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
 Sizes = int | tuple[int, ...]
+FEATURES = ("auto", "teacher", "trained")
 
 
 def need(condition: bool, option: str, value: object, expected: str) -> None:
@@ -714,6 +715,10 @@ class EvaluateConfig:
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
             size of batch.
+        describe: Measure the sets themselves beside random real ones, and look for faults in them.
+        features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
+            images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
+            a folder or a Hub id such as transformers:facebook/dinov2-small.
     """
 
     network: str = "convnet"
@@ -729,8 +734,12 @@ class EvaluateConfig:
     labels: Labels = "hard"
     mixed_precision: Precision = "no"
     compile: bool = False
+    describe: bool = True
+    features: str = "auto"
 
     def __post_init__(self) -> None:
+        known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
+        need(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
         _at_least(self, "evaluate", 3, "runs")
         _at_least(self, "evaluate", 1, "width", "steps", "batch_size")
         _at_least(self, "evaluate", 0, "learning_rate", "weight_decay", "shift")

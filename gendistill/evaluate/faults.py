@@ -26,13 +26,9 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
     missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
     found = []
     if missing:
-        found.append(
-            Finding(
-                "missing classes",
-                f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)}), so "
-                "no classifier can learn them; add images, or evaluate on data of the other classes.",
-            )
-        )
+        text = f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)})"
+        mend = "add images, or evaluate on data of the other classes"
+        found.append(Finding("missing classes", f"{text}, so no classifier can learn them; {mend}."))
     there = counts > 0
     share = counts.double() / torch.bincount(real_labels, minlength=len(classes)).clamp(min=1)
     if not there.any():

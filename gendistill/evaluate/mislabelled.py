@@ -61,12 +61,18 @@ def permutation(counts: Tensor, held_out: Tensor) -> list[int] | None:
 
 
 def label_findings(
-    seen: Sight, labels: Tensor, real: Sight, real_labels: Tensor, classes: Sequence[str], files: Sequence[str]
+    seen: Sight,
+    labels: Tensor,
+    real: Sight,
+    real_labels: Tensor,
+    classes: Sequence[str],
+    files: Sequence[str],
+    inverted: Sight | None = None,
 ) -> list[Finding]:
-    """Swapped classes; else shuffled labels; else single images that look like another class.
+    """Swapped classes; else inverted images, shuffled labels; else single images that look like another class.
 
     ``real`` is what the classifier makes of held-out images with ``real_labels``; where that is little better than
-    chance nothing is said. ``files`` (N,) name the images.
+    chance nothing is said. ``inverted`` is what it makes of 255 - image. ``files`` (N,) name the images.
     """
     total = len(classes)
     held_out = confusion(real.guesses, real_labels, total)
@@ -78,7 +84,10 @@ def label_findings(
     if order:
         return [_permuted(order, classes, counts)]
     agreeing, chance = int(counts.diagonal().sum()), _independent(counts)
-    if _certainly_below(agreeing, len(labels), right) and not _certainly_above(agreeing, len(labels), chance):
+    below = _certainly_below(agreeing, len(labels), right)
+    if below and inverted and _turned(int((inverted.guesses == labels).sum()), agreeing, len(labels)):
+        return [_inverted(int((inverted.guesses == labels).sum()), agreeing, len(labels))]
+    if below and not _certainly_above(agreeing, len(labels), chance):
         sure = float(seen.confidence.mean()) >= SURE * float(real.confidence.mean())
         return [_strangers(agreeing, len(labels), chance, right, shuffled=sure and _varied(counts))]
     return _single(seen, labels, real, real_labels, classes, files)
@@ -100,6 +109,18 @@ def _certainly_above(count: int, total: int, share: float) -> bool:
 def _varied(counts: Tensor) -> bool:
     """Whether the guesses are spread over the classes about as the labels are, and not heaped on a few."""
     return float(torch.minimum(counts.sum(0), counts.sum(1)).sum() / counts.sum()) > 0.6
+
+
+def _turned(after: int, before: int, total: int) -> bool:
+    return after > 2 * before and _certainly_above(after, total, (before + 1) / (total + 1))
+
+
+def _inverted(after: int, before: int, total: int) -> Finding:
+    return Finding(
+        "value range",
+        f"The images look inverted (255 - value): a classifier of the real images agrees with {before} of "
+        f"{counted(total, 'label')}, and with {after} once they are turned back; store them as they were.",
+    )
 
 
 def _permuted(order: list[int], classes: Sequence[str], counts: Tensor) -> Finding:

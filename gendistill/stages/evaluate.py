@@ -17,6 +17,7 @@ from gendistill.evaluate.judge import FULL, PROTOCOL, Contestant, judge
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.contestants import baselines, check_soft_labels, of_sets, with_soft_labels
+from gendistill.stages.describe import described
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -28,7 +29,9 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.labels import check_manifest_labels
+from gendistill.stages.lens import make_lens
 from gendistill.stages.output import output
+from gendistill.stages.set_table import finding_lines, set_table
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -65,6 +68,10 @@ def evaluate(
         labelled = [s for s in surrogates if s.soft_labels]
         contestants += with_soft_labels(labelled, [c for c in contestants if not c.identity], teacher)
     contestants.append(Contestant(FULL, None, None, (data.train,)))
+    about: dict[str, Any] = {}
+    if config.describe:
+        lens = make_lens(config.features, data, teacher, folder.path if folder else None)
+        about = described(data, surrogates, lens, seed)
     total = sum(max(config.runs, len(c.draws)) for c in contestants)
     done = _read_runs(folder.path / RUNS) if folder else {}
     loop = judge(contestants, data.test, data.classes, config, device=runtime.device(), done=done)
@@ -81,6 +88,7 @@ def evaluate(
         "data": data.describe(),
         "seed": seed,
         "rows": rows,
+        **about,
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
@@ -199,4 +207,9 @@ def main(command: EvaluateCommand) -> None:
         paths = [find_surrogate(path, command.revision) for path in paths]
         data = read_data(command.data)
         run_stage(data, paths, config, target, seed=command.seed, teacher_dir=command.teacher)
-    print(table(json.loads((target / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
+    names = {
+        row["set"]: f"{row['ipc'] or '':>3}  {row_label(row)}" for row in summary["rows"] if isinstance(row["set"], str)
+    }
+    parts = (table(summary), set_table(summary, names), finding_lines(summary, names))
+    print("\n\n".join(part for part in parts if part))
