@@ -16,6 +16,7 @@ from gendistill.seeding import torch_rng
 
 DRAWS = 20  # random real sets of the set's size
 FAR = 12.0  # grey levels: about a twentieth of the range
+CLOSER, CERTAINLY_CLOSER = 3.0, 5.0  # times, than to the real ones: images matched to features gain contrast too
 LEVELS = torch.arange(256, dtype=torch.float64)
 
 
@@ -75,12 +76,14 @@ def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:
     """The mistake whose outcome is by far the closest to the set."""
     found = {name: distance(shares, mapped(usual, levels)) for name, levels in mistakes(usual).items()}
     name = min(found, key=lambda n: found[n])
-    if found[name] > min(off / 3, FAR):
+    if found[name] > min(off / CLOSER, FAR):
         return None
+    certain = found[name] <= off / CERTAINLY_CLOSER
     return Finding(
         "value range",
         f"The pixel values are those of real images {name}: {off:.0f} grey levels away from the real ones, "
         f"{found[name]:.0f} from real ones so treated; undo it before images are stored as 0 to 255.",
+        "error" if certain else "warning",
     )
 
 

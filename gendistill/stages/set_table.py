@@ -26,7 +26,7 @@ def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
         return ""
     first = next(iter(sets.values()))
     lines = [
-        f"The sets by {first['features']}: means over the classes, beside {first['draws']} random real sets of equal size",
+        f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of equal size",
         _line("IPC  set", HEADS),
     ]
     for key, found in sets.items():
