@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendistill.data.real import RealData
 from gendistill.evaluate.copies import Copies, digests
-from gendistill.evaluate.findings import Finding, Severity, counted, named
+from gendistill.evaluate.findings import Finding, Severity, named
 from gendistill.evaluate.mislabelled import ODDS, confusion, permutation
 
 UNEVEN = 2.0  # times as many images as another class, beyond what the real images have
@@ -26,9 +26,9 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
     missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
     found = []
     if missing:
-        text = f"{len(missing)} of {counted(len(classes), 'class', 'classes')} have no image ({named(missing, 10)})"
-        mend = "add images, or evaluate on data of the other classes"
-        found.append(Finding("missing classes", f"{text}, so no classifier can learn them; {mend}."))
+        text = f"Classes without any image: {len(missing)} of {len(classes)} ({named(missing, 10)})"
+        mend = "no classifier can learn them; add images, or evaluate on data of the other classes"
+        found.append(Finding("missing classes", f"{text}: {mend}."))
     there = counts > 0
     share = counts.double() / torch.bincount(real_labels, minlength=len(classes)).clamp(min=1)
     if not there.any():
@@ -62,14 +62,12 @@ def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], f
     if same:
         surplus = sum(len(g) - 1 for g in same)
         shown = named([f"{files[g[1]]} = {files[g[0]]}" for g in same])
-        text = (
-            f"{counted(surplus, 'image')} of {len(labels):,} repeat another of the same class pixel by pixel ({shown})"
-        )
+        text = f"Images that repeat another of their class pixel by pixel: {surplus:,} of {len(labels):,} ({shown})"
         found.append(Finding("duplicates", f"{text}; they take room and add nothing: replace them.", "warning"))
     if different:
         shown = named([" = ".join(files[i] for i in g[:3]) for g in different])
         names = named([classes[k] for k in sorted({int(labels[i]) for g in different for i in g})], 10)
-        text = f"{counted(len(different), 'image')} occur under several labels ({shown}; classes {names})"
+        text = f"Images under several labels: {len(different):,} ({shown}; classes {names})"
         found.append(Finding("duplicates across classes", f"{text}; one label at most is right: drop the others."))
     return found
 
@@ -89,8 +87,8 @@ def leak_findings(
     measured, near = len(copies.measured), near_test.tolist()
     if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
         text = (
-            f"{counted(len(near), 'image')} of {measured:,} measured are near copies of test images, twice as close to "
-            f"one as to any training image (of held-out real images {usual:.1%} are): {named([files[i] for i in near])}"
+            f"Near copies of test images: {len(near):,} of {measured:,} images measured are twice as close to one as to "
+            f"any training image (by chance {usual:.1%} of real images are), such as {named([files[i] for i in near])}"
         )
         found.append(Finding("test leakage", f"{text}; make the set from the training split alone."))
     return [finding for finding in found if finding]
@@ -105,7 +103,7 @@ def _exact_leaks(
     if not at:
         return None
     shown = [f"{files[i]} is {split} image {int(known[i])} ({data.classes[int(labels[known[i]])]!r})" for i in at]
-    text = f"{counted(len(at), 'image')} of {copies.images:,} are copies of {split} images, {why}: {named(shown)}"
+    text = f"Copies of {split} images, {why}: {len(at):,} of {copies.images:,} images ({named(shown)})"
     return Finding(f"{split} leakage", f"{text}; make the set from the training split alone.", severity)
 
 
@@ -115,14 +113,9 @@ def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Fi
     if not both:
         return []
     shown = named([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])
-    return [
-        Finding(
-            "overlapping splits",
-            f"{counted(len(both), 'test image')} of {len(data.test):,} are in the training split too ({shown}), so "
-            "accuracies of real images are a little too high for all rows alike; remove them from one of the two.",
-            "warning",
-        )
-    ]
+    text = f"Test images that are training images too: {len(both):,} of {len(data.test):,} ({shown})"
+    mend = "every row gains from it alike, but take them out of one of the two"
+    return [Finding("overlapping splits", f"{text}; {mend}.", "warning")]
 
 
 def soft_findings(
@@ -143,6 +136,6 @@ def soft_findings(
     if other <= len(labels) * usual or binom.sf(other - 1, len(labels), usual) > 1 / ODDS:
         return []
     told = f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else ""
-    text = f"{counted(other, 'soft label')} of {len(labels):,} are highest for another class than the hard label{told}"
+    text = f"Soft labels that are highest for another class than the hard label: {other:,} of {len(labels):,}{told}"
     severity: Severity = "error" if other / len(labels) > 1 - 2 / total else "warning"
     return [Finding("soft labels", f"{text}; they may be of other images or another teacher: {again}.", severity)]

@@ -129,8 +129,8 @@ def _permuted(order: list[int], classes: Sequence[str], counts: Tensor) -> Findi
     pairs = named([f"{classes[k]!r} look like {classes[order[k]]!r}" for k in moved], 10)
     return Finding(
         "class order",
-        f"{len(moved)} of {len(order)} classes are swapped or in another order than the data's ({agreed} of their "
-        f"{counted(int(counts[moved].sum()), 'image')} show it): images labelled {pairs}; give the set the class names "
+        f"Classes swapped or in another order than the data's: {len(moved)} of {len(order)} ({agreed} of their "
+        f"{counted(int(counts[moved].sum()), 'image')} show it); images labelled {pairs}; give the set the class names "
         "in the data's order, or make it again with the same --data.",
     )
 
@@ -170,9 +170,9 @@ def _single(
     return [
         Finding(
             "other class",
-            f"{counted(count, 'image')} of {len(labels):,} look like another class than their label to a classifier "
-            f"that is over 90 % sure ({usual:.1%} of held-out real images do): {shown}; look at them, and drop or "
-            "relabel what is wrong.",
+            f"Images that look like another class than their label to a classifier over 90 % sure: {count:,} of "
+            f"{len(labels):,} (of held-out real images {usual:.1%}), such as {shown}; look at them, and drop or relabel "
+            "what is wrong.",
             "warning",
         )
     ]

@@ -119,7 +119,7 @@ def _flat_images(made: Tensor, real: Tensor, files: Sequence[str]) -> list[Findi
     return [
         Finding(
             "constant images",
-            f"{counted(len(at), 'image')} of {len(made):,} are one flat colour ({named([files[i] for i in at])}); "
+            f"Images of one flat colour: {len(at):,} of {len(made):,} ({named([files[i] for i in at])}); "
             "replace or drop them, and look at what made them.",
         )
     ]
@@ -139,8 +139,7 @@ def _grey_images(made: Tensor, real: Tensor) -> list[Finding]:
     return [
         Finding(
             "grey images",
-            f"{counted(count, 'image')} of {len(made):,} are grey, where the real images have colour; store all three "
-            "channels.",
+            f"Grey images, where the real ones have colour: {count:,} of {len(made):,}; store all three channels.",
         )
     ]
 

@@ -89,7 +89,7 @@ def test_flat_images_are_named(digits: RealData) -> None:
     made = drawn(digits.train.images, 20)
     made[4], made[9] = 0, 90
     text = range_findings(made, digits.train.images, [f"{i}.png" for i in range(20)])[0].text
-    assert text.startswith("2 images of 20 are one flat colour (4.png, 9.png);")
+    assert text.startswith("Images of one flat colour: 2 of 20 (4.png, 9.png);")
 
 
 def test_grey_images_are_named_where_colour_is_expected(cifar10: RealData) -> None:
