@@ -87,8 +87,8 @@ def leak_findings(
     measured, near = len(copies.measured), near_test.tolist()
     if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
         text = (
-            f"Near copies of test images: {len(near):,} of {measured:,} images measured are twice as close to one as to "
-            f"any training image (by chance {usual:.1%} of real images are), such as {named([files[i] for i in near])}"
+            f"Near copies of test images: {len(near):,} of {measured:,} measured are twice as close to one as to any "
+            f"training image (by chance {usual:.1%} of real images are), such as {named([files[i] for i in near])}"
         )
         found.append(Finding("test leakage", f"{text}; make the set from the training split alone."))
     return [finding for finding in found if finding]

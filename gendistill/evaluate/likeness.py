@@ -43,19 +43,25 @@ def measures(real: Tensor, made: Tensor) -> Values:
     return found
 
 
+def random_sets(
+    pool: Sequence[Tensor], counts: Sequence[int], *, draws: int = DRAWS, seed: int = 0
+) -> list[list[Values]]:
+    """By draw and class, the measures of random real sets with so many images of each class."""
+    return [
+        [_of_draw(real, n, k, d, seed) for k, (real, n) in enumerate(zip(pool, counts, strict=True))]
+        for d in track(range(draws), "random real sets", draws)
+    ]
+
+
 def likeness(
-    pool: Sequence[Tensor], made: Sequence[Tensor], held: Sequence[Tensor], *, draws: int = DRAWS, seed: int = 0
+    pool: Sequence[Tensor], made: Sequence[Tensor], held: Sequence[Tensor], random: Sequence[Sequence[Values]]
 ) -> dict[str, dict[str, Any]]:
     """By measure {"mean", "by_class", "random": {"mean", "std", "by_class"}, "reason"}, one tensor a class.
 
-    ``held`` are positions in the pool of images that the set holds. Means are over the classes that are measured; std
-    is that of the random sets' means. ``reason`` says why classes are None.
+    ``held`` are positions in the pool of images that the set holds; ``random`` are ``random_sets`` of its size. Means
+    are over the classes that are measured; std is that of the random sets' means. ``reason`` says why classes are None.
     """
     own = [measures(_without(real, at), x) for real, x, at in zip(pool, made, held, strict=True)]
-    loop = track(range(draws), "random real sets", draws)
-    random = [
-        [_of_draw(real, len(x), k, d, seed) for k, (real, x) in enumerate(zip(pool, made, strict=True))] for d in loop
-    ]
     return {name: _beside(name, _column(own, name), [_column(r, name) for r in random]) for name in MEASURES}
 
 

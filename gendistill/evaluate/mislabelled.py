@@ -171,8 +171,8 @@ def _single(
         Finding(
             "other class",
             f"Images that look like another class than their label to a classifier over 90 % sure: {count:,} of "
-            f"{len(labels):,} (of held-out real images {usual:.1%}), such as {shown}; look at them, and drop or relabel "
-            "what is wrong.",
+            f"{len(labels):,} (of held-out real images {usual:.1%}), such as {shown}; look at them, and drop or "
+            "relabel what is wrong.",
             "warning",
         )
     ]

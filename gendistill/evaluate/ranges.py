@@ -60,16 +60,18 @@ def range_findings(made: Tensor, real: Tensor, files: Sequence[str], seed: int =
 
     ``files`` name the images of ``made``.
     """
-    flat = _flat_images(made, real, files)
-    grey = _grey_images(made, real)
+    found = [*_flat_images(made, real, files), *_grey_images(made, real)]
+    made = made[~_is_flat(made)]
+    if not len(made):
+        return found
     shares, usual = histogram(made), histogram(real)
     off = distance(shares, usual)
     size = min(len(made), max(1, len(real) // 2))
     picks = (torch.randperm(len(real), generator=torch_rng(seed, "pixels", d))[:size] for d in range(DRAWS))
     random = max(distance(histogram(real[pick]), usual) for pick in picks)
     if off <= max(FAR, 2 * random):
-        return [*flat, *grey]
-    return [*flat, *grey, _mistaken(shares, usual, off) or _other_values(made, real, off, random)]
+        return found
+    return [*found, _mistaken(shares, usual, off) or _other_values(made, real, off, random)]
 
 
 def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:

@@ -67,4 +67,4 @@ def _copies(found: dict[str, Any]) -> list[str]:
     lines = [f"measured: {found['measured']:,} of {found['views']:,} images"] if few else []
     train = f"copies of training images: {exact['train']:,} exact, {copies['near']:,} of {copies['measured']:,} near"
     test = f"of test images: {exact['test']:,} exact, {copies['near_test']:,} near"
-    return [*lines, f"{train}; {test} (control: {copies['control']:.0%} of real images found)"]
+    return [*lines, f"{train}; {test} (control {copies['control']:.0%})"]
