@@ -81,10 +81,12 @@ def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:
     if found[name] > min(off / CLOSER, FAR):
         return None
     certain = found[name] <= off / CERTAINLY_CLOSER
+    told = "are those" if certain else "are rather like those"
+    mend = "undo it" if certain else "if that is not meant, undo it"
     return Finding(
         "value range",
-        f"The pixel values are those of real images {name}: {off:.0f} grey levels away from the real ones, "
-        f"{found[name]:.0f} from real ones so treated; undo it before images are stored as 0 to 255.",
+        f"The pixel values {told} of real images {name}: {off:.0f} grey levels away from the real ones, "
+        f"{found[name]:.0f} from real ones so treated; {mend} before images are stored as 0 to 255.",
         "error" if certain else "warning",
     )
 
