@@ -40,6 +40,7 @@ BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
 Sizes = int | tuple[int, ...]
 Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
+FEATURES = ("auto", "teacher", "trained")
 
 
 def need(condition: bool, option: str, value: object, expected: str) -> None:
@@ -757,6 +758,10 @@ class EvaluateConfig:
             together with ``compile``.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
             size of batch.
+        describe: Measure the sets themselves beside random real ones, and look for faults in them.
+        features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
+            images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
+            a folder or a Hub id such as transformers:facebook/dinov2-small.
         continual: Options of task continual.
     """
 
@@ -780,6 +785,8 @@ class EvaluateConfig:
     baseline_cache: Literal["auto"] | Path | None = "auto"
     mixed_precision: Precision = "no"
     compile: bool = False
+    describe: bool = True
+    features: str = "auto"
     continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
@@ -797,6 +804,8 @@ class EvaluateConfig:
         need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
         need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
+        known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
+        need(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
         if self.task == "classification":
             unread = self.continual == ContinualConfig()
             need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")

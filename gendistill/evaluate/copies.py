@@ -160,10 +160,10 @@ class Reference:
             )
         measured = torch.tensor(spread(len(made), self.most))
         distances, positions = nearest((self.features or _flat)(made[measured]), self.points)
-        digests = list(_digests(made))
+        hashes = list(digests(made))
         return Copies(
             space=FEATURES if self.features else PIXELS,
-            exact={split: torch.tensor([at.get(d, -1) for d in digests]) for split, at in self.known.items()},
+            exact={split: torch.tensor([at.get(d, -1) for d in hashes]) for split, at in self.known.items()},
             measured=measured,
             distances=distances,
             positions=positions,
@@ -233,11 +233,12 @@ def _flat(images: Tensor) -> Tensor:
 def _positions(images: Tensor) -> dict[bytes, int]:
     """The first position of every image by its hash."""
     found: dict[bytes, int] = {}
-    for position, digest in enumerate(_digests(images)):
+    for position, digest in enumerate(digests(images)):
         found.setdefault(digest, position)
     return found
 
 
-def _digests(images: Tensor) -> Iterator[bytes]:
+def digests(images: Tensor) -> Iterator[bytes]:
+    """The hash of the pixels of each of ``images`` (N,C,H,W)."""
     for image in images.contiguous().numpy():
         yield hashlib.blake2b(image, digest_size=16).digest()

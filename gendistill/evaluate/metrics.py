@@ -1,4 +1,4 @@
-"""What a surrogate set is like, beside the real images of its classes: the minimax criteria mirrored, and kernel MMD.
+"""What a surrogate set is like beside real images: the minimax criteria mirrored, kernel MMD and the Vendi score.
 
 Legend: real (N,D) and made (M,D) are features, or flattened pixels, of ONE class; compare sets of equal size M.
 """
@@ -36,6 +36,22 @@ def crowding(made: Tensor) -> Tensor:
         raise ValueError(f"made has {len(made)} image(s); expected at least 2.")
     cosine = _cosine(made, made)
     return cosine.fill_diagonal_(-torch.inf).amax(1).mean()
+
+
+def vendi(made: Tensor) -> Tensor:
+    """exp(-sum_i l_i log l_i) for the eigenvalues l of the cosines / M: how many different images the set counts as.
+
+    From 1 (all alike) to M (all at right angles). Friedman & Dieng 2022 (arXiv 2210.02410), definition 3.1.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(made):
+        raise ValueError("made has no image; expected at least 1.")
+    points = F.normalize(made.double(), dim=1)
+    small = points.T @ points if points.shape[1] < len(points) else points @ points.T  # the same eigenvalues but zeros
+    values = torch.linalg.eigvalsh(small / len(points)).clamp(min=0)
+    return torch.special.entr(values).sum().exp()
 
 
 def mmd2(real: Tensor, made: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from gendistill.progress import follow
 from gendistill.stages.baseline_cache import BaselineCache
 from gendistill.stages.baselines import against_equal_bytes
 from gendistill.stages.contestants import contestants
+from gendistill.stages.describe import described
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -33,9 +34,11 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.given import findings, read_given
 from gendistill.stages.labels import check_manifest_labels
+from gendistill.stages.lens import make_lens
 from gendistill.stages.output import output
 from gendistill.stages.recipes import check_soft_labels
 from gendistill.stages.scores import score_table
+from gendistill.stages.set_table import finding_lines, set_table
 from gendistill.stages.table import row_label, table
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -73,6 +76,10 @@ def evaluate(
     check_soft_labels(surrogates, settings, teacher)
     entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
     cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
+    about: dict[str, Any] = {}
+    if config.describe:
+        lens = make_lens(config.features, data, teacher, folder.path if folder else None)
+        about = described(data, surrogates, lens, seed)
     done = _read_runs(folder.path / RUNS) if folder else {}
     known: dict[str, Any] = {"done": done, "recall": cache.recall}
     loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)
@@ -93,12 +100,19 @@ def evaluate(
         "seed": seed,
         "rows": against_equal_bytes(rows),
         "scores": scores(rows),
-        "findings": findings(surrogates),
+        "sets": about.get("sets", {}),
+        "findings": _together(about.get("findings", []), findings(surrogates)),
         "command": command_line(),
         "versions": versions(),
         "device": str(device),
         "settings": settings.to_dict(),
     }
+
+
+def _together(seen: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was seen in the images, and what reading them told that it does not say already."""
+    known = {(finding["set"], finding["kind"]) for finding in seen}
+    return seen + [finding for finding in told if (finding["set"], finding["kind"]) not in known]
 
 
 def _read_runs(path: Path) -> dict[str, Outcome]:
@@ -158,6 +172,21 @@ def run_stage(
     return target
 
 
+def told(summary: dict[str, Any]) -> str:
+    """Everything for the terminal: accuracies, scores, what the sets are like, and what is wrong with them."""
+    names: dict[str, str] = {}
+    for row in summary["rows"]:
+        hashes = row["set"] if isinstance(row["set"], list) else [row["set"]]
+        names |= {one: f"{row['ipc'] or '':>3}  {row_label(row)}" for one in hashes if one}
+    parts = (
+        table(summary),
+        score_table(summary, row_label),
+        set_table(summary, names),
+        finding_lines(summary, names),
+    )
+    return "\n\n".join(part.strip("\n") for part in parts if part)
+
+
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
     if command.task == "continual":
@@ -172,7 +201,4 @@ def main(command: EvaluateCommand) -> None:
         run_stage(
             data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
         )
-    summary = json.loads((target / "summary.json").read_text(encoding="utf-8"))
-    print(table(summary))
-    if scored := score_table(summary, row_label):
-        print(scored)
+    print(told(json.loads((target / "summary.json").read_text(encoding="utf-8"))))

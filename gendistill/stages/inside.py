@@ -71,7 +71,7 @@ def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
     }
     if copies is None:
         return record
-    files = _files(made)
+    files = files_of(made)
 
     def row(image: int, split: str, position: int, distance: float) -> dict[str, Any]:
         stored, view = divmod(image, made.factor**2)
@@ -86,7 +86,7 @@ def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
     return {**record, "copies_of_held_out": leaks, "closest": pairs}
 
 
-def _files(made: SurrogateSet) -> Sequence[str]:
+def files_of(made: SurrogateSet) -> Sequence[str]:
     """Of the stored images, in their order."""
     seen = [0] * len(made.classes)
     folders, found = folder_names(made.classes), []

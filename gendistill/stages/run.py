@@ -24,7 +24,6 @@ from gendistill.stages.evidence import record_evidence
 from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folders import difference, read_data
 from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
-from gendistill.stages.table import table
 
 FOLDERS = {
     "teacher": "teacher",
@@ -143,7 +142,7 @@ def main(command: RunConfig) -> None:
     summary = run(command)
     out = command.output_dir
     print()
-    print(table(summary))
+    print(evaluate.told(summary))
     print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
     print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
     print(f"  {out / 'evaluation' / 'summary.json'}  every number")

@@ -33,7 +33,7 @@ def table(summary: dict[str, Any]) -> str:
     for names, group in sorted(groups.items(), key=lambda item: _first(item[0][0], rows)):
         told = "; ".join(name for name, differs in zip(names, differ, strict=True) if differs)
         blocks.append("\n".join([*([f"{told}:"] if told else []), _head(legacy), *(_line(r, legacy) for r in group)]))
-    return "\n".join(["\n\n".join(blocks), *_notes(rows, summary.get("findings", ()))])
+    return "\n".join(["\n\n".join(blocks), *_notes(rows)])
 
 
 def _first(network: str, rows: Sequence[dict[str, Any]]) -> int:
@@ -93,8 +93,8 @@ def _short(number: float, unit: str = "") -> str:
     raise AssertionError
 
 
-def _notes(rows: Sequence[dict[str, Any]], findings: Sequence[dict[str, Any]]) -> list[str]:
-    """What the columns do not say of themselves, and what is wrong with the sets."""
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the columns do not say of themselves."""
     runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
     notes = [_beside_bytes(row) for row in rows if row.get("ci95_vs_equal_bytes")]
     if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
@@ -103,7 +103,6 @@ def _notes(rows: Sequence[dict[str, Any]], findings: Sequence[dict[str, Any]]) -
         notes.append("(best): the highest of several looks at the test images, which no verdict reads.")
     if cached:
         notes.append(f"{cached} of {runs} runs come from earlier evaluations (baseline_cache).")
-    notes += [f"Error: {finding['text']}" for finding in findings if finding["severity"] == "error"]
     return ["", *notes] if notes else []
 
 

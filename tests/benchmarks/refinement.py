@@ -152,6 +152,8 @@ def judged(
         runs=args.runs,
         steps=args.judge_steps,
         labels="soft" if args.soft else "hard",
+        baselines=("random", "kmeans", "full"),
+        describe=False,
         **training(args),
     )
     summary = gd.evaluate(data, [one for _, one in made], config, seed=seed, teacher=teacher)

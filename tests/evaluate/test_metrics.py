@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness
+from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness, vendi
 from gendistill.seeding import torch_rng
 
 AXES = torch.eye(3)
@@ -64,3 +66,29 @@ def test_one_image_has_no_neighbour() -> None:
         crowding(AXES[:1])
     with pytest.raises(ValueError, match="at least 2 each"):
         mmd2(AXES, AXES[:1])
+
+
+def test_vendi_by_hand() -> None:
+    assert vendi(AXES).item() == pytest.approx(3)
+    assert vendi(AXES[:1].repeat(4, 1)).item() == pytest.approx(1)
+    assert vendi(torch.cat([AXES, AXES])).item() == pytest.approx(3)  # seen twice, no more of them
+    # cosine 1/2: eigenvalues (1 +- 1/2) / 2
+    pair = torch.tensor([[1.0, 0], [0.5, 0.75**0.5]])
+    assert vendi(pair).item() == pytest.approx((0.75**-0.75) * (0.25**-0.25))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 1 << 20))
+def test_vendi_is_between_one_and_the_number_of_images(count: int, dim: int, seed: int) -> None:
+    made = points(count, dim, seed) + 0.1
+    found = vendi(made).item()
+    assert 1 - 1e-9 <= found <= min(count, dim) + 1e-9
+    assert vendi(5 * made).item() == pytest.approx(found)
+    full = torch.nn.functional.normalize(made.double(), dim=1)
+    values = torch.linalg.eigvalsh(full @ full.T / count).clamp(min=1e-300)
+    assert found == pytest.approx(float((-(values * values.log()).sum()).exp()))
+
+
+def test_no_image_has_no_vendi_score() -> None:
+    with pytest.raises(ValueError, match="no image"):
+        vendi(AXES[:0])

@@ -209,7 +209,7 @@ def test_free_weights_travel_with_the_set_and_into_training(
     torch.testing.assert_close(again.weights, refined.weights)
     assert again.content_hash() != replace(again, weights=None).content_hash()
     torch.testing.assert_close(again.prefix(2).weights.view(10, 2), by_class[:, :2])
-    config = EvaluateConfig(runs=3, steps=8, width=8)
+    config = EvaluateConfig(runs=3, steps=8, width=8, describe=False)
     rows = evaluate(digits, [again, replace(again, weights=None)], config)["rows"]
     weighted, even = (row["accuracy"] for row in rows if row["set"])
     assert weighted != even

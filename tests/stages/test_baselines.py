@@ -30,7 +30,9 @@ from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.pixels import png_sizes
 from gendistill.surrogate.surrogate import SurrogateSet
 
-QUICK = EvaluateConfig(runs=3, steps=4, width=8, baselines=("random", "kmeans", "full"), baseline_cache=None)
+QUICK = EvaluateConfig(
+    runs=3, steps=4, width=8, baselines=("random", "kmeans", "full"), baseline_cache=None, describe=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,9 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
 
 
 def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_path, monkeypatch) -> None:
-    config = EvaluateConfig(baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path)
+    config = EvaluateConfig(
+        baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path, describe=False
+    )
     features = teacher.statistics.features
     wanted = [distill(digits, "kmeans", 2, seed=4), distill(digits, "kmeans", 2, seed=4, features=features)]
     wanted += [distill(digits, method, 2, seed=4, features=features) for method in ("herding", "kcenter")]

@@ -214,7 +214,7 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
         label_set(chosen, teacher, LabelConfig(mode="online", batch_size=16, cutmix=1.0)),
         label_set(chosen, teacher, LabelConfig(top_k=3)),
     ]
-    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft")
+    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft", describe=False)
     summary = evaluate(digits, sets, config, teacher=teacher)
     rows = {(r["method"], r["space"], r["labels"], r["recipe"], r["set"] is not None): r for r in summary["rows"]}
     beside = {r["method"] for r in summary["rows"] if r["labels"] == "hard" and r["space"] != "equal bytes"}
@@ -260,7 +260,7 @@ def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teach
     assert gendistill("label", *options) == 0
     labelled = SurrogateSet.load(tmp_path / "out")
     assert torch.equal(labelled.weights, weights)
-    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft")
+    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft", describe=False)
     rows = evaluate(digits, [labelled, replace(labelled, weights=None)], config, teacher=teacher)["rows"]
     weighted, even = (row["accuracy"] for row in rows if row["set"] and row["labels"] == "soft")
     assert weighted != even

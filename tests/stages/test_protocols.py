@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(made: Path, name: str, out: Path, *options: object) -> int:
     surrogate = made / name if name == "labelled" else made / "sets" / "ipc-1"
-    return gendistill("evaluate", *DATA, "--surrogate", surrogate, "--output_dir", out, *options)
+    return gendistill("evaluate", *DATA, "--surrogate", surrogate, "--output_dir", out, "--describe", "false", *options)
 
 
 def test_the_labels_that_the_message_asks_for_are_enough(made: Path, tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def test_sets_and_teachers_of_other_splits_are_refused(
 def test_evaluation_goes_on_from_its_last_training(run: Path, tmp_path: Path) -> None:
     out, surrogate = tmp_path / "evaluation", run / "refined" / "ipc-2"
     arguments = ("evaluate", "--config", TINY, "--surrogate", surrogate, "--steps", 60, "--output_dir", out)
+    arguments += ("--describe", "false")
     process = start(*arguments)
     finished = tmp_path / "evaluation.partial" / "runs.jsonl"
     while process.poll() is None and not (finished.exists() and len(finished.read_text().splitlines()) > 4):

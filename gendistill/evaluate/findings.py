@@ -1,0 +1,34 @@
+"""What is said of a fault: one sentence with what was found, how often, where, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+SHOWN = 3  # files or classes that a sentence names
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``kind`` is a short name for programs, ``text`` the sentence for people; ``set`` a content hash or None."""
+
+    kind: str
+    text: str
+    severity: Severity = "error"
+    set: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def named(names: Sequence[str], most: int = SHOWN) -> str:
+    """``a, b, c and 4 more``."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def counted(count: int, what: str, plural: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count:,} {what if count == 1 else plural or what + 's'}"
