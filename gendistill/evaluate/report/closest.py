@@ -50,13 +50,16 @@ class Closest:
     pairs: list[Pair]
 
 
-def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], data: RealData) -> Closest | None:
-    """Of the run's product, the last of its sets, at its largest IPC; ``MOST_MEASURED`` of its images are measured."""
+def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], data: RealData, run: str = "") -> Closest | None:
+    """Of the run's product, the last of its sets, at its largest IPC; ``MOST_MEASURED`` of its images are measured.
+
+    ``run`` names it among others.
+    """
     if not sets:
         return None
     ipc = max(sets)
     label, made = list(sets[ipc].items())[-1]
-    name = f"the {NAMES.get(made.meta.get('stage', ''), label)} at IPC {ipc}"
+    name = f"the {NAMES.get(made.meta.get('stage') or '', label)}{f' of {run}' if run else ''} at IPC {ipc}"
     split = made.split
     return closest(name, copy_check(split.images, data, most=MOST_MEASURED), split, data)
 
