@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gendistill.evaluate.report.rows import Row, difference, full_row, is_random
 from gendistill.evaluate.report.scales import Axis, log_axis, log_ticks, ticks
@@ -51,6 +51,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A level line with its name at the end, left or right, that has fewer points near it."""
+
+    y: float
+    name: str
+    left: bool
+
+
+@dataclass(frozen=True)
 class Chart:
     """Curves in an SVG of ``width`` by ``height``; ticks are (position, words), ``band`` is a path.
 
@@ -62,7 +71,7 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     curves: list[Curve]
-    full: tuple[float, str] | None
+    full: Line | None
     band: str = ""
     table: list[tuple[str, str, str, str]] = field(default_factory=list)
     left: float = LEFT
@@ -100,7 +109,7 @@ def chart(rows: Sequence[Row]) -> Chart | None:
         x_ticks=[(round(x, 2), f"{ipc}") for ipc, x in centres.items()],
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
-        full=_full(rows, y),
+        full=_full(rows, y, curves),
         band=_band([r for r in sized if is_random(r)], y, centres),
     )
 
@@ -115,17 +124,15 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
     x = log_axis(low, high, LEFT + 14, RIGHT - 30)
     y, y_ticks = _accuracy_axis([r for r, _ in told] + [r for r in rows if r["ipc"] is None], LOW)
     costs = {id(r): c for r, c in told}
-    curves = [
-        curve(group, y, [x(costs[id(r)]) for r in group], named=True)
-        for group in by_label([r for r, _ in told]).values()
-    ]
+    groups = by_label([r for r, _ in told])
+    curves = _named_apart([curve(group, y, [x(costs[id(r)]) for r in group], named=True) for group in groups.values()])
     return Chart(
         title=f"Test accuracy by {'seconds of synthesis' if what == 'seconds' else 'stored bytes'}",
         against="seconds of synthesis, log axis" if what == "seconds" else "bytes of images and labels, log axis",
         x_ticks=[(x(v), words(v)) for v in log_ticks(low, high)],
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
-        full=_full(rows, y),
+        full=_full(rows, y, curves),
         table=[(r["label"], f"{r['ipc']}", words(c), f"{percent(r['mean'])} ± {percent(r['std'])}") for r, c in told],
         bottom=LOW,
     )
@@ -148,6 +155,19 @@ def curve(rows: Sequence[Row], y: Axis, x: Sequence[float], *, named: bool = Fal
         points.append(Point(round(at, 2), y(row["mean"]), y(low), y(high), title, f"{row['ipc']}" if named else ""))
     colour, last = rows[0]["colour"], rows[-1]["mean"]
     return Curve(rows[0]["label"], colour, marker(colour, rows[0]["shape"]), points, last, is_random(rows[0]))
+
+
+def _named_apart(curves: Sequence[Curve]) -> list[Curve]:
+    """Without the names that would lie on another name or point; the last curves, the sets, keep theirs first."""
+    boxes = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for c in curves for p in c.points]
+    kept: dict[int, list[Point]] = {}
+    for i in reversed(range(len(curves))):
+        for p in curves[i].points:
+            box = (p.x + 7, p.y - 7, p.x + 11 + 8 * len(p.name), p.y + 7)
+            free = not any(a[0] < box[2] and box[0] < a[2] and a[1] < box[3] and box[1] < a[3] for a in boxes)
+            boxes += [box] * free
+            kept.setdefault(i, []).append(p if free else replace(p, name=""))
+    return [replace(c, points=kept[i]) for i, c in enumerate(curves)]
 
 
 def marker(colour: str, shape: int) -> str:
@@ -180,9 +200,14 @@ def _accuracy_axis(rows: Sequence[Row], bottom: float) -> tuple[Axis, list[tuple
     return y, [(y(v), f"{100 * v:.0f}") for v in steps]
 
 
-def _full(rows: Sequence[Row], y: Axis) -> tuple[float, str] | None:
+def _full(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> Line | None:
     full = full_row(rows)
-    return (y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %") if full else None
+    if full is None:
+        return None
+    at = y(full["mean"])
+    near = [p.x for c in curves for p in c.points if p.top - 6 < at and at - 24 < p.bottom]
+    right = sum(x > (LEFT + RIGHT) / 2 for x in near)
+    return Line(at, f"{full['label']}, {percent(full['mean'])} %", left=len(near) - right <= right)
 
 
 def _band(rows: Sequence[Row], y: Axis, centres: dict[int, float]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from gendistill.evaluate.report.rows import BASELINES, Row
 from gendistill.evaluate.report.words import NAMES, listed
 
-SAME = ("method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "set", "accuracy")
+SAME = ("method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "set")
 ASIDE = ("runs", "changed", "network", "networks", "labels", "legacy_best", "mixed_precision", "compile")
 
 
@@ -25,25 +25,42 @@ class Judged:
 
 def merged(runs: Sequence[Judged]) -> list[Row]:
     """Every row once, with ``runs`` (names), ``judged`` (a number for each different settings), ``given`` (a set that
-    was to be judged), and the ``label`` and ``noun`` of no other row of its IPC and condition."""
-    found: dict[str, Row] = {}
-    for run, judged in zip(runs, settings_numbers(runs), strict=True):
+    was to be judged), and the ``label`` and ``noun`` of no other row of its IPC and condition.
+
+    Of rows that differ in their number of trainings alone the one with more is kept.
+    """
+    found: dict[str, list[Row]] = {}
+    numbers = settings_numbers(runs)
+    for run, judged in zip(runs, numbers, strict=True):
+        alike = [other.name for other, number in zip(runs, numbers, strict=True) if number == judged]
         for row in run.summary["rows"]:
-            key = json.dumps([judged, *(row.get(name) for name in SAME)])
-            if key in found:
-                found[key]["runs"].append(run.name)
+            new = _row(row, run, judged, listed(alike) if judged else "")
+            same = found.setdefault(json.dumps([judged, *(row.get(name) for name in SAME)]), [])
+            twin = next((r for r in same if _one_continues(r, row)), None)
+            if twin is None:
+                same.append(new)
                 continue
-            names = [run.given[h] for h in hashes(row) if h in run.given]
-            given = bool(names) if run.given else row["method"] not in BASELINES
-            found[key] = {
-                "ci95_vs_random": None,
-                **row,
-                "runs": [run.name],
-                "judged": judged,
-                "given": given,
-                "set_name": next((name for name in names if name), None),
-            }
-    return _told_apart(list(found.values()))
+            longer = max(twin, new, key=lambda r: len(r["accuracy"]))
+            same[same.index(twin)] = {**longer, "runs": [*twin["runs"], run.name], "given": twin["given"] or new["given"]}
+    return _told_apart([row for same in found.values() for row in same])
+
+
+def _row(row: Row, run: Judged, judged: int, alike: str) -> Row:
+    names = [run.given[h] for h in hashes(row) if h in run.given]
+    return {
+        "ci95_vs_random": None,
+        **row,
+        "runs": [run.name],
+        "judged": judged,
+        "alike": alike,
+        "given": bool(names) if run.given else row["method"] not in BASELINES,
+        "set_name": next((name for name in names if name), None),
+    }
+
+
+def _one_continues(row: Row, other: Row) -> bool:
+    """Whether both are the same trainings, one of them maybe more."""
+    return all(a == b for a, b in zip(row["accuracy"], other["accuracy"], strict=False))
 
 
 def settings_numbers(runs: Sequence[Judged]) -> list[int]:
@@ -67,7 +84,7 @@ def _told_apart(rows: list[Row]) -> list[Row]:
     found: dict[int, Row] = {}
     for label in dict.fromkeys(r["label"] for r in rows):
         same = [r for r in rows if r["label"] == label]
-        tag = next((t for t in TAGS if _unique(same, t)), _hash_tag)
+        tag = next((t for t in TAGS if _unique(same, t)), HASH)
         for row in same:
             found[id(row)] = {**row, "label": _with(label, tag(row)), "noun": _noun(row, tag(row))}
     return [found[id(row)] for row in rows]
@@ -78,24 +95,17 @@ def _unique(rows: Sequence[Row], tag: Callable[[Row], str]) -> bool:
     return len(set(keys)) == len(keys)
 
 
-def _set_tag(row: Row) -> str:
-    return row["set_name"] or ""
+def _tag(*names: str) -> Callable[[Row], str]:
+    def words(row: Row) -> str:
+        told = {"set": row["set_name"], "settings": row["alike"], "run": listed(row["runs"])}
+        told["hash"] = " ".join(content[:8] for content in hashes(row))
+        return ", ".join(told[name] for name in names if told[name])
+
+    return words
 
 
-def _run_tag(row: Row) -> str:
-    return listed(row["runs"])
-
-
-def _hash_tag(row: Row) -> str:
-    return " ".join([*(h[:8] for h in hashes(row)), _run_tag(row)])
-
-
-TAGS: tuple[Callable[[Row], str], ...] = (
-    lambda row: "",
-    _set_tag,
-    _run_tag,
-    lambda row: f"{_set_tag(row)} {_run_tag(row)}".strip(),
-)
+TAGS = (_tag("settings"), _tag("set", "settings"), _tag("run"), _tag("set", "run"))
+HASH = _tag("hash", "run")
 
 
 def _with(label: str, tag: str) -> str:

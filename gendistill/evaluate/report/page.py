@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gendistill.evaluate.report import measured
 from gendistill.evaluate.report.ablation import ablations
 from gendistill.evaluate.report.chart import chart, cost_chart
@@ -13,10 +11,11 @@ from gendistill.evaluate.report.facts import ReportFacts
 from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
 from gendistill.evaluate.report.records import costs, w2
-from gendistill.evaluate.report.rows import Row, condition, full_row, mean, primary, table, under
+from gendistill.evaluate.report.rows import condition, full_row, primary, under
 from gendistill.evaluate.report.scatter import scatter
+from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
-from gendistill.evaluate.report.verdicts import elsewhere, headline, verdicts
+from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
 
 
 def render(facts: ReportFacts) -> str:
@@ -38,11 +37,12 @@ def render(facts: ReportFacts) -> str:
         headline=headline(said),
         verdicts=said,
         elsewhere=elsewhere(rows),
+        label_gains=label_gains(rows),
         mixed_settings=len(set(settings_numbers(judged))) > 1,
         full=full_row(main),
-        hard=tables([r for r in rows if r["labels"] == "hard"]),
-        soft=tables([r for r in rows if r["labels"] != "hard"]),
-        columns=columns(rows),
+        hard=sections([r for r in rows if r["labels"] == "hard"]),
+        soft=sections([r for r in rows if r["labels"] != "hard"]),
+        legacy=any(r.get("legacy_best") for r in rows),
         several=len({condition(r)[:4] for r in rows}) > 1,
         main=primary(rows),
         chart=chart(main),
@@ -62,23 +62,6 @@ def render(facts: ReportFacts) -> str:
             for run in facts.runs
         },
     )
-
-
-def tables(rows: Sequence[Row]) -> list[list[Row]]:
-    """The table's groups, with the means of ``legacy_best`` and ``ece`` and the ``kilobytes`` in words."""
-    told = []
-    for row in rows:
-        stored = row.get("bytes") or {}
-        total = (stored.get("images") or 0) + (stored.get("labels") or 0) or None
-        told.append({**row, "legacy": mean(row.get("legacy_best")), "ece": mean(row.get("ece")), "stored": total})
-    return table(told)
-
-
-def columns(rows: Sequence[Row]) -> set[str]:
-    """The columns that say something: those that differ between rows, or that some row has."""
-    found = {name for name in ("network", "augment") if len({r.get(name) for r in rows}) > 1}
-    there = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}
-    return found | {name for name, key in there.items() if any(r.get(key) for r in rows)}
 
 
 def closest_pairs(facts: ReportFacts) -> list[Closest]:

@@ -19,7 +19,7 @@ COLUMNS = (
     "std", "low", "high", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
     "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "set",
 )  # fmt: skip
-OURS = ("noun", "judged", "colour", "shape", "forest")  # of the page alone
+OURS = ("noun", "judged", "alike", "colour", "shape", "forest")  # of the page alone
 
 
 def plain_row(row: Row) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from gendistill.evaluate.report.rows import (
     Row,
     condition,
     difference,
+    is_random,
     primary,
     products,
     random_of,
     under,
 )
-from gendistill.evaluate.report.words import RANDOM_LABEL, comparison, outcome, over_sizes
+from gendistill.evaluate.report.words import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 
 Interval = tuple[float, float]
 EQUAL_BYTES = "random real images of equal bytes"
@@ -127,6 +128,23 @@ def elsewhere(rows: Sequence[Row]) -> list[str]:
             name = f"the {nouns.pop()}" if len(nouns) == 1 else "the best set at each IPC"
             said.append(f"{where(other, first, rows)} {name} {' and '.join(predicates(found))}.")
     return said
+
+
+def label_gains(rows: Sequence[Row]) -> list[str]:
+    """What soft labels alone do: the accuracy of the same random real images with either, one sentence a recipe."""
+    found: dict[Condition, list[str]] = {}
+    for row in rows:
+        labels, _, *rest = condition(row)
+        hard = random_of({**row, "labels": "hard", "recipe": None}, rows)
+        if is_random(row) and labels != "hard" and hard and rest == list(condition(hard)[2:]):
+            words = f"from {percent(hard['mean'])} to {percent(row['mean'])} % at IPC {row['ipc']}"
+            found.setdefault(condition(row), []).append(words)
+    several = len({c[2:4] for c in found}) > 1
+    return [
+        f"With {c[1] or c[0]} labels{f' on {c[2]}' if several else ''}, random real images go {listed(words)}."
+        for c, words in found.items()
+        if c[3] == next(iter(found))[3]
+    ]
 
 
 def where(other: Condition, first: Condition, rows: Sequence[Row]) -> str:
