@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,16 +88,16 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
         sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
         assert data is not None  # or find_data had raised
         return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
-    read = {content: _load(path, content) for content, path in found.surrogates.items()}
-    lost = [content for content in found.hashes if read.get(content) is None]
-    names, sets = names_of(found), {}
+    read = {content: made for content, path in found.surrogates.items() if (made := _load(path, content))}
+    labels, sets = _labels(read, names_of(found)), {}
     for content, made in read.items():
-        if made is None:
-            continue
-        own = sets.setdefault(made.ipc, {RANDOM_LABEL: random_draw(data, made.ipc, seed)} if data else {})
-        own[_label(made, names[content], own)] = made
-    said = f"{len(lost)} of its {len(found.hashes)} sets are not where they were judged, or have changed; they are not pictured."
-    return dict(sorted(sets.items())), [said] if lost else []
+        first = {RANDOM_LABEL: random_draw(data, made.ipc, seed)} if data else {}
+        sets.setdefault(made.ipc, first)[labels[content]] = made
+    lost = [
+        f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
+        "changed; they are not pictured."
+    ]
+    return dict(sorted(sets.items())), lost * (len(read) < len(found.hashes))
 
 
 def names_of(found: Finished) -> dict[str, str | None]:
@@ -141,8 +142,9 @@ def _load(path: Path, content: str) -> SurrogateSet | None:
     return made if made.content_hash() == content else None
 
 
-def _label(made: SurrogateSet, name: str | None, others: dict[str, SurrogateSet]) -> str:
-    """As its row is called, with its short name where there is another of that label."""
-    meta = {"method": "unknown", "stage": None, **made.meta}
-    label = row_label(meta)
-    return f"{label}, {name}" if name and (label in others or label == RANDOM_LABEL) else label
+def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
+    """Called as their rows are, with their short names where another of that IPC is called the same."""
+    labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
+    called = Counter((labels[content], made.ipc) for content, made in sets.items())
+    clear = {c for c, made in sets.items() if called[labels[c], made.ipc] == 1 and labels[c] != RANDOM_LABEL}
+    return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

@@ -9,12 +9,7 @@ from typing import Any
 from gendistill.evaluate.report.merge import Judged, hashes
 from gendistill.evaluate.report.rows import Row
 
-TITLES = {
-    "kid": "KID (MMD²)",
-    "crowding": "crowding",
-    "vendi": "Vendi score",
-    "representativeness": "representativeness",
-}
+TITLES = {"kid": "KID (MMD²)", "vendi": "Vendi score", "representativeness": "represent\u00adativeness"}
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measures:
-    """``names`` are (key, words); ``rows`` are (label, IPC, one measure or None for each name)."""
+    """``groups`` are (IPC, lines), lines (label, one measure or None for each of ``names``)."""
 
-    names: list[tuple[str, str]]
-    rows: list[tuple[str, Any, list[Measure | None]]]
+    names: list[str]
+    groups: list[tuple[Any, list[tuple[str, list[Measure | None]]]]]
     reasons: list[str]
 
 
@@ -69,15 +64,18 @@ def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[Finding]:
     return sorted(found.values(), key=lambda f: not f.error)
 
 
-def scores(runs: Sequence[Judged], rows: Sequence[Row]) -> tuple[list[Score], list[str]]:
-    """(the scores of all runs, each once, hard labels first; sentences on what could not be computed)."""
+def scores(runs: Sequence[Judged], rows: Sequence[Row]) -> tuple[list[tuple[tuple[str, str], list[Score]]], list[str]]:
+    """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed)."""
     found, missing = {}, {}
     for run in runs:
         for entry in run.summary.get("scores") or ():
             score = _score(entry, run, rows)
             found[score] = score.labels != "hard"
             missing |= dict.fromkeys(entry.get("missing") or ())
-    return sorted(found, key=lambda s: (found[s], s.ipc)), list(missing)
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in sorted(found, key=lambda s: (found[s], s.ipc)):
+        groups.setdefault((score.labels, score.network), []).append(score)
+    return list(groups.items()), list(missing)
 
 
 def _score(entry: Mapping[str, Any], run: Judged, rows: Sequence[Row]) -> Score:
@@ -109,13 +107,13 @@ def measures(runs: Sequence[Judged], rows: Sequence[Row]) -> Measures | None:
         return None
     order = list(dict.fromkeys(h for r in rows for h in hashes(r)))
     place = {content: i for i, content in enumerate(order)}
-    lines = []
+    groups: dict[Any, list[tuple[str, list[Measure | None]]]] = {}
     for content in sorted(flat, key=lambda h: place.get(h, len(order))):
         row = _row_of(content, rows)
-        label = (row["label"], row["ipc"]) if row else (f"set {content[:8]}", "")
-        lines.append((*label, [flat[content].get(name) for name in names]))
+        label, ipc = (row["label"], row["ipc"]) if row else (f"set {content[:8]}", "")
+        groups.setdefault(ipc, []).append((label, [flat[content].get(name) for name in names]))
     reasons = dict.fromkeys(reason for entry in told.values() for reason in _reasons(entry))
-    return Measures([(name, TITLES.get(name, name.replace("_", " "))) for name in names], lines, list(reasons))
+    return Measures([TITLES.get(name, name.replace("_", " ")) for name in names], list(groups.items()), list(reasons))
 
 
 def _flat(entry: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Measure]]:

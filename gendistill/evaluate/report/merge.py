@@ -116,4 +116,6 @@ def _noun(row: Row, tag: str) -> str:
     """What a sentence calls the row: "refined set of digits"."""
     if row["stage"] in NAMES:
         return f"{NAMES[row['stage']]} of {tag}" if tag else NAMES[row["stage"]]
+    if row["method"] in BASELINES and tag:
+        return f"set {tag} ({row['label']})"
     return f"{row['label']} set {tag}".rstrip()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gendistill.evaluate.report.rows import Row, mean, table
+from gendistill.evaluate.report.words import listed
 
 EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: the key that some row has
 
@@ -30,7 +31,7 @@ class Matrix:
 class Section:
     """Rows with one kind of labels, trained alike: in full for the first network, and those of all of them.
 
-    ``title`` is empty for hard labels where there is one section; ``network`` is what the full table is of.
+    ``title`` is empty for hard labels where all were trained alike; ``network`` is what the full table is of.
     """
 
     title: str
@@ -42,21 +43,24 @@ class Section:
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """One for every recipe of labels and for every settings."""
+    trainings = {r["judged"] for r in rows}
     kinds = list(dict.fromkeys(_kind(r) for r in rows if r["ipc"] is not None))
     kinds += dict.fromkeys(kind for r in rows if (kind := _kind(r)) not in kinds)  # of full data alone
-    return [_section([r for r in rows if _kind(r) == kind], len(kinds) > 1 or kind[0] != "hard") for kind in kinds]
+    return [_section([r for r in rows if _kind(r) == kind], len(trainings) > 1) for kind in kinds]
 
 
 def _kind(row: Row) -> tuple[str, str | None, int]:
     return row["labels"], row.get("recipe"), row["judged"]
 
 
-def _section(rows: Sequence[Row], titled: bool) -> Section:
+def _section(rows: Sequence[Row], several: bool) -> Section:
     conditions = list(dict.fromkeys(_condition(r) for r in rows if r["ipc"] is not None)) or [_condition(rows[0])]
     main = [_told(r) for r in rows if _condition(r) == conditions[0]]
-    words = [rows[0].get("recipe") or f"{rows[0]['labels']} labels", rows[0]["alike"] and f"as {rows[0]['alike']}"]
+    labels, recipe, _ = _kind(rows[0])
+    words = [recipe or f"{labels} labels"] * (labels != "hard")
+    words += [f"as judged in {listed(dict.fromkeys(run for r in rows for run in r['runs']))}"] * several
     return Section(
-        title=", ".join(word for word in words if word) if titled else "",
+        title=", ".join(words),
         network=_head(*conditions[0], len({c[1] for c in conditions}) > 1),
         groups=table(main),
         columns={name for name, key in EXTRA.items() if any(r.get(key) for r in main)},

@@ -38,6 +38,11 @@ def brief(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def measure(value: float) -> str:
+    """A number of any size in a narrow column: 0.0173, 0.912, 6.1."""
+    return (f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}").replace("-", "−")
+
+
 def kilo(count: float) -> str:
     """Bytes with a unit: 12.8 kB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
