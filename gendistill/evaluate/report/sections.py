@@ -58,7 +58,9 @@ def _section(rows: Sequence[Row], several: bool) -> Section:
     main = [_told(r) for r in rows if _condition(r) == conditions[0]]
     labels, recipe, _ = _kind(rows[0])
     words = [recipe or f"{labels} labels"] * (labels != "hard")
-    words += [f"as judged in {listed(dict.fromkeys(run for r in rows for run in r['runs']))}"] * several
+    if several:
+        runs = listed(dict.fromkeys(run for r in rows for run in r["runs"]))
+        words.append(f"{'as' if words else 'As'} judged in {runs}")
     return Section(
         title=", ".join(words),
         network=_head(*conditions[0], len({c[1] for c in conditions}) > 1),
