@@ -315,4 +315,4 @@ class ReportCommand:
     def __post_init__(self) -> None:
         alone = not isinstance(self.run, list) or len(self.run) == 1
         need(self.run != [], "run", self.run, "at least one folder")
-        need(alone or self.output_dir is not None, "output_dir", self.output_dir, "a folder, for a report of several runs")
+        need(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")

@@ -88,11 +88,12 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
         sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
         assert data is not None  # or find_data had raised
         return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
-    read = {content: made for content, path in found.surrogates.items() if (made := _load(path, content))}
-    labels, sets = _labels(read, names_of(found)), {}
-    for content, made in read.items():
-        first = {RANDOM_LABEL: random_draw(data, made.ipc, seed)} if data else {}
-        sets.setdefault(made.ipc, first)[labels[content]] = made
+    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content))}
+    labels = _labels(read, names_of(found))
+    sets: Sets = {}
+    for content, one in read.items():
+        first = {RANDOM_LABEL: random_draw(data, one.ipc, seed)} if data else {}
+        sets.setdefault(one.ipc, first)[labels[content]] = one
     lost = [
         f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
         "changed; they are not pictured."

@@ -21,7 +21,7 @@ REPORT, NUMBERS, TABLE = "report.html", "report.json", "report.csv"
 
 
 def write_report(run: Path, data: RealData) -> Path:
-    """Write ``run/report.html``, and its numbers as JSON and CSV, from the run's folders and the images it was made from.
+    """Write ``run/report.html`` from the run's folders and the images it was made from, and its numbers beside it.
 
     Stages that the run left out are left out of the page.
 
@@ -47,7 +47,7 @@ def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[
         name=name,
         folder=str(found.path),
         summary={**found.summary, "rows": rows},
-        given={content: None for content in found.hashes} if found.is_run else names_of(found),
+        given=dict.fromkeys(found.hashes) if found.is_run else names_of(found),
         sets=sets,
         missing=[*lost, *reasons],
         records=found.records,

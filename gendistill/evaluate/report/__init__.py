@@ -1,7 +1,7 @@
 """Pages: the report of runs and evaluations, and a look inside sets. One HTML file each, that needs no network.
 
-They take plain data (``ReportFacts``, ``ShowFacts``, gathered by stages/) and give text. Accuracies are fractions here and
-per cent on the page; differences are in points, that is per cent of the test images.
+They take plain data (``ReportFacts``, ``ShowFacts``, gathered by stages/) and give text. Accuracies are fractions here
+and per cent on the page; differences are in points, that is per cent of the test images.
 """
 
 from gendistill.evaluate.report.facts import ReportFacts, RunFacts

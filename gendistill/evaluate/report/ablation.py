@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gendistill.evaluate.report.rows import Row, difference
 from gendistill.evaluate.report.words import NAMES, outcome
@@ -55,7 +56,7 @@ def _of_run(run: str, rows: Sequence[Row]) -> Ablation:
             at.setdefault(row["ipc"], {}).setdefault(row["stage"], row)
     there = [stage for stage in ORDER if any(stage in stages for stages in at.values())]
     sizes = sorted(ipc for ipc, stages in at.items() if len(stages) > 1)
-    pairs = list(zip(there, there[1:], strict=False))
+    pairs = list(pairwise(there))
     if len(pairs) > 1:
         pairs.append((there[0], there[-1]))
     steps = [(_name(pair, there), [_gain(at[ipc], *pair) for ipc in sizes]) for pair in pairs]

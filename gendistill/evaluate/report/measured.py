@@ -66,7 +66,8 @@ def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[Finding]:
 
 def scores(runs: Sequence[Judged], rows: Sequence[Row]) -> tuple[list[tuple[tuple[str, str], list[Score]]], list[str]]:
     """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed)."""
-    found, missing = {}, {}
+    found: dict[Score, bool] = {}
+    missing: dict[str, None] = {}
     for run in runs:
         for entry in run.summary.get("scores") or ():
             score = _score(entry, run, rows)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from gendistill.evaluate.copies import Reference
 from gendistill.evaluate.report import measured
 from gendistill.evaluate.report.ablation import ablations
 from gendistill.evaluate.report.chart import chart, cost_chart
@@ -11,21 +15,18 @@ from gendistill.evaluate.report.facts import ReportFacts
 from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
 from gendistill.evaluate.report.records import costs, w2
-from gendistill.evaluate.report.rows import condition, full_row, primary, under
+from gendistill.evaluate.report.rows import Row, condition, full_row, primary, under
 from gendistill.evaluate.report.scatter import scatter
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
 from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
 
+MOST_MEASURED = 500
+
 
 def render(facts: ReportFacts) -> str:
     """The page."""
-    rows = facts.rows
-    judged = [run.judged for run in facts.runs]
-    main = under(rows, primary(rows))
-    said = verdicts(rows)
-    described = facts.runs[0].summary["data"]
-    scored, unscored = measured.scores(judged, rows)
+    described, rows = facts.runs[0].summary["data"], facts.rows
     return fill(
         "report.html",
         facts=facts,
@@ -33,41 +34,72 @@ def render(facts: ReportFacts) -> str:
         described=described,
         counts={name: sum(described["counts"][name]) for name in ("train", "validation", "test")},
         test_counts=described["counts"]["test"],
-        findings=measured.findings(judged, rows),
-        headline=headline(said),
-        verdicts=said,
-        elsewhere=elsewhere(rows),
-        label_gains=label_gains(rows),
-        mixed_settings=len(set(settings_numbers(judged))) > 1,
-        full=full_row(main),
-        hard=sections([r for r in rows if r["labels"] == "hard"]),
-        soft=sections([r for r in rows if r["labels"] != "hard"]),
-        legacy=any(r.get("legacy_best") for r in rows),
-        several=len({condition(r)[:4] for r in rows}) > 1,
-        main=primary(rows),
-        chart=chart(main),
-        cost_charts=[found for what in ("seconds", "bytes") if (found := cost_chart(main, what))],
-        class_tables=class_tables([v.row for v in said], main, facts.classes),
-        scores=scored,
-        unscored=unscored,
-        measures=measured.measures(judged, rows),
-        galleries=[(run, [gallery(ipc, run.sets[ipc]) for ipc in sorted(run.sets, reverse=True)]) for run in facts.runs],
-        plot=scatter(facts.projection) if facts.projection else None,
-        closest=closest_pairs(facts),
-        ablations=ablations(main),
-        costs=[(run, found) for run in facts.runs if (found := costs(run.records))],
-        w2=[(run, found) for run in facts.runs if (found := w2(run.records))],
-        teachers={
-            run.name: next((r["accuracy"] for r in run.records if r.get("stage") == "teacher" and "accuracy" in r), None)
-            for run in facts.runs
-        },
+        **_words(facts, rows),
+        **_numbers(facts, rows),
+        **_pictures(facts),
+        **_records(facts),
     )
 
 
+def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+    judged = [run.judged for run in facts.runs]
+    said = verdicts(rows)
+    return {
+        "findings": measured.findings(judged, rows),
+        "headline": headline(said),
+        "verdicts": said,
+        "elsewhere": elsewhere(rows),
+        "label_gains": label_gains(rows),
+        "mixed_settings": len(set(settings_numbers(judged))) > 1,
+        "several": len({condition(r)[:4] for r in rows}) > 1,
+        "main": primary(rows),
+    }
+
+
+def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+    judged, main = [run.judged for run in facts.runs], under(rows, primary(rows))
+    scored, unscored = measured.scores(judged, rows)
+    return {
+        "full": full_row(main),
+        "chart": chart(main),
+        "cost_charts": [drawn for what in ("seconds", "bytes") if (drawn := cost_chart(main, what))],
+        "hard": sections([r for r in rows if r["labels"] == "hard"]),
+        "soft": sections([r for r in rows if r["labels"] != "hard"]),
+        "legacy": any(r.get("legacy_best") for r in rows),
+        "class_tables": class_tables([v.row for v in verdicts(rows)], main, facts.classes),
+        "scores": scored,
+        "unscored": unscored,
+        "measures": measured.measures(judged, rows),
+        "ablations": ablations(main),
+    }
+
+
+def _pictures(facts: ReportFacts) -> dict[str, Any]:
+    shown = [(run, [gallery(ipc, run.sets[ipc]) for ipc in sorted(run.sets, reverse=True)]) for run in facts.runs]
+    return {
+        "galleries": shown,
+        "plot": scatter(facts.projection) if facts.projection else None,
+        "closest": closest_pairs(facts),
+    }
+
+
+def _records(facts: ReportFacts) -> dict[str, Any]:
+    """What the stages of runs cost and moved."""
+    teachers = {
+        run.name: next((r["accuracy"] for r in run.records if r.get("stage") == "teacher" and "accuracy" in r), None)
+        for run in facts.runs
+    }
+    return {
+        "costs": [(run, spent) for run in facts.runs if (spent := costs(run.records))],
+        "w2": [(run, moved) for run in facts.runs if (moved := w2(run.records))],
+        "teachers": teachers,
+    }
+
+
 def closest_pairs(facts: ReportFacts) -> list[Closest]:
-    """Of every run's product, where the real images are there."""
-    if facts.data is None:
+    """Of every run's product, where the real images are there; ``MOST_MEASURED`` of its images are measured."""
+    if facts.data is None or not any(run.sets for run in facts.runs):
         return []
-    several = len(facts.runs) > 1
-    found = [closest_of_run(run.sets, facts.data, run.name if several else "") for run in facts.runs]
+    several, reference = len(facts.runs) > 1, Reference.of(facts.data, most=MOST_MEASURED)
+    found = [closest_of_run(run.sets, reference, run.name if several else "") for run in facts.runs]
     return [closest for closest in found if closest]

@@ -75,9 +75,8 @@ def as_json(facts: ReportFacts) -> dict[str, Any]:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, "ipc": verdict.ipc} | {
-        name: getattr(verdict, name) for name in ("among", "against_random", "coreset", "equal_bytes")
-    }
+    told = {name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes")}
+    return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, **told}
 
 
 def _run(run: RunFacts) -> dict[str, Any]:

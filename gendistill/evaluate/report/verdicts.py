@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gendistill.evaluate.judge import RANDOM
 from gendistill.evaluate.report.rows import (
@@ -57,7 +58,7 @@ class Verdict:
             return "There is no row of real images to compare with."
         parts = [(comparison(name, found), outcome(found) == "better") for name, found in pairs]
         text = parts[0][0]
-        for (_, before), (part, good) in zip(parts, parts[1:], strict=False):
+        for (_, before), (part, good) in pairwise(parts):
             text += f"{' and ' if good == before else ', but '}{part}"
         return f"At IPC {self.ipc} the {self.row['noun']} {text}."
 
@@ -137,11 +138,11 @@ def label_gains(rows: Sequence[Row]) -> list[str]:
         labels, _, *rest = condition(row)
         hard = random_of({**row, "labels": "hard", "recipe": None}, rows)
         if is_random(row) and labels != "hard" and hard and rest == list(condition(hard)[2:]):
-            words = f"from {percent(hard['mean'])} to {percent(row['mean'])} % at IPC {row['ipc']}"
+            words = f"from {percent(hard['mean'])} to {percent(row['mean'])}\u00a0% at IPC {row['ipc']}"
             found.setdefault(condition(row), []).append(words)
     several = len({c[2:4] for c in found}) > 1
     return [
-        f"With {c[1] or c[0]} labels{f' on {c[2]}' if several else ''}, random real images go {listed(words)}."
+        f"Labels alone ({c[1] or c[0]}{f', {c[2]}' if several else ''}) take random real images {listed(words)}."
         for c, words in found.items()
         if c[3] == next(iter(found))[3]
     ]
