@@ -47,6 +47,9 @@ def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
         if config is None:
             reasons[f"The command of {one.path} does not say where its real images are."] = None
             continue
+        if not one.is_run and not _is_here(config.name):
+            reasons[f"The real images, {config.name}, are not here: no projection, no closest pairs."] = None
+            continue
         try:
             data = load_data(config)
             check_data(one, data)
@@ -56,6 +59,14 @@ def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
                 raise
             reasons[str(error)] = None
     return None, list(reasons)
+
+
+def _is_here(name: str) -> bool:
+    """Whether data can be read without the network: digits, a folder, or what the Hub's cache holds."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return name == "digits" or Path(name).is_dir() or cached.is_dir()
 
 
 def check_data(found: Finished, data: RealData) -> None:

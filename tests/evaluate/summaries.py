@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import yaml
 
+from gendistill.data.images import to_pil
 from gendistill.data.real import RealData, Split
+from gendistill.data.sources import load_data
 from gendistill.evaluate.judge import PROTOCOL, with_verdict
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -84,3 +86,34 @@ def make_run(
     (run / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "data": {"name": data.name}}))
     (run / "log.jsonl").write_text('{"time": 1700000000.0}\n')
     return run
+
+
+def write_images(folder: Path, classes: tuple[str, ...] = ("ant", "bee")) -> RealData:
+    """An image folder, read again."""
+    made = make_data(classes)
+    for i, (image, label) in enumerate(zip(made.train.images, made.train.labels.tolist(), strict=True)):
+        path = folder / classes[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path)
+    return load_data(name=str(folder))
+
+
+def make_evaluation(folder: Path, data: RealData, sets: dict[Path, SurrogateSet], command: str) -> Path:
+    """What `gendistill evaluate` leaves: rows of random real images and of the sets, which are saved at their paths."""
+    rows = []
+    for path, made in sets.items():
+        made.save(path)
+        keys = {"set": made.content_hash(), "per_class": [0.6, 0.7], "bytes": {"images": 100 * made.ipc, "labels": 0}}
+        rows += [make_row("random", None, made.ipc, RANDOM)] * all(r["ipc"] != made.ipc for r in rows)
+        rows.append({**make_row(made.meta["method"], None, made.ipc, [a + 0.2 for a in RANDOM]), **keys})
+    summary = {
+        "protocol": PROTOCOL, "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
+        "command": command, "versions": {"torch": "2"}, "device": "cpu",
+        "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
+    }  # fmt: skip
+    hashes = [made.content_hash() for made in sets.values()]
+    record = {"stage": "evaluate", "settings": {"inputs": {"surrogates": hashes}}, "command": command}
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "stage.json").write_text(json.dumps(record))
+    return folder

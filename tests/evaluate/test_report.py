@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from gendistill.commands import ReportCommand
-from gendistill.data.images import to_pil
 from gendistill.data.real import RealData
-from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.copies import Reference
 from gendistill.evaluate.report.chart import chart, ticks
@@ -27,7 +25,7 @@ from gendistill.stages.contestants import baselines
 from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.pictured import load_sets
 from gendistill.stages.report import main, write_report
-from tests.evaluate.summaries import make_data, make_run, make_set, make_summary
+from tests.evaluate.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
 @pytest.fixture
@@ -157,15 +155,6 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
     steps = ticks(low, high)
     assert steps[0] <= low <= high <= steps[-1] <= 1
     assert 2 <= len(steps) <= 8
-
-
-def write_images(folder: Path) -> RealData:
-    made = make_data(("ant", "bee"))
-    for i, (image, label) in enumerate(zip(made.train.images, made.train.labels.tolist(), strict=True)):
-        path = folder / made.classes[label] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_pil(image).save(path)
-    return load_data(name=str(folder))
 
 
 def test_command_reads_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from gendistill.evaluate.report.facts import ReportFacts
 from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
 from gendistill.evaluate.report.records import costs, w2
-from gendistill.evaluate.report.rows import Row, condition, full_row, primary, under
+from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, under
 from gendistill.evaluate.report.scatter import scatter
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
@@ -66,7 +66,7 @@ def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
         "hard": sections([r for r in rows if r["labels"] == "hard"]),
         "soft": sections([r for r in rows if r["labels"] != "hard"]),
         "legacy": any(r.get("legacy_best") for r in rows),
-        "class_tables": class_tables([v.row for v in verdicts(rows)], main, facts.classes),
+        "class_tables": class_tables(products(main), main, facts.classes),
         "scores": scored,
         "unscored": unscored,
         "measures": measured.measures(judged, rows),
