@@ -41,8 +41,8 @@ def merged(runs: Sequence[Judged]) -> list[Row]:
                 same.append(new)
                 continue
             longer = max(twin, new, key=lambda r: len(r["accuracy"]))
-            runs, given = [*twin["runs"], run.name], twin["given"] or new["given"]
-            same[same.index(twin)] = {**longer, "runs": runs, "given": given}
+            both = {"runs": [*twin["runs"], run.name], "given": twin["given"] or new["given"]}
+            same[same.index(twin)] = {**longer, **both}
     return _told_apart([row for same in found.values() for row in same])
 
 
