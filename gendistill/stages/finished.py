@@ -79,6 +79,11 @@ def read_finished(path: Path) -> Finished:
         data_config(path)
     place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
     summary = _read(path, place, _summary)
+    if "task" in summary:
+        raise ArtifactError(
+            f"{path} is an evaluation of {summary['task']} learning, which wrote a report of its own; expected one of "
+            "accuracies by set."
+        )
     records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
     return Finished(
         path=path,

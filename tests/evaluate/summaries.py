@@ -12,7 +12,7 @@ import yaml
 from gendistill.data.images import to_pil
 from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
-from gendistill.evaluate.judge import PROTOCOL, with_verdict
+from gendistill.evaluate.judge import with_verdict
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CLASSES = ("<b>x</b>", "zebra")
@@ -58,7 +58,7 @@ def make_summary(data: RealData, gain: float, ipcs: tuple[int, ...] = (1, 2)) ->
             make_row("generative", "refined", ipc, refined),
         ]  # fmt: skip
     return {
-        "protocol": PROTOCOL, "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
+        "protocol": "gendistill", "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
         "device": "cpu", "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
     }  # fmt: skip
 
@@ -107,7 +107,7 @@ def make_evaluation(folder: Path, data: RealData, sets: dict[Path, SurrogateSet]
         rows += [make_row("random", None, made.ipc, RANDOM)] * all(r["ipc"] != made.ipc for r in rows)
         rows.append({**make_row(made.meta["method"], None, made.ipc, [a + 0.2 for a in RANDOM]), **keys})
     summary = {
-        "protocol": PROTOCOL, "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
+        "protocol": "gendistill", "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
         "command": command, "versions": {"torch": "2"}, "device": "cpu",
         "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
     }  # fmt: skip

@@ -184,6 +184,10 @@ def test_new_keys_of_a_summary_are_shown(tmp_path: Path, data: RealData) -> None
 
 def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]) -> None:
     folder = evaluation(tmp_path, data)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "task": "continual"}))
+    assert gendistill("report", folder) == 2
+    assert "is an evaluation of continual learning" in capsys.readouterr().err
     (folder / "summary.json").write_text('{"rows": 3}')
     assert gendistill("report", folder) == 2
     assert "summary.json is damaged: it is not a summary" in capsys.readouterr().err

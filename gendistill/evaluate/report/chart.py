@@ -66,26 +66,20 @@ class Chart:
     ``table`` are the same numbers: (set, IPC, what the chart is against, accuracy), in words.
     """
 
-    title: str
-    against: str
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     curves: list[Curve]
     full: Line | None
+    title: str = ""
+    against: str = ""
     band: str = ""
     table: list[tuple[str, str, str, str]] = field(default_factory=list)
     left: float = LEFT
     right: float = RIGHT
     top: float = TOP
     bottom: float = BOTTOM
-
-    @property
-    def width(self) -> float:
-        return self.right + 8
-
-    @property
-    def height(self) -> float:
-        return self.bottom + 52
+    width: float = RIGHT + 8
+    height: float = BOTTOM + 52
 
 
 def chart(rows: Sequence[Row]) -> Chart | None:
@@ -135,6 +129,7 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
         full=_full(rows, y, curves),
         table=[(r["label"], f"{r['ipc']}", words(c), f"{percent(r['mean'])} ± {percent(r['std'])}") for r, c in told],
         bottom=LOW,
+        height=LOW + 52,
     )
 
 

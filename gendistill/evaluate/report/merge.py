@@ -11,7 +11,7 @@ from gendistill.evaluate.report.rows import BASELINES, Row
 from gendistill.evaluate.report.words import NAMES, listed
 
 SAME = ("method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "set")
-ASIDE = ("runs", "changed", "network", "networks", "labels", "legacy_best", "mixed_precision", "compile")
+ASIDE = ("runs", "changed", "network", "networks", "augment", "labels", "legacy_best", "mixed_precision", "compile")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def under(rows: Sequence[Row], wanted: Condition | None) -> list[Row]:
 
 def is_random(row: Row) -> bool:
     """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
-    return row["method"] == RANDOM and not row.get("space") and not row["given"]
+    return row["method"] == RANDOM and not row.get("space") and not row.get("given")
 
 
 def random_of(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -89,7 +89,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
         colour = free[i % len(free)]
         inks[label] = (colour, [c for c, _ in inks.values()].count(colour))
     found = [{**r, "colour": inks[r["label"]][0], "shape": inks[r["label"]][1]} for r in rows]
-    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, r["given"], not is_random(r)))
+    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_random(r)))
 
 
 def full_row(rows: Sequence[Row]) -> Row | None:
