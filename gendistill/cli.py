@@ -43,7 +43,7 @@ COMMANDS = {
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
     "label": Command("give a surrogate set a teacher's soft labels", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
-    "report": Command("write RUN/report.html again", commands.ReportCommand, "report", "run"),
+    "report": Command("one page of finished runs and evaluations", commands.ReportCommand, "report", "run"),
     "export": Command("write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "export"),
     "verify": Command("say whether a set is complete and unchanged", commands.VerifyCommand, "verify", "surrogate"),
     "show": Command("contact sheet, projection and copy check of a set", commands.ShowCommand, "show", "surrogate"),

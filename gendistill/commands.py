@@ -309,10 +309,19 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """Write a run's report again from its folders.
+    """One page, with its numbers as JSON and CSV, of finished runs and evaluations of the same images.
 
     Attributes:
-        run: Folder of a finished run.
+        run: Folder of a finished `run` or `evaluate`, or a list of them.
+        output_dir: Folder to write; null writes into the folder of the only run.
+        overwrite: Replace what an earlier `report` wrote to output_dir.
     """
 
-    run: Path
+    run: Path | list[Path]
+    output_dir: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        alone = not isinstance(self.run, list) or len(self.run) == 1
+        need(self.run != [], "run", self.run, "at least one folder")
+        need(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")

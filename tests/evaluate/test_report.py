@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from gendistill.commands import ReportCommand
-from gendistill.data.images import to_pil
-from gendistill.data.real import RealData, Split
-from gendistill.data.sources import load_data
+from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
-from gendistill.evaluate.judge import with_verdict
+from gendistill.evaluate.copies import Reference
 from gendistill.evaluate.report.chart import chart, ticks
 from gendistill.evaluate.report.closest import closest_of_run
+from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.pictures import CELL, gallery
 from gendistill.evaluate.report.rows import ordered
 from gendistill.networks.registry import build_network
@@ -27,80 +23,9 @@ from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.baselines import Baselines
 from gendistill.stages.evaluate import EvaluateConfig
-from gendistill.stages.report import load_sets, main, write_report
-from gendistill.surrogate.surrogate import SurrogateSet
-
-CLASSES = ("<b>x</b>", "zebra")
-RANDOM = [0.50, 0.54, 0.52]
-
-
-def make_data(classes: tuple[str, ...] = CLASSES, size: int = 8, channels: int = 1) -> RealData:
-    rng = torch.Generator().manual_seed(0)
-    splits = []
-    for count in (12, 4, 4):
-        images = torch.randint(0, 256, (count * len(classes), channels, size, size), generator=rng, dtype=torch.uint8)
-        splits.append(Split(images, torch.arange(len(classes)).repeat_interleave(count)))
-    train, validation, test = splits
-    return RealData("tiny", classes, train, validation, test)
-
-
-def make_set(data: RealData, ipc: int, stage: str, *, copies: bool = False) -> SurrogateSet:
-    """``ipc`` training images of every class, inverted unless they are to be copies."""
-    picked = data.train.take(torch.cat([data.train.of_class(c)[:ipc] for c in range(len(data.classes))]))
-    images = picked.images if copies else 255 - picked.images
-    return SurrogateSet(images, picked.labels, data.classes, {"method": "generative", "stage": stage, "stages": []})
-
-
-def make_row(
-    method: str, stage: str | None, ipc: int | None, accuracy: list[float], space: str | None = None
-) -> dict[str, Any]:
-    values = torch.tensor(accuracy)
-    return {
-        "method": method, "stage": stage, "ipc": ipc, "labels": "hard", "augment": False, "network": "convnet",
-        "space": space, "accuracy": accuracy, "mean": float(values.mean()), "std": float(values.std()), "seconds": 1.0,
-    }  # fmt: skip
-
-
-def make_summary(data: RealData, gain: float, ipcs: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
-    """Refined is ``gain`` above random at the smallest IPC and level with it at the others."""
-    rows = [make_row("full", None, None, [0.97, 0.98, 0.98])]
-    for ipc in ipcs:
-        extra = gain if ipc == min(ipcs) else 0.0
-        noise = [0.01, -0.01, 0.0]
-        refined = [a + extra + n for a, n in zip(RANDOM, noise, strict=True)]
-        rows += [
-            make_row("random", None, ipc, RANDOM), make_row("kmeans", None, ipc, [a + 0.1 for a in RANDOM], "pixels"),
-            make_row("generative", "refined", ipc, refined),
-        ]  # fmt: skip
-    return {
-        "protocol": "gendistill", "data": data.describe(), "seed": 3, "rows": [with_verdict(row, rows) for row in rows],
-        "device": "cpu", "settings": {"runs": 3, "steps": 5, "network": "convnet", "width": 8},
-    }  # fmt: skip
-
-
-def make_run(
-    run: Path, data: RealData, *, gain: float = 0.2, ipcs: tuple[int, ...] = (1, 2), copies: bool = False
-) -> Path:
-    """A finished run without base sets, with the stage records of refinement and teacher."""
-    for ipc in ipcs:
-        make_set(data, ipc, "samples").save(run / "samples" / f"ipc-{ipc}")
-        make_set(data, ipc, "refined", copies=copies).save(run / "refined" / f"ipc-{ipc}")
-    common = {
-        "state": "finished", "seconds": 61.0, "peak_memory_mib": 900, "command": "gendistill run",
-        "versions": {"torch": "2"},
-    }  # fmt: skip
-    records = {
-        "teacher": {"stage": "teacher", "accuracy": {"train": 1.0, "validation": 0.875}},
-        "refined": {"stage": "refine", "w2": {"1": {"before": 2.0, "after": 1.0}, "2": {"before": 1.5, "after": 1.2}}},
-    }
-    for name, record in records.items():
-        (run / name).mkdir(exist_ok=True)
-        (run / name / "stage.json").write_text(json.dumps({**record, **common}))
-    (run / "evaluation").mkdir()
-    (run / "evaluation" / "summary.json").write_text(json.dumps(make_summary(data, gain, ipcs)))
-    (run / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "data": {"name": data.name}}))
-    (run / "log.jsonl").write_text('{"time": 1700000000.0}\n')
-    return run
+from gendistill.stages.pictured import load_sets
+from gendistill.stages.report import main, write_report
+from tests.evaluate.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
 @pytest.fixture
@@ -162,11 +87,11 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
     page = text_of(make_run(tmp_path / "run", data, copies=True), data)
     assert "4 of the 4 images of the refined set at IPC 2 are copies of training images, to the last pixel." in page
     assert "test split is too good" not in page
-    found = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined", copies=True)}}, data)
+    found = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined", copies=True)}}, Reference.of(data))
     assert found is not None
     assert (found.median, found.measured) == (0.0, 4)
     assert [pair.distance for pair in found.pairs] == ["a copy"] * 4
-    clean = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined")}}, data)
+    clean = closest_of_run({2: {"+ barycenter and BN": make_set(data, 2, "refined")}}, Reference.of(data))
     assert clean is not None
     assert clean.copied.startswith("None of the 4 images")
     assert all(pair.distance.endswith(" apart") for pair in clean.pairs)
@@ -175,7 +100,7 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
 def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
     made = make_set(data, 2, "refined")
     images = torch.cat([data.test.images[:1], data.validation.images[1:2], made.images[2:]])
-    found = closest_of_run({2: {"+ barycenter and BN": replace(made, images=images)}}, data)
+    found = closest_of_run({2: {"+ barycenter and BN": replace(made, images=images)}}, Reference.of(data))
     assert found is not None
     assert "1 is a copy of a test image, which the set must not have seen: what is measured with this" in found.copied
     assert "1 is a copy of a validation image" in found.copied
@@ -184,7 +109,7 @@ def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
 
 def test_sets_are_drawn_among_the_real_images_of_the_teacher_s_features(tmp_path: Path, data: RealData) -> None:
     run = make_run(tmp_path / "run", data)
-    assert "Among the real images" not in text_of(run, data)
+    assert "the pixels of those training images vary most (PCA)" in text_of(run, data)
     network = build_network("convnet_bn", channels=1, image_size=8, classes=2, width=4)
     spec = {"name": "convnet_bn", "channels": 1, "image_size": 8, "classes": 2, "width": 4}
     Teacher(network, collect_statistics(network, data.train, 2), data.classes, spec).save_pretrained(run / "teacher")
@@ -214,7 +139,8 @@ def test_large_runs_show_a_sample_and_say_so(classes: int, size: int, channels: 
 
 
 def test_chart_stays_in_its_frame(data: RealData) -> None:
-    rows = ordered([{**r, "label": r["method"]} for r in make_summary(data, 0.2)["rows"]])
+    summary = make_summary(data, 0.2)
+    rows = ordered(merged([Judged("run", {**summary, "rows": [{**r, "label": r["method"]} for r in summary["rows"]]})]))
     drawn = chart(rows)
     assert drawn is not None
     points = [p for curve in drawn.curves for p in curve.points]
@@ -229,15 +155,6 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
     steps = ticks(low, high)
     assert steps[0] <= low <= high <= steps[-1] <= 1
     assert 2 <= len(steps) <= 8
-
-
-def write_images(folder: Path) -> RealData:
-    made = make_data(("ant", "bee"))
-    for i, (image, label) in enumerate(zip(made.train.images, made.train.labels.tolist(), strict=True)):
-        path = folder / made.classes[label] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_pil(image).save(path)
-    return load_data(name=str(folder))
 
 
 def test_command_reads_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

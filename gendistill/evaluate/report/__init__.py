@@ -1,19 +1,24 @@
-"""Pages: the report of a run, and a look inside sets. One HTML file each, for any browser without a network.
+"""Pages: the report of runs and evaluations, and a look inside sets. One HTML file each, that needs no network.
 
-They take plain data (``RunFacts``, ``ShowFacts``, gathered by stages/) and give text. Accuracies are fractions here and
-per cent on the page; differences are in points, that is per cent of the test images.
+They take plain data (``ReportFacts``, ``ShowFacts``, gathered by stages/) and give text. Accuracies are fractions here
+and per cent on the page; differences are in points, that is per cent of the test images.
 """
 
-from gendistill.evaluate.report.page import RunFacts, render
+from gendistill.evaluate.report.facts import ReportFacts, RunFacts
+from gendistill.evaluate.report.page import render
+from gendistill.evaluate.report.plain import as_csv, as_json
 from gendistill.evaluate.report.shown import Sheet, ShowFacts, ShownSet, render_projection, render_show
 from gendistill.evaluate.report.words import RANDOM_LABEL
 
 __all__ = [
     "RANDOM_LABEL",
+    "ReportFacts",
     "RunFacts",
     "Sheet",
     "ShowFacts",
     "ShownSet",
+    "as_csv",
+    "as_json",
     "render",
     "render_projection",
     "render_show",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.real import RealData, Split
-from gendistill.evaluate.copies import Copies, Match, copy_check
+from gendistill.evaluate.copies import Copies, Match, Reference
 from gendistill.evaluate.report.copied import copied, distance_unit, near
 from gendistill.evaluate.report.pictures import LARGE_SIDE, Picture, sprite
 from gendistill.evaluate.report.scales import Axis
@@ -16,7 +16,7 @@ from gendistill.evaluate.report.words import NAMES, brief
 from gendistill.evaluate.spread import spread
 from gendistill.surrogate.surrogate import SurrogateSet
 
-MOST_PAIRS, MOST_MEASURED, MOST_STROKES = 12, 500, 500
+MOST_PAIRS, MOST_STROKES = 12, 500
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Closest:
     pairs: list[Pair]
 
 
-def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], data: RealData) -> Closest | None:
-    """Of the run's product, the last of its sets, at its largest IPC; ``MOST_MEASURED`` of its images are measured."""
+def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "") -> Closest | None:
+    """Of the run's product, the last of its sets, at its largest IPC; ``run`` names it among others."""
     if not sets:
         return None
     ipc = max(sets)
     label, made = list(sets[ipc].items())[-1]
-    name = f"the {NAMES.get(made.meta.get('stage', ''), label)} at IPC {ipc}"
+    name = f"the {NAMES.get(made.meta.get('stage') or '', label)}{f' of {run}' if run else ''} at IPC {ipc}"
     split = made.split
-    return closest(name, copy_check(split.images, data, most=MOST_MEASURED), split, data)
+    return closest(name, reference.check(split.images), split, reference.data)
 
 
 def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:

@@ -1,67 +1,105 @@
-"""What the run's page is made of: the facts of a run, put into report.html."""
+"""The report's page: the facts of one run or several, put into report.html."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.projection import Projection
-from gendistill.evaluate.report.chart import chart
-from gendistill.evaluate.report.closest import closest_of_run
+from gendistill.evaluate.copies import Reference
+from gendistill.evaluate.report import measured
+from gendistill.evaluate.report.ablation import ablations
+from gendistill.evaluate.report.chart import chart, cost_chart
+from gendistill.evaluate.report.classes import class_tables
+from gendistill.evaluate.report.closest import Closest, closest_of_run
+from gendistill.evaluate.report.facts import ReportFacts
+from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
-from gendistill.evaluate.report.records import costs, merged_versions, w2
-from gendistill.evaluate.report.rows import full_row, ordered, table
+from gendistill.evaluate.report.records import costs, w2
+from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, under
 from gendistill.evaluate.report.scatter import scatter
+from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
-from gendistill.evaluate.report.words import headline, verdicts
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
+
+MOST_MEASURED = 500
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What the report shows.
-
-    Attributes:
-        data: The real images that the run was made from.
-        summary: evaluation/summary.json, with a ``label`` for readers in every row.
-        sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
-        projection: Of the sets at one IPC, beside the training images.
-        records: stage.json of every stage that is there, in the order of the run.
-        config: The text of config.yaml.
-        date: When the run ended.
-    """
-
-    data: RealData
-    summary: dict[str, Any]
-    sets: dict[int, dict[str, SurrogateSet]]
-    projection: Projection | None = None
-    records: Sequence[dict[str, Any]]
-    config: str
-    date: str
-
-
-def render(facts: RunFacts) -> str:
+def render(facts: ReportFacts) -> str:
     """The page."""
-    data, records, rows = facts.data, facts.records, ordered(facts.summary["rows"])
-    said = verdicts(rows)
+    described, rows = facts.runs[0].summary["data"], facts.rows
     return fill(
         "report.html",
         facts=facts,
-        data=data,
-        counts={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-        headline=headline(said),
-        verdicts=said,
-        full=full_row(rows),
-        table=table(rows),
-        chart=chart(rows),
-        galleries=[gallery(ipc, facts.sets[ipc]) for ipc in sorted(facts.sets, reverse=True)],
-        plot=scatter(facts.projection) if facts.projection else None,
-        closest=closest_of_run(facts.sets, data),
-        costs=costs(records),
-        w2=w2(records),
-        versions=merged_versions(records),
-        teacher=next((r["accuracy"] for r in records if r["stage"] == "teacher" and "accuracy" in r), None),
-        commands=list(dict.fromkeys(r["command"] for r in records if "command" in r)),
+        data=facts.data,
+        described=described,
+        counts={name: sum(described["counts"][name]) for name in ("train", "validation", "test")},
+        test_counts=described["counts"]["test"],
+        **_words(facts, rows),
+        **_numbers(facts, rows),
+        **_pictures(facts),
+        **_records(facts),
     )
+
+
+def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+    judged = [run.judged for run in facts.runs]
+    said = verdicts(rows)
+    return {
+        "findings": measured.findings(judged, rows),
+        "headline": headline(said),
+        "verdicts": said,
+        "elsewhere": elsewhere(rows),
+        "label_gains": label_gains(rows),
+        "mixed_settings": len(set(settings_numbers(judged))) > 1,
+        "several": len({condition(r)[:4] for r in rows}) > 1,
+        "main": primary(rows),
+    }
+
+
+def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+    judged, main = [run.judged for run in facts.runs], under(rows, primary(rows))
+    scored, unscored = measured.scores(judged, rows)
+    return {
+        "full": full_row(main),
+        "chart": chart(main),
+        "cost_charts": [drawn for what in ("seconds", "bytes") if (drawn := cost_chart(main, what))],
+        "hard": sections([r for r in rows if r["labels"] == "hard"]),
+        "soft": sections([r for r in rows if r["labels"] != "hard"]),
+        "legacy": any(r.get("legacy_best") for r in rows),
+        "class_tables": class_tables(products(main), main, facts.classes),
+        "scores": scored,
+        "unscored": unscored,
+        "measures": measured.measures(judged, rows),
+        "ablations": ablations(main),
+    }
+
+
+def _pictures(facts: ReportFacts) -> dict[str, Any]:
+    shown = [(run, [gallery(ipc, run.sets[ipc]) for ipc in sorted(run.sets, reverse=True)]) for run in facts.runs]
+    return {
+        "galleries": shown,
+        "plot": scatter(facts.projection) if facts.projection else None,
+        "closest": closest_pairs(facts),
+    }
+
+
+def _records(facts: ReportFacts) -> dict[str, Any]:
+    """What the stages of runs cost and moved."""
+    teachers = {
+        run.name: next((r["accuracy"] for r in run.records if r.get("stage") == "teacher" and "accuracy" in r), None)
+        for run in facts.runs
+    }
+    return {
+        "costs": [(run, spent) for run in facts.runs if (spent := costs(run.records))],
+        "w2": [(run, moved) for run in facts.runs if (moved := w2(run.records))],
+        "teachers": teachers,
+    }
+
+
+def closest_pairs(facts: ReportFacts) -> list[Closest]:
+    """Of every run's product, where the real images are there; ``MOST_MEASURED`` of its images are measured."""
+    if facts.data is None or not any(run.sets for run in facts.runs):
+        return []
+    several, reference = len(facts.runs) > 1, Reference.of(facts.data, most=MOST_MEASURED)
+    found = [closest_of_run(run.sets, reference, run.name if several else "") for run in facts.runs]
+    return [closest for closest in found if closest]

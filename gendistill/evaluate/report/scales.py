@@ -27,3 +27,30 @@ def ticks(low: float, high: float) -> list[float]:
     first = min(math.floor(low / step), most - 1)
     last = min(max(math.ceil(high / step), first + 1), most)
     return [round(i * step, 6) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """Map of positive values, even by factors."""
+
+    axis: Axis
+
+    def __call__(self, value: float) -> float:
+        return self.axis(math.log10(value))
+
+
+def log_axis(low: float, high: float, start: float, end: float) -> LogAxis:
+    """From below ``low`` to above ``high``, at least a factor of 2 apart."""
+    first, last = math.log10(low), math.log10(high)
+    spare = max(0.0, (math.log10(2) - (last - first)) / 2)
+    return LogAxis(Axis(first - spare, last + spare, start, end))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Two to nine round values between ``low`` and ``high``, or around them where there are too few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [d * 10.0**e for e in decades for d in digits if low * 0.999 <= d * 10.0**e <= high * 1.001]
+        if len(found) >= 3:
+            return found[:: -(-len(found) // 8)]
+    return [low, high] if high > low else [low]

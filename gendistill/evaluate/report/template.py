@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from gendistill.evaluate.report.palette import MEDIA, PALETTE
-from gendistill.evaluate.report.words import brief, duration, percent, signed
+from gendistill.evaluate.report.words import brief, duration, kilo, measure, percent, signed
 
 
 def fill(name: str, **values: Any) -> str:
@@ -20,6 +20,6 @@ def fill(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"brief": brief, "percent": percent, "signed": signed, "duration": duration}
+    environment.filters |= {f.__name__: f for f in (brief, duration, kilo, measure, percent, signed)}
     environment.globals |= {"palette": PALETTE, "media": MEDIA}
     return environment.get_template(name).render(**values)

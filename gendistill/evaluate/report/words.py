@@ -1,14 +1,12 @@
-"""The verdicts of a run in sentences, and its numbers in words."""
+"""Numbers and intervals in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from gendistill.evaluate.intervals import paired_interval, verdict
+from gendistill.evaluate.intervals import verdict
 
-KMEANS, RANDOM_LABEL = "kmeans", "random real images"
+RANDOM_LABEL = "random real images"
 NAMES = {"refined": "refined set", "select": "selected set", "samples": "sampled set", "base": "set before minimax"}
 
 
@@ -38,6 +36,19 @@ def listed(items: Iterable[object]) -> str:
 def brief(value: float) -> str:
     """Three digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def measure(value: float) -> str:
+    """A number of any size in a narrow column: 0.0173, 0.912, 6.1."""
+    return (f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}").replace("-", "−")
+
+
+def kilo(count: float) -> str:
+    """Bytes with a unit: 12.8 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 def shortened(name: str, most: int) -> str:
@@ -73,61 +84,3 @@ def over_sizes(name: str, outcomes: dict[int, str]) -> str:
             return f"is worse than {name} {alone or 'at every IPC'}"
         return f"is not better than {name} {alone or 'at any IPC'}"
     return f"beats {name} at IPC {listed(better)}, but not at IPC {listed(others)}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is said of the product at one IPC; intervals are paired by run, None where there is no such row."""
-
-    ipc: int
-    row: dict[str, Any]
-    against_random: Sequence[float] | None
-    kmeans: str
-    against_kmeans: Sequence[float] | None
-
-    @property
-    def name(self) -> str:
-        return NAMES[self.row["stage"]]
-
-    @property
-    def good(self) -> bool:
-        return self.against_random is not None and outcome(self.against_random) == "better"
-
-    @property
-    def sentence(self) -> str:
-        pairs = [(RANDOM_LABEL, self.against_random), (self.kmeans, self.against_kmeans)]
-        parts = [(comparison(name, found), outcome(found) == "better") for name, found in pairs if found]
-        if not parts:
-            return "There is no row of real images to compare with."
-        same = len({good for _, good in parts}) == 1
-        text = (" and " if same else ", but ").join(part for part, _ in parts)
-        return f"At IPC {self.ipc} the {self.name} {text}."
-
-
-def verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """One for every IPC of the last stage that was judged."""
-    stage = next((s for s in NAMES if any(r["stage"] == s for r in rows)), None)
-    return [_verdict(row, rows) for row in rows if stage and row["stage"] == stage]
-
-
-def _verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Verdict:
-    rivals = [r for r in rows if r["method"] == KMEANS and r["ipc"] == row["ipc"]]
-    best = max(rivals, key=lambda r: r["mean"], default=None)
-    return Verdict(
-        row["ipc"],
-        row,
-        row["ci95_vs_random"],
-        f"k-means on {best['space']}" if best else "",
-        paired_interval(row["accuracy"], best["accuracy"]) if best else None,
-    )
-
-
-def headline(found: Sequence[Verdict]) -> str:
-    """The verdict over all IPC, in one sentence or two."""
-    if not found:
-        return "The run has no generated set that was judged."
-    name = found[0].name
-    random = {v.ipc: outcome(v.against_random) for v in found if v.against_random}
-    kmeans = {v.ipc: outcome(v.against_kmeans) for v in found if v.against_kmeans}
-    said = [over_sizes(n, o) for n, o in ((RANDOM_LABEL, random), ("k-means", kmeans)) if o]
-    return f"The {name} {'. It '.join(said)}." if said else f"The {name} was not compared with real images."

@@ -1,0 +1,135 @@
+"""A folder that a report can be made of: the output of `gendistill run`, or of `gendistill evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gendistill.config import DataConfig
+from gendistill.errors import ArtifactError
+from gendistill.stages.output import CONFIG, LOG, RECORD
+from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
+
+SUMMARY = "summary.json"
+TEACHER, EVALUATION = "teacher", "evaluation"
+STAGES = (TEACHER, "generator", "samples", "refined", EVALUATION)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was read of a folder. ``is_run`` tells a run, which knows its data and its sets, from an evaluation, whose
+    command tells where they were."""
+
+    path: Path
+    is_run: bool
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    config: str
+    date: str
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.summary["data"]["fingerprint"])
+
+    @property
+    def hashes(self) -> list[str]:
+        """Content hashes of the sets that were judged, in the order they were given."""
+        judged: dict[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
+        return list(judged.get("settings", {}).get("inputs", {}).get("surrogates", ()))
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Of the recorded command."""
+        return {} if self.is_run else recorded_options(str(self.summary.get("command", "")), self.path)
+
+    @property
+    def data_config(self) -> DataConfig | None:
+        """The real images, as the run's config.yaml or the recorded command tells; None where neither does."""
+        return data_config(self.path) if self.is_run else recorded_data(self.options)
+
+    @property
+    def surrogates(self) -> dict[str, Path]:
+        """By content hash, the folders that were given to `evaluate`, there or not."""
+        paths = recorded_paths(self.options, "surrogate")
+        return dict(zip(self.hashes, paths, strict=True)) if len(paths) == len(self.hashes) else {}
+
+    @property
+    def teacher(self) -> Path | None:
+        """Where the teacher was."""
+        if self.is_run:
+            return self.path / TEACHER
+        return next(iter(recorded_paths(self.options, TEACHER)), None)
+
+
+def read_finished(path: Path) -> Finished:
+    """Read a folder.
+
+    Raises:
+        ArtifactError: it is not finished, or a file of it is damaged.
+    """
+    is_run = not (path / SUMMARY).is_file()
+    if is_run:
+        data_config(path)
+    place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
+    summary = _read(path, place, _summary)
+    if "task" in summary:
+        raise ArtifactError(
+            f"{path} is an evaluation of {summary['task']} learning, which wrote a report of its own; expected one of "
+            "accuracies by set."
+        )
+    records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
+    return Finished(
+        path=path,
+        is_run=is_run,
+        summary=summary,
+        records=[_read(path, name, json.loads) for name in records if (path / name).is_file()],
+        config=_read(path, Path(CONFIG), str) if (path / CONFIG).is_file() else "",
+        date=_date(path, path / place),
+    )
+
+
+def data_config(run: Path) -> DataConfig:
+    """The ``data`` part of the run's config.yaml."""
+    config = _read(run, Path(CONFIG), yaml.safe_load)
+    try:
+        return DataConfig(**config["data"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{run / CONFIG} does not say which data the run was made from ({error}); expected the `data` options of "
+            "`gendistill run`. Copy the run again, or make it again."
+        ) from error
+
+
+def _read(run: Path, name: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse((run / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{run} is not a finished run: it has no {name}. Expected the output_dir of a finished `gendistill run` or "
+            "`gendistill evaluate`; finish it with its own options and --resume_from_checkpoint latest."
+        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{run / name} is damaged: {error}. Copy the run again, or make it again.") from error
+
+
+def _summary(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not (isinstance(found, dict) and isinstance(found.get("rows"), list) and "fingerprint" in found.get("data", {})):
+        raise ValueError("it is not a summary with `rows` and `data`")
+    return found
+
+
+def _date(run: Path, summary: Path) -> str:
+    """When the run wrote its last log record: unlike a file's date, it survives copying."""
+    try:
+        seconds = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["time"]
+    except (OSError, ValueError, LookupError):
+        seconds = summary.stat().st_mtime
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")

@@ -1,0 +1,162 @@
+"""The sets and real images behind a report: read where they still are, and named where they are not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError, GendistillError
+from gendistill.evaluate.copies import FEATURES, PIXELS
+from gendistill.evaluate.judge import RANDOM
+from gendistill.evaluate.projection import Projection, pixels, project_sets
+from gendistill.evaluate.report import RANDOM_LABEL, RunFacts
+from gendistill.networks.teacher import FILE, Teacher
+from gendistill.seeding import derive
+from gendistill.stages.distill import distill
+from gendistill.stages.finished import Finished
+from gendistill.stages.show import set_names, teacher_features
+from gendistill.stages.table import LABELS, row_label
+from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
+
+SETS = {
+    "base": Path("samples") / "base",
+    "samples": Path("samples"),
+    "select": Path("refined") / "selected",
+    "refined": Path("refined"),
+}
+MOST_PANELS = 8
+Sets = dict[int, dict[str, SurrogateSet]]
+
+
+def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
+    """(the real images that all of the folders were made from, or sentences that say why they are not there).
+
+    A run knows its images, so that it is an error when they are gone.
+
+    Raises:
+        ArtifactError: a run's images are others now.
+        GendistillError: a run's images cannot be read.
+    """
+    reasons: dict[str, None] = {}
+    for one in sorted(found, key=lambda f: not f.is_run):
+        config = one.data_config
+        if config is None:
+            reasons[f"The command of {one.path} does not say where its real images are."] = None
+            continue
+        if not one.is_run and not _is_here(config.name):
+            reasons[f"The real images, {config.name}, are not here: no projection, no closest pairs."] = None
+            continue
+        try:
+            data = load_data(config)
+            check_data(one, data)
+            return data, []
+        except GendistillError as error:
+            if one.is_run:
+                raise
+            reasons[str(error)] = None
+    return None, list(reasons)
+
+
+def _is_here(name: str) -> bool:
+    """Whether data can be read without the network: digits, a folder, or what the Hub's cache holds."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return name == "digits" or Path(name).is_dir() or cached.is_dir()
+
+
+def check_data(found: Finished, data: RealData) -> None:
+    """Refuse other images than the folder was made from."""
+    if found.fingerprint != data.fingerprint():
+        raise ArtifactError(
+            f"The images at {data.name} are not those that {found.path} was made from (fingerprint "
+            f"{data.fingerprint()}, expected {found.fingerprint}). Put the old ones back, or make the run again."
+        )
+
+
+def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, SurrogateSet]:
+    """The run's sets of one IPC by label, in the order of the stages, after the first random draw that was judged."""
+    folders = {LABELS[stage]: run / path / f"ipc-{ipc}" for stage, path in SETS.items()}
+    found = {label: SurrogateSet.load(path) for label, path in folders.items() if (path / MANIFEST).is_file()}
+    if not found:
+        return {}
+    return {RANDOM_LABEL: random_draw(data, ipc, seed), **found}
+
+
+def random_draw(data: RealData, ipc: int, seed: int) -> SurrogateSet:
+    """The first of those that were judged."""
+    return distill(data, RANDOM, ipc, seed=derive(seed, "random draw", 0))
+
+
+def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
+    """(by IPC and label, what is left of the folder's sets; sentences on those that are not)."""
+    seed = found.summary["seed"]
+    if found.is_run:
+        sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
+        assert data is not None  # or find_data had raised
+        return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
+    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content))}
+    labels = _labels(read, names_of(found))
+    sets: Sets = {}
+    for content, one in read.items():
+        first = {RANDOM_LABEL: random_draw(data, one.ipc, seed)} if data else {}
+        sets.setdefault(one.ipc, first)[labels[content]] = one
+    lost = [
+        f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
+        "changed; they are not pictured."
+    ]
+    return dict(sorted(sets.items())), lost * (len(read) < len(found.hashes))
+
+
+def names_of(found: Finished) -> dict[str, str | None]:
+    """By content hash a short name for every set that was judged: its folder's, without ``ipc-N``."""
+    stems = {
+        content: path.parent if re.fullmatch(r"ipc-\d+", path.name) else path
+        for content, path in found.surrogates.items()
+    }
+    distinct = list(dict.fromkeys(path.resolve() for path in stems.values()))
+    names = dict(zip(distinct, set_names(distinct), strict=True)) if distinct else {}
+    return {content: names[stems[content].resolve()] if content in stems else None for content in found.hashes}
+
+
+def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData) -> Projection | None:
+    """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
+
+    By PCA of the features of the first teacher that is there, else of pixels.
+    """
+    largest = [(run, run.sets[max(run.sets)]) for run in runs if run.sets]
+    if not largest:
+        return None
+    if len(largest) == 1:
+        shown = {label: made.split for label, made in largest[0][1].items()}
+    else:
+        shown = {}
+        for run, sets in largest:
+            label, last = list(sets.items())[-1]
+            shown |= {f"{run.name}, IPC {max(run.sets)}: {label}": last.split}
+    shown = dict(list(shown.items())[:MOST_PANELS])
+    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
+    if teacher is None:
+        return project_sets(data, shown, pixels, space=PIXELS)
+    return project_sets(data, shown, teacher_features(Teacher.from_pretrained(teacher)), space=FEATURES)
+
+
+def _load(path: Path, content: str) -> SurrogateSet | None:
+    """The set of a folder, if it is still the one that was judged."""
+    try:
+        made = SurrogateSet.load(path)
+    except (GendistillError, OSError):
+        return None
+    return made if made.content_hash() == content else None
+
+
+def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
+    """Called as their rows are, with their short names where another of that IPC is called the same."""
+    labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
+    called = Counter((labels[content], made.ipc) for content, made in sets.items())
+    clear = {c for c, made in sets.items() if called[labels[c], made.ipc] == 1 and labels[c] != RANDOM_LABEL}
+    return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

@@ -1,0 +1,274 @@
+"""What a report makes of rows: merged runs, verdicts, tables, charts and plain data, from hand-made summaries."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from gendistill.evaluate.judge import with_verdict
+from gendistill.evaluate.report.ablation import ablations
+from gendistill.evaluate.report.chart import chart, cost_chart
+from gendistill.evaluate.report.classes import EXTREMES, class_tables
+from gendistill.evaluate.report.measured import findings, measures, scores
+from gendistill.evaluate.report.merge import Judged, merged
+from gendistill.evaluate.report.plain import as_csv
+from gendistill.evaluate.report.rows import ordered, primary, products, under
+from gendistill.evaluate.report.scales import log_ticks
+from gendistill.evaluate.report.sections import sections
+from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
+from tests.evaluate.summaries import RANDOM, make_row
+
+Row = dict[str, Any]
+NAMES = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}
+
+
+def row(method: str, ipc: int | None, gain: float = 0.0, stage: str | None = None, **keys: Any) -> Row:
+    """``gain`` above random in every run, give or take a little."""
+    noise = (0.0, 0.0, 0.0) if method == "random" else (0.004, -0.004, 0.0)
+    accuracy = keys.pop("accuracy", [a + gain + n for a, n in zip(RANDOM, noise, strict=True)])
+    made = {**make_row(method, stage, ipc, accuracy, keys.pop("space", None)), "set": None, "recipe": None, **keys}
+    name = stage if stage else NAMES.get(method, method)
+    return {**made, "label": f"{name} ({made['space']})" if made["space"] else name}
+
+
+def judged(name: str, rows: list[Row], given: dict[str, str | None] | None = None, **keys: Any) -> Judged:
+    told = [{**with_verdict(r, rows), "label": r["label"]} for r in rows]
+    return Judged(name, {"protocol": "gendistill", "settings": {"steps": 5}, "rows": told, **keys}, given or {})
+
+
+def rows_of(*runs: Judged) -> list[Row]:
+    return ordered(merged(runs))
+
+
+def test_rows_that_runs_share_are_one_row_and_others_are_told_apart() -> None:
+    shared = [row("random", 1), row("kmeans", 1, 0.1, space="pixels")]
+    a = judged("a", [*shared, row("generative", 1, 0.2, "refined", set="x")])
+    b = judged("b", [*shared, row("generative", 1, 0.1, "refined", set="y")])
+    found = rows_of(a, b)
+    assert [(r["label"], r["runs"]) for r in found] == [
+        ("random real images", ["a", "b"]), ("k-means (pixels)", ["a", "b"]),
+        ("refined, a", ["a"]), ("refined, b", ["b"]),
+    ]  # fmt: skip
+    assert [r["noun"] for r in found[2:]] == ["refined set of a", "refined set of b"]
+    assert len({r["colour"] for r in found}) == 4
+
+
+def test_the_same_trainings_and_more_of_them_are_one_row() -> None:
+    longer = row("kmeans", 1, accuracy=[0.6, 0.62, 0.61, 0.63])
+    found = rows_of(judged("a", [row("kmeans", 1, accuracy=[0.6, 0.62, 0.61])]), judged("b", [longer]))
+    assert [(r["accuracy"], r["runs"]) for r in found] == [(longer["accuracy"], ["a", "b"])]
+    other = row("kmeans", 1, accuracy=[0.6, 0.62, 0.5])
+    assert len(rows_of(judged("a", [other]), judged("b", [longer]))) == 2
+
+
+def test_runs_with_other_settings_share_nothing_and_are_not_compared() -> None:
+    a = judged("a", [row("random", 1), row("dm", 1, 0.1)])
+    b = judged("b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 50})
+    found = rows_of(a, b)
+    assert {r["label"] for r in found} == {"random real images", "dm", "random real images, b", "dm, b"}
+    assert [v.row["label"] for v in verdicts(found)] == ["dm"]
+    assert elsewhere(found) == ["With the settings of b, the dm set b beats random real images at IPC 1."]
+    assert [s.title for s in sections(found)] == ["As judged in a", "As judged in b"]
+    runs = judged("b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 5, "runs": 9, "changed": ["runs"]})
+    assert {r["judged"] for r in rows_of(a, runs)} == {0}
+
+
+def test_sets_of_one_name_are_told_apart_by_folder_or_hash() -> None:
+    both = [row("random", 1), row("dm", 1, 0.1, set="aaaaaaaaaa"), row("dm", 1, 0.2, set="bbbbbbbbbb")]
+    named = rows_of(judged("run", both, {"aaaaaaaaaa": "first", "bbbbbbbbbb": "second"}))
+    assert [r["label"] for r in named[1:]] == ["dm, first", "dm, second"]
+    assert [r["label"] for r in rows_of(judged("run", both))[1:]] == ["dm, aaaaaaaa, run", "dm, bbbbbbbb, run"]
+
+
+def test_a_coreset_that_was_given_is_a_product_and_no_reference() -> None:
+    given = row("random", 1, -0.1, set="mine")
+    found = rows_of(judged("run", [row("random", 1), given], {"mine": "subset"}))
+    assert [r["label"] for r in products(found)] == ["random real images, subset"]
+    assert headline(verdicts(found)) == (
+        "The set subset (random real images) is worse than random real images at IPC 1."
+    )
+
+
+def test_the_best_of_several_sets_is_named_and_said_to_be_chosen() -> None:
+    rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2),
+            row("random", 1, 0.2, space="equal bytes")]  # fmt: skip
+    (said,) = verdicts(rows_of(judged("run", rows)))
+    assert (said.row["label"], said.among) == ("idm", 2)
+    assert said.sentence.startswith(
+        "At IPC 1 the idm set beats random real images by 19.0 to 21.0 points and beats herd"
+    )
+    assert "but is not better than random real images of equal bytes (−1.0 to +1.0 points)." in said.sentence
+    assert headline([said]).endswith("It beats the best coreset of real images at IPC 1.")
+
+
+def test_the_best_sets_of_different_sizes_may_be_different_ones() -> None:
+    rows = [row("random", 1), row("random", 5), row("dm", 1, 0.2), row("dm", 5), row("idm", 1), row("idm", 5, 0.1)]
+    said = verdicts(rows_of(judged("run", rows)))
+    assert [v.row["label"] for v in said] == ["dm", "idm"]
+    assert headline(said) == "The best set at each IPC beats random real images at every IPC."
+
+
+def conditions() -> list[Row]:
+    """dm on two networks, with augmentation, and with soft labels."""
+    pairs = [({}, 0.2), ({"network": "resnet18"}, 0.0), ({"augment": True}, 0.1)]
+    pairs += [({"labels": "soft", "recipe": "per_image, T 4", "accuracy": None}, 0.0)]
+    found = []
+    for keys, gain in pairs:
+        random = {**keys, "accuracy": [a + 0.3 for a in RANDOM]} if "labels" in keys else keys
+        found += [row("random", 1, **random), row("dm", 1, gain, **(random if "labels" in keys else keys))]
+    rows = [{**r, "label": r["label"]} for r in found]
+    for r in rows:
+        same = [x for x in rows if all(x[k] == r[k] for k in ("network", "augment", "labels"))]
+        r |= {k: v for k, v in with_verdict(r, same).items() if k in ("ci95_vs_random", "verdict")}
+    return rows
+
+
+def run_of(rows: list[Row]) -> list[Row]:
+    return rows_of(Judged("run", {"rows": rows}))
+
+
+def test_other_networks_augmentation_and_labels_have_a_sentence_each() -> None:
+    rows = run_of(conditions())
+    assert [v.row["network"] for v in verdicts(rows)] == ["convnet"]
+    assert elsewhere(rows) == [
+        "On resnet18, the dm set is not better than random real images at IPC 1.",
+        "With augmentation, the dm set beats random real images at IPC 1.",
+        "With soft labels (per_image, T 4), the dm set is not better than random real images at IPC 1.",
+    ]
+    assert label_gains(rows) == [
+        "Labels alone (per_image, T 4) take random real images from 52.0 to 82.0\u00a0% at IPC 1."
+    ]
+
+
+def test_networks_stand_side_by_side_and_soft_labels_by_themselves() -> None:
+    hard, soft = sections(run_of(conditions()))
+    assert (hard.title, soft.title) == ("", "per_image, T 4")
+    assert [len(group) for group in hard.groups] == [2]
+    assert hard.matrix is not None
+    assert hard.matrix.heads == ["convnet, not augmented", "resnet18, not augmented", "convnet, augmented"]
+    ((ipc, lines),) = hard.matrix.groups
+    assert (ipc, [len(line.cells) for line in lines]) == (1, [3, 3])
+    assert lines[1].cells[1]["verdict"] == "not better than random"
+    assert soft.matrix is None
+
+
+def test_every_step_has_its_paired_gain() -> None:
+    rows = [row("random", 1)] + [
+        {**row("generative", 1, 0.0, stage), "accuracy": [a + gain + n for a, n in zip(RANDOM, noise, strict=True)]}
+        for stage, gain, noise in (
+            ("base", 0.0, (0, 0, 0)),
+            ("samples", 0.1, (0.01, -0.01, 0)),
+            ("refined", 0.3, (0, 0, 0)),
+        )
+    ]
+    (found,) = ablations(rows_of(judged("run", rows)))
+    names = [name for name, _ in found.steps]
+    assert names[0] == "minimax fine-tuning of the generator"
+    assert names[1:] == ["sampled set to refined set", "all of it, set before minimax to refined set"]
+    (gain,) = found.steps[0][1]
+    assert gain is not None
+    half = 4.302652729911275 * 0.01 / 3**0.5  # t of 2 degrees of freedom, differences 0.11, 0.09, 0.10
+    assert (gain.low, gain.high) == pytest.approx((0.1 - half, 0.1 + half))
+    assert [gains[0].middle for _, gains in found.steps if gains[0]] == pytest.approx([0.1, 0.2, 0.3])
+    assert ablations(rows_of(judged("run", rows[:2]))) == []
+
+
+def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
+    rows = [row("random", 1)] + [
+        row("dm", ipc, 0.1, synthesis_seconds=seconds, bytes={"images": 1000 * ipc, "labels": 24})
+        for ipc, seconds in ((1, 2.0), (5, 20.0), (10, 200.0))
+    ]
+    found = rows_of(judged("run", rows))
+    drawn = cost_chart(found, "seconds")
+    assert drawn is not None
+    x = [p.x for curve in drawn.curves for p in curve.points]
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.05)
+    assert drawn.left < x[0] < x[2] < drawn.right
+    assert [line[:3] for line in drawn.table] == [("dm", "1", "2 s"), ("dm", "5", "20 s"), ("dm", "10", "3.33 min")]
+    stored = cost_chart(found, "bytes")
+    assert stored is not None
+    assert [line[2] for line in stored.table] == ["1.02 kB", "5.02 kB", "10 kB"]
+    assert cost_chart(rows_of(judged("run", rows[:1])), "seconds") is None
+
+
+def test_random_is_a_band_from_side_to_side() -> None:
+    rows = [row("random", 1), row("random", 5), row("dm", 1, 0.1)]
+    drawn = chart(rows_of(judged("run", rows)))
+    assert drawn is not None
+    assert drawn.band.startswith(f"M{drawn.left:g} ")
+    assert f"L{drawn.right:g} " in drawn.band
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 50.0), (1000.0, 1200.0), (3.0, 3.0), (1.0, 1e9)])
+def test_log_ticks_lie_between_their_ends(low: float, high: float) -> None:
+    found = log_ticks(low, high)
+    assert 1 <= len(found) <= 9
+    assert all(low * 0.99 <= v <= high * 1.01 for v in found)
+
+
+def test_of_many_classes_the_best_and_worst_are_shown_beside_random() -> None:
+    shares = [i / 100 for i in range(30)]
+    rows = rows_of(judged("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
+    (found,) = class_tables(rows[1:], rows, [f"c{i}" for i in range(30)])
+    assert [r.name for r in found.best] == [f"c{i}" for i in range(29, 29 - EXTREMES, -1)]
+    assert [r.name for r in found.worst][-1] == "c0"
+    assert found.left_out == 30 - 2 * EXTREMES
+    assert found.worst[-1].gain == pytest.approx(-0.1)
+
+
+def test_measures_of_a_set_stand_beside_random_and_numbers_of_other_kinds_alone() -> None:
+    beside = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
+    rows = [row("random", 1), row("dm", 1, set="h")]
+    run = judged("run", rows, sets={"h": {"likeness": {"kid": beside}, "labels": {"agreement": 0.97}, "ok": True}})
+    found = measures([run], rows_of(run))
+    assert found is not None
+    assert found.names == ["KID (MMD²)", "labels agreement"]
+    ((ipc, ((label, (kid, agreement)),)),) = found.groups
+    assert (ipc, label, kid.value, kid.random, kid.std) == (1, "dm", 0.9, 0.8, 0.01)
+    assert (agreement.value, agreement.random) == (0.97, None)
+    assert found.reasons == ["few"]
+    assert measures([judged("run", rows)], rows_of(run)) is None
+
+
+def test_findings_come_once_errors_first_with_the_name_of_their_set() -> None:
+    told = [{"set": None, "kind": "k", "text": "careful", "severity": "warning"},
+            {"set": "h", "kind": "leak", "text": "leaked", "severity": "error"}]  # fmt: skip
+    runs = [judged(name, [row("random", 1), row("dm", 1, set="h")], findings=told) for name in "ab"]
+    found = findings(runs, rows_of(*runs))
+    assert [(f.error, f.of, f.text) for f in found] == [(True, "dm, IPC 1", "leaked"), (False, "", "careful")]
+
+
+def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:
+    lrs = {"score": 0.3, "std": 0.01, "runs": [], "hlr": 0.2, "ior": 0.1, "augment": False}
+    entry = {"method": "dm", "stage": None, "space": None, "ipc": 1, "set": "h", "network": "convnet"}
+    told = [{**entry, "labels": "soft", "recipe": "per_view", "lrs": lrs, "ars": None, "missing": ["ARS: no rows"]},
+            {**entry, "labels": "hard", "recipe": None, "lrs": {**lrs, "score": None},
+             "ars": {"score": 0.4, "std": None}}]  # fmt: skip
+    run = judged("run", [row("random", 1), row("dm", 1, set="h")], scores=told)
+    groups, missing = scores([run], rows_of(run))
+    assert [key for key, _ in groups] == [("hard", "convnet"), ("per_view", "convnet")]
+    assert [(s.label, s.lrs, s.ars) for _, found in groups for s in found] == [
+        ("dm", None, (0.4, None)),
+        ("dm", (0.3, 0.01), None),
+    ]
+    assert missing == ["ARS: no rows"]
+
+
+def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
+    rows = rows_of(judged("run", [row("random", 1), row("dm", 1, 0.2, legacy_best=[0.8, 0.9], set=["a", "b"])]))
+    lines = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [line["label"] for line in lines] == ["random real images", "dm"]
+    assert float(lines[1]["legacy_best"]) == pytest.approx(0.85)
+    assert (lines[1]["set"], lines[1]["runs"], lines[1]["trainings"]) == ("a b", "run", "3")
+    assert float(lines[1]["low"]) < 0.2 < float(lines[1]["high"])
+
+
+def test_a_summary_without_any_set_still_has_rows() -> None:
+    rows = rows_of(judged("run", [row("full", None, 0.4)]))
+    assert primary(rows) is None
+    assert under(rows, None) == []
+    assert headline(verdicts(rows)) == "There is no set that was judged."
+    assert [len(s.groups) for s in sections(rows)] == [1]

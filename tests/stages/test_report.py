@@ -1,0 +1,212 @@
+"""`gendistill report` of runs and evaluations together: what it writes, shares, leaves out and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gendistill.data.real import RealData
+from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
+from gendistill.surrogate.surrogate import SurrogateSet
+from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
+from tests.helpers import gendistill
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Reads a page; elements must close in order, pictures need words, and every table a head or a caption."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: list[set[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+        assert all(found & {"thead", "caption"} for found in self.tables)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag == "img":
+            assert found["alt"]
+        if tag == "svg":
+            assert found.get("aria-hidden") == "true" or found["aria-label"]
+        if tag == "table":
+            self.tables.append(set())
+        if self.tables:
+            self.tables[-1].add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def words(folder: Path) -> str:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    Page(text)
+    assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'(?:src|href)="([^"]*)"', text))
+    assert not re.search(r"url\(|@import|<script|<link|https?:", text)
+    return re.sub(r"\s+", " ", text).replace("‑", "-")
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> RealData:
+    return write_images(tmp_path / "images")
+
+
+def made(data: RealData, method: str, ipc: int = 1, shift: int = 0) -> SurrogateSet:
+    found = make_set(data, ipc, "")
+    return replace(found, images=found.images - shift, meta={"method": method, "stage": None, "stages": []})
+
+
+def evaluation(tmp_path: Path, data: RealData, name: str = "ev") -> Path:
+    """Of two dm sets, given by paths relative to where the command was."""
+    sets = {tmp_path / "one" / "ipc-1": made(data, "dm"), tmp_path / "two" / "ipc-1": made(data, "dm", shift=9)}
+    command = f"gendistill evaluate --surrogate '[one/ipc-1,two/ipc-1]' --data.name images --output_dir {name}"
+    return make_evaluation(tmp_path / name, data, sets, command)
+
+
+def test_a_run_and_an_evaluation_on_one_page(tmp_path: Path, data: RealData) -> None:
+    run, other, out = make_run(tmp_path / "run", data), evaluation(tmp_path, data), tmp_path / "out"
+    assert gendistill("report", run, other, "--output_dir", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["report.csv", "report.html", "report.json"]
+    assert not (run / "report.html").exists()
+    page, found = words(out), numbers(out)
+    shared = [row for row in found["rows"] if row["runs"] == ["run", "ev"]]
+    assert [(row["method"], row["ipc"]) for row in shared] == [("random", 1)]
+    labels = [row["label"] for row in found["rows"] if row["ipc"] == 1]
+    assert labels == ["random real images", "k-means (pixels)", "+ barycenter and BN", "dm, one", "dm, two"]
+    assert [run["name"] for run in found["runs"]] == ["run", "ev"]
+    assert found["runs"][1]["commands"][0].startswith("gendistill evaluate")
+    assert found["verdicts"][0]["among"] == 3
+    with (out / "report.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(found["rows"])
+    for expected in ("The best of 3 by test accuracy", "Class by class", "The pictures", "Among the real images",
+                     "the refined set of run at IPC 2", "gendistill evaluate --surrogate", "<td>dm, one</td>",
+                     "dm, two"):  # fmt: skip
+        assert expected in page, expected
+    assert "Not shown" not in page
+
+
+def test_one_evaluation_gets_its_report_beside_its_summary(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation(tmp_path, data)
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "Accuracy by stored bytes" in page
+    assert "Accuracy by seconds" not in page
+    assert [row["set_name"] for row in numbers(folder)["rows"]] == [None, "one", "two"]
+
+
+def test_sets_that_have_moved_or_changed_are_left_out_and_named(
+    tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = evaluation(tmp_path, data)
+    shutil.rmtree(tmp_path / "one")
+    assert gendistill("report", folder) == 0
+    message = "1 of its 2 sets are not where they were judged, or have changed; they are not pictured."
+    assert message in words(folder)
+    assert message in capsys.readouterr().out
+    assert "The pictures" in words(folder)
+    shutil.rmtree(tmp_path / "two")
+    made(data, "dm", shift=1).save(tmp_path / "two" / "ipc-1")
+    assert gendistill("report", folder) == 0
+    assert message.replace("1 of", "2 of") in words(folder)
+    assert "The pictures" not in words(folder)
+
+
+def test_an_evaluation_whose_data_are_gone_shows_the_sets_alone(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation(tmp_path, data)
+    shutil.rmtree(tmp_path / "images")
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "The pictures" in page
+    assert "Not shown: " in page
+    assert "Among the real images" not in page
+    assert "How close to the real images" not in page
+    assert ">ant<" in page  # the sets know their classes
+
+
+def test_runs_of_other_data_are_refused(tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", data)
+    other = make_run(tmp_path / "other", write_images(tmp_path / "more", ("ant", "cat")))
+    assert gendistill("report", run, other, "--output_dir", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "are of different data" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_runs_need_a_folder_of_their_own(
+    tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", data)
+    other = make_run(tmp_path / "other", data)
+    assert gendistill("report", run, other) == 2
+    assert "output_dir is None" in capsys.readouterr().err
+    assert gendistill("report", run, run, "--output_dir", tmp_path / "out") == 2
+    assert "given twice" in capsys.readouterr().err
+    assert gendistill("report", run, other, "--output_dir", run) == 2
+    assert "holds the input" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert gendistill("report", run, other, "--output_dir", out) == 0
+    assert gendistill("report", run, other, "--output_dir", out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert gendistill("report", run, other, "--output_dir", out, "--overwrite") == 0
+    assert {name for row in numbers(out)["rows"] for name in row["runs"]} == {"run", "other"}
+
+
+def test_new_keys_of_a_summary_are_shown(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    path = run / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text())
+    fault = {"set": None, "kind": "leak", "severity": "error", "text": "3 images are test images."}
+    note = {"set": None, "kind": "blur", "severity": "warning", "text": "They are <i>blurred</i>."}
+    path.write_text(json.dumps({**summary, "findings": [note, fault]}))
+    assert gendistill("report", run) == 0
+    page = words(run)
+    assert page.index("3 images are test images.") < page.index("<h1>") < page.index("They are &lt;i&gt;blurred")
+
+
+def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = evaluation(tmp_path, data)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "task": "continual"}))
+    assert gendistill("report", folder) == 2
+    assert "is an evaluation of continual learning" in capsys.readouterr().err
+    (folder / "summary.json").write_text('{"rows": 3}')
+    assert gendistill("report", folder) == 2
+    assert "summary.json is damaged: it is not a summary" in capsys.readouterr().err
+
+
+def test_recorded_commands_are_read_from_where_they_were_given(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {name: images, image_size: 16}\nevaluate: {surrogate: set}\n")
+    (tmp_path / "images").mkdir()
+    found = recorded_options(
+        "gendistill evaluate --config c.yaml --data.image_size=8 --output_dir a/ev", tmp_path / "a/ev"
+    )
+    config = recorded_data(found)
+    assert config is not None
+    assert (config.name, config.image_size) == (str(tmp_path / "images"), 8)
+    assert recorded_paths(found, "surrogate") == [tmp_path / "set"]
+    several = recorded_options("gendistill evaluate --surrogate a 'b c' --output_dir ev", tmp_path / "ev")
+    assert recorded_paths(several, "surrogate") == [tmp_path / "a", tmp_path / "b c"]
+    assert recorded_paths(several, "teacher") == []
+    for other in ("python script.py --data.name x", "gendistill run --data.name x", "it's", ""):
+        assert recorded_options(other, tmp_path) == {}
+        assert recorded_data({}) is None
+    assert recorded_data(recorded_options("gendistill evaluate --data.colour red", tmp_path)) is None
