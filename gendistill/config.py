@@ -115,7 +115,8 @@ class TeacherConfig:
     """The classifier whose features and batch-norm statistics guide selection and refinement.
 
     Attributes:
-        network: ``convnet_bn``, ``convnet`` (instance norm), or ``timm:NAME`` such as ``timm:resnet10t``.
+        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
+            (batch norm, which refinement can match), or ``timm:NAME`` such as ``timm:resnet10t``.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         steps: Optimiser steps.
@@ -483,7 +484,8 @@ class MatchingConfig:
     """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
 
     Attributes:
-        network: ``convnet``, ``convnet_bn`` or ``timm:NAME``.
+        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
+            (batch norm), or ``timm:NAME``.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
@@ -695,7 +697,8 @@ class EvaluateConfig:
     Every row has the same network, optimiser, number of steps and training seeds, so only the images differ.
 
     Attributes:
-        network: ``convnet``, ``convnet_bn`` or ``timm:NAME``.
+        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
+            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         runs: Training runs of every row; run r has training seed r, and its own draw where the row is random.

@@ -26,7 +26,7 @@ def show_progress(shown: bool = True) -> Iterator[None]:
         _shown.reset(token)
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], label: str, total: int | None = None) -> Generator[T, None, None]:
     """Pass ``items`` on, with a bar (label, count, rate, time left) where bars are shown."""
     if not _shown.get():
         yield from items

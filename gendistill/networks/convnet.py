@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from gendistill.errors import ConfigError
+from gendistill.networks.pooling import Halving
 
 
 def default_depth(image_size: int) -> int:
@@ -41,7 +42,7 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for level in range(depth):
             norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(width, width)
-            layers += [nn.Conv2d(width if level else channels, width, 3, padding=1), norm, nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(width if level else channels, width, 3, padding=1), norm, nn.ReLU(), Halving()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
 

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK = {"cpu": 2**19}  # floats that stay in a core's cache from their mean to the sum of their squares
-OTHER_CHUNK = 2**24
+from gendistill.objectives.moments import row_sums
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,17 @@ class Members:
         return cls(classes.to(device), group.to(device), images[:, None].to(device))
 
 
-def row_moments(inputs: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _exact_rows(inputs: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, M2) over the positions of every row and channel of (R,C,...), float64 (R,C) on ``device``.
 
     Sums are taken in fp32 on the input's own device about the mean in fp32, and what rounding left of it is made good
     (the corrected two-pass algorithm); so a mean that is large beside the spread costs no digits.
     """
-    inputs, positions = inputs.detach().float(), inputs[0, 0].numel()
+    inputs, positions = inputs.detach(), inputs[0, 0].numel()
     if positions == 1:
         mean = inputs.flatten(1).to(device).double()
         return mean, torch.zeros_like(mean)
-    where = tuple(range(2, inputs.dim()))
-    step = max(1, CHUNK.get(inputs.device.type, OTHER_CHUNK) // inputs[0].numel())
-    room = torch.empty_like(inputs[:step])  # in the layout of the input
-    parts = []
-    for part in inputs.split(step):
-        mean = part.mean(where, keepdim=True)
-        centred = torch.sub(part, mean, out=room[: len(part)])
-        parts.append((mean.flatten(1), centred.sum(where), centred.square_().sum(where)))
-    mean, rest, squares = (torch.cat(sums).to(device).double() for sums in zip(*parts, strict=True))
+    mean, rest, squares = (sums.to(device).double() for sums in row_sums(inputs))
     rest /= positions
     return mean + rest, (squares - positions * rest.square()).clamp_(min=0)
 
@@ -66,7 +57,7 @@ class ClassMoments:
 
     def add(self, inputs: Tensor, members: Members) -> None:
         """Take up one batch's inputs (R,C,...) with R a multiple of its B images."""
-        mean, m2 = row_moments(inputs, self.mean.device)
+        mean, m2 = _exact_rows(inputs, self.mean.device)
         rows, positions = len(inputs) // len(members.group), inputs[0, 0].numel()
         group = members.group.repeat_interleave(rows) if rows > 1 else members.group
         count = members.images.double() * rows

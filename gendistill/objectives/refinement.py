@@ -1,15 +1,19 @@
 """Refinement losses of WMDD (arXiv 2311.18531) as pure functions of tensors.
 
 Legend: features (B,D); labels (B,) int64; a layer's inputs (R,C,H,W) or (R,C), R being B or, where a layer sees several
-windows or tokens of an image as rows, a multiple of it, image by image; means and variances (K,C) by class.
+windows or tokens of an image as rows, a multiple of it, image by image; means and variances (K,C) by class; G classes
+that are present; T the channels of all L layers side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gendistill.objectives.moments import row_moments
 
 
 def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor) -> Tensor:
@@ -28,49 +32,113 @@ def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
 
 def class_moments(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """(mean (K,C), variance (K,C), images (K,)) over rows and positions by class; zeros for an absent class."""
-    rows = inputs.float().unflatten(0, (len(labels), -1))  # (B,R/B,C,...)
-    flat = rows.transpose(1, 2).flatten(2)  # (B,C,S): an image's rows count as positions
-    onehot = torch.nn.functional.one_hot(labels, classes).to(flat.dtype)  # (B,K)
-    images = onehot.sum(0)
-    weight = onehot / images.clamp(min=1)
-    mean = weight.T @ flat.mean(2)
-    second = weight.T @ (flat - mean[labels][:, :, None]).square().mean(2)
-    return mean, second, images
+    share, images = _shares(labels, classes)
+    mean, variance = _by_class(*_image_moments(inputs, len(labels)), share)
+    return mean, variance, images
 
 
-def batch_norm_loss(
-    inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
-) -> Tensor:
+def _image_moments(inputs: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """(mean, variance), both (B,C), of each image; its rows count as positions."""
+    mean, variance = row_moments(inputs)
+    if len(mean) == images:
+        return mean, variance
+    mean, variance = (part.unflatten(0, (images, -1)) for part in (mean, variance))
+    centre = mean.mean(1)
+    return centre, (variance + (mean - centre[:, None]).square()).mean(1)
+
+
+def _shares(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """(what an image is of its class, 1 / n_c, (K,B), 0 in other classes; images (K,))."""
+    onehot = torch.nn.functional.one_hot(labels, classes).T.float()
+    images = onehot.sum(1)
+    return onehot / images[:, None].clamp(min=1), images
+
+
+def _by_class(mean: Tensor, variance: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Class moments (K,C) from those of images (B,C); by products, as sums by index have no fixed order on a GPU."""
+    centre = share @ mean
+    between = (mean - share.gt(0).T.to(mean.dtype) @ centre).square()
+    return centre, share @ (variance + between)
+
+
+@dataclass(frozen=True)
+class RealMoments:
+    """What the images of a batch are held against: real moments of the classes present, all layers side by side.
+
+    Attributes:
+        widths: Channels of every layer, by name.
+        share: (G,B) what an image is of its class.
+        mean: (G,T).
+        variance: (G,T).
+        floor: (T,) 1 % of the layer's mean class variance.
+    """
+
+    widths: dict[str, int]
+    share: Tensor
+    mean: Tensor
+    variance: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]) -> RealMoments:
+        """For images of classes ``labels``, on their device (which is waited for), from moments by layer."""
+        present, group = labels.unique(return_inverse=True)
+        rows = present.to(next(iter(means.values())).device)
+        widths = {name: value.shape[1] for name, value in means.items()}
+        smallest = torch.finfo(torch.float32).eps
+        floors = [(0.01 * variances[n].mean()).clamp(min=smallest).expand(width) for n, width in widths.items()]
+        mean, variance = (torch.cat([part[name][rows] for name in widths], 1) for part in (means, variances))
+        share, _ = _shares(group, len(present))
+        return cls(widths, share, *(value.to(labels.device) for value in (mean, variance, torch.cat(floors))))
+
+    def of_images(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(mean, variance), both (G,T), of the layers' inputs."""
+        images = self.share.shape[1]
+        means, variances = zip(*(_image_moments(inputs[name], images) for name in self.widths), strict=True)
+        return _by_class(torch.cat(means, 1), torch.cat(variances, 1), self.share)
+
+    def layers(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values (G,T) -> (G,C) of every layer."""
+        return values.split([*self.widths.values()], 1)
+
+
+def normalised_gap(inputs: Mapping[str, Tensor], real: RealMoments) -> Tensor:
     """Per-class BN matching, normalised: mean over layers and present classes of
     mean_c (delta mean)^2 / var + mean_c (delta std)^2 / var, var being the real class variance plus 1 % of the layer's.
 
     WMDD's eq. 10 sums the unnormalised norms ||delta var|| + ||delta mean||, whose size grows with depth and width; the
     division makes a weight carry over between architectures.
     """
-    total = next(iter(inputs.values())).new_zeros(())
-    for name, value in inputs.items():
-        mean, variance, images = class_moments(value, labels, len(means[name]))
-        floor = (0.01 * variances[name].mean()).clamp(min=torch.finfo(torch.float32).eps)
-        scale = variances[name] + floor
-        gap = (mean - means[name]).square() + ((variance + floor).sqrt() - scale.sqrt()).square()
-        present = images > 0
-        total = total + ((gap / scale).mean(1) * present).sum() / present.sum()
-    return total / len(inputs)
+    mean, variance = real.of_images(inputs)
+    scale = real.variance + real.floor
+    gap = (mean - real.mean).square() + ((variance + real.floor).sqrt() - scale.sqrt()).square()
+    return torch.stack([layer.mean() for layer in real.layers(gap / scale)]).mean()
+
+
+def published_gap(inputs: Mapping[str, Tensor], real: RealMoments) -> Tensor:
+    """Sum over layers of the mean over present classes of ||delta var|| + ||delta mean|| (WMDD eq. 10)."""
+    mean, variance = real.of_images(inputs)
+    gaps = [
+        layer.square().sum(1) for part in (mean - real.mean, variance - real.variance) for layer in real.layers(part)
+    ]
+    # a gradient of 0 where a norm is 0
+    return torch.stack(gaps).clamp(min=torch.finfo(torch.float32).tiny).sqrt().mean(1).sum()
+
+
+def batch_norm_loss(
+    inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
+) -> Tensor:
+    """``normalised_gap`` from real moments (K,C) by layer, for a single call."""
+    return normalised_gap(inputs, _real(inputs, labels, means, variances))
 
 
 def published_batch_norm_loss(
     inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
 ) -> Tensor:
-    """Sum over layers of the mean over present classes of ||delta var|| + ||delta mean|| (WMDD eq. 10)."""
-    total = next(iter(inputs.values())).new_zeros(())
-    for name, value in inputs.items():
-        mean, variance, images = class_moments(value, labels, len(means[name]))
-        present = images > 0
-        gap = _norm(mean - means[name]) + _norm(variance - variances[name])
-        total = total + (gap * present).sum() / present.sum()
-    return total
+    """``published_gap`` from real moments (K,C) by layer, for a single call."""
+    return published_gap(inputs, _real(inputs, labels, means, variances))
 
 
-def _norm(rows: Tensor) -> Tensor:
-    """Euclidean norms of rows, with a gradient of 0 where a row is 0."""
-    return rows.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+def _real(inputs: Mapping[str, Tensor], labels: Tensor, *moments: Mapping[str, Tensor]) -> RealMoments:
+    means, variances = ({name: part[name] for name in inputs} for part in moments)
+    return RealMoments.of(labels, means, variances)

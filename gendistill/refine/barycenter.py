@@ -23,9 +23,10 @@ from gendistill.networks.registry import batch_norm_layers
 from gendistill.networks.statistics import batch_norm_inputs
 from gendistill.networks.teacher import Teacher
 from gendistill.objectives.refinement import (
-    batch_norm_loss,
+    RealMoments,
     feature_loss,
-    published_batch_norm_loss,
+    normalised_gap,
+    published_gap,
     released_feature_loss,
 )
 from gendistill.refine.region import Crops, Region
@@ -119,18 +120,17 @@ def refine_chunk(
     """
     device = next(space.networks[0].parameters()).device
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
-    x0 = x0.to(memory_format=torch.channels_last)
-    judges = [_Judge.of(teacher, device) for teacher in space.teachers]
-    classes = len(labels.unique())
+    judges = [_Judge.of(teacher, labels, objective, bf16) for teacher in space.teachers]
+    classes, factors = len(labels.unique()), space.factors(labels)
     delta, images = region.around(x0)
-    optimizer = torch.optim.Adam([delta], lr=learning_rate, betas=(0.5, 0.9))
-    for step in range(steps):
+    optimizer = torch.optim.Adam([delta], lr=learning_rate, betas=(0.5, 0.9), fused=True)
+    for step in range(steps):  # nothing in here waits for the device
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         x = images(delta)
-        seen = crops.of(x, positions, total, step)
-        looks = [judge.look(seen, labels, objective, bf16) for judge in judges]
-        points = space.embed([look.pop("features") for look in looks], x, labels)
+        seen = crops.of(x, positions, total, step).contiguous(memory_format=torch.channels_last)
+        looks = [judge.look(seen) for judge in judges]
+        points = space.embed([look.pop("features") for look in looks], x, factors)
         terms = {"atoms": objective.features * _distance(points, atoms, objective)}
         for name in looks[0]:
             terms[name] = torch.stack([look[name] for look in looks]).mean()
@@ -149,33 +149,33 @@ def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
 
 @dataclass(frozen=True)
 class _Judge:
-    """One teacher, its class moments on the device."""
+    """One teacher before images of classes ``labels``, and the real moments it holds against them."""
 
     network: nn.Module
-    means: dict[str, Tensor]
-    variances: dict[str, Tensor]
-    device: torch.device
+    labels: Tensor
+    real: RealMoments | None
+    objective: Objective
+    bf16: bool
 
     @classmethod
-    def of(cls, teacher: Teacher, device: torch.device) -> _Judge:
+    def of(cls, teacher: Teacher, labels: Tensor, objective: Objective, bf16: bool) -> _Judge:
         moments = teacher.statistics.means, teacher.statistics.variances
-        means, variances = ({name: value.to(device) for name, value in part.items()} for part in moments)
-        return cls(teacher.network.eval().requires_grad_(False), means, variances, device)
+        real = RealMoments.of(labels, *moments) if objective.batch_norm else None
+        return cls(teacher.network.eval().requires_grad_(False), labels, real, objective, bf16)
 
-    def look(self, images: Tensor, labels: Tensor, objective: Objective, bf16: bool) -> dict[str, Tensor]:
+    def look(self, images: Tensor) -> dict[str, Tensor]:
         """features (B,D) of the images and the weighted terms that need this network."""
         network: Any = self.network
-        found: dict[str, Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        wanted, found = self.objective, {}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             with batch_norm_inputs(network) as inputs:  # of the layers that statistics are collected of
-                features = network.features(images)
-            logits = network.classify(features) if objective.cross_entropy else None
-        found["features"] = features
-        if objective.batch_norm:
-            form = batch_norm_loss if objective.batch_norm_form == "normalised" else published_batch_norm_loss
-            found["batch_norm"] = objective.batch_norm * form(inputs, labels, self.means, self.variances)
+                found["features"] = network.features(images)
+            logits = network.classify(found["features"]) if wanted.cross_entropy else None
+        if self.real is not None:
+            gap = normalised_gap if wanted.batch_norm_form == "normalised" else published_gap
+            found["batch_norm"] = wanted.batch_norm * gap(inputs, self.real)
         if logits is not None:
-            found["cross_entropy"] = objective.cross_entropy * F.cross_entropy(logits.float(), labels)
+            found["cross_entropy"] = wanted.cross_entropy * F.cross_entropy(logits.float(), self.labels)
         return found
 
 

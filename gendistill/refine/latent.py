@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.generator.codec import Codec
-from gendistill.refine.region import Region
+from gendistill.refine.region import Region, into_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,6 @@ class LatentRegion(Region):
 
         def images(delta: Tensor) -> Tensor:
             moved = self.codec.decode_with_grad(z0 + delta) - drawn
-            return (x0 + moved.clamp(-self.change, self.change)).clamp(-1, 1)
+            return into_range(x0 + into_range(moved, self.change))
 
         return torch.zeros_like(z0, requires_grad=True), images

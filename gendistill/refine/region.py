@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.views import boxes, cropped
+from gendistill.data.views import boxes
 from gendistill.seeding import torch_rng
 
 
@@ -59,9 +60,32 @@ class PixelRegion(Region):
         def images(delta: Tensor) -> Tensor:
             if delta.shape != x0.shape:
                 delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
-            return (x0 + delta).clamp(-1, 1)
+            return into_range(x0 + delta)
 
         return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True), images
+
+
+def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
+    """``values`` cut to [-limit, limit], with a gradient that still leads back inside.
+
+    That of ``clamp`` is 0 outside, so a pixel that has once left the range, as noise does at 2 of its deviations, would
+    stay black or white for good. Here only what would lead a descent farther out is 0.
+    """
+    return _IntoRange.apply(values, limit)
+
+
+class _IntoRange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.limit = limit
+        return values.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        outward = ((values > ctx.limit) & (gradient < 0)) | ((values < -ctx.limit) & (gradient > 0))
+        return gradient.masked_fill(outward, 0), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +107,34 @@ class Crops:
     def of(self, images: Tensor, positions: Tensor, total: int, step: int) -> Tensor:
         """What step ``step`` shows of these images (B,C,H,W), which stand at ``positions`` (B,) of ``total``."""
         rng = torch_rng(self.seed, "crops", step)
-        if self.min_crop < 1 or self.flip:
-            sides, centres = boxes(total, self.min_crop, self.flip, rng)
-            images = cropped(images, sides[positions], centres[positions])
+        cut = boxes(total, self.min_crop, self.flip, rng) if self.min_crop < 1 or self.flip else None
         if self.roll:
-            down, right = torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng)[:, positions]
-            images = rolled(images, down, right)
-        return images
+            shifts = torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng).T[positions]
+        else:
+            shifts = torch.zeros(len(positions), 2, dtype=torch.long)
+        if cut is not None:
+            return resampled(images, cut[0][positions], cut[1][positions], shifts)
+        return rolled(images, *shifts.T) if self.roll else images
+
+
+def resampled(images: Tensor, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
+    """Bilinear crops of images (B,C,H,W) at ``sides`` and ``centres`` (B,2) as of ``data.views.boxes``, then rolled by
+    ``shifts`` (B,2), (down, right).
+
+    All of it is separable: two small matrices an image do it, whose gradient has, on a GPU too, a fixed order.
+    """
+    height, width = images.shape[-2:]
+    (side_x, side_y), (x, y), (down, right) = (_sent(part, images).T for part in (sides, centres, shifts))
+    rows, columns = _weights(height, side_y, y, down), _weights(width, side_x, x, right)
+    return rows[:, None] @ (images.flatten(1, 2) @ columns.mT).view(images.shape)
+
+
+def _weights(size: int, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
+    """(B,size,size): what every pixel along one side weighs in every pixel shown; beyond the border is the border."""
+    pixels = torch.arange(size, device=sides.device)
+    seen = centres[:, None] + sides[:, None] * ((2 * pixels + 1) / size - 1)  # in [-1, 1], the centres of pixels
+    place = (((seen + 1) * size - 1) / 2).clamp(0, size - 1).gather(1, (pixels - shifts[:, None]) % size)
+    return (1 - (place[:, :, None] - pixels).abs()).clamp(min=0)
 
 
 def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -98,8 +143,13 @@ def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     rows = (torch.arange(height) - down[:, None]) % height
     columns = (torch.arange(width) - right[:, None]) % width
     batch = torch.arange(len(images))[:, None, None]
-    index = [i.to(images.device) for i in (batch, rows[:, :, None], columns[:, None, :])]
+    index = [_sent(i, images) for i in (batch, rows[:, :, None], columns[:, None, :])]
     return images.movedim(1, -1)[index[0], index[1], index[2]].movedim(-1, 1)
+
+
+def _sent(values: Tensor, images: Tensor) -> Tensor:
+    """Values on the images' device, without waiting for what a GPU still has to do."""
+    return values.to(images.device, non_blocking=images.is_cuda)
 
 
 def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:

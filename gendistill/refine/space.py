@@ -63,25 +63,29 @@ class GroundSpace:
             torch.empty(0),
             train.labels,
         )
-        embedded = space.embed([t.statistics.features for t in teachers], images, train.labels)
+        embedded = space.embed([t.statistics.features for t in teachers], images, space.factors(train.labels))
         return cls(space.teachers, space.feature_scales, space.pixel_scale, embedded, train.labels)
 
     @property
     def networks(self) -> list[nn.Module]:
         return [teacher.network for teacher in self.teachers]
 
-    def embed(self, features: Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """Features (B,D_t) of each teacher and images (B,C,H,W) in [-1, 1] of classes ``labels`` -> points (B,D).
+    def factors(self, labels: Tensor) -> list[Tensor]:
+        """What the parts of images of classes ``labels`` (B,) are multiplied with, (B,1) each, on the labels' device.
 
-        Differentiable. Pixels are left out where their weight is 0.
+        Pixels come last, and are left out where their weight is 0.
         """
-        parts = [
-            found.float() * scale.to(found.device)[labels][:, None]
-            for found, scale in zip(features, self.feature_scales, strict=True)
-        ]
-        if self.pixel_scale.any():
-            parts.append(images.float().flatten(1) * self.pixel_scale.to(images.device)[labels][:, None])
-        return torch.cat(parts, 1)
+        scales = [*self.feature_scales, *([self.pixel_scale] if self.pixel_scale.any() else [])]
+        return [scale.to(labels.device)[labels][:, None] for scale in scales]
+
+    @staticmethod
+    def embed(features: Sequence[Tensor], images: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """Features (B,D_t) of each teacher, images (B,C,H,W) in [-1, 1] and their ``factors`` -> points (B,D).
+
+        Differentiable.
+        """
+        parts = [*features, images.flatten(1)][: len(factors)]
+        return torch.cat([part.float() * factor for part, factor in zip(parts, factors, strict=True)], 1)
 
     def of_class(self, label: int) -> np.ndarray:
         """Real points (n,D) of one class."""
@@ -95,5 +99,6 @@ class GroundSpace:
         for start in range(0, len(labels), batch_size):
             x = to_float(images[start : start + batch_size]).to(device)
             y = labels[start : start + batch_size].to(device)
-            found.append(self.embed([network.features(x) for network in self.networks], x, y).cpu())  # type: ignore[operator]
+            features = [network.features(x) for network in self.networks]  # type: ignore[operator]
+            found.append(self.embed(features, x, self.factors(y)).cpu())
         return torch.cat(found)

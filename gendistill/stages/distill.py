@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,18 @@ def run_stage(
         elif config.method in MATCHING:
             sets = matched(data, config, seed=seed, given=given, folder=folder)
         else:
-            sets = (distill(data, config.method, n, seed=seed) for n in track(ipcs, config.method))
+            sets = _coresets(data, config.method, ipcs, seed)
         for made in sets:
             if state.is_main_process:
                 save_anew(made, folder.path / f"ipc-{made.ipc}")
         folder.scaffold = (CHUNKS, CHECKPOINTS)
     return target
+
+
+def _coresets(data: RealData, method: str, ipcs: Sequence[int], seed: int) -> Iterator[SurrogateSet]:
+    with closing(track(ipcs, method)) as shown:  # so that the bar ends before an error's message
+        for ipc in shown:
+            yield distill(data, method, ipc, seed=seed)
 
 
 def _options(config: DistillConfig) -> dict[str, Any]:

@@ -43,11 +43,13 @@ VARIANTS = {  # what is added to the selection
     "select + all": {},
     "select + all, trust region 0.1": {"trust_region": 0.1},
     "select + all, features alone": {"pixel_weight": 0.0},
+    "select + all, pixel weight 0.3": {"pixel_weight": 0.3},
+    "select + all, features alone, trust region 0.1": {"pixel_weight": 0.0, "trust_region": 0.1},
     "select + all, no trust region": {"trust_region": 2.0, "learning_rate": 0.1},
 }
 
 
-SOFT = {"real: raw", "real: select", "real: select + all", "noise: wmdd"}
+SOFT = {"real: raw", "real: select", "real: select + all", "real: select + all, features alone", "noise: wmdd"}
 SOFT |= {name.replace("real", "generated") for name in SOFT}
 
 
@@ -56,7 +58,7 @@ def variants(
 ) -> Iterator[tuple[str, SurrogateSet]]:
     """(name, set) of every variant from one pool."""
     yield f"{start}: raw", pool.prefix(ipc)
-    spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in (3.0, 0.0)}
+    spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in (3.0, 0.3, 0.0)}
     selected = {
         weight: gd.refine_set(pool, teacher, data, ipc, replace(config, steps=0), seed=seed, space=space)[0]
         for weight, space in spaces.items()

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from gendistill.data.images import to_float
 from gendistill.errors import ConfigError
 from gendistill.matching.gradient import GradientMatching
+from gendistill.networks.registry import build_network
 from gendistill.objectives.matching import DISTANCES
 from tests.matching.references import (
     Scaled,
@@ -45,12 +47,34 @@ def test_losses_and_image_gradients_equal_a_plain_double_backward(name, paramete
     assert_same(values_and_gradients(losses, views), values_and_gradients(expected, views))
 
 
-def test_a_timm_network_equals_a_plain_double_backward():
-    network, (real, views) = network_of("timm:resnet10t", size=16), batches((4, 4), (3, 3), size=16)
-    names = weights(network, HEADS["timm:resnet10t"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("timm:resnet10t", 16), ("resnet10", 8), ("resnet10_bn", 8), ("resnet18_bn", 8), ("resnetap10", 8)],
+)
+def test_a_resnet_equals_a_plain_double_backward(name, size):
+    network, (real, views) = network_of(name, size=size), batches((4, 4), (3, 3), size=size)
+    names = weights(network, HEADS.get(name, ["head.weight"]))
     found = values_and_gradients(GradientMatching().losses(network, real, views, [0, 1]), views)
     expected = values_and_gradients(matching_reference(network, real, views, [0, 1], names, squared), views)
     assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet10_bn"])
+def test_matching_a_resnet_at_the_published_rate_lowers_its_loss_and_keeps_images_apart(digits, name):
+    """On 8 px images: last maps of 2 x 2 positions would give gradients of 1e6, and images of 1e3."""
+    network = build_network(name, channels=1, image_size=8, classes=10)
+    real = [to_float(digits.train.images[digits.train.of_class(label)[:8]]) for label in range(3)]
+    start = 0.5 * torch.randn(3, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    side, images, velocity, losses = GradientMatching().prepared(network, real, [0, 1, 2]), start, 0, []
+    for _ in range(8):
+        leaf = images.detach().requires_grad_()
+        loss = side.losses(list(leaf)).sum()
+        velocity = 0.5 * velocity + torch.autograd.grad(loss, leaf)[0]
+        images, losses = leaf.detach() - 5e-3 * velocity, [*losses, loss.item()]
+    assert losses[-1] < 0.95 * losses[0]
+    assert 0.02 < (images - start).abs().mean() < 0.5
+    assert images.abs().max() < 4
+    assert images.flatten(0, 1).std(0).mean() > 0.3
 
 
 def test_the_distance_of_mean_features_is_added_with_its_weight():

@@ -23,11 +23,12 @@ from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors
-from gendistill.networks import moments, statistics_cache
+from gendistill.networks import statistics_cache
 from gendistill.networks.moments import ClassMoments, Members
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
+from gendistill.objectives import moments
 from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
@@ -143,7 +144,7 @@ def what_the_layers_saw(network: nn.Module) -> dict[str, list[Tensor]]:
 
 
 @pytest.mark.parametrize("batch_size", [5, 13, 100, 1])
-@pytest.mark.parametrize("name", ["convnet_bn", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["convnet_bn", "resnet10_bn", "resnet18_bn", "timm:resnet10t"])
 def test_moments_equal_two_passes_in_float64(name, batch_size):
     network, split = small(name), some_images()
     seen = what_the_layers_saw(network)
@@ -159,8 +160,12 @@ def test_moments_equal_two_passes_in_float64(name, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("convnet_bn", 1), ("timm:resnet10t", 2), ("timm:regnety_002", 4), ("timm:efficientnet_b0", 4)]
-)
+    ("name", "times"),
+    [
+        ("convnet_bn", 1), ("resnet10_bn", 1), ("resnet18_bn", 1), ("timm:resnet10t", 2), ("timm:regnety_002", 4),
+        ("timm:efficientnet_b0", 4),
+    ],
+)  # fmt: skip
 def test_the_batch_size_does_not_matter_on_real_images(digits: RealData, name, times):
     """Beyond the rounding of the network itself, which computes batches of other sizes in another order."""
     images = digits.train.images[:64].repeat_interleave(times, 2).repeat_interleave(times, 3)
@@ -197,13 +202,14 @@ def test_moments_of_resnet10t_on_cifar10_are_exact():
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("resnet18", 20), ("resnet10t", 14), ("resnet50", 53), ("efficientnet_b0", 49), ("regnety_002", 44),
-        ("densenet121", 121), ("convnext_atto", 0), ("vit_tiny_patch16_224", 0),
+        ("resnet10_bn", 12), ("resnet18_bn", 20), ("resnetap10_bn", 12), ("timm:resnet18", 20), ("timm:resnet10t", 14),
+        ("timm:resnet50", 53), ("timm:efficientnet_b0", 49), ("timm:regnety_002", 44), ("timm:densenet121", 121),
+        ("timm:convnext_atto", 0), ("timm:vit_tiny_patch16_224", 0),
     ],
 )  # fmt: skip
-def test_all_batch_norm_layers_of_timm_networks_are_found_and_run_once(name, layers):
+def test_all_batch_norm_layers_are_found_and_run_once(name, layers):
     with torch.device("meta"):
-        network = build_network(f"timm:{name}", channels=3, image_size=224, classes=2).eval()
+        network = build_network(name, channels=3, image_size=224, classes=2).eval()
     calls: list[str] = []
     for layer, module in batch_norm_layers(network).items():
         module.register_forward_pre_hook(lambda m, inputs, layer=layer: calls.append(layer))

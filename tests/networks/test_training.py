@@ -1,4 +1,4 @@
-"""The supervised loop, its batches and its augmentation; networks by name."""
+"""The supervised loop, its batches and its augmentation."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from gendistill.data.real import Split
 from gendistill.data.views import batch_indices
 from gendistill.errors import ConfigError
-from gendistill.networks.convnet import default_depth
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import accuracy, augment, recognised, train_classifier
 from gendistill.progress import finish
@@ -191,68 +190,3 @@ def test_accuracy_is_the_share_of_images_recognised():
     many = Split(split.images.repeat(30, 1, 1, 1), split.labels.repeat(30))  # more than a batch
     assert recognised(Brightness(), many).tolist() == 30 * [True, True, False, False, True]
     assert accuracy(Brightness(), split) == 0.6
-
-
-# networks by name
-
-
-@pytest.mark.parametrize("name", ["convnet", "convnet_bn", "timm:resnet10t"])
-def test_same_seed_same_network_and_the_global_generator_stays(name):
-    before = torch.get_rng_state()
-    first, second, other = (
-        weights(build_network(name, channels=1, image_size=16, classes=3, width=8, seed=s)) for s in (4, 4, 5)
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("name", ["convnet", "convnet_bn", "timm:resnet10t"])
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
-def test_classify_of_features_gives_the_logits(name, channels, size):
-    network = build_network(name, channels=channels, image_size=size, classes=3, width=8).eval()
-    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-    features, logits = network.features(images), network(images)
-    assert features.shape[0] == 2
-    assert features.dim() == 2
-    assert logits.shape == (2, 3)
-    assert torch.equal(network.classify(features), logits)
-
-
-def test_timm_logits_are_those_of_timms_own_forward():
-    network = build_network("timm:resnet10t", channels=3, image_size=64, classes=3).eval()
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(network(images), network.net(images))
-
-
-def test_timm_keeps_the_resolution_of_small_images_in_its_stem():
-    network = build_network("timm:resnet10t", channels=1, image_size=32, classes=3).eval()
-    assert network.net.forward_features(torch.zeros(1, 1, 32, 32)).shape[-1] == 4
-
-
-@pytest.mark.parametrize(
-    ("name", "choices"),
-    [
-        ("resnet", "convnet, convnet_bn, or timm:"),
-        ("", "convnet, convnet_bn, or timm:"),
-        ("timm:resnet10", "resnet10t"),
-    ],
-)
-def test_unknown_names_are_refused_with_the_choices(name, choices):
-    with pytest.raises(ConfigError, match=choices):
-        build_network(name, channels=1, image_size=16, classes=3)
-
-
-def test_a_network_that_cannot_take_the_size_is_refused():
-    with pytest.raises(ConfigError, match="16 px"):
-        build_network("timm:vit_tiny_patch16_224", channels=3, image_size=16, classes=3)
-
-
-def test_a_depth_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"depth 4 .* 1 to 3"):
-        build_network("convnet", channels=1, image_size=8, classes=3, depth=4)
-
-
-@pytest.mark.parametrize(("size", "depth"), [(8, 2), (28, 3), (32, 3), (64, 4), (224, 6), (256, 6)])
-def test_default_depth_is_the_fields_usual_one(size, depth):
-    assert default_depth(size) == depth

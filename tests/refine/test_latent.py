@@ -77,23 +77,24 @@ def test_zero_is_the_image_to_the_bit_though_the_codec_draws_another(build: Call
 @every_kind
 def test_gradients_equal_finite_differences_of_diffusers_in_float64(build: Callable) -> None:
     double, codec = build().double().eval(), LatentCodec(build(), 3)
-    config, x0 = double.config, 0.9 * images()
+    config, x0 = double.config, 0.1 * images()
     shift, scale = config.get("shift_factor") or 0.0, config["scaling_factor"]
     rng = torch.Generator().manual_seed(0)
     delta, moved_by = LatentRegion(codec=codec).around(x0)
-    at, way = (0.5 * torch.randn(delta.shape, generator=rng, dtype=torch.float64) for _ in range(2))
+    at, way = (0.12 * torch.randn(delta.shape, generator=rng, dtype=torch.float64) for _ in range(2))
     weight, z0 = torch.randn(x0.shape, generator=rng, dtype=torch.float64), codec.encode(x0).mean.double()
 
     @torch.no_grad()
     def value(d: Tensor) -> Tensor:
         drawn, base = (double.decode(z / scale + shift).sample for z in (z0 + d, z0))
-        return (weight * (x0 + drawn - base).clamp(-1, 1)).sum()
+        assert (x0 + drawn - base).abs().max() < 1  # outside the gradient is not that of the cut (test_region)
+        return (weight * (x0 + drawn - base)).sum()
 
     delta.data.copy_(at)
     (gradient,) = torch.autograd.grad((weight * moved_by(delta)).sum(), delta)
     wanted = (value(at + 1e-4 * way) - value(at - 1e-4 * way)) / 2e-4  # AutoencoderDC's attention stays in float32
-    assert (gradient * way).sum().item() == pytest.approx(wanted.item(), rel=1e-3)
-    assert wanted.abs() > 0.01
+    assert (gradient * way).sum().item() == pytest.approx(wanted.item(), rel=1e-2)
+    assert wanted.abs() > 1e-3
     assert all(p.grad is None and not p.requires_grad for p in codec.autoencoder.parameters())
 
 

@@ -10,11 +10,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from gendistill.cli import USAGE
-from gendistill.config import EvaluateConfig, RefineConfig, TeacherConfig
+from gendistill.config import DataConfig, EvaluateConfig, RefineConfig, TeacherConfig
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData, Split
+from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.networks.registry import build_network
+from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import recognised
@@ -104,6 +105,19 @@ def test_refinement_is_deterministic_and_depends_on_every_weight(
     assert torch.equal(images(), reference)
     for name in ("feature_weight", "batch_norm_weight", "cross_entropy_weight", "pixel_weight"):
         assert not torch.equal(images(**{name: 0.0}), reference), name
+
+
+@pytest.mark.parametrize("name", ["resnet10_bn", "resnet18_bn"])
+def test_resnets_of_the_field_guide_refinement(name: str) -> None:
+    data = load_data(DataConfig(max_per_class=16))
+    guide = train_teacher(data, TeacherConfig(network=name, steps=10, batch_size=16))
+    assert guide.statistics.means.keys() == batch_norm_layers(guide.network).keys()
+    pool, config = distill(data, "random", 4, seed=5), replace(CONFIG, steps=5)
+    selected, refined = refine_set(pool, guide, data, 2, config)
+    assert refined.meta["w2"]["after"] < refined.meta["w2"]["before"]
+    assert not torch.equal(refined.images, selected.images)
+    other = refine_set(pool, guide, data, 2, replace(config, batch_norm_weight=0.0))[1]
+    assert not torch.equal(refined.images, other.images)
 
 
 def test_zero_steps_return_the_selection(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
@@ -275,4 +289,4 @@ def test_a_teacher_that_names_no_data_is_refused(
     pool.save(tmp_path / "pool")
     folders = ("--teacher", tmp_path / "teacher", "--surrogate", tmp_path / "pool", "--output_dir", tmp_path / "out")
     assert gendistill("refine", *folders) == USAGE
-    assert "does not say which images its teacher was trained on" in capsys.readouterr().err
+    assert "does not say how to read the images it was trained on" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Where refinement may go, what a step shows, and how images are shared out."""
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gendistill.refine.region import Crops, PixelRegion, chunks, rolled
+from gendistill.data.views import boxes, cropped
+from gendistill.refine.region import Crops, PixelRegion, chunks, into_range, resampled, rolled
 
 
 def images(count=6, channels=3, side=8):
@@ -68,6 +70,20 @@ def test_rolled_is_roll_image_by_image():
     assert torch.equal(rolled(x, down, right), expected)
 
 
+def test_resampled_is_crop_and_roll_with_the_same_gradient():
+    """Against torch's grid sampling, on images that are not square."""
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.rand(6, 3, 10, 7, generator=rng) * 2 - 1).requires_grad_()
+    sides, centres = boxes(6, 0.3, True, rng)
+    shifts = torch.randint(-4, 5, (6, 2), generator=rng)
+    found = resampled(x, sides, centres, shifts)
+    expected = rolled(cropped(x, sides, centres), *shifts.T)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    weight = torch.randn(x.shape, generator=rng)
+    slopes = [torch.autograd.grad((weight * seen).sum(), x)[0] for seen in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-4)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 12))
 def test_chunks_hold_every_image_once_and_whole_classes_where_they_fit(labels, rows):
@@ -79,3 +95,29 @@ def test_chunks_hold_every_image_once_and_whole_classes_where_they_fit(labels, r
         holders = sum(bool((labels[part] == label).any()) for part in parts)
         count = int((labels == label).sum())
         assert holders == -(-count // rows)
+
+
+def test_a_pixel_that_left_the_range_comes_back():
+    """With a plain clamp its gradient would be 0, and it would stay at the border."""
+    x0, wanted = torch.tensor([[[[0.9, -0.9, 0.0]]]]), torch.tensor([[[[0.2, -0.2, 2.0]]]])
+    delta, images = PixelRegion(bound=2.0).around(x0.expand(1, 1, 3, 3))
+    wanted = wanted.expand(1, 1, 3, 3)
+    with torch.no_grad():
+        delta += torch.tensor([0.5, -0.5, 0.0])
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad((images(delta) - wanted).square().sum(), delta)
+        with torch.no_grad():
+            delta -= 0.1 * gradient
+    torch.testing.assert_close(images(delta), wanted.clamp(-1, 1))
+    assert (x0 + delta).max() < 1.2  # what cannot be reached does not pull a pixel away for ever
+
+
+@given(st.floats(0.1, 2), st.floats(-3, 3), st.floats(-1, 1))
+def test_the_gradient_of_the_range_is_the_plain_one_inside_and_leads_inward_outside(limit, value, slope):
+    assume(abs(abs(value) - limit) > 1e-3)
+    x = torch.tensor([value], requires_grad=True)
+    cut = into_range(x, limit)
+    assert cut.item() == pytest.approx(max(-limit, min(limit, value)), abs=1e-6)
+    (found,) = torch.autograd.grad(slope * cut.sum(), x)
+    outward = abs(x.item()) > limit and slope * value < 0
+    assert float(found) == pytest.approx(0 if outward else slope, abs=1e-6)
