@@ -7,6 +7,7 @@ images after each class. Written from shared facts about the DC, IDC, DREAM and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -24,10 +25,13 @@ from gendistill.objectives.matching import class_aware_cross_entropy, gradient_d
 class ReleasedMatching:
     """The loop over what ``matcher`` is made of: its start, networks, their training, random picks and augmentations.
 
-    DM sums the losses of all classes and freezes its networks; the others step after each class and do not.
+    DM sums the losses of all classes and freezes its networks; IDC and IDM step after each class and do not. Networks
+    that learn from the surrogate (DC, DSA) are not for this loop. ``clustering`` counts the seconds of it.
     """
 
     def __init__(self, matcher: Matcher) -> None:
+        assert matcher.supply.shared
+        self.clustering = 0.0
         self.matcher, self.plan, self.stored = matcher, matcher.plan, matcher.sets[0]
         self.images = self.stored.images.clone().requires_grad_()
         self.optimizer = torch.optim.SGD([self.images], lr=self.plan.learning_rates[0], momentum=self.plan.momentum)
@@ -78,11 +82,13 @@ class ReleasedMatching:
     def _clustered(self, network: nn.Module, label: int) -> Tensor:
         from sklearn.cluster import KMeans
 
-        real, count = self.matcher.real, self.matcher.selection.batch_size
+        begun, real, count = time.perf_counter(), self.matcher.real, self.matcher.selection.batch_size
         index = real.of_class(label)
         features = embed(network, real, index)
         centres = torch.from_numpy(KMeans(count, n_init=1, random_state=0).fit(features.numpy()).cluster_centers_)
-        return index[torch.cdist(centres, features).argmin(1)]
+        nearest = torch.cdist(centres, features).argmin(1)
+        self.clustering += time.perf_counter() - begun
+        return index[nearest]
 
     def _of_gradients(self, network: nn.Module, real: Tensor, views: Tensor, label: int) -> Tensor:
         """IDC's: all parameters are asked for, the weights but for the classifier's are compared."""
