@@ -11,6 +11,7 @@ from gendistill.evaluate.report.chart import MARKERS
 from gendistill.evaluate.report.palette import PALETTE
 from gendistill.evaluate.report.scales import Axis
 
+COLOURS = ("blue", "orange", "green", "red", "purple", "sky", "grey", "yellow")
 WIDTH, HEIGHT, LEFT, TOP, BELOW = 440, 270, 58, 34, 52  # of a panel; around its axes
 
 
@@ -75,9 +76,12 @@ def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
     found.append(f'<text x="{(LEFT + WIDTH - 14) / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(panel.x)}</text>')
     middle = (TOP + HEIGHT - BELOW) / 2
     found.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(panel.y)}</text>')
-    for label, value in panel.levels:
+    for i, (label, value) in enumerate(
+        panel.levels
+    ):  # words at the right end and the left in turn: levels may be close
         found.append(_rule(LEFT, y(value), WIDTH - 14, "soft", ' stroke-dasharray="5 4"'))
-        found.append(f'<text x="{WIDTH - 16}" y="{y(value) - 4}" text-anchor="end">{escape(label)}</text>')
+        place = f'x="{LEFT + 4}"' if i % 2 else f'x="{WIDTH - 16}" text-anchor="end"'
+        found.append(f'<text {place} y="{y(value) - 4}">{escape(label)}</text>')
     for line in panel.lines:
         found += _line(line, labels.index(line.label), x, y)
     return found
@@ -99,11 +103,11 @@ def _rule(start: float, height: float, end: float, colour: str, more: str = "") 
 
 
 def _mark(number: int) -> str:
-    return f'<path d="{list(MARKERS.values())[number % len(MARKERS)]}" fill="{_of(number)}"/>'
+    return f'<path d="{MARKERS[COLOURS[number % len(COLOURS)]]}" fill="{_of(number)}"/>'
 
 
 def _of(number: int) -> str:
-    return _colour(list(MARKERS)[number % len(MARKERS)])
+    return _colour(COLOURS[number % len(COLOURS)])
 
 
 def _colour(name: str) -> str:

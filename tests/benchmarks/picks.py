@@ -143,7 +143,7 @@ def main() -> None:
         by_seed = {seed: list(progress.track(measured(data, args, seed), f"seed {seed}", count)) for seed in args.seeds}
     print(table(by_seed))
     panels = [
-        Panel(words, "inner steps of the network", words, [Line(rule, averaged(by_seed, rule, name)) for rule in RULES])
+        Panel(words, "inner steps of the network", "", [Line(rule, averaged(by_seed, rule, name)) for rule in RULES])
         for name, words in MEASURES.items()
     ]
     args.output.write_text(svg(panels, columns=3), encoding="utf-8")
