@@ -76,9 +76,7 @@ def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
     found.append(f'<text x="{(LEFT + WIDTH - 14) / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(panel.x)}</text>')
     middle = (TOP + HEIGHT - BELOW) / 2
     found.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(panel.y)}</text>')
-    for i, (label, value) in enumerate(
-        panel.levels
-    ):  # words at the right end and the left in turn: levels may be close
+    for i, (label, value) in enumerate(panel.levels):  # words right and left in turn: levels may be close
         found.append(_rule(LEFT, y(value), WIDTH - 14, "soft", ' stroke-dasharray="5 4"'))
         place = f'x="{LEFT + 4}"' if i % 2 else f'x="{WIDTH - 16}" text-anchor="end"'
         found.append(f'<text {place} y="{y(value) - 4}">{escape(label)}</text>')
