@@ -244,6 +244,7 @@ def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
         candidates=config.candidates or None,
         dimensions=config.dimensions or None,
         bf16=bf16,
+        compile=config.compile,
     )
 
 
