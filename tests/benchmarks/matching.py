@@ -46,6 +46,7 @@ def distilled(data: RealData, args: argparse.Namespace, which: dict[str, Any]) -
         compile=args.compile,
         snapshot_every=args.every,
         checkpoint_every=args.every,
+        real_batch=args.real_batch,
         train_steps=args.train_steps,
         inner_steps=args.inner_steps if which["method"] == "idc" else None,
     )
@@ -91,7 +92,7 @@ def judged(
 def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A line of every combination and network; those in the output file are not made again."""
     names = ("max_per_class", "image_size", "ipc", "runs", "width", "judge_steps", "shift", "flip", "compile")
-    names += ("mixed_precision", "matching_width", "train_steps", "iterations", "every", "inner_steps")
+    names += ("mixed_precision", "matching_width", "real_batch", "train_steps", "iterations", "every", "inner_steps")
     settings = {"data": Path(args.data).name, **{name: getattr(args, name) for name in names}}
     for line in read(args.output):
         if line["method"] in args.methods and line["settings"] != settings:
@@ -201,6 +202,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--every", type=int, required=True, help="iterations between two sets that are judged")
     parser.add_argument("--inner_steps", type=int, help="idc: steps on each network; 100 are published")
     parser.add_argument("--train_steps", type=int, help="of the networks between two steps; the method's if left out")
+    parser.add_argument("--real_batch", type=int, help="real images of a class in a step; the method's if left out")
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--matching_width", type=int, default=128)
