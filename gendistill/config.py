@@ -535,7 +535,8 @@ class MatchingConfig:
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
         compile: torch.compile matching and network training.
         checkpoint_every: Iterations between two checkpoints.
-        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``; 0 is none.
+        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, and of their pictures, in
+            ``previews/``; 0 is none.
     """
 
     network: str = "convnet"

@@ -32,6 +32,7 @@ from gendistill.networks.registry import batch_norm_layers
 from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
 
 ROWS = 512  # real images in one forward pass; IDM's 5000 a class would fill the memory
+CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
 Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
 
@@ -101,11 +102,11 @@ class FeatureMatching:
         return self._programs[key]
 
     def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], *, whole: bool) -> Tensor:
-        """Mean features (k,D) of k batches, ``ROWS`` images at a time or, for batch norm, ``whole``."""
+        """Mean features (k,D) of k batches, some images at a time or, for batch norm, ``whole``."""
         images = torch.cat(list(real))
         counts = torch.tensor([len(batch) for batch in real], device=images.device)
         owners = torch.arange(len(real), device=images.device).repeat_interleave(counts)
-        rows = len(images) if whole else ROWS
+        rows = len(images) if whole else CPU_ROWS if images.device.type == "cpu" else ROWS
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
             features, _ = look(tensors, self._laid_out(some))

@@ -23,6 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from gendistill import runtime
 from gendistill.data.images import to_float
 from gendistill.data.real import Split
 from gendistill.errors import ArtifactError, ConfigError, DataError
@@ -92,11 +93,13 @@ class RepresentativeSelection:
         candidates: int | None = None,
         dimensions: int | None = None,
         bf16: bool = False,
+        compile: bool = False,
     ) -> None:
         self.split, self.members = split, _members(split, classes)
         self.batch_size, self.seed, self.interval = batch_size, seed, interval
         self.per_cluster, self.weights = per_cluster, weights
-        self.candidates, self.dimensions, self.bf16 = candidates, dimensions, bf16
+        self.candidates, self.dimensions = candidates, dimensions
+        self.bf16, self.compile = bf16, compile
         self._moment: tuple[int, int] | None = None
         self._picks: list[Tensor] = []
 
@@ -116,7 +119,8 @@ class RepresentativeSelection:
             return index
         if self.candidates is not None:
             index = drawn(index, self.candidates, torch_rng(seed, "candidates"))
-        features = embed(network, self.split, index, bf16=self.bf16, dimensions=self.dimensions, seed=seed)
+        fast: dict[str, bool] = {"bf16": self.bf16, "compile": self.compile}
+        features = embed(network, self.split, index, **fast, dimensions=self.dimensions, seed=seed)
         return index[representatives(features, self.batch_size, seed, self.per_cluster, self.weights)]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -161,21 +165,29 @@ def drawn(index: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def embed(
-    network: nn.Module, split: Split, index: Tensor, *, bf16: bool = False, dimensions: int | None = None, seed: int = 0
+    network: nn.Module,
+    split: Split,
+    index: Tensor,
+    *,
+    bf16: bool = False,
+    compile: bool = False,
+    dimensions: int | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Features float32 (n,d) on the CPU of the images at ``index`` (n,), on the network's device and in its mode.
 
     ``dimensions`` below d: projected by a Gaussian matrix of variance 1/dimensions, which keeps squared distances in
     the mean (Johnson & Lindenstrauss), with ``seed``.
     """
-    net: Any = network
     device = next(network.parameters()).device
+    rows = CPU_BATCH if device.type == "cpu" else BATCH
     found, projection = [], None
-    for part in index.split(CPU_BATCH if device.type == "cpu" else BATCH):
+    for part in index.split(rows):
         images = to_float(split.images[part].to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = net.features(images)
-        features = features.float()
+        if bf16 or compile:
+            images = images.contiguous(memory_format=torch.channels_last)
+        whole = compile and len(part) == rows  # every other size would be compiled anew
+        features = (runtime.compiled(_features) if whole else _features)(network, images, bf16)
         if dimensions is not None and dimensions < features.shape[1]:
             if projection is None:
                 shape = features.shape[1], dimensions
@@ -183,6 +195,12 @@ def embed(
             features = features @ projection
         found.append(features.cpu())
     return torch.cat(found)
+
+
+def _features(network: Any, images: Tensor, bf16: bool) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        features: Tensor = network.features(images)
+    return features.float()
 
 
 @contextmanager

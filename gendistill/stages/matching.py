@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,9 +28,10 @@ from gendistill.networks.registry import build_network
 from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
+from gendistill.stages.snapshots import save_preview, save_snapshot
 from gendistill.surrogate.surrogate import SurrogateSet
 
-CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+CHECKPOINTS = "checkpoints"
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
 ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
@@ -113,7 +113,11 @@ def match(
     loop = _kept(matcher, run, data, checkpoints, folder, seed, given)
     log = folder.log if folder else None
     follow(loop, label, steps, start=matcher.iteration * matcher.plan.inner_steps, log=log, stage=run.method)
-    return [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
+    made = [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
+    for one in made:
+        if folder and run.config.snapshot_every:
+            save_preview(one, folder.path)
+    return made
 
 
 def _kept(
@@ -126,27 +130,24 @@ def _kept(
     given: SurrogateSet | None,
 ) -> Any:
     """The matcher's records, with checkpoints and snapshots between its iterations."""
+
+    def snapshots() -> None:
+        every, done = run.config.snapshot_every, matcher.iteration
+        if folder and every and done % every == 0:
+            for place in range(len(run.ipcs)):
+                save_snapshot(_surrogate(data, run, place, matcher, seed, given), folder.path)
+
+    if matcher.iteration == 0:
+        snapshots()
     for record in matcher.run():
         done = matcher.iteration
-        if record.pop("done") and checkpoints and folder and done < run.iterations:
-            if run.config.snapshot_every and done % run.config.snapshot_every == 0:
-                for place, ipc in enumerate(run.ipcs):
-                    made = _surrogate(data, run, place, matcher, seed, given)
-                    _save_whole(made, folder.path / SNAPSHOTS / f"iteration-{done:06d}" / f"ipc-{ipc}")
-            if done % checkpoints.every == 0:
+        if record.pop("done") and done < run.iterations:
+            snapshots()
+            if checkpoints and done % checkpoints.every == 0:
                 _require_finite(matcher, run)
                 checkpoints.save(done, matcher.state_dict())
         yield record
     return matcher.sets
-
-
-def _save_whole(made: SurrogateSet, target: Path) -> None:
-    """Whole or not at all; one that a resumed run made before it was cut short stays."""
-    if not target.exists():
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        made.save(partial)
-        partial.rename(target)
 
 
 def _require_finite(matcher: Matcher, run: Run) -> None:
@@ -243,6 +244,7 @@ def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
         candidates=config.candidates or None,
         dimensions=config.dimensions or None,
         bf16=bf16,
+        compile=config.compile,
     )
 
 

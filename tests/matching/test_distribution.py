@@ -50,7 +50,7 @@ def test_losses_and_image_gradients_equal_a_plain_loop_over_classes(name, traini
 def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(name, monkeypatch):
     network, (real, views) = network_of(name), batches((7, 3), (2, 2))
     expected = values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1]), views)
-    monkeypatch.setattr(distribution, "ROWS", 4)
+    monkeypatch.setattr(distribution, "CPU_ROWS", 4)
     assert_same(values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1]), views), expected)
 
 

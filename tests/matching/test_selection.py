@@ -314,6 +314,14 @@ def test_bf16_features_are_near_those_of_fp32(digits: RealData):
     assert (full - half).norm() < 0.02 * full.norm()
 
 
+def test_compiled_features_are_those_of_eager_ones_in_every_batch(digits: RealData):
+    """40 images: a whole batch on CPUs, and a rest that is not compiled."""
+    network = build_network("convnet", channels=1, image_size=8, classes=10, width=4, seed=0).eval()
+    index = torch.arange(40)
+    eager, compiled = (embed(network, digits.train, index, compile=compile) for compile in (False, True))
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+
+
 def test_projections_keep_squared_distances_in_the_mean(digits: RealData):
     network, index = convnet(), digits.train.of_class(5)[:40]
     full = torch.pdist(embed(network, digits.train, index)).square()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gendistill.config import DistillConfig, MatchingConfig
 from gendistill.matching.engine import PARTS
 from gendistill.stages.distill import distill
-from gendistill.stages.matching import _save_whole, match, plan_runs
+from gendistill.stages.matching import match, plan_runs
+from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
@@ -50,11 +54,22 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
 def test_snapshots_are_sets_with_their_iteration(tmp_path):
     target = tmp_path / "out"
     assert distil("dm", "random", target, "--ipc", 1, "--matching.snapshot_every", 1) == 0
-    for iteration in (1, 2):
+    for iteration in (0, 1, 2):
         found = SurrogateSet.load(target / "snapshots" / f"iteration-{iteration:06d}" / "ipc-1")
         assert found.meta["iterations"] == iteration
         seconds = found.meta["seconds"]
         assert seconds["distill"] == pytest.approx(sum(seconds[part] for part in PARTS), abs=0.03)
+
+
+def test_every_snapshot_and_the_finished_set_have_a_picture(tmp_path):
+    target = tmp_path / "out"
+    assert distil("idm", "random", target, "--ipc", "[1,2]", "--matching.snapshot_every", 2) == 0
+    for ipc in (1, 2):
+        drawn = {path.stem: Image.open(path) for path in (target / "previews" / f"ipc-{ipc}").iterdir()}
+        assert sorted(drawn) == [f"iteration-{iteration:06d}" for iteration in (0, 2, 3)]
+        assert len({one.size for one in drawn.values()}) == 1
+        places = [np.asarray(drawn[name])[40:] for name in sorted(drawn)]  # below the title, which has the iteration
+        assert all((a != b).any() for a, b in pairwise(places))
 
 
 def test_a_snapshot_that_a_kill_left_in_part_is_made_again(tmp_path, digits):
@@ -62,7 +77,7 @@ def test_a_snapshot_that_a_kill_left_in_part_is_made_again(tmp_path, digits):
     rest = target.with_name("ipc-1.partial") / "train"
     rest.mkdir(parents=True)
     (rest / "other.png").write_bytes(b"")
-    _save_whole(made, target)
+    save_whole(made, target)
     assert SurrogateSet.load(target).content_hash() == made.content_hash()
     assert not rest.exists()
 

@@ -1,0 +1,112 @@
+"""Curves with their spread as a plain SVG: panels in a grid, one legend, colours and marks of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from gendistill.evaluate.report.chart import MARKERS
+from gendistill.evaluate.report.palette import PALETTE
+from gendistill.evaluate.report.scales import Axis
+
+COLOURS = ("blue", "orange", "green", "red", "purple", "sky", "grey", "yellow")
+WIDTH, HEIGHT, LEFT, TOP, BELOW = 440, 270, 58, 34, 52  # of a panel; around its axes
+
+
+@dataclass(frozen=True)
+class Line:
+    """``points`` are (x, mean, spread)."""
+
+    label: str
+    points: Sequence[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """``levels`` are (label, value), dashed lines across it."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    levels: Sequence[tuple[str, float]] = ()
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values from below ``low`` to above ``high``, about ``most`` of them."""
+    span = (high - low) or abs(high) or 1.0
+    unit = 10 ** math.floor(math.log10(span / most))
+    step = next(unit * k for k in (1, 2, 5, 10, 20) if span / (unit * k) <= most)
+    return [round(i * step, 12) for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def svg(panels: Sequence[Panel], columns: int) -> str:
+    """The whole picture; a label has one colour and mark in all panels."""
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    rows, foot = -(-len(panels) // columns), 22 * (-(-len(labels) // columns)) + 12
+    width, height = columns * WIDTH, rows * HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + foot}" width="{width}" '
+        f'height="{height + foot}" font-family="system-ui, sans-serif" font-size="12" fill="{_colour("ink")}">',
+        f'<rect width="100%" height="100%" fill="{_colour("paper")}"/>',
+    ]
+    for i, panel in enumerate(panels):
+        inside = "".join(_panel(panel, labels))
+        parts.append(f'<g transform="translate({i % columns * WIDTH} {i // columns * HEIGHT})">{inside}</g>')
+    for i, label in enumerate(labels):
+        x, y = LEFT + i % columns * WIDTH, height + 12 + 22 * (i // columns)
+        parts.append(f'<g transform="translate({x} {y})">{_mark(i)}<text x="12" y="4">{escape(label)}</text></g>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
+    points = [point for line in panel.lines for point in line.points]
+    levels = [value for _, value in panel.levels]
+    across = ticks(min(p[0] for p in points), max(p[0] for p in points))
+    up = ticks(min([p[1] - p[2] for p in points] + levels), max([p[1] + p[2] for p in points] + levels))
+    x = Axis(across[0], across[-1], LEFT, WIDTH - 14)
+    y = Axis(up[0], up[-1], HEIGHT - BELOW, TOP)
+    found = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
+    for value in up:
+        found.append(_rule(LEFT, y(value), WIDTH - 14, "rule"))
+        found.append(f'<text x="{LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>')
+    found += [f'<text x="{x(v)}" y="{HEIGHT - BELOW + 17}" text-anchor="middle">{v:g}</text>' for v in across]
+    found.append(f'<text x="{(LEFT + WIDTH - 14) / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(panel.x)}</text>')
+    middle = (TOP + HEIGHT - BELOW) / 2
+    found.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(panel.y)}</text>')
+    for i, (label, value) in enumerate(panel.levels):  # words right and left in turn: levels may be close
+        found.append(_rule(LEFT, y(value), WIDTH - 14, "soft", ' stroke-dasharray="5 4"'))
+        place = f'x="{LEFT + 4}"' if i % 2 else f'x="{WIDTH - 16}" text-anchor="end"'
+        found.append(f'<text {place} y="{y(value) - 4}">{escape(label)}</text>')
+    for line in panel.lines:
+        found += _line(line, labels.index(line.label), x, y)
+    return found
+
+
+def _line(line: Line, number: int, x: Axis, y: Axis) -> list[str]:
+    colour = _of(number)
+    path = "L".join(f"{x(a)} {y(b)}" for a, b, _ in line.points)
+    found = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
+    for a, b, spread in line.points:
+        found.append(f'<path d="M{x(a)} {y(b - spread)}V{y(b + spread)}" stroke="{colour}" stroke-opacity="0.5"/>')
+        title = escape(f"{line.label}: {b:.4g} ± {spread:.2g} at {a:.6g}")
+        found.append(f'<g transform="translate({x(a)} {y(b)})"><title>{title}</title>{_mark(number)}</g>')
+    return found
+
+
+def _rule(start: float, height: float, end: float, colour: str, more: str = "") -> str:
+    return f'<path d="M{start} {height}H{end}" stroke="{_colour(colour)}"{more}/>'
+
+
+def _mark(number: int) -> str:
+    return f'<path d="{MARKERS[COLOURS[number % len(COLOURS)]]}" fill="{_of(number)}"/>'
+
+
+def _of(number: int) -> str:
+    return _colour(COLOURS[number % len(COLOURS)])
+
+
+def _colour(name: str) -> str:
+    return PALETTE[name][0]

@@ -1,0 +1,113 @@
+"""Matching steps organised as the released codes': the reference of the speed benchmark, not used elsewhere.
+
+fp32 and eager, class by class: k-means on all features of all images of the class every ten steps, one forward and one
+backward pass through ``create_graph`` for each class, autograd for every parameter, a step of one optimiser over all
+images after each class. Written from shared facts about the DC, IDC, DREAM and IDM codes, not from the codes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendistill.data.images import to_float
+from gendistill.matching.engine import Matcher
+from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.selection import RepresentativeSelection, embed
+from gendistill.objectives.matching import class_aware_cross_entropy, gradient_distance, mean_feature_distance
+
+
+class ReleasedMatching:
+    """The loop over what ``matcher`` is made of: its start, networks, their training, random picks and augmentations.
+
+    DM sums the losses of all classes and freezes its networks; IDC and IDM step after each class and do not. Networks
+    that learn from the surrogate (DC, DSA) are not for this loop. ``clustering`` counts the seconds of it.
+    """
+
+    def __init__(self, matcher: Matcher) -> None:
+        assert matcher.supply.shared
+        self.clustering = 0.0
+        self.matcher, self.plan, self.stored = matcher, matcher.plan, matcher.sets[0]
+        self.images = self.stored.images.clone().requires_grad_()
+        self.optimizer = torch.optim.SGD([self.images], lr=self.plan.learning_rates[0], momentum=self.plan.momentum)
+        self.picks: dict[int, Tensor] = {}
+
+    def run(self) -> Iterator[Tensor]:
+        """Whole inner steps, network training included; yields each one's mean loss over the classes."""
+        for iteration in range(self.plan.iterations):
+            self.matcher.iteration = iteration
+            network = self.matcher.supply.network(iteration).requires_grad_(self.plan.by_class)
+            for inner in range(self.plan.inner_steps):
+                loss, last = self._step(network, inner), inner == self.plan.inner_steps - 1
+                self.matcher.supply.between(iteration, inner, last, [self.stored])
+                if last:
+                    self.matcher.supply.after(iteration)
+                yield loss
+
+    def _step(self, network: nn.Module, inner: int) -> Tensor:
+        losses = []
+        self._pick(network, inner)
+        for label in range(self.stored.classes):
+            if isinstance(self.matcher.selection, RepresentativeSelection) and inner % 10 == 0:
+                self.picks[label] = self._clustered(network, label)
+            draw = self.matcher._draw(inner, label)
+            real = to_float(self.matcher.real.images[self.picks[label]])
+            views = self.matcher._views(replace(self.stored, images=self.images), label, inner)
+            if draw is not None:
+                real, views = draw.apply(real), draw.apply(views)
+            gradients = isinstance(self.matcher.objective, GradientMatching)
+            loss = (self._of_gradients if gradients else self._of_features)(network, real, views, label)
+            losses.append(loss)
+            if self.plan.by_class:
+                self._descend(loss)
+        if not self.plan.by_class:
+            self._descend(torch.stack(losses).sum())
+        return torch.stack(losses).detach().mean()
+
+    def _descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _pick(self, network: nn.Module, inner: int) -> None:
+        if not isinstance(self.matcher.selection, RepresentativeSelection):
+            moment = (self.matcher.iteration, inner) if self.plan.inner_steps > 1 else (0, self.matcher.iteration)
+            self.picks = dict(enumerate(self.matcher.selection.picks(network, *moment)))
+
+    def _clustered(self, network: nn.Module, label: int) -> Tensor:
+        from sklearn.cluster import KMeans
+
+        begun, real, count = time.perf_counter(), self.matcher.real, self.matcher.selection.batch_size
+        index = real.of_class(label)
+        features = embed(network, real, index)
+        centres = torch.from_numpy(KMeans(count, n_init=1, random_state=0).fit(features.numpy()).cluster_centers_)
+        nearest = torch.cdist(centres, features).argmin(1)
+        self.clustering += time.perf_counter() - begun
+        return index[nearest]
+
+    def _of_gradients(self, network: nn.Module, real: Tensor, views: Tensor, label: int) -> Tensor:
+        """IDC's: all parameters are asked for, the weights but for the classifier's are compared."""
+        names, parameters = zip(*network.named_parameters(), strict=True)
+        compared = [i for i, p in enumerate(parameters) if p.dim() >= 2 and not names[i].startswith("head")]
+
+        def gradients(images: Tensor, graph: bool) -> list[Tensor]:
+            loss = F.cross_entropy(network(images), torch.full((len(images),), label))
+            found = torch.autograd.grad(loss, parameters, create_graph=graph)
+            return [found[i] for i in compared]
+
+        wanted = [g.detach().clone() for g in gradients(real, False)]
+        return gradient_distance(wanted, gradients(views, True), self.matcher.objective.distance)
+
+    def _of_features(self, network: nn.Module, real: Tensor, views: Tensor, label: int) -> Tensor:
+        """The views go through the network once for their features and, with IDM's term, again for their logits."""
+        wanted = network.features(real).detach()
+        loss, weight = mean_feature_distance(wanted, network.features(views)), self.matcher.objective.ce_weight
+        if not weight:
+            return loss
+        labels = torch.full((len(views),), label)
+        return loss + class_aware_cross_entropy(network(views), labels, self.matcher.supply.accuracy(), weight)

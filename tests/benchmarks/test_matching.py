@@ -1,0 +1,111 @@
+"""Speed of whole matching steps against the released organisation, and whether they move the images alike.
+
+    pytest tests/benchmarks/test_matching.py --benchmark-only
+
+CIFAR-10's shapes: 32 px, 10 classes, ConvNet-3 of width 128, IPC 10; IDC with DREAM's selection (128 real images a
+class, factor 2), IDM (256, factor 2) and DM (256). Images are random, and 1000 a class where CIFAR-10 has 5000: the
+released organisation embeds and clusters all of them, ours 512, so the ratio of idc grows with more.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gendistill import runtime
+from gendistill.config import DistillConfig, MatchingConfig
+from gendistill.data.images import to_uint8
+from gendistill.data.real import RealData, Split
+from gendistill.matching.engine import PARTS, Matcher
+from gendistill.seeding import torch_rng
+from gendistill.stages.matching import build, plan_runs
+from tests.benchmarks.released_matching import ReleasedMatching
+from tests.benchmarks.test_training import store
+
+CLASSES, PER_CLASS, SIZE, IPC = 10, 1000, 32, 10
+FAST = MatchingConfig(flip=True, mixed_precision="auto", compile=True)
+EXACT = MatchingConfig(flip=True, candidates=0, dimensions=0, cluster_weights="free")
+SELECTION = {"idc": "representative", "idm": "random", "dm": "random"}
+STEPS = {"idc": 10, "idm": 4, "dm": 8}  # idc clusters in one of ten
+LEAST = {"idc": 4.0, "idm": 4.0, "dm": 4.0}
+
+
+@pytest.fixture(scope="module")
+def data() -> RealData:
+    """Random fields of 8 x 8, enlarged: as smooth as photographs are."""
+    fields = torch.randn(CLASSES * PER_CLASS, 3, 8, 8, generator=torch_rng(0, "fields"))
+    pixels = to_uint8(0.5 * F.interpolate(fields, (SIZE, SIZE), mode="bicubic"))
+    split = Split(pixels, torch.arange(len(pixels)) % CLASSES)
+    few = split.take(torch.arange(2 * CLASSES))
+    return RealData("random fields", tuple(map(str, range(CLASSES))), split, few, few)
+
+
+def matcher(data: RealData, method: str, selection: str, config: MatchingConfig) -> Matcher:
+    (run,) = plan_runs(DistillConfig(method=method, selection=selection, ipc=IPC, matching=config), data)
+    return build(data, run, seed=0)
+
+
+def timed(work: Any) -> float:
+    start = time.perf_counter()
+    next(work)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("method", list(SELECTION))
+def test_inner_steps_are_faster_than_the_released_organisation(benchmark: Any, data: RealData, method: str) -> None:
+    """Clustering, matching and network training, both sides in turn; what compiling takes is told apart."""
+    ours = matcher(data, method, SELECTION[method], FAST)
+    loop, released = ours.run(), ReleasedMatching(matcher(data, method, SELECTION[method], EXACT))
+    theirs, first, before = released.run(), timed(loop), dict(ours.seconds)
+    pairs = [(timed(loop), timed(theirs)) for _ in range(STEPS[method])]
+    spent = {part: ours.seconds[part] - before[part] for part in PARTS}
+    benchmark.pedantic(lambda: next(loop), rounds=1)
+    seconds = [sum(side) for side in zip(*pairs, strict=True)]
+    benchmark.extra_info |= {
+        "seconds": {"ours": [a for a, _ in pairs], "reference": [b for _, b in pairs]},
+        "ours_by_part": spent,
+        "share_of_selection": {"ours": spent["select"] / seconds[0], "reference": released.clustering / seconds[1]},
+        "first_step_with_compiling": first,
+        "steps": STEPS[method],
+        "images_per_class": PER_CLASS,
+        "bf16": runtime.wants_bf16(FAST.mixed_precision, runtime.device()),
+        "threads": torch.get_num_threads(),
+    }
+    ratio = seconds[1] / seconds[0]
+    store(benchmark, ratio, 4.0, "fp32 eager, class by class, all parameters, k-means on all images and features")
+    assert ratio >= LEAST[method]
+
+
+@pytest.mark.parametrize("method", list(SELECTION))
+def test_the_reference_makes_the_same_steps(data: RealData, method: str) -> None:
+    """On the same picks the loop over classes meets the losses of the joint step."""
+    small = replace(EXACT, width=8, real_batch=4, train_batch=8, train_steps=0 if method == "dm" else 2)
+    few = replace(data, train=data.train.take(torch.arange(40 * CLASSES)))
+    exact, loop = matcher(few, method, "random", small).run(), ReleasedMatching(matcher(few, method, "random", small))
+    for mine, theirs in zip(islice(exact, 5), islice(loop.run(), 5), strict=True):
+        assert theirs.item() == pytest.approx(mine["loss"].item(), rel=1e-4)
+    assert (loop.images.detach() - loop.stored.images).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", list(SELECTION))
+def test_fast_steps_move_images_as_exact_ones_do(benchmark: Any, data: RealData, method: str) -> None:
+    """Three steps on the same picks."""
+    fast, exact = (matcher(data, method, "random", config) for config in (FAST, EXACT))
+    start, loops = exact.sets[0].images, (fast.run(), exact.run())
+    losses = [[next(loop)["loss"] for loop in loops] for _ in range(3)]
+    moves = [(one.sets[0].images - start).flatten() for one in (fast, exact)]
+    cosine = F.cosine_similarity(*moves, dim=0).item()
+    benchmark.pedantic(lambda: next(loops[0]), rounds=1)
+    sides = zip(("fast", "exact"), zip(*losses, strict=True), strict=True)
+    benchmark.extra_info |= {
+        "losses": {name: [loss.item() for loss in side] for name, side in sides},
+        "length_of_move": (moves[0].norm() / moves[1].norm()).item(),
+    }
+    store(benchmark, cosine, 0.95, "the images' move by the same steps in fp32, eager")
+    assert cosine > 0.95
