@@ -36,7 +36,7 @@ _HOMES = {
     "evaluate": "stages.evaluate",
     "evaluate_continual": "stages.continual",
     "run": "stages.run",
-    "table": "stages.evaluate",
+    "table": "stages.table",
     "show_progress": "progress",
 }
 __all__ = list(_HOMES)

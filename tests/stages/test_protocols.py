@@ -13,8 +13,8 @@ from gendistill.config import EvaluateConfig
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluate.protocols import resolve
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.evaluate import table
 from gendistill.stages.recipes import check_soft_labels, label_command
+from gendistill.stages.table import table
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import TINY, gendistill
 
