@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 from collections import Counter
@@ -24,7 +23,7 @@ from gendistill.seeding import derive
 from gendistill.stages.baselines import RANDOM_DRAWS
 from gendistill.stages.contestants import of_sets
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import RUNS
+from gendistill.stages.evaluate import RUNS, read_runs
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -71,7 +70,7 @@ def evaluate_continual(
     contestants = [c for ipc in sorted({s.ipc for s in surrogates}) for c in beside(data, ipc, config, seed)]
     contestants += of_sets(surrogates)
     total = len(counts) * sum(runs_of(c, config) for c in contestants)
-    done = _read(folder.path / RUNS) if folder else {}
+    done = {k: v["accuracy"] for k, v in read_runs(folder.path / RUNS).items()} if folder else {}
     where: dict[str, Any] = {"device": runtime.device(), "normal": mean_and_std(data.train)}
     loop = continual(contestants, data.test, data.classes, config, seed=seed, done=done, **where)
 
@@ -79,7 +78,7 @@ def evaluate_continual(
         if folder:
             folder.log({k: v for k, v in record.items() if k != "key"})
             with (folder.path / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps([record["key"], record["accuracy"]]) + "\n")
+                file.write(json.dumps([record["key"], {"accuracy": record["accuracy"]}]) + "\n")
 
     rows = follow(loop, "continual", total, log=log, every=1, stage="evaluate")
     orders = class_orders(len(data.classes), contestants, config, seed)
@@ -107,16 +106,6 @@ def beside(data: RealData, ipc: int, config: EvaluateConfig, seed: int) -> list[
         Contestant(RANDOM, None, ipc, tuple(draws)),
         Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]),
     ]
-
-
-def _read(path: Path) -> dict[str, float]:
-    """Accuracies that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
-    done = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            key, value = json.loads(line)
-            done[key] = value
-    return done
 
 
 def run_stage(

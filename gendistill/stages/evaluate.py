@@ -80,7 +80,7 @@ def evaluate(
     if config.describe:
         lens = make_lens(config.features, data, teacher, folder.path if folder else None)
         about = described(data, surrogates, lens, seed)
-    done = _read_runs(folder.path / RUNS) if folder else {}
+    done = read_runs(folder.path / RUNS) if folder else {}
     known: dict[str, Any] = {"done": done, "recall": cache.recall}
     loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)
 
@@ -115,7 +115,7 @@ def _together(seen: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[di
     return seen + [finding for finding in told if (finding["set"], finding["kind"]) not in known]
 
 
-def _read_runs(path: Path) -> dict[str, Outcome]:
+def read_runs(path: Path) -> dict[str, Outcome]:
     """Outcomes that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

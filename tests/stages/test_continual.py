@@ -111,7 +111,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     assert rows_of(whole) == rows_of(read(evaluation))
     lines = (tmp_path / RUNS).read_text().splitlines()
     assert len(lines) == 3 * (5 + 3 + 3)
-    kept = [json.dumps([json.loads(line)[0], 0.125]) for line in lines[:6]]
+    kept = [json.dumps([json.loads(line)[0], {"accuracy": 0.125}]) for line in lines[:6]]
     (tmp_path / RUNS).write_text("\n".join([*kept, '["cut off']))
     resumed = evaluate_continual(data, [made], config, folder=folder)
     first = resumed["rows"][0]["steps"]
