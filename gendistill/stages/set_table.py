@@ -17,10 +17,11 @@ COLUMNS = {
     "crowding": "crowding",
 }
 HEADS = (*COLUMNS.values(), "agreement")
+NEAR = 0.05  # share of near copies worth a line; 0.01 is what held-out images have
 
 
 def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
-    """The numbers of each set above those of random real sets of its size; ``label`` names sets by content hash."""
+    """The numbers of each set below those of random real sets of its size; ``label`` names sets by content hash."""
     sets = summary.get("sets") or {}
     if not sets:
         return ""
@@ -29,13 +30,22 @@ def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
         f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of equal size",
         _line("IPC  set", HEADS),
     ]
-    for key, found in sets.items():
-        values = [*(found["measures"][name] for name in COLUMNS), found["labels"]["hard"]["agreement"]]
-        lines.append(_line(label.get(key, key[:12]), [_number(v["mean"]) for v in values]))
-        lines.append(_line("     random real sets", [_number(v["random"]["mean"]) for v in values]))
-        lines.append(_line("     their spread", [_number(v["random"]["std"], "±") for v in values]))
-        lines += [f"     {line}" for line in _copies(found)]
+    beside: list[str] = []
+    for key, found in sorted(sets.items(), key=lambda item: label.get(item[0], "")[:3]):
+        name, values = label.get(key, f"     {key[:12]}"), _values(found)
+        random = [
+            _line(f"{name[:3]}  random real sets", [_number(v["random"]["mean"]) for v in values]),
+            _line("     their spread", [_number(v["random"]["std"], "±") for v in values]),
+        ]
+        lines += random if random != beside else []
+        beside = random
+        lines.append(_line(f"     {name[3:].strip()}", [_number(v["mean"]) for v in values]))
+        lines += [f"       {line}" for line in _unusual(found)]
     return "\n".join(lines)
+
+
+def _values(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*(found["measures"][name] for name in COLUMNS), found["labels"]["hard"]["agreement"]]
 
 
 def finding_lines(summary: dict[str, Any], label: dict[str, str]) -> str:
@@ -61,10 +71,14 @@ def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{sign}{value:.2g}" if abs(value) < 0.1 else f"{sign}{value:.3g}"
 
 
-def _copies(found: dict[str, Any]) -> list[str]:
-    copies, exact = found["copies"], found["copies"]["exact"]
-    few = found["measured"] < found["views"]
-    lines = [f"measured: {found['measured']:,} of {found['views']:,} images"] if few else []
-    train = f"copies of training images: {exact['train']:,} exact, {copies['near']:,} of {copies['measured']:,} near"
-    test = f"of test images: {exact['test']:,} exact, {copies['near_test']:,} near"
-    return [*lines, f"{train}; {test} (control {copies['control']:.0%})"]
+def _unusual(found: dict[str, Any]) -> list[str]:
+    """Copies of real images, where there are more than chance has, and a part alone that was measured."""
+    copies, exact, lines = found["copies"], found["copies"]["exact"], []
+    if found["measured"] < found["views"]:
+        lines.append(f"measured: {found['measured']:,} of {found['views']:,} images")
+    if exact["train"] or copies["near"] > NEAR * copies["measured"]:
+        near = f"{copies['near']:,} of {copies['measured']:,} near"
+        lines.append(f"copies of training images: {exact['train']:,} exact, {near} (control {copies['control']:.0%})")
+    if exact["test"] or copies["near_test"]:
+        lines.append(f"copies of test images: {exact['test']:,} exact, {copies['near_test']:,} near")
+    return lines
