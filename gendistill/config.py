@@ -729,7 +729,8 @@ class EvaluateConfig:
 
     Attributes:
         task: ``classification`` of all classes at once, or ``continual``: classes arrive in steps, and a classifier is
-            trained anew on the memory of those that have come (GDumb).
+            trained anew on the memory of those that have come (GDumb), beside random and k-means alone; baselines,
+            describe, features and legacy_best belong to classification.
         protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,
             ``wmdd-soft``; gendistill/evaluate/protocols has their values.
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
