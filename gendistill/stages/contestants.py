@@ -46,8 +46,8 @@ def contestants(
 
 
 def of_sets(sets: Sequence[SurrogateSet]) -> list[Contestant]:
-    """The sets with hard labels; those that differ in their synthesis seed alone share a row."""
-    return [_of_pool(pool) for pool in pools(sets, labels=False)]
+    """The sets with hard labels, each in a row of its own; those that differ in their soft labels alone are one."""
+    return [_of_pool([made]) for pool in pools(sets, labels=False) for made in pool]
 
 
 def _of_pool(pool: Pool, *, labels: bool = False) -> Contestant:

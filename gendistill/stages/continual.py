@@ -6,6 +6,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,11 @@ from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
 from gendistill.errors import ConfigError
 from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
-from gendistill.evaluate.judge import RANDOM, Contestant
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
 from gendistill.progress import follow
-from gendistill.seeding import derive
-from gendistill.stages.baselines import RANDOM_DRAWS
+from gendistill.stages.baselines import Baselines
 from gendistill.stages.contestants import of_sets
-from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import RUNS, read_runs
 from gendistill.stages.folders import (
     StageFolder,
@@ -34,7 +32,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.given import read_given
+from gendistill.stages.given import read_given, size_of
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.stages.table import row_label, table
@@ -67,7 +65,8 @@ def evaluate_continual(
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
-    contestants = [c for ipc in sorted({s.ipc for s in surrogates}) for c in beside(data, ipc, config, seed)]
+    real = Baselines(data, replace(config, baselines=("random", "kmeans")), seed)  # k-means sees one class at a time
+    contestants = [c for ipc in sorted({size_of(s) for s in surrogates}) for c in real.beside(ipc, config.runs, [])]
     contestants += of_sets(surrogates)
     total = len(counts) * sum(runs_of(c, config) for c in contestants)
     done = {k: v["accuracy"] for k, v in read_runs(folder.path / RUNS).items()} if folder else {}
@@ -93,19 +92,8 @@ def evaluate_continual(
         "command": command_line(),
         "versions": versions(),
         "device": str(runtime.device()),
-        "settings": {**resolve(config).to_dict(), "continual": to_dict(config.continual)},
+        "settings": {**settings.to_dict(), "continual": to_dict(config.continual)},
     }
-
-
-def beside(data: RealData, ipc: int, config: EvaluateConfig, seed: int) -> list[Contestant]:
-    """Random draws, one for each run and at least five, and k-means on pixels; they see one class at a time."""
-    count = max(RANDOM_DRAWS, config.runs)
-    draws = [distill(data, RANDOM, ipc, seed=derive(seed, "random draw", r)).split for r in range(count)]
-    picked = distill(data, "kmeans", ipc, seed=seed)
-    return [
-        Contestant(RANDOM, None, ipc, tuple(draws)),
-        Contestant("kmeans", None, ipc, (picked.split,), picked.meta["space"]),
-    ]
 
 
 def run_stage(
