@@ -77,6 +77,8 @@ def judged(
         shift=args.shift,
         mixed_precision=args.mixed_precision,
         compile=args.compile,
+        baselines=("random", "kmeans", "full"),
+        describe=False,
     )
     place = args.sets / f"judge-{hash_json([to_dict(config), data.fingerprint()])[:8]}" / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
