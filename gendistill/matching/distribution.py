@@ -10,8 +10,10 @@ in a chunk, C,H,W an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from gendistill.matching.functional import (
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
 
-ROWS = 512  # real images in one forward pass; IDM's 5000 a class would fill the memory
+ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory
 CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
 Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
@@ -41,10 +43,11 @@ Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
 class FeatureMatching:
     """The objective with its options; ``losses`` is what an engine calls.
 
-    ``classes_per_chunk`` classes go through the network together, all of them by default: exact wherever an image's
-    features depend on no other image. Batch norm in training mode takes each class's own statistics, one class a pass,
-    without touching the running ones (DM's released code mixes the classes there); in evaluation mode, as IDM has it,
-    the running ones. Dropout and the like are off in both. ``bf16`` is autocast of the forward and its derivative.
+    The views of ``classes_per_chunk`` classes go through the network together, by default of as many as fit a pass:
+    exact wherever an image's features depend on no other image. Batch norm in training mode takes each class's own
+    statistics, one class a pass, without touching the running ones (DM's released code mixes the classes there); in
+    evaluation mode, as IDM has it, the running ones. Dropout and the like are off in both. ``bf16`` is autocast of the
+    forward and its derivative.
 
     Raises:
         ConfigError: an option has no meaning.
@@ -59,7 +62,9 @@ class FeatureMatching:
 
     def __post_init__(self) -> None:
         if self.classes_per_chunk is not None and self.classes_per_chunk < 1:
-            raise ConfigError(f"classes_per_chunk is {self.classes_per_chunk}; expected 1 or more, or null for all.")
+            raise ConfigError(
+                f"classes_per_chunk is {self.classes_per_chunk}; expected 1 or more, or null for as many as fit."
+            )
 
     def losses(
         self,
@@ -86,13 +91,12 @@ class FeatureMatching:
         alone = network.training and bool(batch_norm_layers(network))
         skeleton, look = self._program(network, alone)
         tensors = skeleton.tensors(network, channels_last=self.channels_last)
-        size = 1 if alone else self.classes_per_chunk or len(real)
         with torch.no_grad():
-            means = [
-                self._real_means(look, tensors, real[start : start + size], whole=alone)
-                for start in range(0, len(real), size)
-            ]
-        return Prepared(self, look, tensors, class_labels(labels, real[0].device), size, means)
+            if alone:
+                wanted = torch.cat([self._real_means(look, tensors, [batch], len(batch)) for batch in real])
+            else:
+                wanted = self._real_means(look, tensors, real, _rows(real[0]))
+        return Prepared(self, look, tensors, class_labels(labels, real[0].device), wanted, alone)
 
     def _program(self, network: nn.Module, own_statistics: bool) -> tuple[Skeleton, Look]:
         key = own_statistics, structure(network)
@@ -101,12 +105,11 @@ class FeatureMatching:
             self._programs[key] = skeleton, torch.compile(skeleton.look) if self.compile else skeleton.look
         return self._programs[key]
 
-    def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], *, whole: bool) -> Tensor:
-        """Mean features (k,D) of k batches, some images at a time or, for batch norm, ``whole``."""
+    def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
+        """Mean features (K,D) of K batches, so many rows at a time."""
         images = torch.cat(list(real))
         counts = torch.tensor([len(batch) for batch in real], device=images.device)
         owners = torch.arange(len(real), device=images.device).repeat_interleave(counts)
-        rows = len(images) if whole else CPU_ROWS if images.device.type == "cpu" else ROWS
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
             features, _ = look(tensors, self._laid_out(some))
@@ -139,16 +142,29 @@ class FeatureMatching:
         return laid_out(images) if self.channels_last else images
 
 
+def _rows(images: Tensor) -> int:
+    """Images of one pass."""
+    return CPU_ROWS if images.device.type == "cpu" else ROWS
+
+
+def _chunks(views: Sequence[Tensor], most: int | None) -> Iterator[slice]:
+    """Classes of one pass each: at most so many, or as many as fit its rows; all alike but for one class."""
+    most = most or max(1, _rows(views[0]) // max(map(len, views)))
+    passes = math.ceil(len(views) / most)
+    edges = [len(views) * place // passes for place in range(passes + 1)]
+    yield from (slice(start, end) for start, end in pairwise(edges))
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What a step needs of the real images on one network: mean features (k,D) of each ``size`` classes."""
+    """What a step needs of the real images on one network: mean features (K,D), and whether classes go ``alone``."""
 
     objective: FeatureMatching
     look: Look
     tensors: Tensors
     labels: Tensor
-    size: int
-    means: list[Tensor]
+    wanted: Tensor
+    alone: bool
 
     def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
         """As ``FeatureMatching.losses``."""
@@ -156,10 +172,9 @@ class Prepared:
             raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
         found: list[Tensor] = []
         with torch.enable_grad():
-            for place, wanted in enumerate(self.means):
-                part = slice(place * self.size, (place + 1) * self.size)
+            for part in _chunks(views, 1 if self.alone else self.objective.classes_per_chunk):
                 values, gradients = self.objective.of_views(
-                    self.look, self.tensors, views[part], wanted, self.labels[part], accuracy or 0.0
+                    self.look, self.tensors, views[part], self.wanted[part], self.labels[part], accuracy or 0.0
                 )
                 found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
             return torch.stack(found)

@@ -32,6 +32,7 @@ from gendistill.stages.snapshots import save_preview, save_snapshot
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHECKPOINTS = "checkpoints"
+GPU_CLASSES = 10  # of a gradient's pass; batches of one class leave a GPU idle
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
 ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
@@ -222,10 +223,10 @@ def _objective(run: Run, bf16: bool) -> Objective:
             distance=_set(config.distance),
             parameters="all" if config.match_head else "no_head",
             feature_mean=_set(config.feature_weight),
-            classes_per_chunk=config.classes_per_chunk,
+            classes_per_chunk=config.classes_per_chunk or (1 if runtime.device().type == "cpu" else GPU_CLASSES),
             **fast,
         )
-    return FeatureMatching(ce_weight=_set(config.class_aware), **fast)
+    return FeatureMatching(ce_weight=_set(config.class_aware), classes_per_chunk=config.classes_per_chunk, **fast)
 
 
 def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:

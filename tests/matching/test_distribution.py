@@ -54,6 +54,23 @@ def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(nam
     assert_same(values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1]), views), expected)
 
 
+@pytest.mark.parametrize(
+    ("views", "given", "passes"),
+    [
+        (10, None, [5, 5]),
+        (40, None, [1] * 10),
+        (100, None, [1] * 10),
+        (3, None, [10]),
+        (3, 4, [3, 3, 4]),
+        (3, 99, [10]),
+    ],
+)
+def test_views_go_through_in_even_passes_of_what_fits(views, given, passes):
+    """64 rows on a CPU unless the classes of a pass are given; a class of more than that goes alone."""
+    ten = [torch.zeros(views, 1, 2, 2)] * 10
+    assert [part.stop - part.start for part in distribution._chunks(ten, given)] == passes
+
+
 def test_image_gradients_are_those_of_finite_differences():
     network, (real, views) = network_of("convnet", size=4), batches((4,), (2,), size=4)
     objective = FeatureMatching(ce_weight=0.3)

@@ -13,7 +13,7 @@ from PIL import Image
 from gendistill.config import DistillConfig, MatchingConfig
 from gendistill.matching.engine import PARTS
 from gendistill.stages.distill import distill
-from gendistill.stages.matching import match, plan_runs
+from gendistill.stages.matching import build, match, plan_runs
 from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
@@ -49,6 +49,15 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
         assert made.split.images.shape[0] == 10 * ipc * made.factor**2
         assert made.images.float().std() > 1
     assert not list(target.rglob("*.safetensors"))  # checkpoints are scaffold
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", [None, 3])
+def test_classes_of_a_pass_reach_the_objective(method, given, digits):
+    config = DistillConfig(method=method, ipc=1, matching=MatchingConfig(width=8, classes_per_chunk=given))
+    (run,) = plan_runs(config, digits)
+    default = 1 if method in ("dc", "dsa", "idc") else None
+    assert build(digits, run, seed=0).objective.classes_per_chunk == (given or default)
 
 
 def test_snapshots_are_sets_with_their_iteration(tmp_path):
