@@ -26,7 +26,7 @@ from gendistill.surrogate.png import whole
 
 FORMAT = 1  # another number when the meaning of an outcome, or the training behind it, changes
 LIBRARIES = ("gendistill", "torch", "timm")
-CHOOSING = ("gendistill", "numpy", "scikit-learn")
+CHOOSING = ("gendistill", "numpy", "scikit-learn", "pillow")
 KEYED = ("network", "augment")  # which the judge's keys have, as they have draw, labels and training seed
 BESIDE = ("protocol", "changed", "runs", "labels", "temperature", "mixed_precision")  # what changes no single run
 _log = logging.getLogger("gendistill")
@@ -70,7 +70,7 @@ class BaselineCache:
 
     @classmethod
     def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:
-        """For positions of images chosen from these, whatever is trained on them."""
+        """For positions of images chosen from these, and bytes of all, whatever is trained on them."""
         made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls(cache_folder(config.baseline_cache), made_from)
 

@@ -154,6 +154,16 @@ def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_
         Baselines(load_data(split_seed=1), config, 4, teacher).beside(2, 3, [])
 
 
+def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch) -> None:
+    config = EvaluateConfig(baseline_cache=tmp_path)
+    (first,) = Baselines(digits, config, 0).full()
+    assert first.facts["bytes"]["images"] == sum(png_sizes(digits.train.images))
+    monkeypatch.setattr("gendistill.stages.baselines.png_sizes", None)  # so that encoding again would fail
+    assert Baselines(digits, config, 1).full()[0].facts == first.facts
+    with pytest.raises(TypeError):
+        Baselines(load_data(split_seed=1), config, 0).full()
+
+
 # the cache
 
 
