@@ -433,7 +433,8 @@ class ObjectiveConfig:
         min_crop: Least share of an image's area that a step's random crop shows; 1 shows all.
         flip: Mirror what a step shows at random; wrong for digits, right for most photographs.
         roll: Largest random cyclic shift of what a step shows, in pixels.
-        batch_size: Images optimised at once; whole classes together where they fit.
+        batch_size: Images in the networks at once, whole classes together; a class of more goes in pieces, at one more
+            forward pass. It does not change what is made, but rounding.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it (half the time; images differ by a few of
             255 levels), fp32 elsewhere.
     """
@@ -466,6 +467,9 @@ class ObjectiveConfig:
         need(self.min_crop > 0, f"{section}.min_crop", self.min_crop, "more than 0")
         size = self.delta_size
         need(size is None or size >= 1, f"{section}.delta_size", size, "null or at least 1")
+        need(
+            self.blend_every > 0 or self.blend == 0.5, f"{section}.blend", self.blend, "left alone without blend_every"
+        )
         need(
             self.weights == "fixed" or self.solver == "exact",
             f"{section}.weights",
@@ -648,6 +652,8 @@ class RefineConfig(ObjectiveConfig):
         _at_least(self, "refine", 0, "latent_trust_region")
         need(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
         alike = self.patches > 1 and self.min_patch == 1
+        unread = self.patches == 1 and self.min_patch not in (0.25, 1)
+        need(not unread, "refine.min_patch", self.min_patch, "left alone with patches 1, which cuts nothing")
         need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
 

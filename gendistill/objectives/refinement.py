@@ -91,33 +91,35 @@ class RealMoments:
         share, _ = _shares(group, len(present))
         return cls(widths, share, *(value.to(labels.device) for value in (mean, variance, torch.cat(floors))))
 
-    def of_images(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(mean, variance), both (G,T), of the layers' inputs."""
-        images = self.share.shape[1]
+    def of_images(self, inputs: Mapping[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
+        """(mean, variance), both (B,T), of each of so many images from the layers' inputs."""
         means, variances = zip(*(_image_moments(inputs[name], images) for name in self.widths), strict=True)
-        return _by_class(torch.cat(means, 1), torch.cat(variances, 1), self.share)
+        return torch.cat(means, 1), torch.cat(variances, 1)
+
+    def by_class(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, variance), both (G,T), of classes from those of all their images (B,T)."""
+        return _by_class(mean, variance, self.share)
 
     def layers(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values (G,T) -> (G,C) of every layer."""
         return values.split([*self.widths.values()], 1)
 
 
-def normalised_gap(inputs: Mapping[str, Tensor], real: RealMoments) -> Tensor:
-    """Per-class BN matching, normalised: mean over layers and present classes of
+def normalised_gap(mean: Tensor, variance: Tensor, real: RealMoments) -> Tensor:
+    """Per-class BN matching, normalised, of class moments (G,T): mean over layers and present classes of
     mean_c (delta mean)^2 / var + mean_c (delta std)^2 / var, var being the real class variance plus 1 % of the layer's.
 
     WMDD's eq. 10 sums the unnormalised norms ||delta var|| + ||delta mean||, whose size grows with depth and width; the
     division makes a weight carry over between architectures.
     """
-    mean, variance = real.of_images(inputs)
     scale = real.variance + real.floor
     gap = (mean - real.mean).square() + ((variance + real.floor).sqrt() - scale.sqrt()).square()
     return torch.stack([layer.mean() for layer in real.layers(gap / scale)]).mean()
 
 
-def published_gap(inputs: Mapping[str, Tensor], real: RealMoments) -> Tensor:
-    """Sum over layers of the mean over present classes of ||delta var|| + ||delta mean|| (WMDD eq. 10)."""
-    mean, variance = real.of_images(inputs)
+def published_gap(mean: Tensor, variance: Tensor, real: RealMoments) -> Tensor:
+    """Of class moments (G,T): sum over layers of the mean over present classes of ||delta var|| + ||delta mean|| (WMDD
+    eq. 10)."""
     gaps = [
         layer.square().sum(1) for part in (mean - real.mean, variance - real.variance) for layer in real.layers(part)
     ]
@@ -128,15 +130,17 @@ def published_gap(inputs: Mapping[str, Tensor], real: RealMoments) -> Tensor:
 def batch_norm_loss(
     inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
 ) -> Tensor:
-    """``normalised_gap`` from real moments (K,C) by layer, for a single call."""
-    return normalised_gap(inputs, _real(inputs, labels, means, variances))
+    """``normalised_gap`` of a batch's inputs against real moments (K,C) by layer, for a single call."""
+    real = _real(inputs, labels, means, variances)
+    return normalised_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
 
 
 def published_batch_norm_loss(
     inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
 ) -> Tensor:
-    """``published_gap`` from real moments (K,C) by layer, for a single call."""
-    return published_gap(inputs, _real(inputs, labels, means, variances))
+    """``published_gap`` of a batch's inputs against real moments (K,C) by layer, for a single call."""
+    real = _real(inputs, labels, means, variances)
+    return published_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
 
 
 def _real(inputs: Mapping[str, Tensor], labels: Tensor, *moments: Mapping[str, Tensor]) -> RealMoments:

@@ -8,14 +8,16 @@ region keeps the change small enough to stay the image it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gendistill.data.images import to_float, to_uint8
 from gendistill.errors import ConfigError
@@ -68,8 +70,7 @@ def matched_targets(
     """
     present = labels.unique().tolist()
     ours = [points[labels == c].numpy() for c in present]
-    pairs = zip(present, ours, strict=True)
-    starts = ours if own else [kmeans_atoms(space.of_class(c), len(o), seed) for c, o in pairs]
+    starts = ours if own else [partial(kmeans_atoms, count=len(o), seed=seed) for o in ours]
     found = class_barycenters((space.of_class(c) for c in present), starts, total=len(present), **options)
     if not own:
         found = [_ordered(one, assign(o, one.atoms)) for one, o in zip(found, ours, strict=True)]
@@ -111,34 +112,79 @@ def refine_chunk(
     crops: Crops,
     positions: Tensor,
     total: int,
+    rows: int | None = None,
     bf16: bool = False,
 ) -> Generator[dict[str, Any], None, Tensor]:
     """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
 
     ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
-    classes, so the gradient of an image does not depend on what else is in the chunk. Deterministic.
+    classes, so the gradient of an image depends on its own class alone, whatever else is in the chunk, but for
+    ``released`` features, whose norm is over all of it. More than ``rows`` images go through the networks in pieces,
+    twice (activation checkpointing), and count as one batch all the same. Deterministic.
     """
     device = next(space.networks[0].parameters()).device
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
     judges = [_Judge.of(teacher, labels, objective, bf16) for teacher in space.teachers]
-    classes, factors = len(labels.unique()), space.factors(labels)
-    delta, images = region.around(x0)
-    optimizer = torch.optim.Adam([delta], lr=learning_rate, betas=(0.5, 0.9), fused=True)
+    parts = torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
+    pieces = [
+        _Piece(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
+        for part in parts
+    ]
+    optimizer = torch.optim.Adam([piece.delta for piece in pieces], lr=learning_rate, betas=(0.5, 0.9), fused=True)
+    classes = len(labels.unique())
     for step in range(steps):  # nothing in here waits for the device
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x = images(delta)
-        seen = crops.of(x, positions, total, step).contiguous(memory_format=torch.channels_last)
-        looks = [judge.look(seen) for judge in judges]
-        points = space.embed([look.pop("features") for look in looks], x, factors)
+        points, looks = _seen(pieces, judges, space, crops, step)
         terms = {"atoms": objective.features * _distance(points, atoms, objective)}
-        for name in looks[0]:
-            terms[name] = torch.stack([look[name] for look in looks]).mean()
-        (delta.grad,) = torch.autograd.grad(classes * torch.stack([*terms.values()]).sum(), delta)
+        found = [judge.terms(look) for judge, look in zip(judges, looks, strict=True)]
+        for name in found[0]:
+            terms[name] = torch.stack([one[name] for one in found]).mean()
+        loss = classes * torch.stack([*terms.values()]).sum()
+        for piece, gradient in zip(pieces, torch.autograd.grad(loss, [p.delta for p in pieces]), strict=True):
+            piece.delta.grad = gradient
         optimizer.step()
-        region.hold(delta, step + 1)
+        for piece in pieces:
+            region.hold(piece.delta, step + 1, steps)
         yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
-    return to_uint8(images(delta).detach()).cpu()
+    with torch.no_grad():
+        return torch.cat([to_uint8(piece.images(piece.delta)).cpu() for piece in pieces])
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Images that go through the networks together: what moves them, their labels, their factors in the ground space
+    and their places among ``total``."""
+
+    delta: Tensor
+    images: Callable[[Tensor], Tensor]
+    labels: Tensor
+    factors: list[Tensor]
+    positions: Tensor
+    total: int
+
+
+Look = dict[str, Tensor]  # by image: moments of all layers (B,T) twice, and cross-entropy (B,)
+
+
+def _seen(
+    pieces: Sequence[_Piece], judges: Sequence[_Judge], space: GroundSpace, crops: Crops, step: int
+) -> tuple[Tensor, list[Look]]:
+    """Points (B,D) of all images in the ground space, and what each judge sees of them."""
+
+    def see(delta: Tensor, piece: _Piece) -> tuple[Tensor, list[Look]]:
+        x = piece.images(delta)
+        seen = crops.of(x, piece.positions, piece.total, step).contiguous(memory_format=torch.channels_last)
+        features, looks = zip(*(judge.look(seen, piece.labels) for judge in judges), strict=True)
+        return space.embed(features, x, piece.factors), list(looks)
+
+    if len(pieces) == 1:
+        return see(pieces[0].delta, pieces[0])
+    found = [checkpoint(see, p.delta, p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+    points, looks = zip(*found, strict=True)
+    return torch.cat(points), [
+        {name: torch.cat([one[name] for one in same]) for name in same[0]} for same in zip(*looks, strict=True)
+    ]
 
 
 def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
@@ -149,10 +195,9 @@ def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
 
 @dataclass(frozen=True)
 class _Judge:
-    """One teacher before images of classes ``labels``, and the real moments it holds against them."""
+    """One teacher before images of some classes, and the real moments it holds against them."""
 
     network: nn.Module
-    labels: Tensor
     real: RealMoments | None
     objective: Objective
     bf16: bool
@@ -161,21 +206,31 @@ class _Judge:
     def of(cls, teacher: Teacher, labels: Tensor, objective: Objective, bf16: bool) -> _Judge:
         moments = teacher.statistics.means, teacher.statistics.variances
         real = RealMoments.of(labels, *moments) if objective.batch_norm else None
-        return cls(teacher.network.eval().requires_grad_(False), labels, real, objective, bf16)
+        return cls(teacher.network.eval().requires_grad_(False), real, objective, bf16)
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
-        """features (B,D) of the images and the weighted terms that need this network."""
+    def look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Look]:
+        """Features (B,D) of some of the images, and what the terms that need this network are made of."""
         network: Any = self.network
-        wanted, found = self.objective, {}
+        found = {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             with batch_norm_inputs(network) as inputs:  # of the layers that statistics are collected of
-                found["features"] = network.features(images)
-            logits = network.classify(found["features"]) if wanted.cross_entropy else None
+                features = network.features(images)
+            logits = network.classify(features) if self.objective.cross_entropy else None
+        if self.real is not None:
+            found["mean"], found["variance"] = self.real.of_images(inputs, len(images))
+        if logits is not None:
+            found["cross_entropy"] = F.cross_entropy(logits.float(), labels, reduction="none")
+        return features, found
+
+    def terms(self, look: Look) -> dict[str, Tensor]:
+        """The weighted terms of all images."""
+        wanted, found = self.objective, {}
         if self.real is not None:
             gap = normalised_gap if wanted.batch_norm_form == "normalised" else published_gap
-            found["batch_norm"] = wanted.batch_norm * gap(inputs, self.real)
-        if logits is not None:
-            found["cross_entropy"] = wanted.cross_entropy * F.cross_entropy(logits.float(), self.labels)
+            moments = self.real.by_class(look["mean"], look["variance"])
+            found["batch_norm"] = wanted.batch_norm * gap(*moments, self.real)
+        if "cross_entropy" in look:
+            found["cross_entropy"] = wanted.cross_entropy * look["cross_entropy"].mean()
         return found
 
 

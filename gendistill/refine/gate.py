@@ -1,4 +1,5 @@
-"""The acceptance gate: a refinement is kept where it helps by measures that it did not descend on.
+"""The acceptance gate: a refinement is kept where it helps: where the W2 of its class, measured against the real
+images, falls, and where a network that did not guide it finds the image no worse.
 
 Batch-norm loss is no such measure: it falls whatever the images look like.
 """

@@ -21,7 +21,8 @@ class Region(ABC):
 
     Attributes:
         bound: Largest entry of delta, in its own unit.
-        blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125).
+        blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125), but
+            not after the last one, which no step would follow.
         blend: What is left of delta then.
     """
 
@@ -37,9 +38,9 @@ class Region(ABC):
         """
 
     @torch.no_grad()
-    def hold(self, delta: Tensor, step: int) -> None:
-        """Bring delta back into the region after step ``step`` (1, 2, ...)."""
-        if self.blend_every and step % self.blend_every == 0:
+    def hold(self, delta: Tensor, step: int, steps: int) -> None:
+        """Bring delta back into the region after step ``step`` (1, 2, ...) of ``steps``."""
+        if self.blend_every and step % self.blend_every == 0 and step < steps:
             delta.mul_(self.blend)
         delta.clamp_(-self.bound, self.bound)
 
@@ -58,11 +59,15 @@ class PixelRegion(Region):
         side = self.size or x0.shape[-1]
 
         def images(delta: Tensor) -> Tensor:
-            if delta.shape != x0.shape:
-                delta = F.interpolate(delta, x0.shape[-2:], mode="bilinear")
-            return into_range(x0 + delta)
+            return into_range(x0 + (delta if enlarge is None else enlarge @ delta @ enlarge.mT))
 
+        enlarge = None if side == x0.shape[-1] else _enlarging(side, x0.shape[-1]).to(x0.device)
         return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True), images
+
+
+def _enlarging(small: int, large: int) -> Tensor:
+    """(large,small): bilinear enlargement of one side; as matrices it has a gradient of fixed order on a GPU too."""
+    return F.interpolate(torch.eye(small)[None], large, mode="linear")[0].T.contiguous()
 
 
 def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
@@ -153,13 +158,13 @@ def _sent(values: Tensor, images: Tensor) -> Tensor:
 
 
 def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:
-    """Positions of images by class, whole classes together up to ``rows`` images; a larger class is cut."""
+    """Positions of images, whole classes together up to ``rows`` images; a larger class stands alone."""
     gathered: list[Tensor] = []
     for label in labels.unique().tolist():
-        for part in torch.nonzero(labels == label).flatten().split(rows):
-            if gathered and sum(map(len, gathered)) + len(part) > rows:
-                yield torch.cat(gathered)
-                gathered = []
-            gathered.append(part)
+        own = torch.nonzero(labels == label).flatten()
+        if gathered and sum(map(len, gathered)) + len(own) > rows:
+            yield torch.cat(gathered)
+            gathered = []
+        gathered.append(own)
     if gathered:
         yield torch.cat(gathered)

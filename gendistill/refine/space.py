@@ -9,7 +9,7 @@ student starts from pixels; with w = 1 on digits the refined sets gained 5 point
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,24 +47,18 @@ class GroundSpace:
                 raise ArtifactError(
                     "The teacher's statistics are of other images than these; run `gendistill teacher` again."
                 )
-        images, classes = to_float(train.images), int(train.labels.max()) + 1
-        pixels = images.flatten(1)
-        spread = torch.stack([pixels[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)])
-        tiny = torch.finfo(torch.float32).tiny
-        space = cls(
-            tuple(teachers),
-            tuple(
-                (len(teachers) * (t.statistics.feature_variance() if scaled else torch.ones(classes)))
-                .clamp(min=tiny)
-                .rsqrt()
-                for t in teachers
-            ),
-            pixel_weight**0.5 * spread.clamp(min=tiny).rsqrt(),
-            torch.empty(0),
-            train.labels,
-        )
+        classes, scales = int(train.labels.max()) + 1, []
+        for teacher in teachers:
+            variance = _floored(teacher.statistics.feature_variance()) if scaled else torch.ones(classes)
+            scales.append((len(teachers) * variance).rsqrt())
+        images, pixel_scale = train.images.new_empty(len(train), 0).float(), torch.zeros(classes)
+        if pixel_weight:  # else no copy of a million images is made
+            images = to_float(train.images)
+            spread = [images[train.labels == c].flatten(1).var(0, unbiased=False).sum() for c in range(classes)]
+            pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
+        space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels)
         embedded = space.embed([t.statistics.features for t in teachers], images, space.factors(train.labels))
-        return cls(space.teachers, space.feature_scales, space.pixel_scale, embedded, train.labels)
+        return replace(space, real=embedded)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -102,3 +96,8 @@ class GroundSpace:
             features = [network.features(x) for network in self.networks]  # type: ignore[operator]
             found.append(self.embed(features, x, self.factors(y)).cpu())
         return torch.cat(found)
+
+
+def _floored(variances: Tensor) -> Tensor:
+    """Class variances (K,), at least 1 % of their mean: a class of one image, or of copies, has none to be a unit."""
+    return variances.clamp(min=max(0.01 * float(variances.mean()), torch.finfo(torch.float32).tiny))

@@ -44,15 +44,19 @@ def refine_images(
 
     meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``;
     ``region`` is by default that of the config in pixels.
+
+    Raises:
+        ValueError: several processes without a ``folder`` to meet in.
     """
-    region = region or pixel_region(config)
+    state = runtime.processes()
+    if folder is None and state.num_processes > 1:
+        raise ValueError("Several processes refine one set through a folder; give one, or run one process.")
+    region, images = region or pixel_region(config), start.images.clone()
     points = space.points(start.images, start.labels)
-    targets = matched_targets(
-        points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
-    )
-    images = start.images.clone()
+    options: dict[str, Any] = {"weights": config.weights, "solver": config.solver}
+    targets = matched_targets(points, start.labels, space, own=own, seed=seed, **options)
     parts = list(chunks(start.labels, config.batch_size))
-    state, store = runtime.processes(), folder.path / CHUNKS / label.replace(" ", "-") if folder else None
+    store = folder.path / CHUNKS / label.replace(" ", "-") if folder else None
     total = config.steps * len(parts[state.process_index :: state.num_processes])
     done = 0
     for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
@@ -112,6 +116,7 @@ def _refine_chunk(
         crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
         positions=positions,
         total=len(start.labels),
+        rows=config.batch_size,
         bf16=runtime.wants_bf16(config.mixed_precision, device),
     )
 
@@ -151,7 +156,7 @@ def _judged(
     weights = targets.weights if config.weights == "free" else None
     verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=held_out)
     meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
-    if isinstance(config, RefineConfig) and config.gate:
+    if isinstance(config, RefineConfig) and config.gate and config.steps:
         images = torch.where(verdict.kept[:, None, None, None], images, start.images)
         meta["w2"]["after"] = verdict.after
         meta["gate"] = {

@@ -25,7 +25,7 @@ from gendistill.refine.barycenter import (
 )
 from gendistill.refine.pack import check_tiles, pack
 from gendistill.refine.patches import ROWS, best_patches
-from gendistill.refine.select import select
+from gendistill.refine.select import require_images, select
 from gendistill.refine.space import GroundSpace
 from gendistill.stages.chunks import CHUNKS, latent_region, refine_images
 from gendistill.stages.folders import (
@@ -63,7 +63,9 @@ def refine_set(
     """
     config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
     check_inputs(pool, teachers, data, config, codec)
-    check_count(pool, ipc, config.pack)
+    check_count(pool, data, ipc, config.pack)
+    if held_out:
+        _check_held_out(held_out, teachers, data, config)
     space = space or ground_space(teachers, data, config)
     pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
     selected = choose(pool, teachers, space, ipc, config, seed=seed, folder=folder)
@@ -122,7 +124,8 @@ def choose(
     start, count, main_process = time.perf_counter(), ipc * config.pack**2, runtime.processes().is_main_process
     if not config.select:
         return with_meta(pool.prefix(count), teachers, pool.meta.get("stage"), None, start)
-    log, loop = folder.log if folder and main_process else None, select(pool, space, ipc=count, seed=seed)
+    log = folder.log if folder and main_process else None
+    loop = select(pool, space, ipc=count, seed=seed, weights=config.weights, solver=config.solver)
     chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
     return with_meta(chosen, teachers, "select", "select", start)
 
@@ -142,8 +145,8 @@ def ground_space(
 
     Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
     """
-    for teacher in teachers:
-        check_teacher("the teacher", teacher, data)
+    for place, teacher in enumerate(teachers, 1):
+        check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)
         teacher.network.to(runtime.device())
     fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
     return GroundSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
@@ -204,6 +207,8 @@ def check_inputs(
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
+    most, size = data.image_size, config.delta_size
+    need(size is None or size <= most, "delta_size", size, f"null, or at most the images' side of {most}")
     if codec is not None:
         _check_codec(codec, data, config)
 
@@ -220,11 +225,24 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
     need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
-def check_count(pool: SurrogateSet, ipc: int, factor: int) -> None:
-    """Refuse, before any work, more images than the pool has."""
+def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
+    """Refuse, before any work, more images than a class of the pool or of the real images has."""
     wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
-    if pool.ipc < ipc * factor**2:
-        raise ConfigError(f"ipc is {wanted} but the pool has {pool.ipc} images a class; sample a larger pool.")
+    has, mend = min(pool.split.counts(len(pool.classes))), "sample a larger pool"
+    if has < ipc * factor**2:
+        raise ConfigError(f"ipc is {wanted} but the pool has {has} images of a class; {mend}.")
+    require_images(data.train.counts(len(data.classes)), ipc * factor**2, data.classes, "to take atoms from")
+
+
+def _check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
+    """Refuse a network that guides, or one like it, and one that nothing asks."""
+    check_teacher("the held-out teacher", held_out, data)
+    need(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")
+    if any(held_out.spec == teacher.spec for teacher in teachers):
+        raise ConfigError(
+            f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "
+            "which did not guide the images. Train one: gendistill teacher --network timm:resnet10t."
+        )
 
 
 def run_stage(
@@ -246,9 +264,9 @@ def run_stage(
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
     check_inputs(pool, teachers, data, config, codec)
     for ipc in sizes(config.ipc):
-        check_count(pool, ipc, config.pack)
+        check_count(pool, data, ipc, config.pack)
     if held_out:
-        check_teacher("the held-out teacher", held_out, data)
+        _check_held_out(held_out, teachers, data, config)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,

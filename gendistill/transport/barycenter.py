@@ -165,7 +165,7 @@ def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) ->
     if not missed <= MISSED:  # NaN is not either
         raise RuntimeError(
             f"Sinkhorn's plans did not converge: {missed:.2g} of the mass is in the wrong place after {SINKHORN_STEPS} "
-            f'steps at reg = {reg:g}. Raise reg, or take solver="exact".'
+            f'steps at reg = {reg:g}. Take solver "exact", or in Python a larger reg.'
         )
     return atoms, transport(p.share, p.mass, cost)[1], len(log["displacement_square_norms"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
@@ -17,17 +17,20 @@ from gendistill.progress import track
 from gendistill.seeding import derive
 from gendistill.transport.barycenter import Barycenter, solve_barycenter
 
+Start = ArrayLike | Callable[[Any], ArrayLike]
+
 
 def class_barycenters(
     points_by_class: Iterable[ArrayLike],
-    starts: int | Iterable[ArrayLike],
+    starts: int | Iterable[Start],
     *,
     seed: int = 0,
     workers: int | None = None,
     total: int | None = None,
     **options: Any,
 ) -> list[Barycenter]:
-    """``solve_barycenter`` of every class in order: ``starts`` is k, or one (k,d) a class; ``options`` are its own.
+    """``solve_barycenter`` of every class in order: ``starts`` is k, or one (k,d) a class, or one function a class that
+    makes it of the points, in the class's thread; ``options`` are its own.
 
     The same for any number of ``workers`` (threads; up to 8 unless told), each with one BLAS and one OpenMP thread.
     Classes are drawn from the iterable as they are needed, at most ``workers`` + 1 at a time in memory.
@@ -46,8 +49,9 @@ def class_barycenters(
     if total is None and isinstance(points_by_class, Sized):
         total = len(points_by_class)
 
-    def solve(label: int, points: ArrayLike, start: int | ArrayLike) -> Barycenter:
+    def solve(label: int, points: ArrayLike, start: int | Start) -> Barycenter:
         try:
+            start = start(points) if callable(start) else start
             return solve_barycenter(points, start, seed=derive(seed, "class", label), **options)
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"Class {label}: {error}") from error

@@ -59,6 +59,18 @@ def test_bf16_ends_where_fp32_does(problem: dict[str, Any], space: GroundSpace) 
     assert w2[1].item() == pytest.approx(w2[0].item(), rel=5e-3)
 
 
+@pytest.mark.parametrize("form", ["normalised", "published"])
+def test_pieces_descend_as_one_batch(problem: dict[str, Any], space: GroundSpace, form: Any) -> None:
+    """The moments of a class are those of all its images, however few go through the network at once."""
+    options = {"objective": Objective(batch_norm=10.0, batch_norm_form=form)}
+    whole, cut = (list(loop(problem, space, 3, rows=rows, **options)) for rows in (None, 4))
+    for one, other in zip(whole, cut, strict=True):
+        assert {k: float(v) for k, v in other.items()} == pytest.approx({k: float(v) for k, v in one.items()}, rel=1e-4)
+    images = [finish(loop(problem, space, 3, rows=rows, **options)) for rows in (None, 4)]
+    assert (images[0].int() - images[1].int()).abs().float().mean() < 0.05
+    assert not torch.equal(images[0], problem["start"])
+
+
 def test_bf16_losses_are_those_of_fp32(problem: dict[str, Any], space: GroundSpace) -> None:
     records = [list(loop(problem, space, 20, bf16=bf16)) for bf16 in (False, True)]
     for full, low in zip(*records, strict=True):

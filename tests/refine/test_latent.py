@@ -104,12 +104,12 @@ def test_latents_and_pixels_are_held_in_their_bounds() -> None:
     delta, moved_by = region.around(x0)
     with torch.no_grad():
         delta.normal_(generator=torch.Generator().manual_seed(0))
-    region.hold(delta, 1)
+    region.hold(delta, 1, 3)
     assert delta.abs().max() == torch.tensor(0.4)
     moved = moved_by(delta).detach()
     assert 0.09 < (moved - x0).abs().max() <= 0.1 + 1e-6
     assert moved.abs().max() <= 1
-    region.hold(delta, 2)
+    region.hold(delta, 2, 3)
     assert delta.abs().max() == torch.tensor(0.2)
 
 

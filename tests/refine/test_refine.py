@@ -151,6 +151,30 @@ def test_misclassified_images_are_left_out_while_enough_remain(
     assert not ones & {x.numpy().tobytes() for x in chosen.of_class(0)}
 
 
+def test_wrong_images_are_taken_only_where_right_ones_are_too_few(
+    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+) -> None:
+    right = recognised(teacher.network, pool.split)
+    spoiled, zeros = pool.images.clone(), torch.nonzero(pool.labels == 0).flatten()
+    spoiled[zeros[4:]] = pool.images[pool.labels == 1][: len(zeros) - 4]  # four zeros stay
+    loop = select(replace(pool, images=spoiled), space, ipc=8)
+    record = next(loop)
+    chosen = {x.numpy().tobytes() for x in finish(loop).of_class(0)}
+    kept = [spoiled[i].numpy().tobytes() for i in zeros[:4] if right[i]]
+    wrong = int((~recognised(teacher.network, replace(pool, images=spoiled).split))[zeros].sum())
+    assert set(kept) <= chosen
+    assert record["left_out"] == wrong - (8 - (len(zeros) - wrong))
+
+
+def test_selection_takes_the_atoms_that_are_asked_for(pool: SurrogateSet, space: GroundSpace) -> None:
+    fixed, free, entropic = (
+        finish(select(pool.prefix(10), space, ipc=4, **options)).images
+        for options in ({}, {"weights": "free"}, {"solver": "sinkhorn"})
+    )
+    assert not torch.equal(fixed, free)
+    assert not torch.equal(fixed, entropic)
+
+
 def test_what_does_not_belong_together_is_refused(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
     with pytest.raises(ConfigError, match="the pool has 20"):
         refine_set(pool, teacher, digits, 21, CONFIG)
@@ -158,6 +182,15 @@ def test_what_does_not_belong_together_is_refused(digits: RealData, teacher: Tea
         refine_set(replace(pool, classes=pool.classes[::-1]), teacher, digits, 2, CONFIG)
     with pytest.raises(ArtifactError, match="surrogate images are"):
         refine_set(replace(pool, images=pool.images[:, :, :4, :4]), teacher, digits, 2, CONFIG)
+    with pytest.raises(ConfigError, match="has 0 images of a class"):
+        refine_set(pool.take(torch.nonzero(pool.labels != 3).flatten()), teacher, digits, 2, CONFIG)
+    many = distill(digits, "random", 100, seed=0)
+    few = replace(digits, train=digits.train.take(torch.arange(200)))
+    own = replace(teacher, statistics=collect_statistics(teacher.network, few.train, 10))
+    with pytest.raises(ConfigError, match="to take atoms from"):
+        refine_set(many, own, few, 50, replace(CONFIG, select=False))
+    with pytest.raises(ConfigError, match="at most the images' side of 8"):
+        refine_set(pool, teacher, digits, 2, replace(CONFIG, delta_size=9))
     other = collect_statistics(teacher.network, digits.validation, 10)
     with pytest.raises(ArtifactError, match="of other images"):
         GroundSpace.build([replace(teacher, statistics=other)], digits.train, 1.0)
@@ -167,10 +200,11 @@ def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
     digits: RealData, teacher: Teacher, pool: SurrogateSet
 ) -> None:
     config = replace(CONFIG, min_crop=0.7, roll=1)
-    together, apart = (refine_set(pool, teacher, digits, 3, replace(config, batch_size=n))[1].images for n in (30, 7))
-    gap = (together.int() - apart.int()).abs()
-    assert (gap > 1).float().mean() < 0.01  # rounding of other batch shapes
-    assert gap.float().mean() < 0.2
+    sets = [refine_set(pool, teacher, digits, 3, replace(config, batch_size=n))[1].images for n in (30, 7, 2)]
+    for apart in sets[1:]:  # with 2 every class goes in pieces
+        gap = (sets[0].int() - apart.int()).abs()
+        assert (gap > 1).float().mean() < 0.01  # rounding of other batch shapes
+        assert gap.float().mean() < 0.2
 
 
 def test_a_published_objective_lowers_w2_from_noise(digits: RealData, teacher: Teacher) -> None:
@@ -215,6 +249,18 @@ def test_free_weights_travel_with_the_set_and_into_training(
     assert weighted != even
 
 
+def test_a_class_without_spread_takes_the_others_unit(digits: RealData, teacher: Teacher) -> None:
+    """Ten copies of one image: their W2 stays of the size of the others'."""
+    images = digits.train.images.clone()
+    own = torch.nonzero(digits.train.labels == 4).flatten()
+    images[own] = images[own[:1]]
+    copies = replace(digits, train=replace(digits.train, images=images))
+    alike = replace(teacher, statistics=collect_statistics(teacher.network, copies.train, 10))
+    flat = GroundSpace.build([alike], copies.train, pixel_weight=1.0)
+    points = flat.points(digits.train.images[:50], digits.train.labels[:50])
+    assert class_w2(points, digits.train.labels[:50], flat).max() < 1e4
+
+
 # the gate
 
 
@@ -253,6 +299,19 @@ def test_a_gated_refinement_counts_what_it_refused(digits: RealData, teacher: Te
     assert found["kept"] == int((~same).sum())
     assert found["refused_images"] > 0
     assert refined.meta["w2"]["after"] <= refined.meta["w2"]["before"]
+
+
+def test_a_held_out_network_must_be_another_and_be_asked(
+    digits: RealData, teacher: Teacher, pool: SurrogateSet
+) -> None:
+    alike = train_teacher(digits, TeacherConfig(width=16, steps=2), seed=1)
+    with pytest.raises(ConfigError, match="expected another architecture"):
+        refine_set(pool, teacher, digits, 4, replace(CONFIG, gate=True), held_out=alike)
+    other = train_teacher(digits, TeacherConfig(network="convnet", width=8, steps=2), seed=1)
+    for config in (CONFIG, replace(CONFIG, gate=True, steps=0)):
+        with pytest.raises(ConfigError, match="null without a gate"):
+            refine_set(pool, teacher, digits, 4, config, held_out=other)
+    assert "gate" not in refine_set(pool, teacher, digits, 4, replace(CONFIG, gate=True, steps=0))[1].meta
 
 
 def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
