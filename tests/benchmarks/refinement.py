@@ -65,12 +65,13 @@ def variants(
 ) -> Iterator[tuple[str, SurrogateSet]]:
     """(name, set) of every variant from one pool, but for those ``without``."""
     yield f"{start}: raw", pool.prefix(ipc)
-    spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in (3.0, 0.3, 0.0)}
+    weights = {config.pixel_weight, 0.3, 0.0}
+    spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in weights}
     selected = {
         weight: gd.refine_set(pool, teacher, data, ipc, replace(config, steps=0), seed=seed, space=space)[0]
         for weight, space in spaces.items()
     }
-    yield f"{start}: select", selected[3.0]
+    yield f"{start}: select", selected[config.pixel_weight]
     yield f"{start}: select, features alone", selected[0.0]
     for name, changes in VARIANTS.items():
         if name in without:
@@ -81,13 +82,14 @@ def variants(
         yield f"{start}: {name}", refined
     if UNSELECTED not in without:
         plain = replace(config, select=False)
-        yield f"{start}: {UNSELECTED}", gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=spaces[3.0])[1]
+        space = spaces[config.pixel_weight]
+        yield f"{start}: {UNSELECTED}", gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=space)[1]
 
 
 def sets(
     data: RealData, teacher: Teacher, generator: Generator | None, args: argparse.Namespace, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
+    config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip, pixel_weight=args.pixel_weight)
     for ipc in args.ipc:
         pools = {}
         if "real" in args.starts:
@@ -207,6 +209,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--teacher_steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pixel_weight", type=float, default=0.3, help="of the variants whose names give no other")
     parser.add_argument("--judge_steps", type=int, default=200)
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
