@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gendistill.data.real import RealData
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
@@ -110,6 +111,26 @@ def test_one_evaluation_gets_its_report_beside_its_summary(tmp_path: Path, data:
     assert "Accuracy by stored bytes" in page
     assert "Accuracy by seconds" not in page
     assert [row["set_name"] for row in numbers(folder)["rows"]] == [None, "one", "two"]
+
+
+def only(found: SurrogateSet, positions: list[int]) -> SurrogateSet:
+    at = torch.tensor(positions)
+    return replace(found, images=found.images[at], labels=found.labels[at])
+
+
+def evaluation_of(tmp_path: Path, data: RealData, found: SurrogateSet) -> Path:
+    """Of one set, which lies in the folder ``mine``."""
+    command = "gendistill evaluate --surrogate mine --data.name images --output_dir ev"
+    return make_evaluation(tmp_path / "ev", data, {tmp_path / "mine": found}, command)
+
+
+def test_a_class_without_images_is_an_empty_cell(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, only(made(data, "dm", 2), [2, 3]))  # bees alone
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert 'alt="bee, dm"' in page
+    assert 'alt="ant, dm"' not in page
+    assert page.count(">no image<") == 1
 
 
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
