@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from gendistill.coreset.coresets import CORESETS
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
@@ -16,8 +20,8 @@ from gendistill.evaluate.projection import Projection, pixels, project_sets
 from gendistill.evaluate.report import RANDOM_LABEL, RunFacts
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.seeding import derive
-from gendistill.stages.distill import distill
 from gendistill.stages.finished import Finished
+from gendistill.stages.given import size_of
 from gendistill.stages.show import set_names, teacher_features
 from gendistill.stages.table import LABELS, row_label
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
@@ -84,12 +88,25 @@ def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, Surro
     found = {label: SurrogateSet.load(path) for label, path in folders.items() if (path / MANIFEST).is_file()}
     if not found:
         return {}
-    return {RANDOM_LABEL: random_draw(data, ipc, seed), **found}
+    return beside(found, data, seed)
 
 
-def random_draw(data: RealData, ipc: int, seed: int) -> SurrogateSet:
-    """The first of those that were judged."""
-    return distill(data, RANDOM, ipc, seed=derive(seed, "random draw", 0))
+def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str, SurrogateSet]:
+    """The sets of one IPC after the first random draw that was judged: of as many images by class as they have, of
+    several numbers the equal ones, else the most."""
+    counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
+    return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
+
+
+def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
+    """The first of those that were judged beside a set of ``counts`` images by class; all of a class that has fewer."""
+    drawn, picks = derive(seed, "random draw", 0), []
+    for label, count in enumerate(counts):
+        index = data.train.of_class(label)
+        chosen = CORESETS[RANDOM](np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
+        picks.append(index[torch.from_numpy(chosen)])
+    split = data.train.take(torch.cat(picks))
+    return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})
 
 
 def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
@@ -103,8 +120,9 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
     labels = _labels(read, names_of(found))
     sets: Sets = {}
     for content, one in read.items():
-        first = {RANDOM_LABEL: random_draw(data, one.ipc, seed)} if data else {}
-        sets.setdefault(one.ipc, first)[labels[content]] = one
+        sets.setdefault(size_of(one), {})[labels[content]] = one
+    if data:
+        sets = {ipc: beside(made, data, seed) for ipc, made in sets.items()}
     lost = [
         f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
         "changed; they are not pictured."
@@ -157,6 +175,6 @@ def _load(path: Path, content: str) -> SurrogateSet | None:
 def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
     """Called as their rows are, with their short names where another of that IPC is called the same."""
     labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
-    called = Counter((labels[content], made.ipc) for content, made in sets.items())
-    clear = {c for c, made in sets.items() if called[labels[c], made.ipc] == 1 and labels[c] != RANDOM_LABEL}
+    called = Counter((labels[content], size_of(made)) for content, made in sets.items())
+    clear = {c for c, made in sets.items() if called[labels[c], size_of(made)] == 1 and labels[c] != RANDOM_LABEL}
     return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

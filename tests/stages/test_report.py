@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gendistill.data.real import RealData
+from gendistill.stages.pictured import random_draw
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
@@ -131,6 +132,24 @@ def test_a_class_without_images_is_an_empty_cell(tmp_path: Path, data: RealData)
     assert 'alt="bee, dm"' in page
     assert 'alt="ant, dm"' not in page
     assert page.count(">no image<") == 1
+
+
+def test_a_set_of_fewer_images_than_classes_is_pictured_beside_as_many_random_ones(
+    tmp_path: Path, data: RealData
+) -> None:
+    folder = evaluation_of(tmp_path, data, only(made(data, "dm", 1), [0]))  # an ant
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "<summary>IPC 1</summary>" in page
+    assert 'alt="ant, random real images"' in page
+    assert 'alt="bee, random real images"' not in page
+
+
+def test_a_set_larger_than_the_smallest_class_is_pictured(tmp_path: Path, data: RealData) -> None:
+    few = replace(data, train=data.train.take(torch.arange(1, len(data.train))))
+    shown = random_draw(few, [len(data.train), 2], 3)
+    assert shown.counts == [len(few.train.of_class(0)), 2]
+    assert torch.equal(random_draw(data, [2, 2], 3).of_class(1), shown.of_class(1))
 
 
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
