@@ -219,6 +219,13 @@ def test_of_many_classes_the_best_and_worst_are_shown_beside_random() -> None:
     assert found.worst[-1].gain == pytest.approx(-0.1)
 
 
+def test_of_many_classes_those_without_test_images_are_neither_best_nor_worst() -> None:
+    shares = [None if i % 3 == 0 else i / 100 for i in range(30)]
+    rows = rows_of(judged("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
+    (found,) = class_tables(rows[1:], rows, [f"c{i}" for i in range(30)])
+    assert [found.best[0].name, found.worst[-1].name, found.left_out] == ["c29", "c1", 18]
+
+
 def test_measures_of_a_set_stand_beside_random_and_numbers_of_other_kinds_alone() -> None:
     beside = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
     rows = [row("random", 1), row("dm", 1, set="h")]

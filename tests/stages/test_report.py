@@ -152,6 +152,23 @@ def test_a_set_larger_than_the_smallest_class_is_pictured(tmp_path: Path, data: 
     assert torch.equal(random_draw(data, [2, 2], 3).of_class(1), shown.of_class(1))
 
 
+def test_a_class_without_test_images_is_last_and_blank(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, made(data, "dm"))
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["data"]["counts"]["test"] = [0, 4]
+    for row in summary["rows"]:
+        row["per_class"] = [None, 0.75]
+    path.write_text(json.dumps(summary))
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "Of 4 test images a class, one is 25.0 points" in page
+    assert "Classes without test images are blank." in page
+    assert page.index('<th scope="row">bee</th><td class="num">75.0</td>') < page.index(
+        '<th scope="row">ant</th><td class="num"></td>'
+    )
+
+
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
     tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]
 ) -> None:
