@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from gendistill.stages.finished import Finished
 from gendistill.stages.given import size_of
 from gendistill.stages.show import set_names, teacher_features
 from gendistill.stages.table import LABELS, row_label
+from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
 
 SETS = {
@@ -116,18 +117,14 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
         sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
         assert data is not None  # or find_data had raised
         return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
-    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content))}
+    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content, data))}
     labels = _labels(read, names_of(found))
     sets: Sets = {}
     for content, one in read.items():
         sets.setdefault(size_of(one), {})[labels[content]] = one
     if data:
         sets = {ipc: beside(made, data, seed) for ipc, made in sets.items()}
-    lost = [
-        f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
-        "changed; they are not pictured."
-    ]
-    return dict(sorted(sets.items())), lost * (len(read) < len(found.hashes))
+    return dict(sorted(sets.items())), _lost(found, read, data)
 
 
 def names_of(found: Finished) -> dict[str, str | None]:
@@ -163,13 +160,35 @@ def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData)
     return project_sets(data, shown, teacher_features(Teacher.from_pretrained(teacher)), space=FEATURES)
 
 
-def _load(path: Path, content: str) -> SurrogateSet | None:
-    """The set of a folder, if it is still the one that was judged."""
+def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:
+    """The set of a folder, if it is still the one that was judged; plain folders are read as large as the real ones."""
     try:
-        made = SurrogateSet.load(path)
+        if (path / MANIFEST).is_file():
+            made = SurrogateSet.load(path)
+        elif data and path.is_dir():
+            made = read_plain(path, data.classes, data.channels, data.image_size)
+        else:
+            return None
     except (GendistillError, OSError):
         return None
     return made if made.content_hash() == content else None
+
+
+def _lost(found: Finished, read: Collection[str], data: RealData | None) -> list[str]:
+    """Sentences on the sets that are not pictured."""
+    gone = [content for content in found.hashes if content not in read]
+    paths = {content: path for content, path in found.surrogates.items() if content in gone}
+    plain = [c for c, path in paths.items() if not data and path.is_dir() and not (path / MANIFEST).is_file()]
+    several = f"{len(found.hashes)} sets"
+    lost = (
+        f"{len(gone) - len(plain)} of its {several} are not where they were judged, or have changed; they are not "
+        "pictured."
+    )
+    unread = (
+        f"{len(plain)} of its {several} are plain folders, which are read as large as the real images; without these "
+        "they are not pictured."
+    )
+    return [lost] * (len(gone) > len(plain)) + [unread] * bool(plain)
 
 
 def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:

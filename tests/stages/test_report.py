@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from gendistill.data.images import to_pil
 from gendistill.data.real import RealData
 from gendistill.stages.pictured import random_draw
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
+from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
 from tests.helpers import gendistill
@@ -167,6 +170,40 @@ def test_a_class_without_test_images_is_last_and_blank(tmp_path: Path, data: Rea
     assert page.index('<th scope="row">bee</th><td class="num">75.0</td>') < page.index(
         '<th scope="row">ant</th><td class="num"></td>'
     )
+
+
+def plain_evaluation(tmp_path: Path, data: RealData) -> Path:
+    """Of somebody's folder of one ant, larger than the real images, and two bees."""
+    inverted = [255 - image for image in data.train.images]
+    for name, image in (("ant/x.png", inverted[0]), ("bee/y.png", inverted[-1]), ("bee/z.png", inverted[-2])):
+        path = tmp_path / "theirs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    theirs = read_plain(tmp_path / "theirs", data.classes, data.channels, data.image_size)
+    command = "gendistill evaluate --surrogate theirs --data.name images --output_dir ev"
+    folder = make_evaluation(tmp_path / "ev", data, {tmp_path / "unused": theirs}, command)
+    path = folder / "summary.json"
+    path.write_text(path.read_text().replace('"method": "folder"', '"method": "folder", "name": "theirs"'))
+    return folder
+
+
+def test_a_plain_folder_is_pictured_projected_and_checked_for_copies(tmp_path: Path, data: RealData) -> None:
+    folder = plain_evaluation(tmp_path, data)
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "Not shown" not in page
+    assert page.count('alt="bee, theirs"') == 1
+    assert "theirs: 3 images as dots" in page
+    assert "None of the 3 images of the theirs at IPC 2 is" in page
+
+
+def test_a_plain_folder_without_the_real_images_is_named_as_what_it_is(tmp_path: Path, data: RealData) -> None:
+    folder = plain_evaluation(tmp_path, data)
+    shutil.rmtree(tmp_path / "images")
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "1 of its 1 sets are plain folders, which are read as large as the real images" in page
+    assert "not where they were judged" not in page
 
 
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
