@@ -15,7 +15,7 @@ from gendistill.evaluate.report.classes import EXTREMES, class_tables
 from gendistill.evaluate.report.measured import findings, measures, scores
 from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.plain import as_csv
-from gendistill.evaluate.report.rows import ordered, primary, products, under
+from gendistill.evaluate.report.rows import condition, ordered, primary, products, random_of, under
 from gendistill.evaluate.report.scales import log_ticks
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
@@ -93,15 +93,40 @@ def test_a_coreset_that_was_given_is_a_product_and_no_reference() -> None:
 
 
 def test_the_best_of_several_sets_is_named_and_said_to_be_chosen() -> None:
-    rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2),
-            row("random", 1, 0.2, space="equal bytes")]  # fmt: skip
+    rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2)]
     (said,) = verdicts(rows_of(judged("run", rows)))
     assert (said.row["label"], said.among) == ("idm", 2)
     assert said.sentence.startswith(
         "At IPC 1 the idm set beats random real images by 19.0 to 21.0 points and beats herd"
     )
-    assert "but is not better than random real images of equal bytes (−1.0 to +1.0 points)." in said.sentence
     assert headline([said]).endswith("It beats the best coreset of real images at IPC 1.")
+
+
+def test_equal_bytes_are_those_of_the_very_row_as_the_evaluation_found_them() -> None:
+    rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, 0.3, space="equal bytes"),
+            row("dm", 1, 0.2), row("idc", 1, 0.24, ci95_vs_equal_bytes=[-0.06, -0.04])]  # fmt: skip
+    (said,) = verdicts(rows_of(judged("run", rows)))
+    assert "but is worse than random real images of equal bytes by 4.0 to 6.0 points." in said.sentence
+    (plain,) = verdicts(rows_of(judged("run", rows[:4])))
+    assert "equal bytes" not in plain.sentence
+
+
+def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
+    soft = {"labels": "soft", "recipe": "per_view, T 4"}
+    rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, **soft),
+            row("dm", 1, 0.2, **soft, ci95_vs_equal_bytes=[0.04, 0.06])]  # fmt: skip
+    found = rows_of(judged("run", rows))
+    (said,) = verdicts(found, condition(found[-1]))
+    assert said.sentence.endswith("beats random real images of equal bytes by 4.0 to 6.0 points.")
+
+
+def test_sets_of_uneven_classes_are_compared_with_random_images_of_the_same_numbers() -> None:
+    rows = [row("random", 2), row("random", 2, 0.3, counts=[3, 1], space="as dm, 4 images"),
+            row("kmeans", 2, 0.5), row("dm", 2, 0.1, counts=[3, 1])]  # fmt: skip
+    found = rows_of(judged("run", rows))
+    (said,) = verdicts(found)
+    assert random_of(found[-1], found) is found[1]
+    assert said.coreset is None
 
 
 def test_the_best_sets_of_different_sizes_may_be_different_ones() -> None:

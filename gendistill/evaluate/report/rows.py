@@ -20,6 +20,7 @@ Condition = tuple[Any, ...]
 KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
 CORESETS = (KMEANS, HERDING, KCENTER)
 BASELINES = (RANDOM, *CORESETS, FULL)
+EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purple", RANDOM: "grey", FULL: "ink"}
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 
@@ -43,12 +44,14 @@ def under(rows: Sequence[Row], wanted: Condition | None) -> list[Row]:
 
 def is_random(row: Row) -> bool:
     """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
-    return row["method"] == RANDOM and not row.get("space") and not row.get("given")
+    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("given")
 
 
 def random_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The random draws that a row is compared with, of its own run where there are several."""
-    found = [r for r in rows if is_random(r) and r["ipc"] == row["ipc"] and condition(r) == condition(row)]
+    """The random draws that a row is compared with, of as many images of each class, of its own run where there are
+    several."""
+    sized = [r for r in rows if is_random(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
+    found = [r for r in sized if condition(r) == condition(row)]
     return next((r for r in found if set(r["runs"]) & set(row["runs"])), found[0] if found else None)
 
 
