@@ -7,15 +7,16 @@ import io
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from gendistill.evaluate.judge import with_verdict
+from gendistill.evaluate.judge import seed_spread, with_verdict
 from gendistill.evaluate.report.ablation import ablations
-from gendistill.evaluate.report.chart import chart, cost_chart
+from gendistill.evaluate.report.chart import chart, cost_chart, mean_interval
 from gendistill.evaluate.report.classes import EXTREMES, class_tables
 from gendistill.evaluate.report.measured import findings, measures, scores
 from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.plain import as_csv
-from gendistill.evaluate.report.rows import condition, ordered, primary, products, random_of, under
+from gendistill.evaluate.report.rows import condition, difference, ordered, primary, products, random_of, under
 from gendistill.evaluate.report.scales import log_ticks
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
@@ -201,6 +202,46 @@ def test_every_step_has_its_paired_gain() -> None:
     assert ablations(rows_of(judged("run", rows[:2]))) == []
 
 
+def pooled(sets: list[float], stage: str | None = None, runs: int = 5) -> Row:
+    """Of several synthesis seeds with these accuracies, whose trainings differ by a hundredth of a point."""
+    accuracy = [sets[r % len(sets)] + 0.0001 * (r // len(sets)) for r in range(runs * len(sets))]
+    spread = seed_spread(accuracy, len(sets))
+    return row("dm", 1, stage=stage, accuracy=accuracy, synthesis_seeds=len(sets), set=["x"] * len(sets), **spread)
+
+
+def test_sets_of_several_synthesis_seeds_are_pairs_and_their_runs_are_not() -> None:
+    found, plain = pooled([0.5, 0.6, 0.7]), row("kmeans", 1, accuracy=[0.55] * 15, space="pixels")
+    half = 4.302652729911275 * 0.1 / 3**0.5  # t of 2 degrees of freedom
+    expected = pytest.approx((0.0502 - half, 0.0502 + half))
+    assert difference(found, plain) == expected
+    assert difference(plain, found) == pytest.approx((-0.0502 - half, -0.0502 + half))
+    assert difference(found, pooled([0.4, 0.5, 0.6])) == pytest.approx((0.1, 0.1))
+    assert mean_interval(found) == pytest.approx((0.6002 - half, 0.6002 + half))
+    fewer = {**plain, "accuracy": [0.55, 0.55]}  # of the first two sets
+    assert difference(found, fewer) == pytest.approx((-12.7062 * 0.05, 12.7062 * 0.05), abs=1e-3)
+
+
+def test_two_rows_of_unlike_many_synthesis_seeds_are_compared_unpaired() -> None:
+    found = difference(pooled([0.5, 0.6, 0.7]), pooled([0.4, 0.5]))
+    expected = stats.ttest_ind([0.5002, 0.6002, 0.7002], [0.4002, 0.5002], equal_var=False).confidence_interval()
+    assert found == pytest.approx((expected.low, expected.high))
+    assert difference(pooled([0.5] * 3), pooled([0.4] * 2)) == pytest.approx((0.1, 0.1))
+
+
+def test_sentences_and_ablations_of_pooled_rows_are_by_set() -> None:
+    rows = [row("random", 1, accuracy=[0.4] * 15), row("kmeans", 1, accuracy=[0.55] * 15, space="pixels"),
+            pooled([0.5, 0.6, 0.7])]  # fmt: skip
+    (said,) = verdicts(rows_of(judged("run", rows)))
+    assert "the dm set (3 synthesis seeds) is not better than random" in said.sentence
+    assert "is not better than k-means on pixels" in said.sentence
+    steps = [{**pooled(sets, stage), "method": "generative"} for stage, sets in
+             (("samples", [0.5, 0.5, 0.5]), ("refined", [0.5, 0.6, 0.7]))]  # fmt: skip
+    ((_, (gain,)),) = ablations(rows_of(judged("run", [rows[0], *steps])))[0].steps
+    assert gain is not None
+    assert gain.word == "not better"
+    assert gain.high - gain.low == pytest.approx(2 * 4.302652729911275 * 0.1 / 3**0.5)
+
+
 def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     rows = [row("random", 1)] + [
         row("dm", ipc, 0.1, synthesis_seconds=seconds, bytes={"images": 1000 * ipc, "labels": 24})
@@ -296,6 +337,12 @@ def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
     assert float(lines[1]["legacy_best"]) == pytest.approx(0.85)
     assert (lines[1]["set"], lines[1]["runs"], lines[1]["trainings"]) == ("a b", "run", "3")
     assert float(lines[1]["low"]) < 0.2 < float(lines[1]["high"])
+    told = {"ci95_vs_equal_bytes": [-0.1, 0.2], "ci95_these_sets": [0.1, 0.3], "std_within": 0.01, "std_between": 0.05}
+    (line,) = csv.DictReader(io.StringIO(as_csv([{**rows[1], **told}])))
+    assert [line[f"{end}_{of}"] for of in ("equal_bytes", "these_sets") for end in ("low", "high")] == [
+        "-0.1", "0.2", "0.1", "0.3"
+    ]  # fmt: skip
+    assert (line["std_within"], line["std_between"]) == ("0.01", "0.05")
 
 
 def test_a_summary_without_any_set_still_has_rows() -> None:

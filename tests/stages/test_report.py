@@ -134,7 +134,7 @@ def test_a_class_without_images_is_an_empty_cell(tmp_path: Path, data: RealData)
     page = words(folder)
     assert 'alt="bee, dm"' in page
     assert 'alt="ant, dm"' not in page
-    assert page.count(">no image<") == 1
+    assert page.count(">no image<") == 2  # of the set, and of random images of as many by class
 
 
 def test_a_set_of_fewer_images_than_classes_is_pictured_beside_as_many_random_ones(
@@ -204,6 +204,20 @@ def test_a_plain_folder_without_the_real_images_is_named_as_what_it_is(tmp_path:
     page = words(folder)
     assert "1 of its 1 sets are plain folders, which are read as large as the real images" in page
     assert "not where they were judged" not in page
+
+
+def test_several_synthesis_seeds_are_shown_with_their_spread(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, made(data, "dm"))
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["rows"][1] |= {"synthesis_seeds": 3, "accuracy": [0.5, 0.6, 0.7] * 2, "std_within": 0.001}
+    summary["rows"][1] |= {"std_between": 0.1, "ci95_vs_random": [-0.1, 0.3]}
+    path.write_text(json.dumps(summary))
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    for expected in ('dm <span class="soft">×3</span>', "between sets 10.0, within 0.1", "3 × 2",
+                     "so that they cover another synthesis seed too", "over their sets"):  # fmt: skip
+        assert expected in page, expected
 
 
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(

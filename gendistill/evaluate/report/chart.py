@@ -83,7 +83,7 @@ class Chart:
 
 
 def chart(rows: Sequence[Row]) -> Chart | None:
-    """Every method's mean and its 95 % t interval over runs; methods stand side by side at each IPC."""
+    """Every method's mean and its 95 % t interval, see ``mean_interval``; methods stand side by side at each IPC."""
     sized = [r for r in rows if r["ipc"] is not None]
     if not sized:
         return None
@@ -176,7 +176,8 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def mean_interval(row: Row) -> tuple[float, float]:
-    """95 % t interval of a row's mean over runs, kept within [0, 1]; the mean alone where there is one run."""
+    """95 % t interval of a row's mean over runs, over the sets where it pools several, kept within [0, 1]; the mean
+    alone where there is one run."""
     low, high = difference(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
     return max(0.0, low), min(1.0, high)
 

@@ -15,7 +15,7 @@ from gendistill.evaluate.report.facts import ReportFacts
 from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
 from gendistill.evaluate.report.records import costs, w2
-from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, under
+from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, seeds_of, under
 from gendistill.evaluate.report.scatter import scatter
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
@@ -53,6 +53,7 @@ def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
         "mixed_settings": len(set(settings_numbers(judged))) > 1,
         "several": len({condition(r)[:4] for r in rows}) > 1,
         "main": primary(rows),
+        "pooled": any(seeds_of(r) > 1 for r in rows),
     }
 
 

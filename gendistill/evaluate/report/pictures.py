@@ -81,10 +81,7 @@ def gallery(ipc: int, sets: dict[str, SurrogateSet]) -> Gallery:
     shown = min(most, 10 if columns >= 5 else 4)
     names = [classes[c] for c in picked]
     rows = [
-        [
-            _cell(made.of_class(c)[:shown], f"{classes[c]}, {label}", columns, wide)
-            for label, made in sets.items()
-        ]
+        [_cell(made.of_class(c)[:shown], f"{classes[c]}, {label}", columns, wide) for label, made in sets.items()]
         for c in picked
     ]
     notes = [f"{len(picked)} of {len(classes)} classes"] * (len(picked) < len(classes))

@@ -6,16 +6,20 @@ A row is one of a summary with what ``merge`` adds: ``label`` and ``noun`` for r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from gendistill.evaluate.intervals import paired_interval
+from scipy import stats
+
+from gendistill.evaluate.intervals import by_set, paired_interval
 from gendistill.evaluate.judge import FULL, RANDOM
 from gendistill.evaluate.report.scales import Axis
 from gendistill.evaluate.report.words import NAMES
 
 Row = dict[str, Any]
 Condition = tuple[Any, ...]
+Interval = tuple[float, float]
 
 KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
 CORESETS = (KMEANS, HERDING, KCENTER)
@@ -66,11 +70,36 @@ def products(rows: Sequence[Row]) -> list[Row]:
     return [r for r in made if r["stage"] not in NAMES or any(last[run] == r["stage"] for run in r["runs"])]
 
 
-def difference(row: Row, other: Row) -> tuple[float, float] | None:
-    """The paired 95 % interval of row - other, None where there are fewer than two pairs of runs."""
-    if min(len(row["accuracy"]), len(other["accuracy"])) < 2:
+def seeds_of(row: Row) -> int:
+    """The sets of other synthesis seeds that the row pools; run r is of set r mod them."""
+    return int(row.get("synthesis_seeds") or 1)
+
+
+def difference(row: Row, other: Row) -> Interval | None:
+    """The 95 % t interval of row - other, None where there are fewer than two pairs.
+
+    Runs are paired one by one; where a side pools sets of several synthesis seeds, the means of the runs of each set
+    are, since the runs of one set are no evidence of another. Where both do, but not as many, Welch's interval of the
+    two lists of means.
+    """
+    ours, theirs = row["accuracy"], other["accuracy"]
+    n, seeds = min(len(ours), len(theirs)), (seeds_of(row), seeds_of(other))
+    if n < 2:
         return None
-    return paired_interval(row["accuracy"], other["accuracy"])
+    if seeds[0] != seeds[1] and min(seeds) > 1:
+        return _welch(by_set(ours, seeds[0]), by_set(theirs, seeds[1]))
+    if max(seeds) > 1:
+        sets = min(max(seeds), n)
+        return paired_interval(by_set(ours[:n], sets), by_set(theirs[:n], sets))
+    return paired_interval(ours, theirs)
+
+
+def _welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    if math.isnan(found.low):  # neither side varies
+        middle = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+        return middle, middle
+    return float(found.low), float(found.high)
 
 
 def mean(values: Sequence[float] | None) -> float | None:

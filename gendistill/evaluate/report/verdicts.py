@@ -12,6 +12,7 @@ from gendistill.evaluate.report.rows import (
     KCENTER,
     KMEANS,
     Condition,
+    Interval,
     Row,
     condition,
     difference,
@@ -19,11 +20,11 @@ from gendistill.evaluate.report.rows import (
     primary,
     products,
     random_of,
+    seeds_of,
     under,
 )
 from gendistill.evaluate.report.words import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 
-Interval = tuple[float, float]
 EQUAL_BYTES = "random real images of equal bytes"
 
 
@@ -59,7 +60,8 @@ class Verdict:
         text = parts[0][0]
         for (_, before), (part, good) in pairwise(parts):
             text += f"{' and ' if good == before else ', but '}{part}"
-        return f"At IPC {self.ipc} the {self.row['noun']} {text}."
+        seeds = f" ({seeds_of(self.row)} synthesis seeds)" if seeds_of(self.row) > 1 else ""
+        return f"At IPC {self.ipc} the {self.row['noun']}{seeds} {text}."
 
 
 def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdict]:
