@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gendistill import runtime
 from gendistill.coreset.coresets import CORESETS
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
@@ -17,12 +18,13 @@ from gendistill.errors import ArtifactError, GendistillError
 from gendistill.evaluate.copies import FEATURES, PIXELS
 from gendistill.evaluate.judge import RANDOM
 from gendistill.evaluate.projection import Projection, pixels, project_sets
-from gendistill.evaluate.report import RANDOM_LABEL, RunFacts
+from gendistill.evaluate.report import RANDOM_LABEL, Look, RunFacts
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.seeding import derive
 from gendistill.stages.finished import Finished
 from gendistill.stages.given import size_of
-from gendistill.stages.show import set_names, teacher_features
+from gendistill.stages.lens import features_of, kept
+from gendistill.stages.show import set_names
 from gendistill.stages.table import LABELS, row_label
 from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
@@ -34,6 +36,7 @@ SETS = {
     "refined": Path("refined"),
 }
 MOST_PANELS = 8
+TRAINED = "reference network features"  # of a network that the evaluation trained on the real images
 Sets = dict[int, dict[str, SurrogateSet]]
 
 
@@ -138,10 +141,20 @@ def names_of(found: Finished) -> dict[str, str | None]:
     return {content: names[stems[content].resolve()] if content in stems else None for content in found.hashes}
 
 
-def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData) -> Projection | None:
+def look(found: Sequence[Finished], data: RealData) -> Look | None:
+    """Features of the first teacher that is there, else of a network that an evaluation trained on the real images."""
+    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
+    if teacher is not None:
+        return Look(FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval()))
+    network = next((n for f in found if (n := kept(data, f.path)) is not None), None)
+    note = "The reference network was trained on the real images by the evaluation."
+    return None if network is None else Look(TRAINED, features_of(network), note)
+
+
+def project(runs: Sequence[RunFacts], data: RealData, look: Look | None) -> Projection | None:
     """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
 
-    By PCA of the features of the first teacher that is there, else of pixels.
+    By PCA of the features of ``look``, else of pixels.
     """
     largest = [(run, run.sets[max(run.sets)]) for run in runs if run.sets]
     if not largest:
@@ -154,10 +167,9 @@ def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData)
             label, last = list(sets.items())[-1]
             shown |= {f"{run.name}, IPC {max(run.sets)}: {label}": last.split}
     shown = dict(list(shown.items())[:MOST_PANELS])
-    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
-    if teacher is None:
+    if look is None:
         return project_sets(data, shown, pixels, space=PIXELS)
-    return project_sets(data, shown, teacher_features(Teacher.from_pretrained(teacher)), space=FEATURES)
+    return project_sets(data, shown, look.embed, space=look.space)
 
 
 def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:

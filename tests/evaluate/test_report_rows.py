@@ -13,7 +13,7 @@ from gendistill.evaluate.judge import seed_spread, with_verdict
 from gendistill.evaluate.report.ablation import ablations
 from gendistill.evaluate.report.chart import chart, cost_chart, mean_interval
 from gendistill.evaluate.report.classes import EXTREMES, class_tables
-from gendistill.evaluate.report.measured import findings, measures, scores
+from gendistill.evaluate.report.measured import Measure, findings, measures, scores
 from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.plain import as_csv
 from gendistill.evaluate.report.rows import condition, difference, ordered, primary, products, random_of, under
@@ -253,7 +253,10 @@ def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     x = [p.x for curve in drawn.curves for p in curve.points]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.05)
     assert drawn.left < x[0] < x[2] < drawn.right
-    assert [line[:3] for line in drawn.table] == [("dm", "1", "2 s"), ("dm", "5", "20 s"), ("dm", "10", "3.33 min")]
+    assert [(line.name, line.y) for line in drawn.levels] == [("random real images, IPC 1", drawn.levels[0].y)]
+    assert drawn.top < drawn.levels[0].y < drawn.bottom
+    assert drawn.table[0] == ("random real images", "1", "none", "52.0 ± 2.0")
+    assert [line[:3] for line in drawn.table[1:]] == [("dm", "1", "2 s"), ("dm", "5", "20 s"), ("dm", "10", "3.33 min")]
     stored = cost_chart(found, "bytes")
     assert stored is not None
     assert [line[2] for line in stored.table] == ["1.02 kB", "5.02 kB", "10 kB"]
@@ -292,16 +295,18 @@ def test_of_many_classes_those_without_test_images_are_neither_best_nor_worst() 
     assert [found.best[0].name, found.worst[-1].name, found.left_out] == ["c29", "c1", 18]
 
 
-def test_measures_of_a_set_stand_beside_random_and_numbers_of_other_kinds_alone() -> None:
-    beside = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
+def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_better() -> None:
+    kid = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
+    agreement = {"mean": 0.97, "random": {"mean": 0.9, "std": None}, "reason": None}
+    crowding = {**kid, "reason": "not shown"}
+    told = {"measures": {"kid": kid, "crowding": crowding}, "labels": {"hard": {"agreement": agreement}}, "images": 3}
     rows = [row("random", 1), row("dm", 1, set="h")]
-    run = judged("run", rows, sets={"h": {"likeness": {"kid": beside}, "labels": {"agreement": 0.97}, "ok": True}})
+    run = judged("run", rows, sets={"h": told})
     found = measures([run], rows_of(run))
     assert found is not None
-    assert found.names == ["KID (MMD²)", "labels agreement"]
-    ((ipc, ((label, (kid, agreement)),)),) = found.groups
-    assert (ipc, label, kid.value, kid.random, kid.std) == (1, "dm", 0.9, 0.8, 0.01)
-    assert (agreement.value, agreement.random) == (0.97, None)
+    assert found.heads == [("KID (MMD²)", "lower is better"), ("label agreement", "best as random")]
+    ((ipc, ((label, (first, second)),)),) = found.groups
+    assert (ipc, label, first, second) == (1, "dm", Measure(0.9, 0.8, 0.01), Measure(0.97, 0.9, None))
     assert found.reasons == ["few"]
     assert measures([judged("run", rows)], rows_of(run)) is None
 

@@ -194,7 +194,7 @@ def test_a_plain_folder_is_pictured_projected_and_checked_for_copies(tmp_path: P
     assert "Not shown" not in page
     assert page.count('alt="bee, theirs"') == 1
     assert "theirs: 3 images as dots" in page
-    assert "None of the 3 images of the theirs at IPC 2 is" in page
+    assert "None of the 3 images of the set theirs at IPC 2 is" in page
 
 
 def test_a_plain_folder_without_the_real_images_is_named_as_what_it_is(tmp_path: Path, data: RealData) -> None:
@@ -218,6 +218,15 @@ def test_several_synthesis_seeds_are_shown_with_their_spread(tmp_path: Path, dat
     for expected in ('dm <span class="soft">×3</span>', "between sets 10.0, within 0.1", "3 × 2",
                      "so that they cover another synthesis seed too", "over their sets"):  # fmt: skip
         assert expected in page, expected
+
+
+def test_every_set_of_an_evaluation_is_checked_for_copies(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation(tmp_path, data)
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "None of the 2 images of the set dm, one at IPC 1" in page
+    assert "<summary>dm, two at IPC 1</summary>" in page
+    assert "difference of the pixels, in grey levels" in page
 
 
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
