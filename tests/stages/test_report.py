@@ -17,6 +17,7 @@ from PIL import Image
 
 from gendistill.data.images import to_pil
 from gendistill.data.real import RealData
+from gendistill.stages.continual import PAGE, RECORD
 from gendistill.stages.pictured import random_draw
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
 from gendistill.surrogate.plain import read_plain
@@ -301,13 +302,20 @@ def test_new_keys_of_a_summary_are_shown(tmp_path: Path, data: RealData) -> None
 
 def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]) -> None:
     folder = evaluation(tmp_path, data)
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps({**summary, "task": "continual"}))
-    assert gendistill("report", folder) == 2
-    assert "is an evaluation of continual learning" in capsys.readouterr().err
     (folder / "summary.json").write_text('{"rows": 3}')
     assert gendistill("report", folder) == 2
     assert "summary.json is damaged: it is not a summary" in capsys.readouterr().err
+
+
+def test_of_a_continual_evaluation_its_own_page_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "continual"
+    folder.mkdir()
+    for name in (RECORD, PAGE, "stage.json"):
+        (folder / name).write_text("{}")
+    assert gendistill("report", folder) == 2
+    message = capsys.readouterr().err
+    assert f"open {folder / 'continual.html'}, whose numbers are in continual.json beside it." in message
+    assert "run`" in message
 
 
 def test_recorded_commands_are_read_from_where_they_were_given(tmp_path: Path) -> None:

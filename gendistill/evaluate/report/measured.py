@@ -55,7 +55,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measures:
-    """``heads`` are (title, which way is better), ``groups`` (IPC, lines), lines (label, one measure or None a head)."""
+    """``heads`` are (title, which way is better), ``groups`` (IPC, lines), lines (label, a measure or None a head)."""
 
     heads: list[tuple[str, str]]
     groups: list[tuple[Any, list[tuple[str, list[Measure | None]]]]]
