@@ -119,7 +119,7 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
     low, high = min(c for _, c in told), max(c for _, c in told)
     x = log_axis(low, high, LEFT + 14, RIGHT - 30)
     sizes = {r["ipc"] for r, _ in told}
-    random = [r for r in rows if is_random(r) and r["ipc"] in sizes and not cost(r, what)]
+    random = [r for r in rows if what == "seconds" and is_random(r) and r["ipc"] in sizes]
     y, y_ticks = _accuracy_axis([r for r, _ in told] + random + [r for r in rows if r["ipc"] is None], LOW)
     costs = {id(r): c for r, c in told}
     groups = by_label([r for r, _ in told])
