@@ -13,7 +13,7 @@ from gendistill.stages.distill import distill
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill
 
-OPTIONS = ("--runs", 2, "--steps", 2, "--width", 4, "--baseline_cache", "null", "--baselines", '["random"]')
+OPTIONS = ("--runs", 3, "--steps", 2, "--width", 4, "--baseline_cache", "null", "--baselines", '["random"]')
 
 
 def faulty(data: RealData) -> dict[str, SurrogateSet]:
