@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import torch
@@ -42,9 +43,10 @@ def page(digits: RealData, tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, made in faulty(digits).items():
         made.save(folder / name)
     out = folder / "out"
-    assert (
-        gendistill("evaluate", "--surrogate", *(folder / n for n in faulty(digits)), *OPTIONS, "--output_dir", out) == 0
-    )
+    words = [str(w) for w in ("evaluate", "--surrogate", *(folder / n for n in faulty(digits)), *OPTIONS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["gendistill", *words, "--output_dir", str(out)])  # which is recorded
+        assert gendistill(*sys.argv[1:]) == 0
     assert gendistill("report", out) == 0
     return re.sub(r"\s+", " ", (out / "report.html").read_text(encoding="utf-8"))
 
