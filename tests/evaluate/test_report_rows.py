@@ -113,7 +113,7 @@ def test_equal_bytes_are_those_of_the_very_row_as_the_evaluation_found_them() ->
 
 
 def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
-    soft = {"labels": "soft", "recipe": "per_view, T 4"}
+    soft: dict[str, Any] = {"labels": "soft", "recipe": "per_view, T 4"}
     rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, **soft),
             row("dm", 1, 0.2, **soft, ci95_vs_equal_bytes=[0.04, 0.06])]  # fmt: skip
     found = rows_of(judged("run", rows))
@@ -205,7 +205,7 @@ def test_every_step_has_its_paired_gain() -> None:
 def pooled(sets: list[float], stage: str | None = None, runs: int = 5) -> Row:
     """Of several synthesis seeds with these accuracies, whose trainings differ by a hundredth of a point."""
     accuracy = [sets[r % len(sets)] + 0.0001 * (r // len(sets)) for r in range(runs * len(sets))]
-    spread = seed_spread(accuracy, len(sets))
+    spread: dict[str, Any] = seed_spread(accuracy, len(sets))
     return row("dm", 1, stage=stage, accuracy=accuracy, synthesis_seeds=len(sets), set=["x"] * len(sets), **spread)
 
 
