@@ -42,7 +42,7 @@ class Copies:
     """What the check found.
 
     Attributes:
-        space: What distances are between, ``pixels`` or ``teacher features``.
+        space: What distances are between: ``pixels``, ``teacher features``, or those of another network.
         exact: By split, for each of the N images the position there of an image with the same pixels, or -1.
         measured: Positions (M,) of the images whose distance was measured.
         distances: Of each of those to the closest training image, (M,).
@@ -118,6 +118,7 @@ class Reference:
         points: The training images (M,D).
         held_out: Distances (V,) of validation images to the closest training image.
         known: By split, the position of every image by the hash of its pixels.
+        space: What distances are between, in words.
     """
 
     data: RealData
@@ -126,12 +127,18 @@ class Reference:
     points: Tensor
     held_out: Tensor
     known: dict[str, dict[bytes, int]]
+    space: str
 
     @classmethod
     def of(
-        cls, data: RealData, *, features: Callable[[Tensor], Tensor] | None = None, most: int | None = None
+        cls,
+        data: RealData,
+        *,
+        features: Callable[[Tensor], Tensor] | None = None,
+        most: int | None = None,
+        space: str = FEATURES,
     ) -> Reference:
-        """Measure the held-out images.
+        """Measure the held-out images; ``space`` says whose ``features`` they are.
 
         Raises:
             DataError: there are none.
@@ -142,7 +149,7 @@ class Reference:
         points = embed(data.train.images)
         held_out, _ = nearest(embed(data.validation.images[spread(len(data.validation), most)]), points)
         known = {split: _positions(getattr(data, split).images) for split in SPLITS}
-        return cls(data, features, most, points, held_out, known)
+        return cls(data, features, most, points, held_out, known, space if features else PIXELS)
 
     def check(self, made: Tensor) -> Copies:
         """Look for copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
@@ -162,7 +169,7 @@ class Reference:
         distances, positions = nearest((self.features or _flat)(made[measured]), self.points)
         hashes = list(digests(made))
         return Copies(
-            space=FEATURES if self.features else PIXELS,
+            space=self.space,
             exact={split: torch.tensor([at.get(d, -1) for d in hashes]) for split, at in self.known.items()},
             measured=measured,
             distances=distances,

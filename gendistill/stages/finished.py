@@ -18,6 +18,7 @@ from gendistill.stages.output import CONFIG, LOG, RECORD
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
 
 SUMMARY = "summary.json"
+CONTINUAL, CONTINUAL_PAGE = "continual.json", "continual.html"  # of stages/continual.py
 TEACHER, EVALUATION = "teacher", "evaluation"
 STAGES = (TEACHER, "generator", "samples", "refined", EVALUATION)
 
@@ -74,16 +75,17 @@ def read_finished(path: Path) -> Finished:
     Raises:
         ArtifactError: it is not finished, or a file of it is damaged.
     """
+    if (path / CONTINUAL).is_file():
+        raise ArtifactError(
+            f"{path} is an evaluation of continual learning, which has a page of its own: open "
+            f"{path / CONTINUAL_PAGE}, whose numbers are in {CONTINUAL} beside it. `gendistill report` takes the "
+            "output of `gendistill run` and of `gendistill evaluate` without --task."
+        )
     is_run = not (path / SUMMARY).is_file()
     if is_run:
         data_config(path)
     place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
     summary = _read(path, place, _summary)
-    if "task" in summary:
-        raise ArtifactError(
-            f"{path} is an evaluation of {summary['task']} learning, which wrote a report of its own; expected one of "
-            "accuracies by set."
-        )
     records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
     return Finished(
         path=path,

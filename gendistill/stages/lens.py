@@ -56,7 +56,7 @@ def make_lens(features: str, data: RealData, teacher: Teacher | None = None, fol
     foreign = load_backbone(features, runtime.device()) if ":" in features else None
     own = teacher is not None and features != "trained"
     network = teacher.network.to(runtime.device()).eval() if teacher and own else trained(data, folder)
-    embed, classify = _features(network), _probabilities(network)
+    embed, classify = features_of(network), _probabilities(network)
     space = f"the teacher ({teacher.spec['name']})" if teacher and own else f"a network trained here ({SPEC['name']})"
     return Lens(features if foreign else space, foreign or embed, classify, teacher.hash() if teacher and own else None)
 
@@ -66,20 +66,10 @@ SPEC = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth"
 
 def trained(data: RealData, folder: Path | None = None) -> nn.Module:
     """A network like a default teacher's, trained on ``data.train`` from a fixed seed, or read from ``folder``."""
-    options = TeacherConfig()
-    spec: dict[str, Any] = SPEC | {
-        "channels": data.channels,
-        "image_size": data.image_size,
-        "classes": len(data.classes),
-    }
-    network = build_network(**spec, seed=0)
-    key, path = hash_json([spec, vars(options), data.fingerprint()]), folder / REFERENCE if folder else None
-    if path and path.is_file():
-        with safe_open(path, framework="pt") as file:
-            same = (file.metadata() or {}).get("key") == key
-        if same:
-            network.load_state_dict(load_file(path))
-            return network.to(runtime.device()).eval()
+    found = kept(data, folder) if folder else None
+    if found is not None:
+        return found
+    options, (network, key) = TeacherConfig(), _untrained(data)
     loop = train_classifier(
         network,
         data.train,
@@ -90,14 +80,38 @@ def trained(data: RealData, folder: Path | None = None) -> nn.Module:
         device=runtime.device(),
     )
     network = follow(loop, "reference network", options.steps)
-    if path:
+    if folder:
+        path = folder / REFERENCE
         partial = path.with_name(path.name + ".partial")
         save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial, {"key": key})
         partial.rename(path)
     return network
 
 
-def _features(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def kept(data: RealData, folder: Path) -> nn.Module | None:
+    """The network that an evaluation of ``data`` left in ``folder``, if there is one."""
+    path, (network, key) = folder / REFERENCE, _untrained(data)
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("key") != key:
+            return None
+    network.load_state_dict(load_file(path))
+    return network.to(runtime.device()).eval()
+
+
+def _untrained(data: RealData) -> tuple[nn.Module, str]:
+    """(the network, the hash of all that decides its training)."""
+    spec: dict[str, Any] = SPEC | {
+        "channels": data.channels,
+        "image_size": data.image_size,
+        "classes": len(data.classes),
+    }
+    return build_network(**spec, seed=0), hash_json([spec, vars(TeacherConfig()), data.fingerprint()])
+
+
+def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """uint8 (B,C,H,W) -> features (B,D), on the CPU."""
     look: Any = network.features
     return _batched("features", look)
 

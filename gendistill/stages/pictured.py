@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from gendistill import runtime
+from gendistill.coreset.coresets import CORESETS
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.evaluate.copies import FEATURES, PIXELS
 from gendistill.evaluate.judge import RANDOM
 from gendistill.evaluate.projection import Projection, pixels, project_sets
-from gendistill.evaluate.report import RANDOM_LABEL, RunFacts
+from gendistill.evaluate.report import RANDOM_LABEL, Look, RunFacts
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.seeding import derive
-from gendistill.stages.distill import distill
 from gendistill.stages.finished import Finished
-from gendistill.stages.show import set_names, teacher_features
+from gendistill.stages.given import size_of
+from gendistill.stages.lens import features_of, kept
+from gendistill.stages.show import set_names
 from gendistill.stages.table import LABELS, row_label
+from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import MANIFEST, SurrogateSet
 
 SETS = {
@@ -29,6 +36,7 @@ SETS = {
     "refined": Path("refined"),
 }
 MOST_PANELS = 8
+TRAINED = "reference network features"  # of a network that the evaluation trained on the real images
 Sets = dict[int, dict[str, SurrogateSet]]
 
 
@@ -84,12 +92,25 @@ def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, Surro
     found = {label: SurrogateSet.load(path) for label, path in folders.items() if (path / MANIFEST).is_file()}
     if not found:
         return {}
-    return {RANDOM_LABEL: random_draw(data, ipc, seed), **found}
+    return beside(found, data, seed)
 
 
-def random_draw(data: RealData, ipc: int, seed: int) -> SurrogateSet:
-    """The first of those that were judged."""
-    return distill(data, RANDOM, ipc, seed=derive(seed, "random draw", 0))
+def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str, SurrogateSet]:
+    """The sets of one IPC after the first random draw that was judged: of as many images by class as they have, of
+    several numbers the equal ones, else the most."""
+    counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
+    return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
+
+
+def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
+    """The first of those that were judged beside a set of ``counts`` images by class; all of a class that has fewer."""
+    drawn, picks = derive(seed, "random draw", 0), []
+    for label, count in enumerate(counts):
+        index = data.train.of_class(label)
+        chosen = CORESETS[RANDOM](np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
+        picks.append(index[torch.from_numpy(chosen)])
+    split = data.train.take(torch.cat(picks))
+    return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})
 
 
 def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
@@ -99,17 +120,14 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
         sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
         assert data is not None  # or find_data had raised
         return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
-    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content))}
+    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content, data))}
     labels = _labels(read, names_of(found))
     sets: Sets = {}
     for content, one in read.items():
-        first = {RANDOM_LABEL: random_draw(data, one.ipc, seed)} if data else {}
-        sets.setdefault(one.ipc, first)[labels[content]] = one
-    lost = [
-        f"{len(found.hashes) - len(read)} of its {len(found.hashes)} sets are not where they were judged, or have "
-        "changed; they are not pictured."
-    ]
-    return dict(sorted(sets.items())), lost * (len(read) < len(found.hashes))
+        sets.setdefault(size_of(one), {})[labels[content]] = one
+    if data:
+        sets = {ipc: beside(made, data, seed) for ipc, made in sets.items()}
+    return dict(sorted(sets.items())), _lost(found, read, data)
 
 
 def names_of(found: Finished) -> dict[str, str | None]:
@@ -123,10 +141,20 @@ def names_of(found: Finished) -> dict[str, str | None]:
     return {content: names[stems[content].resolve()] if content in stems else None for content in found.hashes}
 
 
-def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData) -> Projection | None:
+def look(found: Sequence[Finished], data: RealData) -> Look | None:
+    """Features of the first teacher that is there, else of a network that an evaluation trained on the real images."""
+    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
+    if teacher is not None:
+        return Look(FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval()))
+    network = next((n for f in found if (n := kept(data, f.path)) is not None), None)
+    note = "The reference network was trained on the real images by the evaluation."
+    return None if network is None else Look(TRAINED, features_of(network), note)
+
+
+def project(runs: Sequence[RunFacts], data: RealData, look: Look | None) -> Projection | None:
     """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
 
-    By PCA of the features of the first teacher that is there, else of pixels.
+    By PCA of the features of ``look``, else of pixels.
     """
     largest = [(run, run.sets[max(run.sets)]) for run in runs if run.sets]
     if not largest:
@@ -139,24 +167,45 @@ def project(runs: Sequence[RunFacts], found: Sequence[Finished], data: RealData)
             label, last = list(sets.items())[-1]
             shown |= {f"{run.name}, IPC {max(run.sets)}: {label}": last.split}
     shown = dict(list(shown.items())[:MOST_PANELS])
-    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
-    if teacher is None:
+    if look is None:
         return project_sets(data, shown, pixels, space=PIXELS)
-    return project_sets(data, shown, teacher_features(Teacher.from_pretrained(teacher)), space=FEATURES)
+    return project_sets(data, shown, look.embed, space=look.space)
 
 
-def _load(path: Path, content: str) -> SurrogateSet | None:
-    """The set of a folder, if it is still the one that was judged."""
+def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:
+    """The set of a folder, if it is still the one that was judged; plain folders are read as large as the real ones."""
     try:
-        made = SurrogateSet.load(path)
+        if (path / MANIFEST).is_file():
+            made = SurrogateSet.load(path)
+        elif data and path.is_dir():
+            made = read_plain(path, data.classes, data.channels, data.image_size)
+        else:
+            return None
     except (GendistillError, OSError):
         return None
     return made if made.content_hash() == content else None
 
 
+def _lost(found: Finished, read: Collection[str], data: RealData | None) -> list[str]:
+    """Sentences on the sets that are not pictured."""
+    gone = [content for content in found.hashes if content not in read]
+    paths = {content: path for content, path in found.surrogates.items() if content in gone}
+    plain = [c for c, path in paths.items() if not data and path.is_dir() and not (path / MANIFEST).is_file()]
+    several = f"{len(found.hashes)} sets"
+    lost = (
+        f"{len(gone) - len(plain)} of its {several} are not where they were judged, or have changed; they are not "
+        "pictured."
+    )
+    unread = (
+        f"{len(plain)} of its {several} are plain folders, which are read as large as the real images; without these "
+        "they are not pictured."
+    )
+    return [lost] * (len(gone) > len(plain)) + [unread] * bool(plain)
+
+
 def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
     """Called as their rows are, with their short names where another of that IPC is called the same."""
     labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
-    called = Counter((labels[content], made.ipc) for content, made in sets.items())
-    clear = {c for c, made in sets.items() if called[labels[c], made.ipc] == 1 and labels[c] != RANDOM_LABEL}
+    called = Counter((labels[content], size_of(made)) for content, made in sets.items())
+    clear = {c for c, made in sets.items() if called[labels[c], size_of(made)] == 1 and labels[c] != RANDOM_LABEL}
     return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

@@ -13,7 +13,7 @@ from gendistill.evaluate.report import ReportFacts, RunFacts, as_csv, as_json, r
 from gendistill.stages.finished import Finished, read_finished
 from gendistill.stages.folders import command_line, versions
 from gendistill.stages.output import plain_output, write_whole
-from gendistill.stages.pictured import check_data, find_data, names_of, project, sets_of
+from gendistill.stages.pictured import check_data, find_data, look, names_of, project, sets_of
 from gendistill.stages.show import set_names
 from gendistill.stages.table import row_label
 
@@ -37,7 +37,10 @@ def gather(found: Sequence[Finished], data: RealData | None, reasons: Sequence[s
     """Everything that the page shows, of folders with the same ``data``; ``reasons`` say why there are none."""
     names = set_names([one.path for one in found])
     runs = [_facts(one, name, data, reasons) for one, name in zip(found, names, strict=True)]
-    return ReportFacts(runs=runs, data=data, projection=project(runs, found, data) if data else None)
+    if data is None:
+        return ReportFacts(runs=runs, data=None)
+    seen = look(found, data) if any(run.sets for run in runs) else None
+    return ReportFacts(runs=runs, data=data, projection=project(runs, data, seen), look=seen)
 
 
 def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[str]) -> RunFacts:
@@ -49,6 +52,7 @@ def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[
         summary={**found.summary, "rows": rows},
         given=dict.fromkeys(found.hashes) if found.is_run else names_of(found),
         sets=sets,
+        is_run=found.is_run,
         missing=[*lost, *reasons],
         records=found.records,
         config=found.config,

@@ -7,15 +7,16 @@ import io
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from gendistill.evaluate.judge import with_verdict
+from gendistill.evaluate.judge import seed_spread, with_verdict
 from gendistill.evaluate.report.ablation import ablations
-from gendistill.evaluate.report.chart import chart, cost_chart
+from gendistill.evaluate.report.chart import chart, cost_chart, mean_interval
 from gendistill.evaluate.report.classes import EXTREMES, class_tables
-from gendistill.evaluate.report.measured import findings, measures, scores
+from gendistill.evaluate.report.measured import Measure, findings, measures, scores
 from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.plain import as_csv
-from gendistill.evaluate.report.rows import ordered, primary, products, under
+from gendistill.evaluate.report.rows import condition, difference, ordered, primary, products, random_of, under
 from gendistill.evaluate.report.scales import log_ticks
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
@@ -93,15 +94,40 @@ def test_a_coreset_that_was_given_is_a_product_and_no_reference() -> None:
 
 
 def test_the_best_of_several_sets_is_named_and_said_to_be_chosen() -> None:
-    rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2),
-            row("random", 1, 0.2, space="equal bytes")]  # fmt: skip
+    rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2)]
     (said,) = verdicts(rows_of(judged("run", rows)))
     assert (said.row["label"], said.among) == ("idm", 2)
     assert said.sentence.startswith(
         "At IPC 1 the idm set beats random real images by 19.0 to 21.0 points and beats herd"
     )
-    assert "but is not better than random real images of equal bytes (−1.0 to +1.0 points)." in said.sentence
     assert headline([said]).endswith("It beats the best coreset of real images at IPC 1.")
+
+
+def test_equal_bytes_are_those_of_the_very_row_as_the_evaluation_found_them() -> None:
+    rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, 0.3, space="equal bytes"),
+            row("dm", 1, 0.2), row("idc", 1, 0.24, ci95_vs_equal_bytes=[-0.06, -0.04])]  # fmt: skip
+    (said,) = verdicts(rows_of(judged("run", rows)))
+    assert "but is worse than random real images of equal bytes by 4.0 to 6.0 points." in said.sentence
+    (plain,) = verdicts(rows_of(judged("run", rows[:4])))
+    assert "equal bytes" not in plain.sentence
+
+
+def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
+    soft: dict[str, Any] = {"labels": "soft", "recipe": "per_view, T 4"}
+    rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, **soft),
+            row("dm", 1, 0.2, **soft, ci95_vs_equal_bytes=[0.04, 0.06])]  # fmt: skip
+    found = rows_of(judged("run", rows))
+    (said,) = verdicts(found, condition(found[-1]))
+    assert said.sentence.endswith("beats random real images of equal bytes by 4.0 to 6.0 points.")
+
+
+def test_sets_of_uneven_classes_are_compared_with_random_images_of_the_same_numbers() -> None:
+    rows = [row("random", 2), row("random", 2, 0.3, counts=[3, 1], space="as dm, 4 images"),
+            row("kmeans", 2, 0.5), row("dm", 2, 0.1, counts=[3, 1])]  # fmt: skip
+    found = rows_of(judged("run", rows))
+    (said,) = verdicts(found)
+    assert random_of(found[-1], found) is found[1]
+    assert said.coreset is None
 
 
 def test_the_best_sets_of_different_sizes_may_be_different_ones() -> None:
@@ -176,6 +202,46 @@ def test_every_step_has_its_paired_gain() -> None:
     assert ablations(rows_of(judged("run", rows[:2]))) == []
 
 
+def pooled(sets: list[float], stage: str | None = None, runs: int = 5) -> Row:
+    """Of several synthesis seeds with these accuracies, whose trainings differ by a hundredth of a point."""
+    accuracy = [sets[r % len(sets)] + 0.0001 * (r // len(sets)) for r in range(runs * len(sets))]
+    spread: dict[str, Any] = seed_spread(accuracy, len(sets))
+    return row("dm", 1, stage=stage, accuracy=accuracy, synthesis_seeds=len(sets), set=["x"] * len(sets), **spread)
+
+
+def test_sets_of_several_synthesis_seeds_are_pairs_and_their_runs_are_not() -> None:
+    found, plain = pooled([0.5, 0.6, 0.7]), row("kmeans", 1, accuracy=[0.55] * 15, space="pixels")
+    half = 4.302652729911275 * 0.1 / 3**0.5  # t of 2 degrees of freedom
+    expected = pytest.approx((0.0502 - half, 0.0502 + half))
+    assert difference(found, plain) == expected
+    assert difference(plain, found) == pytest.approx((-0.0502 - half, -0.0502 + half))
+    assert difference(found, pooled([0.4, 0.5, 0.6])) == pytest.approx((0.1, 0.1))
+    assert mean_interval(found) == pytest.approx((0.6002 - half, 0.6002 + half))
+    fewer = {**plain, "accuracy": [0.55, 0.55]}  # of the first two sets
+    assert difference(found, fewer) == pytest.approx((-12.7062 * 0.05, 12.7062 * 0.05), abs=1e-3)
+
+
+def test_two_rows_of_unlike_many_synthesis_seeds_are_compared_unpaired() -> None:
+    found = difference(pooled([0.5, 0.6, 0.7]), pooled([0.4, 0.5]))
+    expected = stats.ttest_ind([0.5002, 0.6002, 0.7002], [0.4002, 0.5002], equal_var=False).confidence_interval()
+    assert found == pytest.approx((expected.low, expected.high))
+    assert difference(pooled([0.5] * 3), pooled([0.4] * 2)) == pytest.approx((0.1, 0.1))
+
+
+def test_sentences_and_ablations_of_pooled_rows_are_by_set() -> None:
+    rows = [row("random", 1, accuracy=[0.4] * 15), row("kmeans", 1, accuracy=[0.55] * 15, space="pixels"),
+            pooled([0.5, 0.6, 0.7])]  # fmt: skip
+    (said,) = verdicts(rows_of(judged("run", rows)))
+    assert "the dm set (3 synthesis seeds) is not better than random" in said.sentence
+    assert "is not better than k-means on pixels" in said.sentence
+    steps = [{**pooled(sets, stage), "method": "generative"} for stage, sets in
+             (("samples", [0.5, 0.5, 0.5]), ("refined", [0.5, 0.6, 0.7]))]  # fmt: skip
+    ((_, (gain,)),) = ablations(rows_of(judged("run", [rows[0], *steps])))[0].steps
+    assert gain is not None
+    assert gain.word == "not better"
+    assert gain.high - gain.low == pytest.approx(2 * 4.302652729911275 * 0.1 / 3**0.5)
+
+
 def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     rows = [row("random", 1)] + [
         row("dm", ipc, 0.1, synthesis_seconds=seconds, bytes={"images": 1000 * ipc, "labels": 24})
@@ -187,7 +253,10 @@ def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     x = [p.x for curve in drawn.curves for p in curve.points]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.05)
     assert drawn.left < x[0] < x[2] < drawn.right
-    assert [line[:3] for line in drawn.table] == [("dm", "1", "2 s"), ("dm", "5", "20 s"), ("dm", "10", "3.33 min")]
+    assert [(line.name, line.y) for line in drawn.levels] == [("random real images, IPC 1", drawn.levels[0].y)]
+    assert drawn.top < drawn.levels[0].y < drawn.bottom
+    assert drawn.table[0] == ("random real images", "1", "none", "52.0 ± 2.0")
+    assert [line[:3] for line in drawn.table[1:]] == [("dm", "1", "2 s"), ("dm", "5", "20 s"), ("dm", "10", "3.33 min")]
     stored = cost_chart(found, "bytes")
     assert stored is not None
     assert [line[2] for line in stored.table] == ["1.02 kB", "5.02 kB", "10 kB"]
@@ -219,16 +288,25 @@ def test_of_many_classes_the_best_and_worst_are_shown_beside_random() -> None:
     assert found.worst[-1].gain == pytest.approx(-0.1)
 
 
-def test_measures_of_a_set_stand_beside_random_and_numbers_of_other_kinds_alone() -> None:
-    beside = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
+def test_of_many_classes_those_without_test_images_are_neither_best_nor_worst() -> None:
+    shares = [None if i % 3 == 0 else i / 100 for i in range(30)]
+    rows = rows_of(judged("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
+    (found,) = class_tables(rows[1:], rows, [f"c{i}" for i in range(30)])
+    assert [found.best[0].name, found.worst[-1].name, found.left_out] == ["c29", "c1", 18]
+
+
+def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_better() -> None:
+    kid = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
+    agreement = {"mean": 0.97, "random": {"mean": 0.9, "std": None}, "reason": None}
+    crowding = {**kid, "reason": "not shown"}
+    told = {"measures": {"kid": kid, "crowding": crowding}, "labels": {"hard": {"agreement": agreement}}, "images": 3}
     rows = [row("random", 1), row("dm", 1, set="h")]
-    run = judged("run", rows, sets={"h": {"likeness": {"kid": beside}, "labels": {"agreement": 0.97}, "ok": True}})
+    run = judged("run", rows, sets={"h": told})
     found = measures([run], rows_of(run))
     assert found is not None
-    assert found.names == ["KID (MMD²)", "labels agreement"]
-    ((ipc, ((label, (kid, agreement)),)),) = found.groups
-    assert (ipc, label, kid.value, kid.random, kid.std) == (1, "dm", 0.9, 0.8, 0.01)
-    assert (agreement.value, agreement.random) == (0.97, None)
+    assert found.heads == [("KID (MMD²)", "lower is better"), ("label agreement", "best as random")]
+    ((ipc, ((label, (first, second)),)),) = found.groups
+    assert (ipc, label, first, second) == (1, "dm", Measure(0.9, 0.8, 0.01), Measure(0.97, 0.9, None))
     assert found.reasons == ["few"]
     assert measures([judged("run", rows)], rows_of(run)) is None
 
@@ -264,6 +342,12 @@ def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
     assert float(lines[1]["legacy_best"]) == pytest.approx(0.85)
     assert (lines[1]["set"], lines[1]["runs"], lines[1]["trainings"]) == ("a b", "run", "3")
     assert float(lines[1]["low"]) < 0.2 < float(lines[1]["high"])
+    told = {"ci95_vs_equal_bytes": [-0.1, 0.2], "ci95_these_sets": [0.1, 0.3], "std_within": 0.01, "std_between": 0.05}
+    (line,) = csv.DictReader(io.StringIO(as_csv([{**rows[1], **told}])))
+    assert [line[f"{end}_{of}"] for of in ("equal_bytes", "these_sets") for end in ("low", "high")] == [
+        "-0.1", "0.2", "0.1", "0.3"
+    ]  # fmt: skip
+    assert (line["std_within"], line["std_between"]) == ("0.01", "0.05")
 
 
 def test_a_summary_without_any_set_still_has_rows() -> None:

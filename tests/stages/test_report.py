@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from gendistill.data.images import to_pil
 from gendistill.data.real import RealData
+from gendistill.stages.continual import PAGE, RECORD
+from gendistill.stages.pictured import random_draw
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
+from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
 from tests.helpers import gendistill
@@ -112,6 +118,118 @@ def test_one_evaluation_gets_its_report_beside_its_summary(tmp_path: Path, data:
     assert [row["set_name"] for row in numbers(folder)["rows"]] == [None, "one", "two"]
 
 
+def only(found: SurrogateSet, positions: list[int]) -> SurrogateSet:
+    at = torch.tensor(positions)
+    return replace(found, images=found.images[at], labels=found.labels[at])
+
+
+def evaluation_of(tmp_path: Path, data: RealData, found: SurrogateSet) -> Path:
+    """Of one set, which lies in the folder ``mine``."""
+    command = "gendistill evaluate --surrogate mine --data.name images --output_dir ev"
+    return make_evaluation(tmp_path / "ev", data, {tmp_path / "mine": found}, command)
+
+
+def test_a_class_without_images_is_an_empty_cell(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, only(made(data, "dm", 2), [2, 3]))  # bees alone
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert 'alt="bee, dm"' in page
+    assert 'alt="ant, dm"' not in page
+    assert page.count(">no image<") == 2  # of the set, and of random images of as many by class
+
+
+def test_a_set_of_fewer_images_than_classes_is_pictured_beside_as_many_random_ones(
+    tmp_path: Path, data: RealData
+) -> None:
+    folder = evaluation_of(tmp_path, data, only(made(data, "dm", 1), [0]))  # an ant
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "<summary>IPC 1</summary>" in page
+    assert 'alt="ant, random real images"' in page
+    assert 'alt="bee, random real images"' not in page
+
+
+def test_a_set_larger_than_the_smallest_class_is_pictured(tmp_path: Path, data: RealData) -> None:
+    few = replace(data, train=data.train.take(torch.arange(1, len(data.train))))
+    shown = random_draw(few, [len(data.train), 2], 3)
+    assert shown.counts == [len(few.train.of_class(0)), 2]
+    assert torch.equal(random_draw(data, [2, 2], 3).of_class(1), shown.of_class(1))
+
+
+def test_a_class_without_test_images_is_last_and_blank(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, made(data, "dm"))
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["data"]["counts"]["test"] = [0, 4]
+    for row in summary["rows"]:
+        row["per_class"] = [None, 0.75]
+    path.write_text(json.dumps(summary))
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "Of 4 test images a class, one is 25.0 points" in page
+    assert "Classes without test images are blank." in page
+    assert page.index('<th scope="row">bee</th><td class="num">75.0</td>') < page.index(
+        '<th scope="row">ant</th><td class="num"></td>'
+    )
+
+
+def plain_evaluation(tmp_path: Path, data: RealData) -> Path:
+    """Of somebody's folder of one ant, larger than the real images, and two bees."""
+    inverted = [255 - image for image in data.train.images]
+    for name, image in (("ant/x.png", inverted[0]), ("bee/y.png", inverted[-1]), ("bee/z.png", inverted[-2])):
+        path = tmp_path / "theirs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    theirs = read_plain(tmp_path / "theirs", data.classes, data.channels, data.image_size)
+    command = "gendistill evaluate --surrogate theirs --data.name images --output_dir ev"
+    folder = make_evaluation(tmp_path / "ev", data, {tmp_path / "unused": theirs}, command)
+    path = folder / "summary.json"
+    path.write_text(path.read_text().replace('"method": "folder"', '"method": "folder", "name": "theirs"'))
+    return folder
+
+
+def test_a_plain_folder_is_pictured_projected_and_checked_for_copies(tmp_path: Path, data: RealData) -> None:
+    folder = plain_evaluation(tmp_path, data)
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "Not shown" not in page
+    assert page.count('alt="bee, theirs"') == 1
+    assert "theirs: 3 images as dots" in page
+    assert "None of the 3 images of the set theirs at IPC 2 is" in page
+
+
+def test_a_plain_folder_without_the_real_images_is_named_as_what_it_is(tmp_path: Path, data: RealData) -> None:
+    folder = plain_evaluation(tmp_path, data)
+    shutil.rmtree(tmp_path / "images")
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "1 of its 1 sets are plain folders, which are read as large as the real images" in page
+    assert "not where they were judged" not in page
+
+
+def test_several_synthesis_seeds_are_shown_with_their_spread(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation_of(tmp_path, data, made(data, "dm"))
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["rows"][1] |= {"synthesis_seeds": 3, "accuracy": [0.5, 0.6, 0.7] * 2, "std_within": 0.001}
+    summary["rows"][1] |= {"std_between": 0.1, "ci95_vs_random": [-0.1, 0.3]}
+    path.write_text(json.dumps(summary))
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    for expected in ('dm <span class="soft">×3</span>', "between sets 10.0, within 0.1", "3 × 2",
+                     "so that they cover another synthesis seed too", "over their sets"):  # fmt: skip
+        assert expected in page, expected
+
+
+def test_every_set_of_an_evaluation_is_checked_for_copies(tmp_path: Path, data: RealData) -> None:
+    folder = evaluation(tmp_path, data)
+    assert gendistill("report", folder) == 0
+    page = words(folder)
+    assert "None of the 2 images of the set dm, one at IPC 1" in page
+    assert "<summary>dm, two at IPC 1</summary>" in page
+    assert "difference of the pixels, in grey levels" in page
+
+
 def test_sets_that_have_moved_or_changed_are_left_out_and_named(
     tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,13 +302,20 @@ def test_new_keys_of_a_summary_are_shown(tmp_path: Path, data: RealData) -> None
 
 def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str]) -> None:
     folder = evaluation(tmp_path, data)
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps({**summary, "task": "continual"}))
-    assert gendistill("report", folder) == 2
-    assert "is an evaluation of continual learning" in capsys.readouterr().err
     (folder / "summary.json").write_text('{"rows": 3}')
     assert gendistill("report", folder) == 2
     assert "summary.json is damaged: it is not a summary" in capsys.readouterr().err
+
+
+def test_of_a_continual_evaluation_its_own_page_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "continual"
+    folder.mkdir()
+    for name in (RECORD, PAGE, "stage.json"):
+        (folder / name).write_text("{}")
+    assert gendistill("report", folder) == 2
+    message = capsys.readouterr().err
+    assert f"open {folder / 'continual.html'}, whose numbers are in continual.json beside it." in message
+    assert "run`" in message
 
 
 def test_recorded_commands_are_read_from_where_they_were_given(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ They take plain data (``ReportFacts``, ``ShowFacts``, gathered by stages/) and g
 and per cent on the page; differences are in points, that is per cent of the test images.
 """
 
-from gendistill.evaluate.report.facts import ReportFacts, RunFacts
+from gendistill.evaluate.report.facts import Look, ReportFacts, RunFacts
 from gendistill.evaluate.report.page import render
 from gendistill.evaluate.report.plain import as_csv, as_json
 from gendistill.evaluate.report.shown import Sheet, ShowFacts, ShownSet, render_projection, render_show
@@ -12,6 +12,7 @@ from gendistill.evaluate.report.words import RANDOM_LABEL
 
 __all__ = [
     "RANDOM_LABEL",
+    "Look",
     "ReportFacts",
     "RunFacts",
     "Sheet",

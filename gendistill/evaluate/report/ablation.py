@@ -19,7 +19,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Gain:
-    """The paired 95 % interval of a step's gain at one IPC, and its middle; fractions."""
+    """The paired 95 % interval of a step's gain at one IPC (see ``difference``), and its middle; fractions."""
 
     low: float
     high: float

@@ -61,7 +61,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves in an SVG of ``width`` by ``height``; ticks are (position, words), ``band`` is a path.
+    """Curves in an SVG of ``width`` by ``height``; ticks are (position, words), ``band`` is a path, ``levels`` are
+    of random real images, which cost nothing.
 
     ``table`` are the same numbers: (set, IPC, what the chart is against, accuracy), in words.
     """
@@ -73,6 +74,7 @@ class Chart:
     title: str = ""
     against: str = ""
     band: str = ""
+    levels: list[Line] = field(default_factory=list)
     table: list[tuple[str, str, str, str]] = field(default_factory=list)
     left: float = LEFT
     right: float = RIGHT
@@ -83,7 +85,7 @@ class Chart:
 
 
 def chart(rows: Sequence[Row]) -> Chart | None:
-    """Every method's mean and its 95 % t interval over runs; methods stand side by side at each IPC."""
+    """Every method's mean and its 95 % t interval, see ``mean_interval``; methods stand side by side at each IPC."""
     sized = [r for r in rows if r["ipc"] is not None]
     if not sized:
         return None
@@ -116,7 +118,9 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
     words = seconds_in_words if what == "seconds" else kilo
     low, high = min(c for _, c in told), max(c for _, c in told)
     x = log_axis(low, high, LEFT + 14, RIGHT - 30)
-    y, y_ticks = _accuracy_axis([r for r, _ in told] + [r for r in rows if r["ipc"] is None], LOW)
+    sizes = {r["ipc"] for r, _ in told}
+    random = [r for r in rows if what == "seconds" and is_random(r) and r["ipc"] in sizes]
+    y, y_ticks = _accuracy_axis([r for r, _ in told] + random + [r for r in rows if r["ipc"] is None], LOW)
     costs = {id(r): c for r, c in told}
     groups = by_label([r for r, _ in told])
     curves = _named_apart([curve(group, y, [x(costs[id(r)]) for r in group], named=True) for group in groups.values()])
@@ -127,7 +131,8 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
         full=_full(rows, y, curves),
-        table=[(r["label"], f"{r['ipc']}", words(c), f"{percent(r['mean'])} ± {percent(r['std'])}") for r, c in told],
+        levels=_levels(random, y, curves),
+        table=[_in_words(r, "none") for r in random] + [_in_words(r, words(c)) for r, c in told],
         bottom=LOW,
         height=LOW + 52,
     )
@@ -176,7 +181,8 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def mean_interval(row: Row) -> tuple[float, float]:
-    """95 % t interval of a row's mean over runs, kept within [0, 1]; the mean alone where there is one run."""
+    """95 % t interval of a row's mean over runs, over the sets where it pools several, kept within [0, 1]; the mean
+    alone where there is one run."""
     low, high = difference(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
     return max(0.0, low), min(1.0, high)
 
@@ -199,10 +205,27 @@ def _full(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> Line | None:
     full = full_row(rows)
     if full is None:
         return None
-    at = y(full["mean"])
+    return _line(y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %", curves)
+
+
+def _levels(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> list[Line]:
+    """A line for each row; those whose name would lie on the one before have none."""
+    found: list[Line] = []
+    for row in sorted(rows, key=lambda r: -r["mean"]):
+        line = _line(y(row["mean"]), f"{row['label']}, IPC {row['ipc']}", curves)
+        taken = any(other.name and abs(other.y - line.y) < 16 for other in found)
+        found.append(replace(line, name="") if taken else line)
+    return found
+
+
+def _line(at: float, name: str, curves: Sequence[Curve]) -> Line:
     near = [p.x for c in curves for p in c.points if p.top - 6 < at and at - 24 < p.bottom]
     right = sum(x > (LEFT + RIGHT) / 2 for x in near)
-    return Line(at, f"{full['label']}, {percent(full['mean'])} %", left=len(near) - right <= right)
+    return Line(at, name, left=len(near) - right <= right)
+
+
+def _in_words(row: Row, cost: str) -> tuple[str, str, str, str]:
+    return row["label"], f"{row['ipc']}", cost, f"{percent(row['mean'])} ± {percent(row['std'])}"
 
 
 def _band(rows: Sequence[Row], y: Axis, centres: dict[int, float]) -> str:

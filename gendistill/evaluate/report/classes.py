@@ -12,20 +12,21 @@ MOST, EXTREMES = 12, 6
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Accuracies in [0, 1], means over runs."""
+    """Accuracies in [0, 1], means over runs; None for a class without test images."""
 
     name: str
-    accuracy: float
+    accuracy: float | None
     random: float | None
 
     @property
     def gain(self) -> float | None:
-        return None if self.random is None else self.accuracy - self.random
+        return None if self.accuracy is None or self.random is None else self.accuracy - self.random
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes of one set from best to worst; of many, ``EXTREMES`` at either end, ``left_out`` between them."""
+    """The classes of one set from best to worst, those without test images last; of many, ``EXTREMES`` at either end
+    of those with, ``left_out`` others."""
 
     label: str
     ipc: int
@@ -53,7 +54,9 @@ def _table(row: Row, random: Row | None, classes: Sequence[str]) -> ClassTable:
     theirs = (random or {}).get("per_class") or [None] * len(row["per_class"])
     names = classes if len(classes) == len(row["per_class"]) else [f"class {i}" for i in range(len(row["per_class"]))]
     found = [ClassRow(*entry) for entry in zip(names, row["per_class"], theirs, strict=True)]
-    found.sort(key=lambda r: -r.accuracy)
+    found.sort(key=lambda r: (r.accuracy is None, -(r.accuracy or 0.0)))
     if len(found) <= MOST:
         return ClassTable(row["label"], row["ipc"], found, [], 0)
-    return ClassTable(row["label"], row["ipc"], found[:EXTREMES], found[-EXTREMES:], len(found) - 2 * EXTREMES)
+    tested = [r for r in found if r.accuracy is not None]
+    best, worst = tested[:EXTREMES], tested[EXTREMES:][-EXTREMES:]
+    return ClassTable(row["label"], row["ipc"], best, worst, len(found) - len(best) - len(worst))

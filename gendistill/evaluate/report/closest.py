@@ -12,7 +12,7 @@ from gendistill.evaluate.copies import Copies, Match, Reference
 from gendistill.evaluate.report.copied import copied, distance_unit, near
 from gendistill.evaluate.report.pictures import LARGE_SIDE, Picture, sprite
 from gendistill.evaluate.report.scales import Axis
-from gendistill.evaluate.report.words import NAMES, brief
+from gendistill.evaluate.report.words import NAMES, RANDOM_LABEL, brief
 from gendistill.evaluate.spread import spread
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -37,6 +37,7 @@ class Closest:
     """
 
     name: str
+    title: str
     copied: str
     near: str
     unit: str
@@ -56,9 +57,21 @@ def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: Referenc
         return None
     ipc = max(sets)
     label, made = list(sets[ipc].items())[-1]
-    name = f"the {NAMES.get(made.meta.get('stage') or '', label)}{f' of {run}' if run else ''} at IPC {ipc}"
+    return _checked(label, made, ipc, reference, run)
+
+
+def closest_of_evaluation(
+    sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "", most: int | None = None
+) -> list[Closest]:
+    """Of every set that was given, the smallest IPC first, ``most`` of them at most."""
+    given = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
+    return [_checked(label, made, ipc, reference, run) for label, made, ipc in given[:most]]
+
+
+def _checked(label: str, made: SurrogateSet, ipc: int, reference: Reference, run: str) -> Closest:
+    name = f"{NAMES.get(made.meta.get('stage') or '') or f'set {label}'}{f' of {run}' if run else ''} at IPC {ipc}"
     split = made.split
-    return closest(name, reference.check(split.images), split, reference.data)
+    return closest(f"the {name}", reference.check(split.images), split, reference.data)
 
 
 def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
@@ -66,6 +79,7 @@ def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
     axis = Axis(0, max(float(copies.distances.max()), float(copies.held_out.max())), 0, 1000)
     return Closest(
         name=name,
+        title=name.removeprefix("the ").removeprefix("set "),
         copied=copied(name, copies),
         near=near(copies),
         unit=distance_unit(copies),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from gendistill.data.real import RealData
 from gendistill.evaluate.projection import Projection
@@ -12,6 +14,15 @@ from gendistill.evaluate.report.merge import Judged, merged
 from gendistill.evaluate.report.records import merged_versions
 from gendistill.evaluate.report.rows import Row, ordered
 from gendistill.surrogate.surrogate import SurrogateSet
+
+
+@dataclass(frozen=True)
+class Look:
+    """``embed``: uint8 images (B,C,H,W) -> features (B,D), which ``space`` names; ``note`` is a sentence on them."""
+
+    space: str
+    embed: Callable[[Tensor], Tensor]
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,7 @@ class RunFacts:
         summary: Its summary.json, with a ``label`` for readers in every row.
         given: By content hash, the short names of the sets that were judged, None where they need none.
         sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
+        is_run: Not an evaluation, of which every set is a product.
         missing: Sentences that say which pictures could not be shown, and why.
         records: stage.json of every stage that is there, in the order of the run.
         config: The text of config.yaml.
@@ -35,6 +47,7 @@ class RunFacts:
     summary: dict[str, Any]
     given: dict[str, str | None] = field(default_factory=dict)
     sets: dict[int, dict[str, SurrogateSet]] = field(default_factory=dict)
+    is_run: bool = True
     missing: Sequence[str] = ()
     records: Sequence[dict[str, Any]]
     config: str
@@ -59,12 +72,14 @@ class RunFacts:
 class ReportFacts:
     """What the report shows; ``data`` is None where the real images were not found.
 
-    ``projection`` is of the sets at one IPC, beside the training images.
+    ``projection`` is of the sets at one IPC, beside the training images; distances are between features of ``look``, or
+    pixels.
     """
 
     runs: Sequence[RunFacts]
     data: RealData | None
     projection: Projection | None = None
+    look: Look | None = None
 
     @property
     def rows(self) -> list[Row]:

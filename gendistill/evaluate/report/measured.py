@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gendistill.evaluate.report.merge import Judged, hashes
 from gendistill.evaluate.report.rows import Row
 
-TITLES = {"kid": "KID (MMD²)", "vendi": "Vendi score", "representativeness": "represent\u00adativeness"}
+LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
+SHOWN = (  # of what is measured: where it stands, its title, which way is better
+    (("measures", "kid"), "KID (MMD²)", LOW),
+    (("measures", "precision"), "precision", HIGH),
+    (("measures", "recall"), "recall", HIGH),
+    (("measures", "coverage"), "coverage", HIGH),
+    (("measures", "representativeness"), "represent\u00adativeness", HIGH),
+    (("measures", "vendi"), "Vendi score", HIGH),
+    (("labels", "hard", "agreement"), "label agreement", ALIKE),
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measures:
-    """``groups`` are (IPC, lines), lines (label, one measure or None for each of ``names``)."""
+    """``heads`` are (title, which way is better), ``groups`` (IPC, lines), lines (label, a measure or None a head)."""
 
-    names: list[str]
+    heads: list[tuple[str, str]]
     groups: list[tuple[Any, list[tuple[str, list[Measure | None]]]]]
     reasons: list[str]
 
@@ -97,46 +106,36 @@ def _score(entry: Mapping[str, Any], run: Judged, rows: Sequence[Row]) -> Score:
 
 
 def measures(runs: Sequence[Judged], rows: Sequence[Row]) -> Measures | None:
-    """Every set that was measured, each once, in the order of the rows."""
+    """What is ``SHOWN`` of every set that was measured, each once, in the order of the rows."""
     told: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for content, entry in (run.summary.get("sets") or {}).items():
             told.setdefault(content, entry)
-    flat = {content: dict(_flat(entry)) for content, entry in told.items()}
-    names = list(dict.fromkeys(name for found in flat.values() for name in found))
-    if not names:
+    found = {content: [_measure(_at(entry, path)) for path, *_ in SHOWN] for content, entry in told.items()}
+    shown = [i for i in range(len(SHOWN)) if any(values[i] for values in found.values())]
+    if not shown:
         return None
     order = list(dict.fromkeys(h for r in rows for h in hashes(r)))
     place = {content: i for i, content in enumerate(order)}
     groups: dict[Any, list[tuple[str, list[Measure | None]]]] = {}
-    for content in sorted(flat, key=lambda h: place.get(h, len(order))):
+    for content in sorted(found, key=lambda h: place.get(h, len(order))):
         row = _row_of(content, rows)
         label, ipc = (row["label"], row["ipc"]) if row else (f"set {content[:8]}", "")
-        groups.setdefault(ipc, []).append((label, [flat[content].get(name) for name in names]))
-    reasons = dict.fromkeys(reason for entry in told.values() for reason in _reasons(entry))
-    return Measures([TITLES.get(name, name.replace("_", " ")) for name in names], list(groups.items()), list(reasons))
+        groups.setdefault(ipc, []).append((label, [found[content][i] for i in shown]))
+    said = (_at(entry, SHOWN[i][0]).get("reason") for entry in told.values() for i in shown)
+    heads = [(title, better) for _, title, better in (SHOWN[i] for i in shown)]
+    return Measures(heads, list(groups.items()), [reason for reason in dict.fromkeys(said) if reason])
 
 
-def _flat(entry: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Measure]]:
-    """(name, measure) of every number in nested objects; {"mean", "random": {"mean", "std"}} is one measure."""
-    for key, value in entry.items():
-        name = key if isinstance(value, Mapping) and "random" in value else " ".join((*path, key))
-        if isinstance(value, Mapping) and isinstance(value.get("random"), Mapping):
-            if isinstance(value.get("mean"), int | float):
-                random = value["random"]
-                yield name, Measure(value["mean"], random.get("mean"), random.get("std"))
-        elif isinstance(value, Mapping):
-            yield from _flat(value, (*path, key))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, Measure(value)
+def _at(entry: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    for key in path:
+        entry = entry.get(key) or {}
+    return entry
 
 
-def _reasons(entry: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in entry.items():
-        if key == "reason" and isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _reasons(value)
+def _measure(told: Mapping[str, Any]) -> Measure | None:
+    random = told.get("random") or {}
+    return None if told.get("mean") is None else Measure(told["mean"], random.get("mean"), random.get("std"))
 
 
 def _row_of(content: str | None, rows: Sequence[Row]) -> Row | None:

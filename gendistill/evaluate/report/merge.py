@@ -10,7 +10,7 @@ from typing import Any
 from gendistill.evaluate.report.rows import BASELINES, Row
 from gendistill.evaluate.report.words import NAMES, listed
 
-SAME = ("method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "set")
+SAME = ("method", "stage", "space", "ipc", "counts", "labels", "recipe", "augment", "network", "set")
 ASIDE = ("runs", "changed", "network", "networks", "augment", "labels", "legacy_best", "mixed_precision", "compile")
 
 

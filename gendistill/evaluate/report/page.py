@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gendistill.evaluate.copies import Reference
+from gendistill.evaluate.copies import PIXELS, Reference
 from gendistill.evaluate.report import measured
 from gendistill.evaluate.report.ablation import ablations
 from gendistill.evaluate.report.chart import chart, cost_chart
 from gendistill.evaluate.report.classes import class_tables
-from gendistill.evaluate.report.closest import Closest, closest_of_run
+from gendistill.evaluate.report.closest import Closest, closest_of_evaluation, closest_of_run
 from gendistill.evaluate.report.facts import ReportFacts
 from gendistill.evaluate.report.merge import settings_numbers
 from gendistill.evaluate.report.pictures import gallery
 from gendistill.evaluate.report.records import costs, w2
-from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, under
+from gendistill.evaluate.report.rows import Row, condition, full_row, primary, products, seeds_of, under
 from gendistill.evaluate.report.scatter import scatter
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
 from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
+from gendistill.evaluate.report.words import RANDOM_LABEL
 
-MOST_MEASURED = 500
+MOST_MEASURED, MOST_CHECKED = 500, 12
 
 
 def render(facts: ReportFacts) -> str:
@@ -53,6 +54,7 @@ def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
         "mixed_settings": len(set(settings_numbers(judged))) > 1,
         "several": len({condition(r)[:4] for r in rows}) > 1,
         "main": primary(rows),
+        "pooled": any(seeds_of(r) > 1 for r in rows),
     }
 
 
@@ -80,6 +82,8 @@ def _pictures(facts: ReportFacts) -> dict[str, Any]:
         "galleries": shown,
         "plot": scatter(facts.projection) if facts.projection else None,
         "closest": closest_pairs(facts),
+        "trained_look": facts.look.note if facts.look else "",
+        "unchecked": _unchecked(facts) if facts.data else 0,
     }
 
 
@@ -97,9 +101,24 @@ def _records(facts: ReportFacts) -> dict[str, Any]:
 
 
 def closest_pairs(facts: ReportFacts) -> list[Closest]:
-    """Of every run's product, where the real images are there; ``MOST_MEASURED`` of its images are measured."""
+    """Of every run's product and every set of an evaluation, ``MOST_CHECKED`` of these, where the real images are
+    there; ``MOST_MEASURED`` of the images of each are measured."""
     if facts.data is None or not any(run.sets for run in facts.runs):
         return []
-    several, reference = len(facts.runs) > 1, Reference.of(facts.data, most=MOST_MEASURED)
-    found = [closest_of_run(run.sets, reference, run.name if several else "") for run in facts.runs]
+    several, embed = len(facts.runs) > 1, facts.look.embed if facts.look else None
+    space = facts.look.space if facts.look else PIXELS
+    reference = Reference.of(facts.data, features=embed, most=MOST_MEASURED, space=space)
+    found: list[Closest | None] = []
+    for run in facts.runs:
+        name = run.name if several else ""
+        if run.is_run:
+            found.append(closest_of_run(run.sets, reference, name))
+        else:
+            found += closest_of_evaluation(run.sets, reference, name, MOST_CHECKED)
     return [closest for closest in found if closest]
+
+
+def _unchecked(facts: ReportFacts) -> int:
+    """Sets of evaluations beyond ``MOST_CHECKED``."""
+    sets = [[label for made in run.sets.values() for label in made if label != RANDOM_LABEL] for run in facts.runs]
+    return sum(max(0, len(s) - MOST_CHECKED) for s, run in zip(sets, facts.runs, strict=True) if not run.is_run)

@@ -58,11 +58,14 @@ def scaled(size: int, side: int = SIDE) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A table of pictures; ``rows`` are (name, pictures) under ``columns``. ``notes`` says what was left out."""
+    """A table of pictures; ``rows`` are (name, pictures) under ``columns``, None where a set lacks the class.
+
+    ``notes`` says what was left out.
+    """
 
     ipc: int
     columns: list[str]
-    rows: list[tuple[str, list[Picture]]]
+    rows: list[tuple[str, list[Picture | None]]]
     wide: bool
     notes: str
 
@@ -72,26 +75,25 @@ def gallery(ipc: int, sets: dict[str, SurrogateSet]) -> Gallery:
     first = next(iter(sets.values()))
     size, classes = int(first.images.shape[-1]), first.classes
     picked = spread(len(classes), MOST_CLASSES)
-    wide = ipc <= 2 and len(picked) <= 12
+    most = max(max(made.counts) for made in sets.values())
+    wide = most <= 2 and len(picked) <= 12
     columns = CELL // (math.prod(scaled(size)) + 4)
-    shown = min(ipc, 10 if columns >= 5 else 4)
+    shown = min(most, 10 if columns >= 5 else 4)
     names = [classes[c] for c in picked]
     rows = [
-        [
-            sprite(
-                made.of_class(c)[:shown],
-                f"{classes[c]}, {label}",
-                columns=1 if wide else columns,
-                side=LARGE_SIDE if wide else SIDE,
-            )
-            for label, made in sets.items()
-        ]
+        [_cell(made.of_class(c)[:shown], f"{classes[c]}, {label}", columns, wide) for label, made in sets.items()]
         for c in picked
     ]
     notes = [f"{len(picked)} of {len(classes)} classes"] * (len(picked) < len(classes))
-    notes += [f"the first {shown} of {ipc} images of a class"] * (shown < ipc)
+    notes += [f"the first {shown} of {most} images of a class"] * (shown < most)
     notes += [f"reduced from {size} to {PHOTO} pixels"] * (size > PHOTO)
     if wide:
         by_stage = [(label, [row[i] for row in rows]) for i, label in enumerate(sets)]
         return Gallery(ipc, names, by_stage, wide, ", ".join(notes))
     return Gallery(ipc, list(sets), list(zip(names, rows, strict=True)), wide, ", ".join(notes))
+
+
+def _cell(images: Tensor, alt: str, columns: int, wide: bool) -> Picture | None:
+    if not len(images):
+        return None
+    return sprite(images, alt, columns=1 if wide else columns, side=LARGE_SIDE if wide else SIDE)

@@ -16,9 +16,11 @@ from gendistill.evaluate.report.verdicts import Verdict, elsewhere, headline, ve
 
 COLUMNS = (
     "runs", "set_name", "label", "method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "mean",
-    "std", "low", "high", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
+    "std", "std_within", "std_between", "low", "high", "low_these_sets", "high_these_sets", "low_equal_bytes",
+    "high_equal_bytes", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
     "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "set",
 )  # fmt: skip
+INTERVALS = {"": "ci95_vs_random", "_these_sets": "ci95_these_sets", "_equal_bytes": "ci95_vs_equal_bytes"}
 OURS = ("noun", "judged", "alike", "colour", "shape", "forest")  # of the page alone
 
 
@@ -39,13 +41,16 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _flat(row: Row) -> Mapping[str, Any]:
-    low, high = row["ci95_vs_random"] or (None, None)
+    ends = {
+        f"{end}{name}": value
+        for name, key in INTERVALS.items()
+        for end, value in zip(("low", "high"), row.get(key) or (None, None), strict=True)
+    }
     stored = row.get("bytes") or {}
     named = row.get("set")
     return {
         **row,
-        "low": low,
-        "high": high,
+        **ends,
         "runs": " ".join(row["runs"]),
         "set": " ".join(named) if isinstance(named, list) else named,
         "trainings": len(row["accuracy"]),

@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gendistill.evaluate.intervals import paired_interval
+import numpy as np
+from scipy import stats
+
+from gendistill.evaluate.intervals import by_set, paired_interval
 from gendistill.evaluate.judge import FULL, RANDOM
 from gendistill.evaluate.report.scales import Axis
 from gendistill.evaluate.report.words import NAMES
 
 Row = dict[str, Any]
 Condition = tuple[Any, ...]
+Interval = tuple[float, float]
 
 KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
 CORESETS = (KMEANS, HERDING, KCENTER)
 BASELINES = (RANDOM, *CORESETS, FULL)
+EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purple", RANDOM: "grey", FULL: "ink"}
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 
@@ -43,12 +48,14 @@ def under(rows: Sequence[Row], wanted: Condition | None) -> list[Row]:
 
 def is_random(row: Row) -> bool:
     """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
-    return row["method"] == RANDOM and not row.get("space") and not row.get("given")
+    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("given")
 
 
 def random_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The random draws that a row is compared with, of its own run where there are several."""
-    found = [r for r in rows if is_random(r) and r["ipc"] == row["ipc"] and condition(r) == condition(row)]
+    """The random draws that a row is compared with, of as many images of each class, of its own run where there are
+    several."""
+    sized = [r for r in rows if is_random(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
+    found = [r for r in sized if condition(r) == condition(row)]
     return next((r for r in found if set(r["runs"]) & set(row["runs"])), found[0] if found else None)
 
 
@@ -63,11 +70,36 @@ def products(rows: Sequence[Row]) -> list[Row]:
     return [r for r in made if r["stage"] not in NAMES or any(last[run] == r["stage"] for run in r["runs"])]
 
 
-def difference(row: Row, other: Row) -> tuple[float, float] | None:
-    """The paired 95 % interval of row - other, None where there are fewer than two pairs of runs."""
-    if min(len(row["accuracy"]), len(other["accuracy"])) < 2:
+def seeds_of(row: Row) -> int:
+    """The sets of other synthesis seeds that the row pools; run r is of set r mod them."""
+    return int(row.get("synthesis_seeds") or 1)
+
+
+def difference(row: Row, other: Row) -> Interval | None:
+    """The 95 % t interval of row - other, None where there are fewer than two pairs.
+
+    Runs are paired one by one; where a side pools sets of several synthesis seeds, the means of the runs of each set
+    are, since the runs of one set are no evidence of another. Where both do, but not as many, Welch's interval of the
+    two lists of means.
+    """
+    ours, theirs = row["accuracy"], other["accuracy"]
+    n, seeds = min(len(ours), len(theirs)), (seeds_of(row), seeds_of(other))
+    if n < 2:
         return None
-    return paired_interval(row["accuracy"], other["accuracy"])
+    if seeds[0] != seeds[1] and min(seeds) > 1:
+        return _welch(by_set(ours, seeds[0]), by_set(theirs, seeds[1]))
+    if max(seeds) > 1:
+        sets = min(max(seeds), n)
+        return paired_interval(by_set(ours[:n], sets), by_set(theirs[:n], sets))
+    return paired_interval(ours, theirs)
+
+
+def _welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    if max(map(np.ptp, (ours, theirs))) < 1e-12:  # neither side varies
+        middle = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+        return middle, middle
+    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def mean(values: Sequence[float] | None) -> float | None:

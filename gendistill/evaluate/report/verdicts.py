@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gendistill.evaluate.judge import RANDOM
 from gendistill.evaluate.report.rows import (
     CORESETS,
     HERDING,
     KCENTER,
     KMEANS,
     Condition,
+    Interval,
     Row,
     condition,
     difference,
@@ -20,20 +20,20 @@ from gendistill.evaluate.report.rows import (
     primary,
     products,
     random_of,
+    seeds_of,
     under,
 )
 from gendistill.evaluate.report.words import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 
-Interval = tuple[float, float]
 EQUAL_BYTES = "random real images of equal bytes"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of the best set at one IPC, the best of ``among``; intervals are paired by run.
+    """What is said of the best set at one IPC, the best of ``among``; intervals are paired, see ``difference``.
 
     ``coreset`` and ``equal_bytes`` are (name, interval) of the best coreset of real images and of the random images
-    that take as many bytes; None where there is no such row.
+    that take as many bytes as this very row, as the evaluation found it; None where there are no such images.
     """
 
     row: Row
@@ -60,7 +60,8 @@ class Verdict:
         text = parts[0][0]
         for (_, before), (part, good) in pairwise(parts):
             text += f"{' and ' if good == before else ', but '}{part}"
-        return f"At IPC {self.ipc} the {self.row['noun']} {text}."
+        seeds = f" ({seeds_of(self.row)} synthesis seeds)" if seeds_of(self.row) > 1 else ""
+        return f"At IPC {self.ipc} the {self.row['noun']}{seeds} {text}."
 
 
 def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdict]:
@@ -75,14 +76,15 @@ def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
     best = max(made, key=lambda r: r["mean"])
     random = random_of(best, rows)
     interval = best.get("ci95_vs_random") or (difference(best, random) if random else None)
-    others = [r for r in rows if r["ipc"] == best["ipc"] and not r["given"]]
-    bytes_row = next((r for r in others if r["method"] == RANDOM and r.get("space")), None)
+    same = ("ipc", "counts")
+    others = [r for r in rows if not r["given"] and all(r.get(k) == best.get(k) for k in same)]
+    beside = best.get("ci95_vs_equal_bytes")
     return Verdict(
         best,
         len(made),
         (interval[0], interval[1]) if interval else None,
         _against(best, max((r for r in others if r["method"] in CORESETS), key=lambda r: r["mean"], default=None)),
-        _against(best, bytes_row),
+        (EQUAL_BYTES, (beside[0], beside[1])) if beside else None,
     )
 
 
@@ -92,8 +94,6 @@ def _against(row: Row, rival: Row | None) -> tuple[str, Interval] | None:
 
 
 def _name(row: Row) -> str:
-    if row["method"] == RANDOM:
-        return EQUAL_BYTES
     if row["method"] == KMEANS:
         return f"k-means on {row['space']}" if row.get("space") else "k-means"
     return {HERDING: "herding", KCENTER: "k-centre"}[row["method"]]
