@@ -172,6 +172,7 @@ def _row(contestant: Contestant, settings: Settings, results: list[list[float]],
         "stage": contestant.stage,
         "space": contestant.space,
         "ipc": contestant.ipc,
+        "counts": list(contestant.counts) if contestant.counts else None,
         "labels": contestant.labels,
         "augment": settings.augment[0] and settings.augments,
         "network": settings.network[0],
@@ -191,9 +192,9 @@ def _summed(accuracies: np.ndarray) -> dict[str, Any]:
 
 
 def _compared(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired intervals against random at the same IPC, where there is one."""
+    """The row with its paired intervals against random images of the same numbers, where there are such."""
     drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
-    against = next((r for r in drawn if r["ipc"] == row["ipc"]), None)
+    against = next((r for r in drawn if (r["ipc"], r["counts"]) == (row["ipc"], row["counts"])), None)
 
     def beside(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
         interval = paired_interval(ours["accuracy"], theirs["accuracy"]) if theirs else None

@@ -21,6 +21,7 @@ from gendistill.hashing import hash_tensors
 from gendistill.networks.training import Batches
 
 RANDOM, FULL = "random", "full"
+EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 Outcome = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
 
 
@@ -42,6 +43,8 @@ class Targets:
 class Contestant:
     """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
 
+    ``counts`` are the images by class of a set where they are not ``ipc`` of every class, or of the sets that a
+    baseline stands beside.
     ``targets``, one a draw, replace the hard labels; ``recipe`` says how they were made, so that rows of one recipe are
     compared. ``identity`` is the content hash of a set, or those of several that differ in their synthesis seed alone,
     ``synthesis_seeds`` of them, each a draw. ``facts`` go into the row as they are.
@@ -56,6 +59,7 @@ class Contestant:
     recipe: str | None = None
     targets: tuple[Targets, ...] = ()
     identity: str | tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
     synthesis_seeds: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,8 +86,8 @@ def judge(
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
-    A row for each of ``entries``: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run),
-    mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
+    A row for each of ``entries``: method, stage, ipc, counts, labels, recipe, augment, network, accuracy (fractions by
+    run), mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
     legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in all
     else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
     std_within and std_between (see ``seed_spread``), cached (runs that were recalled), and the contestant's facts.
@@ -171,6 +175,7 @@ def _row(
         "augment": augment,
         "network": network,
         "space": contestant.space,
+        "counts": list(contestant.counts) if contestant.counts else None,
         "accuracy": found["accuracy"],
         "mean": float(np.mean(found["accuracy"])),
         "std": float(np.std(found["accuracy"], ddof=1)),
@@ -199,13 +204,13 @@ def seed_spread(values: Sequence[float], sets: int) -> dict[str, float | None]:
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random at the same IPC with the same labels, where there is one.
+    """The row with its paired interval against random images of the same numbers and labels, where there are such.
 
     Of several synthesis seeds, each set's mean difference is one value of ``ci95_vs_random``, so that it covers new
     seeds; ``ci95_these_sets`` takes every run as one, so that it covers new trainings on these sets.
     """
-    same, sets = ("ipc", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
-    plain = (r for r in rows if r["method"] == RANDOM and not r.get("space") and not r.get("set"))
+    same, sets = ("ipc", "counts", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
+    plain = (r for r in rows if r["method"] == RANDOM and r.get("space") != EQUAL_BYTES and not r.get("set"))
     against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
     interval = these = None
     if against is not None and row is not against:

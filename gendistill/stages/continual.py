@@ -32,7 +32,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.given import read_given, size_of
+from gendistill.stages.given import by_counts, read_given, size_of
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.stages.table import row_label, table
@@ -66,7 +66,9 @@ def evaluate_continual(
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
     real = Baselines(data, replace(config, baselines=("random", "kmeans")), seed)  # k-means sees one class at a time
-    contestants = [c for ipc in sorted({size_of(s) for s in surrogates}) for c in real.beside(ipc, config.runs, [])]
+    contestants = []
+    for ipc in sorted({size_of(made) for made in surrogates}):
+        contestants += real.beside(ipc, config.runs, [], by_counts(s for s in surrogates if size_of(s) == ipc))
     contestants += of_sets(surrogates)
     total = len(counts) * sum(runs_of(c, config) for c in contestants)
     done = {k: v["accuracy"] for k, v in read_runs(folder.path / RUNS).items()} if folder else {}

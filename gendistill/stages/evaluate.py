@@ -101,7 +101,7 @@ def evaluate(
         "rows": against_equal_bytes(rows),
         "scores": scores(rows),
         "sets": about.get("sets", {}),
-        "findings": _together(about.get("findings", []), findings(surrogates)),
+        "findings": _together(about.get("findings", []), findings(surrogates, data)),
         "command": command_line(),
         "versions": versions(),
         "device": str(device),
