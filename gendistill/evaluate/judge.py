@@ -87,9 +87,9 @@ def judge(
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
     A row for each of ``entries``: method, stage, ipc, counts, labels, recipe, augment, network, accuracy (fractions by
-    run), mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
-    legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in all
-    else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
+    run), mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by
+    run), legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in
+    all else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
     std_within and std_between (see ``seed_spread``), cached (runs that were recalled), and the contestant's facts.
     ``done`` has outcomes by record key that need no training again; ``recall`` is asked for others. ``normal`` is the
     mean and the standard deviation of the real training images, in [-1, 1].

@@ -46,7 +46,7 @@ def test_the_labels_that_the_message_asks_for_are_enough(made: Path, tmp_path: P
     assert summary["protocol"] == "wmdd-soft"
     assert set(summary["settings"]["changed"]) == {"network", "width", "flip", "epochs"}
     soft = [row for row in summary["rows"] if row["labels"] == "soft"]
-    assert {row["recipe"] for row in soft} == {"per_view, T 20, crop 0.08, CutMix 1"}
+    assert {row["recipe"] for row in soft} == {"per_view, T 20, batch 100, crop 0.08, CutMix 1"}
     assert all(row["augment"] for row in summary["rows"])
     assert any(row["set"] and row["ci95_vs_random"] for row in soft)
 
