@@ -14,7 +14,7 @@ from torch import Tensor
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
-from gendistill.evaluate.intervals import by_set, paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, row_interval, verdict
 from gendistill.evaluate.protocols import Settings, resolve
 from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
@@ -91,8 +91,8 @@ def judge(
     run), legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in
     all else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
     std_within and std_between (see ``seed_spread``), cached (runs that were recalled), and the contestant's facts.
-    ``done`` has outcomes by record key that need no training again; ``recall`` is asked for others. ``normal`` is the
-    mean and the standard deviation of the real training images, in [-1, 1].
+    ``done`` has outcomes by record key that need no training again; ``recall`` is asked for other baselines. ``normal``
+    is the mean and the standard deviation of the real training images, in [-1, 1].
     """
     settings, rows, done = resolve(config), [], done or {}
     trial = Trial(settings, test, len(classes), device, normal)
@@ -105,8 +105,9 @@ def judge(
         results: list[Outcome] = []
         for run in range(contestant.count(settings.runs)):
             draw, targets = contestant.run(run)
-            key, full = _key(draw, targets, name, augment, run), contestant.method == FULL
-            found = done.get(key) or (recall(key) if recall else None)
+            full, baseline = contestant.method == FULL, contestant.identity is None
+            key = _key(draw, targets, name, augment, run, full=full)
+            found = done.get(key) or (recall(key) if recall and baseline else None)
             if found is None:
                 start = time.perf_counter()
                 found = trial.run(name, draw, targets, run, augment=augment, full=full)
@@ -120,7 +121,7 @@ def judge(
                 "labels": contestant.labels,
                 "network": name,
                 "run": run,
-                "baseline": contestant.identity is None,
+                "baseline": baseline,
                 "outcome": found,
                 "accuracy": found["accuracy"],
             }
@@ -139,11 +140,11 @@ def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple
     ]
 
 
-def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int) -> str:
-    """What tells a run from all others of an evaluation."""
+def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int, *, full: bool = False) -> str:
+    """What tells a run from all others of an evaluation; ``full`` data may train for a length of their own."""
     content = hash_tensors({"images": draw.images, "labels": draw.labels})
-    shown = "augmented" if augment else "plain"
-    return "-".join([content, network, shown, str(run), *([targets.key] if targets else [])])
+    shown = ["augmented" if augment else "plain", *(["full"] if full else [])]
+    return "-".join([content, network, *shown, str(run), *([targets.key] if targets else [])])
 
 
 def _has_views(contestant: Contestant) -> bool:
@@ -214,11 +215,9 @@ def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[st
     against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
     interval = these = None
     if against is not None and row is not against:
-        interval = these = paired_interval(row["accuracy"], against["accuracy"])
-        if sets > 1:
-            n = min(len(row["accuracy"]), len(against["accuracy"]))
-            interval = paired_interval(by_set(row["accuracy"][:n], sets), by_set(against["accuracy"][:n], sets))
-    told = {"ci95_these_sets": list(these) if these and sets > 1 else None}
+        interval = row_interval(row, against)
+        these = paired_interval(row["accuracy"], against["accuracy"]) if sets > 1 else None
+    told = {"ci95_these_sets": list(these) if these else None}
     return {**row, "ci95_vs_random": list(interval) if interval else None, **told, "verdict": verdict(interval)}
 
 

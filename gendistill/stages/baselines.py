@@ -15,7 +15,7 @@ from gendistill.config import EvaluateConfig
 from gendistill.coreset.coresets import choose, positions
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData, Split
-from gendistill.evaluate.intervals import paired_interval
+from gendistill.evaluate.intervals import row_interval
 from gendistill.evaluate.judge import EQUAL_BYTES, FULL, RANDOM, Contestant
 from gendistill.hashing import hash_tensors
 from gendistill.networks.teacher import Teacher
@@ -147,16 +147,19 @@ def _facts(images: int, total: int) -> dict[str, Any]:
 
 
 def against_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes``, paired by run, against the
-    random row of the same network, IPC and, where there is one, augmentation that takes as many bytes, or the most."""
+    """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes`` (see ``row_interval``).
+
+    It is against the random row of the same network, IPC and, where there is one, augmentation that takes as many
+    bytes, or the most.
+    """
     equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=_total)
     found = []
     for row in rows:
         fits = [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _dear(row) else []
         fits = [r for r in fits if r.get("augment") == row.get("augment")] or fits
         against = next((r for r in fits if _total(r) >= _total(row)), fits[-1] if fits else None)
-        interval = list(paired_interval(row["accuracy"], against["accuracy"])) if against else None
-        found.append({**row, "ci95_vs_equal_bytes": interval})
+        interval = row_interval(row, against) if against else None
+        found.append({**row, "ci95_vs_equal_bytes": list(interval) if interval else None})
     return found
 
 

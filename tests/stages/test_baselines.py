@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gendistill.evaluate.judge import Contestant
 from gendistill.evaluate.protocols import Settings
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
+from gendistill.stages import baseline_cache
 from gendistill.stages.baseline_cache import BESIDE, KEYED, BaselineCache, cache_folder
 from gendistill.stages.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
 from gendistill.stages.distill import distill
@@ -137,6 +139,17 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
     assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
 
 
+def test_pooled_sets_are_compared_with_equal_bytes_by_set() -> None:
+    told = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
+    told |= {"bytes": {"images": 9, "labels": 0}, "space": None}
+    equal = {**told, "method": "random", "space": EQUAL_BYTES, "accuracy": [0.5] * 15}
+    sets = [0.4, 0.5, 0.6] * 5  # the runs of each set are alike
+    pooled = {**told, "method": "dm", "set": ["a"], "decoded_images": 4, "accuracy": sets, "synthesis_seeds": 3}
+    (low, high) = against_equal_bytes([equal, pooled])[1]["ci95_vs_equal_bytes"]
+    half = 4.303 * 0.1 / 3**0.5  # t(0.975, 2)
+    assert (low, high) == pytest.approx((-half, half), abs=1e-3)
+
+
 def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_path, monkeypatch) -> None:
     config = EvaluateConfig(
         baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path, describe=False
@@ -236,6 +249,20 @@ def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_p
     assert bf16.recall("run") is None
     monkeypatch.setattr("gendistill.stages.baseline_cache.version", lambda name: "9.9")
     assert BaselineCache.of(digits, config, cpu).recall("run") is None
+
+
+def test_edited_training_code_misses_the_cache(digits, tmp_path, monkeypatch) -> None:
+    config, cpu = replace(QUICK, baseline_cache=tmp_path / "cache"), torch.device("cpu")
+    for name in ("networks/training.py", "data/siamese.py", "evaluate/trial.py", "evaluate/protocols/__init__.py"):
+        assert (baseline_cache.PACKAGE / name).is_file()
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(baseline_cache.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(baseline_cache, "PACKAGE", copy)
+        BaselineCache.of(digits, config, cpu).keep("run", {"accuracy": 0.5})
+        assert BaselineCache.of(digits, config, cpu).recall("run") is not None
+        (copy / name).write_text((copy / name).read_text() + "# edited\n")
+        baseline_cache._sources.cache_clear()
+        assert BaselineCache.of(digits, config, cpu).recall("run") is None
 
 
 @settings(max_examples=20, deadline=None)
