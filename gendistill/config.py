@@ -817,6 +817,11 @@ class EvaluateConfig:
             need(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
             need(len(names) == 1, "evaluate.network", names, "one network with task continual")
             need(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
+            for name in ("legacy_best", "baselines", "describe", "features"):
+                value, usual = getattr(self, name), getattr(EvaluateConfig, name)
+                need(
+                    value == usual, f"evaluate.{name}", value, f"{usual!r} with task continual, where nothing reads it"
+                )
 
 
 def section(config: Any, kind: type) -> Any:

@@ -6,7 +6,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gendistill.evaluate.report.incremental import render_continual
 from gendistill.progress import follow
 from gendistill.stages.baselines import Baselines
 from gendistill.stages.contestants import of_sets
-from gendistill.stages.evaluate import RUNS, read_runs
+from gendistill.stages.evaluate import RUNS, deciding, read_runs
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -65,7 +64,10 @@ def evaluate_continual(
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
-    real = Baselines(data, replace(config, baselines=("random", "kmeans")), seed)  # k-means sees one class at a time
+    beside = EvaluateConfig(  # k-means sees one class at a time
+        runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache
+    )
+    real = Baselines(data, beside, seed)
     contestants = []
     for ipc in sorted({size_of(made) for made in surrogates}):
         contestants += real.beside(ipc, config.runs, [], by_counts(s for s in surrogates if size_of(s) == ipc))
@@ -110,7 +112,7 @@ def run_stage(
     """Write ``target`` unless it is there already, made with the same settings; returns the summary."""
     sets = [read_given(path, data, revision) for path in surrogates]
     hashes = [s.content_hash() for s in sets]
-    settings = stage_settings(config, seed, data=data.fingerprint(), surrogates=hashes)
+    settings = stage_settings(deciding(config), seed, data=data.fingerprint(), surrogates=hashes)
     if not finished(target, "evaluate", settings):
         with stage_folder(target, "evaluate", settings, keep_partial=True) as folder:
             folder.scaffold = (RUNS,)

@@ -143,6 +143,11 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **means, **parts, "low": low, "high": high, "runs": len(row["accuracy"])}
 
 
+def deciding(config: EvaluateConfig) -> dict[str, Any]:
+    """The options that decide what an evaluation finds: all but where it keeps its baselines."""
+    return {name: value for name, value in to_dict(config).items() if name != "baseline_cache"}
+
+
 def run_stage(
     data: RealData,
     surrogates: Sequence[Path],
@@ -158,7 +163,7 @@ def run_stage(
     sets = [read_given(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     settings = stage_settings(
-        {name: value for name, value in to_dict(config).items() if name != "baseline_cache"},
+        deciding(config),
         seed,
         data=data.fingerprint(),
         surrogates=[s.content_hash() for s in sets],
