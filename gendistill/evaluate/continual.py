@@ -65,7 +65,7 @@ def continual(
     record key that need no training again.
 
     Raises:
-        ConfigError: more steps than classes.
+        ConfigError: more steps than classes, a network that does not fit the images, or batch norm for batches of one.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
     counts, settings = arrivals(len(classes), config.continual.steps), resolve(config)
@@ -74,6 +74,7 @@ def continual(
         for run in range(runs_of(contestant, config)):
             _check(contestant, run, test, orders[run][: counts[0]], classes)
     trial, rows = Trial(settings, test, len(classes), device, normal), []
+    trial.check(settings.network[0], _sizes(contestants, orders, counts, config))
     for contestant in contestants:
         start, results = time.perf_counter(), []
         for run in range(runs_of(contestant, config)):
@@ -104,6 +105,18 @@ def _learn(
         named = {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc}
         yield {"key": key, **named, "run": run, "classes": count, "accuracy": accuracies[-1]}
     return accuracies
+
+
+def _sizes(
+    contestants: Sequence[Contestant], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
+) -> set[int]:
+    """Images of every memory that is trained on; one class alone needs no training."""
+    found = set()
+    for contestant in contestants:
+        for run in range(runs_of(contestant, config)):
+            images = torch.tensor(contestant.run(run)[0].counts(len(orders[run])))[orders[run]].cumsum(0)
+            found |= {int(images[count - 1]) for count in counts if count > 1}
+    return found
 
 
 def runs_of(contestant: Contestant, config: EvaluateConfig) -> int:

@@ -96,11 +96,7 @@ def judge(
     """
     settings, rows, done = resolve(config), [], done or {}
     trial = Trial(settings, test, len(classes), device, normal)
-    for contestant in contestants:
-        _check_shapes(contestant, test)
-    sizes = {len(draw) for contestant in contestants for draw in contestant.draws}
-    for name in settings.network:
-        trial.check(name, sizes)
+    check(contestants, trial)
     for contestant, name, augment in entries(contestants, settings):
         results: list[Outcome] = []
         for run in range(contestant.count(settings.runs)):
@@ -127,6 +123,20 @@ def judge(
             }
         rows.append(_row(contestant, name, augment and _augmented(contestant, settings), results, test))
     return [with_verdict(row, rows) for row in rows]
+
+
+def check(contestants: Sequence[Contestant], trial: Trial) -> None:
+    """Refuse what could not be trained or tested.
+
+    Raises:
+        ConfigError: a network that does not fit the test images, or batch norm for batches of one image.
+        DataError: images of another shape than the test images.
+    """
+    for contestant in contestants:
+        _check_shapes(contestant, trial.test)
+    sizes = {len(draw) for contestant in contestants for draw in contestant.draws}
+    for name in trial.settings.network:
+        trial.check(name, sizes)
 
 
 def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple[Contestant, str, bool]]:

@@ -15,8 +15,10 @@ from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
 from gendistill.errors import ConfigError
 from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
+from gendistill.evaluate.judge import check
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
+from gendistill.evaluate.trial import Trial
 from gendistill.progress import follow
 from gendistill.stages.baselines import Baselines
 from gendistill.stages.contestants import of_sets
@@ -64,6 +66,7 @@ def evaluate_continual(
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
+    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before k-means
     beside = EvaluateConfig(  # k-means sees one class at a time
         runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache
     )
