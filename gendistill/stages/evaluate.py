@@ -13,14 +13,15 @@ from gendistill import runtime
 from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
-from gendistill.evaluate.judge import Outcome, entries, judge
+from gendistill.evaluate.judge import Outcome, check, entries, judge
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.scores import scores
+from gendistill.evaluate.trial import Trial
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.baseline_cache import BaselineCache
 from gendistill.stages.baselines import against_equal_bytes
-from gendistill.stages.contestants import contestants
+from gendistill.stages.contestants import contestants, of_sets
 from gendistill.stages.describe import described
 from gendistill.stages.folders import (
     StageFolder,
@@ -74,12 +75,11 @@ def evaluate(
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, settings, teacher)
+    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before anything takes long
+    lens = make_lens(config.features, data, teacher, folder.path if folder else None) if config.describe else None
     entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
     cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
-    about: dict[str, Any] = {}
-    if config.describe:
-        lens = make_lens(config.features, data, teacher, folder.path if folder else None)
-        about = described(data, surrogates, lens, seed)
+    about: dict[str, Any] = described(data, surrogates, lens, seed) if lens else {}
     done = read_runs(folder.path / RUNS) if folder else {}
     known: dict[str, Any] = {"done": done, "recall": cache.recall}
     loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)

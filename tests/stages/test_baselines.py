@@ -18,7 +18,7 @@ from gendistill.commands import RunConfig
 from gendistill.config import EvaluateConfig, TeacherConfig
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluate.judge import Contestant
 from gendistill.evaluate.protocols import Settings
 from gendistill.networks.teacher import Teacher
@@ -175,6 +175,27 @@ def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch)
     assert Baselines(digits, config, 1).full()[0].facts == first.facts
     with pytest.raises(TypeError):
         Baselines(load_data(split_seed=1), config, 0).full()
+
+
+# what cannot be evaluated
+
+BAD = [
+    ({"network": "resnet99"}, 8, ConfigError, "resnet99"),
+    ({"network": "convnet_bn", "batch_size": 1}, 8, ConfigError, "batch norm"),
+    ({"features": "teacher", "describe": True}, 8, ConfigError, "give --teacher"),
+    ({}, 16, DataError, "16x16 images"),
+]
+
+
+@pytest.mark.parametrize(("options", "size", "error", "words"), BAD, ids=["network", "batch", "features", "size"])
+def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
+    digits, chosen, monkeypatch, options, size, error, words
+) -> None:
+    for slow in ("gendistill.stages.evaluate.contestants", "gendistill.stages.lens.trained"):
+        monkeypatch.setattr(slow, None)  # which would fail with another error
+    images = chosen.images.repeat(1, 1, size // 8, size // 8)
+    with pytest.raises(error, match=words):
+        evaluate(digits, [replace(chosen, images=images)], replace(QUICK, **options))
 
 
 # the cache
