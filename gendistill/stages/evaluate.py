@@ -46,9 +46,11 @@ from gendistill.surrogate.surrogate import SurrogateSet
 RUNS = "runs.jsonl"  # finished trainings, for resume
 COLUMNS = (
     "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std", "std_within",
-    "std_between", "low", "high", "verdict", "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images",
-    "decoded_images", "bytes_images", "bytes_labels", "seconds", "synthesis_seconds",
+    "std_between", "low", "high", "these_sets_low", "these_sets_high", "equal_bytes_low", "equal_bytes_high", "verdict",
+    "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images", "decoded_images", "bytes_images",
+    "bytes_labels", "seconds", "synthesis_seconds",
 )  # fmt: skip
+INTERVALS = {"ci95_vs_random": "", "ci95_these_sets": "these_sets_", "ci95_vs_equal_bytes": "equal_bytes_"}
 
 
 def evaluate(
@@ -137,10 +139,12 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its pairs as columns."""
-    low, high = row["ci95_vs_random"] or (None, None)
+    ends: dict[str, Any] = {}
+    for name, prefix in INTERVALS.items():
+        ends[f"{prefix}low"], ends[f"{prefix}high"] = row.get(name) or (None, None)
     means: dict[str, Any] = {name: sum(row[name]) / len(row[name]) for name in ("ece", "legacy_best") if name in row}
     parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
-    return {**row, **means, **parts, "low": low, "high": high, "runs": len(row["accuracy"])}
+    return {**row, **means, **parts, **ends, "runs": len(row["accuracy"])}
 
 
 def deciding(config: EvaluateConfig) -> dict[str, Any]:

@@ -198,6 +198,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
         evaluate(digits, [replace(chosen, images=images)], replace(QUICK, **options))
 
 
+def test_real_subsets_of_known_quality_are_ranked(digits) -> None:
+    """k-means above random images above one image of each class over and over."""
+    repeated = distill(digits, "random", 1, seed=3).take(torch.arange(10).repeat_interleave(10))
+    config = replace(QUICK, runs=3, steps=100, width=16, baselines=("random", "kmeans"))
+    random, kmeans, worst = evaluate(digits, [repeated], config)["rows"]
+    assert kmeans["mean"] > random["mean"] > worst["mean"] + 0.1
+    assert worst["verdict"] == "worse than random"
+    assert kmeans["verdict"] != "worse than random"
+
+
 # the cache
 
 

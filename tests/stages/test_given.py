@@ -19,7 +19,7 @@ from gendistill.evaluate.intervals import paired_interval
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.contestants import contestants
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
+from gendistill.stages.evaluate import evaluate, write_summary
 from gendistill.stages.given import facts, pools, read_given, size_of
 from gendistill.stages.label import label_set
 from gendistill.stages.table import table
@@ -115,7 +115,7 @@ def test_labels_part_sets_only_where_labels_count(seeds, teacher) -> None:
 # a pooled row
 
 
-def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds) -> None:
+def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds, tmp_path) -> None:
     entered = contestants(digits, seeds, QUICK, 0, None)
     random, pooled = entered[0], entered[1]
     assert (pooled.synthesis_seeds, pooled.count(3), len(random.draws)) == (3, 9, 9)
@@ -131,6 +131,14 @@ def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, see
     assert row["ci95_vs_random"] == pytest.approx(paired_interval(ours.mean(0).tolist(), theirs.mean(0).tolist()))
     assert row["ci95_these_sets"] == pytest.approx(paired_interval(row["accuracy"], against["accuracy"]))
     assert "random real images x3" in table(summary)
+    write_summary(tmp_path, summary)
+    line = list(csv.DictReader((tmp_path / "summary.csv").open()))[1]
+    assert [float(line["low"]), float(line["high"])] == row["ci95_vs_random"]
+    assert [float(line["these_sets_low"]), float(line["these_sets_high"])] == row["ci95_these_sets"]
+    assert line["equal_bytes_low"] == ""
+    write_summary(tmp_path, {**summary, "rows": [{**row, "ci95_vs_equal_bytes": [0.25, 0.5]}]})
+    (line,) = csv.DictReader((tmp_path / "summary.csv").open())
+    assert (line["equal_bytes_low"], line["equal_bytes_high"]) == ("0.25", "0.5")
 
 
 def test_pooled_soft_rows_train_each_set_with_its_own_labels(digits, seeds, teacher) -> None:

@@ -113,6 +113,8 @@ def test_two_networks_and_both_augmentations_in_one_table(made: Path, tmp_path: 
         (("--protocol", "idm"), "protocol"),
         (("--steps", 3, "--epochs", 3), "null with steps"),
         (("--augment", "[true,false]"), "augments nothing"),
+        (("--augment", "false", "--shift", 2), "evaluate.shift is 2; expected null with augment false"),
+        (("--augment", "false", "--flip", "true"), "evaluate.flip is True"),
         (("--network", "[convnet,convnet]"), "each once"),
         (("--network", "[convnet,resnet99]"), "resnet99"),
         (("--epochs", 0), "evaluate.epochs is 0"),
