@@ -812,6 +812,9 @@ class EvaluateConfig:
         need(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
         rows = as_tuple(self.augment)
         need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
+        for name in ("shift", "flip"):
+            value, unread = getattr(self, name), True not in rows
+            need(not (unread and value), f"{section}.{name}", value, "null with augment false, which leaves it out")
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
         need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
@@ -823,6 +826,9 @@ class EvaluateConfig:
             need(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
             need(len(names) == 1, "evaluate.network", names, "one network with task continual")
             need(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
+            for name in ("legacy_best", "baselines", "describe", "features"):
+                value, usual = getattr(self, name), getattr(EvaluateConfig, name)
+                need(value == usual, f"evaluate.{name}", value, f"{usual!r}: nothing reads it in task continual")
 
 
 def section(config: Any, kind: type) -> Any:

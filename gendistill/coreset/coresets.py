@@ -5,7 +5,7 @@ Each takes the features (n,d) of one class, the number k and a seed, and returns
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ def random(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def kmeans(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The real image nearest to each of k centres, no image twice (one-to-one assignment)."""
+    if count == len(features):
+        return np.arange(count)
     return assign(kmeans_atoms(features, count, seed), features)
 
 
@@ -58,28 +60,35 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 
 
-def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: int, seed: int) -> Split:
+Size = int | Sequence[int]  # images of every class, or of each
+
+
+def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int) -> Split:
     """``ipc`` images of every class of ``split`` by a coreset method on ``features`` (N,d); see ``positions``."""
     return split.take(positions(method, split, features, classes, ipc, seed))
 
 
-def positions(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: int, seed: int) -> Tensor:
-    """Of the images chosen, (K*ipc,), class by class.
+def positions(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int) -> Tensor:
+    """Of the images chosen, class by class: ``ipc`` of every class, or as many of each as it lists.
 
     Raises:
-        ConfigError: unknown method, or a class with fewer images than ``ipc``.
+        ConfigError: unknown method, a class with fewer images than ``ipc``, or none wanted at all.
     """
     if method not in CORESETS:
         raise ConfigError(f"method is {method!r}; expected one of {', '.join(CORESETS)}.")
-    small = [f"{n} has {c}" for n, c in zip(classes, split.counts(len(classes)), strict=True) if c < ipc]
-    if ipc < 1 or small:
+    wanted = [ipc] * len(classes) if isinstance(ipc, int) else list(ipc)
+    found = zip(classes, split.counts(len(classes)), wanted, strict=True)
+    small = [f"{name} has {count}" for name, count, most in found if count < most]
+    if min(wanted) < 0 or not any(wanted) or small:
         raise ConfigError(
             f"ipc is {ipc}; expected 1 to the number of training images of the smallest class"
             + (f" ({'; '.join(small[:5])})." if small else ".")
         )
     picks = []
-    for label in range(len(classes)):
+    for label, count in enumerate(wanted):
+        if not count:
+            continue
         index = split.of_class(label)
-        chosen = CORESETS[method](features[index].double().numpy(), ipc, derive(seed, method, label))
+        chosen = CORESETS[method](features[index].double().numpy(), count, derive(seed, method, label))
         picks.append(index[torch.from_numpy(chosen)])
     return torch.cat(picks)

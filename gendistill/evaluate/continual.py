@@ -65,7 +65,7 @@ def continual(
     record key that need no training again.
 
     Raises:
-        ConfigError: more steps than classes.
+        ConfigError: more steps than classes, a network that does not fit the images, or batch norm for batches of one.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
     counts, settings = arrivals(len(classes), config.continual.steps), resolve(config)
@@ -74,6 +74,7 @@ def continual(
         for run in range(runs_of(contestant, config)):
             _check(contestant, run, test, orders[run][: counts[0]], classes)
     trial, rows = Trial(settings, test, len(classes), device, normal), []
+    trial.check(settings.network[0], _sizes(contestants, orders, counts, config))
     for contestant in contestants:
         start, results = time.perf_counter(), []
         for run in range(runs_of(contestant, config)):
@@ -104,6 +105,18 @@ def _learn(
         named = {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc}
         yield {"key": key, **named, "run": run, "classes": count, "accuracy": accuracies[-1]}
     return accuracies
+
+
+def _sizes(
+    contestants: Sequence[Contestant], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
+) -> set[int]:
+    """Images of every memory that is trained on; one class alone needs no training."""
+    found = set()
+    for contestant in contestants:
+        for run in range(runs_of(contestant, config)):
+            images = torch.tensor(contestant.run(run)[0].counts(len(orders[run])))[orders[run]].cumsum(0)
+            found |= {int(images[count - 1]) for count in counts if count > 1}
+    return found
 
 
 def runs_of(contestant: Contestant, config: EvaluateConfig) -> int:
@@ -172,6 +185,7 @@ def _row(contestant: Contestant, settings: Settings, results: list[list[float]],
         "stage": contestant.stage,
         "space": contestant.space,
         "ipc": contestant.ipc,
+        "counts": list(contestant.counts) if contestant.counts else None,
         "labels": contestant.labels,
         "augment": settings.augment[0] and settings.augments,
         "network": settings.network[0],
@@ -191,9 +205,9 @@ def _summed(accuracies: np.ndarray) -> dict[str, Any]:
 
 
 def _compared(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired intervals against random at the same IPC, where there is one."""
+    """The row with its paired intervals against random images of the same numbers, where there are such."""
     drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
-    against = next((r for r in drawn if r["ipc"] == row["ipc"]), None)
+    against = next((r for r in drawn if (r["ipc"], r["counts"]) == (row["ipc"], row["counts"])), None)
 
     def beside(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
         interval = paired_interval(ours["accuracy"], theirs["accuracy"]) if theirs else None

@@ -40,7 +40,7 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
             Finding(
                 "uneven classes",
                 f"The classes have {low} ({few!r}) to {high} ({many!r}) images, other shares than among the real ones; "
-                "baselines have as many images of every class, so compare with care, or even the classes out.",
+                "random images beside the set have the same numbers; even the classes out, unless that is meant.",
                 "warning",
             )
         )

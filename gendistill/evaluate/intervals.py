@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -23,6 +24,29 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float
     differences = np.asarray(ours[:n], float) - np.asarray(theirs[:n], float)
     half = stats.t.ppf(0.5 + level / 2, n - 1) * differences.std(ddof=1) / math.sqrt(n)
     return float(differences.mean() - half), float(differences.mean() + half)
+
+
+def row_interval(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of ``row`` - ``other``, two rows of a summary; None where one has fewer than two runs.
+
+    Paired by run. Where one is pooled of several synthesis seeds, by set, so that the interval covers another seed:
+    each set's mean beside that of the other's runs of the same numbers, which are gone round where they are fewer. Two
+    pools of different size are independent samples of their sets' means (Welch's t).
+    """
+    ours, theirs = row["accuracy"], other["accuracy"]
+    a, b = row.get("synthesis_seeds", 1), other.get("synthesis_seeds", 1)
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    if a == b == 1:
+        return paired_interval(ours, theirs)
+    if a > 1 and b > 1 and a != b:
+        found = stats.ttest_ind(by_set(ours, a), by_set(theirs, b), equal_var=False).confidence_interval(0.95)
+        return float(found.low), float(found.high)
+    if b == 1:
+        theirs = np.resize(theirs, len(ours))
+    if a == 1:
+        ours = np.resize(ours, len(theirs))
+    return paired_interval(by_set(ours, max(a, b)), by_set(theirs, max(a, b)))
 
 
 def by_set(values: Sequence[float], sets: int) -> list[float]:

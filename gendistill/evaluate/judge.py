@@ -14,13 +14,14 @@ from torch import Tensor
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import Split
 from gendistill.errors import DataError
-from gendistill.evaluate.intervals import by_set, paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, row_interval, verdict
 from gendistill.evaluate.protocols import Settings, resolve
 from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
 from gendistill.networks.training import Batches
 
 RANDOM, FULL = "random", "full"
+EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 Outcome = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
 
 
@@ -42,6 +43,8 @@ class Targets:
 class Contestant:
     """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
 
+    ``counts`` are the images by class of a set where they are not ``ipc`` of every class, or of the sets that a
+    baseline stands beside.
     ``targets``, one a draw, replace the hard labels; ``recipe`` says how they were made, so that rows of one recipe are
     compared. ``identity`` is the content hash of a set, or those of several that differ in their synthesis seed alone,
     ``synthesis_seeds`` of them, each a draw. ``facts`` go into the row as they are.
@@ -56,6 +59,7 @@ class Contestant:
     recipe: str | None = None
     targets: tuple[Targets, ...] = ()
     identity: str | tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
     synthesis_seeds: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,27 +86,24 @@ def judge(
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
 
-    A row for each of ``entries``: method, stage, ipc, labels, recipe, augment, network, accuracy (fractions by run),
-    mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by run),
-    legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in all
-    else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
+    A row for each of ``entries``: method, stage, ipc, counts, labels, recipe, augment, network, accuracy (fractions by
+    run), mean, std (n - 1), per_class (fractions, mean over the runs; None for a class without test images), ece (by
+    run), legacy_best (by run, where asked for), ci95_vs_random (paired by run against the random row that is alike in
+    all else; null for random and full), verdict, seconds of training, set (content hash, or several), synthesis_seeds,
     std_within and std_between (see ``seed_spread``), cached (runs that were recalled), and the contestant's facts.
-    ``done`` has outcomes by record key that need no training again; ``recall`` is asked for others. ``normal`` is the
-    mean and the standard deviation of the real training images, in [-1, 1].
+    ``done`` has outcomes by record key that need no training again; ``recall`` is asked for other baselines. ``normal``
+    is the mean and the standard deviation of the real training images, in [-1, 1].
     """
     settings, rows, done = resolve(config), [], done or {}
     trial = Trial(settings, test, len(classes), device, normal)
-    for contestant in contestants:
-        _check_shapes(contestant, test)
-    sizes = {len(draw) for contestant in contestants for draw in contestant.draws}
-    for name in settings.network:
-        trial.check(name, sizes)
+    check(contestants, trial)
     for contestant, name, augment in entries(contestants, settings):
         results: list[Outcome] = []
         for run in range(contestant.count(settings.runs)):
             draw, targets = contestant.run(run)
-            key, full = _key(draw, targets, name, augment, run), contestant.method == FULL
-            found = done.get(key) or (recall(key) if recall else None)
+            full, baseline = contestant.method == FULL, contestant.identity is None
+            key = _key(draw, targets, name, augment, run, full=full)
+            found = done.get(key) or (recall(key) if recall and baseline else None)
             if found is None:
                 start = time.perf_counter()
                 found = trial.run(name, draw, targets, run, augment=augment, full=full)
@@ -116,12 +117,26 @@ def judge(
                 "labels": contestant.labels,
                 "network": name,
                 "run": run,
-                "baseline": contestant.identity is None,
+                "baseline": baseline,
                 "outcome": found,
                 "accuracy": found["accuracy"],
             }
         rows.append(_row(contestant, name, augment and _augmented(contestant, settings), results, test))
     return [with_verdict(row, rows) for row in rows]
+
+
+def check(contestants: Sequence[Contestant], trial: Trial) -> None:
+    """Refuse what could not be trained or tested.
+
+    Raises:
+        ConfigError: a network that does not fit the test images, or batch norm for batches of one image.
+        DataError: images of another shape than the test images.
+    """
+    for contestant in contestants:
+        _check_shapes(contestant, trial.test)
+    sizes = {len(draw) for contestant in contestants for draw in contestant.draws}
+    for name in trial.settings.network:
+        trial.check(name, sizes)
 
 
 def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple[Contestant, str, bool]]:
@@ -135,11 +150,11 @@ def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple
     ]
 
 
-def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int) -> str:
-    """What tells a run from all others of an evaluation."""
+def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int, *, full: bool = False) -> str:
+    """What tells a run from all others of an evaluation; ``full`` data may train for a length of their own."""
     content = hash_tensors({"images": draw.images, "labels": draw.labels})
-    shown = "augmented" if augment else "plain"
-    return "-".join([content, network, shown, str(run), *([targets.key] if targets else [])])
+    shown = ["augmented" if augment else "plain", *(["full"] if full else [])]
+    return "-".join([content, network, *shown, str(run), *([targets.key] if targets else [])])
 
 
 def _has_views(contestant: Contestant) -> bool:
@@ -171,6 +186,7 @@ def _row(
         "augment": augment,
         "network": network,
         "space": contestant.space,
+        "counts": list(contestant.counts) if contestant.counts else None,
         "accuracy": found["accuracy"],
         "mean": float(np.mean(found["accuracy"])),
         "std": float(np.std(found["accuracy"], ddof=1)),
@@ -199,21 +215,19 @@ def seed_spread(values: Sequence[float], sets: int) -> dict[str, float | None]:
 
 
 def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired interval against random at the same IPC with the same labels, where there is one.
+    """The row with its paired interval against random images of the same numbers and labels, where there are such.
 
     Of several synthesis seeds, each set's mean difference is one value of ``ci95_vs_random``, so that it covers new
     seeds; ``ci95_these_sets`` takes every run as one, so that it covers new trainings on these sets.
     """
-    same, sets = ("ipc", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
-    plain = (r for r in rows if r["method"] == RANDOM and not r.get("space") and not r.get("set"))
+    same, sets = ("ipc", "counts", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
+    plain = (r for r in rows if r["method"] == RANDOM and r.get("space") != EQUAL_BYTES and not r.get("set"))
     against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
     interval = these = None
     if against is not None and row is not against:
-        interval = these = paired_interval(row["accuracy"], against["accuracy"])
-        if sets > 1:
-            n = min(len(row["accuracy"]), len(against["accuracy"]))
-            interval = paired_interval(by_set(row["accuracy"][:n], sets), by_set(against["accuracy"][:n], sets))
-    told = {"ci95_these_sets": list(these) if these and sets > 1 else None}
+        interval = row_interval(row, against)
+        these = paired_interval(row["accuracy"], against["accuracy"]) if sets > 1 else None
+    told = {"ci95_these_sets": list(these) if these else None}
     return {**row, "ci95_vs_random": list(interval) if interval else None, **told, "verdict": verdict(interval)}
 
 

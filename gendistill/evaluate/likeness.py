@@ -1,8 +1,9 @@
 """How like the real images of its classes a set is, class by class, beside random real sets of its size.
 
 Legend: K classes; of a class, pool (N,D) are features of real images and made (M,D) of the set's, M <= N / 2.
-A random real set takes M of the pool. Whatever a set, random or not, holds itself of the pool is left out of what it is
-compared with: a real image is no nearer to the others for being real.
+A random real set takes M of the pool. Every set, random or not, is compared with N - M of it: without those that it
+holds itself, since a real image is no nearer to the others for being real, and, where it holds fewer than M, without
+random others, since most measures change with the number of images.
 """
 
 from __future__ import annotations
@@ -54,14 +55,20 @@ def random_sets(
 
 
 def likeness(
-    pool: Sequence[Tensor], made: Sequence[Tensor], held: Sequence[Tensor], random: Sequence[Sequence[Values]]
+    pool: Sequence[Tensor],
+    made: Sequence[Tensor],
+    held: Sequence[Tensor],
+    random: Sequence[Sequence[Values]],
+    *,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """By measure {"mean", "by_class", "random": {"mean", "std", "by_class"}, "reason"}, one tensor a class.
 
     ``held`` are positions in the pool of images that the set holds; ``random`` are ``random_sets`` of its size. Means
     are over the classes that are measured; std is that of the random sets' means. ``reason`` says why classes are None.
     """
-    own = [measures(_without(real, at), x) for real, x, at in zip(pool, made, held, strict=True)]
+    classes = enumerate(zip(pool, made, held, strict=True))
+    own = [measures(_without(real, _left_out(len(real), len(x), at, k, seed)), x) for k, (real, x, at) in classes]
     return {name: _beside(name, _column(own, name), [_column(r, name) for r in random]) for name in MEASURES}
 
 
@@ -89,6 +96,13 @@ def drawn(count: int, most: int, label: int, draw: int, seed: int) -> Tensor:
 def _of_draw(real: Tensor, count: int, label: int, draw: int, seed: int) -> Values:
     at = drawn(len(real), count, label, draw, seed)
     return measures(_without(real, at), real[at])
+
+
+def _left_out(total: int, count: int, held: Tensor, label: int, seed: int) -> Tensor:
+    """``count`` positions in the pool of a class, those that are ``held`` among them."""
+    order = torch.randperm(total, generator=torch_rng(seed, "left out", label))
+    others = order[~torch.isin(order, held)]
+    return torch.cat([held, others[: max(0, count - len(held))]])
 
 
 def _without(points: Tensor, at: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gendistill.evaluate.judge import FULL, RANDOM
+from gendistill.evaluate.judge import EQUAL_BYTES, FULL, RANDOM
 
 WEIGHT = 0.5  # w and gamma
 RECIPE = "random real images with labels of the same recipe"
@@ -97,9 +97,10 @@ def _gain(better: Row | None, worse: Row | None) -> float | None:
 
 
 def _random(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Random images of the same number, not those of the same bytes, which stand in a ``space``."""
-    same = ("ipc", "labels", "recipe", "network", "augment")
-    return next((r for r in rows if _is_random(r) and not r.get("space") and _same(r, row, *same)), None)
+    """Random images of the same number of each class, not those of the same bytes."""
+    same = ("ipc", "counts", "labels", "recipe", "network", "augment")
+    drawn = (r for r in rows if _is_random(r) and r.get("space") != EQUAL_BYTES)
+    return next((r for r in drawn if _same(r, row, *same)), None)
 
 
 def _is_random(row: Row) -> bool:

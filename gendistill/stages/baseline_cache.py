@@ -9,22 +9,30 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+import gendistill
 from gendistill import runtime
 from gendistill.config import EvaluateConfig, to_dict
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.judge import Outcome
 from gendistill.evaluate.protocols import resolve
-from gendistill.hashing import hash_json
+from gendistill.hashing import hash_bytes, hash_json
 from gendistill.surrogate.png import whole
 
-FORMAT = 1  # another number when the meaning of an outcome, or the training behind it, changes
+FORMAT = 1  # another number when the meaning of an outcome changes
+# the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
+TRAINING = (
+    "networks/*.py", "data/augmentation.py", "data/images.py", "data/siamese.py", "data/views.py", "evaluate/trial.py",
+    "evaluate/calibration.py", "evaluate/protocols/*", "surrogate/soft_labels.py", "seeding.py",
+)  # fmt: skip
+PACKAGE = Path(gendistill.__file__).parent
 LIBRARIES = ("gendistill", "torch", "timm")
 CHOOSING = ("gendistill", "numpy", "scikit-learn", "pillow")
 KEYED = ("network", "augment")  # which the judge's keys have, as they have draw, labels and training seed
@@ -65,6 +73,7 @@ class BaselineCache:
             "device": device.type,
             "bf16": runtime.wants_bf16(config.mixed_precision, device),
             "versions": _versions(LIBRARIES),
+            "sources": _sources(PACKAGE),
         }
         return cls(cache_folder(config.baseline_cache), made_from)
 
@@ -109,6 +118,13 @@ class BaselineCache:
         assert self.folder is not None
         key = {**self.made_from, "run": run}
         return self.folder / f"{hash_json(key)}.json", key
+
+
+@cache
+def _sources(package: Path) -> str:
+    """Of the text of all files that train and test."""
+    paths = sorted({path for pattern in TRAINING for path in package.glob(pattern) if path.is_file()})
+    return hash_json({str(path.relative_to(package)): hash_bytes(path.read_bytes()) for path in paths})
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:

@@ -10,14 +10,14 @@ import torch
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import RealData, Split
-from gendistill.evaluate.judge import Contestant, Targets
+from gendistill.evaluate.judge import EQUAL_BYTES, Contestant, Targets
 from gendistill.evaluate.protocols import resolve
 from gendistill.hashing import hash_tensors
 from gendistill.networks.labelling import fill, soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish, track
-from gendistill.stages.baselines import EQUAL_BYTES, Baselines
-from gendistill.stages.given import Pool, facts, pools, size_of, total_bytes
+from gendistill.stages.baselines import Baselines
+from gendistill.stages.given import Pool, by_counts, facts, pools, size_of, total_bytes, uneven
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -33,11 +33,12 @@ def contestants(
     soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve(config).labels == "soft" else []
     found = []
     for ipc in sorted({size_of(pool[0]) for pool in hard}):
+        here = by_counts(pool[0] for pool in hard if size_of(pool[0]) == ipc)
         dear = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor > 1]
         dear += [(pool, True) for pool in soft if size_of(pool[0]) == ipc]
         most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
         totals = [total_bytes(pool, labels=labels) for pool, labels in dear]
-        found += real.beside(ipc, most * config.runs, totals)
+        found += real.beside(ipc, most * config.runs, totals, here)
     beside = list(found)
     found += [_of_pool(pool) for pool in hard]
     if soft:
@@ -62,6 +63,7 @@ def _of_pool(pool: Pool, *, labels: bool = False) -> Contestant:
         meta.get("space"),
         targets=targets,
         identity=hashes if len(pool) > 1 else hashes[0],
+        counts=uneven(first),
         synthesis_seeds=len(pool),
         facts=facts(pool, labels=labels),
     )
@@ -90,9 +92,10 @@ def with_soft_labels(
         soft, ipc = pool[0].soft_labels, size_of(pool[0])
         assert soft is not None
         row = _of_pool(pool, labels=True)
-        if (ipc, soft.recipe) not in done:
-            done.add((ipc, soft.recipe))
-            same = [b for b in baselines if b.ipc == ipc and b.space != EQUAL_BYTES]
+        kind = (ipc, row.counts, soft.recipe)
+        if kind not in done:
+            done.add(kind)
+            same = [b for b in baselines if (b.ipc, b.counts) == kind[:2] and b.space != EQUAL_BYTES]
             found += [_labelled(b, pool[0].classes, soft, network, row.facts["bytes"]["labels"]) for b in same]
         found.append(_with(row, soft, tuple(_targets(made, network) for made in pool)))
     return found

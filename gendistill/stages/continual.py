@@ -6,7 +6,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
 from gendistill.errors import ConfigError
 from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
+from gendistill.evaluate.judge import check
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
+from gendistill.evaluate.trial import Trial
 from gendistill.progress import follow
 from gendistill.stages.baselines import Baselines
 from gendistill.stages.contestants import of_sets
-from gendistill.stages.evaluate import RUNS, read_runs
+from gendistill.stages.evaluate import RUNS, deciding, read_runs
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -32,7 +33,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.given import read_given, size_of
+from gendistill.stages.given import by_counts, read_given, size_of
 from gendistill.stages.labels import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.stages.table import row_label, table
@@ -65,8 +66,14 @@ def evaluate_continual(
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
-    real = Baselines(data, replace(config, baselines=("random", "kmeans")), seed)  # k-means sees one class at a time
-    contestants = [c for ipc in sorted({size_of(s) for s in surrogates}) for c in real.beside(ipc, config.runs, [])]
+    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before k-means
+    beside = EvaluateConfig(  # k-means sees one class at a time
+        runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache
+    )
+    real = Baselines(data, beside, seed)
+    contestants = []
+    for ipc in sorted({size_of(made) for made in surrogates}):
+        contestants += real.beside(ipc, config.runs, [], by_counts(s for s in surrogates if size_of(s) == ipc))
     contestants += of_sets(surrogates)
     total = len(counts) * sum(runs_of(c, config) for c in contestants)
     done = {k: v["accuracy"] for k, v in read_runs(folder.path / RUNS).items()} if folder else {}
@@ -108,7 +115,7 @@ def run_stage(
     """Write ``target`` unless it is there already, made with the same settings; returns the summary."""
     sets = [read_given(path, data, revision) for path in surrogates]
     hashes = [s.content_hash() for s in sets]
-    settings = stage_settings(config, seed, data=data.fingerprint(), surrogates=hashes)
+    settings = stage_settings(deciding(config), seed, data=data.fingerprint(), surrogates=hashes)
     if not finished(target, "evaluate", settings):
         with stage_folder(target, "evaluate", settings, keep_partial=True) as folder:
             folder.scaffold = (RUNS,)

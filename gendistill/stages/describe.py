@@ -76,7 +76,7 @@ def _numbers(subject: Subject, real: RealSide, seed: int) -> dict[str, Any]:
         "measured_by_class": counts,
         "draws": DRAWS,
         "classes": list(real.data.classes),
-        "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed)),
+        "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed), seed=seed),
         "copies": {
             **subject.copies.summary(),
             "space": pixel_space(real.data),

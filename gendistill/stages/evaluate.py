@@ -13,14 +13,15 @@ from gendistill import runtime
 from gendistill.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.data.real import RealData, mean_and_std
-from gendistill.evaluate.judge import Outcome, entries, judge
+from gendistill.evaluate.judge import Outcome, check, entries, judge
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.scores import scores
+from gendistill.evaluate.trial import Trial
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.baseline_cache import BaselineCache
 from gendistill.stages.baselines import against_equal_bytes
-from gendistill.stages.contestants import contestants
+from gendistill.stages.contestants import contestants, of_sets
 from gendistill.stages.describe import described
 from gendistill.stages.folders import (
     StageFolder,
@@ -45,9 +46,11 @@ from gendistill.surrogate.surrogate import SurrogateSet
 RUNS = "runs.jsonl"  # finished trainings, for resume
 COLUMNS = (
     "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std", "std_within",
-    "std_between", "low", "high", "verdict", "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images",
-    "decoded_images", "bytes_images", "bytes_labels", "seconds", "synthesis_seconds",
+    "std_between", "low", "high", "these_sets_low", "these_sets_high", "equal_bytes_low", "equal_bytes_high", "verdict",
+    "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images", "decoded_images", "bytes_images",
+    "bytes_labels", "seconds", "synthesis_seconds",
 )  # fmt: skip
+INTERVALS = {"ci95_vs_random": "", "ci95_these_sets": "these_sets_", "ci95_vs_equal_bytes": "equal_bytes_"}
 
 
 def evaluate(
@@ -74,12 +77,11 @@ def evaluate(
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, settings, teacher)
+    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before anything takes long
+    lens = make_lens(config.features, data, teacher, folder.path if folder else None) if config.describe else None
     entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
     cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
-    about: dict[str, Any] = {}
-    if config.describe:
-        lens = make_lens(config.features, data, teacher, folder.path if folder else None)
-        about = described(data, surrogates, lens, seed)
+    about: dict[str, Any] = described(data, surrogates, lens, seed) if lens else {}
     done = read_runs(folder.path / RUNS) if folder else {}
     known: dict[str, Any] = {"done": done, "recall": cache.recall}
     loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)
@@ -101,7 +103,7 @@ def evaluate(
         "rows": against_equal_bytes(rows),
         "scores": scores(rows),
         "sets": about.get("sets", {}),
-        "findings": _together(about.get("findings", []), findings(surrogates)),
+        "findings": _together(about.get("findings", []), findings(surrogates, data)),
         "command": command_line(),
         "versions": versions(),
         "device": str(device),
@@ -137,10 +139,17 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its pairs as columns."""
-    low, high = row["ci95_vs_random"] or (None, None)
+    ends: dict[str, Any] = {}
+    for name, prefix in INTERVALS.items():
+        ends[f"{prefix}low"], ends[f"{prefix}high"] = row.get(name) or (None, None)
     means: dict[str, Any] = {name: sum(row[name]) / len(row[name]) for name in ("ece", "legacy_best") if name in row}
     parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
-    return {**row, **means, **parts, "low": low, "high": high, "runs": len(row["accuracy"])}
+    return {**row, **means, **parts, **ends, "runs": len(row["accuracy"])}
+
+
+def deciding(config: EvaluateConfig) -> dict[str, Any]:
+    """The options that decide what an evaluation finds: all but where it keeps its baselines."""
+    return {name: value for name, value in to_dict(config).items() if name != "baseline_cache"}
 
 
 def run_stage(
@@ -158,7 +167,7 @@ def run_stage(
     sets = [read_given(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     settings = stage_settings(
-        {name: value for name, value in to_dict(config).items() if name != "baseline_cache"},
+        deciding(config),
         seed,
         data=data.fingerprint(),
         surrogates=[s.content_hash() for s in sets],

@@ -18,6 +18,7 @@ from gendistill.surrogate.plain import read_plain
 from gendistill.surrogate.surrogate import SurrogateSet
 
 Pool = list[SurrogateSet]  # sets that differ in their synthesis seed alone
+Counts = tuple[int, ...]  # images of each class
 # what a manifest says that follows from the seed, or from when and where the set was made
 BY_SEED = {"seed", "seconds", "command", "versions", "w2", "gate", "bytes"}
 LABELS = {"soft_labels", "label_teacher_hash"}
@@ -42,10 +43,11 @@ def read_given(source: str | Path, data: RealData, revision: str | None = None) 
     return made
 
 
-def findings(sets: Iterable[SurrogateSet]) -> list[dict[str, Any]]:
-    """What is wrong with plain folders as far as reading them showed it."""
+def findings(sets: Iterable[SurrogateSet], data: RealData) -> list[dict[str, Any]]:
+    """What is wrong with plain folders as far as reading them showed it, and sets that the real images cannot match."""
     found = []
     for made in sets:
+        found += _larger(made, data)
         name, missing = made.meta.get("name"), made.meta.get("missing_classes")
         skipped = [text for text in made.meta.get("problems", ()) if text.startswith("skipped")]
         if missing:
@@ -57,13 +59,44 @@ def findings(sets: Iterable[SurrogateSet]) -> list[dict[str, Any]]:
     return found
 
 
+def _larger(made: SurrogateSet, data: RealData) -> list[dict[str, Any]]:
+    """That a set has more images of a class than the training split, if so."""
+    real = data.train.counts(len(data.classes))
+    fewer = [f"{c} has {n} of {m}" for c, n, m in zip(data.classes, real, made.counts, strict=True) if n < m]
+    if not fewer:
+        return []
+    shown = "; ".join(fewer[:5]) + (f"; and {len(fewer) - 5} more" if len(fewer) > 5 else "")
+    text = (
+        f"{name_of(made)} has more images than there are real ones of {len(fewer)} classes ({shown}); random images "
+        "and coresets beside it have all that there are of these."
+    )
+    return [_finding(made, "fewer real images", text, "warning")]
+
+
 def _finding(made: SurrogateSet, kind: str, text: str, severity: str) -> dict[str, Any]:
     return {"set": made.content_hash(), "kind": kind, "text": text, "severity": severity}
 
 
 def size_of(made: SurrogateSet) -> int:
-    """Images per class, rounded up, so that the random row beside an uneven set has no fewer images than it."""
+    """Images per class, rounded up."""
     return -(-len(made.labels) // len(made.classes))
+
+
+def name_of(made: SurrogateSet) -> str:
+    return str(made.meta.get("name") or made.meta.get("method", "unknown"))
+
+
+def uneven(made: SurrogateSet) -> Counts | None:
+    """Its stored images by class where these are not equally many."""
+    return None if set(made.counts) == {size_of(made)} else tuple(made.counts)
+
+
+def by_counts(sets: Iterable[SurrogateSet]) -> dict[Counts, str]:
+    """The numbers of stored images by class that sets have, equal ones first, then the most; each with a set's name."""
+    found: dict[Counts, str] = {}
+    for made in sets:
+        found.setdefault(tuple(made.counts), name_of(made))
+    return dict(sorted(found.items(), key=lambda item: (len(set(item[0])) > 1, -sum(item[0]))))
 
 
 def pools(sets: Sequence[SurrogateSet], *, labels: bool) -> list[Pool]:

@@ -31,17 +31,24 @@ def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
         _line("IPC  set", HEADS),
     ]
     beside: list[str] = []
-    for key, found in sorted(sets.items(), key=lambda item: label.get(item[0], "")[:3]):
-        name, values = label.get(key, f"     {key[:12]}"), _values(found)
+    parted = {key: _parted(label[key]) if key in label else ("", key[:12]) for key in sets}
+    for key, found in sorted(sets.items(), key=lambda item: int(parted[item[0]][0] or 0)):
+        (ipc, name), values = parted[key], _values(found)
         random = [
-            _line(f"{name[:3]}  random real sets", [_number(v["random"]["mean"]) for v in values]),
+            _line(f"{ipc:>3}  random real sets", [_number(v["random"]["mean"]) for v in values]),
             _line("     their spread", [_number(v["random"]["std"], "±") for v in values]),
         ]
         lines += random if random != beside else []
         beside = random
-        lines.append(_line(f"     {name[3:].strip()}", [_number(v["mean"]) for v in values]))
+        lines.append(_line(f"     {name}", [_number(v["mean"]) for v in values]))
         lines += [f"       {line}" for line in _unusual(found)]
     return "\n".join(lines)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """(IPC, name) of "  10  dm"; a row without an IPC has none."""
+    ipc, _, rest = name.lstrip().partition("  ")
+    return (ipc, rest) if ipc.isdecimal() else ("", name.strip())
 
 
 def _values(found: dict[str, Any]) -> list[dict[str, Any]]:

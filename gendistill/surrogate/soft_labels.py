@@ -55,9 +55,10 @@ class SoftLabels:
 
     @property
     def recipe(self) -> str:
-        """How the targets come about, in a few words."""
+        """How the targets come about, in a few words; with the batches, where labels belong to batches of views."""
         v = self.views
         parts = [self.mode, f"T {self.temperature:g}"]
+        parts += [f"batch {v.batch_size}"] if self.mode != "per_image" else []
         parts += [f"top {self.top_k}"] if self.top_k else []
         parts += [f"{self.averaged} views"] if self.averaged > 1 else []
         parts += [f"crop {v.min_crop:g}"] if v.min_crop < 1 else []

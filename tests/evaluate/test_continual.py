@@ -40,7 +40,7 @@ RANDOM = Contestant("random", None, 2, tuple(pictures(2, seed=s) for s in (1, 2,
 MADE = Contestant("dm", None, 2, (pictures(2, seed=5),), identity="made")
 
 
-def options(steps: int, orders: int | None = None, *, training_steps: int = 4, **others: Any) -> EvaluateConfig:
+def options(steps: int, orders: int | None = None, *, training_steps: int | None = 4, **others: Any) -> EvaluateConfig:
     wanted = {"width": 4, "steps": training_steps, "runs": 3, "batch_size": 8, **others}
     return EvaluateConfig(task="continual", continual=ContinualConfig(steps=steps, orders=orders), **wanted)
 
@@ -53,6 +53,15 @@ def learn(contestants: list[Contestant], config: EvaluateConfig, **others: Any) 
             records.append(next(loop))
         except StopIteration as stop:
             return records, [{k: v for k, v in row.items() if k != "seconds"} for row in stop.value]
+
+
+def test_a_last_batch_of_one_image_is_refused_for_batch_norm_before_any_training() -> None:
+    """21 images of 7 classes in batches of 4 leave one, those of 4 classes none."""
+    made = replace(MADE, draws=(pictures(3, seed=5),))
+    settings = {"training_steps": None, "epochs": 1, "batch_size": 4, "network": "convnet_bn"}
+    with pytest.raises(ConfigError, match="batch norm"):
+        next(continual([made], TEST, CLASSES, options(2, **settings)))
+    assert next(continual([made], TEST, CLASSES, options(2, **{**settings, "network": "convnet"})))
 
 
 def by_hand(split: Split, order: list[int]) -> tuple[Split, list[int]]:

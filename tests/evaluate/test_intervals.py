@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gendistill.evaluate.intervals import by_set, paired_interval, verdict
+from gendistill.evaluate.intervals import by_set, paired_interval, row_interval, verdict
 from gendistill.evaluate.judge import seed_spread, with_verdict
 
 
@@ -95,6 +95,40 @@ def test_the_interval_of_a_pooled_row_covers_new_seeds_and_that_of_its_runs_does
     assert 0.92 < covered["ci95_vs_random"] < 0.98
     assert covered["ci95_these_sets"] < 0.9
     assert all(row["verdict"] == verdict(tuple(row["ci95_vs_random"])) for row in found)
+
+
+def pool(rng, sets, runs, mean=0.5):
+    """Runs go round over sets that differ by much more than their trainings."""
+    made = np.tile(rng.normal(mean, 0.05, sets), runs) + rng.normal(0, 0.01, sets * runs)
+    return {"accuracy": made.tolist(), "synthesis_seeds": sets}
+
+
+def single(rng, runs, mean=0.5):
+    """Trainings on one set whose accuracy is ``mean``."""
+    return {"accuracy": rng.normal(mean, 0.01, runs).tolist(), "synthesis_seeds": 1}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda rng: (pool(rng, 3, 5), single(rng, 5)),  # a coreset with fewer runs
+        lambda rng: (pool(rng, 3, 3), single(rng, 3)),
+        lambda rng: (single(rng, 5), pool(rng, 4, 5)),
+        lambda rng: (pool(rng, 3, 5), {"accuracy": rng.normal(0.5, 0.05, 20).tolist()}),  # random draws
+        lambda rng: (pool(rng, 4, 3), pool(rng, 4, 3)),
+        lambda rng: (pool(rng, 6, 3), pool(rng, 4, 3)),
+    ],
+)
+def test_intervals_of_pooled_rows_cover_new_seeds_whatever_they_are_compared_with(pair):
+    rng = np.random.default_rng(0)
+    found = [row_interval(*pair(rng)) for _ in range(500)]
+    assert 0.92 < np.mean([low <= 0 <= high for low, high in found]) < 0.985
+
+
+def test_rows_of_single_sets_are_paired_by_run():
+    ours, theirs = {"accuracy": [0.5, 0.7, 0.6]}, {"accuracy": [0.4, 0.4, 0.5, 0.9], "synthesis_seeds": 1}
+    assert row_interval(ours, theirs) == paired_interval(ours["accuracy"], theirs["accuracy"])
+    assert row_interval({"accuracy": [0.5]}, theirs) is None
 
 
 def test_only_plain_random_rows_are_what_verdicts_are_against():

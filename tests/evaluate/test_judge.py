@@ -102,6 +102,15 @@ def test_the_legacy_column_changes_nothing_else(given):
                for high, last in zip(highest, row["accuracy"], strict=True))  # fmt: skip
 
 
+def test_a_set_that_holds_all_real_images_is_trained_for_its_own_length_and_never_recalled():
+    images, asked = some_images(6, 10), []
+    config = EvaluateConfig(runs=3, width=8, steps=2)
+    whole = [Contestant(FULL, None, None, (images,)), Contestant("made", None, 6, (images,), identity="abc")]
+    records = list(judge(whole, TEST, CLASSES, config, recall=asked.append))
+    assert len({record["key"] for record in records}) == len(records) == 6
+    assert asked == [record["key"] for record in records if record["baseline"]]
+
+
 def test_accuracy_by_class_is_exact_and_none_without_test_images():
     rows, records = judged(test=Split(TEST.images[TEST.labels == 1], TEST.labels[TEST.labels == 1]))
     assert all(row["per_class"][0] is None for row in rows)

@@ -50,6 +50,16 @@ def test_a_real_subset_is_within_what_random_ones_are() -> None:
         assert abs(value["mean"] - random["mean"]) < 4 * random["std"], name
 
 
+@pytest.mark.parametrize("count", [10, 30, 60])
+def test_fresh_samples_of_the_real_distribution_are_within_what_random_ones_are(count: int) -> None:
+    """As many real images stand beside a set that holds none of them as beside a random one, whatever its size."""
+    pool = [points(121, k) for k in range(20)]
+    made = [torch.randn(count, 5, generator=torch_rng(k, "fresh")) + 1 for k in range(20)]
+    found = beside(pool, made, [NONE] * 20, draws=20)
+    for name, value in found.items():
+        assert abs(value["mean"] - value["random"]["mean"]) < 4 * value["random"]["std"], name
+
+
 def test_images_that_the_set_holds_are_left_out_of_what_it_is_compared_with() -> None:
     pool = points(50, 0)
     found = beside([pool], [pool[:20]], [torch.arange(20)], draws=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from gendistill.commands import RunConfig
 from gendistill.config import EvaluateConfig, TeacherConfig
 from gendistill.data.real import RealData
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluate.judge import Contestant
 from gendistill.evaluate.protocols import Settings
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
+from gendistill.stages import baseline_cache
 from gendistill.stages.baseline_cache import BESIDE, KEYED, BaselineCache, cache_folder
 from gendistill.stages.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
 from gendistill.stages.distill import distill
@@ -137,6 +139,17 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
     assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
 
 
+def test_pooled_sets_are_compared_with_equal_bytes_by_set() -> None:
+    told = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
+    told |= {"bytes": {"images": 9, "labels": 0}, "space": None}
+    equal = {**told, "method": "random", "space": EQUAL_BYTES, "accuracy": [0.5] * 15}
+    sets = [0.4, 0.5, 0.6] * 5  # the runs of each set are alike
+    pooled = {**told, "method": "dm", "set": ["a"], "decoded_images": 4, "accuracy": sets, "synthesis_seeds": 3}
+    (low, high) = against_equal_bytes([equal, pooled])[1]["ci95_vs_equal_bytes"]
+    half = 4.303 * 0.1 / 3**0.5  # t(0.975, 2)
+    assert (low, high) == pytest.approx((-half, half), abs=1e-3)
+
+
 def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_path, monkeypatch) -> None:
     config = EvaluateConfig(
         baselines=("random", "kmeans", "herding", "kcenter"), baseline_cache=tmp_path, describe=False
@@ -162,6 +175,37 @@ def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch)
     assert Baselines(digits, config, 1).full()[0].facts == first.facts
     with pytest.raises(TypeError):
         Baselines(load_data(split_seed=1), config, 0).full()
+
+
+# what cannot be evaluated
+
+BAD = [
+    ({"network": "resnet99"}, 8, ConfigError, "resnet99"),
+    ({"network": "convnet_bn", "batch_size": 1}, 8, ConfigError, "batch norm"),
+    ({"features": "teacher", "describe": True}, 8, ConfigError, "give --teacher"),
+    ({}, 16, DataError, "16x16 images"),
+]
+
+
+@pytest.mark.parametrize(("options", "size", "error", "words"), BAD, ids=["network", "batch", "features", "size"])
+def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
+    digits, chosen, monkeypatch, options, size, error, words
+) -> None:
+    for slow in ("gendistill.stages.evaluate.contestants", "gendistill.stages.lens.trained"):
+        monkeypatch.setattr(slow, None)  # which would fail with another error
+    images = chosen.images.repeat(1, 1, size // 8, size // 8)
+    with pytest.raises(error, match=words):
+        evaluate(digits, [replace(chosen, images=images)], replace(QUICK, **options))
+
+
+def test_real_subsets_of_known_quality_are_ranked(digits) -> None:
+    """k-means above random images above one image of each class over and over."""
+    repeated = distill(digits, "random", 1, seed=3).take(torch.arange(10).repeat_interleave(10))
+    config = replace(QUICK, runs=3, steps=100, width=16, baselines=("random", "kmeans"))
+    random, kmeans, worst = evaluate(digits, [repeated], config)["rows"]
+    assert kmeans["mean"] > random["mean"] > worst["mean"] + 0.1
+    assert worst["verdict"] == "worse than random"
+    assert kmeans["verdict"] != "worse than random"
 
 
 # the cache
@@ -236,6 +280,20 @@ def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_p
     assert bf16.recall("run") is None
     monkeypatch.setattr("gendistill.stages.baseline_cache.version", lambda name: "9.9")
     assert BaselineCache.of(digits, config, cpu).recall("run") is None
+
+
+def test_edited_training_code_misses_the_cache(digits, tmp_path, monkeypatch) -> None:
+    config, cpu = replace(QUICK, baseline_cache=tmp_path / "cache"), torch.device("cpu")
+    for name in ("networks/training.py", "data/siamese.py", "evaluate/trial.py", "evaluate/protocols/__init__.py"):
+        assert (baseline_cache.PACKAGE / name).is_file()
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(baseline_cache.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(baseline_cache, "PACKAGE", copy)
+        BaselineCache.of(digits, config, cpu).keep("run", {"accuracy": 0.5})
+        assert BaselineCache.of(digits, config, cpu).recall("run") is not None
+        (copy / name).write_text((copy / name).read_text() + "# edited\n")
+        baseline_cache._sources.cache_clear()
+        assert BaselineCache.of(digits, config, cpu).recall("run") is None
 
 
 @settings(max_examples=20, deadline=None)

@@ -13,6 +13,7 @@ import pytest
 
 from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.sources import load_data
+from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
 from gendistill.stages.continual import evaluate_continual, with_labels
 from gendistill.stages.evaluate import RUNS
@@ -85,10 +86,11 @@ def test_the_page_shows_every_number_and_loads_nothing(evaluation: Path) -> None
 
 
 def test_the_table_says_what_holds_after_the_last_step_and_on_average(
-    evaluation: Path, surrogate: Path, capsys: pytest.CaptureFixture
+    evaluation: Path, surrogate: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = (evaluation / "continual.json").read_bytes()
-    assert gendistill(*command(surrogate, evaluation, "--resume_from_checkpoint", "latest")) == 0  # finished: only told
+    again = ("--resume_from_checkpoint", "latest", "--baseline_cache", tmp_path)  # another folder changes no number
+    assert gendistill(*command(surrogate, evaluation, *again)) == 0  # finished: only told
     told = capsys.readouterr().out
     last, average = told.split("Mean over the steps:")
     assert "After the last of 3 steps, 10 classes:" in last
@@ -126,6 +128,10 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
         (("--continual.steps", 0), ["evaluate.continual.steps is 0", "at least 1"]),
         (("--continual.orders", 0), ["evaluate.continual.orders is 0", "at least 1"]),
         (("--labels", "soft"), ["evaluate.labels is 'soft'", "hard with task continual"]),
+        (("--legacy_best", "true"), ["evaluate.legacy_best is True", "nothing reads it in task continual"]),
+        (("--baselines", '["random"]'), ["evaluate.baselines", "nothing reads it in task continual"]),
+        (("--features", "trained"), ["evaluate.features is 'trained'", "nothing reads it in task continual"]),
+        (("--describe", "false"), ["evaluate.describe is False", "nothing reads it in task continual"]),
         (("--teacher", "somewhere"), ["teacher is 'somewhere'", "task continual"]),
         (("--task", "classification"), ["evaluate.continual", "left alone without task continual"]),
         (("--task", "magic"), ["magic", "continual"]),
@@ -154,6 +160,20 @@ def test_sets_of_one_name_are_numbered_and_drawn_apart(evaluation: Path) -> None
     page = render_continual({**summary, "rows": rows})
     assert "herding (pixels) (2)" in page
     assert page.count("<figure") == 2  # an IPC each
+
+
+def test_the_page_names_the_network_and_says_how_long_it_trains(evaluation: Path) -> None:
+    summary = read(evaluation)
+    rows = with_labels(summary["rows"])
+
+    def said(**settings: Any) -> str:
+        page = render_continual({**summary, "rows": rows, "settings": {**summary["settings"], **settings}})
+        return " ".join(page.split())
+
+    assert "a fresh convnet is trained for 4 steps on the memory alone" in said()
+    assert "is trained for 1,000 epochs on the" in said(**resolve(EvaluateConfig(protocol="idc")).to_dict())
+    table = resolve(EvaluateConfig(protocol="minimax-hard", network="resnet18")).to_dict()
+    assert "a fresh resnet18 is trained for 3,000 to 300 epochs, fewer the larger the IPC, on" in said(**table)
 
 
 def test_one_step_and_many_can_be_drawn(evaluation: Path) -> None:

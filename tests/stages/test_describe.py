@@ -179,6 +179,17 @@ def test_the_summary_holds_sets_and_findings_unless_left_out(
     assert evaluate(digits, [swapped], config, teacher=teacher)["sets"] == {}
 
 
+def test_the_table_names_sets_of_any_size_in_order(digits: RealData, lens: Lens, drawn: SurrogateSet) -> None:
+    found, _ = describe(digits, {"a": drawn}, lens.embed, lens.classify)
+    names = {"large": "1000  mine", "small": "  2  yours", "none": "     others"}
+    lines = set_table({"sets": dict.fromkeys([*names, "0123456789abcdef"], found["a"])}, names).splitlines()
+    heads = [line[:26].rstrip() for line in lines[2:] if line[:6].strip() and "spread" not in line]
+    assert heads == [
+        "     random real sets", "     others", "     0123456789ab", "  2  random real sets", "     yours",
+        "1000  random real sets", "     mine",
+    ]  # fmt: skip
+
+
 def test_teacher_features_need_a_teacher(digits: RealData) -> None:
     with pytest.raises(ConfigError, match="give --teacher"):
         make_lens("teacher", digits)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
 from gendistill.evaluate.intervals import paired_interval
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.contestants import contestants
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
+from gendistill.stages.evaluate import evaluate, write_summary
 from gendistill.stages.given import facts, pools, read_given, size_of
 from gendistill.stages.label import label_set
 from gendistill.stages.table import table
@@ -114,7 +115,7 @@ def test_labels_part_sets_only_where_labels_count(seeds, teacher) -> None:
 # a pooled row
 
 
-def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds) -> None:
+def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds, tmp_path) -> None:
     entered = contestants(digits, seeds, QUICK, 0, None)
     random, pooled = entered[0], entered[1]
     assert (pooled.synthesis_seeds, pooled.count(3), len(random.draws)) == (3, 9, 9)
@@ -130,6 +131,14 @@ def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, see
     assert row["ci95_vs_random"] == pytest.approx(paired_interval(ours.mean(0).tolist(), theirs.mean(0).tolist()))
     assert row["ci95_these_sets"] == pytest.approx(paired_interval(row["accuracy"], against["accuracy"]))
     assert "random real images x3" in table(summary)
+    write_summary(tmp_path, summary)
+    line = list(csv.DictReader((tmp_path / "summary.csv").open()))[1]
+    assert [float(line["low"]), float(line["high"])] == row["ci95_vs_random"]
+    assert [float(line["these_sets_low"]), float(line["these_sets_high"])] == row["ci95_these_sets"]
+    assert line["equal_bytes_low"] == ""
+    write_summary(tmp_path, {**summary, "rows": [{**row, "ci95_vs_equal_bytes": [0.25, 0.5]}]})
+    (line,) = csv.DictReader((tmp_path / "summary.csv").open())
+    assert (line["equal_bytes_low"], line["equal_bytes_high"]) == ("0.25", "0.5")
 
 
 def test_pooled_soft_rows_train_each_set_with_its_own_labels(digits, seeds, teacher) -> None:
@@ -160,11 +169,50 @@ def test_costs_are_those_of_the_manifest(digits, tmp_path) -> None:
     assert facts([make()], labels=False)["synthesis_seconds"] is None
 
 
-def test_an_uneven_set_stands_beside_no_fewer_random_images() -> None:
+def test_the_size_of_an_uneven_set_is_rounded_up() -> None:
     made = make(ipc=3)
     assert size_of(made) == 3
     assert size_of(made.take(torch.arange(7))) == 3  # 7 images of 3 classes
     assert size_of(made.take(torch.arange(1))) == 1
+
+
+# as many real images of each class
+
+
+def test_an_uneven_set_stands_beside_real_images_of_its_own_numbers(digits, seeds) -> None:
+    short = changed(seeds[0].take(torch.arange(11)), name="short")  # 2 images of five classes, 1 of one, 0 of four
+    config = replace(QUICK, baselines=("random", "kmeans", "herding", "kcenter"))
+    alone = contestants(digits, [short], config, 0, None)
+    assert [c.counts for c in alone] == [tuple(short.counts)] * 5
+    assert all(draw.counts(10) == short.counts for c in alone for draw in c.draws)
+    assert len(alone[0].draws) == 5
+    both = contestants(digits, [short, seeds[1]], config, 0, None)
+    named = {(c.method, c.space): c for c in both if not c.identity}
+    assert len(named) == 5
+    assert named["random", None].counts is None
+    assert named["random", "as short, 11 images"].counts == tuple(short.counts)
+    rows = {str(row["set"] or row["space"]): row for row in evaluate(digits, [short, seeds[1]], QUICK)["rows"]}
+    against = rows["as short, 11 images"]["accuracy"]
+    interval = paired_interval(rows[short.content_hash()]["accuracy"], against)
+    assert rows[short.content_hash()]["ci95_vs_random"] == pytest.approx(interval)
+    assert rows[seeds[1].content_hash()]["ci95_vs_random"] == pytest.approx(
+        paired_interval(rows[seeds[1].content_hash()]["accuracy"], rows["None"]["accuracy"])
+    )
+
+
+def test_a_set_with_more_images_than_there_are_real_ones_is_evaluated_and_that_is_told() -> None:
+    few = load_data(max_per_class=6)
+    real = few.train.counts(10)
+    every = tuple(str(digit) for digit in range(10))
+    images, labels = few.train.images.repeat(2, 1, 1, 1), few.train.labels.repeat(2)
+    twice = SurrogateSet(images, labels, every, {"method": "folder", "name": "twice"})
+    config = replace(QUICK, steps=2, baselines=("random", "kmeans", "herding", "kcenter", "bytes"))
+    entered = contestants(few, [twice], config, 0, None)
+    assert all(draw.counts(10) == real for c in entered if not c.identity for draw in c.draws)
+    found = evaluate(few, [twice], config)
+    (told,) = (f for f in found["findings"] if f["kind"] == "fewer real images")
+    assert f"0 has {real[0]} of {2 * real[0]}" in told["text"]
+    assert found["rows"][-1]["ci95_vs_random"] is not None
 
 
 # plain folders by the command line
@@ -197,11 +245,11 @@ def test_a_plain_folder_is_evaluated_and_its_faults_are_told(mine, tmp_path, cap
     random, row = summary["rows"]
     assert (row["name"], row["missing_classes"], row["stored_images"], row["ipc"]) == ("somebodys", ["7"], 17, 2)
     assert row["ci95_vs_random"] is not None
-    assert random["stored_images"] == 20
+    assert random["stored_images"] == 17
     kinds = {(finding["kind"], finding["severity"]) for finding in summary["findings"]}
     assert kinds >= {("missing classes", "error"), ("unreadable images", "warning")}
     lines = list(csv.DictReader((out / "summary.csv").open()))
-    assert [line["stored_images"] for line in lines] == ["20", "17"]
+    assert [line["stored_images"] for line in lines] == ["17", "17"]
     assert lines[1]["bytes_images"] == str(row["bytes"]["images"])
     assert lines[0]["runs"] == "5"
 

@@ -15,6 +15,7 @@ from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.networks.labelling import soft_batches
 from gendistill.networks.teacher import Teacher
+from gendistill.stages.contestants import contestants
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
@@ -222,7 +223,7 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
     dear = [r for r in summary["rows"] if r["space"] == "equal bytes"]  # one for each number of bytes
     assert len(rows) - 1 == len(summary["rows"]) - len(dear) == 5 + 1 + 3 * 6 + 1
     stored, online = (
-        rows["random", None, kind, f"{mode}, T 4, CutMix 1", True]
+        rows["random", None, kind, f"{mode}, T 4, batch 16, CutMix 1", True]
         for kind, mode in (("soft", "per_view"), ("online", "online"))
     )
     assert stored["accuracy"] == online["accuracy"]
@@ -234,9 +235,21 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
             assert row["verdict"] == "reference"
         else:
             assert row["ci95_vs_random"] is not None
-    assert "per_view, T 4, CutMix 1" in table(summary)
+    assert "per_view, T 4, batch 16, CutMix 1" in table(summary)
     assert [entry["labels"] for entry in summary["scores"] if entry["set"]] == ["hard", "soft", "online", "soft"]
     assert all(entry["lrs"]["score"] is not None for entry in summary["scores"])
+
+
+@pytest.mark.parametrize("mode", ["online", "per_view"])
+def test_sets_labelled_in_other_batches_have_baselines_of_their_own(digits, teacher, chosen, mode):
+    sizes = (5, 20)
+    sets = [label_set(chosen, teacher, LabelConfig(mode=mode, batch_size=size, steps=2)) for size in sizes]
+    config = EvaluateConfig(runs=3, labels="soft", baselines=("random",), baseline_cache=None)
+    soft = [row for row in contestants(digits, sets, config, 0, teacher) if row.recipe]
+    assert [row.identity is None for row in soft] == [True, False, True, False]
+    batches = [[len(targets.batches(0)[0]) for targets in row.targets] for row in soft]
+    assert batches == [[5] * 5, [5], [20] * 5, [20]]
+    assert soft[0].recipe == soft[1].recipe != soft[2].recipe == soft[3].recipe
 
 
 def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teacher, chosen):

@@ -46,7 +46,7 @@ def test_the_labels_that_the_message_asks_for_are_enough(made: Path, tmp_path: P
     assert summary["protocol"] == "wmdd-soft"
     assert set(summary["settings"]["changed"]) == {"network", "width", "flip", "epochs"}
     soft = [row for row in summary["rows"] if row["labels"] == "soft"]
-    assert {row["recipe"] for row in soft} == {"per_view, T 20, crop 0.08, CutMix 1"}
+    assert {row["recipe"] for row in soft} == {"per_view, T 20, batch 100, crop 0.08, CutMix 1"}
     assert all(row["augment"] for row in summary["rows"])
     assert any(row["set"] and row["ci95_vs_random"] for row in soft)
 
@@ -113,6 +113,8 @@ def test_two_networks_and_both_augmentations_in_one_table(made: Path, tmp_path: 
         (("--protocol", "idm"), "protocol"),
         (("--steps", 3, "--epochs", 3), "null with steps"),
         (("--augment", "[true,false]"), "augments nothing"),
+        (("--augment", "false", "--shift", 2), "evaluate.shift is 2; expected null with augment false"),
+        (("--augment", "false", "--flip", "true"), "evaluate.flip is True"),
         (("--network", "[convnet,convnet]"), "each once"),
         (("--network", "[convnet,resnet99]"), "resnet99"),
         (("--epochs", 0), "evaluate.epochs is 0"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gendistill.config import as_tuple
 from gendistill.evaluate.report.chart import MARKERS, Chart, Curve, Point, mean_interval
 from gendistill.evaluate.report.rows import ordered
 from gendistill.evaluate.report.scales import Axis, ticks
@@ -38,7 +39,21 @@ def render_continual(summary: dict[str, Any]) -> str:
         )
         for ipc, group in groups.items()
     ]
-    return fill("continual.html", summary=summary, counts=counts, panels=panels)
+    settings = summary["settings"]
+    network = ", ".join(as_tuple(settings["network"]))
+    return fill(
+        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
+    )
+
+
+def length(settings: Mapping[str, Any]) -> str:
+    """How long a training is, by a summary's settings."""
+    epochs = settings["epochs"]
+    if settings["steps"] is not None:
+        return f"{settings['steps']:,} steps"
+    if isinstance(epochs, Mapping):  # by images of a class
+        return f"{max(epochs.values()):,} to {min(epochs.values()):,} epochs, fewer the larger the IPC,"
+    return f"{epochs:,} epochs"
 
 
 def sentence(row: dict[str, Any]) -> str:
