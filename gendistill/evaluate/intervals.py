@@ -34,19 +34,27 @@ def row_interval(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[floa
     pools of different size are independent samples of their sets' means (Welch's t).
     """
     ours, theirs = row["accuracy"], other["accuracy"]
-    a, b = row.get("synthesis_seeds", 1), other.get("synthesis_seeds", 1)
+    a, b = (int(one.get("synthesis_seeds") or 1) for one in (row, other))
     if min(len(ours), len(theirs)) < 2:
         return None
     if a == b == 1:
         return paired_interval(ours, theirs)
     if a > 1 and b > 1 and a != b:
-        found = stats.ttest_ind(by_set(ours, a), by_set(theirs, b), equal_var=False).confidence_interval(0.95)
-        return float(found.low), float(found.high)
+        return _welch(by_set(ours, a), by_set(theirs, b))
     if b == 1:
         theirs = np.resize(theirs, len(ours))
     if a == 1:
         ours = np.resize(ours, len(theirs))
     return paired_interval(by_set(ours, max(a, b)), by_set(theirs, max(a, b)))
+
+
+def _welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the difference of two independent means; one point where neither side varies."""
+    if max(map(np.ptp, (ours, theirs))) < 1e-12:
+        middle = float(np.mean(ours) - np.mean(theirs))
+        return middle, middle
+    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def by_set(values: Sequence[float], sets: int) -> list[float]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gendistill.evaluate.report.rows import Row, difference
+from gendistill.evaluate.intervals import row_interval
+from gendistill.evaluate.report.rows import Row
 from gendistill.evaluate.report.words import NAMES, outcome
 
 ORDER = tuple(reversed(NAMES))
@@ -19,7 +20,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Gain:
-    """The paired 95 % interval of a step's gain at one IPC (see ``difference``), and its middle; fractions."""
+    """The paired 95 % interval of a step's gain at one IPC (see ``row_interval``), and its middle; fractions."""
 
     low: float
     high: float
@@ -73,5 +74,5 @@ def _name(pair: tuple[str, str], there: Sequence[str]) -> str:
 def _gain(stages: dict[str, Row], before: str, after: str) -> Gain | None:
     if before not in stages or after not in stages:
         return None
-    interval = difference(stages[after], stages[before])
+    interval = row_interval(stages[after], stages[before])
     return Gain(*interval) if interval else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from gendistill.evaluate.report.rows import Row, difference, full_row, is_random
+from gendistill.evaluate.intervals import row_interval
+from gendistill.evaluate.report.rows import Row, full_row, is_random
 from gendistill.evaluate.report.scales import Axis, log_axis, log_ticks, ticks
 from gendistill.evaluate.report.words import kilo, percent
 
@@ -183,7 +184,7 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def mean_interval(row: Row) -> tuple[float, float]:
     """95 % t interval of a row's mean over runs, over the sets where it pools several, kept within [0, 1]; the mean
     alone where there is one run."""
-    low, high = difference(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
+    low, high = row_interval(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
     return max(0.0, low), min(1.0, high)
 
 

@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
-from gendistill.evaluate.intervals import by_set, paired_interval
-from gendistill.evaluate.judge import FULL, RANDOM
+from gendistill.evaluate.judge import EQUAL_BYTES, FULL, RANDOM
 from gendistill.evaluate.report.scales import Axis
 from gendistill.evaluate.report.words import NAMES
 
@@ -24,7 +20,6 @@ Interval = tuple[float, float]
 KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
 CORESETS = (KMEANS, HERDING, KCENTER)
 BASELINES = (RANDOM, *CORESETS, FULL)
-EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purple", RANDOM: "grey", FULL: "ink"}
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 
@@ -73,33 +68,6 @@ def products(rows: Sequence[Row]) -> list[Row]:
 def seeds_of(row: Row) -> int:
     """The sets of other synthesis seeds that the row pools; run r is of set r mod them."""
     return int(row.get("synthesis_seeds") or 1)
-
-
-def difference(row: Row, other: Row) -> Interval | None:
-    """The 95 % t interval of row - other, None where there are fewer than two pairs.
-
-    Runs are paired one by one; where a side pools sets of several synthesis seeds, the means of the runs of each set
-    are, since the runs of one set are no evidence of another. Where both do, but not as many, Welch's interval of the
-    two lists of means.
-    """
-    ours, theirs = row["accuracy"], other["accuracy"]
-    n, seeds = min(len(ours), len(theirs)), (seeds_of(row), seeds_of(other))
-    if n < 2:
-        return None
-    if seeds[0] != seeds[1] and min(seeds) > 1:
-        return _welch(by_set(ours, seeds[0]), by_set(theirs, seeds[1]))
-    if max(seeds) > 1:
-        sets = min(max(seeds), n)
-        return paired_interval(by_set(ours[:n], sets), by_set(theirs[:n], sets))
-    return paired_interval(ours, theirs)
-
-
-def _welch(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    if max(map(np.ptp, (ours, theirs))) < 1e-12:  # neither side varies
-        middle = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-        return middle, middle
-    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
-    return float(found.low), float(found.high)
 
 
 def mean(values: Sequence[float] | None) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from gendistill.evaluate.intervals import row_interval
 from gendistill.evaluate.report.rows import (
     CORESETS,
     HERDING,
@@ -15,7 +16,6 @@ from gendistill.evaluate.report.rows import (
     Interval,
     Row,
     condition,
-    difference,
     is_random,
     primary,
     products,
@@ -30,7 +30,7 @@ EQUAL_BYTES = "random real images of equal bytes"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of the best set at one IPC, the best of ``among``; intervals are paired, see ``difference``.
+    """What is said of the best set at one IPC, the best of ``among``; intervals are paired, see ``row_interval``.
 
     ``coreset`` and ``equal_bytes`` are (name, interval) of the best coreset of real images and of the random images
     that take as many bytes as this very row, as the evaluation found it; None where there are no such images.
@@ -75,7 +75,7 @@ def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdi
 def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
     best = max(made, key=lambda r: r["mean"])
     random = random_of(best, rows)
-    interval = best.get("ci95_vs_random") or (difference(best, random) if random else None)
+    interval = best.get("ci95_vs_random") or (row_interval(best, random) if random else None)
     same = ("ipc", "counts")
     others = [r for r in rows if not r["given"] and all(r.get(k) == best.get(k) for k in same)]
     beside = best.get("ci95_vs_equal_bytes")
@@ -89,7 +89,7 @@ def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
 
 
 def _against(row: Row, rival: Row | None) -> tuple[str, Interval] | None:
-    interval = difference(row, rival) if rival else None
+    interval = row_interval(row, rival) if rival else None
     return (_name(rival), interval) if rival and interval else None
 
 
