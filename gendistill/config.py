@@ -500,7 +500,8 @@ class MatchingConfig:
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
-            class, on a fresh network's features (DREAM); or the folder of a surrogate set.
+            class, on a fresh network's features (DREAM, and null with representative selection); or the folder of a
+            surrogate set.
         factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
         inner_steps: Steps of the images on each network.
         learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 32 px, and scaled.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gendistill.config import MatchingConfig, MatchingMethod
+from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 
 STANDARDISED = 0.25**2  # see ``image_rate``
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
@@ -35,9 +35,13 @@ class Images:
         return self.size >= 128
 
 
-def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
-    """The config with the method's value for everything left null."""
+def resolve(
+    method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
+) -> MatchingConfig:
+    """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
     preset = {**COMMON, **PRESETS[method](ipc, images)}
+    if selection == "representative":
+        preset["start"] = "clustered"
     preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
     missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
     return replace(config, **missing)

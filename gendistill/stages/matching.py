@@ -64,7 +64,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         need(used, f"matching.{name}", getattr(config.matching, name), expected)
     runs: dict[str, Run] = {}
     for ipc in sizes(config.ipc):
-        own = resolve(method, config.matching, ipc, images)
+        own = resolve(method, config.matching, ipc, images, config.selection)
         _check(method, own, data.image_size)
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None

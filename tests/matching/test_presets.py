@@ -46,6 +46,13 @@ def test_presets_name_options_that_exist():
         assert {*preset(10, CIFAR10), *COMMON} <= known
 
 
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_representative_selection_brings_the_clustered_start(method):
+    assert resolve(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
+    assert resolve(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
+    assert resolve(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
+
+
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")

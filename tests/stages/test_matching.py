@@ -161,6 +161,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert json.loads((tmp_path / "cut" / "stage.json").read_text())["resumed"]
 
 
+def test_a_run_of_dream_starts_from_clusters(digits):
+    (run,) = plan_runs(DistillConfig(method="dc", ipc=1, selection="representative"), digits)
+    assert run.config.start == "clustered"
+
+
 def test_one_loss_a_set_is_logged(tmp_path):
     assert distil("dm", "random", tmp_path / "out", "--ipc", "[1,2]") == 0
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
