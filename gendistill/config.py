@@ -5,7 +5,7 @@ Defaults are those of the embedded digits run; configs/*.yaml say what was measu
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gendistill.errors import ConfigError
 
@@ -615,6 +615,14 @@ class DistillConfig:
         _check_sizes(self, "distill")
         limit = self.iterations
         need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
+        methods = get_args(MatchingMethod)
+        if self.method not in methods:
+            given = [
+                f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
+            ]
+            given += [name for name in ("selection", "iterations") if getattr(self, name) not in (None, "random")]
+            text = f"none of them with method {self.method}; they are options of {', '.join(methods)}"
+            need(not given, "distill", ", ".join(given), text)
 
 
 @dataclass(frozen=True, kw_only=True)

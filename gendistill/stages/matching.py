@@ -20,6 +20,7 @@ from gendistill.hashing import hash_json
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, Objective, Plan
 from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.idle import GRADIENT, check_used
 from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate, resolve
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.starts import of_set, starts
@@ -34,11 +35,6 @@ from gendistill.surrogate.surrogate import SurrogateSet
 CHECKPOINTS = "checkpoints"
 GPU_CLASSES = 10  # of a gradient's pass; batches of one class leave a GPU idle
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
-GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
-ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
-    **dict.fromkeys(("distance", "match_head", "feature_weight"), GRADIENT),
-    **dict.fromkeys(("class_aware", "queue_size", "queue_interval", "queue_most_steps"), ("idm",)),
-}
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,13 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     method = cast(MatchingMethod, config.method)
     images = Images(data.channels, data.image_size, len(data.classes))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
-    for name, methods in ONLY.items():
-        used = method in methods or not getattr(config.matching, name)
-        expected = f"null with method {method}; it is an option of {', '.join(methods)}"
-        need(used, f"matching.{name}", getattr(config.matching, name), expected)
+    resolved, presets = (
+        [resolve(method, options, ipc, images, config.selection) for ipc in sizes(config.ipc)]
+        for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
+    )
+    check_used(method, config.selection, config.matching, resolved, presets)
     runs: dict[str, Run] = {}
-    for ipc in sizes(config.ipc):
-        own = resolve(method, config.matching, ipc, images, config.selection)
+    for ipc, own in zip(sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None

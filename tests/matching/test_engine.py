@@ -15,7 +15,8 @@ from gendistill.matching.engine import Matcher
 from gendistill.progress import finish
 from gendistill.stages.matching import Run, build, plan_runs
 
-TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2, candidates=20, dimensions=16)
+TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
+FEW = {"candidates": 20, "dimensions": 16}  # of representative selection
 METHODS = ("dc", "dsa", "dm", "idc", "idm")
 
 
@@ -25,7 +26,7 @@ def data():
 
 
 def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):
-    config = replace(TINY, **changes)
+    config = replace(TINY, **(FEW if selection == "representative" else {}), **changes)
     if method in ("dm", "idm"):
         config = replace(config, inner_steps=None)
     if method == "dm":

@@ -19,14 +19,16 @@ from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
 METHODS = ("dc", "dsa", "dm", "idc", "idm")
-SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6, "--matching.train_batch", 16)
+SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
+LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)
 SHORT = {
-    "dc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
-    "dsa": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
+    **dict.fromkeys(("dc", "dsa", "idc"), (*LEARN, "--matching.inner_steps", 2)),
     "dm": (),
-    "idc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
-    "idm": ("--matching.train_steps", 1),
+    "idm": LEARN,
 }
+
+
+DREAM = ("--selection", "representative", "--method")
 
 
 def distil(method, selection, target, *more):
@@ -129,8 +131,28 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
-        (("--method", "dm", "--matching.candidates", 100), "at least real_batch = 256"),
-        (("--method", "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        ((*DREAM, "dm", "--matching.candidates", 100), "at least real_batch = 256"),
+        ((*DREAM, "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        (("--method", "dc", "--matching.flip", "true"), "flip is True; expected False with matching.augmentation none"),
+        (
+            ("--method", "dm", "--matching.train_on", "real"),
+            "train_on is 'real'; expected null with matching.inner_steps",
+        ),
+        (
+            ("--method", "dm", "--matching.train_steps", 5),
+            "train_steps is 5; expected null with matching.train_on none",
+        ),
+        (("--method", "dm", "--matching.train_batch", 9), "train_batch is 9"),
+        (("--method", "dm", "--matching.cutmix", 0.3), "cutmix is 0.3"),
+        (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
+        (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
+        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected 10 with selection random"),
+        (("--method", "idc", "--matching.candidates", 5000), "option of representative selection"),
+        (
+            ("--method", "kmeans", "--selection", "representative"),
+            "'selection'; expected none of them with method kmeans",
+        ),
+        (("--method", "wmdd", "--iterations", 7, "--matching.factor", 3), "'matching.factor, iterations'"),
         (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
         (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
         (("--method", "idc", "--teacher", "somewhere"), "teacher"),
@@ -141,6 +163,21 @@ def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendistill: ")]
     assert words in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "ipc", "selection", "given"),
+    [
+        ("dsa", (1, 10), "random", {"train_steps": 5}),  # of use at IPC 10
+        ("dc", 1, "random", {"train_on": "surrogate", "train_batch": 256}),  # what it would be anyway
+        ("idc", 1, "representative", {"interval": 5, "dimensions": 16, "flip": True, "cutmix": 0.1}),
+        ("dm", 1, "random", {"warm_steps": 5, "train_batch": 9}),
+        ("idm", 1, "random", {"train_steps": 5, "train_batch": 9, "flip": True}),
+    ],
+)
+def test_options_of_use_are_taken(method, ipc, selection, given, digits):
+    config = DistillConfig(method=method, ipc=ipc, selection=selection, matching=MatchingConfig(**given))
+    assert plan_runs(config, digits)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
