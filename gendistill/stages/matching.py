@@ -302,6 +302,7 @@ def _surrogate(
         "space": run.selection if run.selection != "random" else None,
         "seed": seed,
         "iterations": matcher.iteration,
+        "matching": _told(run, place),
         "data": data.describe(),
         "licence": given.meta.get("licence", "as the data") if given else "as the data",
         "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
@@ -312,6 +313,12 @@ def _surrogate(
         meta["start"] = given.content_hash()
     labels: Tensor = one.labels
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
+
+
+def _told(run: Run, place: int) -> dict[str, Any]:
+    """Every option as it was resolved, and the images' rate; another set to start from is named by its hash."""
+    options = to_dict(run.config) | {"image_rate": run.rates[place]}
+    return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
 
 
 def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:

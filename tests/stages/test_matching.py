@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gendistill.config import DistillConfig, MatchingConfig
+from gendistill.config import DistillConfig, MatchingConfig, to_dict
 from gendistill.matching.engine import PARTS
+from gendistill.matching.presets import Images, image_rate
 from gendistill.stages.distill import distill
 from gendistill.stages.matching import build, match, plan_runs
 from gendistill.stages.snapshots import save_whole
@@ -101,6 +102,17 @@ def test_the_licence_of_a_start_goes_with_the_set(digits):
     (made,) = match(digits, run, seed=0, given=given)
     assert made.meta["licence"] == "CC-BY-NC-4.0"
     assert made.meta["start"] == given.content_hash()
+
+
+def test_the_manifest_tells_what_every_option_came_to(tmp_path):
+    target = tmp_path / "out"
+    assert distil("idc", "random", target, "--ipc", "[1,2]") == 0
+    for ipc in (1, 2):
+        told = json.loads((target / f"ipc-{ipc}" / "manifest.json").read_text())["matching"]
+        assert (told["distance"], told["learning_rate"], told["real_batch"]) == ("l1", 1e-4, 6)
+        assert set(told) == {"image_rate", *to_dict(MatchingConfig())}
+        assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk"}
+        assert told["image_rate"] == image_rate("idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10))
 
 
 def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
