@@ -25,7 +25,7 @@ from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.starts import of_set, starts
 from gendistill.matching.supply import Fresh, Queue, Supply, Training
-from gendistill.networks.registry import build_network
+from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
@@ -184,6 +184,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         layout = torch.channels_last if bf16 or config.compile else torch.contiguous_format
         return made.to(device).to(memory_format=layout)
 
+    _check_statistics(run, data, network)
     real = Split(data.train.images.to(device), data.train.labels.to(device))
     factor = _set(config.factor)
     if given:
@@ -209,6 +210,28 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     )
     matcher.seconds["start"] = time.perf_counter() - begun
     return matcher
+
+
+def _check_statistics(run: Run, data: RealData, network: Any) -> None:
+    """Refuse batch norm where it would have one value a channel to take its statistics of."""
+    config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
+    batches = {"images a training step (train_batch)": _set(config.train_batch)}
+    if run.method != "idm":  # it matches in evaluation mode
+        views = min(run.ipcs) * _set(config.factor) ** 2
+        batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
+        batches["real image of a class (real_batch)"] = min(real, _set(config.real_batch))
+    if min(batches.values()) > 1 or not batch_norm_layers(probed := network(0)):
+        return
+    try:
+        with torch.no_grad():
+            probed.train()(torch.zeros(1, data.channels, data.image_size, data.image_size, device=runtime.device()))
+    except ValueError as error:
+        what = next(name for name, count in batches.items() if count == 1)
+        raise ConfigError(
+            f"{config.network} takes batch norm's statistics of 1 {what}, whose last maps have one position at "
+            f"{data.image_size} px; expected 2 or more. Raise ipc or that option, or take a --matching.network without "
+            "batch norm, such as convnet or resnet10."
+        ) from error
 
 
 def _objective(run: Run, bf16: bool) -> Objective:

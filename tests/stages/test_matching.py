@@ -29,6 +29,7 @@ SHORT = {
 }
 
 
+BATCH_NORM = ("--matching.network", "timm:resnet10t", "--method")
 DREAM = ("--selection", "representative", "--method")
 
 
@@ -168,6 +169,8 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
         (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
         (("--method", "idc", "--teacher", "somewhere"), "teacher"),
+        ((*BATCH_NORM, "dm", "--ipc", 1), "statistics of 1 view of a class (ipc x factor^2)"),
+        ((*BATCH_NORM, "idc", "--ipc", 1, "--matching.real_batch", 1), "statistics of 1 real image"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
