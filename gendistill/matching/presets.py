@@ -13,6 +13,7 @@ from typing import Any
 from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 
 STANDARDISED = 0.25**2  # see ``image_rate``
+MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
 
 
@@ -41,7 +42,7 @@ def resolve(
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
     preset = {**COMMON, **PRESETS[method](ipc, images)}
     if selection == "representative":
-        preset["start"] = "clustered"
+        preset |= {"start": "clustered", "real_batch": min(preset["real_batch"], MOST_PICKS)}
     preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
     missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
     return replace(config, **missing)

@@ -53,6 +53,13 @@ def test_representative_selection_brings_the_clustered_start(method):
     assert resolve(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
 
 
+@pytest.mark.parametrize(("selection", "batch"), [("random", 5000), ("representative", 256)])
+def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
+    found = resolve("idm", MatchingConfig(), 1, CIFAR10, selection)
+    assert (found.real_batch, found.candidates) == (batch, 4 * batch)
+    assert resolve("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
+
+
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
