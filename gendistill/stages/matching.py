@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, need, sizes, to_dict
+from gendistill.config import (
+    DistillConfig,
+    MatchingConfig,
+    MatchingMethod,
+    MatchingStart,
+    SelectionKind,
+    need,
+    sizes,
+    to_dict,
+)
 from gendistill.data.real import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
@@ -184,6 +193,10 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         layout = torch.channels_last if bf16 or config.compile else torch.contiguous_format
         return made.to(device).to(memory_format=layout)
 
+    counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
     _check_statistics(run, data, network)
     real = Split(data.train.images.to(device), data.train.labels.to(device))
     factor = _set(config.factor)
@@ -348,11 +361,17 @@ def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
     """The surrogate set that matching starts from, where one is given.
 
     Raises:
+        ConfigError: there is no such folder.
         ArtifactError: it is made of other classes, or of images that are test images here.
     """
     place = config.matching.start
     if config.method not in MATCHING or not isinstance(place, Path):
         return None
+    if not place.exists():
+        raise ConfigError(
+            f"matching.start is {str(place)!r}, which is no folder; expected {', '.join(get_args(MatchingStart))} or "
+            "the folder of a surrogate set."
+        )
     given = SurrogateSet.load(place)
     check_origin(f"the set {place}", given.classes, given.meta, data)
     return given

@@ -167,7 +167,10 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         ),
         (("--method", "wmdd", "--iterations", 7, "--matching.factor", 3), "'matching.factor, iterations'"),
         (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
-        (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
+        (
+            ("--method", "dm", "--matching.start", "clusterd"),
+            "'clusterd', which is no folder; expected noise, random, clustered",
+        ),
         (("--method", "idc", "--teacher", "somewhere"), "teacher"),
         ((*BATCH_NORM, "dm", "--ipc", 1), "statistics of 1 view of a class (ipc x factor^2)"),
         ((*BATCH_NORM, "idc", "--ipc", 1, "--matching.real_batch", 1), "statistics of 1 real image"),
