@@ -13,6 +13,7 @@ from typing import Any
 from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 
 STANDARDISED = 0.25**2  # see ``image_rate``
+SMALLEST = 28  # px of published images
 MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
 
@@ -51,6 +52,8 @@ def resolve(
 def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> float:
     """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
 
+    Images below 28 px, the smallest published, take the rate of 28 px: on 8 px the square would be 1/12.
+
     Means over the views of a class leave each a smaller gradient where there are more.
 
     The presets' rates are for images in [0, 1], as IDC's are published. DC, DSA, DM and IDM learn standardised images:
@@ -62,7 +65,7 @@ def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images:
     if method != "idc":
         return rate
     base = 28 if images.plain else 224 if images.large else 32
-    return rate * ipc / 10 * (images.size / base) ** 2
+    return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
 
 
 def _loops(ipc: int) -> tuple[int, int]:

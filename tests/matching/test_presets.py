@@ -106,6 +106,15 @@ def test_idc_on_many_large_classes_has_a_lower_rate():
     assert rates == pytest.approx([3e-3, 1e-3])
 
 
+def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
+    rates = {}
+    for size in (8, 27, 28, 32):
+        images = Images(1, size, 10)
+        rates[size] = image_rate("idc", resolve("idc", MatchingConfig(), 10, images), 10, images)
+    assert rates[8] == rates[27] == rates[28] == pytest.approx(1e-4)
+    assert rates[32] > rates[28]
+
+
 def test_idc_scales_its_rate_by_size_and_ipc():
     twice = replace(CIFAR10, size=64)
     config = resolve("idc", MatchingConfig(learning_rate=0.01), 10, twice)
