@@ -116,7 +116,7 @@ def _idc(ipc: int, images: Images) -> dict[str, Any]:
         "train_on": "real",
         "train_steps": -(-real // 64),
         "cutmix": 0.5,
-        "checkpoint_every": 10,
+        "checkpoint_every": 1,  # an iteration is 100 steps
     }
 
 

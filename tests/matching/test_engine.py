@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind
 from gendistill.data.images import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
@@ -17,7 +18,8 @@ from gendistill.stages.matching import Run, build, plan_runs
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
 FEW = {"candidates": 20, "dimensions": 16}  # of representative selection
-METHODS = ("dc", "dsa", "dm", "idc", "idm")
+METHODS = get_args(MatchingMethod)
+SELECTIONS = get_args(SelectionKind)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_networks_that_learn_from_the_surrogate_serve_one_set(data):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("selection", ["random", "representative"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 def test_resume_gives_the_same_images(data, method, selection):
     run = one_run(data, method, selection=selection, iterations=3)
     whole = images(data, run)

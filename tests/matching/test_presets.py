@@ -115,6 +115,12 @@ def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
     assert rates[32] > rates[28]
 
 
+def test_no_method_loses_more_than_a_hundred_steps_or_iterations():
+    for method in PRESETS:
+        found = resolve(method, MatchingConfig(), 10, CIFAR10)
+        assert found.checkpoint_every * found.inner_steps <= 100
+
+
 def test_idc_scales_its_rate_by_size_and_ipc():
     twice = replace(CIFAR10, size=64)
     config = resolve("idc", MatchingConfig(learning_rate=0.01), 10, twice)

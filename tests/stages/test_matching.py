@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gendistill.config import DistillConfig, MatchingConfig, to_dict
+from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
 from gendistill.matching.engine import PARTS
 from gendistill.matching.presets import Images, image_rate
 from gendistill.stages.distill import distill
@@ -19,7 +20,8 @@ from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
-METHODS = ("dc", "dsa", "dm", "idc", "idm")
+METHODS = get_args(MatchingMethod)
+SELECTIONS = get_args(SelectionKind)
 SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
 LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)
 SHORT = {
@@ -34,11 +36,11 @@ DREAM = ("--selection", "representative", "--method")
 
 
 def distil(method, selection, target, *more):
-    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT[method], *more)
+    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT.get(method, ()), *more)
     return gendistill("distill", "--method", method, *options, "--output_dir", target)
 
 
-@pytest.mark.parametrize("selection", ["random", "representative"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_selection_gives_sets_that_verify(method, selection, tmp_path, capsys):
     target = tmp_path / "out"
