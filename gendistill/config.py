@@ -504,7 +504,8 @@ class MatchingConfig:
             surrogate set.
         factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
         inner_steps: Steps of the images on each network.
-        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 32 px, and scaled.
+        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
+            scaled (presets.py).
         momentum: SGD's for the images.
         real_batch: Real images of a class in a step.
         most_views: Views of a class in a step, drawn anew; 0 is all.
