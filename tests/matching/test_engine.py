@@ -57,17 +57,18 @@ def test_images_move_and_repeat_for_a_seed(data, method):
     assert not torch.equal(found, images(data, run, seed=1)[0])
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", ["dm", "idc", "idm"])
-def test_sets_that_share_a_run_are_what_they_are_alone(data, method):
+def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
     changes = {"factor": 1, "class_aware": 0.5, "train_steps": None, "queue_interval": 2} if method != "idc" else {}
     changes |= {"real_batch": 6}
     if method == "dm":
         del changes["class_aware"], changes["queue_interval"]
-    both = one_run(data, method, (1, 2), **changes)
+    both = one_run(data, method, (1, 2), selection, **changes)
     assert both.ipcs == (1, 2)
     together = images(data, both)
     for place, ipc in enumerate((1, 2)):
-        (alone,) = images(data, one_run(data, method, ipc, **changes))
+        (alone,) = images(data, one_run(data, method, ipc, selection, **changes))
         assert torch.equal(together[place], alone)
 
 
@@ -89,6 +90,16 @@ def test_resume_gives_the_same_images(data, method, selection):
     second = matcher(data, run)
     second.load_state_dict(state)
     assert torch.equal(finish(second.run())[0].images, whole[0])
+
+
+def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
+    engine = matcher(data, one_run(data, "idc", 2, factor=2, most_views=3))
+    views = [engine._views(engine.sets[0], 4, inner) for inner in (0, 0, 1)]
+    assert all(len(some) == 3 for some in views)
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    whole = engine.sets[0].views(4).flatten(1)
+    assert (torch.cdist(views[0].flatten(1), whole).min(1).values < 1e-5).all()
 
 
 def test_a_state_of_other_sets_is_refused(data):

@@ -200,10 +200,11 @@ def test_options_of_use_are_taken(method, ipc, selection, given, digits):
     assert plan_runs(config, digits)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("method", ["idc", "idm"])
+def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path):
     def command(target, every=2):
-        options = ["--method", "idm", "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
-        return ["distill", *options, "--matching.checkpoint_every", every, *SHORT["idm"], "--output_dir", target]
+        options = ["--method", method, "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
+        return ["distill", *options, "--matching.checkpoint_every", every, *SHORT[method], "--output_dir", target]
 
     assert gendistill(*command(tmp_path / "whole")) == 0
     killed, folder = start(*command(tmp_path / "cut")), tmp_path / "cut.partial" / "checkpoints"
