@@ -5,7 +5,7 @@ Defaults are those of the embedded digits run; configs/*.yaml say what was measu
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gendistill.errors import ConfigError
 
@@ -504,10 +504,12 @@ class MatchingConfig:
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
-            class, on a fresh network's features (DREAM); or the folder of a surrogate set.
+            class, on a fresh network's features (DREAM, and null with representative selection); or the folder of a
+            surrogate set.
         factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
         inner_steps: Steps of the images on each network.
-        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 32 px, and scaled.
+        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
+            scaled (presets.py).
         momentum: SGD's for the images.
         real_batch: Real images of a class in a step.
         most_views: Views of a class in a step, drawn anew; 0 is all.
@@ -618,6 +620,14 @@ class DistillConfig:
         _check_sizes(self, "distill")
         limit = self.iterations
         need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
+        methods = get_args(MatchingMethod)
+        if self.method not in methods:
+            given = [
+                f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
+            ]
+            given += [name for name in ("selection", "iterations") if getattr(self, name) not in (None, "random")]
+            text = f"none of them with method {self.method}; they are options of {', '.join(methods)}"
+            need(not given, "distill", ", ".join(given), text)
 
 
 @dataclass(frozen=True, kw_only=True)

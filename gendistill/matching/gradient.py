@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
@@ -184,7 +185,8 @@ class _Program:
         return [gradients[name] for name in self.names], features
 
     def _cross_entropy(self, named: Tensors, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.skeleton.look({**tensors, **named}, images)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+            features, logits = self.skeleton.look({**tensors, **named}, images)
         return F.cross_entropy(logits, label.expand(len(images))), features
 
     def _loss(self, views: Tensor, tensors: Tensors, label: Tensor, wanted: list[Tensor], real: Tensor) -> Tensor:

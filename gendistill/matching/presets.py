@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gendistill.config import MatchingConfig, MatchingMethod
+from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 
 STANDARDISED = 0.25**2  # see ``image_rate``
+SMALLEST = 28  # px of published images
+MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
 
 
@@ -35,9 +37,13 @@ class Images:
         return self.size >= 128
 
 
-def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
-    """The config with the method's value for everything left null."""
+def resolve(
+    method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
+) -> MatchingConfig:
+    """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
     preset = {**COMMON, **PRESETS[method](ipc, images)}
+    if selection == "representative":
+        preset |= {"start": "clustered", "real_batch": min(preset["real_batch"], MOST_PICKS)}
     preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
     missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
     return replace(config, **missing)
@@ -45,6 +51,8 @@ def resolve(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Im
 
 def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> float:
     """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
+
+    Images below 28 px, the smallest published, take the rate of 28 px: on 8 px the square would be 1/12.
 
     Means over the views of a class leave each a smaller gradient where there are more.
 
@@ -57,7 +65,7 @@ def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images:
     if method != "idc":
         return rate
     base = 28 if images.plain else 224 if images.large else 32
-    return rate * ipc / 10 * (images.size / base) ** 2
+    return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
 
 
 def _loops(ipc: int) -> tuple[int, int]:
@@ -108,7 +116,7 @@ def _idc(ipc: int, images: Images) -> dict[str, Any]:
         "train_on": "real",
         "train_steps": -(-real // 64),
         "cutmix": 0.5,
-        "checkpoint_every": 10,
+        "checkpoint_every": 1,  # an iteration is 100 steps
     }
 
 

@@ -181,8 +181,10 @@ def embed(
     """
     device = next(network.parameters()).device
     rows = CPU_BATCH if device.type == "cpu" else BATCH
-    found, projection = [], None
-    for part in index.split(rows):
+    found, projection, parts = [], None, list(index.split(rows))
+    if len(parts) > 1 and len(parts[-1]) == 1:  # of which batch norm could take no statistics
+        parts[-2:] = [torch.cat(parts[-2:])]
+    for part in parts:
         images = to_float(split.images[part].to(device))
         if bf16 or compile:
             images = images.contiguous(memory_format=torch.channels_last)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from gendistill.config import MatchingStart
 from gendistill.data.real import RealData, Split
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.selection import clustered_start, embed
 from gendistill.matching.stored import Stored, noise, of_images, of_picks
 from gendistill.matching.supply import Build
@@ -25,9 +26,11 @@ def starts(
     one, which embeds the real images once for all.
 
     Raises:
-        ConfigError: a class has fewer images than ipc x factor^2.
+        ConfigError: a class has fewer images than ipc x factor^2, or ``kind`` is a folder, whose set ``of_set`` takes.
     """
     classes = len(data.classes)
+    if kind not in get_args(MatchingStart):
+        raise ConfigError(f"start is {str(kind)!r}; expected {', '.join(get_args(MatchingStart))}, or its set given.")
     if kind == "noise":
         return [noise(data.train, classes, ipc, factor, seed) for ipc in ipcs]
     picks: dict[int, list[Tensor]] = {ipc: [] for ipc in ipcs}
@@ -42,7 +45,7 @@ def starts(
             chosen = {ipc: order[: ipc * factor**2] for ipc in ipcs}
         for ipc in ipcs:
             picks[ipc].append(index[chosen[ipc]])
-    return [of_picks(data.train, picks[ipc], ipc, factor) for ipc in ipcs]
+    return [of_picks(data.train, picks[ipc], ipc, factor, data.classes) for ipc in ipcs]
 
 
 def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored:
@@ -59,7 +62,16 @@ def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored
     if given.factor == factor:
         return of_images(given.prefix(ipc).images, ipc, factor)
     if given.factor != 1:
-        raise ArtifactError(f"The set to start from holds {given.factor}x{given.factor} views; expected {factor} or 1.")
+        expected = f"whole images or {factor}x{factor} views" if factor > 1 else "whole images"
+        raise ArtifactError(
+            f"The set to start from holds {given.factor}x{given.factor} views in an image; expected {expected}."
+        )
+    if min(given.counts) < ipc * factor**2:
+        raise ArtifactError(
+            f"ipc {ipc} with factor {factor} starts from {ipc * factor**2} images of every class (ipc x factor^2), but "
+            f"class {given.classes[given.counts.index(min(given.counts))]!r} of the set has {min(given.counts)}; lower "
+            "ipc or factor."
+        )
     whole = given.prefix(ipc * factor**2)
     picks = [torch.nonzero(whole.labels == label).flatten() for label in range(len(given.classes))]
-    return of_picks(Split(whole.images, whole.labels), picks, ipc, factor)
+    return of_picks(Split(whole.images, whole.labels), picks, ipc, factor, given.classes)

@@ -61,12 +61,13 @@ def noise(split: Split, classes: int, ipc: int, factor: int, seed: int) -> Store
     return Stored(0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, factor)), ipc, factor)
 
 
-def of_picks(split: Split, picks: Sequence[Tensor], ipc: int, factor: int) -> Stored:
+def of_picks(split: Split, picks: Sequence[Tensor], ipc: int, factor: int, classes: Sequence[str]) -> Stored:
     """Real images at ``picks``, ipc * factor^2 positions a class, shrunk factor x factor into each stored one."""
     short = [label for label, own in enumerate(picks) if len(own) != ipc * factor**2]
     if short:
         raise ConfigError(
-            f"ipc {ipc} with factor {factor} starts from {ipc * factor**2} images of every class, but class number "
-            f"{short[0]} gave {len(picks[short[0]])}; lower ipc or factor, or take --matching.start noise."
+            f"ipc {ipc} with factor {factor} starts from {ipc * factor**2} images of every class (ipc x factor^2), but "
+            f"class {classes[short[0]]!r} gave {len(picks[short[0]])}; lower ipc or "
+            "factor, or take --matching.start noise."
         )
     return of_images(tiled(split.images[torch.cat(list(picks))], factor), ipc, factor)

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, need, sizes, to_dict
+from gendistill.config import (
+    DistillConfig,
+    MatchingConfig,
+    MatchingMethod,
+    MatchingStart,
+    SelectionKind,
+    need,
+    sizes,
+    to_dict,
+)
 from gendistill.data.real import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
@@ -20,11 +29,12 @@ from gendistill.hashing import hash_json
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, Objective, Plan
 from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.idle import GRADIENT, check_used
 from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate, resolve
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.starts import of_set, starts
 from gendistill.matching.supply import Fresh, Queue, Supply, Training
-from gendistill.networks.registry import build_network
+from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
@@ -34,11 +44,6 @@ from gendistill.surrogate.surrogate import SurrogateSet
 CHECKPOINTS = "checkpoints"
 GPU_CLASSES = 10  # of a gradient's pass; batches of one class leave a GPU idle
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
-GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
-ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
-    **dict.fromkeys(("distance", "match_head", "feature_weight"), GRADIENT),
-    **dict.fromkeys(("class_aware", "queue_size", "queue_interval", "queue_most_steps"), ("idm",)),
-}
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     method = cast(MatchingMethod, config.method)
     images = Images(data.channels, data.image_size, len(data.classes))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
-    for name, methods in ONLY.items():
-        used = method in methods or not getattr(config.matching, name)
-        expected = f"null with method {method}; it is an option of {', '.join(methods)}"
-        need(used, f"matching.{name}", getattr(config.matching, name), expected)
+    resolved, presets = (
+        [resolve(method, options, ipc, images, config.selection) for ipc in sizes(config.ipc)]
+        for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
+    )
+    check_used(method, config.selection, config.matching, resolved, presets)
     runs: dict[str, Run] = {}
-    for ipc in sizes(config.ipc):
-        own = resolve(method, config.matching, ipc, images)
+    for ipc, own in zip(sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
@@ -188,6 +193,11 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         layout = torch.channels_last if bf16 or config.compile else torch.contiguous_format
         return made.to(device).to(memory_format=layout)
 
+    counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
+    _check_statistics(run, data, network)
     real = Split(data.train.images.to(device), data.train.labels.to(device))
     factor = _set(config.factor)
     if given:
@@ -213,6 +223,28 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     )
     matcher.seconds["start"] = time.perf_counter() - begun
     return matcher
+
+
+def _check_statistics(run: Run, data: RealData, network: Any) -> None:
+    """Refuse batch norm where it would have one value a channel to take its statistics of."""
+    config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
+    batches = {"images a training step (train_batch)": _set(config.train_batch)}
+    if run.method != "idm":  # it matches in evaluation mode
+        views = min(run.ipcs) * _set(config.factor) ** 2
+        batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
+        batches["real image of a class (real_batch)"] = min(real, _set(config.real_batch))
+    if min(batches.values()) > 1 or not batch_norm_layers(probed := network(0)):
+        return
+    try:
+        with torch.no_grad():
+            probed.train()(torch.zeros(1, data.channels, data.image_size, data.image_size, device=runtime.device()))
+    except ValueError as error:
+        what = next(name for name, count in batches.items() if count == 1)
+        raise ConfigError(
+            f"{config.network} takes batch norm's statistics of 1 {what}, whose last maps have one position at "
+            f"{data.image_size} px; expected 2 or more. Raise ipc or that option, or take a --matching.network without "
+            "batch norm, such as convnet or resnet10."
+        ) from error
 
 
 def _objective(run: Run, bf16: bool) -> Objective:
@@ -306,6 +338,7 @@ def _surrogate(
         "space": run.selection if run.selection != "random" else None,
         "seed": seed,
         "iterations": matcher.iteration,
+        "matching": _told(run, place),
         "data": data.describe(),
         "licence": given.meta.get("licence", "as the data") if given else "as the data",
         "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
@@ -318,15 +351,27 @@ def _surrogate(
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
 
 
+def _told(run: Run, place: int) -> dict[str, Any]:
+    """Every option as it was resolved, and the images' rate; another set to start from is named by its hash."""
+    options = to_dict(run.config) | {"image_rate": run.rates[place]}
+    return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
+
+
 def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
     """The surrogate set that matching starts from, where one is given.
 
     Raises:
+        ConfigError: there is no such folder.
         ArtifactError: it is made of other classes, or of images that are test images here.
     """
     place = config.matching.start
     if config.method not in MATCHING or not isinstance(place, Path):
         return None
+    if not place.exists():
+        raise ConfigError(
+            f"matching.start is {str(place)!r}, which is no folder; expected {', '.join(get_args(MatchingStart))} or "
+            "the folder of a surrogate set."
+        )
     given = SurrogateSet.load(place)
     check_origin(f"the set {place}", given.classes, given.meta, data)
     return given

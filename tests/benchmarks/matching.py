@@ -41,13 +41,13 @@ def distilled(data: RealData, args: argparse.Namespace, which: dict[str, Any]) -
     matching = MatchingConfig(
         start=which["start"],
         width=args.matching_width,
-        flip=args.flip,
+        flip=args.flip and which["method"] != "dc",  # it augments nothing
         mixed_precision=args.mixed_precision,
         compile=args.compile,
         snapshot_every=args.every,
         checkpoint_every=args.every,
         real_batch=args.real_batch,
-        train_steps=args.train_steps,
+        train_steps=args.train_steps if which["method"] != "dm" else None,
         inner_steps=args.inner_steps if which["method"] == "idc" else None,
     )
     config = DistillConfig(

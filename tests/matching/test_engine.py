@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind
 from gendistill.data.images import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
@@ -15,8 +16,10 @@ from gendistill.matching.engine import Matcher
 from gendistill.progress import finish
 from gendistill.stages.matching import Run, build, plan_runs
 
-TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2, candidates=20, dimensions=16)
-METHODS = ("dc", "dsa", "dm", "idc", "idm")
+TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
+FEW = {"candidates": 20, "dimensions": 16}  # of representative selection
+METHODS = get_args(MatchingMethod)
+SELECTIONS = get_args(SelectionKind)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def data():
 
 
 def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):
-    config = replace(TINY, **changes)
+    config = replace(TINY, **(FEW if selection == "representative" else {}), **changes)
     if method in ("dm", "idm"):
         config = replace(config, inner_steps=None)
     if method == "dm":
@@ -54,17 +57,18 @@ def test_images_move_and_repeat_for_a_seed(data, method):
     assert not torch.equal(found, images(data, run, seed=1)[0])
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", ["dm", "idc", "idm"])
-def test_sets_that_share_a_run_are_what_they_are_alone(data, method):
+def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
     changes = {"factor": 1, "class_aware": 0.5, "train_steps": None, "queue_interval": 2} if method != "idc" else {}
     changes |= {"real_batch": 6}
     if method == "dm":
         del changes["class_aware"], changes["queue_interval"]
-    both = one_run(data, method, (1, 2), **changes)
+    both = one_run(data, method, (1, 2), selection, **changes)
     assert both.ipcs == (1, 2)
     together = images(data, both)
     for place, ipc in enumerate((1, 2)):
-        (alone,) = images(data, one_run(data, method, ipc, **changes))
+        (alone,) = images(data, one_run(data, method, ipc, selection, **changes))
         assert torch.equal(together[place], alone)
 
 
@@ -74,7 +78,7 @@ def test_networks_that_learn_from_the_surrogate_serve_one_set(data):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("selection", ["random", "representative"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 def test_resume_gives_the_same_images(data, method, selection):
     run = one_run(data, method, selection=selection, iterations=3)
     whole = images(data, run)
@@ -86,6 +90,16 @@ def test_resume_gives_the_same_images(data, method, selection):
     second = matcher(data, run)
     second.load_state_dict(state)
     assert torch.equal(finish(second.run())[0].images, whole[0])
+
+
+def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
+    engine = matcher(data, one_run(data, "idc", 2, factor=2, most_views=3))
+    views = [engine._views(engine.sets[0], 4, inner) for inner in (0, 0, 1)]
+    assert all(len(some) == 3 for some in views)
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    whole = engine.sets[0].views(4).flatten(1)
+    assert (torch.cdist(views[0].flatten(1), whole).min(1).values < 1e-5).all()
 
 
 def test_a_state_of_other_sets_is_refused(data):

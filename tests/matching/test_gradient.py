@@ -59,6 +59,21 @@ def test_a_resnet_equals_a_plain_double_backward(name, size):
     assert_same(found, expected, 1e-9)
 
 
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_transformer_can_be_matched(chunk):
+    """Fused attention has no second derivative; the reference is the unfused one, in a plain double backward."""
+    network, (real, views) = network_of("timm:vit_tiny_patch16_224"), batches((3, 3), (2, 2))
+    network.net.blocks = network.net.blocks[:2]
+    objective = GradientMatching(classes_per_chunk=chunk)
+    found = values_and_gradients(objective.losses(network, real, views, [0, 1]), views)
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    names = weights(network, ["net.head.weight"])
+    expected = values_and_gradients(matching_reference(network, real, views, [0, 1], names, squared), views)
+    assert_same(found, expected, 1e-7)
+
+
 @pytest.mark.parametrize("name", ["resnet10", "resnet10_bn"])
 def test_matching_a_resnet_at_the_published_rate_lowers_its_loss_and_keeps_images_apart(digits, name):
     """On 8 px images: last maps of 2 x 2 positions would give gradients of 1e6, and images of 1e3."""

@@ -46,6 +46,20 @@ def test_presets_name_options_that_exist():
         assert {*preset(10, CIFAR10), *COMMON} <= known
 
 
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_representative_selection_brings_the_clustered_start(method):
+    assert resolve(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
+    assert resolve(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
+    assert resolve(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
+
+
+@pytest.mark.parametrize(("selection", "batch"), [("random", 5000), ("representative", 256)])
+def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
+    found = resolve("idm", MatchingConfig(), 1, CIFAR10, selection)
+    assert (found.real_batch, found.candidates) == (batch, 4 * batch)
+    assert resolve("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
+
+
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
@@ -90,6 +104,21 @@ def test_between_published_ipc_the_nearest_below_holds(method):
 def test_idc_on_many_large_classes_has_a_lower_rate():
     rates = [resolve("idc", MatchingConfig(), 10, Images(3, 224, classes)).learning_rate for classes in (10, 100)]
     assert rates == pytest.approx([3e-3, 1e-3])
+
+
+def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
+    rates = {}
+    for size in (8, 27, 28, 32):
+        images = Images(1, size, 10)
+        rates[size] = image_rate("idc", resolve("idc", MatchingConfig(), 10, images), 10, images)
+    assert rates[8] == rates[27] == rates[28] == pytest.approx(1e-4)
+    assert rates[32] > rates[28]
+
+
+def test_no_method_loses_more_than_a_hundred_steps_or_iterations():
+    for method in PRESETS:
+        found = resolve(method, MatchingConfig(), 10, CIFAR10)
+        assert found.checkpoint_every * found.inner_steps <= 100
 
 
 def test_idc_scales_its_rate_by_size_and_ipc():

@@ -425,3 +425,9 @@ def test_mmd_is_nothing_for_the_class_itself_and_scales_with_the_features():
     x = torch.randn(20, 4, generator=torch_rng(0)).double()
     assert float(batch_mmd(x, x.flip(0))) < 1e-6
     assert torch.allclose(batch_mmd(9 * x, 9 * x[:5]), 3 * batch_mmd(x, x[:5]))
+
+
+def test_no_image_is_embedded_alone_beside_others(digits: RealData):
+    """Batch norm on maps of one position cannot take the statistics of one image."""
+    network = build_network("timm:resnet10t", channels=1, image_size=8, classes=10)
+    assert len(embed(network, digits.train, torch.arange(33))) == 33

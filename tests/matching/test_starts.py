@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from gendistill.config import DataConfig
 from gendistill.data.sources import load_data
-from gendistill.errors import ConfigError
-from gendistill.matching.starts import starts
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.matching.starts import of_set, starts
 from gendistill.networks.registry import build_network
+from gendistill.stages.distill import distill
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +50,28 @@ def test_real_starts_are_different_images_of_their_class(data, kind):
 def test_more_images_than_a_class_has_are_refused(data, kind):
     with pytest.raises(ConfigError, match="lower"):
         starts(data, (20,), 2, kind, build, seed=0)
+
+
+def test_a_start_that_is_a_folder_is_not_taken_for_random(data):
+    with pytest.raises(ConfigError, match="expected noise, random, clustered"):
+        starts(data, (1,), 1, Path("folder"), build, seed=0)
+
+
+def test_a_short_class_is_named(data):
+    named = replace(data, classes=tuple("abcdefghij"))
+    with pytest.raises(ConfigError, match=r"\(ipc x factor\^2\), but class 'a' gave"):
+        starts(named, (20,), 2, "random", build, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "stored", "factor", "words"),
+    [
+        (2, 1, 2, r"starts from 8 images of every class \(ipc x factor\^2\), but class '0' of the set has 4"),
+        (1, 2, 1, "holds 2x2 views in an image; expected whole images[.]"),
+        (1, 2, 3, "expected whole images or 3x3 views"),
+    ],
+)
+def test_a_set_that_cannot_be_a_start_is_refused_in_words(data, ipc, stored, factor, words):
+    given = replace(distill(data, "random", 4), factor=stored)
+    with pytest.raises(ArtifactError, match=words):
+        of_set(given, data, ipc, factor)

@@ -9,7 +9,7 @@ from gendistill.data.real import Split
 from gendistill.matching.stored import Stored
 from gendistill.matching.supply import Fresh, Queue, Training
 from gendistill.networks.registry import build_network
-from gendistill.seeding import torch_rng
+from gendistill.seeding import derive, torch_rng
 
 RATE = 0.05
 
@@ -87,3 +87,23 @@ def test_networks_learn_between_inner_steps_but_not_after_the_last(real, source)
 
     assert moved(0, False)
     assert not moved(1, True)
+
+
+def test_a_network_of_a_queue_learns_no_more_after_its_most_steps(real):
+    supply = queue(real, steps=3, begin=1, interval=100, most_steps=5)
+    walk(supply, range(2))
+    (member,) = supply._members
+    before = weights(member)
+    assert member.steps == 5
+    walk(supply, range(2, 4))
+    assert member.steps == 5
+    assert torch.equal(weights(member), before)
+
+
+def test_warm_steps_train_a_network_before_it_is_first_matched_on(real):
+    options = (Training(classes=2, batch_size=8, learning_rate=RATE), "none", real, 0, 0)
+    cold, warm = (Fresh(build, *options, warm_steps=steps).network(0) for steps in (0, 4))
+    begun = torch.cat([p.detach().flatten() for p in build(derive(0, "matching network", 0)).parameters()])
+    cold, warm = (torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (cold, warm))
+    assert torch.equal(cold, begun)
+    assert not torch.equal(warm, begun)

@@ -5,36 +5,42 @@ from __future__ import annotations
 import json
 import time
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gendistill.config import DistillConfig, MatchingConfig
+from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
 from gendistill.matching.engine import PARTS
+from gendistill.matching.presets import Images, image_rate
 from gendistill.stages.distill import distill
 from gendistill.stages.matching import build, match, plan_runs
 from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
-METHODS = ("dc", "dsa", "dm", "idc", "idm")
-SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6, "--matching.train_batch", 16)
+METHODS = get_args(MatchingMethod)
+SELECTIONS = get_args(SelectionKind)
+SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
+LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)
 SHORT = {
-    "dc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
-    "dsa": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
+    **dict.fromkeys(("dc", "dsa", "idc"), (*LEARN, "--matching.inner_steps", 2)),
     "dm": (),
-    "idc": ("--matching.train_steps", 1, "--matching.inner_steps", 2),
-    "idm": ("--matching.train_steps", 1),
+    "idm": LEARN,
 }
 
 
+BATCH_NORM = ("--matching.network", "timm:resnet10t", "--method")
+DREAM = ("--selection", "representative", "--method")
+
+
 def distil(method, selection, target, *more):
-    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT[method], *more)
+    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT.get(method, ()), *more)
     return gendistill("distill", "--method", method, *options, "--output_dir", target)
 
 
-@pytest.mark.parametrize("selection", ["random", "representative"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_selection_gives_sets_that_verify(method, selection, tmp_path, capsys):
     target = tmp_path / "out"
@@ -101,6 +107,17 @@ def test_the_licence_of_a_start_goes_with_the_set(digits):
     assert made.meta["start"] == given.content_hash()
 
 
+def test_the_manifest_tells_what_every_option_came_to(tmp_path):
+    target = tmp_path / "out"
+    assert distil("idc", "random", target, "--ipc", "[1,2]") == 0
+    for ipc in (1, 2):
+        told = json.loads((target / f"ipc-{ipc}" / "manifest.json").read_text())["matching"]
+        assert (told["distance"], told["learning_rate"], told["real_batch"]) == ("l1", 1e-4, 6)
+        assert set(told) == {"image_rate", *to_dict(MatchingConfig())}
+        assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk"}
+        assert told["image_rate"] == image_rate("idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10))
+
+
 def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
     assert distil("dm", "random", tmp_path / "out", "--ipc", 1, "--matching.learning_rate", 1e37) == 2
     assert "Lower --matching.learning_rate (now 1e+37)" in capsys.readouterr().err
@@ -129,11 +146,36 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
-        (("--method", "dm", "--matching.candidates", 100), "at least real_batch = 256"),
-        (("--method", "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        ((*DREAM, "dm", "--matching.candidates", 100), "at least real_batch = 256"),
+        ((*DREAM, "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        (("--method", "dc", "--matching.flip", "true"), "flip is True; expected False with matching.augmentation none"),
+        (
+            ("--method", "dm", "--matching.train_on", "real"),
+            "train_on is 'real'; expected null with matching.inner_steps",
+        ),
+        (
+            ("--method", "dm", "--matching.train_steps", 5),
+            "train_steps is 5; expected null with matching.train_on none",
+        ),
+        (("--method", "dm", "--matching.train_batch", 9), "train_batch is 9"),
+        (("--method", "dm", "--matching.cutmix", 0.3), "cutmix is 0.3"),
+        (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
+        (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
+        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected 10 with selection random"),
+        (("--method", "idc", "--matching.candidates", 5000), "option of representative selection"),
+        (
+            ("--method", "kmeans", "--selection", "representative"),
+            "'selection'; expected none of them with method kmeans",
+        ),
+        (("--method", "wmdd", "--iterations", 7, "--matching.factor", 3), "'matching.factor, iterations'"),
         (("--method", "dm", "--ipc", 50, "--data.max_per_class", 20), "lower ipc or factor"),
-        (("--method", "dm", "--matching.start", "nowhere/at/all"), "nowhere/at/all"),
+        (
+            ("--method", "dm", "--matching.start", "clusterd"),
+            "'clusterd', which is no folder; expected noise, random, clustered",
+        ),
         (("--method", "idc", "--teacher", "somewhere"), "teacher"),
+        ((*BATCH_NORM, "dm", "--ipc", 1), "statistics of 1 view of a class (ipc x factor^2)"),
+        ((*BATCH_NORM, "idc", "--ipc", 1, "--matching.real_batch", 1), "statistics of 1 real image"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
@@ -143,10 +185,26 @@ def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "ipc", "selection", "given"),
+    [
+        ("dsa", (1, 10), "random", {"train_steps": 5}),  # of use at IPC 10
+        ("dc", 1, "random", {"train_on": "surrogate", "train_batch": 256}),  # what it would be anyway
+        ("idc", 1, "representative", {"interval": 5, "dimensions": 16, "flip": True, "cutmix": 0.1}),
+        ("dm", 1, "random", {"warm_steps": 5, "train_batch": 9}),
+        ("idm", 1, "random", {"train_steps": 5, "train_batch": 9, "flip": True}),
+    ],
+)
+def test_options_of_use_are_taken(method, ipc, selection, given, digits):
+    config = DistillConfig(method=method, ipc=ipc, selection=selection, matching=MatchingConfig(**given))
+    assert plan_runs(config, digits)
+
+
+@pytest.mark.parametrize("method", ["idc", "idm"])
+def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path):
     def command(target, every=2):
-        options = ["--method", "idm", "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
-        return ["distill", *options, "--matching.checkpoint_every", every, *SHORT["idm"], "--output_dir", target]
+        options = ["--method", method, "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
+        return ["distill", *options, "--matching.checkpoint_every", every, *SHORT[method], "--output_dir", target]
 
     assert gendistill(*command(tmp_path / "whole")) == 0
     killed, folder = start(*command(tmp_path / "cut")), tmp_path / "cut.partial" / "checkpoints"
@@ -159,6 +217,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     hashes = {SurrogateSet.load(tmp_path / name / "ipc-1").content_hash() for name in ("whole", "cut")}
     assert len(hashes) == 1
     assert json.loads((tmp_path / "cut" / "stage.json").read_text())["resumed"]
+
+
+def test_a_run_of_dream_starts_from_clusters(digits):
+    (run,) = plan_runs(DistillConfig(method="dc", ipc=1, selection="representative"), digits)
+    assert run.config.start == "clustered"
 
 
 def test_one_loss_a_set_is_logged(tmp_path):
