@@ -15,6 +15,8 @@ _HOMES = {
     "MinimaxConfig": "config",
     "SampleConfig": "config",
     "RefineConfig": "config",
+    "DistillConfig": "config",
+    "MatchingConfig": "config",
     "LabelConfig": "config",
     "EvaluateConfig": "config",
     "RunConfig": "commands",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,8 +39,24 @@ from gendistill.stages.refine import check_inputs, ground_space, save_anew, with
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
-def distill(data: RealData, method: str, ipc: int, *, seed: int = 0, features: Tensor | None = None) -> SurrogateSet:
-    """``ipc`` images of every class by the named distiller; ``features`` (N,D) of data.train default to its pixels."""
+def distill(
+    data: RealData,
+    method: str,
+    ipc: int,
+    *,
+    seed: int = 0,
+    features: Tensor | None = None,
+    config: DistillConfig | None = None,
+) -> SurrogateSet:
+    """``ipc`` images of every class by the named coreset or matching method.
+
+    ``features`` (N,D) of data.train, which coresets choose by, default to its pixels; ``config`` has the options of a
+    matching method, its method and ipc aside.
+    """
+    if method in MATCHING:
+        options = replace(config or DistillConfig(), method=cast(Any, method), ipc=ipc)
+        (made,) = matched(data, options, seed=seed, given=start_set(options, data))
+        return made
     start = time.perf_counter()
     space = "teacher features" if features is not None else "pixels"
     if method == "random":  # looks at no pixel, so none is turned into a float

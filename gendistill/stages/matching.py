@@ -352,8 +352,10 @@ def _surrogate(
 
 
 def _told(run: Run, place: int) -> dict[str, Any]:
-    """Every option as it was resolved, and the images' rate; another set to start from is named by its hash."""
-    options = to_dict(run.config) | {"image_rate": run.rates[place]}
+    """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
+    hash elsewhere."""
+    told = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
+    options = told | {"image_rate": run.rates[place]}
     return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
 
 

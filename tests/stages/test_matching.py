@@ -239,3 +239,9 @@ def test_learning_lowers_the_distance_that_it_descends(tmp_path):
     ) == 0  # fmt: skip
     losses = [json.loads(line)["loss"] for line in (target / "log.jsonl").read_text().splitlines() if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_matching_method_is_run_from_python(digits):
+    options = MatchingConfig(width=8, real_batch=6)
+    config = DistillConfig(method="dm", iterations=1, matching=options)
+    assert distill(digits, "dm", 1, config=config).meta["method"] == "dm"
