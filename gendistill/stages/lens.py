@@ -90,9 +90,10 @@ def trained(data: RealData, folder: Path | None = None) -> nn.Module:
 
 def kept(data: RealData, folder: Path) -> nn.Module | None:
     """The network that an evaluation of ``data`` left in ``folder``, if there is one."""
-    path, (network, key) = folder / REFERENCE, _untrained(data)
+    path = folder / REFERENCE
     if not path.is_file():
         return None
+    network, key = _untrained(data)
     with safe_open(path, framework="pt") as file:
         if (file.metadata() or {}).get("key") != key:
             return None
