@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from gendistill.commands import ReportCommand
@@ -85,15 +86,12 @@ def main(command: ReportCommand) -> None:
     paths = command.run if isinstance(command.run, list) else [command.run]
     found = [read_finished(path) for path in paths]
     check_same_data(found)
-    data, reasons = find_data(found)
-    facts = gather(found, data, reasons)
-    target = command.output_dir
-    if target is None:
-        target = paths[0]
-        write(facts, target)
-    else:
-        with plain_output(target, command.overwrite, NUMBERS, paths) as folder:
-            write(facts, folder)
+    target = command.output_dir or paths[0]
+    place = plain_output(target, command.overwrite, NUMBERS, paths) if command.output_dir else nullcontext(target)
+    with place as folder:  # entered first, so that a place that will not do is refused at once
+        data, reasons = find_data(found)
+        facts = gather(found, data, reasons)
+        write(facts, folder)
     for run in facts.runs:
         for sentence in run.missing:
             print(f"{run.folder}: {sentence}")

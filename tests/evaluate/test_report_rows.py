@@ -20,7 +20,7 @@ from gendistill.evaluate.report.plain import as_csv
 from gendistill.evaluate.report.rows import condition, ordered, primary, products, random_of, under
 from gendistill.evaluate.report.scales import log_ticks
 from gendistill.evaluate.report.sections import sections
-from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
+from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 from tests.evaluate.summaries import RANDOM, make_row
 
 Row = dict[str, Any]
@@ -317,6 +317,19 @@ def test_findings_come_once_errors_first_with_the_name_of_their_set() -> None:
     runs = [judged(name, [row("random", 1), row("dm", 1, set="h")], findings=told) for name in "ab"]
     found = findings(runs, rows_of(*runs))
     assert [(f.error, f.of, f.text) for f in found] == [(True, "dm, IPC 1", "leaked"), (False, "", "careful")]
+
+
+def test_a_set_with_an_error_is_never_the_best_and_one_with_a_warning_may_be() -> None:
+    rows = [row("random", 1), row("dm", 1, 0.1, set="fair"), row("idc", 1, 0.3, set="leaked")]
+    for severity, best, aside in (("error", "dm", ["idc (IPC 1)"]), ("warning", "idc", [])):
+        finding = {"set": "leaked", "kind": "leak", "text": "copies", "severity": severity}
+        found = rows_of(judged("run", rows, findings=[finding]))
+        assert [(v.row["label"], v.among) for v in verdicts(found)] == [(best, 1 if aside else 2)]
+        assert left_out(found) == aside
+    finding = {"set": "leaked", "kind": "leak", "text": "copies", "severity": "error"}
+    alone = rows_of(judged("run", [rows[0], rows[2]], findings=[finding]))
+    assert headline(verdicts(alone), left_out(alone)) == "Every set that was judged has a fault."
+    assert [v["label"] for v in alone if v["fault"]] == ["idc"]
 
 
 def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:

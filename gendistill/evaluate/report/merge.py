@@ -25,7 +25,8 @@ class Judged:
 
 def merged(runs: Sequence[Judged]) -> list[Row]:
     """Every row once, with ``runs`` (names), ``judged`` (a number for each different settings), ``given`` (a set that
-    was to be judged), and the ``label`` and ``noun`` of no other row of its IPC and condition.
+    was to be judged), ``fault`` (an error was found in it), and the ``label`` and ``noun`` of no other row of its IPC
+    and condition.
 
     Of rows that differ in their number of trainings alone the one with more is kept.
     """
@@ -41,7 +42,8 @@ def merged(runs: Sequence[Judged]) -> list[Row]:
                 same.append(new)
                 continue
             longer = max(twin, new, key=lambda r: len(r["accuracy"]))
-            both = {"runs": [*twin["runs"], run.name], "given": twin["given"] or new["given"]}
+            both = {name: twin[name] or new[name] for name in ("given", "fault")}
+            both["runs"] = [*twin["runs"], run.name]
             same[same.index(twin)] = {**longer, **both}
     return _told_apart([row for same in found.values() for row in same])
 
@@ -56,7 +58,13 @@ def _row(row: Row, run: Judged, judged: int, alike: str) -> Row:
         "alike": alike,
         "given": bool(names) if run.given else row["method"] not in BASELINES,
         "set_name": next((name for name in names if name), None),
+        "fault": bool(_with_errors(run) & set(hashes(row))),
     }
+
+
+def _with_errors(run: Judged) -> set[str | None]:
+    """The content hashes of the sets in which an error was found."""
+    return {entry.get("set") for entry in run.summary.get("findings") or () if entry.get("severity") == "error"}
 
 
 def _one_continues(row: Row, other: Row) -> bool:

@@ -19,7 +19,7 @@ from gendistill.evaluate.report.rows import Row, condition, full_row, primary, p
 from gendistill.evaluate.report.scatter import scatter
 from gendistill.evaluate.report.sections import sections
 from gendistill.evaluate.report.template import fill
-from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, verdicts
+from gendistill.evaluate.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 from gendistill.evaluate.report.words import RANDOM_LABEL
 
 MOST_MEASURED, MOST_CHECKED = 500, 12
@@ -44,10 +44,11 @@ def render(facts: ReportFacts) -> str:
 
 def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
     judged = [run.judged for run in facts.runs]
-    said = verdicts(rows)
+    said, faulty = verdicts(rows), left_out(rows)
     return {
         "findings": measured.findings(judged, rows),
-        "headline": headline(said),
+        "headline": headline(said, faulty),
+        "left_out": faulty,
         "verdicts": said,
         "elsewhere": elsewhere(rows),
         "label_gains": label_gains(rows),

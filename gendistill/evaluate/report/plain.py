@@ -12,13 +12,13 @@ from gendistill.evaluate.report.ablation import ablations
 from gendistill.evaluate.report.facts import ReportFacts, RunFacts
 from gendistill.evaluate.report.measured import findings
 from gendistill.evaluate.report.rows import Row, mean, primary, under
-from gendistill.evaluate.report.verdicts import Verdict, elsewhere, headline, verdicts
+from gendistill.evaluate.report.verdicts import Verdict, elsewhere, headline, left_out, verdicts
 
 COLUMNS = (
     "runs", "set_name", "label", "method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "mean",
     "std", "std_within", "std_between", "low", "high", "low_these_sets", "high_these_sets", "low_equal_bytes",
     "high_equal_bytes", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
-    "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "set",
+    "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "fault", "set",
 )  # fmt: skip
 INTERVALS = {"": "ci95_vs_random", "_these_sets": "ci95_these_sets", "_equal_bytes": "ci95_vs_equal_bytes"}
 OURS = ("noun", "judged", "alike", "colour", "shape", "forest")  # of the page alone
@@ -64,11 +64,12 @@ def as_json(facts: ReportFacts) -> dict[str, Any]:
     """Everything that the page says in numbers; ``rows`` with the ``runs`` they are from."""
     rows = facts.rows
     main = under(rows, primary(rows))
-    said = verdicts(rows)
+    said, faulty = verdicts(rows), left_out(rows)
     return {
         "data": facts.runs[0].summary["data"],
-        "headline": headline(said),
+        "headline": headline(said, faulty),
         "verdicts": [_verdict(v) for v in said],
+        "left_out": faulty,
         "elsewhere": elsewhere(rows),
         "findings": [asdict(f) for f in findings([run.judged for run in facts.runs], rows)],
         "runs": [_run(run) for run in facts.runs],

@@ -65,9 +65,9 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdict]:
-    """One for every IPC at which a set was judged, under one condition, else the ``primary`` one."""
+    """One for every IPC at which a set without a fault was judged, under one condition, else the ``primary`` one."""
     same = under(rows, wanted or primary(rows))
-    made = products(same)
+    made = [r for r in products(same) if not r["fault"]]
     sizes = sorted({r["ipc"] for r in made})
     return [_verdict([r for r in made if r["ipc"] == ipc], same) for ipc in sizes]
 
@@ -99,10 +99,16 @@ def _name(row: Row) -> str:
     return {HERDING: "herding", KCENTER: "k-centre"}[row["method"]]
 
 
-def headline(found: Sequence[Verdict]) -> str:
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """The sets that verdicts pass over because an error was found in them, a name each."""
+    faulty = [r for r in products(under(rows, primary(rows))) if r["fault"]]
+    return [f"{r['label']} (IPC {r['ipc']})" for r in faulty]
+
+
+def headline(found: Sequence[Verdict], left_out: Sequence[str] = ()) -> str:
     """The verdict over all IPC, in one sentence or two."""
     if not found:
-        return "There is no set that was judged."
+        return "Every set that was judged has a fault." if left_out else "There is no set that was judged."
     nouns = {v.row["noun"] for v in found}
     name = f"The {nouns.pop()}" if len(nouns) == 1 else "The best set at each IPC"
     said = predicates(found)
