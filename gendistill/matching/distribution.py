@@ -108,8 +108,8 @@ class FeatureMatching:
     def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
         """Mean features (K,D) of K batches, so many rows at a time."""
         images = torch.cat(list(real))
-        counts = torch.tensor([len(batch) for batch in real], device=images.device)
-        owners = torch.arange(len(real), device=images.device).repeat_interleave(counts)
+        counts = torch.tensor([len(batch) for batch in real]).to(images.device)
+        owners = torch.arange(len(real), device=images.device).repeat_interleave(counts, output_size=len(images))
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
             features, _ = look(tensors, self._laid_out(some))

@@ -11,9 +11,7 @@ on what is stored, unless networks learn from it, and each set comes out as it w
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -24,6 +22,7 @@ from gendistill.data.images import to_float
 from gendistill.data.real import Split
 from gendistill.data.siamese import Draw, Siamese
 from gendistill.errors import ArtifactError
+from gendistill.matching.clock import Clock
 from gendistill.matching.selection import Selection
 from gendistill.matching.steps import joint_rule
 from gendistill.matching.stored import Stored
@@ -80,27 +79,27 @@ class Matcher:
     seed: int
     iteration: int = 0
     velocities: list[Tensor] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def __post_init__(self) -> None:
         if len(self.sets) > 1 and not self.supply.shared:
             raise ValueError("Networks that learn from the surrogate serve one set alone.")
         device = self.real.labels.device
+        self.clock = Clock(PARTS, device)
         self.sets = [one.to(device) for one in self.sets]
         self.velocities = self.velocities or [torch.zeros_like(one.images) for one in self.sets]
 
     def run(self) -> Generator[dict[str, Any], None, list[Stored]]:
         """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
         while self.iteration < self.plan.iterations:
-            with self._clock("train"):
+            with self.clock.part("train"):
                 network = self.supply.network(self.iteration)
             for inner in range(self.plan.inner_steps):
                 losses = self._step(network, inner)
                 last = inner == self.plan.inner_steps - 1
-                with self._clock("train"):
+                with self.clock.part("train"):
                     self.supply.between(self.iteration, inner, last, self.sets)
                 if last:
-                    with self._clock("train"):
+                    with self.clock.part("train"):
                         self.supply.after(self.iteration)
                     self.iteration += 1
                 yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(losses)}
@@ -114,11 +113,11 @@ class Matcher:
     def _step(self, network: nn.Module, inner: int) -> list[Tensor]:
         """One step of every set; returns each one's mean loss over classes."""
         labels = range(self.sets[0].classes)
-        with self._clock("select"):
+        with self.clock.part("select"):
             # where an iteration is one step, what a selection keeps for some steps it keeps for some iterations
             moment = (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
             picks = self.selection.picks(network, *moment)
-        with self._clock("match"):
+        with self.clock.part("match"):
             draws = [self._draw(inner, label) for label in labels]
             images = [
                 self._seen(draw, to_float(self.real.images[pick.to(self.real.images.device)]))
@@ -157,18 +156,10 @@ class Matcher:
         rng = torch_rng(self.seed, "views", self.iteration, inner, label)
         return views[torch.randperm(len(views), generator=rng)[:most].to(views.device)]
 
-    @contextmanager
-    def _clock(self, part: str) -> Iterator[None]:
-        """Seconds by part; on a GPU those of the host, which runs ahead of it."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] += time.perf_counter() - start
-
     def state_dict(self) -> dict[str, Tensor]:
         """The run between two iterations, as tensors."""
-        seconds = torch.tensor([self.seconds[part] for part in PARTS])
+        spent = self.clock.seconds()
+        seconds = torch.tensor([spent[part] for part in PARTS])
         state = {"iteration": torch.tensor(self.iteration), "seconds": seconds}
         for place, (one, velocity) in enumerate(zip(self.sets, self.velocities, strict=True)):
             state |= {f"images.{place}": one.images, f"velocity.{place}": velocity}
@@ -193,7 +184,8 @@ class Matcher:
         self.sets = [replace(self.sets[place], images=state[f"images.{place}"].to(device)) for place in places]
         self.velocities = [state[f"velocity.{place}"].to(device) for place in places]
         self.iteration = int(state["iteration"])
-        self.seconds = dict(zip(PARTS, state["seconds"].tolist(), strict=True))
+        self.clock = Clock(PARTS, device)
+        self.clock.add(dict(zip(PARTS, state["seconds"].tolist(), strict=True)))
         self.supply.load_state_dict(_below("supply", state))
         self.selection.load_state_dict(_below("selection", state))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -185,3 +186,14 @@ def main(command: DistillCommand) -> None:
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
         )
+    if command.method in MATCHING:
+        print("\n".join(_spent(command.output_dir)))
+
+
+def _spent(target: Path) -> Iterator[str]:
+    """A line of each set's time by part; sets that were made together have the same."""
+    for manifest in sorted(target.glob("ipc-*/manifest.json")):
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        whole, *parts = told["seconds"].items()
+        shares = ", ".join(f"{name} {100 * value / max(whole[1], 1e-9):.0f} %" for name, value in parts)
+        yield f"{manifest.parent.name}: {told['iterations']} iterations in {whole[1]:.0f} s: {shares}."

@@ -221,7 +221,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         ),
         seed=seed,
     )
-    matcher.seconds["start"] = time.perf_counter() - begun
+    matcher.clock.add({"start": time.perf_counter() - begun})
     return matcher
 
 
@@ -330,7 +330,7 @@ def _surrogate(
     data: RealData, run: Run, place: int, matcher: Matcher, seed: int, given: SurrogateSet | None
 ) -> SurrogateSet:
     _require_finite(matcher, run)
-    one, seconds = matcher.sets[place], matcher.seconds
+    one, seconds = matcher.sets[place], matcher.clock.seconds()
     meta: dict[str, Any] = {
         "method": run.method,
         "stages": [],
