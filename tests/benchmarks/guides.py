@@ -2,20 +2,22 @@
 
     python -m tests.benchmarks.guides --data ../shared/data/cifar10 --max_per_class 1000 --output out.jsonl --sets sets
 
-Each synthesis seed selects from one random pool with its own teacher, then moves the same images in every way, so that
-rows of a seed differ in the guide alone. Otherwise as tests.benchmarks.refinement, whose options these are.
+Each synthesis seed selects from a pool of random real images, or of samples with --generator, with its own teacher, then
+moves the same images in every way, so that rows of a seed differ in the guide alone. Otherwise as
+tests.benchmarks.refinement, whose options these are.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache, partial
 
 import torch
 
 import gendistill as gd
-from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
+from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, SampleConfig
 from gendistill.data.real import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
@@ -32,19 +34,28 @@ from gendistill.transport.barycenter import assign
 from tests.benchmarks.refinement import POOL, judged, options, over_seeds, table, teacher_of
 
 HALF = 8  # a half-trained teacher has this part of the steps
+DM_STEPS = 100
 
 
 def ways(
     selected: SurrogateSet, teachers: dict[str, list[Teacher]], data: RealData, args: argparse.Namespace, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    """(name, set) of every way to move the selected images."""
+    """(name, set) of every way that is asked for to move the selected images."""
     config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip, select=False, pixel_weight=args.pixel_weight)
-    yield "selected", selected
-    for name, guides in teachers.items():
-        yield name, gd.refine_set(selected, guides, data, selected.ipc, config, seed=seed)[1]
     space = ground_space(teachers["one teacher"], data, config)
-    yield "real images as atoms", to_real(selected, space, config, seed)
-    yield "dm, 100 iterations", matched(selected, data, args, seed)
+
+    @cache
+    def guided(name: str) -> SurrogateSet:
+        return gd.refine_set(selected, teachers[name], data, selected.ipc, config, seed=seed)[1]
+
+    made: dict[str, Callable[[], SurrogateSet]] = {
+        "selected": lambda: selected,
+        **{name: partial(guided, name) for name in teachers},
+        "real images as atoms": lambda: to_real(selected, space, config, seed),
+        "dm": lambda: matched(selected, data, args, seed),
+        "one teacher, then dm": lambda: matched(guided("one teacher"), data, args, seed),
+    }
+    yield from ((name, make()) for name, make in made.items() if name in (args.only or made))
 
 
 def to_real(selected: SurrogateSet, space: GroundSpace, config: RefineConfig, seed: int) -> SurrogateSet:
@@ -63,21 +74,28 @@ def to_real(selected: SurrogateSet, space: GroundSpace, config: RefineConfig, se
 
 
 def matched(selected: SurrogateSet, data: RealData, args: argparse.Namespace, seed: int) -> SurrogateSet:
-    """Carried on by distribution matching, on fresh networks of half the width."""
+    """Carried on by distribution matching, on fresh networks."""
     matching = MatchingConfig(width=64, flip=args.flip, mixed_precision=args.mixed_precision, compile=args.compile)
-    config = DistillConfig(method="dm", ipc=selected.ipc, iterations=100, matching=matching)
+    config = DistillConfig(method="dm", ipc=selected.ipc, iterations=DM_STEPS, matching=matching)
     (run,) = plan_runs(config, data)
     return match(data, run, seed=seed, given=selected)[0]
 
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
-    """Rows of one synthesis seed."""
+    """Rows of one synthesis seed, of samples where there is a generator."""
     few = argparse.Namespace(**{**vars(args), "teacher_steps": args.teacher_steps // HALF})
-    teacher, other, half = teacher_of(data, args, seed), teacher_of(data, args, seed + 100), teacher_of(data, few, seed)
-    teachers = {"one teacher": [teacher], "two teachers": [teacher, other], "a half-trained teacher": [half]}
+    teacher = teacher_of(data, args, seed)
+    teachers = {"one teacher": [teacher]}
+    if not args.only or "two teachers" in args.only:
+        teachers["two teachers"] = [teacher, teacher_of(data, args, seed + 100)]
+    if not args.only or "a half-trained teacher" in args.only:
+        teachers["a half-trained teacher"] = [teacher_of(data, few, seed)]
     made = []
     for ipc in args.ipc:
-        pool = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
+        if generator is None:
+            pool = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
+        else:
+            pool = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
         config = RefineConfig(ipc=1, steps=0, pixel_weight=args.pixel_weight)
         selected = gd.refine_set(pool, teacher, data, ipc, config, seed=seed)[0]
         made += ways(selected, teachers, data, args, seed)
@@ -85,7 +103,9 @@ def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespa
 
 
 def main() -> None:
-    print(table(over_seeds(options(__doc__).parse_args(), one_seed)))
+    parser = options(__doc__)
+    parser.add_argument("--only", nargs="*", help="names of rows; all of them if left out")
+    print(table(over_seeds(parser.parse_args(), one_seed)))
 
 
 if __name__ == "__main__":
