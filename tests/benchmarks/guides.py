@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.guides --data ../shared/data/cifar10 --max_per_class 1000 --output out.jsonl --sets sets
 
-Each synthesis seed selects from a pool of random real images, or of samples with --generator, with its own teacher, then
+Each synthesis seed selects with its own teacher from a pool of random real images, or of samples with --generator, then
 moves the same images in every way, so that rows of a seed differ in the guide alone. Otherwise as
 tests.benchmarks.refinement, whose options these are.
 """
