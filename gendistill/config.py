@@ -506,7 +506,8 @@ class MatchingConfig:
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
             class, on a fresh network's features (DREAM, and null with representative selection); or the folder of a
             surrogate set.
-        factor: Views a side in a stored image: factor x factor images stored in the bytes of one.
+        factor: Views a side in a stored image: factor x factor images stored in the bytes of one; of several such as
+            [1,2], the views of each.
         inner_steps: Steps of the images on each network.
         learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
             scaled (presets.py).
@@ -550,7 +551,7 @@ class MatchingConfig:
     width: int = 128
     depth: int | None = None
     start: MatchingStart | Path | None = None
-    factor: int | None = None
+    factor: int | list[int] | None = None
     inner_steps: int | None = None
     learning_rate: float | None = None
     momentum: float = 0.5
@@ -584,7 +585,7 @@ class MatchingConfig:
 
     def __post_init__(self) -> None:
         section = "distill.matching"
-        counts = ("factor", "inner_steps", "real_batch", "train_batch", "queue_size", "queue_interval")
+        counts = ("inner_steps", "real_batch", "train_batch", "queue_size", "queue_interval")
         others = ("classes_per_chunk", "checkpoint_every")
         given = [name for name in (*counts, *others) if getattr(self, name) is not None]
         _at_least(self, section, 1, "width", "interval", "per_cluster", *given)
@@ -592,6 +593,9 @@ class MatchingConfig:
         given = [name for name in (*weights, "warm_steps", "cutmix") if getattr(self, name) is not None]
         _at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
         _at_least(self, section, 0, "momentum", "train_learning_rate")
+        sides = () if self.factor is None else as_tuple(self.factor)
+        fits = self.factor is None or (min(sides, default=0) >= 1 and len(set(sides)) == len(sides))
+        need(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
         need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
         need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
 

@@ -16,11 +16,12 @@ from gendistill.matching.stored import Stored, noise, of_images, of_picks
 from gendistill.matching.supply import Build
 from gendistill.progress import track
 from gendistill.seeding import derive, torch_rng
+from gendistill.surrogate.decode import Factor, named, sides
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
 def starts(
-    data: RealData, ipcs: Sequence[int], factor: int, kind: MatchingStart, build: Build, *, seed: int
+    data: RealData, ipcs: Sequence[int], factor: Factor, kind: MatchingStart, build: Build, *, seed: int
 ) -> list[Stored]:
     """One start for each of ``ipcs``, the same whichever others there are; ``build`` makes the network of a clustered
     one, which embeds the real images once for all.
@@ -34,21 +35,22 @@ def starts(
     if kind == "noise":
         return [noise(data.train, classes, ipc, factor, seed) for ipc in ipcs]
     picks: dict[int, list[Tensor]] = {ipc: [] for ipc in ipcs}
+    tiles = max(sides(factor)) ** 2
     network = build(derive(seed, "start network")) if kind == "clustered" else None
     for label in track(range(classes), "clustered start", classes) if network else range(classes):
         index = data.train.of_class(label)
         if network is not None:
             features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
-            chosen = {ipc: clustered_start(features, ipc * factor**2, own) for ipc in ipcs}
+            chosen = {ipc: clustered_start(features, ipc * tiles, own) for ipc in ipcs}
         else:
             order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
-            chosen = {ipc: order[: ipc * factor**2] for ipc in ipcs}
+            chosen = {ipc: order[: ipc * tiles] for ipc in ipcs}
         for ipc in ipcs:
             picks[ipc].append(index[chosen[ipc]])
     return [of_picks(data.train, picks[ipc], ipc, factor, data.classes) for ipc in ipcs]
 
 
-def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored:
+def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> Stored:
     """From another set's images: as they are stored where factors agree, else from its whole images, shrunk.
 
     Raises:
@@ -62,16 +64,17 @@ def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: int) -> Stored
     if given.factor == factor:
         return of_images(given.prefix(ipc).images, ipc, factor)
     if given.factor != 1:
-        expected = f"whole images or {factor}x{factor} views" if factor > 1 else "whole images"
+        expected = f"whole images or {named(factor)} views" if factor != 1 else "whole images"
         raise ArtifactError(
-            f"The set to start from holds {given.factor}x{given.factor} views in an image; expected {expected}."
+            f"The set to start from holds {named(given.factor)} views in an image; expected {expected}."
         )
-    if min(given.counts) < ipc * factor**2:
+    wanted = ipc * max(sides(factor)) ** 2
+    if min(given.counts) < wanted:
         raise ArtifactError(
-            f"ipc {ipc} with factor {factor} starts from {ipc * factor**2} images of every class (ipc x factor^2), but "
+            f"ipc {ipc} with factor {factor} starts from {wanted} images of every class (ipc x factor^2), but "
             f"class {given.classes[given.counts.index(min(given.counts))]!r} of the set has {min(given.counts)}; lower "
             "ipc or factor."
         )
-    whole = given.prefix(ipc * factor**2)
+    whole = given.prefix(wanted)
     picks = [torch.nonzero(whole.labels == label).flatten() for label in range(len(given.classes))]
     return of_picks(Split(whole.images, whole.labels), picks, ipc, factor, given.classes)

@@ -1,7 +1,8 @@
 """The parameterisation: what is stored, and the views of it that take part.
 
 Stored images are floats in [0, 1], class by class, ``factor`` x ``factor`` views in each (multi-formation of IDC,
-arXiv 2205.14959; partition and expansion of IDM, 2307.09742). Rates of the papers are for this range.
+arXiv 2205.14959; partition and expansion of IDM, 2307.09742), or those of several factors. Rates of the papers are for
+this range.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gendistill.data.images import to_float, to_uint8
 from gendistill.data.real import Split
 from gendistill.errors import ConfigError
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.decode import float_views
+from gendistill.surrogate.decode import Factor, float_views, sides
 from gendistill.surrogate.pack import tiled
 
 
@@ -26,7 +27,7 @@ class Stored:
 
     images: Tensor
     ipc: int
-    factor: int = 1
+    factor: Factor = 1
 
     @property
     def classes(self) -> int:
@@ -38,7 +39,7 @@ class Stored:
         return torch.arange(self.classes).repeat_interleave(self.ipc)
 
     def views(self, label: int) -> Tensor:
-        """All views (ipc*factor^2,C,H,W) of a class in [-1, 1], differentiable in the images."""
+        """All views (ipc*V,C,H,W) of a class in [-1, 1], differentiable in the images."""
         own = self.images[label * self.ipc : (label + 1) * self.ipc]
         return 2 * float_views(own, self.factor) - 1
 
@@ -50,24 +51,25 @@ class Stored:
         return to_uint8((2 * self.images.detach() - 1).clamp(-1, 1)).cpu()
 
 
-def of_images(images: Tensor, ipc: int, factor: int) -> Stored:
+def of_images(images: Tensor, ipc: int, factor: Factor) -> Stored:
     """From stored uint8 images (K*ipc,C,H,W)."""
     return Stored((to_float(images) + 1) / 2, ipc, factor)
 
 
-def noise(split: Split, classes: int, ipc: int, factor: int, seed: int) -> Stored:
+def noise(split: Split, classes: int, ipc: int, factor: Factor, seed: int) -> Stored:
     """Normal noise of standard deviation 1/4 around grey, what DC starts from once images are standardised."""
     shape = (classes * ipc, *split.images.shape[1:])
-    return Stored(0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, factor)), ipc, factor)
+    return Stored(0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, *sides(factor))), ipc, factor)
 
 
-def of_picks(split: Split, picks: Sequence[Tensor], ipc: int, factor: int, classes: Sequence[str]) -> Stored:
-    """Real images at ``picks``, ipc * factor^2 positions a class, shrunk factor x factor into each stored one."""
-    short = [label for label, own in enumerate(picks) if len(own) != ipc * factor**2]
+def of_picks(split: Split, picks: Sequence[Tensor], ipc: int, factor: Factor, classes: Sequence[str]) -> Stored:
+    """Real images at ``picks``, ipc * f^2 a class, shrunk f x f into each stored one, f being the largest factor."""
+    tiles = max(sides(factor))
+    short = [label for label, own in enumerate(picks) if len(own) != ipc * tiles**2]
     if short:
         raise ConfigError(
-            f"ipc {ipc} with factor {factor} starts from {ipc * factor**2} images of every class (ipc x factor^2), but "
+            f"ipc {ipc} with factor {factor} starts from {ipc * tiles**2} images of every class (ipc x factor^2), but "
             f"class {classes[short[0]]!r} gave {len(picks[short[0]])}; lower ipc or "
             "factor, or take --matching.start noise."
         )
-    return of_images(tiled(split.images[torch.cat(list(picks))], factor), ipc, factor)
+    return of_images(tiled(split.images[torch.cat(list(picks))], tiles), ipc, factor)

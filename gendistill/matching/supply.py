@@ -23,6 +23,7 @@ from gendistill.data.views import batch_indices, cut_and_mixed
 from gendistill.matching.stored import Stored
 from gendistill.networks.training import classification_loss
 from gendistill.seeding import derive, torch_rng
+from gendistill.surrogate.decode import views_in
 
 Build = Callable[[int], nn.Module]  # seed -> a freshly initialised network
 
@@ -144,7 +145,7 @@ class Fresh:
         (own,) = stored
         with torch.no_grad():
             images = torch.cat([own.views(label) for label in range(own.classes)])
-        labels = own.labels.repeat_interleave(own.factor**2).to(images.device)
+        labels = own.labels.repeat_interleave(views_in(own.factor)).to(images.device)
         size = min(self.training.batch_size, len(images))
         seed = derive(self.seed, "surrogate training", iteration, inner)
         for step in range(self.steps * -(-len(images) // size)):

@@ -34,7 +34,7 @@ def contestants(
     found = []
     for ipc in sorted({size_of(pool[0]) for pool in hard}):
         here = by_counts(pool[0] for pool in hard if size_of(pool[0]) == ipc)
-        dear = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor > 1]
+        dear = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor != 1]
         dear += [(pool, True) for pool in soft if size_of(pool[0]) == ipc]
         most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
         totals = [total_bytes(pool, labels=labels) for pool, labels in dear]
@@ -78,7 +78,7 @@ def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> Targets:
 def _shares(surrogate: SurrogateSet) -> torch.Tensor:
     """(N,1): what each view's targets are multiplied by to count as its weight, cross-entropy being linear in them."""
     weights = torch.ones(len(surrogate.labels)) if surrogate.weights is None else surrogate.weights
-    return weights.repeat_interleave(surrogate.factor**2)[:, None]
+    return weights.repeat_interleave(surrogate.views)[:, None]
 
 
 def with_soft_labels(
@@ -130,7 +130,7 @@ def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
     weights = {} if surrogate.weights is None else {"weights": surrogate.weights}
     key = hash_tensors({**soft.fingerprint(), **weights})
     if soft.mode == "per_image":
-        table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.factor**2))
+        table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.views))
         return Targets(key, soft.temperature, table=table * _shares(surrogate))
     augmented = soft.views.min_crop < 1 or soft.views.flip or soft.views.cutmix > 0
     return Targets(key, soft.temperature, batches=soft_batches(surrogate, network), augmented=augmented)

@@ -161,7 +161,7 @@ def facts(pool: Pool, *, labels: bool) -> dict[str, Any]:
     known = [s for s in seconds if s is not None]
     return {
         "stored_images": len(first.labels),
-        "decoded_images": len(first.labels) * first.factor**2,
+        "decoded_images": len(first.labels) * first.views,
         "bytes": {key: round(sum(b[key] for b in bytes_) / len(pool)) for key in ("images", "labels")},
         "synthesis_seconds": round(sum(known) / len(pool), 2) if len(known) == len(pool) else None,
         **told,

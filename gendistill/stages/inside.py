@@ -27,7 +27,7 @@ def sheets_of(name: str, made: SurrogateSet, views: Split, folder: Path, *, alon
     """
     size, suffix = made.images.shape[-1], "" if alone else f"-{name}"
     kinds = [("contact_sheet", "images", Split(made.images, made.labels))]
-    if made.factor > 1:
+    if made.factor != 1:
         kinds.append(("contact_sheet_views", "decoded views", views))
     found = []
     for stem, what, split in kinds:
@@ -43,7 +43,7 @@ def sheets_of(name: str, made: SurrogateSet, views: Split, folder: Path, *, alon
 def facts_of(made: SurrogateSet) -> list[tuple[str, str]]:
     """What a reader wants to know of the set first."""
     low, high = min(made.counts), max(made.counts)
-    views = f", decoded to {len(made.images) * made.factor**2:,}" if made.factor > 1 else ""
+    views = f", decoded to {len(made.images) * made.views:,}" if made.factor != 1 else ""
     return [
         ("Method", origin_of(made)),
         ("Images", f"{len(made.images):,}{views}"),
@@ -74,7 +74,7 @@ def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
     files = files_of(made)
 
     def row(image: int, split: str, position: int, distance: float) -> dict[str, Any]:
-        stored, view = divmod(image, made.factor**2)
+        stored, view = divmod(image, made.views)
         return {"file": files[stored], "view": view, "split": split, "position": position, "distance": distance}
 
     leaks = [

@@ -45,7 +45,7 @@ def label_quality(
 
 def soft_targets(made: SurrogateSet) -> Soft | None:
     """(stored soft labels (N,K), hard labels (N,)) where each belongs to an image of one class, else None."""
-    soft, labels = made.soft_labels, made.labels.repeat_interleave(made.factor**2)
+    soft, labels = made.soft_labels, made.labels.repeat_interleave(made.views)
     if soft is None or soft.mode == "online" or soft.views.cutmix:
         return None
     if soft.mode == "per_image":

@@ -18,6 +18,7 @@ from gendistill.config import (
     MatchingMethod,
     MatchingStart,
     SelectionKind,
+    as_tuple,
     need,
     sizes,
     to_dict,
@@ -39,6 +40,7 @@ from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folders import StageFolder, check_origin, command_line, versions
 from gendistill.stages.snapshots import save_preview, save_snapshot
+from gendistill.surrogate.decode import Factor, sides, views_in
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHECKPOINTS = "checkpoints"
@@ -80,7 +82,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
 
 
 def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
-    queue, factor = method == "idm", _set(config.factor)
+    queue, factor = method == "idm", formation(config)
     few, batch = _set(config.candidates), _set(config.real_batch)
     need(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
     need(
@@ -89,13 +91,19 @@ def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
         config.per_cluster,
         f"a divisor of {batch} (real_batch)",
     )
-    need(factor <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
+    need(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
     if queue and not config.queue_size:
         raise ConfigError("matching.queue_size is 0; expected at least 1 network.")
     if config.train_on == "surrogate" and config.warm_steps:
         raise ConfigError("matching.warm_steps is on real images; expected 0 with train_on surrogate.")
+
+
+def formation(config: MatchingConfig) -> Factor:
+    """The factor of resolved options, or several in ascending order."""
+    found = tuple(sorted(as_tuple(_set(config.factor))))
+    return found if len(found) > 1 else found[0]
 
 
 def match(
@@ -199,7 +207,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
     _check_statistics(run, data, network)
     real = Split(data.train.images.to(device), data.train.labels.to(device))
-    factor = _set(config.factor)
+    factor = formation(config)
     if given:
         sets = [of_set(given, data, ipc, factor) for ipc in run.ipcs]
     else:
@@ -230,7 +238,7 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
     config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
     batches = {"images a training step (train_batch)": _set(config.train_batch)}
     if run.method != "idm":  # it matches in evaluation mode
-        views = min(run.ipcs) * _set(config.factor) ** 2
+        views = min(run.ipcs) * views_in(formation(config))
         batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
         batches["real image of a class (real_batch)"] = min(real, _set(config.real_batch))
     if min(batches.values()) > 1 or not batch_norm_layers(probed := network(0)):

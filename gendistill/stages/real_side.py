@@ -140,5 +140,5 @@ def _measured(labels: Tensor, pool: Sequence[Tensor]) -> Tensor:
 
 def _view_files(made: SurrogateSet) -> list[str]:
     """Of the decoded images, in their order; several views of one file are numbered."""
-    files, views = files_of(made), made.factor**2
+    files, views = files_of(made), made.views
     return list(files) if views == 1 else [f"{file} (view {v})" for file in files for v in range(views)]

@@ -38,6 +38,7 @@ from gendistill.stages.folders import (
 )
 from gendistill.stages.output import output
 from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
+from gendistill.surrogate.decode import named
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.surrogate import SurrogateSet
 
@@ -197,9 +198,9 @@ def check_inputs(
                 f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
                 "expected the same in the same order."
             )
-    if pool.factor > 1:
+    if pool.factor != 1:
         raise ArtifactError(
-            f"Every stored image of the surrogate set holds {pool.factor}x{pool.factor} views; refinement takes whole "
+            f"Every stored image of the surrogate set holds {named(pool.factor)} views; refinement takes whole "
             "images. Refine first and pack afterwards."
         )
     if isinstance(config, RefineConfig):

@@ -36,7 +36,7 @@ def report(folder: Path) -> str:
 
 def _contents(manifest: dict[str, Any]) -> str:
     size, decoded = manifest["image_size"], manifest["decoded_images"]
-    views = f" decoded to {decoded}" if manifest["factor"] > 1 else ""
+    views = f" decoded to {decoded}" if manifest["factor"] != 1 else ""
     return (
         f"{manifest['stored_images']} images{views}, {len(manifest['classes'])} classes, IPC {manifest['ipc']}, "
         f"{size}x{size} px; {manifest['bytes']['images']:,} bytes of images, {manifest['bytes']['labels']:,} of soft "

@@ -1,6 +1,7 @@
 """Multi-formation: one stored image holds factor x factor training images, shrunk and tiled.
 
-So IDC (arXiv 2205.14959, section 4.1) and IDM's partition (2307.09742) spend the bytes of one image on several.
+So IDC (arXiv 2205.14959, section 4.1) and IDM's partition (2307.09742) spend the bytes of one image on several. Of
+several factors an image holds the views of each: (1, 2) is the whole image and its four quarters.
 """
 
 from __future__ import annotations
@@ -15,34 +16,64 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+Factor = int | tuple[int, ...]
 
-def decode(images: Tensor, factor: int) -> Tensor:
-    """uint8 (N,C,H,W) -> the uint8 views (N*factor^2,C,H,W): image by image, tile by tile from the top left.
+
+def factor_of(manifest: dict[str, Any]) -> Factor:
+    """Views a side, of a manifest whose shape was checked; JSON has a list of several."""
+    factor = manifest["factor"]
+    return tuple(factor) if isinstance(factor, list) else factor
+
+
+def sides(factor: Factor) -> tuple[int, ...]:
+    """The factors, views a side each."""
+    return factor if isinstance(factor, tuple) else (factor,)
+
+
+def views_in(factor: Factor) -> int:
+    """Views of one stored image: the sum of the squared factors."""
+    return sum(side**2 for side in sides(factor))
+
+
+def named(factor: Factor) -> str:
+    """``2x2``, or ``1x1 and 2x2``."""
+    return " and ".join(f"{side}x{side}" for side in sides(factor))
+
+
+def decode(images: Tensor, factor: Factor) -> Tensor:
+    """uint8 (N,C,H,W) -> the uint8 views (N*V,C,H,W): image by image, factor by factor, from the top left by rows.
 
     Tiles end at the rounded multiples of H/factor and W/factor and are enlarged bilinearly (half-pixel centres). The
     official code instead pads sides that the factor does not divide; elsewhere both agree but for rounding to uint8.
 
     Raises:
-        ValueError: the factor is below 1, or above the side.
+        ValueError: a factor is below 1, or above the side.
     """
     views = float_views(images.float(), factor)
     return images if factor == 1 else to_pixels(views)
 
 
-def float_views(images: Tensor, factor: int) -> Tensor:
+def float_views(images: Tensor, factor: Factor) -> Tensor:
     """``decode`` of floats (N,C,H,W), not rounded: differentiable, for whoever learns what is stored.
 
     Raises:
-        ValueError: the factor is below 1, or above the side.
+        ValueError: a factor is below 1, or above the side.
     """
-    height, width = images.shape[-2:]
-    if not 1 <= factor <= min(height, width):
-        raise ValueError(f"factor is {factor}; expected 1 to {min(height, width)} for {width}x{height} images.")
+    least = min(images.shape[-2:])
+    for side in sides(factor):
+        if not 1 <= side <= least:
+            raise ValueError(f"factor is {factor}; expected 1 to {least} for images of {least} pixels.")
     if factor == 1:
         return images
+    return torch.cat([_tiles(images, side) for side in sides(factor)], 1).flatten(0, 1)
+
+
+def _tiles(images: Tensor, factor: int) -> Tensor:
+    """(N,factor^2,C,H,W)."""
+    height, width = images.shape[-2:]
     cells = [(rows, columns) for rows in bounds(height, factor) for columns in bounds(width, factor)]
     tiles = [enlarged(images[..., top:bottom, left:right], height, width) for (top, bottom), (left, right) in cells]
-    return torch.stack(tiles, 1).flatten(0, 1)
+    return torch.stack(tiles, 1)
 
 
 def enlarged(tiles: Tensor, height: int, width: int) -> Tensor:
@@ -64,19 +95,19 @@ def bounds(side: int, factor: int) -> list[tuple[int, int]]:
 class Decoded(torch.utils.data.Dataset[tuple[Any, int]]):
     """A dataset of (stored image, label), such as torchvision's ImageFolder, seen as its decoded views.
 
-    Item i is view i mod factor^2 of stored image i div factor^2: a Pillow image, given to ``transform``.
+    Item i is view i mod V of stored image i div V, which holds V: a Pillow image, given to ``transform``.
     """
 
-    def __init__(self, stored: Sequence[tuple[Any, int]], factor: int, transform: Any = None) -> None:
+    def __init__(self, stored: Sequence[tuple[Any, int]], factor: Factor, transform: Any = None) -> None:
         self.stored, self.factor, self.transform = stored, factor, transform
 
     def __len__(self) -> int:
-        return len(self.stored) * self.factor**2
+        return len(self.stored) * views_in(self.factor)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} views")
-        position, view = divmod(index % len(self), self.factor**2)
+        position, view = divmod(index % len(self), views_in(self.factor))
         image, label = self.stored[position]
         array = np.asarray(image)
         pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).copy()).movedim(-1, 0)

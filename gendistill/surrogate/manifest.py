@@ -12,6 +12,7 @@ from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card import write_card
+from gendistill.surrogate.decode import Factor, views_in
 from gendistill.surrogate.names import TRAIN, folder_names, image_name
 
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
@@ -19,7 +20,7 @@ LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
 
 
 def seal(
-    folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: int = 1
+    folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: Factor = 1
 ) -> dict[str, Any]:
     """Write manifest, checksums and card for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
 
@@ -40,7 +41,7 @@ def seal(
         "image_size": int(shape[-1]),
         "channels": int(shape[0]),
         "stored_images": sum(counts),
-        "decoded_images": sum(counts) * factor**2,
+        "decoded_images": sum(counts) * views_in(factor),
         "factor": factor,
         "bytes": {
             "images": sum((folder / name).stat().st_size for name in images),
@@ -129,7 +130,7 @@ _SHAPE: dict[str, Callable[[Any], bool]] = {
     "image_size": _count(1),
     "channels": lambda v: v in (1, 3),
     "stored_images": _count(1),
-    "factor": _count(1),
+    "factor": lambda v: all(map(_count(1), v)) and len(v) > 1 if isinstance(v, list) else _count(1)(v),
     "weights": lambda v: v is None or (isinstance(v, list) and all(isinstance(w, float) and w > 0 for w in v)),
 }
 

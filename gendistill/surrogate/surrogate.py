@@ -12,7 +12,7 @@ from torch import Tensor
 from gendistill.data.real import Split
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
-from gendistill.surrogate.decode import decode
+from gendistill.surrogate.decode import Factor, decode, factor_of, views_in
 from gendistill.surrogate.manifest import COUNTED, MANIFEST, image_paths, read_manifest, seal
 from gendistill.surrogate.pixels import read_images
 from gendistill.surrogate.soft_labels import SoftLabels
@@ -23,7 +23,8 @@ from gendistill.surrogate.writer import write_images
 class SurrogateSet:
     """Stored images uint8 (N,C,H,W) with labels (N,) into ``classes``; ``meta`` is the provenance for the manifest.
 
-    Every stored image holds ``factor`` x ``factor`` views to train on (decode.py); soft labels belong to the views.
+    Every stored image holds ``factor`` x ``factor`` views to train on, or those of several factors (decode.py); soft
+    labels belong to the views.
     ``weights`` (N,), of mean 1 in every class, say how much each stored image counts in training; None is 1 for all.
     """
 
@@ -31,7 +32,7 @@ class SurrogateSet:
     labels: Tensor
     classes: tuple[str, ...]
     meta: dict[str, Any] = field(default_factory=dict)
-    factor: int = 1
+    factor: Factor = 1
     soft_labels: SoftLabels | None = None
     weights: Tensor | None = None
 
@@ -46,9 +47,14 @@ class SurrogateSet:
         return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     @property
+    def views(self) -> int:
+        """Views in a stored image."""
+        return views_in(self.factor)
+
+    @property
     def split(self) -> Split:
         """What a classifier trains on: the decoded views with their hard labels."""
-        return Split(decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2))
+        return Split(decode(self.images, self.factor), self.labels.repeat_interleave(self.views))
 
     def of_class(self, label: int) -> Tensor:
         """Stored images (n,C,H,W) of one class, in order."""
@@ -60,7 +66,7 @@ class SurrogateSet:
         Raises:
             ArtifactError: soft labels that belong to batches of the whole set.
         """
-        views = (index[:, None] * self.factor**2 + torch.arange(self.factor**2)).flatten()
+        views = (index[:, None] * self.views + torch.arange(self.views)).flatten()
         soft = self.soft_labels.take(views) if self.soft_labels else None
         return replace(
             self,
@@ -87,7 +93,7 @@ class SurrogateSet:
         """Of pixels, labels, class names, decode factor, weights and soft labels."""
         names = torch.frombuffer(bytearray("\0".join(self.classes).encode(errors="replace")), dtype=torch.uint8)
         tensors = {"images": self.images, "labels": self.labels, "classes": names}
-        if self.factor > 1:
+        if self.factor != 1:
             tensors["factor"] = torch.tensor(self.factor)
         if self.weights is not None:
             tensors["weights"] = self.weights
@@ -125,6 +131,7 @@ class SurrogateSet:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        factor = factor_of(manifest)
         paths = image_paths(folder, manifest)
         images = read_images([p for ps in paths for p in ps], manifest["channels"], manifest["image_size"])
         labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([len(ps) for ps in paths]))
@@ -133,7 +140,7 @@ class SurrogateSet:
             labels,
             tuple(manifest["classes"]),
             {k: v for k, v in manifest.items() if k not in COUNTED},
-            manifest["factor"],
-            SoftLabels.load(folder, len(images) * manifest["factor"] ** 2),
+            factor,
+            SoftLabels.load(folder, len(images) * views_in(factor)),
             torch.tensor(manifest["weights"]) if "weights" in manifest else None,
         )

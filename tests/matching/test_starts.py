@@ -46,6 +46,14 @@ def test_real_starts_are_different_images_of_their_class(data, kind):
         assert distances.min(1).values.max() < 1e-3
 
 
+def test_several_factors_start_as_the_largest_alone(data):
+    (several,), (largest,) = (starts(data, (2,), factor, "random", build, seed=0) for factor in ((1, 2), 2))
+    assert torch.equal(several.images, largest.images)
+    whole, tiles = several.views(3).unflatten(0, (2, 5)).split([1, 4], 1)
+    assert torch.equal(tiles.flatten(0, 1), largest.views(3))
+    assert torch.equal(whole.flatten(0, 1), 2 * several.images[6:8] - 1)
+
+
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 def test_more_images_than_a_class_has_are_refused(data, kind):
     with pytest.raises(ConfigError, match="lower"):
@@ -69,6 +77,7 @@ def test_a_short_class_is_named(data):
         (2, 1, 2, r"starts from 8 images of every class \(ipc x factor\^2\), but class '0' of the set has 4"),
         (1, 2, 1, "holds 2x2 views in an image; expected whole images[.]"),
         (1, 2, 3, "expected whole images or 3x3 views"),
+        (1, 2, (1, 2), "holds 2x2 views in an image; expected whole images or 1x1 and 2x2 views"),
     ],
 )
 def test_a_set_that_cannot_be_a_start_is_refused_in_words(data, ipc, stored, factor, words):

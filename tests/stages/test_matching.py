@@ -57,6 +57,18 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
     assert not list(target.rglob("*.safetensors"))  # checkpoints are scaffold
 
 
+@pytest.mark.parametrize("method", ["idc", "dm"])
+def test_views_of_several_factors_are_matched_saved_and_judged(method, tmp_path, capsys):
+    target = tmp_path / "out"
+    assert distil(method, "random", target, "--ipc", 2, "--matching.factor", "[2,1]") == 0
+    made = SurrogateSet.load(target / "ipc-2")
+    assert (made.factor, len(made.split)) == ((1, 2), 100)
+    options = (*SMALL[:2], "--runs", 3, "--steps", 4, "--width", 8, "--baselines", '["random"]', "--describe", "false")
+    assert gendistill("evaluate", "--surrogate", target / "ipc-2", *options, "--output_dir", tmp_path / "eval") == 0
+    rows = json.loads((tmp_path / "eval" / "summary.json").read_text())["rows"]
+    assert [r["decoded_images"] for r in rows if r["set"]] == [100]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("given", [None, 3])
 def test_classes_of_a_pass_reach_the_objective(method, given, digits):
@@ -147,6 +159,8 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
+        (("--method", "dm", "--matching.factor", "[1,9]"), "factor"),
+        (("--method", "dm", "--matching.factor", "[2,2]"), "different ones such as [1,2]"),
         ((*DREAM, "dm", "--matching.candidates", 100), "at least real_batch = 256"),
         ((*DREAM, "dm", "--matching.per_cluster", 3), "a divisor of 256"),
         (("--method", "dc", "--matching.flip", "true"), "flip is True; expected False with matching.augmentation none"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from gendistill.surrogate.decode import Factor
 from gendistill.surrogate.surrogate import SurrogateSet
 
 NASTY = (
@@ -16,7 +17,7 @@ NASTY = (
 
 
 def make(
-    classes: tuple[str, ...] = ("ant", "bee", "cow"), ipc: int = 2, channels: int = 3, factor: int = 1, **meta: Any
+    classes: tuple[str, ...] = ("ant", "bee", "cow"), ipc: int = 2, channels: int = 3, factor: Factor = 1, **meta: Any
 ) -> SurrogateSet:
     """Random images of 8 px, each one different."""
     rng = torch.Generator().manual_seed(0)

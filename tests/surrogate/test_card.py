@@ -44,6 +44,7 @@ SETS: dict[str, SurrogateSet] = {
     "nasty": make(NASTY),
     "one class": make(("only",)),
     "factor 2": make(factor=2),
+    "factors 1 and 2": make(factor=(1, 2)),
     "factor 2, grey, unsorted": make(UNSORTED, channels=1, factor=2),
     "names of splits": make(("train", "test")),
 }
@@ -125,7 +126,7 @@ def test_only_the_reader_that_sorts_otherwise_gets_a_mapping(saved) -> None:
     assert "manifest" in folders
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("factor", [1, 2, (1, 2)])
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("classes", [("ant", "bee", "cow"), UNSORTED], ids=["sorted", "unsorted"])
 def test_the_code_reads_soft_labels_per_image(classes, top_k, factor, saved, monkeypatch) -> None:

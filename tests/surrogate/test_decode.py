@@ -1,5 +1,8 @@
 """Multi-formation: tiles come back as whole images, in order, whatever the factor."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gendistill.surrogate.decode import Decoded, decode
+from gendistill.surrogate.decode import Decoded, decode, views_in
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
@@ -44,9 +47,32 @@ def test_factor_one_is_the_images():
     assert torch.equal(decode(images, 1), images)
 
 
-@pytest.mark.parametrize("factor", [0, -1, 6])
+def test_several_factors_give_the_views_of_each_image_by_image():
+    images = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8)
+    found = decode(images, (1, 2, 3)).unflatten(0, (2, -1))
+    expected = [decode(images, factor).unflatten(0, (2, -1)) for factor in (1, 2, 3)]
+    assert torch.equal(found, torch.cat(expected, 1))
+    assert found.shape[1] == views_in((1, 2, 3)) == 14
+
+
+def test_a_set_of_several_factors_is_read_again_and_trained_on(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    images = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
+    made = SurrogateSet(images, torch.tensor([0, 0, 1, 1]), ("ant", "bee"), factor=(1, 2))
+    made.save(tmp_path / "set")
+    found = SurrogateSet.load(tmp_path / "set")
+    assert (found.ipc, found.factor, found.views) == (2, (1, 2), 5)
+    assert found.split.labels.tolist() == [0] * 10 + [1] * 10
+    assert found.content_hash() == made.content_hash() != replace(made, factor=2).content_hash()
+    assert torch.equal(found.take(torch.tensor([2])).split.images, found.split.images[10:15])
+    views = Decoded(ImageFolder(str(tmp_path / "set" / "train")), (1, 2), np.asarray)
+    assert torch.equal(torch.from_numpy(np.stack([v for v, _ in views])).movedim(-1, 1), found.split.images)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 6, (1, 6), (0, 2)])
 def test_a_factor_that_does_not_fit_is_refused(factor):
-    with pytest.raises(ValueError, match=f"factor is {factor}"):
+    with pytest.raises(ValueError, match=rf"factor is {re.escape(str(factor))}"):
         decode(torch.zeros(1, 3, 5, 5, dtype=torch.uint8), factor)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gendistill.data.views import Views
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.surrogate.decode import Factor, views_in
 from gendistill.surrogate.export import parquet, webdataset
 from gendistill.surrogate.export.sets import export
 from gendistill.surrogate.export.stored import StoredSet
@@ -47,10 +48,10 @@ def soft_labels(views: int, mode: str, top_k: int | None = None) -> SoftLabels:
     )
 
 
-def made(ipc: int = 2, channels: int = 3, factor: int = 1, size: int = 8, **labels: Any) -> SurrogateSet:
+def made(ipc: int = 2, channels: int = 3, factor: Factor = 1, size: int = 8, **labels: Any) -> SurrogateSet:
     rng, n = torch.Generator().manual_seed(ipc), ipc * len(CLASSES)
     images = torch.randint(0, 256, (n, channels, size, size), generator=rng, dtype=torch.uint8)
-    soft = soft_labels(n * factor**2, **labels) if labels else None
+    soft = soft_labels(n * views_in(factor), **labels) if labels else None
     order = torch.arange(len(CLASSES)).repeat_interleave(ipc)
     return SurrogateSet(images, order, CLASSES, {"method": "random", "seed": 5}, factor, soft)
 
@@ -59,11 +60,13 @@ CASES: dict[str, Callable[[], SurrogateSet]] = {
     "hard": made,
     "grey": lambda: made(channels=1),
     "decoded": lambda: made(factor=2, mode="per_image"),
+    "decoded by several factors": lambda: made(factor=(1, 2), mode="per_image"),
     "dense": lambda: made(mode="per_image"),
     "top_k": lambda: made(mode="per_image", top_k=3),
     "per_view": lambda: made(mode="per_view", top_k=2),
     "online": lambda: made(mode="online"),
 }
+PER_IMAGE = ("decoded", "decoded by several factors", "dense", "top_k")
 each_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -90,11 +93,11 @@ def tensors(images: Any) -> Tensor:
 
 
 def targets(surrogate: SurrogateSet) -> Tensor:
-    """(N,K), or (N,factor^2,K) where images are decoded to several."""
+    """(N,K), or (N,V,K) where images are decoded to several."""
     assert surrogate.soft_labels is not None
-    views = len(surrogate.labels) * surrogate.factor**2
+    views = len(surrogate.labels) * surrogate.views
     rows = surrogate.soft_labels.probabilities(torch.arange(views))
-    return rows if surrogate.factor == 1 else rows.unflatten(0, (-1, surrogate.factor**2))
+    return rows if surrogate.factor == 1 else rows.unflatten(0, (-1, surrogate.views))
 
 
 def check_companions(out: Path, source: Path, surrogate: SurrogateSet) -> None:
@@ -145,7 +148,7 @@ def test_parquet_has_pixels_labels_and_true_names(tmp_path: Path, case: str) -> 
     assert torch.equal(tensors(rows["image"]), surrogate.images)
     assert rows["label"][:] == surrogate.labels.tolist()
     assert tuple(rows.features["label"].names) == CLASSES
-    if case in ("decoded", "dense", "top_k"):
+    if case in PER_IMAGE:
         assert torch.equal(torch.tensor(rows["soft_label"][:]), targets(surrogate))
     else:
         assert set(rows.column_names) == {"image", "label"}
@@ -179,7 +182,7 @@ def test_datasets_reads_webdataset(tmp_path: Path, case: str) -> None:
     assert torch.equal(tensors(rows["png"]), surrogate.images)
     assert rows["cls"][:] == surrogate.labels.tolist()
     assert rows["__key__"][:] == [f"{i:08d}" for i in range(len(rows))]
-    if case in ("decoded", "dense", "top_k"):
+    if case in PER_IMAGE:
         assert torch.equal(torch.tensor(rows["npy"][:]), targets(surrogate))
     else:
         assert "npy" not in rows.column_names
@@ -246,7 +249,7 @@ def test_ddranking_trains_on_the_decoded_views(tmp_path: Path, case: str) -> Non
     mean, std = (torch.tensor(CIFAR[key]).view(3, 1, 1) for key in ("mean", "std"))
     assert images.dtype == torch.float32
     assert torch.equal(((images * std + mean) * 255).round().to(torch.uint8), views)
-    if case in ("decoded", "dense", "top_k"):
+    if case in PER_IMAGE:
         assert torch.allclose(torch.softmax(labels / 2.5, 1), targets(surrogate).reshape(labels.shape), atol=1e-6)
     else:
         assert torch.equal(labels, surrogate.split.labels)

@@ -245,7 +245,8 @@ def test_a_damaged_manifest_is_refused(saved, text):
     [
         {"classes": ["ant", "bee"]}, {"classes": ["ant", "bee", "cow", "dog"]}, {"classes": None}, {"folders": None},
         {"folders": [1, 2, 3]}, {"folders": [], "stored_images": 0}, {"image_size": "8"}, {"channels": 2},
-        {"counts": [2, 2, 1]}, {"counts": [3, 3]}, {"counts": [2, 2, -2]}, {"factor": 0}, {"folders": ["ant"] * 3},
+        {"counts": [2, 2, 1]}, {"counts": [3, 3]}, {"counts": [2, 2, -2]}, {"factor": 0}, {"factor": [2]},
+        {"factor": [1, 0]}, {"folders": ["ant"] * 3},
     ],
     ids=str,
 )  # fmt: skip

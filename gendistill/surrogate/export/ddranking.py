@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gendistill.data.images import to_pil
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.decode import decode
+from gendistill.surrogate.decode import decode, factor_of
 from gendistill.surrogate.export.stored import StoredImage, StoredSet
 from gendistill.surrogate.names import image_name
 
@@ -56,7 +56,7 @@ def write(stored: StoredSet, folder: Path) -> None:
     images = torch.empty(len(stored.paths) * stored.views, 3, side, side)
     with closing(stored.images()) as read:
         for image in read:
-            views = decode(stored.pixels(image.position), stored.manifest["factor"])
+            views = decode(stored.pixels(image.position), factor_of(stored.manifest))
             first = image.position * stored.views
             images[first : first + stored.views] = normalised(views)
             _write_files(image, views, folder / f"{image.label:05d}", first - image.label * counts[0] * stored.views)

@@ -22,7 +22,7 @@ def write(stored: StoredSet, folder: Path, shard: int = SHARD) -> None:
     """``train-00000-of-0000N.parquet``, at most about ``shard`` bytes each, rows in the order of the set.
 
     ``image``: the PNG file as it is stored. ``label``: a ClassLabel with the names of the classes, in their order.
-    ``soft_label``: float32 probabilities (K,), or (factor^2,K) where an image is decoded to several.
+    ``soft_label``: float32 probabilities (K,), or (V,K) where an image is decoded to several.
     Read by datasets.load_dataset and, as ``hfds/FOLDER``, by timm.
 
     Raises:

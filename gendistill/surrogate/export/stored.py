@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gendistill.errors import ArtifactError
 from gendistill.progress import track
+from gendistill.surrogate.decode import factor_of, views_in
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.pixels import read_images
 from gendistill.surrogate.soft_labels import SoftLabels
@@ -53,7 +54,7 @@ class StoredSet:
                 f"{f' and {len(problems) - 1} more' if len(problems) > 1 else ''}. `gendistill verify` lists all."
             )
         paths = tuple(path for paths in image_paths(folder, manifest) for path in paths)
-        return cls(folder, manifest, paths, SoftLabels.load(folder, len(paths) * manifest["factor"] ** 2))
+        return cls(folder, manifest, paths, SoftLabels.load(folder, len(paths) * views_in(factor_of(manifest))))
 
     @property
     def config(self) -> str:
@@ -62,7 +63,7 @@ class StoredSet:
     @property
     def views(self) -> int:
         """Training images in a stored one."""
-        return self.manifest["factor"] ** 2
+        return views_in(factor_of(self.manifest))
 
     @property
     def labels(self) -> Tensor:
@@ -81,7 +82,7 @@ class StoredSet:
             yield StoredImage(position, label, path.relative_to(self.folder).as_posix(), path.read_bytes())
 
     def probabilities(self, position: int) -> Tensor:
-        """float32 (factor^2,K): soft labels of the views of one image, for sets that are ``labelled``."""
+        """float32 (V,K): soft labels of the views of one image, for sets that are ``labelled``."""
         assert self.soft_labels is not None
         return self.soft_labels.probabilities(torch.arange(position * self.views, (position + 1) * self.views))
 

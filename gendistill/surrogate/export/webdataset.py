@@ -22,7 +22,7 @@ def write(stored: StoredSet, folder: Path, shard: int = SHARD) -> None:
 
     The key of a sample is its position, ``00000042``. ``.png``: the file as it is stored. ``.cls``: the label as text;
     the names are ``classes`` of manifest.json. ``.npy``: for soft labels per image, float32 probabilities (K,), or
-    (factor^2,K) where an image is decoded to several. Both datasets and webdataset decode these, neither unpickles
+    (V,K) where an image is decoded to several. Both datasets and webdataset decode these, neither unpickles
     them. Headers hold no time and no user, so equal sets give equal bytes.
     """
     with closing(stored.images()) as images:

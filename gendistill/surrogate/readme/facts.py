@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gendistill.surrogate.decode import factor_of, named
 from gendistill.surrogate.readme.layout import Layout
 from gendistill.surrogate.readme.licences import UNKNOWN, terms
 from gendistill.surrogate.readme.markdown import cell, code, plain
@@ -81,9 +82,9 @@ def _made(manifest: dict[str, Any]) -> str:
 
 def sizes(config: str, manifest: dict[str, Any], soft: dict[str, Any]) -> list[str]:
     """Cells: set, stored images, decoded ones, bytes of images, bytes of labels, labels per byte of images."""
-    factor, bytes_ = manifest["factor"], manifest["bytes"]
+    factor, bytes_ = factor_of(manifest), manifest["bytes"]
     labels = 0 if soft.get("mode") == "online" else bytes_["labels"]
-    decoded = f"{manifest['decoded_images']:,}" + (f" ({factor} x {factor} in each)" if factor > 1 else "")
+    decoded = f"{manifest['decoded_images']:,}" + (f" ({named(factor)} in each)" if factor != 1 else "")
     ratio = f"{labels / bytes_['images']:.3g}" if bytes_["images"] else "0"
     return [cell(config), f"{manifest['stored_images']:,}", decoded, f"{bytes_['images']:,}", f"{labels:,}", ratio]
 
@@ -112,8 +113,8 @@ def loading(manifest: dict[str, Any], format: str) -> str:
     )
     if format == "imagefolder" and not (layout.sorted and layout.natural):
         given += " Readers sort the folders, each in its own way and not as the classes are; the scripts see to that."
-    if layout.factor > 1:
-        given += f" Every stored image is cut into {layout.factor} x {layout.factor} views and these are enlarged."
+    if layout.decoded:
+        given += f" Every stored image is cut into {named(layout.factor)} views and these are enlarged."
     return given
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from gendistill.surrogate.decode import Factor, factor_of
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -15,7 +17,7 @@ class Layout:
 
     Attributes:
         grey: One channel.
-        factor: Views along each side of a stored image.
+        factor: Views along each side of a stored image, or several such numbers.
         renamed: Folders differ from class names.
         sorted: Lexicographic order of the folders is the classes' (datasets, torchvision).
         natural: So is the order that puts "2" before "10" (timm).
@@ -24,19 +26,24 @@ class Layout:
     """
 
     grey: bool
-    factor: int
+    factor: Factor
     renamed: bool
     sorted: bool
     natural: bool
     single: bool
     distinct: bool
 
+    @property
+    def decoded(self) -> bool:
+        """Images are not trained on as they are stored."""
+        return self.factor != 1
+
     @classmethod
     def of(cls, manifest: dict[str, Any]) -> Layout:
         classes, folders = manifest["classes"], manifest["folders"]
         return cls(
             grey=manifest["channels"] == 1,
-            factor=manifest["factor"],
+            factor=factor_of(manifest),
             renamed=classes != folders,
             sorted=_ascending(folders),
             natural=_ascending([_natural(name) for name in folders]),

@@ -45,14 +45,14 @@ def with_datasets(format: str, layout: Layout, folder: str, config: str | None) 
         names += only(cast, 'train = train.cast_column("label", ClassLabel(names=classes))')
     else:
         names = ['classes = train.features["label"].names']
-    if layout.factor > 1:
+    if layout.decoded:
         made = f'Decoded([(row["image"], row["label"]) for row in train], {layout.factor}, transform)'
     else:
         made = 'train.with_transform(lambda rows: {**rows, "image": [transform(image) for image in rows["image"]]})'
     return script(
         [*only(from_manifest, "import json"), "from pathlib import Path"],
         [f"from datasets import {'ClassLabel, ' if cast else ''}load_dataset", transforms()],
-        only(layout.factor > 1, DECODE),
+        only(layout.decoded, DECODE),
         [scaling(), *loaded(format, config), *names, f"train = {made}"],
     )
 
@@ -69,11 +69,11 @@ def with_torchvision(layout: Layout, folder: str) -> str:
         "",
         "",
     ]
-    name, transform = ("Surrogate" if mapped else "ImageFolder"), (", transform" if layout.factor == 1 else "")
+    name, transform = ("Surrogate" if mapped else "ImageFolder"), (", transform" if not layout.decoded else "")
     return script(
         only(mapped, *JSON),
         ["from torchvision.datasets import ImageFolder", transforms(grey=layout.grey)],
-        only(layout.factor > 1, DECODE),
+        only(layout.decoded, DECODE),
         [scaling(grey=layout.grey), *only(mapped, *reader)],
         [f"train = {name}({path(folder, 'train')}{transform})", "classes = train.classes"],
         _decoded(layout),
@@ -86,7 +86,7 @@ def with_timm(layout: Layout, folder: str) -> str:
     return script(
         only(mapped, *JSON),
         ["from timm.data import create_dataset", transforms()],
-        only(layout.factor > 1, DECODE),
+        only(layout.decoded, DECODE),
         [scaling(), *only(mapped, f"manifest = {manifest(folder)}", 'classes = manifest["classes"]')],
         only(not layout.natural, 'labels = {name: label for label, name in enumerate(manifest["folders"])}'),
         _created('""', options, layout),
@@ -99,7 +99,7 @@ def with_timm_parquet(layout: Layout) -> str:
     return script(
         ["from pathlib import Path"],
         ["from timm.data import create_dataset", transforms()],
-        only(layout.factor > 1, DECODE),
+        only(layout.decoded, DECODE),
         [scaling(), *_created('f"hfds/{Path.cwd()}"', ['split="train"'], layout)],
         ["classes = list(train.reader.class_to_idx)", *_decoded(layout)],
     )
@@ -118,9 +118,9 @@ def with_torch(layout: Layout) -> str:
 
 
 def _created(name: str, options: list[str], layout: Layout) -> list[str]:
-    options = [*options, *only(layout.grey, 'input_img_mode="L"'), *only(layout.factor == 1, "transform=transform")]
+    options = [*options, *only(layout.grey, 'input_img_mode="L"'), *only(not layout.decoded, "transform=transform")]
     return [f"train = create_dataset({', '.join([name, *options])})"]
 
 
 def _decoded(layout: Layout) -> list[str]:
-    return only(layout.factor > 1, f"train = Decoded(train, {layout.factor}, transform)")
+    return only(layout.decoded, f"train = Decoded(train, {layout.factor}, transform)")

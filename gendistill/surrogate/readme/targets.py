@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gendistill.surrogate.decode import views_in
 from gendistill.surrogate.readme.layout import Layout
 from gendistill.surrogate.readme.readers import JSON, loaded
 from gendistill.surrogate.readme.scripts import DECODE, manifest, only, path, scaling, script, transforms
@@ -41,7 +42,7 @@ def _per_image(layout: Layout, folder: str, record: dict[str, Any]) -> str:
         list(JSON),
         ["import torch", "from PIL import Image", "from safetensors.torch import load_file", transforms()],
         [
-            *only(layout.factor > 1, DECODE),
+            *only(layout.decoded, DECODE),
             *only(top, "from gendistill.surrogate.soft_labels import unpacked"),
         ],
         [scaling(), f'folders = {manifest(folder)}["folders"]', f"paths = {paths}"],
@@ -52,11 +53,11 @@ def _per_image(layout: Layout, folder: str, record: dict[str, Any]) -> str:
 
 def _column(format: str, layout: Layout, config: str | None, record: dict[str, Any]) -> str:
     """From the column that holds them, where the views of one image share a row."""
-    flat = ".flatten(0, 1)" if layout.factor > 1 else ""
+    flat = ".flatten(0, 1)" if layout.decoded else ""
     return script(
         ["from pathlib import Path"],
         ["import torch", "from datasets import load_dataset", transforms()],
-        only(layout.factor > 1, DECODE),
+        only(layout.decoded, DECODE),
         [scaling(), *loaded(format, config), *_views('row["image"]', "row in train", layout)],
         [f'probabilities = torch.tensor(train["{COLUMN[format]}"][:]){flat}', _loss(record)],
     )
@@ -67,7 +68,7 @@ def _batches(format: str, layout: Layout, folder: str, config: str | None, recor
     online, columns = record["mode"] == "online", format != "imagefolder"
     read = [f"surrogate = SurrogateSet.load({path(folder)})"]
     if columns:
-        count = f"len(images){f' * {layout.factor**2}' if layout.factor > 1 else ''}"
+        count = f"len(images){f' * {views_in(layout.factor)}' if layout.decoded else ''}"
         read = [
             *loaded(format, config),
             'images = torch.stack([pil_to_tensor(image) for image in train["image"]])',
@@ -100,7 +101,7 @@ def _batches(format: str, layout: Layout, folder: str, config: str | None, recor
 
 
 def _views(image: str, each: str, layout: Layout) -> list[str]:
-    if layout.factor == 1:
+    if not layout.decoded:
         return [f"images = torch.stack([transform({image}) for {each}])"]
     return [
         f"views = Decoded([({image}, 0) for {each}], {layout.factor}, transform)",
