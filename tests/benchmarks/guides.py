@@ -17,7 +17,7 @@ from functools import cache, partial
 import torch
 
 import gendistill as gd
-from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, SampleConfig
+from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
 from gendistill.data.real import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
@@ -31,7 +31,7 @@ from gendistill.stages.matching import match, plan_runs
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.transport.barycenter import assign
-from tests.benchmarks.refinement import POOL, judged, options, over_seeds, table, teacher_of
+from tests.benchmarks.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
 
 HALF = 8  # a half-trained teacher has this part of the steps
 DM_STEPS = 100
@@ -95,7 +95,7 @@ def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespa
         if generator is None:
             pool = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         else:
-            pool = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
+            pool = sampled(generator, POOL * ipc, data, seed)
         config = RefineConfig(ipc=1, steps=0, pixel_weight=args.pixel_weight)
         selected = gd.refine_set(pool, teacher, data, ipc, config, seed=seed)[0]
         made += ways(selected, teachers, data, args, seed)

@@ -95,14 +95,18 @@ def sets(
         if "real" in args.starts:
             pools["real"] = gd.distill(data, "random", POOL * ipc, seed=seed + 1000)
         if generator is not None:
-            drawn = gd.sample_set(generator, POOL * ipc, SampleConfig(), seed=seed)
-            # its generator may have seen more training images than --max_per_class keeps, of the same split
-            pools["generated"] = replace(drawn, meta=drawn.meta | {"data": data.describe()})
+            pools["generated"] = sampled(generator, POOL * ipc, data, seed)
         for start, pool in pools.items():
             yield from variants(pool, start, teacher, data, ipc, config, seed, args.without)
         if "noise" in args.starts:
             noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
             yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
+
+
+def sampled(generator: Generator, ipc: int, data: RealData, seed: int) -> SurrogateSet:
+    """Samples, as of these images: a generator may have seen more than --max_per_class keeps, of the same split."""
+    drawn = gd.sample_set(generator, ipc, SampleConfig(), seed=seed)
+    return replace(drawn, meta=drawn.meta | {"data": data.describe()})
 
 
 def one_seed(data: RealData, generator: Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
