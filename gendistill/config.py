@@ -13,6 +13,7 @@ Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
 Precision = Literal["auto", "no", "bf16"]
+Compile = bool | Literal["auto"]
 Architecture = Literal["unet", "dit"]
 Adaptation = Literal["full", "difffit", "lora"]
 Weighting = Literal["none", "alpha_bar"]
@@ -134,9 +135,10 @@ class TeacherConfig:
         weight_decay: AdamW's weight decay.
         shift: Random translation in pixels as augmentation; 0 turns it off.
         flip: Mirror images at random; wrong for digits, right for most photographs.
-        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
-            together with ``compile``.
-        compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too,
+            for alone it costs time there; fp32 elsewhere.
+        compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling; ``auto``
+            does on such a CPU where the work makes up for that.
     """
 
     network: str = "convnet_bn"
@@ -148,8 +150,8 @@ class TeacherConfig:
     weight_decay: float = 1e-2
     shift: int = 0
     flip: bool = False
-    mixed_precision: Precision = "no"
-    compile: bool = False
+    mixed_precision: Precision = "auto"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         _at_least(self, "teacher", 1, "width", "steps", "batch_size")
@@ -540,8 +542,10 @@ class MatchingConfig:
         queue_most_steps: idm: steps after which a network learns no more; 0 is no limit.
         classes_per_chunk: Classes computed at once; null suits the device: gradient matching takes 1 on a CPU, where
             that is fastest, and 10 on a GPU; feature matching takes as many as fit its batches.
-        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
-        compile: torch.compile matching and network training.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too;
+            fp32 elsewhere.
+        compile: torch.compile matching and network training; ``auto`` does on such a CPU where the run makes up for the
+            20 s and more that compiling takes.
         checkpoint_every: Iterations between two checkpoints.
         snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, and of their pictures, in
             ``previews/``; 0 is none.
@@ -578,8 +582,8 @@ class MatchingConfig:
     queue_interval: int | None = None
     queue_most_steps: int = 0
     classes_per_chunk: int | None = None
-    mixed_precision: Precision = "no"
-    compile: bool = False
+    mixed_precision: Precision = "auto"
+    compile: Compile = "auto"
     checkpoint_every: int | None = None
     snapshot_every: int = 0
 
@@ -649,6 +653,8 @@ class RefineConfig(ObjectiveConfig):
         patches: Crops tried of every image of the set, the whole one among them; the one that the teachers are surest
             of takes its place before the selection. 1 keeps whole images.
         min_patch: Least share of an image's area that such a crop has.
+        match_iterations: Iterations of distribution matching (method dm of distill, with its presets) that carry the
+            refined images on; 0 is none. About 100 gain most of what there is (docs/refinement.md).
     """
 
     ipc: Sizes = (1, 5, 10)
@@ -658,18 +664,22 @@ class RefineConfig(ObjectiveConfig):
     latent_trust_region: float = 0.5
     patches: int = 1
     min_patch: float = 0.25
+    match_iterations: int = 0
 
     def __post_init__(self) -> None:
         _check_sizes(self, "refine")
         self._check("refine")
         _at_least(self, "refine", 1, "pack", "patches")
-        _at_least(self, "refine", 0, "latent_trust_region")
+        _at_least(self, "refine", 0, "latent_trust_region", "match_iterations")
         need(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
         alike = self.patches > 1 and self.min_patch == 1
         unread = self.patches == 1 and self.min_patch not in (0.25, 1)
         need(not unread, "refine.min_patch", self.min_patch, "left alone with patches 1, which cuts nothing")
         need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
+        if self.match_iterations:
+            need(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
+            need(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -778,10 +788,10 @@ class EvaluateConfig:
             packed views; and ``full``, all real images.
         baseline_cache: Folder that keeps the baselines' finished runs for other evaluations; ``auto`` is gendistill in
             the user's cache folder, null keeps none.
-        mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere; on a CPU it pays only
-            together with ``compile``.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too,
+            for alone it costs time there; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
-            size of batch.
+            size of batch; ``auto`` does on such a CPU where the trainings make up for that.
         describe: Measure the sets themselves beside random real ones, and look for faults in them.
         features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
             images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
@@ -807,8 +817,8 @@ class EvaluateConfig:
     legacy_best: bool = False
     baselines: tuple[Baseline, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
     baseline_cache: Literal["auto"] | Path | None = "auto"
-    mixed_precision: Precision = "no"
-    compile: bool = False
+    mixed_precision: Precision = "auto"
+    compile: Compile = "auto"
     describe: bool = True
     features: str = "auto"
     continual: ContinualConfig = field(default_factory=ContinualConfig)

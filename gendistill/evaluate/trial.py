@@ -118,8 +118,8 @@ class Trial:
 
     @property
     def _fast(self) -> dict[str, bool]:
-        bf16 = runtime.wants_bf16(self.settings.mixed_precision, torch.device(self.device))
-        return {"bf16": bf16, "compile": self.settings.compile}
+        s = self.settings
+        return runtime.fast(s.mixed_precision, s.compile, torch.device(self.device))._asdict()
 
     def _tested(self, network: nn.Module) -> dict[str, Any]:
         """The test split, read once."""

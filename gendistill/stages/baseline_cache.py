@@ -71,7 +71,7 @@ class BaselineCache:
             "data": data.fingerprint(),
             "settings": settings,
             "device": device.type,
-            "bf16": runtime.wants_bf16(config.mixed_precision, device),
+            "bf16": runtime.fast(config.mixed_precision, config.compile, device).bf16,
             "versions": _versions(LIBRARIES),
             "sources": _sources(PACKAGE),
         }

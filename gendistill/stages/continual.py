@@ -22,7 +22,7 @@ from gendistill.evaluate.trial import Trial
 from gendistill.progress import follow
 from gendistill.stages.baselines import Baselines
 from gendistill.stages.contestants import of_sets
-from gendistill.stages.evaluate import RUNS, deciding, read_runs
+from gendistill.stages.evaluate import RUNS, as_run, deciding, read_runs
 from gendistill.stages.folders import (
     StageFolder,
     check_origin,
@@ -65,6 +65,8 @@ def evaluate_continual(
         what = f"the surrogate set at IPC {surrogate.ipc}"
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
+    config = as_run(config, data)
+    settings = resolve(config)
     counts = arrivals(len(data.classes), config.continual.steps)
     check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before k-means
     beside = EvaluateConfig(  # k-means sees one class at a time

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gendistill.evaluate.judge import Outcome, check, entries, judge
 from gendistill.evaluate.protocols import resolve
 from gendistill.evaluate.scores import scores
 from gendistill.evaluate.trial import Trial
+from gendistill.networks.cost import training_flop
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.stages.baseline_cache import BaselineCache
@@ -43,6 +45,7 @@ from gendistill.stages.set_table import finding_lines, set_table
 from gendistill.stages.table import row_label, table
 from gendistill.surrogate.surrogate import SurrogateSet
 
+SHARED = 10  # trainings at the least that share what is compiled: those of random images and of a set
 RUNS = "runs.jsonl"  # finished trainings, for resume
 COLUMNS = (
     "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std", "std_within",
@@ -78,6 +81,8 @@ def evaluate(
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, settings, teacher)
     check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before anything takes long
+    config = as_run(config, data)
+    settings = resolve(config)
     lens = make_lens(config.features, data, teacher, folder.path if folder else None) if config.describe else None
     entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
     cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
@@ -109,6 +114,18 @@ def evaluate(
         "device": str(device),
         "settings": settings.to_dict(),
     }
+
+
+def as_run(config: EvaluateConfig, data: RealData) -> EvaluateConfig:
+    """With the precision and the compiling that ``auto`` comes to for the longest training of the dearest network."""
+    if "auto" not in (config.mixed_precision, config.compile):
+        return config
+    settings, classes = resolve(config), len(data.classes)
+    trial, (steps, _) = Trial(settings, data.test, classes), settings.length(len(data.train), classes, full=True)
+    shape = data.channels, data.image_size, steps * settings.batch_size * SHARED
+    flop = max(training_flop(trial.network(name), *shape) for name in settings.network)
+    fast = runtime.fast(config.mixed_precision, config.compile, runtime.device(), flop)
+    return replace(config, mixed_precision="bf16" if fast.bf16 else "no", compile=fast.compile)
 
 
 def _together(seen: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:

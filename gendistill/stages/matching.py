@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -35,6 +35,7 @@ from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.starts import of_set, starts
 from gendistill.matching.supply import Fresh, Queue, Supply, Training
+from gendistill.networks.cost import BACKWARD, training_flop
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.progress import follow, note
 from gendistill.runtime import Checkpoints
@@ -58,6 +59,7 @@ class Run:
     config: MatchingConfig
     ipcs: tuple[int, ...]
     rates: tuple[float, ...]
+    fast: runtime.Fast
 
 
 def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
@@ -70,15 +72,43 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
     )
     check_used(method, config.selection, config.matching, resolved, presets)
+    fast = _fast(method, config.matching, resolved, iterations, data)
     runs: dict[str, Run] = {}
     for ipc, own in zip(sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
         key = hash_json([to_dict(own), alone])
-        found = runs.get(key) or Run(method, config.selection, iterations, own, (), ())
+        found = runs.get(key) or Run(method, config.selection, iterations, own, (), (), fast)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
+
+
+def _fast(
+    method: MatchingMethod, given: MatchingConfig, resolved: Sequence[MatchingConfig], iterations: int, data: RealData
+) -> runtime.Fast:
+    """By the work on real images, which the sets of a run share; the least of the sizes, so that all run alike."""
+    device, images = runtime.device(), []
+    if "auto" not in (given.mixed_precision, given.compile):
+        return runtime.fast(given.mixed_precision, given.compile, device)
+    for own in resolved:
+        matched = _set(own.real_batch) * len(data.classes) / (1 if method in GRADIENT else 1 + BACKWARD)
+        trained = 0 if own.train_on == "none" and method != "idm" else _set(own.train_steps) * _set(own.train_batch)
+        images.append(iterations * _set(own.inner_steps) * (matched + trained))
+    flop = training_flop(_network(data, given, 0), data.channels, data.image_size, min(images))
+    return runtime.fast(given.mixed_precision, given.compile, device, flop)
+
+
+def _network(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
+    return build_network(
+        config.network,
+        channels=data.channels,
+        image_size=data.image_size,
+        classes=len(data.classes),
+        width=config.width,
+        depth=config.depth,
+        seed=seed,
+    )
 
 
 def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
@@ -121,7 +151,7 @@ def match(
     found = checkpoints.latest() if checkpoints else None
     if found:
         matcher.load_state_dict(found[1])
-    if run.config.compile:
+    if run.fast.compile:
         note(f"{label}: the first steps compile, for up to a minute")
     steps = run.iterations * matcher.plan.inner_steps
     loop = _kept(matcher, run, data, checkpoints, folder, seed, given)
@@ -186,20 +216,10 @@ def _checkpoints(folder: StageFolder | None, run: Run, data: RealData, seed: int
 def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
     """The engine with this run's choices, at its start."""
     begun, config, device = time.perf_counter(), run.config, runtime.device()
-    bf16 = runtime.wants_bf16(config.mixed_precision, device)
+    layout = torch.channels_last if any(run.fast) else torch.contiguous_format
 
     def network(number: int) -> nn.Module:
-        made = build_network(
-            config.network,
-            channels=data.channels,
-            image_size=data.image_size,
-            classes=len(data.classes),
-            width=config.width,
-            depth=config.depth,
-            seed=number,
-        )
-        layout = torch.channels_last if bf16 or config.compile else torch.contiguous_format
-        return made.to(device).to(memory_format=layout)
+        return _network(data, config, number).to(device).to(memory_format=layout)
 
     counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
     empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
@@ -215,9 +235,9 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     matcher = Matcher(
         sets=sets,
         real=real,
-        objective=_objective(run, bf16),
-        selection=_selection(run, data, bf16, seed),
-        supply=_supply(run, data, real, network, bf16, seed),
+        objective=_objective(run),
+        selection=_selection(run, data, seed),
+        supply=_supply(run, data, real, network, seed),
         augmentation=_augmentation(config, data.train, matching=True),
         plan=Plan(
             iterations=run.iterations,
@@ -255,9 +275,9 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
         ) from error
 
 
-def _objective(run: Run, bf16: bool) -> Objective:
+def _objective(run: Run) -> Objective:
     config = run.config
-    fast: dict[str, Any] = {"bf16": bf16, "compile": config.compile, "channels_last": bf16 or config.compile}
+    fast: dict[str, Any] = {**run.fast._asdict(), "channels_last": any(run.fast)}
     if run.method in GRADIENT:
         return GradientMatching(
             distance=_set(config.distance),
@@ -269,7 +289,7 @@ def _objective(run: Run, bf16: bool) -> Objective:
     return FeatureMatching(ce_weight=_set(config.class_aware), classes_per_chunk=config.classes_per_chunk, **fast)
 
 
-def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
+def _selection(run: Run, data: RealData, seed: int) -> Selection:
     config, classes = run.config, len(data.classes)
     batch = _set(config.real_batch)
     if run.selection == "random":
@@ -284,12 +304,11 @@ def _selection(run: Run, data: RealData, bf16: bool, seed: int) -> Selection:
         weights=config.cluster_weights,
         candidates=config.candidates or None,
         dimensions=config.dimensions or None,
-        bf16=bf16,
-        compile=config.compile,
+        **run.fast._asdict(),
     )
 
 
-def _supply(run: Run, data: RealData, real: Split, network: Any, bf16: bool, seed: int) -> Supply:
+def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> Supply:
     config = run.config
     training = Training(
         classes=len(data.classes),
@@ -297,8 +316,8 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, bf16: bool, see
         learning_rate=config.train_learning_rate,
         augmentation=None if run.method == "idm" else _augmentation(config, data.train, matching=False),
         cutmix=_set(config.cutmix),
-        bf16=bf16,
-        compile=config.compile,
+        bf16=run.fast.bf16,
+        compile=run.fast.compile,
         **({"momentum": 0.0, "weight_decay": 0.0} if run.method in ("dc", "dsa") else {}),
     )
     if run.method == "idm":
@@ -363,7 +382,8 @@ def _told(run: Run, place: int) -> dict[str, Any]:
     """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
     hash elsewhere."""
     told = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
-    options = told | {"image_rate": run.rates[place]}
+    fast = {"mixed_precision": "bf16" if run.fast.bf16 else "no", "compile": run.fast.compile}
+    options = told | fast | {"image_rate": run.rates[place]}
     return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
 
 

@@ -12,7 +12,15 @@ from typing import Any
 
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import ObjectiveConfig, RefineConfig, need, section, sizes
+from gendistill.config import (
+    DistillConfig,
+    MatchingConfig,
+    ObjectiveConfig,
+    RefineConfig,
+    need,
+    section,
+    sizes,
+)
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
@@ -36,6 +44,7 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
+from gendistill.stages.matching import CHECKPOINTS, match, plan_runs
 from gendistill.stages.output import output
 from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.surrogate.decode import named
@@ -60,7 +69,8 @@ def refine_set(
 
     With ``config.pack`` f, ipc * f^2 images are selected and refined, and the second set stores them f x f in one. With
     ``config.patches`` above 1 the pool's images are cut to their best crops first. With ``codec``, a generator's,
-    images are refined in its latents.
+    images are refined in its latents. With ``config.match_iterations`` distribution matching carries the second set on,
+    in the main process alone.
     """
     config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
     check_inputs(pool, teachers, data, config, codec)
@@ -81,6 +91,9 @@ def refine_set(
     if config.pack > 1:
         start = time.perf_counter()
         made = with_meta(packed(made, space, config.pack), teachers, stage, "pack", start)
+    if config.match_iterations and runtime.processes().is_main_process:  # which writes the set
+        start = time.perf_counter()
+        made = with_meta(carried_on(made, data, space, config, seed, folder), teachers, "refined", "match", start)
     return selected, made
 
 
@@ -137,6 +150,25 @@ def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet
     views = made.split
     w2 = class_w2(space.points(views.images, views.labels), views.labels, space)
     return replace(made, meta=made.meta | {"w2": {**made.meta["w2"], "packed": float(w2.mean())}})
+
+
+def carried_on(
+    made: SurrogateSet,
+    data: RealData,
+    space: GroundSpace,
+    config: RefineConfig,
+    seed: int,
+    folder: StageFolder | None = None,
+) -> SurrogateSet:
+    """The set after distribution matching from where it stands, with the mean class W2 that this leaves."""
+    matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
+    options = DistillConfig(method="dm", ipc=made.ipc, iterations=config.match_iterations, matching=matching)
+    (run,) = plan_runs(options, data)
+    (matched,) = match(data, run, seed=seed, given=made, folder=folder)
+    views = matched.split
+    w2 = float(class_w2(space.points(views.images, views.labels), views.labels, space).mean())
+    told = {"w2": {**made.meta.get("w2", {}), "matched": w2}, "matching": matched.meta["matching"]}
+    return replace(made, images=matched.images, meta=made.meta | told)
 
 
 def ground_space(
@@ -296,7 +328,7 @@ def run_stage(
                 save_anew(selected, folder.path / "selected" / f"ipc-{selected.ipc}")
                 save_anew(refined, folder.path / f"ipc-{ipc}")
                 folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
-        folder.scaffold = (CHUNKS,)
+        folder.scaffold = (CHUNKS, CHECKPOINTS)
     return target
 
 

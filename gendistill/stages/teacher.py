@@ -9,6 +9,7 @@ from gendistill import runtime
 from gendistill.commands import TeacherCommand
 from gendistill.config import DataConfig, TeacherConfig, section, to_dict
 from gendistill.data.real import RealData
+from gendistill.networks.cost import training_flop
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
@@ -32,8 +33,11 @@ def train_teacher(
         "width": config.width,
         "depth": config.depth,
     }
+    network, images = build_network(**spec, seed=derive(seed, "teacher")), config.steps * config.batch_size
+    flop = training_flop(network, data.channels, data.image_size, images)
+    fast = runtime.fast(config.mixed_precision, config.compile, runtime.device(), flop)
     loop = train_classifier(
-        build_network(**spec, seed=derive(seed, "teacher")),
+        network,
         data.train,
         steps=config.steps,
         batch_size=config.batch_size,
@@ -43,8 +47,8 @@ def train_teacher(
         flip=config.flip,
         seed=derive(seed, "teacher"),
         device=runtime.device(),
-        bf16=runtime.wants_bf16(config.mixed_precision, runtime.device()),
-        compile=config.compile,
+        bf16=fast.bf16,
+        compile=fast.compile,
     )
     network = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
     statistics = collect_statistics(network, data.train, len(data.classes))

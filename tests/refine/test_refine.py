@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from gendistill.cli import USAGE
-from gendistill.config import DataConfig, EvaluateConfig, RefineConfig, TeacherConfig
+from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig, RefineConfig, TeacherConfig
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
@@ -27,6 +27,7 @@ from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
+from gendistill.stages.matching import match, plan_runs
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -318,6 +319,31 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
     selected, refined = refine_set(pool, teacher, digits, 2, replace(CONFIG, pack=2))
     assert (selected.ipc, refined.ipc, refined.factor, len(refined.split)) == (8, 2, 2, 80)
     assert refined.meta["stages"][-2:] == ["barycenter", "pack"]
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_distribution_matching_carries_on_from_the_refined_images(
+    factor: int, digits: RealData, teacher: Teacher, pool: SurrogateSet
+) -> None:
+    config = replace(CONFIG, steps=3, pack=factor)
+    _, refined = refine_set(pool, teacher, digits, 2, config, seed=4)
+    _, made = refine_set(pool, teacher, digits, 2, replace(config, match_iterations=2), seed=4)
+    options = DistillConfig(method="dm", ipc=2, iterations=2, matching=MatchingConfig(factor=factor))
+    (run,) = plan_runs(options, digits)
+    (expected,) = match(digits, run, seed=4, given=refined)
+    assert torch.equal(made.images, expected.images)
+    assert not torch.equal(made.images, refined.images)
+    assert made.factor == factor
+    assert made.meta["stage"] == "refined"
+    assert made.meta["stages"] == [*refined.meta["stages"], "match"]
+    assert made.meta["w2"] == refined.meta["w2"] | {"matched": made.meta["w2"]["matched"]}
+    assert {"barycenter", "match"} <= made.meta["seconds"].keys()
+
+
+@pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}])
+def test_matching_after_refinement_keeps_neither_weights_nor_a_gate_s_word(changes: dict) -> None:
+    with pytest.raises(ConfigError, match="match_iterations"):
+        RefineConfig(match_iterations=1, **changes)
 
 
 def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealData) -> None:

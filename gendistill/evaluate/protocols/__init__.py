@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gendistill.config import EvaluateConfig, Labels, Precision, as_tuple
+from gendistill.config import Compile, EvaluateConfig, Labels, Precision, as_tuple
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.siamese import Operation, Siamese
 from gendistill.errors import ConfigError
@@ -68,7 +68,7 @@ class Settings:
     temperature: float | None = None
     legacy_best: bool
     mixed_precision: Precision
-    compile: bool
+    compile: Compile
     changed: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,63 @@
+"""Work counted before training, and what it decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gendistill import runtime
+from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig
+from gendistill.data.sources import load_data
+from gendistill.networks.cost import forward_flop, training_flop
+from gendistill.networks.registry import build_network
+from gendistill.stages.evaluate import as_run
+from gendistill.stages.matching import plan_runs
+
+CPU = torch.device("cpu")
+
+
+def test_operations_are_those_of_convolutions_and_matrices() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 25, 10))
+    expected = 2 * (8 * 25 * 3 * 9 + 8 * 25 * 10)
+    assert forward_flop(network, 3, 5) == expected
+    assert training_flop(network, 3, 5, 7) == 3 * 7 * expected
+    assert network.training
+
+
+def test_a_network_of_timm_is_counted() -> None:
+    network = build_network("timm:resnet10t", channels=1, image_size=32, classes=10, width=8, seed=0)
+    assert forward_flop(network, 1, 32) > 1e6
+
+
+def test_auto_is_both_or_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = runtime.native_bf16(CPU) and runtime._has_compiler()
+    assert runtime.fast("auto", "auto", CPU, 1e15) == (fast, fast)
+    assert runtime.fast("auto", "auto", CPU, 1e9) == (False, False)
+    assert runtime.fast("auto", "auto", CPU) == (False, False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    runtime._has_compiler.cache_clear()
+    assert runtime.fast("auto", "auto", CPU, 1e15) == (False, False)
+    runtime._has_compiler.cache_clear()
+
+
+def test_what_is_asked_for_is_done() -> None:
+    assert runtime.fast("no", "auto", CPU, 1e15) == (False, False)
+    assert runtime.fast("no", True, CPU) == (False, True)
+    assert runtime.fast("bf16", False, CPU) == (True, False)
+    assert runtime.fast("auto", True, CPU) == (runtime.native_bf16(CPU), True)
+
+
+def test_short_runs_stay_as_they_are_and_long_ones_are_fast_whatever_sets_they_make() -> None:
+    data = load_data(DataConfig(name="digits"))
+    able = runtime.fast("auto", "auto", CPU, 1e15)
+    assert (as_run(EvaluateConfig(steps=10), data).compile, as_run(EvaluateConfig(steps=10**7), data).compile) == (
+        False, able.compile,
+    )  # fmt: skip
+    for method in ("dm", "idc", "idm"):
+        few, many = (
+            plan_runs(DistillConfig(method=method, ipc=[1, 5], iterations=n, matching=MatchingConfig()), data)
+            for n in (1, 10**7)
+        )
+        assert {run.fast for run in few} == {(False, False)}
+        assert {run.fast for run in many} == {able}
