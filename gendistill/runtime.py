@@ -27,7 +27,7 @@ from gendistill.errors import ArtifactError, ConfigError
 
 T = TypeVar("T")
 
-COMPILING = 5e12  # FLOP that take an eager fp32 core about a minute; compiling takes 20 s and saves two thirds of it
+COMPILING = 2e12  # FLOP that take an eager fp32 core half a minute; compiling takes 20 s and saves two thirds of it
 
 
 def processes() -> PartialState:

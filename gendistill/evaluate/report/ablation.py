@@ -14,7 +14,7 @@ ORDER = tuple(reversed(NAMES))
 STEPS = {
     ("base", "samples"): "minimax fine-tuning of the generator",
     ("samples", "select"): "selection",
-    ("select", "refined"): "barycenter and batch-norm refinement",
+    ("select", "refined"): "refinement",
 }
 
 

@@ -25,8 +25,8 @@ STEPS = {
     "patches": "cut to the crops that a teacher is surest of",
     "select": "chosen from a larger pool",
     "barycenter": "refined by matching a teacher's features",
-    "match": "carried on by distribution matching",
     "pack": "shrunk, several to a stored image",
+    "match": "carried on by distribution matching",
 }
 
 
