@@ -109,8 +109,13 @@ def _has_compiler() -> bool:
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """torch.compile(function), one for all callers: networks of one structure share code, every shape has its own."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # beyond it eager, silently
+    return compiled_anew(function, dynamic=False)
+
+
+def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T]:
+    """torch.compile(function), for one caller."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA is no news
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, **options)
 
 
 def make_accelerator(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gendistill import runtime
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
     Skeleton,
@@ -102,7 +103,7 @@ class FeatureMatching:
         key = own_statistics, structure(network)
         if key not in self._programs:
             skeleton = Skeleton(network, own_statistics=own_statistics, bf16=self.bf16)
-            self._programs[key] = skeleton, torch.compile(skeleton.look) if self.compile else skeleton.look
+            self._programs[key] = skeleton, runtime.compiled_anew(skeleton.look) if self.compile else skeleton.look
         return self._programs[key]
 
     def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gendistill import runtime
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
     Skeleton,
@@ -157,7 +158,7 @@ class _Program:
         self, skeleton: Skeleton, names: list[str], distance: Distance, feature_mean: float, compiled: bool
     ) -> None:
         self.skeleton, self.names, self.distance, self.feature_mean = skeleton, names, distance, feature_mean
-        wrap: Callable[..., Any] = torch.compile if compiled else lambda function: function
+        wrap: Callable[..., Any] = runtime.compiled_anew if compiled else lambda function: function
         matched = torch.func.grad_and_value(self._loss)
         self._real, self._matched = wrap(self._compared), wrap(matched)
         self._reals = wrap(torch.func.vmap(self._compared, in_dims=(None, 0, 0)))
