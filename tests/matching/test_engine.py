@@ -72,6 +72,17 @@ def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
         assert torch.equal(together[place], alone)
 
 
+@pytest.mark.parametrize("method", ["dm", "idc"])
+def test_sets_of_other_starts_share_a_real_side(data, method):
+    run = one_run(data, method)
+    together, starts = matcher(data, run), [matcher(data, run, seed=seed).sets[0] for seed in (0, 7)]
+    engine = replace(together, sets=starts, velocities=[], plan=replace(together.plan, learning_rates=run.rates * 2))
+    found = [one.images for one in finish(engine.run())]
+    for start, images_ in zip(starts, found, strict=True):
+        alone = replace(matcher(data, run), sets=[start], velocities=[])
+        assert torch.equal(finish(alone.run())[0].images, images_)
+
+
 def test_networks_that_learn_from_the_surrogate_serve_one_set(data):
     options = DistillConfig(method="dc", ipc=(1, 2), iterations=1, matching=TINY)
     assert [run.ipcs for run in plan_runs(options, data)] == [(1,), (2,)]
