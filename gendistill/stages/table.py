@@ -11,7 +11,7 @@ LABELS = {
     "base": "generator, before minimax",
     "samples": "generator, minimax",
     "select": "+ selection",
-    "refined": "+ barycenter and BN",
+    "refined": "+ refinement",
 }
 NAMED = {
     "random": "random real images",

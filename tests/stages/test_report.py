@@ -95,7 +95,7 @@ def test_a_run_and_an_evaluation_on_one_page(tmp_path: Path, data: RealData) -> 
     shared = [row for row in found["rows"] if row["runs"] == ["run", "ev"]]
     assert [(row["method"], row["ipc"]) for row in shared] == [("random", 1)]
     labels = [row["label"] for row in found["rows"] if row["ipc"] == 1]
-    assert labels == ["random real images", "k-means (pixels)", "+ barycenter and BN", "dm, one", "dm, two"]
+    assert labels == ["random real images", "k-means (pixels)", "+ refinement", "dm, one", "dm, two"]
     assert [run["name"] for run in found["runs"]] == ["run", "ev"]
     assert found["runs"][1]["commands"][0].startswith("gendistill evaluate")
     assert found["verdicts"][0]["among"] == 3
