@@ -22,7 +22,7 @@ from gendistill.seeding import torch_rng
 from tests.benchmarks.test_training import in_turn, store
 
 CLASSES, SIZE = 10, 32
-EAGER = EvaluateConfig(flip=True, shift=4)
+EAGER = EvaluateConfig(flip=True, shift=4, compile=False, mixed_precision="no")
 FAST = EvaluateConfig(flip=True, shift=4, compile=True, mixed_precision="auto")
 
 

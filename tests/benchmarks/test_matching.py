@@ -30,7 +30,9 @@ from tests.benchmarks.test_training import store
 
 CLASSES, PER_CLASS, SIZE, IPC = 10, 1000, 32, 10
 FAST = MatchingConfig(flip=True, mixed_precision="auto", compile=True)
-EXACT = MatchingConfig(flip=True, candidates=0, dimensions=0, cluster_weights="free")
+EXACT = MatchingConfig(
+    flip=True, candidates=0, dimensions=0, cluster_weights="free", mixed_precision="no", compile=False
+)
 SELECTION = {"idc": "representative", "idm": "random", "dm": "random"}
 STEPS = {"idc": 10, "idm": 4, "dm": 8}  # idc clusters in one of ten
 LEAST = {"idc": 2.4, "idm": 3.3, "dm": 3.5}  # measured 2.8, 3.8 and 4.0 on one busy thread (docs/matching.md)

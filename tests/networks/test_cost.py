@@ -56,7 +56,7 @@ def test_short_runs_stay_as_they_are_and_long_ones_are_fast_whatever_sets_they_m
     )  # fmt: skip
     for method in ("dm", "idc", "idm"):
         few, many = (
-            plan_runs(DistillConfig(method=method, ipc=[1, 5], iterations=n, matching=MatchingConfig()), data)
+            plan_runs(DistillConfig(method=method, ipc=[1, 5], iterations=n, matching=MatchingConfig(width=8)), data)
             for n in (1, 10**7)
         )
         assert {run.fast for run in few} == {(False, False)}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gendistill.surrogate.decode import factor_of, named
+from gendistill.surrogate.decode import Factor, factor_of, named
 from gendistill.surrogate.readme.layout import Layout
 from gendistill.surrogate.readme.licences import UNKNOWN, terms
 from gendistill.surrogate.readme.markdown import cell, code, plain
@@ -85,9 +85,13 @@ def sizes(config: str, manifest: dict[str, Any], soft: dict[str, Any]) -> list[s
     """Cells: set, stored images, decoded ones, bytes of images, bytes of labels, labels per byte of images."""
     factor, bytes_ = factor_of(manifest), manifest["bytes"]
     labels = 0 if soft.get("mode") == "online" else bytes_["labels"]
-    decoded = f"{manifest['decoded_images']:,}" + (f" ({named(factor)} in each)" if factor != 1 else "")
+    decoded = f"{manifest['decoded_images']:,}" + (f" ({_views(factor)} in each)" if factor != 1 else "")
     ratio = f"{labels / bytes_['images']:.3g}" if bytes_["images"] else "0"
     return [cell(config), f"{manifest['stored_images']:,}", decoded, f"{bytes_['images']:,}", f"{labels:,}", ratio]
+
+
+def _views(factor: Factor) -> str:
+    return named(factor).replace("x", " x ")
 
 
 def classes(manifest: dict[str, Any], format: str) -> str:
@@ -115,7 +119,7 @@ def loading(manifest: dict[str, Any], format: str) -> str:
     if format == "imagefolder" and not (layout.sorted and layout.natural):
         given += " Readers sort the folders, each in its own way and not as the classes are; the scripts see to that."
     if layout.decoded:
-        given += f" Every stored image is cut into {named(layout.factor)} views and these are enlarged."
+        given += f" Every stored image is cut into {_views(layout.factor)} views and these are enlarged."
     return given
 
 
