@@ -654,7 +654,7 @@ class RefineConfig(ObjectiveConfig):
             of takes its place before the selection. 1 keeps whole images.
         min_patch: Least share of an image's area that such a crop has.
         match_iterations: Iterations of distribution matching (method dm of distill, with its presets) that carry the
-            refined images on; 0 is none. About 100 gain most of what there is (docs/refinement.md).
+            refined images on; 0 is none. What 100 gain is in docs/refinement.md.
     """
 
     ipc: Sizes = (1, 5, 10)

@@ -89,8 +89,9 @@ class Fast(NamedTuple):
 def fast(mixed_precision: str, compile: bool | str, device: torch.device, flop: float = 0.0) -> Fast:
     """What ``auto`` comes to for so many floating-point operations of training that share what is compiled.
 
-    On a CPU with bf16 units compiled bf16 takes a third of the time of eager fp32, and eager bf16 more than that: so it
-    is both or none, both where the work is worth ``COMPILING``. On a GPU bf16; compiling was not measured there.
+    On a CPU with bf16 units compiled bf16 takes a third of the time of eager fp32, and eager bf16 more time than eager
+    fp32: so it is both or none, both where the work is worth ``COMPILING``. On a GPU bf16; nothing of it was measured
+    there.
     """
     if compile == "auto":
         able = device.type == "cpu" and native_bf16(device) and mixed_precision != "no" and _has_compiler()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 BACKWARD = 2  # times a forward pass: gradients in the activations and in the weights
 
@@ -12,6 +11,8 @@ BACKWARD = 2  # times a forward pass: gradients in the activations and in the we
 @torch.no_grad()
 def forward_flop(network: nn.Module, channels: int, image_size: int) -> float:
     """Floating-point operations of one image (two a multiply-add), of convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode  # 0.2 s to import
+
     device, training = next(network.parameters()).device, network.training
     with FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, channels, image_size, image_size, device=device))

@@ -65,10 +65,10 @@ def evaluate_continual(
         what = f"the surrogate set at IPC {surrogate.ipc}"
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
-    config = as_run(config, data)
-    settings = resolve(config)
     counts = arrivals(len(data.classes), config.continual.steps)
     check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before k-means
+    config = as_run(config, data)
+    settings = resolve(config)
     beside = EvaluateConfig(  # k-means sees one class at a time
         runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache
     )

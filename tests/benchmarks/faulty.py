@@ -17,9 +17,9 @@ from torch import Tensor
 
 import gendistill as gd
 from gendistill.config import DataConfig
-from gendistill.data.images import to_pil
 from gendistill.data.real import RealData
 from gendistill.seeding import torch_rng
+from gendistill.surrogate.writer import write_images
 
 
 def sets(data: RealData, ipc: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -42,14 +42,6 @@ def sets(data: RealData, ipc: int, seed: int) -> Iterator[tuple[str, Tensor, Ten
     yield "duplicates", firsts.repeat_interleave(ipc, 0), torch.arange(classes).repeat_interleave(ipc)
 
 
-def write(folder: Path, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
-    """A plain image folder."""
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        place = folder / classes[label]
-        place.mkdir(parents=True, exist_ok=True)
-        to_pil(image).save(place / f"{i:05d}.png")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
@@ -61,7 +53,7 @@ def main() -> None:
     data = gd.load_data(DataConfig(name=args.data, max_per_class=args.max_per_class))
     args.sets.mkdir(parents=True)
     for name, images, labels in sets(data, args.ipc, args.seed):
-        write(args.sets / name, images, labels, data.classes)
+        write_images(args.sets / name, data.classes, images, labels)
 
 
 if __name__ == "__main__":

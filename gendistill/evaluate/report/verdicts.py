@@ -105,10 +105,10 @@ def left_out(rows: Sequence[Row]) -> list[str]:
     return [f"{r['label']} (IPC {r['ipc']})" for r in faulty]
 
 
-def headline(found: Sequence[Verdict], left_out: Sequence[str] = ()) -> str:
+def headline(found: Sequence[Verdict], faulty: Sequence[str] = ()) -> str:
     """The verdict over all IPC, in one sentence or two."""
     if not found:
-        return "Every set that was judged has a fault." if left_out else "There is no set that was judged."
+        return "Every set that was judged has a fault." if faulty else "There is no set that was judged."
     nouns = {v.row["noun"] for v in found}
     name = f"The {nouns.pop()}" if len(nouns) == 1 else "The best set at each IPC"
     said = predicates(found)
