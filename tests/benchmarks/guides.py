@@ -75,7 +75,13 @@ def to_real(selected: SurrogateSet, space: GroundSpace, config: RefineConfig, se
 
 def matched(selected: SurrogateSet, data: RealData, args: argparse.Namespace, seed: int) -> SurrogateSet:
     """Carried on by distribution matching, on fresh networks."""
-    matching = MatchingConfig(width=64, flip=args.flip, mixed_precision=args.mixed_precision, compile=args.compile)
+    matching = MatchingConfig(
+        width=64,
+        factor=selected.factor,
+        flip=args.flip,
+        mixed_precision=args.mixed_precision,
+        compile=args.compile,
+    )
     config = DistillConfig(method="dm", ipc=selected.ipc, iterations=DM_STEPS, matching=matching)
     (run,) = plan_runs(config, data)
     return match(data, run, seed=seed, given=selected)[0]

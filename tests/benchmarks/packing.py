@@ -3,9 +3,9 @@
     python -m tests.benchmarks.packing --data ../shared/data/cifar10 --generator RUN/generator --output out.jsonl
 
 Every synthesis seed trains its own teacher and draws its own pools, and all its sets are judged with the same training
-runs. A row has the bytes of its PNG files: k stored images take about the same, but packed ones compress less. Finished
-seeds are read from the output file. Test images are read once a training, after its last step; the settings are fixed
-before any of it is seen.
+runs. A row has the bytes of its PNG files: k stored images take about the same, but packed ones compress less. Rows
+"then dm" are carried on by distribution matching, as in tests.benchmarks.guides. Finished seeds are read from the
+output file. Test images are read once a training, after its last step; the settings are fixed before any of it is seen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import gendistill as gd
-from gendistill.config import RefineConfig, SampleConfig
+from gendistill.config import RefineConfig
 from gendistill.data.real import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
@@ -28,7 +28,8 @@ from gendistill.refine.pack import pack
 from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.surrogate import SurrogateSet
-from tests.benchmarks.refinement import POOL, figures, judged, options, over_seeds, teacher_of
+from tests.benchmarks.guides import matched
+from tests.benchmarks.refinement import POOL, figures, judged, options, over_seeds, sampled, teacher_of
 
 
 def sets(
@@ -37,14 +38,18 @@ def sets(
     """(name, set), each with as many stored images as its IPC says."""
     tiles, least = args.pack**2, min(data.train.counts(len(data.classes)))
     for ipc in args.ipc:
-        yield "random, packed", pack(gd.distill(data, "random", ipc * tiles, seed=seed), args.pack)
+        random = pack(gd.distill(data, "random", ipc * tiles, seed=seed), args.pack)
+        yield "random, packed", random
+        yield "random, packed, then dm", matched(random, data, args, seed)
         for space, features in spaces(teacher).items():
             picked = gd.distill(data, "kmeans", ipc * tiles, seed=seed, features=features)
             yield f"kmeans ({space}), packed", pack(picked, args.pack)
         wanted = POOL * ipc * tiles  # every form of a start chooses from the same pool
-        pools = {"real": gd.distill(data, "random", min(wanted, least), seed=seed + 1000)}
+        pools = {}
+        if "real" in args.starts:
+            pools["real"] = gd.distill(data, "random", min(wanted, least), seed=seed + 1000)
         if generator is not None:
-            pools["generated"] = gd.sample_set(generator, wanted, SampleConfig(), seed=seed)
+            pools["generated"] = sampled(generator, wanted, data, seed)
         for start, pool in pools.items():
             for name, made in forms(pool, teacher, data, ipc, args, seed):
                 yield f"{start}: {name}", made
@@ -53,7 +58,7 @@ def sets(
 def forms(
     pool: SurrogateSet, teacher: Teacher, data: RealData, ipc: int, args: argparse.Namespace, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    """Whole, packed, and packed from patches; each selected alone, and refined."""
+    """Whole, packed, and packed from patches; each selected alone, and refined; the first two then matched as well."""
     plain = RefineConfig(ipc=1, steps=args.steps, flip=args.flip)
     space = ground_space([teacher], data, plain)
     tiled = replace(plain, pack=args.pack)
@@ -62,6 +67,8 @@ def forms(
         selected, refined = gd.refine_set(pool, teacher, data, ipc, config, seed=seed, space=space)
         yield f"{name}, selected", selected if config.pack == 1 else pack(selected, config.pack)
         yield f"{name}, refined", refined
+        if config.patches == 1:
+            yield f"{name}, refined, then dm", matched(refined, data, args, seed)
 
 
 def spaces(teacher: Teacher) -> dict:
@@ -104,6 +111,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = options(__doc__)
+    parser.set_defaults(starts=["real"])
     parser.add_argument("--pack", type=int, default=2)
     parser.add_argument("--patches", type=int, default=5)
     parser.add_argument("--min_patch", type=float, default=0.25)
