@@ -94,7 +94,13 @@ def _dsa(ipc: int, images: Images) -> dict[str, Any]:
 
 
 def _dm(ipc: int, images: Images) -> dict[str, Any]:
-    return {"start": "random", "learning_rate": 1.0 * STANDARDISED, "real_batch": 256, "augmentation": "one"}
+    return {
+        "start": "random",
+        "learning_rate": 1.0 * STANDARDISED,
+        "real_batch": 256,
+        "interval": 50,  # a clustering takes the time of four steps
+        "augmentation": "one",
+    }
 
 
 def _idc(ipc: int, images: Images) -> dict[str, Any]:
@@ -149,6 +155,7 @@ COMMON: dict[str, Any] = {
     "factor": 1,
     "inner_steps": 1,
     "most_views": 0,
+    "interval": 10,
     "distance": "mse",
     "match_head": False,
     "feature_weight": 0.0,

@@ -299,7 +299,7 @@ def _selection(run: Run, data: RealData, seed: int) -> Selection:
         classes,
         batch,
         seed,
-        interval=config.interval,
+        interval=_set(config.interval),
         per_cluster=config.per_cluster,
         weights=config.cluster_weights,
         candidates=config.candidates or None,

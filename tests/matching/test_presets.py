@@ -60,6 +60,12 @@ def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
     assert resolve("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
 
 
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_clustering_is_rarer_where_a_step_costs_little(method):
+    assert resolve(method, MatchingConfig(), 10, CIFAR10).interval == (50 if method == "dm" else 10)
+    assert resolve(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
+
+
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")

@@ -176,7 +176,7 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--matching.cutmix", 0.3), "cutmix is 0.3"),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
-        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected 10 with selection random"),
+        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null with selection random"),
         (("--method", "idc", "--matching.candidates", 5000), "option of representative selection"),
         (
             ("--method", "kmeans", "--selection", "representative"),
