@@ -39,7 +39,9 @@ COMMANDS = {
         "train the generator, then fine-tune it with the minimax criteria", commands.FinetuneCommand, "finetune"
     ),
     "sample": Command("sample surrogate sets from a generator", commands.SampleCommand, "sample"),
-    "distill": Command("coresets of real images, or WMDD from noise", commands.DistillCommand, "distill"),
+    "distill": Command(
+        "gradient and distribution matching, WMDD from noise, or coresets", commands.DistillCommand, "distill"
+    ),
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
     "label": Command("give a surrogate set a teacher's soft labels", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),

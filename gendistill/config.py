@@ -630,6 +630,10 @@ class DistillConfig:
         limit = self.iterations
         need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
         methods = get_args(MatchingMethod)
+        if self.method != "wmdd":
+            given = [f"wmdd.{f.name}" for f in fields(WmddConfig) if getattr(self.wmdd, f.name) != f.default]
+            text = f"none of them with method {self.method}; they are options of wmdd"
+            need(not given, "distill", ", ".join(given), text)
         if self.method not in methods:
             given = [
                 f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default

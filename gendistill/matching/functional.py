@@ -27,6 +27,8 @@ class Skeleton:
         bare = deepcopy(network).eval().requires_grad_(False)
         if own_statistics:
             torch.func.replace_all_batch_norm_modules_(bare)
+        if bf16:
+            _derivable_in_bf16(bare)
         self.module = _Look(bare).to("meta")  # no memory, and a value that is not given cannot go unnoticed
         self.parameters = [name for name, _ in bare.named_parameters()]
         self.buffers = [name for name, _ in bare.named_buffers()]
@@ -52,6 +54,17 @@ class Skeleton:
             features, _ = self.look({**tensors, **asked}, images[:2])
             found = torch.autograd.grad(features.sum(), list(asked.values()), allow_unused=True)
         return [name for name, gradient in zip(asked, found, strict=True) if gradient is not None]
+
+
+def _derivable_in_bf16(network: nn.Module) -> None:
+    """Batch norm in fp32, attention without fused kernels: under autocast and torch.func both have no derivative."""
+    module: Any
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+            module.register_forward_hook(lambda _, given, found: found.bfloat16())
+        if hasattr(module, "fused_attn"):  # timm's
+            module.fused_attn = False
 
 
 class _Look(nn.Module):

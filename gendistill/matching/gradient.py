@@ -101,6 +101,7 @@ class GradientMatching:
         if key not in self._programs:
             skeleton = Skeleton(network, own_statistics=True, bf16=self.bf16)
             names = self._names(skeleton, skeleton.tensors(network), images)
+            _check_second_derivative(skeleton, names, skeleton.tensors(network), images[:2])
             self._programs[key] = _Program(skeleton, names, self.distance, self.feature_mean, self.compile)
         return self._programs[key]
 
@@ -194,6 +195,22 @@ class _Program:
         found, features = self._compared(tensors, views, label)
         loss = gradient_distance(wanted, found, self.distance)
         return loss + self.feature_mean * mean_feature_distance(real, features) if self.feature_mean else loss
+
+
+def _check_second_derivative(skeleton: Skeleton, names: list[str], tensors: Tensors, images: Tensor) -> None:
+    """Raises ConfigError where the network has an operation that can be derived once only."""
+    probe, label = _Program(skeleton, names, "mse", 0.0, compiled=False), torch.zeros(1, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            views, label = images.detach()[None], label.to(images.device)
+            probe.matched(tensors, views, label, probe.real(tensors, views, label))
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise ConfigError(
+            f"The network cannot match gradients: {str(error).partition(chr(10))[0]}. Expected a second derivative of "
+            "all of it; take --matching.network convnet or resnet10, or --method dm or idm, which need the first alone."
+        ) from error
 
 
 def _chunks(shapes: Sequence[Any], size: int) -> Iterator[list[int]]:

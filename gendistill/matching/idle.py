@@ -32,6 +32,11 @@ def check_used(
         if method not in methods and getattr(given, name):
             expected = f"null with method {method}; it is an option of {', '.join(methods)}"
             raise _refused(name, given, expected)
+    if not given.network.startswith("convnet"):
+        for name in ("width", "depth"):
+            if (value := getattr(given, name)) != (usual := getattr(MatchingConfig(), name)):
+                expected = "null" if usual is None else usual
+                raise _refused(name, given, f"{expected} with network {given.network}; it is an option of convnet")
     for name, why in idle(method, selection, resolved[0]).items():
         everywhere = all(name in idle(method, selection, one) for one in resolved)
         value = getattr(given, name)

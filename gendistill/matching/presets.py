@@ -15,16 +15,21 @@ from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 STANDARDISED = 0.25**2  # see ``image_rate``
 SMALLEST = 28  # px of published images
 MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
+SHARE = 4  # of a class's images to one that is picked, at least
 PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
+
+
+LOOPS = {50: (50, 10), 40: (40, 15), 30: (30, 20), 20: (20, 25), 10: (10, 50), 0: (1, 1)}
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the presets ask of the data: channels, side in pixels, number of classes."""
+    """What the presets ask of the data: channels, side in pixels, classes, images of the smallest class (0: many)."""
 
     channels: int
     size: int
     classes: int
+    per_class: int = 0
 
     @property
     def plain(self) -> bool:
@@ -43,7 +48,9 @@ def resolve(
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
     preset = {**COMMON, **PRESETS[method](ipc, images)}
     if selection == "representative":
-        preset |= {"start": "clustered", "real_batch": min(preset["real_batch"], MOST_PICKS)}
+        most = max(1, images.per_class // SHARE) if images.per_class else MOST_PICKS  # of the class, else no choice
+        batch = min(preset["real_batch"], MOST_PICKS, most)
+        preset |= {"start": "clustered", "real_batch": max(1, batch // config.per_cluster) * config.per_cluster}
     preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
     missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
     return replace(config, **missing)
@@ -69,8 +76,8 @@ def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images:
 
 
 def _loops(ipc: int) -> tuple[int, int]:
-    """DC's (inner steps, epochs of network training) at IPC 1, 10, 50; between them the nearer below."""
-    return (1, 1) if ipc < 10 else (10, 50) if ipc < 50 else (50, 10)
+    """DC's (inner steps, epochs of network training); between its IPC the nearest below."""
+    return next(value for least, value in LOOPS.items() if ipc >= least)
 
 
 def _dc(ipc: int, images: Images) -> dict[str, Any]:

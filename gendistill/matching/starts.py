@@ -39,6 +39,11 @@ def starts(
     network = build(derive(seed, "start network")) if kind == "clustered" else None
     for label in track(range(classes), "clustered start", classes) if network else range(classes):
         index = data.train.of_class(label)
+        if network is not None and len(index) < max(ipcs) * tiles:
+            raise ConfigError(
+                f"A clustered start needs {max(ipcs) * tiles} images of every class (ipc x factor^2), but "
+                f"class {data.classes[label]!r} has {len(index)}; lower ipc or factor, or take --matching.start noise."
+            )
         if network is not None:
             features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
             chosen = {ipc: clustered_start(features, ipc * tiles, own) for ipc in ipcs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -25,7 +25,7 @@ from gendistill.config import (
 )
 from gendistill.data.real import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
-from gendistill.errors import ConfigError, DataError
+from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, Objective, Plan
@@ -45,6 +45,7 @@ from gendistill.surrogate.decode import Factor, sides, views_in
 from gendistill.surrogate.surrogate import SurrogateSet
 
 CHECKPOINTS = "checkpoints"
+MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration
 GPU_CLASSES = 10  # of a gradient's pass; batches of one class leave a GPU idle
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 
@@ -65,38 +66,41 @@ class Run:
 def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     """Sets whose options are the same share a run, unless networks learn from the set itself."""
     method = cast(MatchingMethod, config.method)
-    images = Images(data.channels, data.image_size, len(data.classes))
+    counts = data.train.labels.bincount(minlength=len(data.classes))
+    images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
     resolved, presets = (
         [resolve(method, options, ipc, images, config.selection) for ipc in sizes(config.ipc)]
         for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
     )
     check_used(method, config.selection, config.matching, resolved, presets)
-    fast = _fast(method, config.matching, resolved, iterations, data)
     runs: dict[str, Run] = {}
     for ipc, own in zip(sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
+        if config.selection == "representative":
+            _check_choice(own, int(counts.max()))
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
         key = hash_json([to_dict(own), alone])
-        found = runs.get(key) or Run(method, config.selection, iterations, own, (), (), fast)
+        found = runs.get(key)
+        if found is None:
+            fast = _fast(method, own, iterations, data, int(counts.max()))
+            found = Run(method, config.selection, iterations, own, (), (), fast)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
 
 
-def _fast(
-    method: MatchingMethod, given: MatchingConfig, resolved: Sequence[MatchingConfig], iterations: int, data: RealData
-) -> runtime.Fast:
-    """By the work on real images, which the sets of a run share; the least of the sizes, so that all run alike."""
-    device, images = runtime.device(), []
-    if "auto" not in (given.mixed_precision, given.compile):
-        return runtime.fast(given.mixed_precision, given.compile, device)
-    for own in resolved:
-        matched = _set(own.real_batch) * len(data.classes) / (1 if method in GRADIENT else 1 + BACKWARD)
-        trained = 0 if own.train_on == "none" and method != "idm" else _set(own.train_steps) * _set(own.train_batch)
-        images.append(iterations * _set(own.inner_steps) * (matched + trained))
-    flop = training_flop(_network(data, given, 0), data.channels, data.image_size, min(images))
-    return runtime.fast(given.mixed_precision, given.compile, device, flop)
+def _fast(method: MatchingMethod, own: MatchingConfig, iterations: int, data: RealData, largest: int) -> runtime.Fast:
+    """By the work on real images, which the sets of a run share; no class has more than ``largest``."""
+    device = runtime.device()
+    if "auto" not in (own.mixed_precision, own.compile):
+        return runtime.fast(own.mixed_precision, own.compile, device)
+    seen = min(_set(own.real_batch), largest) * len(data.classes) / (1 if method in GRADIENT else 1 + BACKWARD)
+    networks = 2 if method == "idm" else 0 if own.train_on == "none" else 1
+    trained = networks * _set(own.train_steps) * _set(own.train_batch)
+    images = iterations * _set(own.inner_steps) * (seen + trained)
+    flop = training_flop(_network(data, own, 0), data.channels, data.image_size, images)
+    return runtime.fast(own.mixed_precision, own.compile, device, flop)
 
 
 def _network(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
@@ -124,10 +128,18 @@ def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
     need(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
+    learns = queue or (config.train_on != "none" and _set(config.inner_steps) > 1 and not config.warm_steps)
+    need(not learns or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
     if queue and not config.queue_size:
         raise ConfigError("matching.queue_size is 0; expected at least 1 network.")
     if config.train_on == "surrogate" and config.warm_steps:
         raise ConfigError("matching.warm_steps is on real images; expected 0 with train_on surrogate.")
+
+
+def _check_choice(config: MatchingConfig, largest: int) -> None:
+    """Refuse a batch that leaves representative selection nothing to choose."""
+    expected = f"below {largest}, the images of the largest class, with selection representative, or selection random"
+    need(_set(config.real_batch) < largest, "matching.real_batch", config.real_batch, expected)
 
 
 def formation(config: MatchingConfig) -> Factor:
@@ -183,13 +195,15 @@ def _kept(
 
     if matcher.iteration == 0:
         snapshots()
+    saved = time.monotonic()
     for record in matcher.run():
         done = matcher.iteration
         if record.pop("done") and done < run.iterations:
             snapshots()
-            if checkpoints and done % checkpoints.every == 0:
+            if checkpoints and (done % checkpoints.every == 0 or time.monotonic() - saved > MOST_LOST):
                 _require_finite(matcher, run)
                 checkpoints.save(done, matcher.state_dict())
+                saved = time.monotonic()
         yield record
     return matcher.sets
 
@@ -198,7 +212,8 @@ def _require_finite(matcher: Matcher, run: Run) -> None:
     if not all(bool(one.images.isfinite().all()) for one in matcher.sets):
         raise DataError(
             f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. Lower "
-            f"--matching.learning_rate (now {run.config.learning_rate:g}), or take --matching.mixed_precision no."
+            f"--matching.learning_rate ({run.config.learning_rate:g}) or, where networks learn, train_learning_rate "
+            f"({run.config.train_learning_rate:g}), or take --matching.mixed_precision no."
         )
 
 
@@ -403,7 +418,11 @@ def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
             "the folder of a surrogate set."
         )
     given = SurrogateSet.load(place)
-    check_origin(f"the set {place}", given.classes, given.meta, data)
+    what = f"the set {place}"
+    check_origin(what, given.classes, given.meta, data)
+    if given.weights is not None:
+        raise ArtifactError(f"{what} has weights of its images, which matching would lose; expected a set without.")
+    need(max(sizes(config.ipc)) <= min(given.counts), "ipc", config.ipc, f"at most {min(given.counts)}, as {what} has")
     return given
 
 

@@ -74,6 +74,28 @@ def test_a_transformer_can_be_matched(chunk):
     assert_same(found, expected, 1e-7)
 
 
+@pytest.mark.parametrize("name", ["convnet_bn", "resnet10_bn", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
+def test_bf16_is_near_fp32_class_by_class_and_together(name):
+    """Batch norm under vmap and attention have no derivative in bf16 of their own."""
+    network, (real, views) = network_of(name), batches((6, 6), (4, 4))
+    network, real, views = (
+        network.float(),
+        [r.float() for r in real],
+        [v.detach().float().requires_grad_() for v in views],
+    )
+    exact = GradientMatching().losses(network, real, views, [0, 1])
+    for chunk in (1, 2):
+        found = GradientMatching(classes_per_chunk=chunk, bf16=True).losses(network, real, views, [0, 1])
+        torch.testing.assert_close(found, exact, rtol=0.2, atol=0.0)
+        assert all(g.isfinite().all() and g.any() for g in torch.autograd.grad(found.sum(), views))
+
+
+def test_a_network_that_can_be_derived_once_is_refused():
+    network, (real, views) = network_of("timm:mobilenetv3_small_050"), batches((3,), (2,))
+    with pytest.raises(ConfigError, match=r"hardsigmoid_backward is not implemented.*take --matching\.network convnet"):
+        GradientMatching().losses(network, real, views, [0])
+
+
 @pytest.mark.parametrize("name", ["resnet10", "resnet10_bn"])
 def test_matching_a_resnet_at_the_published_rate_lowers_its_loss_and_keeps_images_apart(digits, name):
     """On 8 px images: last maps of 2 x 2 positions would give gradients of 1e6, and images of 1e3."""

@@ -66,6 +66,23 @@ def test_clustering_is_rarer_where_a_step_costs_little(method):
     assert resolve(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
 
 
+@pytest.mark.parametrize(
+    ("ipc", "loops"), [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (45, (40, 15)), (50, (50, 10))]
+)
+def test_published_loops_of_dc(ipc, loops):
+    found = resolve("dc", MatchingConfig(), ipc, CIFAR10)
+    assert (found.inner_steps, found.train_steps) == loops
+
+
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_representative_batches_leave_a_choice(method):
+    small = replace(CIFAR10, per_class=120)
+    found = resolve(method, MatchingConfig(), 10, small, "representative")
+    assert (found.real_batch, found.candidates) == (30, 120)
+    assert resolve(method, MatchingConfig(per_cluster=4), 10, small, "representative").real_batch == 28
+    assert resolve(method, MatchingConfig(), 10, small, "random").real_batch >= 128
+
+
 def test_published_values_on_cifar10():
     dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
@@ -101,7 +118,8 @@ def test_published_training_of_the_networks_of_idm(images, steps):
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_between_published_ipc_the_nearest_below_holds(method):
-    values = [resolve(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, 49, 50, 500)]
+    below = 19 if method in ("dc", "dsa") else 49
+    values = [resolve(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, below, 50, 500)]
     assert values[0] == values[1]
     assert values[2] == values[3]
     assert values[4] == values[5]

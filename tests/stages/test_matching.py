@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from gendistill.config import DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
+from gendistill.data.sources import load_data
 from gendistill.matching.engine import PARTS
 from gendistill.matching.presets import Images, image_rate
+from gendistill.runtime import Checkpoints
 from gendistill.stages.distill import distill
 from gendistill.stages.matching import build, match, plan_runs
 from gendistill.stages.snapshots import save_whole
@@ -133,7 +137,7 @@ def test_the_manifest_tells_what_every_option_came_to(tmp_path):
 
 def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
     assert distil("dm", "random", tmp_path / "out", "--ipc", 1, "--matching.learning_rate", 1e37) == 2
-    assert "Lower --matching.learning_rate (now 1e+37)" in capsys.readouterr().err
+    assert "Lower --matching.learning_rate (1e+37)" in capsys.readouterr().err
 
 
 def test_another_set_is_carried_on_by_matching(tmp_path):
@@ -152,6 +156,38 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
     assert 0 < change < 64
 
 
+def test_a_start_whose_weights_would_be_lost_or_that_is_too_small_is_refused(tmp_path, capsys):
+    made = distill(load_data(DataConfig(name="digits", max_per_class=20)), "random", 2)
+    made.save(tmp_path / "plain")
+    replace(made, weights=torch.full((len(made.labels),), 0.5)).save(tmp_path / "weighted")
+    for name, ipc, words in (
+        ("weighted", 2, "has weights of its images"),
+        ("plain", 3, "expected at most 2, as the set"),
+    ):
+        assert distil("dm", "random", tmp_path / "out", "--ipc", ipc, "--matching.start", tmp_path / name) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_what_is_decided_for_a_size_is_decided_for_it_alone(digits, monkeypatch):
+    """Whether a size is compiled does not depend on the others that are asked for."""
+    monkeypatch.setattr("gendistill.runtime.native_bf16", lambda device: True)
+    monkeypatch.setattr("gendistill.runtime._has_compiler", lambda: True)
+    for method in ("dc", "idm"):
+        together = plan_runs(DistillConfig(method=method, ipc=[1, 10], iterations=20), digits)
+        for ipc, run in zip((1, 10), together, strict=True):
+            (alone,) = plan_runs(DistillConfig(method=method, ipc=ipc, iterations=20), digits)
+            assert (alone.fast, alone.ipcs) == (run.fast, run.ipcs)
+
+
+def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("gendistill.stages.matching.MOST_LOST", 0.0)
+    saved = []
+    keep = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (saved.append(step), keep(self, step, state)))
+    assert distil("dm", "random", tmp_path / "out", "--iterations", 4, "--ipc", 1) == 0
+    assert saved == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -161,8 +197,28 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         (("--method", "dm", "--matching.factor", 9), "factor"),
         (("--method", "dm", "--matching.factor", "[1,9]"), "factor"),
         (("--method", "dm", "--matching.factor", "[2,2]"), "different ones such as [1,2]"),
-        ((*DREAM, "dm", "--matching.candidates", 100), "at least real_batch = 256"),
-        ((*DREAM, "dm", "--matching.per_cluster", 3), "a divisor of 256"),
+        ((*DREAM, "dm", "--matching.candidates", 20), "at least real_batch = 2"),
+        ((*DREAM, "dm", "--matching.real_batch", 64, "--matching.per_cluster", 3), "a divisor of 64"),
+        (
+            (*DREAM, "dm", "--matching.real_batch", 128),
+            "real_batch is 128; expected below 123, the images of the largest",
+        ),
+        (
+            ("--method", "dm", "--matching.network", "resnet10", "--matching.width", 32),
+            "width is 32; expected 128 with",
+        ),
+        (("--method", "dm", "--matching.network", "resnet10", "--matching.depth", 3), "depth is 3; expected null with"),
+        (
+            ("--method", "dm", "--matching.inner_steps", 3, "--matching.train_on", "real"),
+            "train_steps is 0; expected at least 1, or no network would learn",
+        ),
+        (("--method", "idm", "--matching.train_steps", 0), "train_steps is 0; expected at least 1"),
+        (("--method", "dm", "--wmdd.start", "real"), "'wmdd.start'; expected none of them with method dm"),
+        (
+            ("--method", "idc", "--matching.network", "timm:mobilenetv3_small_050", "--iterations", 1),
+            "derivative for aten::hardsigmoid_backward is not implemented",
+        ),
+        (("--method", "dm", "--matching.start", "clustered", "--ipc", 200), "A clustered start needs 200 images"),
         (("--method", "dc", "--matching.flip", "true"), "flip is True; expected False with matching.augmentation none"),
         (
             ("--method", "dm", "--matching.train_on", "real"),
