@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,13 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"--config {path} cannot be read: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
-        text = json.dumps(_own_part(name, loaded))
+        own = _own_part(name, loaded)
+        for field in fields(COMMANDS[name].options):
+            if is_dataclass(field.type) and field.name in own and not isinstance(own[field.name], dict):
+                raise ConfigError(
+                    f"--config {path} has {own[field.name]!r} as {field.name}; expected its options below it."
+                )
+        text = json.dumps(own)
         if argument == "--config":
             out[i + 1] = text
         else:

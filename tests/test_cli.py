@@ -39,6 +39,13 @@ def test_print_config_is_what_the_dataclass_says(capsys: pytest.CaptureFixture) 
     assert printed == to_dict(RunConfig(output_dir=Path("x")))
 
 
+@pytest.mark.parametrize("value", ["3", "", "[]"])
+def test_a_section_that_is_no_section_is_refused(value: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "own.yaml").write_text(f"method: dm\nmatching: {value}\n")
+    message = refused(capsys, "distill", "--config", tmp_path / "own.yaml", "--output_dir", tmp_path / "out")
+    assert f"has {yaml.safe_load(value)!r} as matching" in message
+
+
 def test_shipped_configs_are_accepted(capsys: pytest.CaptureFixture) -> None:
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         assert main(["run", "--config", str(path), "--output_dir", "x", "--print_config"]) == 0, path
