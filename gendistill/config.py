@@ -682,6 +682,7 @@ class RefineConfig(ObjectiveConfig):
         need(not unread, "refine.min_patch", self.min_patch, "left alone with patches 1, which cuts nothing")
         need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
         need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
+        need(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
         if self.match_iterations:
             need(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             need(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")

@@ -71,9 +71,17 @@ class RealData:
 
     @cached_property
     def _fingerprint(self) -> str:
+        return self._digest(self.train, self.validation, self.test)
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """The same of the test split alone: what was made beside the same one has not seen it."""
+        return self._digest(self.test)
+
+    def _digest(self, *splits: Split) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.classes).encode())
-        for split in (self.train, self.validation, self.test):
+        for split in splits:
             digest.update(repr(tuple(split.images.shape)).encode())
             digest.update(split.images.numpy().tobytes())
             digest.update(split.labels.numpy().tobytes())
@@ -105,7 +113,8 @@ class RealData:
         n = len(self.classes)
         counts = {k: getattr(self, k).counts(n) for k in ("train", "validation", "test")}
         told = {} if self.licence is None else {"licence": self.licence}
-        return {"name": self.name, "fingerprint": self.fingerprint(), "counts": counts, **told}
+        prints = {"fingerprint": self.fingerprint(), "test_fingerprint": self.test_fingerprint}
+        return {"name": self.name, **prints, "counts": counts, **told}
 
 
 def stratified_split(

@@ -60,6 +60,9 @@ class Teacher:
             raise ArtifactError(
                 f"{folder} is not a teacher folder ({FILE}: {error}). Make one with `gendistill teacher`."
             ) from error
+        missing = [key for key in ("network", "classes") if not (isinstance(record, dict) and key in record)]
+        if missing:
+            raise ArtifactError(f"{folder / FILE} has no {' and no '.join(missing)}, so it is of no teacher.")
         network = build_network(**record["network"])
         try:
             network.load_state_dict(load_file(folder / "model.safetensors"))

@@ -239,5 +239,5 @@ def require_batch_norm(network: nn.Module, weight: float) -> None:
     if weight and not batch_norm_layers(network):
         raise ConfigError(
             "The teacher has no batch-norm layers, so batch-norm refinement cannot work with it. Train one that has "
-            "(--network convnet_bn or timm:resnet10t), or set --batch_norm_weight 0."
+            "(--network convnet_bn or timm:resnet10t), or set batch_norm_weight 0."
         )

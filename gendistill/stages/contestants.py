@@ -10,10 +10,11 @@ import torch
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.real import RealData, Split
+from gendistill.data.views import batch_indices
 from gendistill.evaluate.judge import EQUAL_BYTES, Contestant, Targets
 from gendistill.evaluate.protocols import resolve
 from gendistill.hashing import hash_tensors
-from gendistill.networks.labelling import fill, soft_batches
+from gendistill.networks.labelling import Batches, fill, soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish, track
 from gendistill.stages.baselines import Baselines
@@ -133,4 +134,20 @@ def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
         table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.views))
         return Targets(key, soft.temperature, table=table * _shares(surrogate))
     augmented = soft.views.min_crop < 1 or soft.views.flip or soft.views.cutmix > 0
-    return Targets(key, soft.temperature, batches=soft_batches(surrogate, network), augmented=augmented)
+    return Targets(key, soft.temperature, batches=_weighted_batches(surrogate, network), augmented=augmented)
+
+
+def _weighted_batches(surrogate: SurrogateSet, network: torch.nn.Module) -> Batches:
+    """Soft-labelled batches whose targets count as much as the weights of what a view shows, by area."""
+    batches, soft = soft_batches(surrogate, network), surrogate.soft_labels
+    if surrogate.weights is None or soft is None:
+        return batches
+    views, shares, side = soft.views, _shares(surrogate), surrogate.images.shape[-1]
+
+    def weighted(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, targets = batches(step)
+        index = batch_indices(len(shares), views.batch_size, step, views.seed)
+        shown = views.of(shares[index, :, None, None].expand(-1, -1, side, side), step)
+        return images, targets * shown.mean((1, 2, 3))[:, None]
+
+    return weighted

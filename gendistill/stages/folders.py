@@ -223,13 +223,20 @@ def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
         )
 
 
+def same_test(meta: dict[str, Any], data: RealData) -> bool:
+    """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
+    told = meta.get("data", {})
+    same = told.get("test_fingerprint") == data.test_fingerprint
+    return same or told.get("fingerprint") in (None, data.fingerprint())
+
+
 def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
     """Refuse what was made from other classes, or from a split whose training images may be test images here."""
     check_classes(what, classes, data)
-    origin = meta.get("data", {}).get("fingerprint")
-    if origin not in (None, data.fingerprint()):
+    if not same_test(meta, data):
+        told = meta["data"]
         raise ArtifactError(
-            f"{what} was made from other images or splits ({meta['data'].get('name')}, fingerprint {origin}) than "
+            f"{what} was made from other images or splits ({told.get('name')}, fingerprint {told['fingerprint']}) than "
             f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
             "options it was made with."
         )

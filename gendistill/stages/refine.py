@@ -40,6 +40,7 @@ from gendistill.stages.folders import (
     StageFolder,
     command_line,
     finished,
+    same_test,
     stage_folder,
     stage_settings,
     versions,
@@ -79,6 +80,7 @@ def refine_set(
         _check_held_out(held_out, teachers, data, config)
     space = space or ground_space(teachers, data, config)
     pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+    pool = replace(pool, meta={"data": data.describe(), **pool.meta})
     selected = choose(pool, teachers, space, ipc, config, seed=seed, folder=folder)
     start = time.perf_counter()
     region = latent_region(config, codec) if codec else None
@@ -162,12 +164,13 @@ def carried_on(
 ) -> SurrogateSet:
     """The set after distribution matching from where it stands, with the mean class W2 that this leaves."""
     matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
-    options = DistillConfig(method="dm", ipc=made.ipc, iterations=config.match_iterations, matching=matching)
-    (run,) = plan_runs(options, data)
+    wanted = DistillConfig(method="dm", ipc=made.ipc, iterations=config.match_iterations, matching=matching)
+    (run,) = plan_runs(wanted, data)
     (matched,) = match(data, run, seed=seed, given=made, folder=folder)
     views = matched.split
     w2 = float(class_w2(space.points(views.images, views.labels), views.labels, space).mean())
-    told = {"w2": {**made.meta.get("w2", {}), "matched": w2}, "matching": matched.meta["matching"]}
+    options = {**matched.meta["matching"], "start": "set"}
+    told = {"w2": {**made.meta.get("w2", {}), "matched": w2}, "matching": options}
     return replace(made, images=matched.images, meta=made.meta | told)
 
 
@@ -230,6 +233,13 @@ def check_inputs(
                 f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
                 "expected the same in the same order."
             )
+    if not same_test(pool.meta, data):
+        told = pool.meta["data"]
+        raise ArtifactError(
+            f"The surrogate set was made from other images or splits ({told.get('name')}, fingerprint "
+            f"{told['fingerprint']}) than those it would be refined toward ({data.name}, {data.fingerprint()}), so its "
+            "test images may be among them. Take a teacher that was trained with the --data options of the set."
+        )
     if pool.factor != 1:
         raise ArtifactError(
             f"Every stored image of the surrogate set holds {named(pool.factor)} views; refinement takes whole "
@@ -247,6 +257,7 @@ def check_inputs(
 
 
 def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
+    need(config.steps > 0, "steps", config.steps, "at least 1 with a codec, in whose latents images are refined")
     if codec.name == PIXELS:
         raise ConfigError("The generator works in pixels, as refinement does without one; leave --generator out.")
     if codec.channels != data.channels:
@@ -318,7 +329,7 @@ def run_stage(
         runtime.processes().wait_for_everyone()
         space = ground_space(teachers, data, config, cache=statistics_cache)
         pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
-        config = replace(config, patches=1)  # they are the same at every IPC
+        config = replace(config, patches=1, min_patch=RefineConfig.min_patch)  # crops are the same at every IPC
         for ipc in sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
@@ -342,6 +353,7 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
+    need(bool(teachers), "teacher", teachers, "a folder or some")
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()

@@ -13,6 +13,7 @@ LABELS = {
     "select": "+ selection",
     "refined": "+ refinement",
 }
+CHANGED = {"select": ", selected", "refined": ", refined"}
 NAMED = {
     "random": "random real images",
     "full": "all real images",
@@ -47,6 +48,7 @@ def row_label(row: dict[str, Any]) -> str:
     if row["method"] == "random" and row.get("space"):
         return f"random images, {row['space']}"
     name = row.get("name") or NAMED.get(row["method"], row["method"])
+    name += CHANGED.get(str(row.get("stage")), "") if row["method"] in NAMED else ""
     return f"{name} ({row['space']})" if row.get("space") else name
 
 

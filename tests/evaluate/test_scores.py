@@ -169,3 +169,12 @@ def test_the_table_is_shown_where_it_says_something_new() -> None:
     assert "one recipe" in text
     assert "no rows both with and without augmentation" in text
     assert score_table({}, row_label) == ""  # written before there were scores
+
+
+def test_a_refined_coreset_is_not_called_by_its_start():
+    rows = [{"method": "random", "stage": stage} for stage in (None, "select", "refined")]
+    assert [row_label(row) for row in rows] == [
+        "random real images",
+        "random real images, selected",
+        "random real images, refined",
+    ]

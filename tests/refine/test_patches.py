@@ -292,6 +292,8 @@ def test_labels_of_the_pool_are_neither_packed_nor_claimed(
         (["--pack", 9], "pack is 9; expected 1 to 8 for images of 8x8 px"),
         (["--pack", 4], "ipc is 1 with pack 4, which takes 16 images a class, but the pool has 12"),
         (["--pack", 2, "--weights", "free"], "fixed with pack above 1"),
+        (["--steps", 0, "--gate", "true"], "refine.gate is True; expected false with steps 0"),
+        (["--teacher", "[]"], "teacher is []; expected a folder or some"),
     ],
     ids=str,
 )
@@ -302,6 +304,14 @@ def test_what_makes_no_sense_is_refused_before_any_work(
     assert gendistill("refine", *paths, "--ipc", 1, *options) == USAGE
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("least", [0.5, 0.25])
+def test_crops_of_any_least_area_are_cut_on_the_command_line(folders: tuple[Path, Path], tmp_path: Path, least) -> None:
+    paths = ("--teacher", folders[0], "--surrogate", folders[1], "--output_dir", tmp_path / "out")
+    options = ("--ipc", "[1,2]", "--steps", 2, "--patches", 3, "--min_patch", least)
+    assert gendistill("refine", *paths, *options) == 0
+    assert SurrogateSet.load(tmp_path / "out" / "ipc-2").meta["stages"][:2] == ["patches", "select"]
 
 
 def test_a_packed_pool_is_refused(

@@ -336,8 +336,21 @@ def test_distribution_matching_carries_on_from_the_refined_images(
     assert made.factor == factor
     assert made.meta["stage"] == "refined"
     assert made.meta["stages"] == [*refined.meta["stages"], "match"]
+    assert made.meta["matching"]["start"] == "set"
     assert made.meta["w2"] == refined.meta["w2"] | {"matched": made.meta["w2"]["matched"]}
     assert {"barycenter", "match"} <= made.meta["seconds"].keys()
+
+
+def test_a_set_made_beside_other_test_images_is_refused(digits: RealData, teacher: Teacher) -> None:
+    """The teacher, and the images the set would move to, may hold test images of its split."""
+    with pytest.raises(ArtifactError, match="made from other images or splits"):
+        refine_set(distill(load_data(split_seed=5), "random", 4), teacher, digits, 2, CONFIG)
+    part = Split(digits.train.images[:600], digits.train.labels[:600])
+    fewer = distill(replace(digits, train=part), "random", 4)
+    foreign = replace(fewer, meta={})
+    for made in (fewer, foreign):
+        refined = refine_set(made, teacher, digits, 2, replace(CONFIG, steps=1))[1]
+        assert refined.meta["data"]["test_fingerprint"] == digits.test_fingerprint
 
 
 @pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}])

@@ -12,10 +12,11 @@ import torch
 from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.real import RealData
+from gendistill.data.views import batch_indices
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.networks.labelling import soft_batches
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.contestants import contestants
+from gendistill.stages.contestants import contestants, with_soft_labels
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
@@ -277,3 +278,26 @@ def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teach
     rows = evaluate(digits, [labelled, replace(labelled, weights=None)], config, teacher=teacher)["rows"]
     weighted, even = (row["accuracy"] for row in rows if row["set"] and row["labels"] == "soft")
     assert weighted != even
+
+
+@pytest.mark.parametrize("mode", ["per_view", "online"])
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_views_count_as_much_as_what_they_show(mode, cutmix, digits, teacher, chosen):
+    views = {"min_crop": 0.5, "flip": True, "cutmix": cutmix, "batch_size": 6, "steps": 6}
+    labelled = label_set(chosen, teacher, LabelConfig(mode=mode, **views))
+    weights = torch.linspace(0.2, 1.8, 20)
+    (even,) = with_soft_labels([(labelled,)], [], teacher)
+    (weighted,) = with_soft_labels([(replace(labelled, weights=weights),)], [], teacher)
+    seed = labelled.soft_labels.views.seed
+    for step in range(5):
+        images, plain = even.targets[0].batches(step)
+        same, found = weighted.targets[0].batches(step)
+        own = weights[batch_indices(20, 6, step, seed)]
+        share = ((found / plain).mean(1) - own) / (own.flip(0) - own)  # of the batch in reverse
+        assert torch.equal(images, same)
+        torch.testing.assert_close(share, share[:1].expand(6), atol=1e-3, rtol=0)
+        assert (abs(share[0]) < 1e-3) if not cutmix else (-1e-3 < share[0] < 1 + 1e-3)
+    config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft", describe=False)
+    rows = evaluate(digits, [replace(labelled, weights=weights), labelled], config, teacher=teacher)["rows"]
+    first, second = (row["accuracy"] for row in rows if row["set"] and row["labels"] != "hard")
+    assert first != second
