@@ -85,7 +85,11 @@ def refine_images(
         for i, positions in enumerate(parts):
             images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
         state.wait_for_everyone()  # or the main process would rename the folder under a reader
-    return _judged(start, images, targets, space, config, held_out.network if held_out else None)
+    made = _judged(start, images, targets, space, config, held_out.network if held_out else None)
+    if not config.steps:
+        return made
+    bf16 = runtime.wants_bf16(config.mixed_precision, runtime.device())
+    return replace(made, meta=made.meta | {"mixed_precision": "bf16" if bf16 else "no"})
 
 
 def _refine_chunk(
