@@ -19,3 +19,7 @@ class ArtifactError(GendistillError):
 
 class StorageError(GendistillError):
     """The disk took no more; what was finished is kept, and the same command can go on from it."""
+
+
+class ConvergenceError(GendistillError, RuntimeError):
+    """A solver did not reach its optimum with these options."""

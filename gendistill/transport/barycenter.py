@@ -19,6 +19,7 @@ import numpy as np
 import ot
 from numpy.typing import ArrayLike
 
+from gendistill.errors import ConvergenceError
 from gendistill.transport.kmeans import at_most, kmeans_atoms, lloyd
 from gendistill.transport.plans import as_mass, as_points, assign, same_dimension, transport, wasserstein2
 
@@ -65,7 +66,7 @@ def solve_barycenter(
 
     Raises:
         ValueError: an option or input that cannot work, or more atoms than points with mass.
-        RuntimeError: a plan did not converge.
+        ConvergenceError: a plan did not converge.
     """
     _check(weights, solver, reg, max_iterations, tolerance)
     problem = _Problem.of(points, start, mass, seed)
@@ -143,7 +144,7 @@ def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) ->
     """The same with Sinkhorn's plans; in logarithms, at 10 to 20 times the cost, only where others would underflow.
 
     Raises:
-        RuntimeError: the last plan misses its marginals, or is not of numbers.
+        ConvergenceError: the last plan misses its marginals, or is not of numbers.
     """
     farthest = (np.linalg.norm(p.points, axis=1).max() + np.linalg.norm(p.init, axis=1).max()) ** 2
     sinkhorn = {"method": "sinkhorn" if farthest < UNDERFLOW * reg else "sinkhorn_log", "warn": False}
@@ -163,7 +164,7 @@ def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) ->
     plan = ot.sinkhorn(p.share, p.mass, cost, reg, numItermax=SINKHORN_STEPS, **sinkhorn)
     missed = np.abs(plan.sum(0) - p.mass).sum()
     if not missed <= MISSED:  # NaN is not either
-        raise RuntimeError(
+        raise ConvergenceError(
             f"Sinkhorn's plans did not converge: {missed:.2g} of the mass is in the wrong place after {SINKHORN_STEPS} "
             f'steps at reg = {reg:g}. Take solver "exact", or in Python a larger reg.'
         )

@@ -37,7 +37,7 @@ def class_barycenters(
 
     Raises:
         ValueError: not one start a class, or a class that ``solve_barycenter`` refuses, by its number.
-        RuntimeError: a plan did not converge.
+        ConvergenceError: a plan did not converge.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if workers < 1:

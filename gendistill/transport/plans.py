@@ -10,6 +10,8 @@ import ot
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from gendistill.errors import ConvergenceError
+
 PIVOTS = 10_000_000  # POT's own limit, 100 000, is met at 20 000 x 100
 LARGEST = 1e150  # squares of larger numbers overflow
 
@@ -62,12 +64,12 @@ def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVO
     The cost is scaled to a largest entry of 1: POT's artificial arcs cost at least 1, beside which small ones drown.
 
     Raises:
-        RuntimeError: no optimum within ``pivots``. POT would only warn and return a matrix that is no coupling.
+        ConvergenceError: no optimum within ``pivots``. POT would only warn and return a matrix that is no coupling.
     """
     scale = cost.max() or 1.0
     plan, log = ot.emd(a, b, cost / scale, numItermax=pivots, log=True)
     if log["result_code"] != 1:
-        raise RuntimeError(
+        raise ConvergenceError(
             f"POT found no optimal plan for {len(a)} x {len(b)} masses in {pivots} pivots ({log['warning']}); "
             "take fewer points."
         )
@@ -81,7 +83,7 @@ def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_
 
     Raises:
         ValueError: inputs that are no two clouds of one dimension with masses.
-        RuntimeError: no optimal plan within POT's work limit.
+        ConvergenceError: no optimal plan within POT's work limit.
     """
     x, y = as_points("x", x), as_points("y", y)
     same_dimension(x=x, y=y)

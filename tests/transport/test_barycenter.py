@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gendistill.errors import ConvergenceError
 from gendistill.transport import barycenter as module
 from gendistill.transport.barycenter import barycenter, kmeans_atoms, solve_barycenter, wasserstein2
 from tests.transport.clouds import SEED, cloud, masses, problems
@@ -256,13 +257,13 @@ def test_entropic_atoms_approach_exact_ones_and_start_at_the_mean():
 
 @pytest.mark.filterwarnings("ignore:The barycenter stopped")
 def test_entropic_plans_that_do_not_converge_are_an_error():
-    with pytest.raises(RuntimeError, match=r"did not converge.*reg = 0\.0001"):
+    with pytest.raises(ConvergenceError, match=r"did not converge.*reg = 0\.0001"):
         solve_barycenter(cloud(0, 30), cloud(1, 4), solver="sinkhorn", reg=1e-4, max_iterations=1)
 
 
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 def test_entropy_too_small_for_numbers_is_an_error():
-    with pytest.raises(RuntimeError, match="did not converge"):
+    with pytest.raises(ConvergenceError, match="did not converge"):
         solve_barycenter(cloud(0, 3), cloud(1, 2), solver="sinkhorn", reg=1e-320, max_iterations=1)
 
 
