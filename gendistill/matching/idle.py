@@ -43,6 +43,8 @@ def check_used(
         if everywhere and value is not None and value not in [getattr(one, name) for one in presets]:
             usual = getattr(MatchingConfig(), name)
             raise _refused(name, given, f"{'null' if usual is None else usual} {why}")
+    if given.train_on not in (None, "none") and not any(one.train_steps or one.warm_steps for one in resolved):
+        raise ConfigError("matching.train_steps is 0; expected at least 1, or no network would learn.")
 
 
 def _refused(name: str, given: MatchingConfig, expected: str) -> ConfigError:

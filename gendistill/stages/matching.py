@@ -128,8 +128,7 @@ def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
     need(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
-    learns = queue or (config.train_on != "none" and _set(config.inner_steps) > 1 and not config.warm_steps)
-    need(not learns or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
+    need(not queue or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
     if queue and not config.queue_size:
         raise ConfigError("matching.queue_size is 0; expected at least 1 network.")
     if config.train_on == "surrogate" and config.warm_steps:
