@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,9 +61,9 @@ def variants(
     ipc: int,
     config: RefineConfig,
     seed: int,
-    without: Sequence[str] = (),
+    wanted: Callable[[str], bool],
 ) -> Iterator[tuple[str, SurrogateSet]]:
-    """(name, set) of every variant from one pool, but for those ``without``."""
+    """(name, set) of every variant from one pool that is ``wanted`` by its name."""
     yield f"{start}: raw", pool.prefix(ipc)
     weights = {config.pixel_weight, 0.3, 0.0}
     spaces = {weight: ground_space([teacher], data, replace(config, pixel_weight=weight)) for weight in weights}
@@ -74,13 +74,13 @@ def variants(
     yield f"{start}: select", selected[config.pixel_weight]
     yield f"{start}: select, features alone", selected[0.0]
     for name, changes in VARIANTS.items():
-        if name in without:
+        if not wanted(f"{start}: {name}"):
             continue
         changed = replace(config, select=False, **changes)
         weight = changed.pixel_weight
         refined = gd.refine_set(selected[weight], teacher, data, ipc, changed, seed=seed, space=spaces[weight])[1]
         yield f"{start}: {name}", refined
-    if UNSELECTED not in without:
+    if wanted(f"{start}: {UNSELECTED}"):
         plain = replace(config, select=False)
         space = spaces[config.pixel_weight]
         yield f"{start}: {UNSELECTED}", gd.refine_set(pool, teacher, data, ipc, plain, seed=seed, space=space)[1]
@@ -90,6 +90,10 @@ def sets(
     data: RealData, teacher: Teacher, generator: Generator | None, args: argparse.Namespace, seed: int
 ) -> Iterator[tuple[str, SurrogateSet]]:
     config = RefineConfig(ipc=1, steps=args.steps, flip=args.flip, pixel_weight=args.pixel_weight)
+
+    def wanted(name: str) -> bool:
+        return name.split(": ")[1] not in args.without and (not args.only or name in args.only)
+
     for ipc in args.ipc:
         pools = {}
         if "real" in args.starts:
@@ -97,8 +101,9 @@ def sets(
         if generator is not None:
             pools["generated"] = sampled(generator, POOL * ipc, data, seed)
         for start, pool in pools.items():
-            yield from variants(pool, start, teacher, data, ipc, config, seed, args.without)
-        if "noise" in args.starts:
+            made = variants(pool, start, teacher, data, ipc, config, seed, wanted)
+            yield from ((name, one) for name, one in made if wanted(name))
+        if "noise" in args.starts and wanted("noise: wmdd"):
             noise = WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
             yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
 
@@ -224,7 +229,6 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out")
     parser.add_argument("--sets", type=Path, help="folder that keeps the sets themselves")
     return parser
 
@@ -248,7 +252,10 @@ def read(path: Path) -> list[dict]:
 
 
 def main() -> None:
-    print(table(over_seeds(options(__doc__).parse_args(), one_seed)))
+    parser = options(__doc__)
+    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out, of every start")
+    parser.add_argument("--only", nargs="*", help="rows to make, such as 'real: select + all'; all if left out")
+    print(table(over_seeds(parser.parse_args(), one_seed)))
 
 
 if __name__ == "__main__":
