@@ -1,0 +1,164 @@
+"""Options of the distillers that run straight on the real images."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from gendistill.config.base import Compile, Precision, Sizes, as_tuple, at_least, check_sizes, need
+from gendistill.config.refine import BarycenterWeights, WmddConfig
+
+CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
+MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
+Method = Literal[CoresetMethod, "wmdd", MatchingMethod]
+SelectionKind = Literal["random", "representative"]
+MatchingStart = Literal["noise", "random", "clustered"]
+Distance = Literal["cosine", "mse", "l1"]
+Augmentation = Literal["none", "one", "all"]
+NetworkTraining = Literal["none", "surrogate", "real"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
+
+    Attributes:
+        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
+            (batch norm), or ``timm:NAME``.
+        width: Channels of a ConvNet's blocks.
+        depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
+        start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
+            class, on a fresh network's features (DREAM, and null with representative selection); or the folder of a
+            surrogate set.
+        factor: Views a side in a stored image: factor x factor images stored in the bytes of one; of several such as
+            [1,2], the views of each.
+        inner_steps: Steps of the images on each network.
+        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
+            scaled (presets.py).
+        momentum: SGD's for the images.
+        real_batch: Real images of a class in a step.
+        most_views: Views of a class in a step, drawn anew; 0 is all.
+        interval: representative selection: inner steps between two clusterings, 10 unless given; dm: 50, as one takes
+            the time of four of its steps.
+        per_cluster: representative selection: images taken of every cluster.
+        cluster_weights: representative selection: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal
+            mass: of few candidates free clusters choose outliers, and are worse than random (docs/matching.md).
+        candidates: representative selection: images of a class that are embedded and clustered, 4 times
+            real_batch unless given; 0 is all (the paper).
+        dimensions: representative selection: random projection of the features to so many; 0 is none (the paper).
+        distance: gradient matching: ``cosine`` by output row, ``mse`` or ``l1``.
+        match_head: gradient matching: the classifier's gradient takes part.
+        feature_weight: gradient matching: weight of the distance of mean features, DREAM+'s addition.
+        class_aware: feature matching: weight of the cross-entropy of the views times the network's accuracy (IDM), both
+            as fractions.
+        augmentation: Shared by real images and views: ``one`` of six operations a step (DSA), ``all`` of colour, crop
+            and cutout (IDC), or ``none``.
+        flip: Mirrored images are images of the same class; wrong for digits.
+        train_on: What networks learn from between inner steps.
+        train_steps: Steps of that; epochs with train_on surrogate.
+        warm_steps: Steps on real images before a network is first matched on.
+        train_batch: Images a step of network training.
+        train_learning_rate: SGD's for networks.
+        cutmix: Probability that a batch of network training is mixed.
+        queue_size: idm: most networks at once.
+        queue_interval: idm: iterations between two new ones.
+        queue_most_steps: idm: steps after which a network learns no more; 0 is no limit.
+        classes_per_chunk: Classes computed at once; null suits the device: gradient matching takes 1 on a CPU, where
+            that is fastest, and 10 on a GPU; feature matching takes as many as fit its batches.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too;
+            fp32 elsewhere.
+        compile: torch.compile matching and network training; ``auto`` does on such a CPU where the run makes up for the
+            20 s and more that compiling takes.
+        checkpoint_every: Iterations between two checkpoints.
+        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, and of their pictures, in
+            ``previews/``; 0 is none.
+    """
+
+    network: str = "convnet"
+    width: int = 128
+    depth: int | None = None
+    start: MatchingStart | Path | None = None
+    factor: int | list[int] | None = None
+    inner_steps: int | None = None
+    learning_rate: float | None = None
+    momentum: float = 0.5
+    real_batch: int | None = None
+    most_views: int | None = None
+    interval: int | None = None
+    per_cluster: int = 1
+    cluster_weights: BarycenterWeights = "fixed"
+    candidates: int | None = None
+    dimensions: int = 256
+    distance: Distance | None = None
+    match_head: bool | None = None
+    feature_weight: float | None = None
+    class_aware: float | None = None
+    augmentation: Augmentation | None = None
+    flip: bool = False
+    train_on: NetworkTraining | None = None
+    train_steps: int | None = None
+    warm_steps: int | None = None
+    train_batch: int | None = None
+    train_learning_rate: float = 0.01
+    cutmix: float | None = None
+    queue_size: int | None = None
+    queue_interval: int | None = None
+    queue_most_steps: int = 0
+    classes_per_chunk: int | None = None
+    mixed_precision: Precision = "auto"
+    compile: Compile = "auto"
+    checkpoint_every: int | None = None
+    snapshot_every: int = 0
+
+    def __post_init__(self) -> None:
+        section = "distill.matching"
+        counts = ("inner_steps", "real_batch", "interval", "train_batch", "queue_size", "queue_interval")
+        others = ("classes_per_chunk", "checkpoint_every")
+        given = [name for name in (*counts, *others) if getattr(self, name) is not None]
+        at_least(self, section, 1, "width", "per_cluster", *given)
+        weights = ("learning_rate", "candidates", "most_views", "feature_weight", "class_aware", "train_steps")
+        given = [name for name in (*weights, "warm_steps", "cutmix") if getattr(self, name) is not None]
+        at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
+        at_least(self, section, 0, "momentum", "train_learning_rate")
+        sides = () if self.factor is None else as_tuple(self.factor)
+        fits = self.factor is None or (min(sides, default=0) >= 1 and len(set(sides)) == len(sides))
+        need(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
+        need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
+        need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A distiller run straight on the real images.
+
+    Attributes:
+        method: Which distiller.
+        ipc: Images per class: a number, or a list such as [1,5,10].
+        selection: Matching methods: the real images of a step, ``random`` or ``representative`` (DREAM).
+        iterations: Matching methods: outer iterations, a network each; null is the published number.
+        wmdd: Options of method wmdd.
+        matching: Options of methods dc, dsa, dm, idc and idm.
+    """
+
+    method: Method = "kmeans"
+    ipc: Sizes = (1, 5, 10)
+    selection: SelectionKind = "random"
+    iterations: int | None = None
+    wmdd: WmddConfig = field(default_factory=WmddConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "distill")
+        limit = self.iterations
+        need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
+        methods = get_args(MatchingMethod)
+        if self.method != "wmdd":
+            given = [f"wmdd.{f.name}" for f in fields(WmddConfig) if getattr(self.wmdd, f.name) != f.default]
+            text = f"none of them with method {self.method}; they are options of wmdd"
+            need(not given, "distill", ", ".join(given), text)
+        if self.method not in methods:
+            given = [
+                f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
+            ]
+            given += [name for name in ("selection", "iterations") if getattr(self, name) not in (None, "random")]
+            text = f"none of them with method {self.method}; they are options of {', '.join(methods)}"
+            need(not given, "distill", ", ".join(given), text)

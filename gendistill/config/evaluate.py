@@ -1,0 +1,134 @@
+"""Options of the judge."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gendistill.config.base import Compile, Precision, as_tuple, at_least, need, to_dict
+
+Labels = Literal["hard", "soft"]
+Task = Literal["classification", "continual"]
+Baseline = Literal["random", "kmeans", "herding", "kcenter", "bytes", "full"]
+Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
+FEATURES = ("auto", "teacher", "trained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualConfig:
+    """Class-incremental learning from a memory that is the surrogate set.
+
+    Attributes:
+        steps: Steps in which the classes arrive, as many in each as divide evenly, one more in the first ones.
+        orders: Orders of the classes, drawn from the seed, that the runs go round; null: one for every run.
+    """
+
+    steps: int = 5
+    orders: int | None = None
+
+    def __post_init__(self) -> None:
+        section = "evaluate.continual"
+        at_least(self, section, 1, "steps")
+        need(self.orders is None or self.orders >= 1, f"{section}.orders", self.orders, "null or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The judge: classifiers trained from scratch on each set, tested once at the last step.
+
+    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null
+    is the protocol's value.
+
+    Attributes:
+        task: ``classification`` of all classes at once, or ``continual``: classes arrive in steps, and a classifier is
+            trained anew on the memory of those that have come (GDumb), beside random and k-means alone; baselines,
+            describe, features and legacy_best belong to classification.
+        protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,
+            ``wmdd-soft``; gendistill/evaluate/protocols has their values.
+        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
+            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list of
+            them, such as [convnet,resnet18], with rows of each.
+        width: Channels of a ConvNet's blocks.
+        depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
+        runs: Training runs of every row; run r has training seed r, and its own draw where the row is random.
+        steps: Optimiser steps of a run, the same for every row.
+        epochs: Instead of steps: passes over a row's own images.
+        batch_size: Images a step; a smaller set gives batches of its size.
+        learning_rate: Peak rate of the protocol's optimiser.
+        weight_decay: The optimiser's.
+        shift: Random translation in pixels; 0 turns it off.
+        flip: Mirror images at random; wrong for digits, right for most photographs.
+        augment: false trains without any augmentation of the protocol; [true,false] has rows with and without.
+        labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines labelled by the same teacher
+            in the same way; ``hard`` leaves them aside.
+        legacy_best: Also test along the way, after every epoch (or twentieth of the steps), and give the highest
+            accuracy in a column ``legacy_best``, as others report; no verdict reads it.
+        baselines: What stands beside the sets, at each of their IPC: ``random`` draws (always), ``kmeans``,
+            ``herding`` and ``kcenter``; ``bytes``, random images of as many bytes as a set takes with soft labels or
+            packed views; and ``full``, all real images.
+        baseline_cache: Folder that keeps the baselines' finished runs for other evaluations; ``auto`` is gendistill in
+            the user's cache folder, null keeps none.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too,
+            for alone it costs time there; fp32 elsewhere.
+        compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
+            size of batch; ``auto`` does on such a CPU where the trainings make up for that.
+        describe: Measure the sets themselves beside random real ones, and look for faults in them.
+        features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
+            images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
+            a folder or a Hub id such as transformers:facebook/dinov2-small.
+        continual: Options of task continual.
+    """
+
+    task: Task = "classification"
+    protocol: Protocol = "gendistill"
+    network: str | tuple[str, ...] | None = None
+    width: int | None = None
+    depth: int | None = None
+    runs: int = 5
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    shift: int | None = None
+    flip: bool | None = None
+    augment: bool | tuple[bool, ...] = True
+    labels: Labels | None = None
+    legacy_best: bool = False
+    baselines: tuple[Baseline, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
+    baseline_cache: Literal["auto"] | Path | None = "auto"
+    mixed_precision: Precision = "auto"
+    compile: Compile = "auto"
+    describe: bool = True
+    features: str = "auto"
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
+
+    def __post_init__(self) -> None:
+        section = "evaluate"
+        at_least(self, section, 3, "runs")
+        counts = ("width", "steps", "epochs", "batch_size")
+        at_least(self, section, 1, *(name for name in counts if getattr(self, name) is not None))
+        weights = ("learning_rate", "weight_decay", "shift")
+        at_least(self, section, 0, *(name for name in weights if getattr(self, name) is not None))
+        both = self.steps is not None and self.epochs is not None
+        need(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
+        names = as_tuple(self.network)
+        need(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
+        rows = as_tuple(self.augment)
+        need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
+        for name in ("shift", "flip"):
+            value, unread = getattr(self, name), True not in rows
+            need(not (unread and value), f"{section}.{name}", value, "null with augment false, which leaves it out")
+        named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
+        need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
+        known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
+        need(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
+        if self.task == "classification":
+            unread = self.continual == ContinualConfig()
+            need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
+        else:
+            need(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
+            need(len(names) == 1, "evaluate.network", names, "one network with task continual")
+            need(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
+            for name in ("legacy_best", "baselines", "describe", "features"):
+                value, usual = getattr(self, name), getattr(EvaluateConfig, name)
+                need(value == usual, f"evaluate.{name}", value, f"{usual!r}: nothing reads it in task continual")
