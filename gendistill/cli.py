@@ -193,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(name: str, options: Any) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     module = importlib.import_module(f"gendistill.stages.{COMMANDS[name].module}")
     from gendistill.progress import show_progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,28 @@ def test_print_config_is_what_the_dataclass_says(capsys: pytest.CaptureFixture) 
     assert main(["run", "--output_dir", "x", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed == to_dict(RunConfig(output_dir=Path("x")))
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+IN_HUGE_PAGES = """
+import re, sys, gendistill.cli as c
+c.main(["verify", "nowhere"])
+import torch
+kept = torch.ones(2**24)
+sizes = re.findall(r"AnonHugePages: +([0-9]+) kB", open("/proc/self/smaps").read())
+print("huge MiB:", sum(map(int, sizes)) // 1024)
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="no huge pages are given on request"
+)
+@pytest.mark.parametrize(("given", "least", "most"), [({}, 32, 1024), ({"THP_MEM_ALLOC_ENABLE": "0"}, 0, 16)])
+def test_large_tensors_are_in_huge_pages_unless_told_otherwise(given: dict[str, str], least: int, most: int) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"} | given
+    code = [sys.executable, "-c", IN_HUGE_PAGES]
+    done = subprocess.run(code, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    assert least <= int(done.stdout.split("huge MiB:")[1]) <= most
 
 
 @pytest.mark.parametrize("value", ["3", "", "[]"])
