@@ -38,7 +38,8 @@ class ObjectiveConfig:
         flip: Mirror what a step shows at random; wrong for digits, right for most photographs.
         roll: Largest random cyclic shift of what a step shows, in pixels.
         batch_size: Images in the networks at once, whole classes together; a class of more goes in pieces, at one more
-            forward pass. It does not change what is made, but rounding.
+            forward pass. It does not change what is made, but rounding; except with feature_loss released, whose
+            distance is of all images that are refined together.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it (half the time; images differ by a few of
             255 levels), fp32 elsewhere.
     """
@@ -68,6 +69,15 @@ class ObjectiveConfig:
         at_least(self, section, 0, "feature_weight", "batch_norm_weight", "cross_entropy_weight")
         at_least(self, section, 1, "batch_size")
         in_unit(self, section, "blend", "min_crop")
+        weights = ("feature_weight", "batch_norm_weight", "cross_entropy_weight")
+        for name in ("pixel_weight", *weights):
+            need(getattr(self, name) <= 1e6, f"{section}.{name}", getattr(self, name), "a number of at most 1e6")
+        need(self.trust_region <= 2, f"{section}.trust_region", self.trust_region, "at most 2, which is no bound")
+        if self.steps:
+            moving = "more than 0: nothing would move the images. For the selection alone set steps 0"
+            for name in ("learning_rate", "trust_region"):
+                need(getattr(self, name) > 0, f"{section}.{name}", getattr(self, name), moving)
+            need(any(getattr(self, name) for name in weights), f"{section}.{', '.join(weights)}", 0, f"one {moving}")
         need(self.min_crop > 0, f"{section}.min_crop", self.min_crop, "more than 0")
         size = self.delta_size
         need(size is None or size >= 1, f"{section}.delta_size", size, "null or at least 1")

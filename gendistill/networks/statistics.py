@@ -63,6 +63,10 @@ class ClassStatistics:
             raise ArtifactError(f"{path} holds no class statistics. Run `gendistill teacher`.")
         means = {k[5:]: v for k, v in stored.items() if k.startswith("mean/")}
         variances = {k[4:]: v for k, v in stored.items() if k.startswith("var/")}
+        bad = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
+        if bad or means.keys() != variances.keys():
+            found = f"{', '.join(bad)} that are not finite" if bad else "layers with a mean or a variance alone"
+            raise ArtifactError(f"{path} has {found}; expected moments of every layer. Run `gendistill teacher` again.")
         return cls(stored["features"], stored["labels"], means, variances)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
-from gendistill.networks.registry import build_network
+from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics
 
 FILE, FORMAT = "teacher.json", 1
@@ -70,4 +70,10 @@ class Teacher:
             raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {error}") from error
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")
+        unknown = sorted(statistics.means.keys() - batch_norm_layers(network).keys())
+        if unknown:
+            raise ArtifactError(
+                f"{folder / 'statistics.safetensors'} has moments of layers that the network has not: "
+                f"{', '.join(unknown[:5])}. Run `gendistill teacher` again."
+            )
         return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], meta)

@@ -8,7 +8,7 @@ region keeps the change small enough to stay the image it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gendistill.data.images import to_float, to_uint8
-from gendistill.errors import ConfigError
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.errors import ConfigError, DataError
 from gendistill.networks.statistics import batch_norm_inputs
 from gendistill.networks.teacher import Teacher
 from gendistill.objectives.refinement import (
@@ -71,7 +70,8 @@ def matched_targets(
     present = labels.unique().tolist()
     ours = [points[labels == c].numpy() for c in present]
     starts = ours if own else [partial(kmeans_atoms, count=len(o), seed=seed) for o in ours]
-    found = class_barycenters((space.of_class(c) for c in present), starts, total=len(present), **options)
+    names = [space.classes[c] for c in present]
+    found = class_barycenters((space.of_class(c) for c in present), starts, names=names, **options)
     if not own:
         found = [_ordered(one, assign(o, one.atoms)) for one, o in zip(found, ours, strict=True)]
     return _as_targets(points, labels, present, found)
@@ -121,6 +121,9 @@ def refine_chunk(
     classes, so the gradient of an image depends on its own class alone, whatever else is in the chunk, but for
     ``released`` features, whose norm is over all of it. More than ``rows`` images go through the networks in pieces,
     twice (activation checkpointing), and count as one batch all the same. Deterministic.
+
+    Raises:
+        DataError: the images are no numbers in the end.
     """
     device = next(space.networks[0].parameters()).device
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
@@ -148,6 +151,11 @@ def refine_chunk(
             region.hold(piece.delta, step + 1, steps)
         yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
     with torch.no_grad():
+        if not all(piece.delta.isfinite().all() for piece in pieces):
+            raise DataError(
+                "Refinement ended in numbers that are not finite; expected images. Lower the learning rate and the "
+                "weights of the objective, and look whether the teacher recognises its own images."
+            )
         return torch.cat([to_uint8(piece.images(piece.delta)).cpu() for piece in pieces])
 
 
@@ -234,9 +242,9 @@ class _Judge:
         return found
 
 
-def require_batch_norm(network: nn.Module, weight: float) -> None:
-    """Refuse batch-norm matching on a network that has none."""
-    if weight and not batch_norm_layers(network):
+def require_batch_norm(layers: Collection[str], weight: float) -> None:
+    """Refuse batch-norm matching with a network of which no layer has moments."""
+    if weight and not layers:
         raise ConfigError(
             "The teacher has no batch-norm layers, so batch-norm refinement cannot work with it. Train one that has "
             "(--network convnet_bn or timm:resnet10t), or set batch_norm_weight 0."

@@ -32,7 +32,8 @@ def select(
     """Choose ``ipc`` images of every class by one-to-one assignment to the atoms of the real images' barycenter.
 
     The atoms start at k-means centres. Images that a teacher misclassifies are taken only where others are too few.
-    Yields a record a class, with the number left out for it; returns the chosen set.
+    Yields a record a class, with the number left out for it; returns the chosen set, each image of the weight of its
+    atom where weights are ``free``.
 
     Raises:
         ConfigError: a class has fewer than ``ipc`` images, of the pool or real ones.
@@ -46,19 +47,21 @@ def select(
     barycenters = class_barycenters(
         (space.of_class(c) for c in classes),
         [partial(kmeans_atoms, count=ipc, seed=seed) for _ in classes],
-        total=len(classes),
+        names=pool.classes,
         max_iterations=100,
         tolerance=1e-9,
         weights=weights,
         solver=solver,
     )
-    chosen = []
+    chosen, masses = [], []
     for label, found in zip(classes, barycenters, strict=True):
         members = torch.nonzero(pool.labels == label).flatten()
         picks = members[torch.from_numpy(assign(*_wrong_last(found.atoms, points[members].numpy(), right[members])))]
         chosen.append(picks)
+        masses.append(torch.from_numpy(found.weights * ipc).float())
         yield {"class": pool.classes[label], "left_out": int((~right[members]).sum() - (~right[picks]).sum())}
-    return replace(pool.take(torch.cat(chosen)), soft_labels=None)
+    taken = replace(pool.take(torch.cat(chosen)), soft_labels=None)
+    return replace(taken, weights=torch.cat(masses)) if weights == "free" else taken
 
 
 def _wrong_last(atoms: np.ndarray, points: np.ndarray, right: Tensor) -> tuple[np.ndarray, np.ndarray]:

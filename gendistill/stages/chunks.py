@@ -55,7 +55,7 @@ def refine_images(
     points = space.points(start.images, start.labels)
     options: dict[str, Any] = {"weights": config.weights, "solver": config.solver}
     targets = matched_targets(points, start.labels, space, own=own, seed=seed, **options)
-    parts = list(chunks(start.labels, config.batch_size))
+    parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
     store = folder.path / CHUNKS / label.replace(" ", "-") if folder else None
     total = config.steps * len(parts[state.process_index :: state.num_processes])
     done = 0

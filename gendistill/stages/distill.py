@@ -35,6 +35,7 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.matching import CHECKPOINTS, MATCHING, matched, start_set
+from gendistill.stages.moved import moved
 from gendistill.stages.output import output
 from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta
 from gendistill.surrogate.surrogate import SurrogateSet
@@ -186,8 +187,9 @@ def main(command: DistillCommand) -> None:
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
         )
-    if command.method in MATCHING:
-        print("\n".join(_spent(command.output_dir)))
+    told = _spent if command.method in MATCHING else moved if command.method == "wmdd" else None
+    if told and state.is_main_process:
+        print("\n".join(told(command.output_dir)))
 
 
 def _spent(target: Path) -> Iterator[str]:

@@ -46,6 +46,7 @@ from gendistill.stages.folders import (
     versions,
 )
 from gendistill.stages.matching import CHECKPOINTS, match, plan_runs
+from gendistill.stages.moved import moved
 from gendistill.stages.output import output
 from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.surrogate.decode import named
@@ -225,9 +226,11 @@ def check_inputs(
     codec: Codec | None = None,
 ) -> None:
     """Refuse sets, teachers and a codec that do not belong together, before any work."""
+    if len({teacher.hash() for teacher in teachers}) < len(teachers):
+        raise ConfigError("The same teacher is given twice; expected different ones. Train others with --seed.")
     for teacher in teachers:
         if config.steps:
-            require_batch_norm(teacher.network, config.batch_norm_weight)
+            require_batch_norm(teacher.statistics.means, config.batch_norm_weight)
         if pool.classes != teacher.classes:
             raise ArtifactError(
                 f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
@@ -369,3 +372,5 @@ def main(command: RefineCommand) -> None:
             generator_dir=command.generator,
             statistics_cache=command.statistics_cache,
         )
+    if state.is_main_process:
+        print("\n".join(moved(command.output_dir)))

@@ -16,7 +16,7 @@ from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.protocols import resolve
 from gendistill.generator.sampler import check_guidance
-from gendistill.networks.registry import build_network
+from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.barycenter import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
@@ -110,7 +110,7 @@ def check_networks(config: RunConfig, data: RealData) -> None:
     network = build_network(teacher.network, width=teacher.width, depth=teacher.depth, **shape)
     require_batch_of_two(network, teacher.batch_size, len(data.train))
     if config.refine.steps:
-        require_batch_norm(network, config.refine.batch_norm_weight)
+        require_batch_norm(batch_norm_layers(network), config.refine.batch_norm_weight)
     need(judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard")
     for name in judge.network:
         network = build_network(name, width=judge.width, depth=judge.depth, **shape)

@@ -9,6 +9,7 @@ from gendistill import runtime
 from gendistill.commands import TeacherCommand
 from gendistill.config import DataConfig, TeacherConfig, section, to_dict
 from gendistill.data.real import RealData
+from gendistill.errors import ConfigError
 from gendistill.networks.cost import training_flop
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
@@ -52,6 +53,11 @@ def train_teacher(
     )
     network = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
     statistics = collect_statistics(network, data.train, len(data.classes))
+    if not all(tensor.isfinite().all() for tensor in statistics.tensors().values()):
+        raise ConfigError(
+            f"The teacher's features are no finite numbers after training with learning_rate {config.learning_rate:g}; "
+            "expected a network that has learned. Lower learning_rate."
+        )
     scores = {"train": accuracy(network, data.train), "validation": accuracy(network, data.validation)}
     return Teacher(network, statistics, data.classes, spec, {"accuracy": scores, "data": data.describe()})
 

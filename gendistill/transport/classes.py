@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
@@ -26,7 +26,7 @@ def class_barycenters(
     *,
     seed: int = 0,
     workers: int | None = None,
-    total: int | None = None,
+    names: Sequence[str] | None = None,
     **options: Any,
 ) -> list[Barycenter]:
     """``solve_barycenter`` of every class in order: ``starts`` is k, or one (k,d) a class, or one function a class that
@@ -36,7 +36,8 @@ def class_barycenters(
     Classes are drawn from the iterable as they are needed, at most ``workers`` + 1 at a time in memory.
 
     Raises:
-        ValueError: not one start a class, or a class that ``solve_barycenter`` refuses, by its number.
+        ValueError: not one start a class, or a class that ``solve_barycenter`` refuses, by its name where ``names`` has
+            them, else by its number.
         ConvergenceError: a plan did not converge.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -46,15 +47,14 @@ def class_barycenters(
         classes: Iterable[tuple[Any, Any]] = zip(points_by_class, repeat(starts), strict=False)
     else:
         classes = zip(points_by_class, starts, strict=True)
-    if total is None and isinstance(points_by_class, Sized):
-        total = len(points_by_class)
+    total = len(names) if names else len(points_by_class) if isinstance(points_by_class, Sized) else None
 
     def solve(label: int, points: ArrayLike, start: int | Start) -> Barycenter:
         try:
             start = start(points) if callable(start) else start
             return solve_barycenter(points, start, seed=derive(seed, "class", label), **options)
         except (ValueError, RuntimeError) as error:
-            raise type(error)(f"Class {label}: {error}") from error
+            raise type(error)(f"Class {repr(names[label]) if names else label}: {error}") from error
 
     # OpenMP's limit belongs to a thread, so every worker sets it; BLAS's to the process, so it is undone here.
     with threadpool_limits(1), ThreadPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:

@@ -352,6 +352,26 @@ def test_unreadable_statistics_are_an_artifact_error(tmp_path, content):
         ClassStatistics.load(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean/b": torch.tensor([[torch.nan]])}, "mean/b that are not finite"),
+        ({"features": torch.tensor([[torch.inf]])}, "features that are not finite"),
+        ({"mean/c": torch.zeros(1, 1)}, "a mean or a variance alone"),
+    ],
+    ids=["moments", "features", "half"],
+)
+def test_statistics_that_are_no_numbers_are_refused(tmp_path, changes, message):
+    whole = {"features": torch.zeros(1, 1), "labels": torch.zeros(1, dtype=torch.long)}
+    whole |= {"mean/b": torch.zeros(1, 1), "var/b": torch.ones(1, 1)}
+    path = tmp_path / "statistics.safetensors"
+    path.write_bytes(save(whole))
+    assert ClassStatistics.load(path).means.keys() == {"b"}
+    path.write_bytes(save(whole | changes))
+    with pytest.raises(ArtifactError, match=message):
+        ClassStatistics.load(path)
+
+
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
     """One entry for every pass that the cache lets happen."""

@@ -14,7 +14,7 @@ from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, Matchin
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData, Split
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
@@ -24,7 +24,7 @@ from gendistill.refine.barycenter import Objective, Targets, class_w2, matched_t
 from gendistill.refine.gate import cross_entropies, gate
 from gendistill.refine.region import Crops, PixelRegion
 from gendistill.refine.select import select
-from gendistill.refine.space import GroundSpace
+from gendistill.refine.space import GroundSpace, shrunk
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.matching import match, plan_runs
@@ -122,8 +122,70 @@ def test_resnets_of_the_field_guide_refinement(name: str) -> None:
 
 
 def test_zero_steps_return_the_selection(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
-    selected, refined = refine_set(pool, teacher, digits, 2, replace(CONFIG, steps=0))
-    assert torch.equal(selected.images, refined.images)
+    plain = train_teacher(digits, TeacherConfig(network="convnet", width=8, steps=20))
+    for guide in (teacher, plain):  # of which one has no batch norm
+        selected, refined = refine_set(pool, guide, digits, 2, replace(CONFIG, steps=0))
+        assert torch.equal(selected.images, refined.images)
+        assert refined.meta["w2"]["after"] == refined.meta["w2"]["before"]
+
+
+def test_numbers_that_overflow_are_refused_not_saved(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
+    moments = teacher.statistics
+    broken = {name: torch.full_like(mean, torch.nan) for name, mean in moments.means.items()}
+    guide = replace(teacher, statistics=replace(moments, means=broken))
+    with pytest.raises(DataError, match="not finite"):
+        refine_set(pool, guide, digits, 1, replace(CONFIG, steps=2))
+
+
+def test_a_teacher_that_diverged_is_refused(digits: RealData, tmp_path: Path, capsys) -> None:
+    options = ["--network", "convnet", "--width", 4, "--steps", 3, "--learning_rate", 1e30]
+    assert gendistill("teacher", *options, "--output_dir", tmp_path / "teacher") == USAGE
+    assert "Lower learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_moments_of_layers_that_a_network_has_not_are_refused(teacher: Teacher, tmp_path: Path) -> None:
+    moments = teacher.statistics
+    other = [{f"other.{name}": value for name, value in part.items()} for part in (moments.means, moments.variances)]
+    strange = replace(teacher, statistics=replace(moments, means=other[0], variances=other[1]))
+    strange.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ArtifactError, match=r"other\.body"):
+        Teacher.from_pretrained(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trust_region": 0.0}, "trust_region is 0.0; expected more than 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
+        ({"feature_weight": 0, "batch_norm_weight": 0, "cross_entropy_weight": 0}, "nothing would move the images"),
+        ({"trust_region": 2.5}, "at most 2"),
+        ({"pixel_weight": 1e9}, "at most 1e6"),
+    ],
+    ids=str,
+)
+def test_options_that_move_nothing_or_overflow_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RefineConfig(**changes)
+
+
+def test_pixels_of_large_images_are_averaged_over_squares(digits: RealData, teacher: Teacher) -> None:
+    """224 px become 56, and up to 64 px nothing is lost."""
+    small = torch.rand(3, 1, 56, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(shrunk(large), small)
+    assert shrunk(small) is small
+    images = large.requires_grad_()
+    points = GroundSpace.embed([torch.zeros(3, 2)], images, [torch.ones(3, 1), 2 * torch.ones(3, 1)])
+    torch.testing.assert_close(points[:, 2:], 2 * small.flatten(1))
+    points.sum().backward()
+    torch.testing.assert_close(images.grad, torch.full_like(images, 2 / 16))
+    rows = Split(interpolate(digits.train.images[:40], 128), digits.train.labels[:40])
+    spec = {"name": "convnet_bn", "channels": 1, "image_size": 128, "classes": 10, "width": 2, "depth": 2}
+    guide = Teacher(build_network(**spec), collect_statistics(build_network(**spec), rows, 10), digits.classes, spec)
+    space = GroundSpace.build([guide], rows, pixel_weight=3.0)
+    assert space.real.shape == (40, guide.statistics.features.shape[1] + 64 * 64)
+    assert space.points(rows.images, rows.labels).shape == space.real.shape
 
 
 def test_atoms_belong_to_their_own_images(teacher: Teacher, digits: RealData, space: GroundSpace) -> None:
@@ -221,6 +283,8 @@ def test_a_published_objective_lowers_w2_from_noise(digits: RealData, teacher: T
 
 
 def test_two_teachers_guide_together(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        refine_set(pool, [teacher, teacher], digits, 2, CONFIG)
     other = train_teacher(digits, TeacherConfig(width=8, depth=1, steps=60), seed=3)
     both = GroundSpace.build([teacher, other], digits.train, pixel_weight=3.0)
     for label in range(10):
@@ -235,10 +299,11 @@ def test_two_teachers_guide_together(digits: RealData, teacher: Teacher, pool: S
 def test_free_weights_travel_with_the_set_and_into_training(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, tmp_path: Path
 ) -> None:
-    refined = refine_set(pool, teacher, digits, 4, replace(CONFIG, weights="free"))[1]
-    by_class = refined.weights.view(10, 4)
-    torch.testing.assert_close(by_class.mean(1), torch.ones(10))
-    assert by_class.std(1).min() > 0
+    selected, refined = refine_set(pool, teacher, digits, 4, replace(CONFIG, weights="free"))
+    for made in (selected, refined):
+        by_class = made.weights.view(10, 4)
+        torch.testing.assert_close(by_class.mean(1), torch.ones(10))
+        assert by_class.std(1).min() > 0
     refined.save(tmp_path / "set")
     again = SurrogateSet.load(tmp_path / "set")
     torch.testing.assert_close(again.weights, refined.weights)

@@ -55,6 +55,7 @@ def test_the_command_writes_sets_and_a_killed_one_ends_with_the_same_bytes(folde
         pass
     process.kill()
     process.wait()
+    assert chunks.is_dir(), "it ended before it was killed"
     assert gendistill(*options, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert not (tmp_path / "killed" / "chunks").exists()

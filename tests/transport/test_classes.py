@@ -49,6 +49,8 @@ def test_no_more_classes_are_drawn_than_threads_need():
 def test_the_class_that_cannot_be_is_named():
     with pytest.raises(ValueError, match=r"Class 2: .*row 1"):
         class_barycenters([CLASSES[0], CLASSES[1], np.array([[0.0], [np.nan]])], 1, workers=2)
+    with pytest.raises(ValueError, match=r"Class 'cat': .*row 1"):
+        class_barycenters([CLASSES[0], np.array([[0.0], [np.nan]])], 1, names=["dog", "cat"])
 
 
 def test_one_start_a_class_is_wanted():
