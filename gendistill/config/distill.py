@@ -50,8 +50,8 @@ class MatchingConfig:
         feature_weight: gradient matching: weight of the distance of mean features, DREAM+'s addition.
         class_aware: feature matching: weight of the cross-entropy of the views times the network's accuracy (IDM), both
             as fractions.
-        augmentation: Shared by real images and views: ``one`` of six operations a step (DSA), ``all`` of colour, crop
-            and cutout (IDC), or ``none``.
+        augmentation: Shared by real images and views: ``one`` of six operations a step (DSA; of five without ``flip``),
+            ``all`` of colour, crop and cutout (IDC), or ``none``.
         flip: Mirrored images are images of the same class; wrong for digits.
         train_on: What networks learn from between inner steps.
         train_steps: Steps of that; epochs with train_on surrogate.
@@ -123,6 +123,7 @@ class MatchingConfig:
         fits = self.factor is None or (min(sides, default=0) >= 1 and len(set(sides)) == len(sides))
         need(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
         need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
+        need(self.learning_rate != 0, f"{section}.learning_rate", 0, "more than 0, or null for the method's own")
         need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
 
 

@@ -212,7 +212,7 @@ class Queue:
         return _Member(network, self.training.optimizer(network))
 
     def accuracy(self) -> float:
-        return self._members[self._drawn].accuracy
+        return float(self._members[self._drawn].accuracy)
 
     def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None:
         """Networks rest while images are matched."""
@@ -232,7 +232,7 @@ class Queue:
         index = batch_indices(len(self.real), self.training.batch_size, steps, seed).to(self.real.labels.device)
         with torch.no_grad(), torch.autocast(index.device.type, torch.bfloat16, enabled=self.training.bf16):
             guesses = network.eval()(to_float(self.real.images[index])).argmax(1)
-        member.accuracy = float((guesses == self.real.labels[index]).float().mean())
+        member.accuracy = (guesses == self.real.labels[index]).float().mean()  # read when it is drawn, not waited for
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"progress": torch.tensor([[m.steps, m.accuracy] for m in self._members], dtype=torch.float64)}
@@ -256,4 +256,4 @@ class _Member:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int = 0
-    accuracy: float = 0.0
+    accuracy: Tensor | float = 0.0

@@ -34,7 +34,8 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.matching import CHECKPOINTS, MATCHING, matched, start_set
+from gendistill.stages.matching import CHECKPOINTS, matched, start_set
+from gendistill.stages.matching_plan import MATCHING
 from gendistill.stages.moved import moved
 from gendistill.stages.output import output
 from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta

@@ -45,7 +45,8 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.matching import CHECKPOINTS, match, plan_runs
+from gendistill.stages.matching import CHECKPOINTS, match
+from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.moved import moved
 from gendistill.stages.output import output
 from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of

@@ -27,7 +27,8 @@ from gendistill.refine.region import chunks
 from gendistill.refine.space import GroundSpace
 from gendistill.seeding import derive
 from gendistill.stages.chunks import _refine_chunk, pixel_region
-from gendistill.stages.matching import match, plan_runs
+from gendistill.stages.matching import match
+from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.surrogate import SurrogateSet
 from gendistill.transport.barycenter import assign

@@ -49,6 +49,7 @@ def distilled(data: RealData, args: argparse.Namespace, which: dict[str, Any]) -
         real_batch=args.real_batch,
         train_steps=args.train_steps if which["method"] != "dm" else None,
         inner_steps=args.inner_steps if which["method"] == "idc" else None,
+        **(rule(args) if which["selection"] == "representative" else {}),
     )
     config = DistillConfig(
         method=which["method"],
@@ -62,6 +63,12 @@ def distilled(data: RealData, args: argparse.Namespace, which: dict[str, Any]) -
     run_stage(data, config, target, seed=which["seed"])
     own = f"ipc-{args.ipc}"
     return [SurrogateSet.load(place / own) for place in (*sorted((target / "snapshots").iterdir()), target)]
+
+
+def rule(args: argparse.Namespace) -> dict[str, Any]:
+    """How representative images are chosen, where that is not the default's."""
+    names = ("interval", "cluster_weights", "candidates", "dimensions")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def judged(
@@ -95,7 +102,7 @@ def lines(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A line of every combination and network; those in the output file are not made again."""
     names = ("max_per_class", "image_size", "ipc", "runs", "width", "judge_steps", "shift", "flip", "compile")
     names += ("mixed_precision", "matching_width", "real_batch", "train_steps", "iterations", "every", "inner_steps")
-    settings = {"data": Path(args.data).name, **{name: getattr(args, name) for name in names}}
+    settings = {"data": Path(args.data).name, **{name: getattr(args, name) for name in names}, **rule(args)}
     for line in read(args.output):
         if line["method"] in args.methods and line["settings"] != settings:
             raise SystemExit(f"{args.output} has {line['method']} with {line['settings']}; give another --output.")
@@ -205,6 +212,10 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--inner_steps", type=int, help="idc: steps on each network; 100 are published")
     parser.add_argument("--train_steps", type=int, help="of the networks between two steps; the method's if left out")
     parser.add_argument("--real_batch", type=int, help="real images of a class in a step; the method's if left out")
+    parser.add_argument("--interval", type=int, help="representative: steps between two clusterings")
+    parser.add_argument("--cluster_weights", choices=["free", "fixed"], help="representative: free is DREAM's")
+    parser.add_argument("--candidates", type=int, help="representative: images of a class; 0, all, is DREAM's")
+    parser.add_argument("--dimensions", type=int, help="representative: of the features; 0, all, is DREAM's")
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--matching_width", type=int, default=128)

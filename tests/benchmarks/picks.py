@@ -27,7 +27,8 @@ from gendistill.data.real import RealData
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.selection import Weights, batch_mmd, drawn, embed, representatives, unchanged_buffers
 from gendistill.seeding import derive, torch_rng
-from gendistill.stages.matching import build, plan_runs
+from gendistill.stages.matching_parts import build
+from gendistill.stages.matching_plan import plan_runs
 from tests.benchmarks.curves import Line, Panel, svg
 
 RULES: dict[str, Weights | None] = {"random": None, "free clusters": "free", "fixed clusters": "fixed"}

@@ -14,7 +14,8 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.matching.engine import Matcher
 from gendistill.progress import finish
-from gendistill.stages.matching import Run, build, plan_runs
+from gendistill.stages.matching_parts import build
+from gendistill.stages.matching_plan import Run, plan_runs
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
 FEW = {"candidates": 20, "dimensions": 16}  # of representative selection

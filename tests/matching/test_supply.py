@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gendistill.data.real import Split
+from gendistill.data.views import cut_and_mixed
 from gendistill.matching.stored import Stored
 from gendistill.matching.supply import Fresh, Queue, Training
 from gendistill.networks.registry import build_network
@@ -46,6 +50,29 @@ def test_a_queue_begins_with_four_networks_and_drops_the_oldest(real):
     first = supply._members[0]
     supply.network(8)
     assert first not in supply._members
+
+
+def test_cutmix_mixes_labels_by_the_share_that_images_give(real):
+    """Against a step of the same network on the same mixture, made by hand."""
+    images, labels = torch.rand(6, 1, 8, 8, generator=torch_rng(1)) * 2 - 1, torch.tensor([0, 1, 1, 0, 0, 0])
+    mixed, mine, plain = build(0), build(0), build(0)
+    training = Training(classes=2, learning_rate=RATE, momentum=0.0, weight_decay=0.0, cutmix=1.0)
+    training.step(mixed, training.optimizer(mixed), images, labels, seed=3)
+    rng = torch_rng(3, "training")
+    torch.rand((), generator=rng)  # whether to mix
+    shown, share = cut_and_mixed(images, 1.0, rng)
+    assert 0.05 < share < 0.95
+    assert torch.equal((shown != images).flatten(1).any(1), torch.ones(6, dtype=torch.bool))
+    logs = F.log_softmax(mine(shown), 1)
+    own, other = (F.nll_loss(logs, y) for y in (labels, labels.flip(0)))
+    ((1 - share) * own + share * other).backward()
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            parameter.sub_(RATE * parameter.grad)
+    for a, b in zip(mixed.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    replace(training, cutmix=0.0).step(plain, training.optimizer(plain), images, labels, seed=3)
+    assert any(not torch.allclose(a, b) for a, b in zip(mixed.parameters(), plain.parameters(), strict=True))
 
 
 def test_a_restored_queue_trains_on_as_if_it_had_not_stopped(real):

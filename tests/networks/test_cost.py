@@ -12,7 +12,7 @@ from gendistill.data.sources import load_data
 from gendistill.networks.cost import forward_flop, training_flop
 from gendistill.networks.registry import build_network
 from gendistill.stages.evaluate import as_run
-from gendistill.stages.matching import plan_runs
+from gendistill.stages.matching_plan import plan_runs
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,8 @@ from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace, shrunk
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
-from gendistill.stages.matching import match, plan_runs
+from gendistill.stages.matching import match
+from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.surrogate import SurrogateSet

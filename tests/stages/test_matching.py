@@ -19,7 +19,10 @@ from gendistill.matching.engine import PARTS
 from gendistill.matching.presets import Images, image_rate
 from gendistill.runtime import Checkpoints
 from gendistill.stages.distill import distill
-from gendistill.stages.matching import build, match, plan_runs
+from gendistill.stages.folders import StageFolder
+from gendistill.stages.matching import match
+from gendistill.stages.matching_parts import build
+from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
@@ -194,6 +197,7 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         (("--matching.train_on", "real", "--method", "idm"), "queue"),
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
+        (("--method", "dm", "--matching.learning_rate", 0), "learning_rate is 0; expected more than 0"),
         (("--method", "dm", "--matching.factor", 9), "factor"),
         (("--method", "dm", "--matching.factor", "[1,9]"), "factor"),
         (("--method", "dm", "--matching.factor", "[2,2]"), "different ones such as [1,2]"),
@@ -299,6 +303,33 @@ def test_one_loss_a_set_is_logged(tmp_path):
     assert distil("dm", "random", tmp_path / "out", "--ipc", "[1,2]") == 0
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert {"loss ipc 1", "loss ipc 2"} <= set(records[-1])
+    assert distil("dc", "random", tmp_path / "alone", "--ipc", "[1,2]") == 0  # networks learn from each set itself
+    records = [json.loads(line) for line in (tmp_path / "alone" / "log.jsonl").read_text().splitlines()]
+    assert [r["ipc"] for r in records if r.get("iteration") == 2] == [[1], [2]]
+
+
+def test_a_resumed_run_says_in_its_log_where_it_took_over(digits, tmp_path):
+    config = MatchingConfig(width=4, real_batch=4, checkpoint_every=12)
+    (run,) = plan_runs(DistillConfig(method="dm", ipc=1, iterations=25, matching=config), digits)
+
+    class Cut(Exception):
+        pass
+
+    class Cutting(StageFolder):
+        def log(self, record):
+            super().log(record)
+            if record.get("iteration") == 19:
+                raise Cut
+
+    where = tmp_path, tmp_path / "log.jsonl"
+    with pytest.raises(Cut):
+        match(digits, run, seed=0, folder=Cutting(*where))
+    match(digits, run, seed=0, folder=StageFolder(*where))
+    records = [json.loads(line) for line in where[1].read_text().splitlines()]
+    (taken,) = [place for place, record in enumerate(records) if "resumed_at" in record]
+    assert (records[taken]["resumed_at"], records[taken]["ipc"]) == (12, [1])
+    assert [r["iteration"] for r in records[:taken]] == [9, 19]
+    assert [r["iteration"] for r in records[taken + 1 :]] == [19, 24]
 
 
 def test_learning_lowers_the_distance_that_it_descends(tmp_path):

@@ -1,0 +1,117 @@
+"""Every option of the matching family reaches the part that it is an option of, and every preset its method's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig
+from gendistill.data.real import RealData
+from gendistill.data.sources import load_data
+from gendistill.matching.engine import Matcher
+from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.supply import Fresh, Queue
+from gendistill.stages.matching_parts import build
+from gendistill.stages.matching_plan import plan_runs
+
+DREAM = {"selection": "representative"}
+
+
+@pytest.fixture(scope="module")
+def few() -> RealData:
+    return load_data(DataConfig(max_per_class=20))
+
+
+def built(data: RealData, method: Any, selection: Any = "random", **options: Any) -> Matcher:
+    matching = MatchingConfig(**{"width": 4, "real_batch": 4} | options)
+    (run,) = plan_runs(DistillConfig(method=method, ipc=2, iterations=3, selection=selection, matching=matching), data)
+    return build(data, run, seed=0)
+
+
+def value(matcher: Matcher, place: str) -> Any:
+    """What stands at ``place``: attributes below the matcher, joined by dots."""
+    found: Any = matcher
+    for name in place.split("."):
+        found = getattr(found, name)
+    return found
+
+
+CASES = [  # method, option, value, selection, place, what is there
+    ("idc", "distance", "mse", {}, "objective.distance", "mse"),
+    ("idc", "match_head", True, {}, "objective.parameters", "all"),
+    ("dc", "match_head", False, {}, "objective.parameters", "no_head"),
+    ("idc", "feature_weight", 0.5, {}, "objective.feature_mean", 0.5),
+    ("idc", "classes_per_chunk", 3, {}, "objective.classes_per_chunk", 3),
+    ("idm", "class_aware", 7.0, {}, "objective.ce_weight", 7.0),
+    ("dm", "classes_per_chunk", 3, {}, "objective.classes_per_chunk", 3),
+    ("dm", "momentum", 0.25, {}, "plan.momentum", 0.25),
+    ("dm", "learning_rate", 0.5, {}, "plan.learning_rates", (0.5,)),
+    ("idc", "inner_steps", 7, {}, "plan.inner_steps", 7),
+    ("idc", "most_views", 3, {}, "plan.most_views", 3),
+    ("dm", "real_batch", 5, {}, "selection.batch_size", 5),
+    ("dm", "interval", 9, DREAM, "selection.interval", 9),
+    ("dm", "per_cluster", 2, DREAM, "selection.per_cluster", 2),
+    ("dm", "cluster_weights", "free", DREAM, "selection.weights", "free"),
+    ("dm", "candidates", 8, DREAM, "selection.candidates", 8),
+    ("dm", "candidates", 0, DREAM, "selection.candidates", None),
+    ("dm", "dimensions", 3, DREAM, "selection.dimensions", 3),
+    ("dm", "dimensions", 0, DREAM, "selection.dimensions", None),
+    ("dm", "flip", True, {}, "augmentation.operations", ("color", "crop", "cutout", "flip", "scale", "rotate")),
+    ("idc", "flip", True, {}, "supply.training.augmentation.operations", ("flip", "color", "crop")),
+    ("idc", "train_steps", 5, {}, "supply.steps", 5),
+    ("idc", "train_batch", 6, {}, "supply.training.batch_size", 6),
+    ("idc", "train_learning_rate", 0.3, {}, "supply.training.learning_rate", 0.3),
+    ("idc", "cutmix", 0.25, {}, "supply.training.cutmix", 0.25),
+    ("idc", "warm_steps", 1, {}, "supply.warm_steps", 1),
+    ("idm", "train_steps", 5, {}, "supply.steps", 5),
+    ("idm", "queue_size", 5, {}, "supply.size", 5),
+    ("idm", "queue_interval", 6, {}, "supply.interval", 6),
+    ("idm", "queue_most_steps", 8, {}, "supply.most_steps", 8),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "given", "selection", "place", "wanted"),
+    CASES,
+    ids=[f"{case[0]}-{case[1]}-{case[2]}" for case in CASES],
+)
+def test_an_option_reaches_its_part(few, method, option, given, selection, place, wanted) -> None:
+    assert value(built(few, method, **selection, **{option: given}), place) == wanted
+    assert value(built(few, method, **selection), place) != wanted, "the case proves nothing"
+
+
+PRESETS = {  # objective, whose gradients, distance; networks, where they learn; their momentum and decay
+    "dc": ("all", "cosine", "surrogate", 0.0, 0.0),
+    "dsa": ("all", "cosine", "surrogate", 0.0, 0.0),
+    "idc": ("no_head", "l1", "real", 0.9, 5e-4),  # grey images up to 32 px: l1
+}
+
+
+@pytest.mark.parametrize("method", list(PRESETS))
+def test_gradient_matching_is_each_methods_own(few: RealData, method: str) -> None:
+    made = built(few, method)
+    assert isinstance(made.objective, GradientMatching)
+    assert isinstance(made.supply, Fresh)
+    training = made.supply.training
+    found = made.objective.parameters, made.objective.distance, made.supply.source
+    assert (*found, training.momentum, training.weight_decay) == PRESETS[method]
+    assert made.plan.by_class == (method == "idc")
+
+
+def test_feature_matching_is_each_methods_own(few: RealData) -> None:
+    dm, idm = built(few, "dm"), built(few, "idm")
+    assert isinstance(dm.supply, Fresh)
+    assert (dm.supply.source, dm.objective.ce_weight, dm.plan.by_class) == ("none", 0.0, False)
+    assert isinstance(idm.supply, Queue)
+    assert (idm.objective.ce_weight, idm.plan.by_class, idm.sets[0].factor) == (50.0, True, 2)
+    assert (idm.supply.training.momentum, idm.supply.training.weight_decay) == (0.9, 5e-4)
+
+
+def test_cutout_is_for_matching_alone_and_idm_trains_on_images_as_they_are(few: RealData) -> None:
+    idc = built(few, "idc")
+    assert idc.augmentation.operations == ("color", "crop", "cutout")
+    assert idc.supply.training.augmentation.operations == ("color", "crop")
+    assert built(few, "idm").supply.training.augmentation is None
+    assert built(few, "dc").augmentation is None
+    assert built(few, "dsa").augmentation.compose == "one"
