@@ -164,11 +164,9 @@ def judged(
     made: list[tuple[str, SurrogateSet]], data: RealData, teacher: Teacher, args: argparse.Namespace, seed: int
 ) -> list[dict]:
     """Rows of these named sets and of the baselines; soft ones as well for those in ``SOFT``, where asked."""
-    names = {one.content_hash(): name for name, one in made}
     if args.soft:
         labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
         made = [(n, gd.label_set(one, teacher, labels, seed=seed) if n in SOFT else one) for n, one in made]
-        names |= {one.content_hash(): name for name, one in made}
     config = EvaluateConfig(
         network="convnet",
         runs=args.runs,
@@ -179,8 +177,16 @@ def judged(
         **training(args),
     )
     rows = (soft_rows if args.soft == "alone" else all_rows)(data, [one for _, one in made], config, seed, teacher)
-    rows = [{**row, "name": names.get(row["set"]) or baseline(row), "seed": seed} for row in rows]
-    return [{k: row[k] for k in ("seed", "name", "ipc", "labels", "accuracy", "ci95_vs_random")} for row in rows]
+    names: dict[str, list[str]] = {}  # of the same images, too, such as those of a gate that refused nothing
+    for name, one in made:
+        for known in {one.content_hash(), replace(one, soft_labels=None).content_hash()}:
+            names.setdefault(known, []).append(name)
+    told = ("ipc", "labels", "accuracy", "ci95_vs_random")
+    return [
+        {"seed": seed, "name": name, **{k: row[k] for k in told}}
+        for row in rows
+        for name in names.get(row["set"], [baseline(row)])
+    ]
 
 
 def all_rows(data: RealData, sets: list[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher) -> list:
