@@ -38,7 +38,8 @@ from gendistill.stages.matching import CHECKPOINTS, matched, start_set
 from gendistill.stages.matching_plan import MATCHING
 from gendistill.stages.moved import moved
 from gendistill.stages.output import output
-from gendistill.stages.refine import check_inputs, ground_space, save_anew, with_meta
+from gendistill.stages.refine import ground_space, save_anew, with_meta
+from gendistill.stages.refine_checks import check_inputs
 from gendistill.surrogate.surrogate import SurrogateSet
 
 
