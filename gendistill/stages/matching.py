@@ -10,13 +10,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from gendistill.config import (
-    DistillConfig,
-    MatchingStart,
-    need,
-    sizes,
-    to_dict,
-)
+from gendistill.config import DistillConfig, MatchingStart, need, sizes, to_dict
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json

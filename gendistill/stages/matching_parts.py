@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from gendistill import runtime
-from gendistill.config import (
-    MatchingConfig,
-)
+from gendistill.config import MatchingConfig
 from gendistill.data.real import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError

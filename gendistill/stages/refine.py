@@ -12,36 +12,19 @@ from typing import Any
 
 from gendistill import runtime
 from gendistill.commands import RefineCommand
-from gendistill.config import (
-    DistillConfig,
-    MatchingConfig,
-    ObjectiveConfig,
-    RefineConfig,
-    need,
-    section,
-    sizes,
-)
+from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, need, section, sizes
 from gendistill.data.real import RealData
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import (
-    class_w2,
-)
+from gendistill.refine.barycenter import class_w2
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
 from gendistill.refine.space import GroundSpace
 from gendistill.stages.chunks import CHUNKS, latent_region, refine_images
-from gendistill.stages.folders import (
-    StageFolder,
-    command_line,
-    finished,
-    stage_folder,
-    stage_settings,
-    versions,
-)
+from gendistill.stages.folders import StageFolder, command_line, finished, stage_folder, stage_settings, versions
 from gendistill.stages.matching import CHECKPOINTS, match
 from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.moved import moved

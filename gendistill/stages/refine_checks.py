@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gendistill.config import (
-    ObjectiveConfig,
-    RefineConfig,
-    need,
-)
+from gendistill.config import ObjectiveConfig, RefineConfig, need
 from gendistill.data.real import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
 from gendistill.networks.teacher import Teacher
-from gendistill.refine.barycenter import (
-    require_batch_norm,
-)
+from gendistill.refine.barycenter import require_batch_norm
 from gendistill.refine.pack import check_tiles
 from gendistill.refine.select import require_images
-from gendistill.stages.folders import (
-    same_test,
-)
+from gendistill.stages.folders import same_test
 from gendistill.stages.teachers import check_teacher
 from gendistill.surrogate.decode import named
 from gendistill.surrogate.surrogate import SurrogateSet
