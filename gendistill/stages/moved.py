@@ -18,9 +18,10 @@ def moved(target: Path) -> Iterator[str]:
 
 def _distance(w2: dict[str, float]) -> str:
     before, after = w2["before"], w2["after"]
-    rose = ", farther than they began" if after > before * (1 + 1e-6) else ""
+    moved = f"{before:.3g}" if after == before else f"{before:.3g} -> {after:.3g}"
+    rose = ", farther than they began" if after > before else ""
     later = [f"{w2[name]:.3g} once {name}" for name in ("packed", "matched") if name in w2]
-    return ", ".join([f"W2^2 to the real images {before:.3g} -> {after:.3g}{rose}", *later])
+    return ", ".join([f"W2^2 to the real images {moved}{rose}", *later])
 
 
 def _gate(gate: dict[str, Any] | None) -> str:
