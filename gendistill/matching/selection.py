@@ -195,8 +195,8 @@ def embed(
                 shape = features.shape[1], dimensions
                 projection = torch.randn(shape, generator=torch_rng(seed, "projection")).to(device) / dimensions**0.5
             features = features @ projection
-        found.append(features.cpu())
-    return torch.cat(found)
+        found.append(features)
+    return torch.cat(found).cpu()  # one wait a class
 
 
 def _features(network: Any, images: Tensor, bf16: bool) -> Tensor:

@@ -6,7 +6,8 @@
 Networks of idc's supply learn from real images; every few steps each rule picks a batch of every class, DREAM's with
 ``free`` clusters and with ``fixed`` ones of equal mass. Against the whole class: the MMD of the batch (biased, energy
 kernel) on features projected as selection projects them, the norm of its gradient in the compared parameters as a share
-of the class's, and the distance of the two gradients on the same scale, which is what a matching step inherits.
+of the class's, and the distance of the two gradients on the same scale, which is what a matching step inherits; then
+that of the mean gradient of ``--interval`` steps: picks stay for so many, random batches are drawn anew in each.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MEASURES = {
     "mmd": "MMD to the class",
     "norm": "gradient norm / the class's",
     "distance": "gradient distance / the class's norm",
+    "together": "the same, steps of an interval together",
 }
 PART = 128  # images in one gradient: as many as in a batch
 
@@ -80,19 +82,20 @@ class Whole:
         return total
 
     def measures(self, rule: str) -> dict[str, float]:
-        picks = self._picks(rule)
-        gradient, norm = self._gradient(self.index[picks]), self.gradient.norm()
+        batches = [self._picks(rule, step) for step in range(1 if RULES[rule] else self.args.interval)]
+        gradients, norm = torch.stack([self._gradient(self.index[picks]) for picks in batches]), self.gradient.norm()
         return {
-            "mmd": batch_mmd(self.features, self.features[picks]).item(),
-            "norm": (gradient.norm() / norm).item(),
-            "distance": ((gradient - self.gradient).norm() / norm).item(),
+            "mmd": batch_mmd(self.features, self.features[batches[0]]).item(),
+            "norm": (gradients[0].norm() / norm).item(),
+            "distance": ((gradients[0] - self.gradient).norm() / norm).item(),
+            "together": ((gradients.mean(0) - self.gradient).norm() / norm).item(),
         }
 
-    def _picks(self, rule: str) -> Tensor:
+    def _picks(self, rule: str, step: int) -> Tensor:
         """Places in the class, as the selections choose them."""
         everyone, weights, count = torch.arange(len(self.index)), RULES[rule], self.args.batch
         if weights is None:
-            return drawn(everyone, count, torch_rng(self.seed, "random"))
+            return drawn(everyone, count, torch_rng(self.seed, "random", step))
         among = drawn(everyone, self.args.candidates or len(everyone), torch_rng(self.seed, "candidates"))
         return among[representatives(self.features[among], count, self.seed, weights=weights)]
 
@@ -130,6 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="inner steps, between which a network learns")
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--interval", type=int, default=10, help="steps that picks stay for")
     parser.add_argument("--candidates", type=int, default=512)
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--width", type=int, default=128)
@@ -147,7 +151,7 @@ def main() -> None:
         Panel(words, "inner steps of the network", "", [Line(rule, averaged(by_seed, rule, name)) for rule in RULES])
         for name, words in MEASURES.items()
     ]
-    args.output.write_text(svg(panels, columns=3), encoding="utf-8")
+    args.output.write_text(svg(panels, columns=2), encoding="utf-8")
 
 
 if __name__ == "__main__":
