@@ -66,6 +66,11 @@ def device() -> torch.device:
     return processes().device
 
 
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on the device; what goes to CUDA is staged by the driver, so the host need not wait for its queue."""
+    return value.to(device, non_blocking=device.type == "cuda")
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 itself: most GPUs of today, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":

@@ -29,12 +29,14 @@ from gendistill.matching.functional import (
     check_batches,
     class_labels,
     laid_out,
+    lengths,
     structure,
 )
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
 
 ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory
+PIXELS = 2**28  # values of real images at once, 1 GiB in fp32
 CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
 Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
@@ -73,7 +75,7 @@ class FeatureMatching:
         real: Sequence[Tensor],
         views: Sequence[Tensor],
         labels: Sequence[int] | Tensor,
-        accuracy: float | None = None,
+        accuracy: float | Tensor | None = None,
     ) -> Tensor:
         """Each class's loss, (K,), differentiable once in its views.
 
@@ -93,11 +95,12 @@ class FeatureMatching:
         skeleton, look = self._program(network, alone)
         tensors = skeleton.tensors(network, channels_last=self.channels_last)
         with torch.no_grad():
-            if alone:
-                wanted = torch.cat([self._real_means(look, tensors, [batch], len(batch)) for batch in real])
-            else:
-                wanted = self._real_means(look, tensors, real, _rows(real[0]))
-        return Prepared(self, look, tensors, class_labels(labels, real[0].device), wanted, alone)
+            first, counts = real[0], lengths(real)
+            most = 1 if alone else max(1, PIXELS // (max(counts) * first[0].numel()))
+            parts = [real[start : start + most] for start in range(0, len(counts), most)]
+            rows = max(counts) if alone else _rows(first)
+            wanted = torch.cat([self._real_means(look, tensors, part, rows) for part in parts])
+        return Prepared(self, look, tensors, class_labels(labels, first.device), wanted, alone)
 
     def _program(self, network: nn.Module, own_statistics: bool) -> tuple[Skeleton, Look]:
         key = own_statistics, structure(network)
@@ -109,7 +112,7 @@ class FeatureMatching:
     def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
         """Mean features (K,D) of K batches, so many rows at a time."""
         images = torch.cat(list(real))
-        counts = torch.tensor([len(batch) for batch in real]).to(images.device)
+        counts = runtime.sent(torch.tensor([len(batch) for batch in real]), images.device)
         owners = torch.arange(len(real), device=images.device).repeat_interleave(counts, output_size=len(images))
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
@@ -124,7 +127,7 @@ class FeatureMatching:
         views: Sequence[Tensor],
         wanted: Tensor,
         labels: Tensor,
-        accuracy: float,
+        accuracy: float | Tensor,
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """Losses of k classes whose real mean features are ``wanted`` (k,D), and the gradients of their views."""
         counts = [len(batch) for batch in views]
@@ -167,15 +170,16 @@ class Prepared:
     wanted: Tensor
     alone: bool
 
-    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+    def losses(self, views: Sequence[Tensor], accuracy: float | Tensor | None = None) -> Tensor:
         """As ``FeatureMatching.losses``."""
         if self.objective.ce_weight and accuracy is None:
             raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
+        known = 0.0 if accuracy is None else accuracy
         found: list[Tensor] = []
         with torch.enable_grad():
             for part in _chunks(views, 1 if self.alone else self.objective.classes_per_chunk):
                 values, gradients = self.objective.of_views(
-                    self.look, self.tensors, views[part], self.wanted[part], self.labels[part], accuracy or 0.0
+                    self.look, self.tensors, views[part], self.wanted[part], self.labels[part], known
                 )
                 found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
             return torch.stack(found)

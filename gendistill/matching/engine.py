@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gendistill import runtime
 from gendistill.data.images import to_float
 from gendistill.data.real import Split
 from gendistill.data.siamese import Draw, Siamese
 from gendistill.errors import ArtifactError
 from gendistill.matching.clock import Clock
+from gendistill.matching.functional import Batches
 from gendistill.matching.selection import Selection
 from gendistill.matching.steps import joint_rule
 from gendistill.matching.stored import Stored
@@ -41,7 +43,7 @@ class Objective(Protocol):
 
 
 class Prepared(Protocol):
-    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+    def losses(self, views: Sequence[Tensor], accuracy: float | Tensor | None = None) -> Tensor:
         """(K,) differentiable in the views (Z_k,C,H,W); ``accuracy`` is the network's on real images, a fraction."""
         ...
 
@@ -114,17 +116,20 @@ class Matcher:
         """One step of every set; returns each one's mean loss over classes."""
         labels = range(self.sets[0].classes)
         with self.clock.part("select"):
-            # where an iteration is one step, what a selection keeps for some steps it keeps for some iterations
-            moment = (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
-            picks = self.selection.picks(network, *moment)
+            picks = self.selection.picks(network, *self.moment(inner))
         with self.clock.part("match"):
             draws = [self._draw(inner, label) for label in labels]
-            images = [
-                self._seen(draw, to_float(self.real.images[pick.to(self.real.images.device)]))
-                for draw, pick in zip(draws, picks, strict=True)
-            ]
+            images = Batches([len(pick) for pick in picks], lambda label: self._real(picks[label], draws[label]))
             real = self.objective.prepared(network, images, labels)
             return [self._descend(place, real, draws, inner) for place in range(len(self.sets))]
+
+    def moment(self, inner: int) -> tuple[int, int]:
+        """(iteration, inner step) for a selection: where an iteration is one step, what it keeps for some steps it
+        keeps for some iterations."""
+        return (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
+
+    def _real(self, pick: Tensor, draw: Draw | None) -> Tensor:
+        return self._seen(draw, to_float(self.real.images[runtime.sent(pick, self.real.images.device)]))
 
     def _draw(self, inner: int, label: int) -> Draw | None:
         if self.augmentation is None:
@@ -137,9 +142,10 @@ class Matcher:
         return images if draw is None else draw.apply(images)
 
     def _descend(self, place: int, real: Prepared, draws: list[Draw | None], inner: int) -> Tensor:
-        leaf = self.sets[place].images.detach().requires_grad_()
-        stored, labels = replace(self.sets[place], images=leaf), range(len(draws))
-        views = [self._seen(draws[label], self._views(stored, label, inner)) for label in labels]
+        stored = self.sets[place]
+        leaf = stored.images.detach().requires_grad_()
+        parts = leaf.split(stored.ipc)  # once: a slice a class would fill a gradient of all classes for each of them
+        views = [self._seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in enumerate(draws)]
         losses = real.losses(views, self.supply.accuracy())
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
@@ -149,12 +155,12 @@ class Matcher:
         self.sets[place] = replace(stored, images=leaf.detach().sub(self.velocities[place], alpha=rate))
         return losses.detach().mean()
 
-    def _views(self, stored: Stored, label: int, inner: int) -> Tensor:
-        views, most = stored.views(label), self.plan.most_views
+    def _views(self, views: Tensor, label: int, inner: int) -> Tensor:
+        most = self.plan.most_views
         if most is None or len(views) <= most:
             return views
         rng = torch_rng(self.seed, "views", self.iteration, inner, label)
-        return views[torch.randperm(len(views), generator=rng)[:most].to(views.device)]
+        return views[runtime.sent(torch.randperm(len(views), generator=rng)[:most], views.device)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The run between two iterations, as tensors."""

@@ -5,14 +5,39 @@ Legend: B images of a batch, C,H,W an image, D features, K classes of a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gendistill import runtime
+
 Tensors = dict[str, Tensor]
+
+
+class Batches(Sequence[Tensor]):
+    """Batches (R_k,C,H,W) of known lengths, made when they are asked for; only the last one is kept."""
+
+    def __init__(self, counts: Sequence[int], make: Callable[[int], Tensor]) -> None:
+        self.counts, self.make = counts, make
+        self._last: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[c] for c in range(len(self))[place]]
+        if self._last is None or self._last[0] != place:
+            self._last = place, self.make(place)
+        return self._last[1]
+
+
+def lengths(batches: Sequence[Tensor]) -> Sequence[int]:
+    """R_k of each batch, none of which is made for it."""
+    return batches.counts if isinstance(batches, Batches) else [len(batch) for batch in batches]
 
 
 class Skeleton:
@@ -112,7 +137,7 @@ def attached(value: Tensor, view: Tensor, gradient: Tensor) -> Tensor:
 
 def class_labels(labels: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """int64 (K,) on the device."""
-    return torch.as_tensor(labels, dtype=torch.int64, device=device)
+    return runtime.sent(torch.as_tensor(labels, dtype=torch.int64), device)
 
 
 def check_batches(real: Sequence[Tensor], views: Sequence[Tensor], labels: Sequence[int] | Tensor) -> None:

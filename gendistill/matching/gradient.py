@@ -29,6 +29,7 @@ from gendistill.matching.functional import (
     check_batches,
     class_labels,
     laid_out,
+    lengths,
     structure,
 )
 from gendistill.objectives.matching import DISTANCES, Distance, gradient_distance, mean_feature_distance
@@ -86,14 +87,16 @@ class GradientMatching:
 
     def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
         """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
-        program = self._program(network, real[0])
+        first = real[0]
+        program = self._program(network, first)
         tensors = program.skeleton.tensors(network, channels_last=self.channels_last)
-        targets = class_labels(labels, real[0].device)
+        targets = list(class_labels(labels, first.device))
         sides: dict[int, Side] = {}
         with torch.no_grad():
-            for places in _chunks([batch.shape for batch in real], self.classes_per_chunk):
+            for places in _chunks(lengths(real), self.classes_per_chunk):
                 images = _stacked([real[c].detach() for c in places], self.channels_last)
-                sides |= zip(places, program.real(tensors, images, targets[places]), strict=True)
+                own = torch.stack([targets[c] for c in places])
+                sides |= zip(places, program.real(tensors, images, own), strict=True)
         return Prepared(self, program, tensors, targets, [sides[c] for c in range(len(real))])
 
     def _program(self, network: nn.Module, images: Tensor) -> _Program:
@@ -132,18 +135,18 @@ class Prepared:
     objective: GradientMatching
     program: _Program
     tensors: Tensors
-    labels: Tensor
+    labels: list[Tensor]
     real: list[Side]
 
-    def losses(self, views: Sequence[Tensor], accuracy: float | None = None) -> Tensor:
+    def losses(self, views: Sequence[Tensor], accuracy: float | Tensor | None = None) -> Tensor:
         """As ``GradientMatching.losses``; ``accuracy`` plays no part."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
         shapes = [(view.shape, self.real[c][1].shape) for c, view in enumerate(views)]
         with torch.no_grad():
             for places in _chunks(shapes, self.objective.classes_per_chunk):
                 images = _stacked([views[c].detach() for c in places], self.objective.channels_last)
-                sides = [self.real[c] for c in places]
-                gradients, values = self.program.matched(self.tensors, images, self.labels[places], sides)
+                sides, labels = [self.real[c] for c in places], torch.stack([self.labels[c] for c in places])
+                gradients, values = self.program.matched(self.tensors, images, labels, sides)
                 found |= zip(places, zip(values, gradients, strict=True), strict=True)
         return torch.stack([attached(found[c][0], view, found[c][1]) for c, view in enumerate(views)])
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 from gendistill.errors import ConfigError
+from gendistill.networks.registry import RESNETS
 
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
 ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
@@ -32,7 +33,7 @@ def check_used(
         if method not in methods and getattr(given, name):
             expected = f"null with method {method}; it is an option of {', '.join(methods)}"
             raise _refused(name, given, expected)
-    if not given.network.startswith("convnet"):
+    if given.network.removesuffix("_bn") in RESNETS or given.network.startswith("timm:"):
         for name in ("width", "depth"):
             if (value := getattr(given, name)) != (usual := getattr(MatchingConfig(), name)):
                 expected = "null" if usual is None else usual
@@ -60,12 +61,16 @@ def idle(method: MatchingMethod, selection: SelectionKind, config: MatchingConfi
         found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
     if method == "idm":
         return found | {"warm_steps": "with method idm, whose networks learn in their queue"}
+    if method == "dm" and config.network.endswith("_bn"):
+        found["classes_per_chunk"] = "with method dm and batch norm, which sees one class at a time"
     if config.train_on == "none" or config.inner_steps == 1:
         why = "with matching.train_on none: no network learns"
         if config.train_on != "none":
             why = "with matching.inner_steps 1: networks learn between two inner steps"
             found["train_on"] = why
         found["train_steps"] = why
-        if not config.warm_steps:
-            found |= dict.fromkeys(TRAINING, why)
-    return found
+    elif not config.train_steps:
+        why = "with matching.train_steps 0: no network learns"
+    else:
+        return found
+    return found if config.warm_steps else found | dict.fromkeys(TRAINING, why)

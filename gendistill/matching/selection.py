@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gendistill import runtime
 from gendistill.data.images import to_float
 from gendistill.data.real import Split
-from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter
 
@@ -185,7 +185,7 @@ def embed(
     if len(parts) > 1 and len(parts[-1]) == 1:  # of which batch norm could take no statistics
         parts[-2:] = [torch.cat(parts[-2:])]
     for part in parts:
-        images = to_float(split.images[part].to(device))
+        images = runtime.sent(to_float(split.images[runtime.sent(part, split.images.device)]), device)
         if bf16 or compile:
             images = images.contiguous(memory_format=torch.channels_last)
         whole = compile and len(part) == rows  # every other size would be compiled anew
@@ -193,7 +193,8 @@ def embed(
         if dimensions is not None and dimensions < features.shape[1]:
             if projection is None:
                 shape = features.shape[1], dimensions
-                projection = torch.randn(shape, generator=torch_rng(seed, "projection")).to(device) / dimensions**0.5
+                projection = runtime.sent(torch.randn(shape, generator=torch_rng(seed, "projection")), device)
+                projection = projection / dimensions**0.5
             features = features @ projection
         found.append(features)
     return torch.cat(found).cpu()  # one wait a class
@@ -240,20 +241,6 @@ def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 
         return torch.from_numpy(assign(np.repeat(centres, per_cluster, 0), points))
 
 
-def clustered_start(features: Tensor, count: int, seed: int) -> Tensor:
-    """Positions (count,) of the images that a class's synthetic ones start from: k = ipc * factor^2 representatives.
-
-    Raises:
-        ConfigError: fewer images than ``count``.
-    """
-    if len(features) < count:
-        raise ConfigError(
-            f"A clustered start needs {count} images of every class (ipc x factor^2) but one has {len(features)}; "
-            "lower ipc or factor."
-        )
-    return representatives(features, count, seed)
-
-
 def kmeans_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Centres (count,d) of one run of k-means; scikit-learn moves a centre that lost its points to the farthest point.
 
@@ -280,7 +267,7 @@ def batch_mmd(features: Tensor, batch: Tensor) -> Tensor:
 
 def _members(split: Split, classes: int) -> list[Tensor]:
     """Positions of every class, in storage order."""
-    found = [split.of_class(label) for label in range(classes)]
+    found = [split.of_class(label).cpu() for label in range(classes)]
     empty = [label for label, index in enumerate(found) if not len(index)]
     if empty:
         raise DataError(f"Classes {empty[:5]} have no real image to match; expected at least one of every class.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from gendistill.config import MatchingStart
 from gendistill.data.real import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.matching.selection import clustered_start, embed
+from gendistill.matching.selection import embed, representatives
 from gendistill.matching.stored import Stored, noise, of_images, of_picks
 from gendistill.matching.supply import Build
 from gendistill.progress import track
@@ -46,7 +46,7 @@ def starts(
             )
         if network is not None:
             features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
-            chosen = {ipc: clustered_start(features, ipc * tiles, own) for ipc in ipcs}
+            chosen = {ipc: representatives(features, ipc * tiles, own) for ipc in ipcs}
         else:
             order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
             chosen = {ipc: order[: ipc * tiles] for ipc in ipcs}

@@ -40,8 +40,11 @@ class Stored:
 
     def views(self, label: int) -> Tensor:
         """All views (ipc*V,C,H,W) of a class in [-1, 1], differentiable in the images."""
-        own = self.images[label * self.ipc : (label + 1) * self.ipc]
-        return 2 * float_views(own, self.factor) - 1
+        return self.decoded(self.images[label * self.ipc : (label + 1) * self.ipc])
+
+    def decoded(self, images: Tensor) -> Tensor:
+        """All views (n*V,C,H,W) in [-1, 1] of n stored images."""
+        return 2 * float_views(images, self.factor) - 1
 
     def to(self, device: torch.device) -> Stored:
         return replace(self, images=self.images.to(device))

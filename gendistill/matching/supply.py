@@ -81,7 +81,7 @@ class Training:
     ) -> None:
         """Steps ``first`` to ``first + steps`` - 1 of the walk through ``split`` that ``seed`` names."""
         for step in range(first, first + steps):
-            index = batch_indices(len(split), self.batch_size, step, seed).to(split.labels.device)
+            index = runtime.sent(batch_indices(len(split), self.batch_size, step, seed), split.labels.device)
             self.step(network, optimizer, to_float(split.images[index]), split.labels[index], derive(seed, step))
 
 
@@ -94,8 +94,9 @@ class Supply(Protocol):
         ...
 
     def network(self, iteration: int) -> nn.Module: ...
-    def accuracy(self) -> float:
-        """Of the iteration's network on the real images of its last training, a fraction."""
+    def accuracy(self) -> float | Tensor:
+        """Of the iteration's network on the real images of its last training, a fraction; a tensor is on the device,
+        and reading it would wait for all that is queued there."""
         ...
 
     def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None: ...
@@ -145,11 +146,11 @@ class Fresh:
         (own,) = stored
         with torch.no_grad():
             images = torch.cat([own.views(label) for label in range(own.classes)])
-        labels = own.labels.repeat_interleave(views_in(own.factor)).to(images.device)
+        labels = runtime.sent(own.labels.repeat_interleave(views_in(own.factor)), images.device)
         size = min(self.training.batch_size, len(images))
         seed = derive(self.seed, "surrogate training", iteration, inner)
         for step in range(self.steps * -(-len(images) // size)):
-            index = batch_indices(len(images), size, step, seed).to(images.device)
+            index = runtime.sent(batch_indices(len(images), size, step, seed), images.device)
             self.training.step(network, optimizer, images[index], labels[index], derive(seed, step))
 
     def _on_real(self, iteration: int, steps: int) -> None:
@@ -211,8 +212,8 @@ class Queue:
         network = self.build(seed)
         return _Member(network, self.training.optimizer(network))
 
-    def accuracy(self) -> float:
-        return float(self._members[self._drawn].accuracy)
+    def accuracy(self) -> float | Tensor:
+        return self._members[self._drawn].accuracy
 
     def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None:
         """Networks rest while images are matched."""
@@ -229,10 +230,11 @@ class Queue:
         network = member.network.train()
         self.training.on_split(network, member.optimizer, self.real, 0, steps, seed)
         member.steps += steps
-        index = batch_indices(len(self.real), self.training.batch_size, steps, seed).to(self.real.labels.device)
+        index = batch_indices(len(self.real), self.training.batch_size, steps, seed)
+        index = runtime.sent(index, self.real.labels.device)
         with torch.no_grad(), torch.autocast(index.device.type, torch.bfloat16, enabled=self.training.bf16):
             guesses = network.eval()(to_float(self.real.images[index])).argmax(1)
-        member.accuracy = (guesses == self.real.labels[index]).float().mean()  # read when it is drawn, not waited for
+        member.accuracy = (guesses == self.real.labels[index]).float().mean()
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"progress": torch.tensor([[m.steps, m.accuracy] for m in self._members], dtype=torch.float64)}
@@ -247,7 +249,8 @@ class Queue:
             member = self._member(0)
             member.network.load_state_dict(runtime.unprefixed(f"{place}.network", state))
             runtime.restore_optimizer(member.optimizer, runtime.unprefixed(f"{place}.training", state))
-            member.steps, member.accuracy = int(steps), accuracy
+            member.steps = int(steps)
+            member.accuracy = torch.tensor(accuracy, dtype=torch.float32, device=self.real.labels.device)
             self._members.append(member)
 
 

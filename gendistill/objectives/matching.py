@@ -69,7 +69,7 @@ def mean_feature_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     return (real.mean(0) - synthetic.mean(0)).square().sum()
 
 
-def class_aware_cross_entropy(logits: Tensor, labels: Tensor, accuracy: float, weight: float) -> Tensor:
+def class_aware_cross_entropy(logits: Tensor, labels: Tensor, accuracy: float | Tensor, weight: float) -> Tensor:
     """weight * accuracy * mean cross-entropy of logits (Z,K) with labels (Z,), a scalar (IDM, arXiv 2307.09742).
 
     ``accuracy`` is the network's on its training data, a FRACTION: a network that knows little says little. IDM's
@@ -78,6 +78,6 @@ def class_aware_cross_entropy(logits: Tensor, labels: Tensor, accuracy: float, w
     Raises:
         ValueError: the accuracy is no fraction.
     """
-    if not 0 <= accuracy <= 1:
+    if not isinstance(accuracy, Tensor) and not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy is {accuracy}; expected a fraction from 0 to 1, not percent.")
     return weight * accuracy * F.cross_entropy(logits, labels)

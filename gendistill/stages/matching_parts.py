@@ -25,7 +25,8 @@ from gendistill.stages.matching_plan import Run, filled, formation, network_of
 from gendistill.surrogate.decode import views_in
 from gendistill.surrogate.surrogate import SurrogateSet
 
-GPU_CLASSES = 10  # of a gradient's pass; batches of one class leave a GPU idle
+GPU_CLASSES = 10  # most of a gradient's pass; batches of one class leave a GPU idle
+GPU_PIXELS = 1280 * 32**2  # of it: 10 classes of CIFAR-10's batches; second derivatives of more may not fit
 
 
 def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
@@ -50,8 +51,8 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     matcher = Matcher(
         sets=sets,
         real=real,
-        objective=_objective(run),
-        selection=_selection(run, data, seed),
+        objective=_objective(run, data.image_size),
+        selection=_selection(run, real, len(data.classes), seed),
         supply=_supply(run, data, real, network, seed),
         augmentation=_augmentation(config, data.train, matching=True),
         plan=Plan(
@@ -90,27 +91,34 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
         ) from error
 
 
-def _objective(run: Run) -> Objective:
+def _objective(run: Run, side: int) -> Objective:
     config = run.config
+    views = max(run.ipcs) * views_in(formation(config))
+    rows = max(filled(config.real_batch), min(views, config.most_views or views))
     fast: dict[str, Any] = {**run.fast._asdict(), "channels_last": any(run.fast)}
     if run.method in GRADIENT:
         return GradientMatching(
             distance=filled(config.distance),
             parameters="all" if config.match_head else "no_head",
             feature_mean=filled(config.feature_weight),
-            classes_per_chunk=config.classes_per_chunk or (1 if runtime.device().type == "cpu" else GPU_CLASSES),
+            classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
             **fast,
         )
     return FeatureMatching(ce_weight=filled(config.class_aware), classes_per_chunk=config.classes_per_chunk, **fast)
 
 
-def _selection(run: Run, data: RealData, seed: int) -> Selection:
-    config, classes = run.config, len(data.classes)
+def classes_together(device: torch.device, rows: int, side: int) -> int:
+    """Classes of one gradient's pass, ``rows`` images of ``side`` px each: on a CPU one by one is fastest."""
+    return 1 if device.type == "cpu" else min(GPU_CLASSES, max(1, GPU_PIXELS // (rows * side**2)))
+
+
+def _selection(run: Run, real: Split, classes: int, seed: int) -> Selection:
+    config = run.config
     batch = filled(config.real_batch)
     if run.selection == "random":
-        return RandomSelection(data.train, classes, batch, seed)
+        return RandomSelection(real, classes, batch, seed)
     return RepresentativeSelection(
-        data.train,
+        real,
         classes,
         batch,
         seed,

@@ -75,9 +75,11 @@ class Whole:
 
     def _gradient(self, index: Tensor) -> Tensor:
         """Of the mean loss of these images, flat."""
-        total = torch.zeros(())
+        device = next(self.network.parameters()).device
+        total = torch.zeros((), device=device)
         for part in index.split(PART):
-            side = self.objective.prepared(self.network, [to_float(self.data.train.images[part])], [self.label]).real[0]
+            images = to_float(self.data.train.images[part].to(device))
+            side = self.objective.prepared(self.network, [images], [self.label]).real[0]
             total = total + len(part) / len(index) * torch.cat([g.flatten() for g in side[0]])
         return total
 

@@ -57,7 +57,7 @@ class ReleasedMatching:
                 self.picks[label] = self._clustered(network, label)
             draw = self.matcher._draw(inner, label)
             real = to_float(self.matcher.real.images[self.picks[label]])
-            views = self.matcher._views(replace(self.stored, images=self.images), label, inner)
+            views = self.matcher._views(replace(self.stored, images=self.images).views(label), label, inner)
             if draw is not None:
                 real, views = draw.apply(real), draw.apply(views)
             gradients = isinstance(self.matcher.objective, GradientMatching)
@@ -76,8 +76,7 @@ class ReleasedMatching:
 
     def _pick(self, network: nn.Module, inner: int) -> None:
         if not isinstance(self.matcher.selection, RepresentativeSelection):
-            moment = (self.matcher.iteration, inner) if self.plan.inner_steps > 1 else (0, self.matcher.iteration)
-            self.picks = dict(enumerate(self.matcher.selection.picks(network, *moment)))
+            self.picks = dict(enumerate(self.matcher.selection.picks(network, *self.matcher.moment(inner))))
 
     def _clustered(self, network: nn.Module, label: int) -> Tensor:
         from sklearn.cluster import KMeans
@@ -88,7 +87,7 @@ class ReleasedMatching:
         centres = torch.from_numpy(KMeans(count, n_init=1, random_state=0).fit(features.numpy()).cluster_centers_)
         nearest = torch.cdist(centres, features).argmin(1)
         self.clustering += time.perf_counter() - begun
-        return index[nearest]
+        return index[nearest.to(index.device)]
 
     def _of_gradients(self, network: nn.Module, real: Tensor, views: Tensor, label: int) -> Tensor:
         """IDC's: all parameters are asked for, the weights but for the classifier's are compared."""
@@ -96,7 +95,7 @@ class ReleasedMatching:
         compared = [i for i, p in enumerate(parameters) if p.dim() >= 2 and not names[i].startswith("head")]
 
         def gradients(images: Tensor, graph: bool) -> list[Tensor]:
-            loss = F.cross_entropy(network(images), torch.full((len(images),), label))
+            loss = F.cross_entropy(network(images), torch.full((len(images),), label, device=images.device))
             found = torch.autograd.grad(loss, parameters, create_graph=graph)
             return [found[i] for i in compared]
 
@@ -109,5 +108,5 @@ class ReleasedMatching:
         loss, weight = mean_feature_distance(wanted, network.features(views)), self.matcher.objective.ce_weight
         if not weight:
             return loss
-        labels = torch.full((len(views),), label)
+        labels = torch.full((len(views),), label, device=views.device)
         return loss + class_aware_cross_entropy(network(views), labels, self.matcher.supply.accuracy(), weight)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from gendistill.errors import ConfigError
 from gendistill.matching import distribution
 from gendistill.matching.distribution import FeatureMatching
+from gendistill.matching.functional import Batches
 from tests.matching.references import WithDropout, batches, image_cosine, network_of, values_and_gradients
 
 ACCURACY = 0.6
@@ -52,6 +53,18 @@ def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(nam
     expected = values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1]), views)
     monkeypatch.setattr(distribution, "CPU_ROWS", 4)
     assert_same(values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1]), views), expected)
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn"])
+def test_real_images_need_not_lie_in_memory_together(name, monkeypatch):
+    network, (real, views) = network_of(name), batches((7, 3, 4), (2, 2, 2))
+    expected = values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1, 2]), views)
+    made = []
+    lazy = Batches([7, 3, 4], lambda place: (made.append(place), real[place])[1])
+    monkeypatch.setattr(distribution, "PIXELS", 2 * 7 * real[0][0].numel())
+    prepared = FeatureMatching().prepared(network, lazy, [0, 1, 2])
+    assert made == [0, 1, 2]  # each once
+    assert_same(values_and_gradients(prepared.losses(views), views), expected)
 
 
 @pytest.mark.parametrize(

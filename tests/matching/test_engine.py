@@ -106,7 +106,7 @@ def test_resume_gives_the_same_images(data, method, selection):
 
 def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
     engine = matcher(data, one_run(data, "idc", 2, factor=2, most_views=3))
-    views = [engine._views(engine.sets[0], 4, inner) for inner in (0, 0, 1)]
+    views = [engine._views(engine.sets[0].views(4), 4, inner) for inner in (0, 0, 1)]
     assert all(len(some) == 3 for some in views)
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])

@@ -13,11 +13,10 @@ from torch import nn
 from gendistill.config import SelectionKind
 from gendistill.data.images import to_float
 from gendistill.data.real import RealData, Split
-from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.errors import ArtifactError, DataError
 from gendistill.matching.selection import (
     SELECTIONS,
     batch_mmd,
-    clustered_start,
     drawn,
     embed,
     representatives,
@@ -392,19 +391,15 @@ def test_picks_of_other_classes_are_refused(digits: RealData):
 # the start, the measure and the options
 
 
-def test_a_clustered_start_is_the_same_rule():
+def test_as_many_representatives_as_clusters_are_of_one_each():
     split, cluster = blobs([15] * 8)
     index = split.of_class(1)
-    start = clustered_start(embed(Pixels(), split, index), 8, seed=2)
+    start = representatives(embed(Pixels(), split, index), 8, seed=2)
     assert sorted(cluster[index[start]].tolist()) == list(range(8))
-    assert torch.equal(start, representatives(embed(Pixels(), split, index), 8, 2))
 
 
-def test_a_start_of_as_many_images_as_there_are_takes_all_and_of_more_is_refused():
-    features = torch.randn(12, 3, generator=torch_rng(0))
-    assert clustered_start(features, 12, 0).tolist() == list(range(12))
-    with pytest.raises(ConfigError, match="needs 13 images of every class"):
-        clustered_start(features, 13, 0)
+def test_as_many_representatives_as_images_are_all_of_them():
+    assert representatives(torch.randn(12, 3, generator=torch_rng(0)), 12, 0).tolist() == list(range(12))
 
 
 def test_mmd_equals_the_kernel_sums():

@@ -17,13 +17,14 @@ from gendistill.config import DataConfig, DistillConfig, MatchingConfig, Matchin
 from gendistill.data.sources import load_data
 from gendistill.matching.engine import PARTS
 from gendistill.matching.presets import Images, image_rate
-from gendistill.runtime import Checkpoints
+from gendistill.runtime import Checkpoints, device
 from gendistill.stages.distill import distill
 from gendistill.stages.folders import StageFolder
 from gendistill.stages.matching import match
-from gendistill.stages.matching_parts import build
+from gendistill.stages.matching_parts import build, classes_together
 from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.snapshots import save_whole
+from gendistill.surrogate.pack import tiled
 from gendistill.surrogate.surrogate import SurrogateSet
 from tests.helpers import gendistill, start
 
@@ -81,8 +82,14 @@ def test_views_of_several_factors_are_matched_saved_and_judged(method, tmp_path,
 def test_classes_of_a_pass_reach_the_objective(method, given, digits):
     config = DistillConfig(method=method, ipc=1, matching=MatchingConfig(width=8, classes_per_chunk=given))
     (run,) = plan_runs(config, digits)
-    default = 1 if method in ("dc", "dsa", "idc") else None
+    default = classes_together(device(), run.config.real_batch, 8) if method in ("dc", "dsa", "idc") else None
     assert build(digits, run, seed=0).objective.classes_per_chunk == (given or default)
+
+
+def test_a_gpu_takes_fewer_classes_together_the_larger_their_images_are():
+    gpu = torch.device("cuda")
+    assert [classes_together(gpu, 128, side) for side in (8, 32, 64, 224)] == [10, 10, 2, 1]
+    assert classes_together(torch.device("cpu"), 128, 32) == 1
 
 
 def test_snapshots_are_sets_with_their_iteration(tmp_path):
@@ -150,13 +157,16 @@ def test_another_set_is_carried_on_by_matching(tmp_path):
         )
         == 0
     )
-    for method, ipc in (("dm", 4), ("idc", 1)):
-        target = tmp_path / method
-        assert distil(method, "random", target, "--ipc", ipc, "--matching.start", tmp_path / "k" / "ipc-4") == 0
-        assert SurrogateSet.load(target / f"ipc-{ipc}").ipc == ipc
-    begun, made = SurrogateSet.load(tmp_path / "k" / "ipc-4"), SurrogateSet.load(tmp_path / "dm" / "ipc-4")
-    change = (begun.images.float() - made.images.float()).abs().mean()
-    assert 0 < change < 64
+    given = SurrogateSet.load(tmp_path / "k" / "ipc-4").images
+    begun = {("dm", 4): given, ("idc", 1): tiled(given, 2)}
+    for (method, ipc), images in begun.items():
+        target, options = tmp_path / method, ("--matching.start", tmp_path / "k" / "ipc-4", "--ipc", ipc)
+        options = (*options, "--matching.snapshot_every", 1, "--matching.learning_rate", 0.1)
+        assert distil(method, "random", target, *options) == 0
+        places = [target / "snapshots" / "iteration-000000" / f"ipc-{ipc}", target / f"ipc-{ipc}"]
+        first, last = (SurrogateSet.load(place).images for place in places)
+        assert torch.equal(first, images)
+        assert not torch.equal(last, images)
 
 
 def test_a_start_whose_weights_would_be_lost_or_that_is_too_small_is_refused(tmp_path, capsys):
@@ -234,6 +244,15 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         ),
         (("--method", "dm", "--matching.train_batch", 9), "train_batch is 9"),
         (("--method", "dm", "--matching.cutmix", 0.3), "cutmix is 0.3"),
+        (
+            ("--method", "idc", "--matching.train_steps", 0, "--matching.cutmix", 0.9),
+            "cutmix is 0.9; expected null with matching.train_steps 0",
+        ),
+        (
+            ("--matching.network", "resnet10_bn", "--method", "dm", "--matching.classes_per_chunk", 4),
+            "which sees one class at a time",
+        ),
+        (("--method", "dm", "--matching.network", "foo", "--matching.width", 8), "network is 'foo'; expected convnet"),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
         (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null with selection random"),
