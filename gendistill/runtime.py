@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gendistill import progress
 from gendistill.errors import ArtifactError, ConfigError
 
 T = TypeVar("T")
@@ -119,9 +120,28 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T]:
-    """torch.compile(function), for one caller."""
+    """torch.compile(function), for one caller; the function as it is, once the compiler has failed on it.
+
+    It does on some networks: torch 2.14 writes wrong C++ for the bf16 gradients of a ResNetAP of 128 px.
+    """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA is no news
-    return torch.compile(function, **options)
+    fast = torch.compile(function, **options)
+    from torch._dynamo.exc import BackendCompilerFailed  # a second of imports, which torch.compile needs too
+
+    failed = False
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        nonlocal failed
+        if not failed:
+            try:
+                return fast(*args, **kwargs)
+            except BackendCompilerFailed as error:
+                failed = True
+                progress.note(f"torch.compile fails here ({type(error).__name__}), so this part runs uncompiled")
+        return function(*args, **kwargs)
+
+    return call
 
 
 def make_accelerator(

@@ -23,7 +23,7 @@ class MatchingConfig:
 
     Attributes:
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm), or ``timm:NAME``.
+            (batch norm), or ``timm:NAME``; null is ``resnetap10`` for idc from 128 px on, else ``convnet``.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
@@ -73,7 +73,7 @@ class MatchingConfig:
             ``previews/``; 0 is none.
     """
 
-    network: str = "convnet"
+    network: str | None = None
     width: int = 128
     depth: int | None = None
     start: MatchingStart | Path | None = None

@@ -33,11 +33,12 @@ def check_used(
         if method not in methods and getattr(given, name):
             expected = f"null with method {method}; it is an option of {', '.join(methods)}"
             raise _refused(name, given, expected)
-    if given.network.removesuffix("_bn") in RESNETS or given.network.startswith("timm:"):
+    network = resolved[0].network or ""
+    if network.removesuffix("_bn") in RESNETS or network.startswith("timm:"):
         for name in ("width", "depth"):
             if (value := getattr(given, name)) != (usual := getattr(MatchingConfig(), name)):
                 expected = "null" if usual is None else usual
-                raise _refused(name, given, f"{expected} with network {given.network}; it is an option of convnet")
+                raise _refused(name, given, f"{expected} with network {network}; it is an option of convnet")
     for name, why in idle(method, selection, resolved[0]).items():
         everywhere = all(name in idle(method, selection, one) for one in resolved)
         value = getattr(given, name)
@@ -61,7 +62,7 @@ def idle(method: MatchingMethod, selection: SelectionKind, config: MatchingConfi
         found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
     if method == "idm":
         return found | {"warm_steps": "with method idm, whose networks learn in their queue"}
-    if method == "dm" and config.network.endswith("_bn"):
+    if method == "dm" and (config.network or "").endswith("_bn"):
         found["classes_per_chunk"] = "with method dm and batch norm, which sees one class at a time"
     if config.train_on == "none" or config.inner_steps == 1:
         why = "with matching.train_on none: no network learns"

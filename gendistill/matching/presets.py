@@ -118,6 +118,7 @@ def _idc(ipc: int, images: Images) -> dict[str, Any]:
     elif images.large:
         rate = 3e-3 if images.classes < 100 else 1e-3
     return {
+        "network": "resnetap10" if images.large else "convnet",
         "start": "random",
         "factor": 3 if images.large else 2,
         "inner_steps": 100,
@@ -158,6 +159,7 @@ def _idm(ipc: int, images: Images) -> dict[str, Any]:
 
 
 COMMON: dict[str, Any] = {
+    "network": "convnet",
     "start": "random",
     "factor": 1,
     "inner_steps": 1,

@@ -85,7 +85,7 @@ def _fast(method: MatchingMethod, own: MatchingConfig, iterations: int, data: Re
 
 def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
     return build_network(
-        config.network,
+        filled(config.network),
         channels=data.channels,
         image_size=data.image_size,
         classes=len(data.classes),

@@ -40,6 +40,13 @@ def test_what_was_given_stays(method):
         assert getattr(found, name) == getattr(mine, name)
 
 
+def test_idc_matches_large_images_on_its_resnet():
+    found = {side: resolve("idc", MatchingConfig(), 10, Images(3, side, 10)).network for side in (32, 64, 128, 224)}
+    assert found == {32: "convnet", 64: "convnet", 128: "resnetap10", 224: "resnetap10"}
+    assert resolve("idc", MatchingConfig(network="convnet"), 10, Images(3, 224, 10)).network == "convnet"
+    assert resolve("idm", MatchingConfig(), 10, Images(3, 224, 10)).network == "convnet"
+
+
 def test_presets_name_options_that_exist():
     known = {f.name for f in fields(MatchingConfig)}
     for preset in PRESETS.values():
