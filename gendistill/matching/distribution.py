@@ -36,7 +36,7 @@ from gendistill.networks.registry import batch_norm_layers
 from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
 
 ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory
-PIXELS = 2**28  # values of real images at once, 1 GiB in fp32
+VALUES = 2**28  # of real images at once, 1 GiB in fp32
 CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
 Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +96,7 @@ class FeatureMatching:
         tensors = skeleton.tensors(network, channels_last=self.channels_last)
         with torch.no_grad():
             first, counts = real[0], lengths(real)
-            most = 1 if alone else max(1, PIXELS // (max(counts) * first[0].numel()))
+            most = 1 if alone else max(1, VALUES // (max(counts) * first[0].numel()))
             parts = [real[start : start + most] for start in range(0, len(counts), most)]
             rows = max(counts) if alone else _rows(first)
             wanted = torch.cat([self._real_means(look, tensors, part, rows) for part in parts])

@@ -185,7 +185,7 @@ def embed(
     if len(parts) > 1 and len(parts[-1]) == 1:  # of which batch norm could take no statistics
         parts[-2:] = [torch.cat(parts[-2:])]
     for part in parts:
-        images = runtime.sent(to_float(split.images[runtime.sent(part, split.images.device)]), device)
+        images = to_float(runtime.sent(split.images[runtime.sent(part, split.images.device)], device))
         if bf16 or compile:
             images = images.contiguous(memory_format=torch.channels_last)
         whole = compile and len(part) == rows  # every other size would be compiled anew

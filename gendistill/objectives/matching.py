@@ -76,7 +76,7 @@ def class_aware_cross_entropy(logits: Tensor, labels: Tensor, accuracy: float | 
     released code has it in percent, so its weight of 0.5 is 50 here.
 
     Raises:
-        ValueError: the accuracy is no fraction.
+        ValueError: the accuracy is a number, but no fraction; a tensor is not read.
     """
     if not isinstance(accuracy, Tensor) and not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy is {accuracy}; expected a fraction from 0 to 1, not percent.")

@@ -61,7 +61,7 @@ def test_real_images_need_not_lie_in_memory_together(name, monkeypatch):
     expected = values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1, 2]), views)
     made = []
     lazy = Batches([7, 3, 4], lambda place: (made.append(place), real[place])[1])
-    monkeypatch.setattr(distribution, "PIXELS", 2 * 7 * real[0][0].numel())
+    monkeypatch.setattr(distribution, "VALUES", 2 * 7 * real[0][0].numel())
     prepared = FeatureMatching().prepared(network, lazy, [0, 1, 2])
     assert made == [0, 1, 2]  # each once
     assert_same(values_and_gradients(prepared.losses(views), views), expected)
