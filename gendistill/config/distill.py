@@ -63,7 +63,7 @@ class MatchingConfig:
         queue_interval: idm: iterations between two new ones.
         queue_most_steps: idm: steps after which a network learns no more; 0 is no limit.
         classes_per_chunk: Classes computed at once; null suits the device: gradient matching takes 1 on a CPU, where
-            that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching takes as many as fit its batches.
+            that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching as many as fit its batches.
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too;
             fp32 elsewhere.
         compile: torch.compile matching and network training; ``auto`` does on such a CPU where the run makes up for the
