@@ -58,7 +58,7 @@ def __dir__() -> list[str]:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
-        """Importing ``gendistill.evaluate.judge`` must not put the package over the function of the same name."""
+        """Importing ``gendistill.evaluation.evaluator`` must not put the package over the function of the same name."""
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

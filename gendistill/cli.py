@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from gendistill import commands
+from gendistill.config import commands
 from gendistill.errors import ConfigError, GendistillError
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130

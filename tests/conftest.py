@@ -10,7 +10,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: 
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

@@ -19,14 +19,14 @@ from torch.distributed.tensor import DTensor
 
 from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.generator.adaptation import adapt
-from gendistill.generator.batches import BatchSource
+from gendistill.generator.batch_source import BatchSource
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import build_generator
-from gendistill.generator.latents import PixelLatents
-from gendistill.generator.training import TrainingState, step_losses
+from gendistill.generator.latent_cache import PixelLatents
+from gendistill.generator.trainer import TrainingState, step_losses
 from gendistill.seeding import torch_rng
 
 DIT = ModelConfig(

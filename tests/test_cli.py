@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from gendistill.cli import COMMANDS, main
-from gendistill.commands import RunConfig
+from gendistill.config.commands import RunConfig
 from gendistill.config import to_dict
 from tests.helpers import ROOT, TINY, gendistill
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
 from gendistill.seeding import derive, numpy_rng
 from gendistill.transport.barycenter import assign, kmeans_atoms

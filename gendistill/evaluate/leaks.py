@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.copies import QUANTILE, Copies, Reference, nearest
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.copies import QUANTILE, Copies, Reference, nearest
 from gendistill.evaluate.spread import spread
 
 MOST = 500  # images of a set whose distances are measured; all are compared by hash

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.data.augmentation import Augmentation
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.evaluate.calibration import calibration_error
-from gendistill.evaluate.protocols import Settings
+from gendistill.evaluation.protocols import Settings
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import (
     Batches,
@@ -26,7 +26,7 @@ from gendistill.networks.training import (
 from gendistill.seeding import derive
 
 if TYPE_CHECKING:
-    from gendistill.evaluate.judge import Targets
+    from gendistill.evaluation.evaluator import Targets
 
 LEGACY_TESTS = 20  # of a training without epochs
 

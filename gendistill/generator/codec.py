@@ -20,7 +20,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.hub import load_model, resolve
+from gendistill.generator.loading import load_model, resolve
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.hub import reason
 

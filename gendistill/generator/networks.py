@@ -14,7 +14,7 @@ from torch import nn
 
 from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.hub import load_model
+from gendistill.generator.loading import load_model
 from gendistill.seeding import derive
 
 Network: TypeAlias = UNet2DModel | DiTTransformer2DModel

@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from gendistill.config import SampleConfig
-from gendistill.data.images import to_uint8
+from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.generator.generator import Generator

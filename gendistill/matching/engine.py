@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.data.images import to_float
-from gendistill.data.real import Split
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import Split
 from gendistill.data.siamese import Draw, Siamese
 from gendistill.errors import ArtifactError
 from gendistill.matching.clock import Clock
 from gendistill.matching.functional import Batches
 from gendistill.matching.selection import Selection
 from gendistill.matching.steps import joint_rule
-from gendistill.matching.stored import Stored
-from gendistill.matching.supply import Supply
+from gendistill.matching.synthetic import Stored
+from gendistill.matching.network_pool import Supply
 from gendistill.seeding import torch_rng
 
 PARTS = ("start", "select", "match", "train")  # of the time that a run takes

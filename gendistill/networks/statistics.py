@@ -13,8 +13,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gendistill.data.images import to_float
-from gendistill.data.real import Split
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import Split
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.networks.moments import ClassMoments, Members
 from gendistill.networks.registry import batch_norm_layers

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.networks.statistics import ClassStatistics, collect_statistics

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.data.augmentation import Augmentation
-from gendistill.data.images import to_float
-from gendistill.data.real import Split
-from gendistill.data.views import batch_indices, epoch_indices
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import Split
+from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.networks.schedules import Rate, warm_cosine

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.generator.codec import Codec
-from gendistill.refine.region import Region, into_range
+from gendistill.refine.constraints import Region, into_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gendistill.errors import ConfigError
-from gendistill.surrogate.decode import bounds, enlarged, to_pixels
+from gendistill.surrogate.multi_formation import bounds, enlarged, to_pixels
 from gendistill.surrogate.pack import shrunk, tiled
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 
 def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.data.images import to_float, to_uint8
-from gendistill.data.views import cropped
-from gendistill.refine.gate import cross_entropies
+from gendistill.data.pixels import to_float, to_uint8
+from gendistill.data.crops import cropped
+from gendistill.refine.acceptance import cross_entropies
 from gendistill.refine.pack import through_tile
 from gendistill.seeding import numpy_rng
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 ROWS = 256  # images looked at at once
 

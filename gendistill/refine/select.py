@@ -14,8 +14,8 @@ from torch import Tensor
 from gendistill.config import BarycenterSolver, BarycenterWeights
 from gendistill.errors import ConfigError
 from gendistill.networks.training import recognised
-from gendistill.refine.space import GroundSpace
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.refine.feature_space import GroundSpace
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, kmeans_atoms
 from gendistill.transport.classes import class_barycenters
 

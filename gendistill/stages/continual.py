@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.commands import EvaluateCommand
+from gendistill.config.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section, to_dict
-from gendistill.data.real import RealData, mean_and_std
+from gendistill.data.dataset import RealData, mean_and_std
 from gendistill.errors import ConfigError
-from gendistill.evaluate.continual import arrivals, class_orders, continual, runs_of
-from gendistill.evaluate.judge import check
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.continual import arrivals, class_orders, continual, runs_of
+from gendistill.evaluation.evaluator import check
+from gendistill.evaluation.protocols import resolve
 from gendistill.evaluate.report.incremental import render_continual
 from gendistill.evaluate.trial import Trial
 from gendistill.progress import follow
-from gendistill.stages.baselines import Baselines
-from gendistill.stages.contestants import of_sets
+from gendistill.evaluation.baselines import Baselines
+from gendistill.evaluation.entries import of_sets
 from gendistill.stages.evaluate import RUNS, as_run, deciding, read_runs
-from gendistill.stages.folders import (
+from gendistill.stages.folder import (
     StageFolder,
     check_origin,
     command_line,
@@ -33,11 +33,11 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.given import by_counts, read_given, size_of
-from gendistill.stages.labels import check_manifest_labels
+from gendistill.evaluation.inputs import by_counts, read_given, size_of
+from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.stages.output import output
-from gendistill.stages.table import row_label, table
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.report.terminal import row_label, table
+from gendistill.surrogate.set import SurrogateSet
 
 RECORD, TABLE, PAGE = "continual.json", "continual.csv", "continual.html"
 

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.commands import EvaluateCommand
+from gendistill.config.commands import EvaluateCommand
 from gendistill.config import EvaluateConfig, section, to_dict
-from gendistill.data.real import RealData, mean_and_std
-from gendistill.evaluate.judge import Outcome, check, entries, judge
-from gendistill.evaluate.protocols import resolve
-from gendistill.evaluate.scores import scores
+from gendistill.data.dataset import RealData, mean_and_std
+from gendistill.evaluation.evaluator import Outcome, check, entries, judge
+from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.scores import scores
 from gendistill.evaluate.trial import Trial
 from gendistill.networks.cost import training_flop
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.baseline_cache import BaselineCache
-from gendistill.stages.baselines import against_equal_bytes
-from gendistill.stages.contestants import contestants, of_sets
-from gendistill.stages.describe import described
-from gendistill.stages.folders import (
+from gendistill.evaluation.cache import BaselineCache
+from gendistill.evaluation.baselines import against_equal_bytes
+from gendistill.evaluation.entries import contestants, of_sets
+from gendistill.evaluation.describe import described
+from gendistill.stages.folder import (
     StageFolder,
     check_origin,
     command_line,
@@ -35,15 +35,15 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.given import findings, read_given
-from gendistill.stages.labels import check_manifest_labels
+from gendistill.evaluation.inputs import findings, read_given
+from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.stages.lens import make_lens
 from gendistill.stages.output import output
-from gendistill.stages.recipes import check_soft_labels
+from gendistill.evaluation.checks.soft_labels import check_soft_labels
 from gendistill.stages.scores import score_table
 from gendistill.stages.set_table import finding_lines, set_table
-from gendistill.stages.table import row_label, table
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.report.terminal import row_label, table
+from gendistill.surrogate.set import SurrogateSet
 
 SHARED = 10  # trainings at the least that share what is compiled: those of random images and of a set
 RUNS = "runs.jsonl"  # finished trainings, for resume

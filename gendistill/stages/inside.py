@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from gendistill.data.real import Split
-from gendistill.evaluate.copies import Copies
+from gendistill.data.dataset import Split
+from gendistill.evaluation.copies import Copies
 from gendistill.evaluate.report import Sheet
-from gendistill.evaluate.report.closest import MOST_PAIRS
-from gendistill.evaluate.report.pictures import picture
+from gendistill.report.nearest import MOST_PAIRS
+from gendistill.report.images import picture
 from gendistill.evaluate.report.sheets import contact_sheet
 from gendistill.surrogate.names import TRAIN, folder_names, image_name
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 PAGE_PIXELS, PAGE_WIDTH = 2_000_000, 1050  # of a contact sheet inside the page
 

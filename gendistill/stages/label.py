@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.commands import LabelCommand
+from gendistill.config.commands import LabelCommand
 from gendistill.config import LabelConfig, section
-from gendistill.data.views import Views
+from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.networks.labelling import ROWS, fill
+from gendistill.networks.soft_labelling import ROWS, fill
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
-from gendistill.stages.folders import (
+from gendistill.stages.folder import (
     StageFolder,
     command_line,
     finished,
@@ -24,12 +24,12 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.labels import check_manifest_labels
+from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.stages.output import output
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.soft_labels import SoftLabels
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.writer import link
 
 LARGE = 1 << 30  # bytes of labels worth a word before they are made

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.views import batch_indices
-from gendistill.evaluate.likeness import shares
-from gendistill.stages.real_side import RealSide, Subject, by_class
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.data.crops import batch_indices
+from gendistill.evaluation.set_metrics import shares
+from gendistill.evaluation.reference import RealSide, Subject, by_class
+from gendistill.surrogate.set import SurrogateSet
 
 STEPS = 20  # batches of stored soft labels that are looked at
 Soft = tuple[Tensor, Tensor]

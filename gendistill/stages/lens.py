@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import TeacherConfig
-from gendistill.data.images import to_float
-from gendistill.data.real import RealData
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
-from gendistill.networks.backbones import load_backbone
+from gendistill.networks.feature_extractors import load_backbone
 from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import train_classifier

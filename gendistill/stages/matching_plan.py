@@ -18,14 +18,14 @@ from gendistill.config import (
     sizes,
     to_dict,
 )
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
 from gendistill.matching.idle import GRADIENT, check_used
-from gendistill.matching.presets import PUBLISHED_ITERATIONS, Images, image_rate, resolve
+from gendistill.matching.methods import PUBLISHED_ITERATIONS, Images, image_rate, resolve
 from gendistill.networks.cost import BACKWARD, training_flop
 from gendistill.networks.registry import build_network
-from gendistill.surrogate.decode import Factor, sides
+from gendistill.surrogate.multi_formation import Factor, sides
 
 MATCHING: tuple[str, ...] = get_args(MatchingMethod)
 

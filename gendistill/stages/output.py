@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from gendistill.commands import RunConfig, StageOptions
+from gendistill.config.commands import RunConfig, StageOptions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 
 RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"

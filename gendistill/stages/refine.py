@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.commands import RefineCommand
+from gendistill.config.commands import RefineCommand
 from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, need, section, sizes
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import class_w2
+from gendistill.refine.objective import class_w2
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
-from gendistill.refine.space import GroundSpace
-from gendistill.stages.chunks import CHUNKS, latent_region, refine_images
-from gendistill.stages.folders import StageFolder, command_line, finished, stage_folder, stage_settings, versions
-from gendistill.stages.matching import CHECKPOINTS, match
+from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.refiner import CHUNKS, latent_region, refine_images
+from gendistill.stages.folder import StageFolder, command_line, finished, stage_folder, stage_settings, versions
+from gendistill.matching.distiller import CHECKPOINTS, match
 from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.moved import moved
 from gendistill.stages.output import output
-from gendistill.stages.refine_checks import check_count, check_held_out, check_inputs
+from gendistill.refine.checks import check_count, check_held_out, check_inputs
 from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 
 def refine_set(

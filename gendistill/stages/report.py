@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from gendistill.commands import ReportCommand
-from gendistill.data.real import RealData
+from gendistill.config.commands import ReportCommand
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.report import ReportFacts, RunFacts, as_csv, as_json, render
-from gendistill.stages.finished import Finished, read_finished
-from gendistill.stages.folders import command_line, versions
+from gendistill.report.run_folder import Finished, read_finished
+from gendistill.stages.folder import command_line, versions
 from gendistill.stages.output import plain_output, write_whole
-from gendistill.stages.pictured import check_data, find_data, look, names_of, project, sets_of
+from gendistill.report.sets import check_data, find_data, look, names_of, project, sets_of
 from gendistill.stages.show import set_names
-from gendistill.stages.table import row_label
+from gendistill.report.terminal import row_label
 
 REPORT, NUMBERS, TABLE = "report.html", "report.json", "report.csv"
 

@@ -10,19 +10,19 @@ from typing import Any
 import yaml
 
 from gendistill import runtime
-from gendistill.commands import RunConfig
+from gendistill.config.commands import RunConfig
 from gendistill.config import need, sizes, to_dict
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.protocols import resolve
 from gendistill.generator.sampler import check_guidance
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
-from gendistill.refine.barycenter import require_batch_norm
+from gendistill.refine.objective import require_batch_norm
 from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
-from gendistill.stages.evidence import record_evidence
+from gendistill.report.evidence import record_evidence
 from gendistill.stages.finetune import check_training, start_generator
-from gendistill.stages.folders import difference, read_data
+from gendistill.stages.folder import difference, read_data
 from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
 
 FOLDERS = {

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.commands import SampleCommand
+from gendistill.config.commands import SampleCommand
 from gendistill.config import SampleConfig, section, sizes, to_dict
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.generator import BASE, Generator
-from gendistill.generator.labels import check_label_map
-from gendistill.generator.latents import real_latents
+from gendistill.generator.class_mapping import check_label_map
+from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.prototypes import prototypes
 from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.progress import track
-from gendistill.stages.folders import (
+from gendistill.stages.folder import (
     StageFolder,
     command_line,
     finished,
@@ -32,10 +32,10 @@ from gendistill.stages.folders import (
     stage_settings,
     versions,
 )
-from gendistill.stages.labels import check_labels, map_classes
+from gendistill.generator.map_classes import check_labels, map_classes
 from gendistill.stages.output import output
 from gendistill.surrogate.manifest import seal
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.writer import SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together

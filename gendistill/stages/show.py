@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.commands import ShowCommand
+from gendistill.config.commands import ShowCommand
 from gendistill.config import Projection as Method
-from gendistill.data.images import to_float
-from gendistill.data.real import RealData, Split
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError
-from gendistill.evaluate.copies import FEATURES, PIXELS, Copies, Reference
-from gendistill.evaluate.projection import Projection, pixels, project_sets
+from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, Reference
+from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.evaluate.report import ShowFacts, ShownSet, render_projection, render_show
-from gendistill.evaluate.report.closest import MOST_PAIRS, closest
+from gendistill.report.nearest import MOST_PAIRS, closest
 from gendistill.evaluate.report.copied import copy_line
 from gendistill.evaluate.report.sheets import pair_sheet
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
-from gendistill.stages.folders import check_origin, command_line, read_data, versions
+from gendistill.stages.folder import check_origin, command_line, read_data, versions
 from gendistill.stages.inside import facts_of, numbers, sheets_of
 from gendistill.stages.output import plain_output
 from gendistill.stages.teachers import teacher_data
 from gendistill.surrogate.evidence import PAIRS
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 RECORD, PAGE, PROJECTION = "show.json", "show.html", "projection.svg"
 BATCH = 512

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.evaluate.report.sheets import contact_sheet
 from gendistill.stages.output import partial_of
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.commands import TeacherCommand
+from gendistill.config.commands import TeacherCommand
 from gendistill.config import DataConfig, TeacherConfig, section, to_dict
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.networks.cost import training_flop
 from gendistill.networks.registry import build_network
@@ -17,7 +17,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import accuracy, train_classifier
 from gendistill.progress import follow
 from gendistill.seeding import derive
-from gendistill.stages.folders import StageFolder, finished, read_data, stage_folder, stage_settings
+from gendistill.stages.folder import StageFolder, finished, read_data, stage_folder, stage_settings
 from gendistill.stages.output import output
 
 

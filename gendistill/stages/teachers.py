@@ -7,13 +7,13 @@ from pathlib import Path
 
 from gendistill import runtime
 from gendistill.config import DataConfig
-from gendistill.data.real import RealData, Split
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.hashing import hash_bytes
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import note
-from gendistill.stages.folders import check_classes, read_data
+from gendistill.stages.folder import check_classes, read_data
 
 
 def teacher_data(folder: Path) -> RealData:

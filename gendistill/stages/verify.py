@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gendistill.commands import VerifyCommand
+from gendistill.config.commands import VerifyCommand
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.verify import verify

@@ -60,7 +60,7 @@ def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
     Raises:
         ArtifactError: the folder holds no set, the evidence there is damaged, or a part lacks what it needs.
     """
-    from gendistill.surrogate.card import CARD, card, read_entry  # which reads the evidence
+    from gendistill.surrogate.card.card import CARD, card, read_entry  # which reads the evidence
     from gendistill.surrogate.manifest import read_manifest
 
     entry = read_entry(folder, read_manifest(folder))

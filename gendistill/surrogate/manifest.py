@@ -11,8 +11,8 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.card import write_card
-from gendistill.surrogate.decode import Factor, views_in
+from gendistill.surrogate.card.card import write_card
+from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.names import TRAIN, folder_names, image_name
 
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.surrogate.decode import bounds, to_pixels
+from gendistill.surrogate.multi_formation import bounds, to_pixels
 
 
 def tiled(images: Tensor, factor: int) -> Tensor:

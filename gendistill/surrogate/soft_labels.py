@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.data.views import Views
+from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError
 
 TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 import gendistill as gd
 from gendistill.config import DataConfig
-from gendistill.data.images import to_float
+from gendistill.data.pixels import to_float
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import numpy_rng
 from gendistill.transport.barycenter import solve_barycenter

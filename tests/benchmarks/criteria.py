@@ -21,12 +21,12 @@ from torch import Tensor
 
 import gendistill as gd
 from gendistill.config import DataConfig, FinetuneConfig, MinimaxConfig, SampleConfig
-from gendistill.data.images import to_float
-from gendistill.data.real import RealData
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import RealData
 from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.finetune import start_generator
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 NONE = "no criterion"
 VARIANTS = {"representativeness": (1.0, 0.0), "diversity": (0.0, 1.0), "both": (1.0, 1.0)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from gendistill.evaluate.report.chart import MARKERS
+from gendistill.report.charts import MARKERS
 from gendistill.evaluate.report.palette import PALETTE
 from gendistill.evaluate.report.scales import Axis
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import gendistill as gd
 from gendistill.config import DataConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.writer import write_images
 

@@ -18,19 +18,19 @@ import torch
 
 import gendistill as gd
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.barycenter import Targets, matched_targets
-from gendistill.refine.region import chunks
-from gendistill.refine.space import GroundSpace
+from gendistill.refine.objective import Targets, matched_targets
+from gendistill.refine.constraints import chunks
+from gendistill.refine.feature_space import GroundSpace
 from gendistill.seeding import derive
-from gendistill.stages.chunks import _refine_chunk, pixel_region
-from gendistill.stages.matching import match
+from gendistill.refine.refiner import _refine_chunk, pixel_region
+from gendistill.matching.distiller import match
 from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.refine import ground_space
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign
 from tests.benchmarks.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
 

@@ -24,11 +24,11 @@ import numpy as np
 
 import gendistill as gd
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig, to_dict
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.hashing import hash_json
 from gendistill.stages.distill import run_stage
-from gendistill.stages.folders import StageFolder
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.stages.folder import StageFolder
+from gendistill.surrogate.set import SurrogateSet
 from tests.benchmarks.curves import Line, Panel, svg
 from tests.benchmarks.refinement import baseline, read
 

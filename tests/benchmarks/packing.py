@@ -21,13 +21,13 @@ import numpy as np
 
 import gendistill as gd
 from gendistill.config import RefineConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.refine.pack import pack
 from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.benchmarks.guides import matched
 from tests.benchmarks.refinement import POOL, figures, judged, options, over_seeds, sampled, teacher_of
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 import gendistill as gd
 from gendistill import progress
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
-from gendistill.data.images import to_float
-from gendistill.data.real import RealData
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import RealData
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.selection import Weights, batch_mmd, drawn, embed, representatives, unchanged_buffers
 from gendistill.seeding import derive, torch_rng
-from gendistill.stages.matching_parts import build
+from gendistill.matching.build import build
 from gendistill.stages.matching_plan import plan_runs
 from tests.benchmarks.curves import Line, Panel, svg
 

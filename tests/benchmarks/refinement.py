@@ -29,15 +29,15 @@ from gendistill.config import (
     TeacherConfig,
     WmddConfig,
 )
-from gendistill.data.real import RealData, mean_and_std
-from gendistill.evaluate.judge import judge
+from gendistill.data.dataset import RealData, mean_and_std
+from gendistill.evaluation.evaluator import judge
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.contestants import contestants
+from gendistill.evaluation.entries import contestants
 from gendistill.stages.evaluate import as_run
 from gendistill.stages.refine import ground_space
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 
 POOL = 5  # images of the pool for each one that is wanted
 ZERO = {"feature_weight": 0.0, "batch_norm_weight": 0.0, "cross_entropy_weight": 0.0}

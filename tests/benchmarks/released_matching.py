@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendistill.data.images import to_float
+from gendistill.data.pixels import to_float
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.selection import RepresentativeSelection, embed

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendistill.data.images import to_float, to_uint8
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import torch_rng

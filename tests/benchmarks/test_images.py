@@ -22,10 +22,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gendistill.data.images import to_uint8
+from gendistill.data.pixels import to_uint8
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.pixels import read_images
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.image_files import read_images
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.writer import write_images
 from tests.benchmarks.test_training import in_turn, store
 

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig
-from gendistill.data.images import to_uint8
-from gendistill.data.real import RealData, Split
+from gendistill.data.pixels import to_uint8
+from gendistill.data.dataset import RealData, Split
 from gendistill.matching.engine import PARTS, Matcher
 from gendistill.seeding import torch_rng
-from gendistill.stages.matching_parts import build
+from gendistill.matching.build import build
 from gendistill.stages.matching_plan import plan_runs
 from tests.benchmarks.released_matching import ReleasedMatching
 from tests.benchmarks.test_training import store

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gendistill.config import ModelConfig, SampleConfig
-from gendistill.data.images import to_pil, to_uint8
+from gendistill.data.pixels import to_pil, to_uint8
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
 from gendistill.generator.sampler import make_scheduler, requests_for, sample

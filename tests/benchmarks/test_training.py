@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
-from gendistill.data.images import to_float
-from gendistill.data.real import Split
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import Split
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.latents import real_latents
-from gendistill.generator.training import train_generator
+from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.trainer import train_generator
 from gendistill.runtime import make_accelerator
 from gendistill.seeding import torch_rng
 from tests.benchmarks.released import ReleasedLoop

@@ -8,7 +8,7 @@ import torch
 
 from gendistill.config import CoresetMethod
 from gendistill.coreset.coresets import CORESETS, choose
-from gendistill.data.real import RealData, Split
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
 from gendistill.transport.barycenter import kmeans_atoms
 

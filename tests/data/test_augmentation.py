@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from gendistill.data.augmentation import Augmentation, augment, jittered, lit
 from gendistill.data.siamese import Siamese
-from gendistill.data.views import batch_indices, epoch_indices
+from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.seeding import torch_rng
 
 ALL = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gendistill.data.real import Split, stratified_split
+from gendistill.data.dataset import Split, stratified_split
 from gendistill.data.sources import load_data
 from gendistill.errors import DataError
 

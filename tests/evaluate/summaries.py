@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import yaml
 
-from gendistill.data.images import to_pil
-from gendistill.data.real import RealData, Split
+from gendistill.data.pixels import to_pil
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
-from gendistill.evaluate.judge import with_verdict
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.evaluation.evaluator import with_verdict
+from gendistill.surrogate.set import SurrogateSet
 
 CLASSES = ("<b>x</b>", "zebra")
 RANDOM = [0.50, 0.54, 0.52]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gendistill.config import ContinualConfig, EvaluateConfig
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
-from gendistill.evaluate.continual import arrivals, arrived, class_order, continual, train_and_test
-from gendistill.evaluate.intervals import paired_interval
-from gendistill.evaluate.judge import Contestant, Targets
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.continual import arrivals, arrived, class_order, continual, train_and_test
+from gendistill.evaluation.intervals import paired_interval
+from gendistill.evaluation.evaluator import Contestant, Targets
+from gendistill.evaluation.protocols import resolve
 from gendistill.evaluate.trial import Trial
 from gendistill.progress import finish
 

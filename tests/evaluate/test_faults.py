@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.faults import (
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.checks.counts import (
     count_findings,
     data_findings,
     duplicate_findings,
     leak_findings,
     soft_findings,
 )
-from gendistill.evaluate.findings import Finding, counted, named
+from gendistill.evaluation.checks.finding import Finding, counted, named
 from gendistill.evaluate.leaks import Leaks
 from gendistill.seeding import torch_rng
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gendistill.config import EvaluateConfig
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluate.judge import FULL, RANDOM, Contestant, Targets, entries, judge
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, Targets, entries, judge
+from gendistill.evaluation.protocols import resolve
 from gendistill.evaluate.trial import Trial
 from tests.evaluate.test_protocols import some_images
 

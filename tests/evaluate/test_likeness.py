@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.evaluate.likeness import MEASURES, drawn, likeness, measures, random_sets, shares
+from gendistill.evaluation.set_metrics import MEASURES, drawn, likeness, measures, random_sets, shares
 from gendistill.evaluate.metrics import mmd2, vendi
 from gendistill.seeding import torch_rng
 

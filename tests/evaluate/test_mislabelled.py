@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.evaluate.mislabelled import Sight, confusion, label_findings, permutation
+from gendistill.evaluation.checks.labels import Sight, confusion, label_findings, permutation
 from gendistill.seeding import torch_rng
 
 NAMES = [f"class {k}" for k in range(10)]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.projection import (
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.projection import (
     MOST_POINTS,
     Cloud,
     Projection,

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gendistill.config import EvaluateConfig, Protocol
-from gendistill.data.real import Split
+from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluate.judge import FULL, RANDOM, Contestant, judge
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, judge
+from gendistill.evaluation.protocols import resolve
 from gendistill.progress import finish
 
 NAMES = get_args(Protocol)

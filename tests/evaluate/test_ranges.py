@@ -7,8 +7,8 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.ranges import distance, histogram, mistakes, range_findings
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.checks.pixel_values import distance, histogram, mistakes, range_findings
 from gendistill.seeding import torch_rng
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gendistill.evaluate.scores import augmentation_robust, label_robust, robust, scores
+from gendistill.evaluation.scores import augmentation_robust, label_robust, robust, scores
 from gendistill.stages.scores import score_table
-from gendistill.stages.table import row_label
+from gendistill.report.terminal import row_label
 
 fractions = st.floats(0, 1)
 

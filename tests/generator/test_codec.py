@@ -22,10 +22,10 @@ from diffusers.configuration_utils import FrozenDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.data.images import to_float, to_uint8
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PATTERNS, LatentCodec, PixelCodec, load_codec
-from gendistill.generator.hub import resolve
+from gendistill.generator.loading import resolve
 from tests.generator.autoencoders import dc, kl, tiny
 
 KINDS = {"AutoencoderKL": (kl, 2), "AutoencoderTiny": (tiny, 4), "AutoencoderDC": (dc, 4)}

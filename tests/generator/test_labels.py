@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.labels import check_label_map, label_map_for
+from gendistill.generator.class_mapping import check_label_map, label_map_for
 
 NAMES = [
     ("tench", "Tinca tinca", "n01"),

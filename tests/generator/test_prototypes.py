@@ -8,10 +8,10 @@ import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from gendistill.data.real import RealData, Split
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import LatentCodec
-from gendistill.generator.latents import PixelLatents, real_latents
+from gendistill.generator.latent_cache import PixelLatents, real_latents
 from gendistill.generator.prototypes import prototypes
 from tests.generator.autoencoders import kl
 

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, DiTPipeline, UNet2DModel
 from torch import Tensor
 
 from gendistill.config import ModelConfig, SampleConfig
-from gendistill.data.images import to_uint8
+from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator import sampler
 from gendistill.generator.codec import LatentCodec, PixelCodec

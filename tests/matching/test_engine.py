@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind
-from gendistill.data.images import to_float
+from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.matching.engine import Matcher
 from gendistill.progress import finish
-from gendistill.stages.matching_parts import build
+from gendistill.matching.build import build
 from gendistill.stages.matching_plan import Run, plan_runs
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from gendistill.data.images import to_float
+from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.matching.gradient import GradientMatching
 from gendistill.networks.registry import build_network

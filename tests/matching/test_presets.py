@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import MatchingConfig
-from gendistill.matching.presets import COMMON, PRESETS, Images, image_rate, resolve
+from gendistill.matching.methods import COMMON, PRESETS, Images, image_rate, resolve
 from gendistill.seeding import torch_rng
 
 CIFAR10 = Images(channels=3, size=32, classes=10)

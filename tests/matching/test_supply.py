@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gendistill.data.real import Split
-from gendistill.data.views import cut_and_mixed
-from gendistill.matching.stored import Stored
-from gendistill.matching.supply import Fresh, Queue, Training
+from gendistill.data.dataset import Split
+from gendistill.data.crops import cut_and_mixed
+from gendistill.matching.synthetic import Stored
+from gendistill.matching.network_pool import Fresh, Queue, Training
 from gendistill.networks.registry import build_network
 from gendistill.seeding import derive, torch_rng
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
-from gendistill.networks.convnet import default_depth
+from gendistill.networks.classifiers import default_depth
 from gendistill.networks.registry import NAMES, batch_norm_layers, build_network
 from gendistill.networks.resnet import Block, ResNet
 

@@ -18,8 +18,8 @@ from pyarrow.parquet import ParquetFile
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from gendistill.data.images import prepare, to_float
-from gendistill.data.real import RealData, Split
+from gendistill.data.pixels import prepare, to_float
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors

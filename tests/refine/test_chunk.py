@@ -10,12 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gendistill.config import TeacherConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.barycenter import Objective, Targets, class_w2, refine_chunk
-from gendistill.refine.region import Crops, PixelRegion
-from gendistill.refine.space import GroundSpace
+from gendistill.refine.objective import Objective, Targets, class_w2, refine_chunk
+from gendistill.refine.constraints import Crops, PixelRegion
+from gendistill.refine.feature_space import GroundSpace
 from gendistill.stages.distill import distill
 from gendistill.stages.teacher import train_teacher
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gendistill.errors import ConfigError
 from gendistill.refine.pack import pack
-from gendistill.surrogate.decode import decode
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.multi_formation import decode
+from gendistill.surrogate.set import SurrogateSet
 
 
 def flat(labels, side=8):

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from gendistill.cli import USAGE
 from gendistill.config import LabelConfig, RefineConfig
-from gendistill.data.images import to_float, to_uint8
-from gendistill.data.real import RealData
-from gendistill.data.views import cropped
+from gendistill.data.pixels import to_float, to_uint8
+from gendistill.data.dataset import RealData
+from gendistill.data.crops import cropped
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher
@@ -28,8 +28,8 @@ from gendistill.refine.patches import best_patches, squares
 from gendistill.stages.distill import distill
 from gendistill.stages.label import label_set
 from gendistill.stages.refine import refine_set
-from gendistill.surrogate.decode import decode
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.multi_formation import decode
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
 NAMES = ("ant", "bee")

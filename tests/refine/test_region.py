@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gendistill.data.views import boxes, cropped
-from gendistill.refine.region import Crops, PixelRegion, chunks, into_range, resampled, rolled
+from gendistill.data.crops import boxes, cropped
+from gendistill.refine.constraints import Crops, PixelRegion, chunks, into_range, resampled, rolled
 
 
 def images(count=6, channels=3, side=8):

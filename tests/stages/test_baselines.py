@@ -14,23 +14,23 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gendistill.commands import RunConfig
+from gendistill.config.commands import RunConfig
 from gendistill.config import EvaluateConfig, TeacherConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError
-from gendistill.evaluate.judge import Contestant
-from gendistill.evaluate.protocols import Settings
+from gendistill.evaluation.evaluator import Contestant
+from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
-from gendistill.stages import baseline_cache
-from gendistill.stages.baseline_cache import BESIDE, KEYED, BaselineCache, cache_folder
-from gendistill.stages.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
+from gendistill.evaluation import cache as baseline_cache
+from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
+from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.pixels import png_sizes
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.image_files import png_sizes
+from gendistill.surrogate.set import SurrogateSet
 
 QUICK = EvaluateConfig(
     runs=3, steps=4, width=8, baselines=("random", "kmeans", "full"), baseline_cache=None, describe=False
@@ -160,7 +160,7 @@ def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_
     for look in range(2):
         found = Baselines(digits, config, 4, teacher).beside(2, 3, [])[1:]
         assert all(torch.equal(a.draws[0].images, b.images) for a, b in zip(found, wanted, strict=True)), look
-        monkeypatch.setattr("gendistill.stages.baselines.positions", None)  # so that choosing again would fail
+        monkeypatch.setattr("gendistill.evaluation.baselines.positions", None)  # so that choosing again would fail
     with pytest.raises(TypeError):
         Baselines(digits, config, 5, teacher).beside(2, 3, [])
     with pytest.raises(TypeError):
@@ -171,7 +171,7 @@ def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch)
     config = EvaluateConfig(baseline_cache=tmp_path)
     (first,) = Baselines(digits, config, 0).full()
     assert first.facts["bytes"]["images"] == sum(png_sizes(digits.train.images))
-    monkeypatch.setattr("gendistill.stages.baselines.png_sizes", None)  # so that encoding again would fail
+    monkeypatch.setattr("gendistill.evaluation.baselines.png_sizes", None)  # so that encoding again would fail
     assert Baselines(digits, config, 1).full()[0].facts == first.facts
     with pytest.raises(TypeError):
         Baselines(load_data(split_seed=1), config, 0).full()
@@ -278,7 +278,7 @@ def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_p
     assert BaselineCache.of(digits, config, torch.device("cuda")).recall("run") is None
     bf16 = replace(BaselineCache.of(digits, config, cpu), made_from={"bf16": True})
     assert bf16.recall("run") is None
-    monkeypatch.setattr("gendistill.stages.baseline_cache.version", lambda name: "9.9")
+    monkeypatch.setattr("gendistill.evaluation.cache.version", lambda name: "9.9")
     assert BaselineCache.of(digits, config, cpu).recall("run") is None
 
 

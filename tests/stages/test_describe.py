@@ -12,18 +12,18 @@ from torch import Tensor
 
 from gendistill.cli import DONE, USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import torch_rng
-from gendistill.stages.describe import describe, described
+from gendistill.evaluation.describe import describe, described
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
 from gendistill.stages.lens import REFERENCE, Lens, make_lens, trained
 from gendistill.stages.set_table import finding_lines, set_table
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
 FAST = EvaluateConfig(runs=3, steps=3, width=8)

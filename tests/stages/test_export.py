@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate.evidence import read_evidence
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, no_file_above
 from tests.hub import Hub, serve
 from tests.test_cli import refused

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
-from gendistill.evaluate.intervals import paired_interval
+from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.contestants import contestants
+from gendistill.evaluation.entries import contestants
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate, write_summary
-from gendistill.stages.given import facts, pools, read_given, size_of
+from gendistill.evaluation.inputs import facts, pools, read_given, size_of
 from gendistill.stages.label import label_set
-from gendistill.stages.table import table
+from gendistill.report.terminal import table
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 from tests.surrogate.sets import make
 

@@ -11,19 +11,19 @@ import torch
 
 from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
-from gendistill.data.real import RealData
-from gendistill.data.views import batch_indices
+from gendistill.data.dataset import RealData
+from gendistill.data.crops import batch_indices
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.networks.labelling import soft_batches
+from gendistill.networks.soft_labelling import soft_batches
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.contestants import contestants, with_soft_labels
+from gendistill.evaluation.entries import contestants, with_soft_labels
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
-from gendistill.stages.table import table
+from gendistill.report.terminal import table
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.manifest import read_manifest
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
 VIEWS = {"min_crop": 0.6, "flip": True, "cutmix": 1.0, "steps": 4, "batch_size": 8}

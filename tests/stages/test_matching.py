@@ -16,16 +16,16 @@ from PIL import Image
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
 from gendistill.data.sources import load_data
 from gendistill.matching.engine import PARTS
-from gendistill.matching.presets import Images, image_rate
+from gendistill.matching.methods import Images, image_rate
 from gendistill.runtime import Checkpoints, device
 from gendistill.stages.distill import distill
-from gendistill.stages.folders import StageFolder
-from gendistill.stages.matching import match
-from gendistill.stages.matching_parts import build, classes_together
+from gendistill.stages.folder import StageFolder
+from gendistill.matching.distiller import match
+from gendistill.matching.build import build, classes_together
 from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.snapshots import save_whole
 from gendistill.surrogate.pack import tiled
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill, start
 
 METHODS = get_args(MatchingMethod)
@@ -193,7 +193,7 @@ def test_what_is_decided_for_a_size_is_decided_for_it_alone(digits, monkeypatch)
 
 
 def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("gendistill.stages.matching.MOST_LOST", 0.0)
+    monkeypatch.setattr("gendistill.matching.distiller.MOST_LOST", 0.0)
     saved = []
     keep = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (saved.append(step), keep(self, step, state)))

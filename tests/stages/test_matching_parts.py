@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
-from gendistill.matching.supply import Fresh, Queue
-from gendistill.stages.matching_parts import build
+from gendistill.matching.network_pool import Fresh, Queue
+from gendistill.matching.build import build
 from gendistill.stages.matching_plan import plan_runs
 
 DREAM = {"selection": "representative"}

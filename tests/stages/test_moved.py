@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gendistill.config import TeacherConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.stages.distill import distill
 from gendistill.stages.moved import moved
 from gendistill.stages.teacher import train_teacher

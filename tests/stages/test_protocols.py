@@ -11,11 +11,11 @@ import torch
 
 from gendistill.config import EvaluateConfig
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.evaluate.protocols import resolve
+from gendistill.evaluation.protocols import resolve
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.recipes import check_soft_labels, label_command
-from gendistill.stages.table import table
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.evaluation.checks.soft_labels import check_soft_labels, label_command
+from gendistill.report.terminal import table
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill
 
 DATA = ("--data.max_per_class", 8)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data.images import to_pil
-from gendistill.data.real import RealData
+from gendistill.data.pixels import to_pil
+from gendistill.data.dataset import RealData
 from gendistill.stages.continual import PAGE, RECORD
-from gendistill.stages.pictured import random_draw
+from gendistill.report.sets import random_draw
 from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
-from gendistill.surrogate.plain import read_plain
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.image_folder import read_plain
+from gendistill.surrogate.set import SurrogateSet
 from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
 from tests.helpers import gendistill
 

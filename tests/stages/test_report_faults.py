@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.seeding import torch_rng
 from gendistill.stages.distill import distill
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
 OPTIONS = ("--runs", 3, "--steps", 2, "--width", 4, "--baseline_cache", "null", "--baselines", '["random"]')

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gendistill.generator.generator import Generator
 from gendistill.surrogate.evidence import read_evidence
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, environment, files, gendistill, start
 
 MANIFEST_KEYS = {

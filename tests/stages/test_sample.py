@@ -17,7 +17,7 @@ from PIL import Image
 
 from gendistill.generator.generator import Generator
 from gendistill.seeding import numpy_rng
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, files, gendistill, start
 from tests.processes import launch
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from gendistill.data.real import RealData, Split
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError
 from gendistill.evaluate.report.sheets import GAP, MARGIN, NAME, contact_sheet, cut, fit, name_on_sheet
 from gendistill.stages.distill import distill
 from gendistill.stages.inside import facts_of, numbers
 from gendistill.stages.show import set_names, show
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
 SMALL = ("--data.max_per_class", 12)

@@ -18,7 +18,7 @@ from gendistill.config import ModelConfig
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import build_generator
 from gendistill.runtime import Checkpoints
-from gendistill.stages.folders import StageFolder
+from gendistill.stages.folder import StageFolder
 from tests.generator.autoencoders import kl
 from tests.helpers import TINY, files, gendistill, no_file_above
 

@@ -22,7 +22,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.stages.distill import distill
 from gendistill.stages.refine import ground_space
 from gendistill.stages.teachers import check_teacher
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
 FEW = ("--data.max_per_class", 40)

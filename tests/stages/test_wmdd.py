@@ -9,11 +9,11 @@ import torch
 
 from gendistill.cli import USAGE
 from gendistill.config import TeacherConfig, WmddConfig
-from gendistill.data.real import RealData
+from gendistill.data.dataset import RealData
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.distill import distill, wmdd
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, start
 
 

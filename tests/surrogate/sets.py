@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gendistill.surrogate.decode import Factor
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.multi_formation import Factor
+from gendistill.surrogate.set import SurrogateSet
 
 NASTY = (
     "a/b", "/etc", "..", "../up", ".", ".hidden", "a.b.", "größe", "猫", "with space", " lead", "trail ", "100%",

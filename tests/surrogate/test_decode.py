@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gendistill.surrogate.decode import Decoded, decode, views_in
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.multi_formation import Decoded, decode, views_in
+from gendistill.surrogate.set import SurrogateSet
 
 
 def flat_tiles(count, factor, side, channels=3):

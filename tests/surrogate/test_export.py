@@ -18,14 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gendistill.data.views import Views
+from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.decode import Factor, views_in
-from gendistill.surrogate.export import parquet, webdataset
+from gendistill.surrogate.multi_formation import Factor, views_in
+from gendistill.surrogate.export import webdataset
+from gendistill.surrogate.export import formats as parquet
 from gendistill.surrogate.export.sets import export
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.verify import verify
 from tests.helpers import files
 

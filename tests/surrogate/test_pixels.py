@@ -21,7 +21,7 @@ from torch import Tensor
 from gendistill.errors import ArtifactError
 from gendistill.progress import show_progress
 from gendistill.surrogate import workers
-from gendistill.surrogate.pixels import read_images
+from gendistill.surrogate.image_files import read_images
 from gendistill.surrogate.png import SIGNATURE, decode, encode
 
 CHILDREN = Path("/proc/thread-self/children")
@@ -32,7 +32,7 @@ def spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three workers and small blocks, however few the images."""
     monkeypatch.setattr(workers, "ALONE", 0)
     monkeypatch.setattr(workers, "CORES", 3)
-    monkeypatch.setattr("gendistill.surrogate.pixels.BLOCK", 8 * 8 * 3 * 4)
+    monkeypatch.setattr("gendistill.surrogate.image_files.BLOCK", 8 * 8 * 3 * 4)
 
 
 def pictures(count: int, size: int = 8, channels: int = 3) -> Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.plain import read_plain
+from gendistill.surrogate.image_folder import read_plain
 from tests.surrogate.sets import NASTY, make
 
 CLASSES = ("ant", "bee", "cow")

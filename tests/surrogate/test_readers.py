@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gendistill.surrogate.names import folder_names
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.surrogate.sets import NASTY, make
 
 NAMES = {

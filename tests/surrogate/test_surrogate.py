@@ -13,7 +13,7 @@ from PIL import Image
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.manifest import MANIFEST
 from gendistill.surrogate.names import folder_names
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from tests.surrogate.sets import NASTY, make
 
 

@@ -16,7 +16,7 @@ from gendistill.errors import ArtifactError
 from gendistill.surrogate import png, workers
 from gendistill.surrogate.manifest import seal
 from gendistill.surrogate.names import TRAIN
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix, write_images
 from tests.helpers import files, no_file_above
 

@@ -5,10 +5,10 @@ and per cent on the page; differences are in points, that is per cent of the tes
 """
 
 from gendistill.evaluate.report.facts import Look, ReportFacts, RunFacts
-from gendistill.evaluate.report.page import render
-from gendistill.evaluate.report.plain import as_csv, as_json
-from gendistill.evaluate.report.shown import Sheet, ShowFacts, ShownSet, render_projection, render_show
-from gendistill.evaluate.report.words import RANDOM_LABEL
+from gendistill.report.page import render
+from gendistill.report.export import as_csv, as_json
+from gendistill.report.show import Sheet, ShowFacts, ShownSet, render_projection, render_show
+from gendistill.report.formatting import RANDOM_LABEL
 
 __all__ = [
     "RANDOM_LABEL",

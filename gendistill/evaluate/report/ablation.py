@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gendistill.evaluate.intervals import row_interval
-from gendistill.evaluate.report.rows import Row
-from gendistill.evaluate.report.words import NAMES, outcome
+from gendistill.evaluation.intervals import row_interval
+from gendistill.report.results import Row
+from gendistill.report.formatting import NAMES, outcome
 
 ORDER = tuple(reversed(NAMES))
 STEPS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gendistill.evaluate.report.rows import Row, random_of
+from gendistill.report.results import Row, random_of
 
 MOST, EXTREMES = 12, 6
 

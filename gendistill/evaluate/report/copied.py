@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gendistill.evaluate.copies import PIXELS, Copies
+from gendistill.evaluation.copies import PIXELS, Copies
 
 HARM = {
     "test": "what is measured with this test split is too good",

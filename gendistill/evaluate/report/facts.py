@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gendistill.data.real import RealData
-from gendistill.evaluate.projection import Projection
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.projection import Projection
 from gendistill.evaluate.report.merge import Judged, merged
-from gendistill.evaluate.report.records import merged_versions
-from gendistill.evaluate.report.rows import Row, ordered
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.report.provenance import merged_versions
+from gendistill.report.results import Row, ordered
+from gendistill.surrogate.set import SurrogateSet
 
 
 @dataclass(frozen=True)

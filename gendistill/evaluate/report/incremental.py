@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gendistill.config import as_tuple
-from gendistill.evaluate.report.chart import MARKERS, Chart, Curve, Point, mean_interval
-from gendistill.evaluate.report.rows import ordered
+from gendistill.report.charts import MARKERS, Chart, Curve, Point, mean_interval
+from gendistill.report.results import ordered
 from gendistill.evaluate.report.scales import Axis, ticks
-from gendistill.evaluate.report.template import fill
-from gendistill.evaluate.report.words import RANDOM_LABEL, comparison, percent
+from gendistill.report.template import fill
+from gendistill.report.formatting import RANDOM_LABEL, comparison, percent
 from gendistill.evaluate.spread import spread
 
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 36.0, 436.0

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gendistill.evaluate.report.rows import BASELINES, Row
-from gendistill.evaluate.report.words import NAMES, listed
+from gendistill.report.results import BASELINES, Row
+from gendistill.report.formatting import NAMES, listed
 
 SAME = ("method", "stage", "space", "ipc", "counts", "labels", "recipe", "augment", "network", "set")
 ASIDE = ("runs", "changed", "network", "networks", "augment", "labels", "legacy_best", "mixed_precision", "compile")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.evaluate.projection import Cloud, Projection
+from gendistill.evaluation.projection import Cloud, Projection
 from gendistill.evaluate.report.palette import CLASSES
 from gendistill.evaluate.report.scales import Axis
-from gendistill.evaluate.report.words import percent, shortened
+from gendistill.report.formatting import percent, shortened
 from gendistill.evaluate.spread import spread
 
 WIDTH, LEAST_HEIGHT, MARGIN, GAP = 640, 360, 16, 32

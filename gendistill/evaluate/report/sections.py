@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gendistill.evaluate.report.rows import Row, mean, table
-from gendistill.evaluate.report.words import listed
+from gendistill.report.results import Row, mean, table
+from gendistill.report.formatting import listed
 
 EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: the key that some row has
 

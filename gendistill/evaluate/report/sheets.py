@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gendistill.data.images import to_pil
-from gendistill.data.real import RealData, Split
-from gendistill.evaluate.copies import Match
-from gendistill.evaluate.report.closest import matched
+from gendistill.data.pixels import to_pil
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.copies import Match
+from gendistill.report.nearest import matched
 from gendistill.evaluate.report.palette import PALETTE
 from gendistill.evaluate.spread import spread
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gendistill.data.images import to_pil
+from gendistill.data.pixels import to_pil
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.decode import decode, factor_of
+from gendistill.surrogate.multi_formation import decode, factor_of
 from gendistill.surrogate.export.stored import StoredImage, StoredSet
 from gendistill.surrogate.names import image_name
 

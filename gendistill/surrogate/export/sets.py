@@ -13,9 +13,10 @@ from typing import Any
 from gendistill.config import Format
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.card import CARD, card, read_entry
+from gendistill.surrogate.card.card import CARD, card, read_entry
 from gendistill.surrogate.evidence import EVIDENCE, PAIRS
-from gendistill.surrogate.export import ddranking, imagefolder, parquet, webdataset
+from gendistill.surrogate.export import ddranking, imagefolder, webdataset
+from gendistill.surrogate.export import formats as parquet
 from gendistill.surrogate.export.record import FORMAT, RECORD
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import MANIFEST

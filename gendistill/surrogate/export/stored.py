@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gendistill.errors import ArtifactError
 from gendistill.progress import track
-from gendistill.surrogate.decode import factor_of, views_in
+from gendistill.surrogate.multi_formation import factor_of, views_in
 from gendistill.surrogate.manifest import image_paths, read_manifest
-from gendistill.surrogate.pixels import read_images
+from gendistill.surrogate.image_files import read_images
 from gendistill.surrogate.soft_labels import SoftLabels
-from gendistill.surrogate.surrogate import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.verify import verify
 
 

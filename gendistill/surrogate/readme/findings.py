@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from gendistill.surrogate.readme.facts import REAL, SPLITS, listed
+from gendistill.surrogate.card.facts import REAL, SPLITS, listed
 from gendistill.surrogate.readme.markdown import cell, code, plain
 
 STAGES = {"base": "before minimax", "samples": "sampled", "select": "selected", "refined": "refined"}

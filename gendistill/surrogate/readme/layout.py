@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gendistill.surrogate.decode import Factor, factor_of
+from gendistill.surrogate.multi_formation import Factor, factor_of
 
 
 @dataclass(frozen=True)

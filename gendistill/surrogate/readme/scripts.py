@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 SCALE = "# [0, 255] to [-1, 1]: x / 127.5 - 1"
-DECODE = "from gendistill.surrogate.decode import Decoded"
+DECODE = "from gendistill.surrogate.multi_formation import Decoded"
 
 
 def script(standard: list[str], others: list[str], ours: list[str], *body: list[str]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gendistill.surrogate.decode import views_in
+from gendistill.surrogate.multi_formation import views_in
 from gendistill.surrogate.readme.layout import Layout
-from gendistill.surrogate.readme.readers import JSON, loaded
+from gendistill.surrogate.card.loaders import JSON, loaded
 from gendistill.surrogate.readme.scripts import DECODE, manifest, only, path, scaling, script, transforms
 
-SET = "from gendistill.surrogate.surrogate import SurrogateSet"
+SET = "from gendistill.surrogate.set import SurrogateSet"
 COLUMN = {"parquet": "soft_label", "webdataset": "npy"}
 
 
@@ -84,7 +84,7 @@ def _batches(format: str, layout: Layout, folder: str, config: str | None, recor
             *only(columns, "from torchvision.transforms.functional import pil_to_tensor"),
         ],
         [
-            "from gendistill.networks.labelling import soft_batches",
+            "from gendistill.networks.soft_labelling import soft_batches",
             *only(online, "from gendistill.networks.teacher import Teacher"),
             *only(columns, "from gendistill.surrogate.soft_labels import SoftLabels"),
             SET,

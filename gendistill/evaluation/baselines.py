@@ -1,0 +1,172 @@
+"""What stands beside the sets: random draws, coresets, random images of equal bytes, and all real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendistill.config import EvaluateConfig
+from gendistill.coreset.coresets import choose, positions
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.intervals import row_interval
+from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM, Contestant
+from gendistill.hashing import hash_tensors
+from gendistill.networks.teacher import Teacher
+from gendistill.seeding import derive
+from gendistill.evaluation.cache import BaselineCache
+from gendistill.evaluation.inputs import Counts
+from gendistill.surrogate.image_files import png_sizes
+
+RANDOM_DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The real rows of one evaluation. A ``seed`` gives the same picks in every evaluation of the same images."""
+
+    data: RealData
+    config: EvaluateConfig
+    seed: int
+    teacher: Teacher | None = None
+
+    def beside(
+        self, ipc: int, runs: int, totals: Sequence[int], counts: Mapping[Counts, str] | None = None
+    ) -> list[Contestant]:
+        """At one IPC: ``runs`` random draws or more, the coresets, and random sets of ``totals`` bytes.
+
+        ``counts`` are the images by class of the sets, with a set's name: each has random draws of its own, the first
+        has the coresets. Of a class with fewer real images all are taken.
+        """
+        draws, even = max(RANDOM_DRAWS, self.config.runs, runs), self._even(ipc)
+        first, *others = counts or {even: ""}
+        wanted = {c: None if c == even else c for c in (first, *others)}
+        found = [_row(RANDOM, ipc, self._draws(first, draws), counts=wanted[first])]
+        for method, split, space in self._coresets(first):
+            found.append(_row(method, ipc, (split,), space, wanted[first]))
+        for other in others:
+            space = f"as {(counts or {})[other]}, {sum(other):,} images"
+            found.append(_row(RANDOM, ipc, self._draws(other, draws), space, wanted[other]))
+        if "bytes" in self.config.baselines:
+            sizes = {self._images_of(total, ipc, draws) for total in totals}
+            fewest = min(sum(self._limited(c)) for c in wanted)
+            larger = sorted(n for n in sizes if n * len(self.data.classes) > fewest)
+            found += [_row(RANDOM, ipc, self._draws(self._even(n), draws), EQUAL_BYTES) for n in larger]
+        return found
+
+    def full(self) -> list[Contestant]:
+        """All real images."""
+        if "full" not in self.config.baselines:
+            return []
+        key = "bytes of all images"  # which take minutes to encode where there are a million
+        found = self._cache.recall(key)
+        if found is None:
+            found = {"total": sum(png_sizes(self.data.train.images))}
+            self._cache.keep(key, found)
+        return [Contestant(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
+
+    def _even(self, ipc: int) -> Counts:
+        return (ipc,) * len(self.data.classes)
+
+    def _limited(self, counts: Counts) -> Counts:
+        """At most as many of each class as there are."""
+        return tuple(map(min, counts, self.data.train.counts(len(self.data.classes))))
+
+    def _draws(self, counts: Counts, draws: int) -> tuple[Split, ...]:
+        return tuple(self._random(counts, r) for r in range(draws))
+
+    def _random(self, counts: Counts, draw: int) -> Split:
+        nothing, seed = torch.empty(len(self.data.train), 0), derive(self.seed, "random draw", draw)
+        return choose(RANDOM, self.data.train, nothing, self.data.classes, self._limited(counts), seed)
+
+    def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str]]:
+        """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
+        features: Tensor | None = self.teacher.statistics.features if self.teacher else None
+        spaces = {"kmeans": [None] if features is None else [None, features], "herding": [features]}
+        spaces["kcenter"] = [features]
+        for method in (name for name in ("kmeans", "herding", "kcenter") if name in self.config.baselines):
+            for space in spaces[method]:
+                yield method, self._picked(method, counts, space), "pixels" if space is None else "teacher features"
+
+    def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
+        """What ``distill`` chooses, or what an earlier evaluation chose: k-means on pixels can take minutes."""
+        data, space = self.data, "pixels" if features is None else hash_tensors({"features": features})
+        wanted = self._limited(counts)
+        size = wanted[0] if len(set(wanted)) == 1 else "-".join(map(str, wanted))
+        key = f"picks {method} {size} {self.seed} {space}"
+        found = self._cache.recall(key)
+        if found is None:
+            compared = to_float(data.train.images).flatten(1) if features is None else features
+            index = positions(method, data.train, compared, data.classes, wanted, self.seed)
+            found = {"index": index.tolist()}
+            self._cache.keep(key, found)
+        return data.train.take(torch.tensor(found["index"]))
+
+    @cached_property
+    def _cache(self) -> BaselineCache:
+        return BaselineCache.of_picks(self.data, self.config)
+
+    def _images_of(self, total: int, ipc: int, draws: int) -> int:
+        """The least number of images a class with which every draw takes ``total`` bytes; at most all of a class."""
+        return max(self._images_of_draw(total, ipc, r) for r in range(draws))
+
+    def _images_of_draw(self, total: int, ipc: int, draw: int) -> int:
+        most = min(self.data.train.counts(len(self.data.classes)))
+        count = min(ipc, most)
+        while True:  # a larger draw begins with the smaller one
+            sizes = png_sizes(self._random(self._even(count), draw).images)
+            steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
+            enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
+            if enough or count == most:
+                return enough[0] if enough else most
+            count = min(2 * count, most)
+
+
+def _row(
+    method: str, ipc: int, draws: tuple[Split, ...], space: str | None = None, counts: Counts | None = None
+) -> Contestant:
+    total = sum(sum(png_sizes(draw.images)) for draw in draws)
+    facts = _facts(len(draws[0]), round(total / len(draws)))
+    return Contestant(method, None, ipc, draws, space, counts=counts, facts=facts)
+
+
+def _facts(images: int, total: int) -> dict[str, Any]:
+    """Images and bytes of a draw as a set would hold it; nothing was made, so there are no seconds."""
+    return {
+        "stored_images": images,
+        "decoded_images": images,
+        "bytes": {"images": total, "labels": 0},
+        "synthesis_seconds": None,
+    }
+
+
+def against_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes`` (see ``row_interval``).
+
+    It is against the random row of the same network, IPC and, where there is one, augmentation that takes as many
+    bytes, or the most.
+    """
+    equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=_total)
+    found = []
+    for row in rows:
+        fits = [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _dear(row) else []
+        fits = [r for r in fits if r.get("augment") == row.get("augment")] or fits
+        against = next((r for r in fits if _total(r) >= _total(row)), fits[-1] if fits else None)
+        interval = row_interval(row, against) if against else None
+        found.append({**row, "ci95_vs_equal_bytes": list(interval) if interval else None})
+    return found
+
+
+def _dear(row: dict[str, Any]) -> bool:
+    """Whether it is of a set that spends bytes on more than plain images."""
+    return bool(row["set"]) and (row["labels"] != "hard" or row["decoded_images"] > row["stored_images"])
+
+
+def _total(row: dict[str, Any]) -> int:
+    return row["bytes"]["images"] + row["bytes"]["labels"]

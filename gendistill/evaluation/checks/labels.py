@@ -1,0 +1,178 @@
+"""Labels that do not belong to their images, as a classifier of real images sees them: swapped or shuffled.
+
+Legend: K classes, N images; guesses (N,) are the classifier's, labels (N,) the set's. ``held_out`` (K,K) counts the
+classifier's guesses (columns) on real images of each class (rows) that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+from torch import Tensor
+
+from gendistill.evaluation.checks.finding import Finding, counted, named
+
+ODDS = 1000.0  # to one, that the data must speak for a fault by
+SURE = 0.7  # of the confidence on held-out images: what is less certain may be no image of these classes at all
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the classifier makes of images: its guess, and the probability it gives it, (N,) each."""
+
+    guesses: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of(cls, probabilities: Tensor) -> Sight:
+        """Of probabilities (N,K)."""
+        confidence, guesses = probabilities.max(1)
+        return cls(guesses, confidence)
+
+
+def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How often images of each class (rows) were guessed to be of each class (columns), float64 (K,K)."""
+    return torch.bincount(labels * classes + guesses, minlength=classes**2).view(classes, classes).double()
+
+
+def permutation(counts: Tensor, held_out: Tensor) -> list[int] | None:
+    """The class that the images labelled k are of, for each k, where ``counts`` (K,K) say so beyond doubt, else None.
+
+    The likeliest permutation under P(guess | class) = held_out counts + 1/2, normalised. It is taken where it is
+    ``ODDS`` times as likely as the labels as they are, for each of the K (K - 1) / 2 swaps that chance could offer, and
+    where the images of every class it moves are seen as the other one, at least half as often as real ones of it are.
+    """
+    classes = len(counts)
+    chances = (held_out + 0.5) / (held_out + 0.5).sum(1, keepdim=True)
+    likelihood = counts @ chances.log().T  # (label, class) -> log P(guesses of that label's images | class)
+    _, best = linear_sum_assignment(likelihood.numpy(), maximize=True)
+    gains = likelihood.gather(1, torch.tensor(best)[:, None])[:, 0] - likelihood.diagonal()
+    moved = [k for k in range(classes) if best[k] != k and counts[k].sum()]
+    own, other = counts.diagonal(), counts.gather(1, torch.tensor(best)[:, None])[:, 0]
+    usual = chances.diagonal()[torch.tensor(best)] * counts.sum(1)
+    clear = all(other[k] > max(0.5 * usual[k], 1.5 * own[k]) for k in moved)
+    wanted = math.log(ODDS) + math.log(max(1, classes * (classes - 1) / 2))
+    return best.tolist() if moved and clear and float(gains.sum()) > wanted else None
+
+
+def label_findings(
+    seen: Sight,
+    labels: Tensor,
+    real: Sight,
+    real_labels: Tensor,
+    classes: Sequence[str],
+    files: Sequence[str],
+    inverted: Sight | None = None,
+) -> list[Finding]:
+    """Swapped classes; else inverted images, shuffled labels; else single images that look like another class.
+
+    ``real`` is what the classifier makes of held-out images with ``real_labels``; where that is little better than
+    chance nothing is said. ``inverted`` is what it makes of 255 - image. ``files`` (N,) name the images.
+    """
+    total = len(classes)
+    held_out = confusion(real.guesses, real_labels, total)
+    right = float(held_out.diagonal().sum() / held_out.sum())
+    if not len(labels) or right < 2 / total:
+        return []
+    counts = confusion(seen.guesses, labels, total)
+    order = permutation(counts, held_out)
+    if order:
+        return [_permuted(order, classes, counts)]
+    agreeing, chance = int(counts.diagonal().sum()), _independent(counts)
+    below = _certainly_below(agreeing, len(labels), right)
+    if below and inverted and _turned(int((inverted.guesses == labels).sum()), agreeing, len(labels)):
+        return [_inverted(int((inverted.guesses == labels).sum()), agreeing, len(labels))]
+    if below and not _certainly_above(agreeing, len(labels), chance):
+        sure = float(seen.confidence.mean()) >= SURE * float(real.confidence.mean())
+        return [_strangers(agreeing, len(labels), chance, right, shuffled=sure and _varied(counts))]
+    return _single(seen, labels, real, real_labels, classes, files)
+
+
+def _independent(counts: Tensor) -> float:
+    """The share of right guesses were they independent of the labels."""
+    return float((counts.sum(0) * counts.sum(1)).sum() / counts.sum() ** 2)
+
+
+def _certainly_below(count: int, total: int, share: float) -> bool:
+    return bool(binom.cdf(count, total, share) < 1 / ODDS)
+
+
+def _certainly_above(count: int, total: int, share: float) -> bool:
+    return bool(binom.sf(count - 1, total, share) < 1 / ODDS)
+
+
+def _varied(counts: Tensor) -> bool:
+    """Whether the guesses are spread over the classes about as the labels are, and not heaped on a few."""
+    return float(torch.minimum(counts.sum(0), counts.sum(1)).sum() / counts.sum()) > 0.6
+
+
+def _turned(after: int, before: int, total: int) -> bool:
+    return after > 2 * before and _certainly_above(after, total, (before + 1) / (total + 1))
+
+
+def _inverted(after: int, before: int, total: int) -> Finding:
+    return Finding(
+        "value range",
+        f"The images look inverted (255 - value): a classifier of the real images agrees with {before} of "
+        f"{counted(total, 'label')}, and with {after} once they are turned back; store them as they were.",
+    )
+
+
+def _permuted(order: list[int], classes: Sequence[str], counts: Tensor) -> Finding:
+    moved = [k for k in range(len(order)) if order[k] != k and counts[k].sum()]
+    agreed = int(sum(counts[k, order[k]] for k in moved))
+    pairs = named([f"{classes[k]!r} look like {classes[order[k]]!r}" for k in moved], 10)
+    return Finding(
+        "class order",
+        f"Classes swapped or in another order than the data's: {len(moved)} of {len(order)} ({agreed} of their "
+        f"{counted(int(counts[moved].sum()), 'image')} show it); images labelled {pairs}; give the set the class names "
+        "in the data's order, or make it again with the same --data.",
+    )
+
+
+def _strangers(agreeing: int, total: int, chance: float, right: float, *, shuffled: bool) -> Finding:
+    numbers = (
+        f"a classifier of the real images agrees with {agreeing} of {counted(total, 'label')} "
+        f"({agreeing / total:.0%}; chance {chance:.0%}, held-out real images {right:.0%})"
+    )
+    if shuffled:
+        return Finding(
+            "shuffled labels",
+            f"The labels look shuffled: {numbers} and is sure of what it sees; pair images and labels anew, most often "
+            "two lists were sorted differently.",
+        )
+    return Finding(
+        "not recognised",
+        f"The images are not recognised: {numbers} and is not sure of what it sees; look at them (`gendistill show`) "
+        "and check value range, normalisation and labels.",
+        "warning",
+    )
+
+
+def _single(
+    seen: Sight, labels: Tensor, real: Sight, real_labels: Tensor, classes: Sequence[str], files: Sequence[str]
+) -> list[Finding]:
+    """Images surely seen as another class, where they are far more than among held-out real ones."""
+    sure = 0.9
+    wrong = (seen.guesses != labels) & (seen.confidence > sure)
+    usual = float(((real.guesses != real_labels) & (real.confidence > sure)).float().mean())
+    count = int(wrong.sum())
+    if count < 2 or not _certainly_above(count, len(labels), min(1.0, 2 * usual + 0.02)):
+        return []
+    found = torch.nonzero(wrong).flatten()
+    at = found[seen.confidence[found].argsort(descending=True, stable=True)].tolist()
+    shown = named([f"{files[i]} (looks like {classes[int(seen.guesses[i])]!r})" for i in at])
+    return [
+        Finding(
+            "other class",
+            f"Images that look like another class than their label to a classifier over 90 % sure: {count:,} of "
+            f"{len(labels):,} (of held-out real images {usual:.1%}), such as {shown}; look at them, and drop or "
+            "relabel what is wrong.",
+            "warning",
+        )
+    ]

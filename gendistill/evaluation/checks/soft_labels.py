@@ -1,0 +1,105 @@
+"""Whether sets have the soft labels that an evaluation needs, said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.evaluation.protocols import Settings
+from gendistill.networks.teacher import Teacher
+from gendistill.surrogate.soft_labels import SoftLabels
+from gendistill.surrogate.set import SurrogateSet
+
+
+def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:
+    """Refuse soft rows that lack labels, their teacher, enough of the stored batches, or the protocol's recipe.
+
+    Raises:
+        ConfigError: no set is labelled, no teacher is given, or rows without augmentation are all that is asked for.
+        ArtifactError: another teacher's labels, labels made otherwise than the protocol's, or for fewer steps.
+    """
+    if settings.labels == "hard":
+        return
+    labelled = [s for s in surrogates if s.soft_labels]
+    if not labelled:
+        raise ConfigError(
+            f"evaluate.labels is 'soft'{_whose(settings)}, but no set has soft labels; make some with "
+            f"`{label_command(settings, surrogates[0])}`."
+        )
+    if teacher is None:
+        raise ConfigError(
+            f"evaluate.labels is 'soft'{_whose(settings)}, which needs the teacher for the baselines; give --teacher."
+        )
+    for surrogate in labelled:
+        soft = surrogate.soft_labels
+        assert soft is not None
+        if soft.teacher.get("hash") != teacher.hash():
+            raise ArtifactError(
+                f"The soft labels come from teacher {soft.teacher.get('hash')}, --teacher is {teacher.hash()}; "
+                "expected the same."
+            )
+        if soft.mode != "per_image" and True not in settings.augment:
+            raise ConfigError(
+                f"evaluate.augment is false, but a set has {soft.mode} soft labels, which belong to augmented views. "
+                "Give --augment true, --labels hard, or a set that `gendistill label --mode per_image` made."
+            )
+        _check_recipe(surrogate, soft, settings)
+        _check_steps(surrogate, soft, settings)
+
+
+def label_command(settings: Settings, surrogate: SurrogateSet) -> str:
+    """What gives the set the labels that the settings ask for."""
+    if settings.temperature is None:
+        return "gendistill label"
+    wanted, steps = _wanted(settings), _steps(surrogate, settings)
+    values = {name: str(value).lower() if isinstance(value, bool) else f"{value:g}" for name, value in wanted.items()}
+    options = " ".join(f"--{name} {value}" for name, value in values.items())
+    return f"gendistill label --mode per_view {options} --steps {steps}"
+
+
+def _whose(settings: Settings) -> str:
+    return f" by protocol {settings.protocol}" if settings.temperature is not None else ""
+
+
+def _wanted(settings: Settings) -> dict[str, Any]:
+    """The options of `gendistill label` that a protocol with a temperature asks for; CutMix has alpha 1 in all."""
+    return {
+        "temperature": settings.temperature,
+        "min_crop": settings.min_crop,
+        "flip": settings.flip,
+        "cutmix": settings.cutmix,
+        "batch_size": settings.batch_size,
+    }
+
+
+def _check_recipe(surrogate: SurrogateSet, soft: SoftLabels, settings: Settings) -> None:
+    if settings.temperature is None:
+        return
+    views = soft.views
+    found = {"temperature": soft.temperature, "min_crop": views.min_crop, "flip": views.flip, "cutmix": views.cutmix}
+    found["batch_size"] = views.batch_size
+    others = [f"{name} {found[name]} for {value}" for name, value in _wanted(settings).items() if found[name] != value]
+    if soft.mode == "per_image":
+        others.insert(0, "mode per_image for per_view or online")
+    if others:
+        raise ArtifactError(
+            f"Protocol {settings.protocol} needs other soft labels than the set at IPC {surrogate.ipc} has: it has "
+            f"{', '.join(others)}. Make them with `{label_command(settings, surrogate)}`."
+        )
+
+
+def _check_steps(surrogate: SurrogateSet, soft: SoftLabels, settings: Settings) -> None:
+    steps = _steps(surrogate, settings)
+    if soft.steps is None or soft.steps >= steps:
+        return
+    length = "steps" if settings.steps is not None else "epochs"
+    shorter = f"evaluate with --steps {soft.steps}" if settings.steps is not None else "evaluate it for fewer --epochs"
+    raise ArtifactError(
+        f"evaluate.{length} is {steps if length == 'steps' else f'{settings.epochs}, which are {steps} steps'}, but a "
+        f"set has soft labels for {soft.steps} steps; label it with --steps {steps} or {shorter}."
+    )
+
+
+def _steps(surrogate: SurrogateSet, settings: Settings) -> int:
+    return settings.length(len(surrogate.split), len(surrogate.classes))[0]

@@ -1,0 +1,251 @@
+"""Whether a surrogate set holds copies of real images: exact ones by hash, near ones by their distance.
+
+Distances are root mean square differences, ||x - y|| / sqrt(D): of pixels in grey levels of 0 to 255, or of a network's
+features. Held-out real images say what distance is usual. This shows copying; it does not show privacy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendistill.data.dataset import RealData
+from gendistill.errors import DataError
+from gendistill.evaluate.spread import spread
+from gendistill.progress import track
+
+PIXELS, FEATURES = "pixels", "teacher features"
+SPLITS = ("train", "validation", "test")
+QUANTILE = 0.01  # of the held-out distances: what is as close as that is near
+ROWS = 2048
+SLICE = 1024  # sums of so many products of integers within 128 stay within 2^24, which float32 counts exactly
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image of the set, and the real image that it is closest to or, to the last pixel, equals."""
+
+    image: int
+    split: str
+    position: int
+    distance: float
+    equal: bool
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What the check found.
+
+    Attributes:
+        space: What distances are between: ``pixels``, ``teacher features``, or those of another network.
+        exact: By split, for each of the N images the position there of an image with the same pixels, or -1.
+        measured: Positions (M,) of the images whose distance was measured.
+        distances: Of each of those to the closest training image, (M,).
+        positions: Of that training image, (M,).
+        held_out: Distances (V,) of validation images to the closest training image.
+    """
+
+    space: str
+    exact: dict[str, Tensor]
+    measured: Tensor
+    distances: Tensor
+    positions: Tensor
+    held_out: Tensor
+
+    @property
+    def images(self) -> int:
+        return len(self.exact["train"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Exact copies of images of each split."""
+        return {split: int((found >= 0).sum()) for split, found in self.exact.items()}
+
+    @property
+    def threshold(self) -> float:
+        """The distance that 99 % of the held-out images exceed."""
+        return float(self.held_out.quantile(QUANTILE))
+
+    @property
+    def near(self) -> Tensor:
+        """Which of the measured images (M,) are as close to a training image as that, or are one."""
+        return (self.distances <= self.threshold) | (self.exact["train"][self.measured] >= 0)
+
+    def closest(self, most: int) -> list[Match]:
+        """Copies of test and validation images, not to be in any set, then the closest to training images."""
+        leaks = [
+            Match(int(i), split, int(self.exact[split][i]), 0.0, True)
+            for split in ("test", "validation")
+            for i in torch.nonzero(self.exact[split] >= 0).flatten()
+        ]
+        order = torch.argsort(self.distances, stable=True)[:most].tolist()
+        return [*leaks[: most // 2], *map(self._match, order)][:most]
+
+    def _match(self, i: int) -> Match:
+        """Of the i-th of the measured images with a training image."""
+        image = int(self.measured[i])
+        twin = int(self.exact["train"][image])
+        position = int(self.positions[i]) if twin < 0 else twin
+        return Match(image, "train", position, float(self.distances[i]), twin >= 0)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers, for evidence.json."""
+        return {
+            "space": self.space,
+            "images": self.images,
+            "exact": self.counts,
+            "measured": len(self.measured),
+            "near": int(self.near.sum()),
+            "threshold": self.threshold,
+            "median": float(self.distances.median()),
+            "held_out_median": float(self.held_out.median()),
+        }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images that sets are compared with, prepared once for any number of sets.
+
+    Attributes:
+        data: The real images.
+        features: What distances are between, images (B,C,H,W) -> (B,D); None for pixels.
+        most: How many images of a set, and held-out ones, are measured at most, evenly spaced; None for all.
+        points: The training images (M,D).
+        held_out: Distances (V,) of validation images to the closest training image.
+        known: By split, the position of every image by the hash of its pixels.
+        space: What distances are between, in words.
+    """
+
+    data: RealData
+    features: Callable[[Tensor], Tensor] | None
+    most: int | None
+    points: Tensor
+    held_out: Tensor
+    known: dict[str, dict[bytes, int]]
+    space: str
+
+    @classmethod
+    def of(
+        cls,
+        data: RealData,
+        *,
+        features: Callable[[Tensor], Tensor] | None = None,
+        most: int | None = None,
+        space: str = FEATURES,
+    ) -> Reference:
+        """Measure the held-out images; ``space`` says whose ``features`` they are.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not len(data.validation):
+            raise DataError("The copy check got no held-out real images; raise data.validation_fraction.")
+        embed = features or _flat
+        points = embed(data.train.images)
+        held_out, _ = nearest(embed(data.validation.images[spread(len(data.validation), most)]), points)
+        known = {split: _positions(getattr(data, split).images) for split in SPLITS}
+        return cls(data, features, most, points, held_out, known, space if features else PIXELS)
+
+    def check(self, made: Tensor) -> Copies:
+        """Look for copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
+
+        All are compared by hash.
+
+        Raises:
+            DataError: there are none, or they have another size than the real ones.
+        """
+        wanted = self.data.train.images.shape[1:]
+        if not len(made) or made.shape[1:] != wanted:
+            raise DataError(
+                f"The copy check got {len(made)} images of {tuple(made.shape[1:])} (C,H,W); expected at least one, of "
+                f"{tuple(wanted)}. Give the data.image_size of the set."
+            )
+        measured = torch.tensor(spread(len(made), self.most))
+        distances, positions = nearest((self.features or _flat)(made[measured]), self.points)
+        hashes = list(digests(made))
+        return Copies(
+            space=self.space,
+            exact={split: torch.tensor([at.get(d, -1) for d in hashes]) for split, at in self.known.items()},
+            measured=measured,
+            distances=distances,
+            positions=positions,
+            held_out=self.held_out,
+        )
+
+
+def copy_check(
+    made: Tensor,
+    data: RealData,
+    *,
+    features: Callable[[Tensor], Tensor] | None = None,
+    most: int | None = None,
+) -> Copies:
+    """``Reference.check`` of one set: ``made`` (N,C,H,W) are its decoded uint8 images."""
+    return Reference.of(data, features=features, most=most).check(made)
+
+
+def nearest(points: Tensor, others: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    """(distances, positions) of the one of ``others`` (M,D) closest to each of ``points`` (N,D), in float64.
+
+    For uint8 the result is exact. Of floats the closest is found to float32, and its distance computed anew, so that
+    equal points are at 0. ``rows`` bounds what is compared at once.
+    """
+    best = torch.full((len(points),), torch.inf, dtype=torch.float64)
+    where = torch.zeros(len(points), dtype=torch.int64)
+    blocks = [(i, j) for j in range(0, len(others), rows) for i in range(0, len(points), rows)]
+    for i, j in track(blocks, "closest real images", len(blocks)):
+        low, position = _scores(points[i : i + rows], others[j : j + rows]).min(1)
+        closer = low < best[i : i + rows]
+        best[i : i + rows][closer] = low[closer]
+        where[i : i + rows][closer] = position[closer] + j
+    return torch.cat([_distances(x, others, at) for x, at in _split(rows, points, where)]), where
+
+
+def _scores(x: Tensor, y: Tensor) -> Tensor:
+    """||y||^2 / 2 - x.y, (n,m): it orders the rows of ``y`` (m,D) as their distances to a row of ``x`` (n,D) do."""
+    norms = torch.zeros(len(y), dtype=torch.float64)
+    products = torch.zeros(len(x), len(y), dtype=torch.float64)
+    for ours, theirs in zip(x.split(SLICE, 1), y.split(SLICE, 1), strict=True):
+        a, b = _numbers(ours), _numbers(theirs)
+        products += a @ b.T
+        norms += b.square().sum(1)
+    return norms / 2 - products
+
+
+def _distances(x: Tensor, others: Tensor, at: Tensor) -> Tensor:
+    """||x - others[at]|| / sqrt(D), (n,)."""
+    slices = zip(x.split(SLICE, 1), others.split(SLICE, 1), strict=True)
+    squares = [(ours.double() - theirs[at].double()).square().sum(1) for ours, theirs in slices]
+    return (torch.stack(squares).sum(0) / x.shape[1]).sqrt()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """float32; pixels less 128, which moves no distance."""
+    return values.float() - 128 if values.dtype == torch.uint8 else values.float()
+
+
+def _split(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def _flat(images: Tensor) -> Tensor:
+    return images.flatten(1)
+
+
+def _positions(images: Tensor) -> dict[bytes, int]:
+    """The first position of every image by its hash."""
+    found: dict[bytes, int] = {}
+    for position, digest in enumerate(digests(images)):
+        found.setdefault(digest, position)
+    return found
+
+
+def digests(images: Tensor) -> Iterator[bytes]:
+    """The hash of the pixels of each of ``images`` (N,C,H,W)."""
+    for image in images.contiguous().numpy():
+        yield hashlib.blake2b(image, digest_size=16).digest()

@@ -1,0 +1,140 @@
+"""Describe: surrogate sets themselves, class by class, beside random real sets of their size; and faults in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.checks.counts import (
+    count_findings,
+    data_findings,
+    duplicate_findings,
+    leak_findings,
+    soft_findings,
+)
+from gendistill.evaluation.checks.finding import Finding
+from gendistill.evaluate.leaks import space as pixel_space
+from gendistill.evaluation.set_metrics import DRAWS, likeness
+from gendistill.evaluation.checks.labels import Sight, label_findings
+from gendistill.evaluation.checks.pixel_values import range_findings
+from gendistill.evaluate.spread import spread
+from gendistill.progress import note, track
+from gendistill.stages.inside import files_of
+from gendistill.stages.label_quality import label_quality, soft_targets
+from gendistill.stages.lens import Lens
+from gendistill.evaluation.reference import Look, RealSide, Subject, by_class
+from gendistill.surrogate.set import SurrogateSet
+
+RANGE = "value range"
+PIXELS = 1000  # images whose grey levels are counted
+
+
+def describe(
+    data: RealData,
+    sets: Mapping[str, SurrogateSet],
+    embed: Look,
+    classify: Look,
+    *,
+    space: str = "features",
+    classifier: str | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """(what is measured of each set, faults found), by the content hash that ``sets`` has them under.
+
+    ``embed`` gives features of uint8 images, which ``space`` names; ``classify`` the probabilities of a classifier of
+    the real classes, ``classifier`` its hash where it is a teacher's. Of a class at most half as many images as its
+    pool has are measured, evenly spaced. Sets of another size than the real images are left out.
+    """
+    shape = data.train.images.shape[1:]
+    fitting = {key: made for key, made in sets.items() if made.images.shape[1:] == shape and len(made.labels)}
+    real = RealSide.of(data, embed, classify)
+    found, findings = {}, data_findings(real.leaks.reference.known, data)
+    for key, made in track(fitting.items(), "describe sets", len(fitting)):
+        subject, soft = Subject.of(made, real, embed, classify), soft_targets(made)
+        quality = label_quality(subject, real, soft, classifier, seed)
+        found[key] = {"features": space, **_numbers(subject, real, seed), "labels": quality}
+        inverted = classify(255 - subject.measured.images)
+        faults = [*_faults(subject, real, inverted, seed), *_soft_faults(made, soft, data)]
+        findings += [Finding(f.kind, f.text, f.severity, key) for f in faults]
+    for finding in findings:
+        if finding.severity == "error":
+            note(f"{finding.kind}: {finding.text}")
+    return found, [finding.to_dict() for finding in findings]
+
+
+def _numbers(subject: Subject, real: RealSide, seed: int) -> dict[str, Any]:
+    measured, classes = subject.measured, len(real.data.classes)
+    counts = measured.counts(classes)
+    features = by_class(subject.features, measured.labels, classes)
+    return {
+        "images": len(subject.made.images),
+        "views": len(subject.views),
+        "measured": len(measured),
+        "measured_by_class": counts,
+        "draws": DRAWS,
+        "classes": list(real.data.classes),
+        "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed), seed=seed),
+        "copies": {
+            **subject.copies.summary(),
+            "space": pixel_space(real.data),
+            "near_test": len(subject.near),
+            "control": real.control,
+        },
+    }
+
+
+def _faults(subject: Subject, real: RealSide, inverted: Tensor, seed: int) -> list[Finding]:
+    """``inverted`` are the probabilities (M,K) of 255 - image."""
+    data, made, measured = real.data, subject.made, subject.measured
+    pixels = _pixel_faults(subject, real, seed)
+    labels = label_findings(
+        Sight.of(subject.probabilities),
+        measured.labels,
+        real.held_out,
+        data.validation.labels,
+        data.classes,
+        subject.names(subject.position),
+        Sight.of(inverted),
+    )
+    return [
+        *count_findings(made.labels, data.train.labels, data.classes),
+        *_joined(pixels, labels),
+        *duplicate_findings(made.images, made.labels, data.classes, files_of(made)),
+        *leak_findings(subject.copies, subject.near, real.leaks.usual, data, subject.files),
+    ]
+
+
+def _joined(pixels: Sequence[Finding], labels: Sequence[Finding]) -> list[Finding]:
+    """One finding for one fault: a wrong range that the pixels show is why images are not recognised."""
+    if any(f.kind == RANGE and f.severity == "error" for f in pixels):
+        return [*pixels, *(f for f in labels if f.kind not in (RANGE, "not recognised"))]
+    turned = any(f.kind == RANGE for f in labels)
+    return [*(f for f in pixels if not (turned and f.kind == RANGE)), *labels]
+
+
+def _pixel_faults(subject: Subject, real: RealSide, seed: int) -> list[Finding]:
+    """Of what is no copy of a training image: those have the right values, however unusual a choice of them."""
+    new = subject.position[subject.copies.exact["train"][subject.position] < 0]
+    pick = new[spread(len(new), PIXELS)]
+    if not len(pick):
+        return []
+    usual = real.images[spread(len(real.images), PIXELS)]
+    return range_findings(subject.views.images[pick], usual, subject.names(pick), seed)
+
+
+def _soft_faults(made: SurrogateSet, soft: tuple[Tensor, Tensor] | None, data: RealData) -> list[Finding]:
+    if soft is None or made.soft_labels is None:
+        return []
+    return soft_findings(*soft, data.classes, made.soft_labels.teacher.get("accuracy"))
+
+
+def described(data: RealData, surrogates: Sequence[SurrogateSet], lens: Lens, seed: int) -> dict[str, Any]:
+    """The entries ``sets`` and ``findings`` of a summary."""
+    sets = {made.content_hash(): made for made in surrogates}
+    found, findings = describe(
+        data, sets, lens.embed, lens.classify, space=lens.space, classifier=lens.classifier, seed=seed
+    )
+    return {"sets": found, "findings": findings}

@@ -1,0 +1,144 @@
+"""The real images as every set is compared with them, seen once; and a set as it was seen.
+
+Legend: K classes; the pool is the real images of a class that a set is compared with, (n,...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.copies import Copies, digests
+from gendistill.evaluate.leaks import Leaks
+from gendistill.evaluation.set_metrics import Values, random_sets
+from gendistill.evaluation.checks.labels import Sight
+from gendistill.evaluate.spread import spread, spread_by_class
+from gendistill.stages.inside import files_of
+from gendistill.surrogate.set import SurrogateSet
+
+POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
+CONTROL = 50  # real images that the copy check must all find
+Look = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RealSide:
+    """What of the real images sets are compared with.
+
+    Attributes:
+        data: The real images.
+        images: Of all pools, uint8 (N,C,H,W).
+        features: Of the pool of each class, (n,D).
+        probabilities: Of the pool of each class, (n,K).
+        known: Positions in the pool of each class by the hash of the pixels.
+        held_out: What the classifier makes of the validation images.
+        leaks: The copy check, and the test images.
+        control: Share of real training images that the copy check calls copies; 1 where it works.
+    """
+
+    data: RealData
+    images: Tensor
+    features: list[Tensor]
+    probabilities: list[Tensor]
+    known: list[dict[bytes, int]]
+    held_out: Sight
+    leaks: Leaks
+    control: float
+    _random: dict[tuple[int, ...], list[list[Values]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: RealData, embed: Look, classify: Look) -> RealSide:
+        classes = len(data.classes)
+        pool = data.train.take(spread_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
+        hashes = list(digests(pool.images))
+        leaks = Leaks.of(data)
+        return cls(
+            data,
+            pool.images,
+            by_class(embed(pool.images), pool.labels, classes),
+            by_class(classify(pool.images), pool.labels, classes),
+            [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
+            Sight.of(classify(data.validation.images)),
+            leaks,
+            float(leaks.reference.check(pool.images[spread(len(pool), CONTROL)]).near.float().mean()),
+        )
+
+    def random(self, counts: Sequence[int], seed: int) -> list[list[Values]]:
+        """The measures of random real sets with so many images of each class, drawn once for all sets of that size."""
+        key = (*counts, seed)
+        if key not in self._random:
+            self._random[key] = random_sets(self.features, counts, seed=seed)
+        return self._random[key]
+
+    def held(self, measured: Split) -> list[Tensor]:
+        """By class, the positions in the pool of images that ``measured`` holds too."""
+        hashes = list(digests(measured.images))
+        found = []
+        for k, known in enumerate(self.known):
+            at = {known[hashes[i]] for i in measured.of_class(k).tolist() if hashes[i] in known}
+            found.append(torch.tensor(sorted(at), dtype=torch.int64))
+        return found
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A set under the lens.
+
+    Attributes:
+        made: The set.
+        views: Its decoded images.
+        position: Positions (M,) of the views that are measured.
+        features: Of those, (M,D).
+        probabilities: Of those, (M,K).
+        copies: Of real images, among all views.
+        near: Positions of views that are near copies of test images.
+        files: A name for every view.
+    """
+
+    made: SurrogateSet
+    views: Split
+    position: Tensor
+    features: Tensor
+    probabilities: Tensor
+    copies: Copies
+    near: Tensor
+    files: list[str]
+
+    @classmethod
+    def of(cls, made: SurrogateSet, real: RealSide, embed: Look, classify: Look) -> Subject:
+        views = made.split
+        position = _measured(views.labels, real.features)
+        images = views.images[position]
+        copies = real.leaks.reference.check(views.images)
+        near = real.leaks.near(views.images, copies)
+        return cls(made, views, position, embed(images), classify(images), copies, near, _view_files(made))
+
+    @property
+    def measured(self) -> Split:
+        return self.views.take(self.position)
+
+    def names(self, position: Tensor) -> list[str]:
+        return [self.files[i] for i in position.tolist()]
+
+
+def by_class(values: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
+    return [values[labels == k] for k in range(classes)]
+
+
+def _measured(labels: Tensor, pool: Sequence[Tensor]) -> Tensor:
+    """Positions, ascending: of each class at most half as many as its pool has, evenly spaced."""
+    found = []
+    for k, features in enumerate(pool):
+        at = torch.nonzero(labels == k).flatten()
+        found.append(at[spread(len(at), max(1, len(features) // 2))])
+    return torch.cat(found).sort().values
+
+
+def _view_files(made: SurrogateSet) -> list[str]:
+    """Of the decoded images, in their order; several views of one file are numbered."""
+    files, views = files_of(made), made.views
+    return list(files) if views == 1 else [f"{file} (view {v})" for file in files for v in range(views)]

@@ -1,0 +1,126 @@
+"""Label-robust and augmentation-robust scores (DD-Ranking, Li et al. 2025, arXiv 2505.13300), on fractions.
+
+HLR, hard-label recovery = acc(all real images, hard labels) - acc(set, hard labels); lower is better.
+IOR, improvement over random = acc(set, its labels) - acc(random real images, labels of the same recipe).
+LRS = robust((IOR - HLR) / 2); ARS = robust of the mean IOR with and without augmentation. The published package takes
+per cent, trains each row in its own way and keeps the best epoch: its numbers are others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM
+
+WEIGHT = 0.5  # w and gamma
+RECIPE = "random real images with labels of the same recipe"
+NAME = ("method", "stage", "space", "ipc")
+Row = dict[str, Any]
+
+
+def robust(gain: float) -> float:
+    """(exp(gain) - exp(-1)) / (e - exp(-1)): gains in [-1, 1] to [0, 1], rising; a gain of 0 gives 0.269."""
+    return (math.exp(gain) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust(full: float, hard: float, made: float, random: float) -> float:
+    """LRS of fractions: all real and the set, hard labels; the set and random images, labels of one recipe."""
+    _check_fractions(full, hard, made, random)
+    return robust(WEIGHT * (made - random) - (1 - WEIGHT) * (full - hard))
+
+
+def augmentation_robust(augmented: float, random_augmented: float, plain: float, random_plain: float) -> float:
+    """ARS of fractions: of the set and of random images with labels of one recipe, with and without augmentation."""
+    _check_fractions(augmented, random_augmented, plain, random_plain)
+    return robust(WEIGHT * (augmented - random_augmented) + (1 - WEIGHT) * (plain - random_plain))
+
+
+def _check_fractions(*values: float) -> None:
+    """Raises ValueError for per cent."""
+    if not all(0 <= v <= 1 for v in values):
+        raise ValueError(f"Accuracies are {values}; expected fractions from 0 to 1, not per cent.")
+
+
+def scores(rows: Sequence[Row]) -> list[Row]:
+    """One entry for every set or coreset, kind of labels and network of a summary's rows.
+
+    Entry: method, stage, space, ipc, labels, recipe, network and set as in its rows; ``lrs`` {score, std, runs, hlr,
+    ior, augment}, of the rows without augmentation where there are such; ``ars`` {score, std, runs, augmented, plain},
+    null unless there are rows with and without. ``score`` is that of the mean accuracies, ``std`` the deviation of the
+    scores by run, paired by training seed. What cannot be computed is null; ``missing`` says for want of what.
+    """
+    groups: dict[str, list[Row]] = {}
+    keys = (*NAME, "labels", "recipe", "network", "set")
+    for row in rows:
+        if row["method"] != FULL and not _is_random(row):
+            groups.setdefault(repr([row.get(k) for k in keys]), []).append(row)
+    return [{**{k: g[0].get(k) for k in keys}, **_scored(g, rows)} for g in groups.values()]
+
+
+def _scored(group: Sequence[Row], rows: Sequence[Row]) -> Row:
+    own = {bool(row["augment"]): row for row in reversed(group)}
+    random = {augment: _random(row, rows) for augment, row in own.items()}
+    row, against = own[min(own)], random[min(own)]
+    full = _nearest([r for r in rows if r["method"] == FULL and _same(r, row, "network")], row)
+    hard = _hard(row, rows)
+    lrs = {
+        **_score(label_robust, full, hard, row, against),
+        **{"hlr": _gain(full, hard), "ior": _gain(row, against), "augment": min(own)},
+    }
+    wanted = ((full, "all real images"), (hard, "the set itself with hard labels"), (against, RECIPE))
+    missing = [f"LRS: no row of {name}" for found, name in wanted if found is None]
+    if len(own) < 2:
+        return {"lrs": lrs, "ars": None, "missing": [*missing, "ARS: no rows both with and without augmentation"]}
+    ars = {
+        **_score(augmentation_robust, own[True], random[True], own[False], random[False]),
+        **{"augmented": _gain(own[True], random[True]), "plain": _gain(own[False], random[False])},
+    }
+    absent = [f"ARS: no row of {RECIPE}, augmentation {'on' if a else 'off'}" for a in own if random[a] is None]
+    return {"lrs": lrs, "ars": ars, "missing": [*missing, *absent]}
+
+
+def _score(score: Callable[..., float], *rows: Row | None) -> Row:
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return {"score": None, "std": None, "runs": []}
+    runs = [score(*accuracies) for accuracies in zip(*(row["accuracy"] for row in found), strict=False)]
+    std = float(np.std(runs, ddof=1)) if len(runs) > 1 else None
+    return {"score": score(*(row["mean"] for row in found)), "std": std, "runs": runs}
+
+
+def _gain(better: Row | None, worse: Row | None) -> float | None:
+    return better["mean"] - worse["mean"] if better and worse else None
+
+
+def _random(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Random images of the same number of each class, not those of the same bytes."""
+    same = ("ipc", "counts", "labels", "recipe", "network", "augment")
+    drawn = (r for r in rows if _is_random(r) and r.get("space") != EQUAL_BYTES)
+    return next((r for r in drawn if _same(r, row, *same)), None)
+
+
+def _is_random(row: Row) -> bool:
+    """Whether it is a baseline, not a set that somebody drew at random."""
+    return row["method"] == RANDOM and (not row.get("set") or bool(row.get("space")))
+
+
+def _hard(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The same images with hard labels, by content hash, or by name where no other set has that name."""
+    hard = [r for r in rows if r["labels"] == "hard" and bool(r.get("set")) == bool(row.get("set"))]
+    named = [r for r in hard if _same(r, row, *NAME, "network")]
+    same = [r for r in named if _same(r, row, "set")]
+    return _nearest(same or (named if len({repr(r.get("set")) for r in named}) == 1 else []), row)
+
+
+def _nearest(found: Sequence[Row], row: Row) -> Row | None:
+    """The one with augmentation where ``row`` has it; labels of views have, though hard ones may be without."""
+    other = found[0] if found and row["labels"] != "hard" else None
+    return next((r for r in found if _same(r, row, "augment")), other)
+
+
+def _same(row: Row, other: Row, *keys: str) -> bool:
+    return all(row.get(key) == other.get(key) for key in keys)

@@ -1,0 +1,119 @@
+"""Class-balanced batches without state: every draw of step s comes from the stream (seed, phase, s).
+
+So a resumed run continues exactly, any number of processes sees slices of the same global batch, and no generator state
+needs saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gendistill.errors import ConfigError
+from gendistill.generator.generator import Generator
+from gendistill.generator.latent_cache import RealLatents
+from gendistill.seeding import torch_rng
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One process's share of a step's batch: x0 and eps (b,c,h,w), t, labels, condition and ``dropped`` (b,)."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    labels: Tensor
+    condition: Tensor
+    dropped: Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        values = (self.x0, self.eps, self.t, self.labels, self.condition, self.dropped)
+        pinned = device.type == "cuda"
+        return Draw(*((v.pin_memory() if pinned else v).to(device, non_blocking=True) for v in values))
+
+
+class BatchSource:
+    """Batches as a function of (seed, phase, step), sliced by process and micro-batch.
+
+    Raises:
+        ConfigError: labels are to be dropped, but the network has no null class.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        latents: RealLatents,
+        label_dropout: float,
+        seed: int,
+        phase: str,
+        flip: bool = False,
+    ) -> None:
+        check_label_dropout(generator, label_dropout)
+        self.generator, self.latents, self.label_dropout, self.flip = generator, latents, label_dropout, flip
+        self.seed, self.phase = seed, phase
+        self.positions = [torch.nonzero(latents.labels == c).flatten() for c in range(len(generator.classes))]
+
+    def draw(self, step: int, batch_size: int, part: slice) -> Draw:
+        """The images ``part`` of global batch ``step``; every class has batch_size / K images, give or take one."""
+        rng = torch_rng(self.seed, self.phase, "batch", step)
+        classes = len(self.positions)
+        labels = (torch.arange(batch_size) + int(torch.randint(classes, (), generator=rng))) % classes
+        labels = labels[torch.randperm(batch_size, generator=rng)]
+        chance, dropping = torch.rand(2, batch_size, generator=rng, dtype=torch.float64)
+        t = torch.randint(len(self.generator.alphas_cumprod), (batch_size,), generator=rng)
+        flipped = torch.rand(batch_size, generator=torch_rng(self.seed, self.phase, "flip", step)) < 0.5 * self.flip
+        labels, chance, dropped, t = labels[part], chance[part], dropping[part] < self.label_dropout, t[part]
+        index = torch.stack(
+            [self.positions[c][int(u * len(self.positions[c]))] for c, u in zip(labels.tolist(), chance, strict=True)]
+        )
+        slots = range(batch_size)[part]
+        noise = self._noise("posterior", step, slots) if self.latents.needs_noise else None
+        x0 = self.latents.x0(index, flipped[part], noise)
+        condition = self.generator.condition(labels)
+        if self.generator.null_class is not None:
+            condition = condition.where(~dropped, self.generator.null_class)
+        return Draw(x0, self._noise("eps", step, slots), t, labels, condition, dropped)
+
+    def _noise(self, purpose: str, step: int, slots: range) -> Tensor:
+        shape = self.generator.sample_shape
+        streams = (torch_rng(self.seed, self.phase, purpose, step, j) for j in slots)
+        return torch.stack([torch.randn(shape, generator=rng) for rng in streams])
+
+
+def check_label_dropout(generator: Generator, label_dropout: float) -> None:
+    """Raises ConfigError where labels are to be dropped without a null class to drop them to."""
+    if label_dropout and generator.null_class is None:
+        raise ConfigError(
+            f"finetune.label_dropout is {label_dropout}, but the network has no null class to drop labels to; expected "
+            "0."
+        )
+
+
+def slices(batch_size: int, processes: int, micro_batches: int) -> list[list[slice]]:
+    """Which positions of the global batch each process takes in each micro-batch: contiguous, in gathering order."""
+    size, rest = divmod(batch_size, processes * micro_batches)
+    if rest or not size:
+        raise ConfigError(
+            f"finetune.batch_size is {batch_size}; expected a multiple of {processes} process(es) x "
+            f"{micro_batches} gradient_accumulation_steps."
+        )
+    starts = [[(m * processes + p) * size for m in range(micro_batches)] for p in range(processes)]
+    return [[slice(start, start + size) for start in row] for row in starts]
+
+
+def ahead(make: Callable[[int], Draw], count: range, device: torch.device) -> Iterator[Draw]:
+    """make(i) for every i, moved to ``device``; beside an accelerator the next one is made while this one is used."""
+    if device.type == "cpu":
+        yield from (make(i).to(device) for i in count)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(make, i) for i in count[:1]]
+        for i in count:
+            draw = pending.pop().result().to(device)
+            if i + 1 in count:
+                pending.append(pool.submit(make, i + 1))
+            yield draw

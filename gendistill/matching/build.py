@@ -1,0 +1,170 @@
+"""The engine of a run, built of the parts that its options choose."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from gendistill import runtime
+from gendistill.config import MatchingConfig
+from gendistill.data.dataset import RealData, Split, mean_and_std
+from gendistill.data.siamese import Siamese
+from gendistill.errors import ConfigError, DataError
+from gendistill.matching.distribution import FeatureMatching
+from gendistill.matching.engine import Matcher, Objective, Plan
+from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.idle import GRADIENT
+from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
+from gendistill.matching.initialisation import of_set, starts
+from gendistill.matching.network_pool import Fresh, Queue, Supply, Training
+from gendistill.networks.registry import batch_norm_layers
+from gendistill.stages.matching_plan import Run, filled, formation, network_of
+from gendistill.surrogate.multi_formation import views_in
+from gendistill.surrogate.set import SurrogateSet
+
+GPU_CLASSES = 10  # most of a gradient's pass; batches of one class leave a GPU idle
+GPU_PIXELS = 1280 * 32**2  # of it: 10 classes of CIFAR-10's batches; second derivatives of more may not fit
+
+
+def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
+    """The engine with this run's choices, at its start."""
+    begun, config, device = time.perf_counter(), run.config, runtime.device()
+    layout = torch.channels_last if any(run.fast) else torch.contiguous_format
+
+    def network(number: int) -> nn.Module:
+        return network_of(data, config, number).to(device).to(memory_format=layout)
+
+    counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
+    _check_statistics(run, data, network)
+    real = Split(data.train.images.to(device), data.train.labels.to(device))
+    factor = formation(config)
+    if given:
+        sets = [of_set(given, data, ipc, factor) for ipc in run.ipcs]
+    else:
+        sets = starts(data, run.ipcs, factor, filled(config.start), network, seed=seed)
+    matcher = Matcher(
+        sets=sets,
+        real=real,
+        objective=_objective(run, data.image_size),
+        selection=_selection(run, real, len(data.classes), seed),
+        supply=_supply(run, data, real, network, seed),
+        augmentation=_augmentation(config, data.train, matching=True),
+        plan=Plan(
+            iterations=run.iterations,
+            inner_steps=filled(config.inner_steps),
+            learning_rates=run.rates,
+            momentum=config.momentum,
+            by_class=run.method in ("idc", "idm"),
+            most_views=config.most_views or None,
+        ),
+        seed=seed,
+    )
+    matcher.clock.add({"start": time.perf_counter() - begun})
+    return matcher
+
+
+def _check_statistics(run: Run, data: RealData, network: Any) -> None:
+    """Refuse batch norm where it would have one value a channel to take its statistics of."""
+    config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
+    batches = {"images a training step (train_batch)": filled(config.train_batch)}
+    if run.method != "idm":  # it matches in evaluation mode
+        views = min(run.ipcs) * views_in(formation(config))
+        batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
+        batches["real image of a class (real_batch)"] = min(real, filled(config.real_batch))
+    if min(batches.values()) > 1 or not batch_norm_layers(probed := network(0)):
+        return
+    try:
+        with torch.no_grad():
+            probed.train()(torch.zeros(1, data.channels, data.image_size, data.image_size, device=runtime.device()))
+    except ValueError as error:
+        what = next(name for name, count in batches.items() if count == 1)
+        raise ConfigError(
+            f"{config.network} takes batch norm's statistics of 1 {what}, whose last maps have one position at "
+            f"{data.image_size} px; expected 2 or more. Raise ipc or that option, or take a --matching.network without "
+            "batch norm, such as convnet or resnet10."
+        ) from error
+
+
+def _objective(run: Run, side: int) -> Objective:
+    config = run.config
+    views = max(run.ipcs) * views_in(formation(config))
+    rows = max(filled(config.real_batch), min(views, config.most_views or views))
+    fast: dict[str, Any] = {**run.fast._asdict(), "channels_last": any(run.fast)}
+    if run.method in GRADIENT:
+        return GradientMatching(
+            distance=filled(config.distance),
+            parameters="all" if config.match_head else "no_head",
+            feature_mean=filled(config.feature_weight),
+            classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
+            **fast,
+        )
+    return FeatureMatching(ce_weight=filled(config.class_aware), classes_per_chunk=config.classes_per_chunk, **fast)
+
+
+def classes_together(device: torch.device, rows: int, side: int) -> int:
+    """Classes of one gradient's pass, ``rows`` images of ``side`` px each: on a CPU one by one is fastest."""
+    return 1 if device.type == "cpu" else min(GPU_CLASSES, max(1, GPU_PIXELS // (rows * side**2)))
+
+
+def _selection(run: Run, real: Split, classes: int, seed: int) -> Selection:
+    config = run.config
+    batch = filled(config.real_batch)
+    if run.selection == "random":
+        return RandomSelection(real, classes, batch, seed)
+    return RepresentativeSelection(
+        real,
+        classes,
+        batch,
+        seed,
+        interval=filled(config.interval),
+        per_cluster=config.per_cluster,
+        weights=config.cluster_weights,
+        candidates=config.candidates or None,
+        dimensions=config.dimensions or None,
+        **run.fast._asdict(),
+    )
+
+
+def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> Supply:
+    config = run.config
+    training = Training(
+        classes=len(data.classes),
+        batch_size=filled(config.train_batch),
+        learning_rate=config.train_learning_rate,
+        augmentation=None if run.method == "idm" else _augmentation(config, data.train, matching=False),
+        cutmix=filled(config.cutmix),
+        bf16=run.fast.bf16,
+        compile=run.fast.compile,
+        **({"momentum": 0.0, "weight_decay": 0.0} if run.method in ("dc", "dsa") else {}),
+    )
+    if run.method == "idm":
+        return Queue(
+            network,
+            training,
+            real,
+            steps=filled(config.train_steps),
+            size=filled(config.queue_size),
+            interval=filled(config.queue_interval),
+            seed=seed,
+            most_steps=config.queue_most_steps or None,
+        )
+    source = filled(config.train_on)
+    return Fresh(network, training, source, real, filled(config.train_steps), seed, filled(config.warm_steps))
+
+
+def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Siamese | None:
+    """DSA's, one of the operations a step, or IDC's, all in order; cutout is for matching alone (IDC)."""
+    if config.augmentation == "none":
+        return None
+    mean, std = mean_and_std(split)
+    scale: dict[str, Any] = {"mean": mean, "std": std}
+    flip: tuple[Any, ...] = ("flip",) if config.flip else ()
+    if config.augmentation == "one":
+        return Siamese(operations=("color", "crop", "cutout", *flip, "scale", "rotate"), compose="one", **scale)
+    return Siamese(operations=(*flip, "color", "crop", *(("cutout",) if matching else ())), compose="all", **scale)

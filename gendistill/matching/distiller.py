@@ -1,0 +1,188 @@
+"""The matching back-ends (dc, dsa, dm, idc, idm) as a stage: starts, a run with checkpoints and snapshots, sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor
+
+from gendistill.config import DistillConfig, MatchingStart, need, sizes, to_dict
+from gendistill.data.dataset import RealData
+from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.hashing import hash_json
+from gendistill.matching.engine import Matcher
+from gendistill.progress import follow, note
+from gendistill.runtime import Checkpoints
+from gendistill.stages.folder import StageFolder, check_origin, command_line, versions
+from gendistill.matching.build import build
+from gendistill.stages.matching_plan import MATCHING, Run, filled, plan_runs
+from gendistill.stages.snapshots import save_preview, save_snapshot
+from gendistill.surrogate.set import SurrogateSet
+
+CHECKPOINTS = "checkpoints"
+MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration
+
+
+def match(
+    data: RealData,
+    run: Run,
+    *,
+    seed: int,
+    given: SurrogateSet | None = None,
+    folder: StageFolder | None = None,
+) -> list[SurrogateSet]:
+    """The surrogate sets of one run; with a ``folder`` it goes on from the newest checkpoint there."""
+    label = f"{run.method} {run.selection} ipc {','.join(map(str, run.ipcs))}"
+    matcher = build(data, run, seed=seed, given=given)
+    checkpoints = _checkpoints(folder, run, data, seed)
+    found = checkpoints.latest() if checkpoints else None
+    if found:
+        matcher.load_state_dict(found[1])
+    if found and folder:  # what follows takes the place of what the log has of later iterations
+        folder.log({"stage": run.method, "ipc": list(run.ipcs), "resumed_at": matcher.iteration})
+    if run.fast.compile:
+        note(f"{label}: the first steps compile, for up to a minute")
+    steps = run.iterations * matcher.plan.inner_steps
+    loop = _kept(matcher, run, data, checkpoints, folder, seed, given)
+    log = folder.log if folder else None
+    follow(
+        loop,
+        label,
+        steps,
+        start=matcher.iteration * matcher.plan.inner_steps,
+        log=log,
+        stage=run.method,
+        ipc=list(run.ipcs),
+    )
+    made = [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
+    for one in made:
+        if folder and run.config.snapshot_every:
+            save_preview(one, folder.path)
+    return made
+
+
+def _kept(
+    matcher: Matcher,
+    run: Run,
+    data: RealData,
+    checkpoints: Checkpoints | None,
+    folder: StageFolder | None,
+    seed: int,
+    given: SurrogateSet | None,
+) -> Any:
+    """The matcher's records, with checkpoints and snapshots between its iterations."""
+
+    def snapshots() -> None:
+        every, done = run.config.snapshot_every, matcher.iteration
+        if folder and every and done % every == 0:
+            for place in range(len(run.ipcs)):
+                save_snapshot(_surrogate(data, run, place, matcher, seed, given), folder.path)
+
+    if matcher.iteration == 0:
+        snapshots()
+    saved = time.monotonic()
+    for record in matcher.run():
+        done, between = matcher.iteration, record.pop("done")
+        yield record  # before it is saved that this was done
+        if between and done < run.iterations:
+            snapshots()
+            if checkpoints and (done % checkpoints.every == 0 or time.monotonic() - saved > MOST_LOST):
+                _require_finite(matcher, run)
+                checkpoints.save(done, matcher.state_dict())
+                saved = time.monotonic()
+    return matcher.sets
+
+
+def _require_finite(matcher: Matcher, run: Run) -> None:
+    if not all(bool(one.images.isfinite().all()) for one in matcher.sets):
+        raise DataError(
+            f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. Lower "
+            f"--matching.learning_rate ({run.config.learning_rate:g}) or, where networks learn, train_learning_rate "
+            f"({run.config.train_learning_rate:g}), or take --matching.mixed_precision no."
+        )
+
+
+def _checkpoints(folder: StageFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
+    if folder is None:
+        return None
+    every = filled(run.config.checkpoint_every)
+    settings = to_dict(replace(run.config, checkpoint_every=None))  # how often a run is saved does not change it
+    identity = {"run": hash_json([run.method, run.selection, settings, list(run.ipcs), seed])}
+    identity["data"] = data.fingerprint()
+    name = "-".join(["ipc", *map(str, run.ipcs)])
+    return Checkpoints(folder.path / CHECKPOINTS / name, every, 1, identity)
+
+
+def _surrogate(
+    data: RealData, run: Run, place: int, matcher: Matcher, seed: int, given: SurrogateSet | None
+) -> SurrogateSet:
+    _require_finite(matcher, run)
+    one, seconds = matcher.sets[place], matcher.clock.seconds()
+    meta: dict[str, Any] = {
+        "method": run.method,
+        "stages": [],
+        "stage": None,
+        "space": run.selection if run.selection != "random" else None,
+        "seed": seed,
+        "iterations": matcher.iteration,
+        "matching": _told(run, place),
+        "data": data.describe(),
+        "licence": given.meta.get("licence", "as the data") if given else "as the data",
+        "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
+        "command": command_line(),
+        "versions": versions(),
+    }
+    if given:
+        meta["start"] = given.content_hash()
+    labels: Tensor = one.labels
+    return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
+
+
+def _told(run: Run, place: int) -> dict[str, Any]:
+    """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
+    hash elsewhere."""
+    told = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
+    fast = {"mixed_precision": "bf16" if run.fast.bf16 else "no", "compile": run.fast.compile}
+    options = told | fast | {"image_rate": run.rates[place]}
+    return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
+
+
+def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
+    """The surrogate set that matching starts from, where one is given.
+
+    Raises:
+        ConfigError: there is no such folder.
+        ArtifactError: it is made of other classes, or of images that are test images here.
+    """
+    place = config.matching.start
+    if config.method not in MATCHING or not isinstance(place, Path):
+        return None
+    if not place.exists():
+        raise ConfigError(
+            f"matching.start is {str(place)!r}, which is no folder; expected {', '.join(get_args(MatchingStart))} or "
+            "the folder of a surrogate set."
+        )
+    given = SurrogateSet.load(place)
+    what = f"the set {place}"
+    check_origin(what, given.classes, given.meta, data)
+    if given.weights is not None:
+        raise ArtifactError(f"{what} has weights of its images, which matching would lose; expected a set without.")
+    need(max(sizes(config.ipc)) <= min(given.counts), "ipc", config.ipc, f"at most {min(given.counts)}, as {what} has")
+    return given
+
+
+def matched(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    seed: int = 0,
+    given: SurrogateSet | None = None,
+    folder: StageFolder | None = None,
+) -> Iterator[SurrogateSet]:
+    """Every set of the config; those that can share a run do."""
+    for run in plan_runs(config, data):
+        yield from match(data, run, seed=seed, given=given, folder=folder)

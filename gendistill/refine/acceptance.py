@@ -1,0 +1,72 @@
+"""The acceptance gate: a refinement is kept where it helps: where the W2 of its class, measured against the real
+images, falls, and where a network that did not guide it finds the image no worse.
+
+Batch-norm loss is no such measure: it falls whatever the images look like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendistill.data.pixels import to_float
+from gendistill.refine.objective import class_w2
+from gendistill.refine.feature_space import GroundSpace
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which images (N,) keep their refinement, and why the others do not: ``images`` by the held-out network's
+    cross-entropy, ``classes`` whole because their W2 did not fall. Mean class W2 ``before``, ``ungated`` with every
+    refinement, and ``after`` the gate."""
+
+    kept: Tensor
+    images: int
+    classes: int
+    before: float
+    ungated: float
+    after: float
+
+
+@torch.no_grad()
+def gate(
+    start: Tensor,
+    refined: Tensor,
+    labels: Tensor,
+    space: GroundSpace,
+    *,
+    weights: Tensor | None = None,
+    held_out: nn.Module | None = None,
+) -> Verdict:
+    """Judge uint8 images (N,C,H,W) against those they came from.
+
+    An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it; then a
+    class is where the W2 of its images to its real ones, in the ground space, does not fall.
+    """
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    if held_out is not None:
+        kept = cross_entropies(held_out, refined, labels) <= cross_entropies(held_out, start, labels)
+    images = int((~kept).sum())
+    old, new = space.points(start, labels), space.points(refined, labels)
+    before, ungated = (class_w2(points, labels, space, weights) for points in (old, new))
+    after = ungated if not images else class_w2(torch.where(kept[:, None], new, old), labels, space, weights)
+    present = labels.unique()
+    refused = present[(after >= before) & torch.tensor([bool(kept[labels == c].any()) for c in present])]
+    kept &= ~torch.isin(labels, refused)
+    means = (float(w2.mean()) for w2 in (before, ungated, torch.minimum(before, after)))
+    return Verdict(kept, images, len(refused), *means)
+
+
+def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+    """Cross-entropy (N,) of each uint8 image."""
+    device = next(network.parameters()).device
+    network.eval()
+    found = []
+    for start in range(0, len(labels), batch_size):
+        logits = network(to_float(images[start : start + batch_size]).to(device)).float()
+        wanted = labels[start : start + batch_size].to(device)
+        found.append(F.cross_entropy(logits, wanted, reduction="none").cpu())
+    return torch.cat(found)

@@ -1,0 +1,92 @@
+"""What is refused before refinement begins: sets, teachers, codecs and numbers that do not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gendistill.config import ObjectiveConfig, RefineConfig, need
+from gendistill.data.dataset import RealData
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.codec import PIXELS, Codec
+from gendistill.networks.teacher import Teacher
+from gendistill.refine.objective import require_batch_norm
+from gendistill.refine.pack import check_tiles
+from gendistill.refine.select import require_images
+from gendistill.stages.folder import same_test
+from gendistill.stages.teachers import check_teacher
+from gendistill.surrogate.multi_formation import named
+from gendistill.surrogate.set import SurrogateSet
+
+
+def check_inputs(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    data: RealData,
+    config: ObjectiveConfig,
+    codec: Codec | None = None,
+) -> None:
+    """Refuse sets, teachers and a codec that do not belong together, before any work."""
+    if len({teacher.hash() for teacher in teachers}) < len(teachers):
+        raise ConfigError("The same teacher is given twice; expected different ones. Train others with --seed.")
+    for teacher in teachers:
+        if config.steps:
+            require_batch_norm(teacher.statistics.means, config.batch_norm_weight)
+        if pool.classes != teacher.classes:
+            raise ArtifactError(
+                f"The surrogate set has classes {', '.join(pool.classes)}, the teacher {', '.join(teacher.classes)}; "
+                "expected the same in the same order."
+            )
+    if not same_test(pool.meta, data):
+        told = pool.meta["data"]
+        raise ArtifactError(
+            f"The surrogate set was made from other images or splits ({told.get('name')}, fingerprint "
+            f"{told['fingerprint']}) than those it would be refined toward ({data.name}, {data.fingerprint()}), so its "
+            "test images may be among them. Take a teacher that was trained with the --data options of the set."
+        )
+    if pool.factor != 1:
+        raise ArtifactError(
+            f"Every stored image of the surrogate set holds {named(pool.factor)} views; refinement takes whole "
+            "images. Refine first and pack afterwards."
+        )
+    if isinstance(config, RefineConfig):
+        check_tiles(config.pack, int(pool.images.shape[-1]))
+    shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
+    if shape != wanted:
+        raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
+    most, size = data.image_size, config.delta_size
+    need(size is None or size <= most, "delta_size", size, f"null, or at most the images' side of {most}")
+    if codec is not None:
+        _check_codec(codec, data, config)
+
+
+def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
+    need(config.steps > 0, "steps", config.steps, "at least 1 with a codec, in whose latents images are refined")
+    if codec.name == PIXELS:
+        raise ConfigError("The generator works in pixels, as refinement does without one; leave --generator out.")
+    if codec.channels != data.channels:
+        raise ArtifactError(
+            f"The codec was loaded for images of {codec.channels} channel(s), the data have {data.channels}; load it "
+            "for these."
+        )
+    codec.latent_shape(data.image_size)
+    need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
+
+
+def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
+    """Refuse, before any work, more images than a class of the pool or of the real images has."""
+    wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
+    has, mend = min(pool.split.counts(len(pool.classes))), "sample a larger pool"
+    if has < ipc * factor**2:
+        raise ConfigError(f"ipc is {wanted} but the pool has {has} images of a class; {mend}.")
+    require_images(data.train.counts(len(data.classes)), ipc * factor**2, data.classes, "to take atoms from")
+
+
+def check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
+    """Refuse a network that guides, or one like it, and one that nothing asks."""
+    check_teacher("the held-out teacher", held_out, data)
+    need(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")
+    if any(held_out.spec == teacher.spec for teacher in teachers):
+        raise ConfigError(
+            f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "
+            "which did not guide the images. Train one: gendistill teacher --network timm:resnet10t."
+        )

@@ -1,0 +1,170 @@
+"""What refinement may do to an image: how far, how finely, and seen through which crops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendistill.data.crops import boxes
+from gendistill.seeding import torch_rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region(ABC):
+    """Where images x0 may go: x = f(delta) with f(0) = x0 and |delta|_inf <= ``bound``.
+
+    Attributes:
+        bound: Largest entry of delta, in its own unit.
+        blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125), but
+            not after the last one, which no step would follow.
+        blend: What is left of delta then.
+    """
+
+    bound: float = 1.0
+    blend_every: int = 0
+    blend: float = 0.5
+
+    @abstractmethod
+    def around(self, x0: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """(delta, f) for images ``x0`` (B,C,H,W) in [-1, 1]: the free variable at zero, and the images it stands for.
+
+        f is differentiable, and an image depends on its own part of delta alone.
+        """
+
+    @torch.no_grad()
+    def hold(self, delta: Tensor, step: int, steps: int) -> None:
+        """Bring delta back into the region after step ``step`` (1, 2, ...) of ``steps``."""
+        if self.blend_every and step % self.blend_every == 0 and step < steps:
+            delta.mul_(self.blend)
+        delta.clamp_(-self.bound, self.bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRegion(Region):
+    """x = x0 + delta cut to [-1, 1], delta in units of that range; a bound of 2 is none.
+
+    Attributes:
+        size: Side at which delta is optimised, enlarged bilinearly; None for the image's own. Less is low-pass.
+    """
+
+    size: int | None = None
+
+    def around(self, x0: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        side = self.size or x0.shape[-1]
+
+        def images(delta: Tensor) -> Tensor:
+            return into_range(x0 + (delta if enlarge is None else enlarge @ delta @ enlarge.mT))
+
+        enlarge = None if side == x0.shape[-1] else _enlarging(side, x0.shape[-1]).to(x0.device)
+        return torch.zeros(*x0.shape[:2], side, side, device=x0.device, requires_grad=True), images
+
+
+def _enlarging(small: int, large: int) -> Tensor:
+    """(large,small): bilinear enlargement of one side; as matrices it has a gradient of fixed order on a GPU too."""
+    return F.interpolate(torch.eye(small)[None], large, mode="linear")[0].T.contiguous()
+
+
+def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
+    """``values`` cut to [-limit, limit], with a gradient that still leads back inside.
+
+    That of ``clamp`` is 0 outside, so a pixel that has once left the range, as noise does at 2 of its deviations, would
+    stay black or white for good. Here only what would lead a descent farther out is 0.
+    """
+    return _IntoRange.apply(values, limit)
+
+
+class _IntoRange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.limit = limit
+        return values.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        outward = ((values > ctx.limit) & (gradient < 0)) | ((values < -ctx.limit) & (gradient > 0))
+        return gradient.masked_fill(outward, 0), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """One random crop, mirror and roll of every image a step, by image index, so that no batching changes them.
+
+    Attributes:
+        seed: Of their stream.
+        min_crop: Least share of the area; 1 keeps the whole image.
+        flip: Mirror every second image.
+        roll: Largest cyclic shift in pixels, both ways.
+    """
+
+    seed: int = 0
+    min_crop: float = 1.0
+    flip: bool = False
+    roll: int = 0
+
+    def of(self, images: Tensor, positions: Tensor, total: int, step: int) -> Tensor:
+        """What step ``step`` shows of these images (B,C,H,W), which stand at ``positions`` (B,) of ``total``."""
+        rng = torch_rng(self.seed, "crops", step)
+        cut = boxes(total, self.min_crop, self.flip, rng) if self.min_crop < 1 or self.flip else None
+        if self.roll:
+            shifts = torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng).T[positions]
+        else:
+            shifts = torch.zeros(len(positions), 2, dtype=torch.long)
+        if cut is not None:
+            return resampled(images, cut[0][positions], cut[1][positions], shifts)
+        return rolled(images, *shifts.T) if self.roll else images
+
+
+def resampled(images: Tensor, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
+    """Bilinear crops of images (B,C,H,W) at ``sides`` and ``centres`` (B,2) as of ``data.views.boxes``, then rolled by
+    ``shifts`` (B,2), (down, right).
+
+    All of it is separable: two small matrices an image do it, whose gradient has, on a GPU too, a fixed order.
+    """
+    height, width = images.shape[-2:]
+    (side_x, side_y), (x, y), (down, right) = (_sent(part, images).T for part in (sides, centres, shifts))
+    rows, columns = _weights(height, side_y, y, down), _weights(width, side_x, x, right)
+    return rows[:, None] @ (images.flatten(1, 2) @ columns.mT).view(images.shape)
+
+
+def _weights(size: int, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
+    """(B,size,size): what every pixel along one side weighs in every pixel shown; beyond the border is the border."""
+    pixels = torch.arange(size, device=sides.device)
+    seen = centres[:, None] + sides[:, None] * ((2 * pixels + 1) / size - 1)  # in [-1, 1], the centres of pixels
+    place = (((seen + 1) * size - 1) / 2).clamp(0, size - 1).gather(1, (pixels - shifts[:, None]) % size)
+    return (1 - (place[:, :, None] - pixels).abs()).clamp(min=0)
+
+
+def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Each image (B,C,H,W) shifted by its own whole pixels (B,), what leaves on one side coming back on the other."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height) - down[:, None]) % height
+    columns = (torch.arange(width) - right[:, None]) % width
+    batch = torch.arange(len(images))[:, None, None]
+    index = [_sent(i, images) for i in (batch, rows[:, :, None], columns[:, None, :])]
+    return images.movedim(1, -1)[index[0], index[1], index[2]].movedim(-1, 1)
+
+
+def _sent(values: Tensor, images: Tensor) -> Tensor:
+    """Values on the images' device, without waiting for what a GPU still has to do."""
+    return values.to(images.device, non_blocking=images.is_cuda)
+
+
+def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:
+    """Positions of images, whole classes together up to ``rows`` images; a larger class stands alone."""
+    gathered: list[Tensor] = []
+    for label in labels.unique().tolist():
+        own = torch.nonzero(labels == label).flatten()
+        if gathered and sum(map(len, gathered)) + len(own) > rows:
+            yield torch.cat(gathered)
+            gathered = []
+        gathered.append(own)
+    if gathered:
+        yield torch.cat(gathered)

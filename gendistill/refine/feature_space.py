@@ -1,0 +1,123 @@
+"""The ground space of barycenters and assignments: features of every teacher and pixels, in class variances.
+
+    c(x, y) = mean over teachers of ||f(x) - f(y)||^2 / Var_c f  +  w ||x - y||^2 / Var_c x
+
+x and y are averaged to at most 64 px a side in the second term.
+
+WMDD (2311.18531) uses the features of one teacher alone. A teacher's features forget what it does not need, and a
+student starts from pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/differences.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendistill.data.pixels import to_float
+from gendistill.data.dataset import Split
+from gendistill.errors import ArtifactError
+from gendistill.networks.teacher import Teacher
+
+SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more
+ROWS = 512
+
+
+@dataclass(frozen=True)
+class GroundSpace:
+    """Scales (K,) of every part, and the real training images embedded: ``real`` (N,D) with ``labels`` (N,)."""
+
+    teachers: tuple[Teacher, ...]
+    feature_scales: tuple[Tensor, ...]
+    pixel_scale: Tensor
+    real: Tensor
+    labels: Tensor
+
+    @classmethod
+    def build(
+        cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float, *, scaled: bool = True
+    ) -> GroundSpace:
+        """From the images that every teacher's statistics were collected on, in the same order.
+
+        Without ``scaled`` features keep their own unit, as in WMDD.
+
+        Raises:
+            ArtifactError: the statistics belong to other images.
+        """
+        for teacher in teachers:
+            if not torch.equal(teacher.statistics.labels, train.labels):
+                raise ArtifactError(
+                    "The teacher's statistics are of other images than these; run `gendistill teacher` again."
+                )
+        classes, scales = int(train.labels.max()) + 1, []
+        for teacher in teachers:
+            variance = _floored(teacher.statistics.feature_variance()) if scaled else torch.ones(classes)
+            scales.append((len(teachers) * variance).rsqrt())
+        coarse, pixel_scale = torch.empty(len(train), 0), torch.zeros(classes)
+        if pixel_weight:  # else no copy of a million images is made
+            coarse = torch.cat([shrunk(to_float(part)).flatten(1) for part in train.images.split(ROWS)])
+            spread = [coarse[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)]
+            pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
+        space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels)
+        parts, factors = [*(t.statistics.features for t in teachers), coarse], space.factors(train.labels)
+        return replace(space, real=_beside(parts[: len(factors)], factors))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.teachers[0].classes
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [teacher.network for teacher in self.teachers]
+
+    def factors(self, labels: Tensor) -> list[Tensor]:
+        """What the parts of images of classes ``labels`` (B,) are multiplied with, (B,1) each, on the labels' device.
+
+        Pixels come last, and are left out where their weight is 0.
+        """
+        scales = [*self.feature_scales, *([self.pixel_scale] if self.pixel_scale.any() else [])]
+        return [scale.to(labels.device)[labels][:, None] for scale in scales]
+
+    @staticmethod
+    def embed(features: Sequence[Tensor], images: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """Features (B,D_t) of each teacher, images (B,C,H,W) in [-1, 1] and their ``factors`` -> points (B,D).
+
+        Differentiable.
+        """
+        pixels = [shrunk(images).flatten(1)] if len(factors) > len(features) else []
+        return _beside([*features, *pixels], factors)
+
+    def of_class(self, label: int) -> np.ndarray:
+        """Real points (n,D) of one class."""
+        return self.real[self.labels == label].numpy()
+
+    @torch.no_grad()
+    def points(self, images: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+        """Stored uint8 images (N,C,H,W) -> points (N,D) on the CPU."""
+        device = next(self.networks[0].parameters()).device
+        found = []
+        for start in range(0, len(labels), batch_size):
+            x = to_float(images[start : start + batch_size]).to(device)
+            y = labels[start : start + batch_size].to(device)
+            features = [network.features(x) for network in self.networks]  # type: ignore[operator]
+            found.append(self.embed(features, x, self.factors(y)).cpu())
+        return torch.cat(found)
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """Images (B,C,H,W) averaged over squares of pixels to at most ``SIDE`` pixels a side: as they are up to that."""
+    return images if images.shape[-1] <= SIDE else F.avg_pool2d(images, -(-images.shape[-1] // SIDE))
+
+
+def _beside(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    """(B,D) of parts (B,D_i), each multiplied with its factor (B,1)."""
+    return torch.cat([part.float() * factor for part, factor in zip(parts, factors, strict=True)], 1)
+
+
+def _floored(variances: Tensor) -> Tensor:
+    """Class variances (K,), at least 1 % of their mean: a class of one image, or of copies, has none to be a unit."""
+    return variances.clamp(min=max(0.01 * float(variances.mean()), torch.finfo(torch.float32).tiny))

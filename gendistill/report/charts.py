@@ -1,0 +1,240 @@
+"""Charts of accuracy against IPC, seconds and bytes, in the units of their SVG, each with its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from gendistill.evaluation.intervals import row_interval
+from gendistill.report.results import Row, full_row, is_random
+from gendistill.evaluate.report.scales import Axis, log_axis, log_ticks, ticks
+from gendistill.report.formatting import kilo, percent
+
+MARKERS = {  # drawn around (0, 0), about 9 units wide, so that the curves differ without colour too
+    "blue": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+    "sky": "M-4-4h8v8h-8z",
+    "green": "M0-5.2L5 4H-5z",
+    "purple": "M0 5.2L5-4H-5z",
+    "grey": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
+    "orange": "M0-5.4L5.4 0L0 5.4L-5.4 0z",
+    "red": "M-1.6-5h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z",
+    "yellow": "M-5-2.4h10v4.8h-10z",
+    "brown": "M-2.4-5h4.8v10h-4.8z",
+    "violet": "M-4.6-4.6L0-1.8L4.6-4.6L1.8 0L4.6 4.6L0 1.8L-4.6 4.6L-1.8 0z",
+}
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 52.0, 436.0
+LOW = 356.0  # bottom of the charts against a cost
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row on the chart: ``bottom`` and ``top`` are the ends of its interval, ``title`` the words for a pointer,
+    ``name`` what stands beside it."""
+
+    x: float
+    y: float
+    bottom: float
+    top: float
+    title: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method over IPC; ``last`` is its mean at its largest IPC. ``quiet``: its interval is the chart's band."""
+
+    label: str
+    colour: str
+    marker: str
+    points: list[Point]
+    last: float
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A level line with its name at the end, left or right, that has fewer points near it."""
+
+    y: float
+    name: str
+    left: bool
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves in an SVG of ``width`` by ``height``; ticks are (position, words), ``band`` is a path, ``levels`` are
+    of random real images, which cost nothing.
+
+    ``table`` are the same numbers: (set, IPC, what the chart is against, accuracy), in words.
+    """
+
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    curves: list[Curve]
+    full: Line | None
+    title: str = ""
+    against: str = ""
+    band: str = ""
+    levels: list[Line] = field(default_factory=list)
+    table: list[tuple[str, str, str, str]] = field(default_factory=list)
+    left: float = LEFT
+    right: float = RIGHT
+    top: float = TOP
+    bottom: float = BOTTOM
+    width: float = RIGHT + 8
+    height: float = BOTTOM + 52
+
+
+def chart(rows: Sequence[Row]) -> Chart | None:
+    """Every method's mean and its 95 % t interval, see ``mean_interval``; methods stand side by side at each IPC."""
+    sized = [r for r in rows if r["ipc"] is not None]
+    if not sized:
+        return None
+    y, y_ticks = _accuracy_axis(rows, BOTTOM)
+    sizes = sorted({r["ipc"] for r in sized})
+    room = (RIGHT - LEFT) / len(sizes)
+    centres = {ipc: LEFT + room * (i + 0.5) for i, ipc in enumerate(sizes)}
+    groups = by_label(sized)
+    gap = min(18.0, 0.72 * room / len(groups))
+    curves = []
+    for i, group in enumerate(groups.values()):
+        x = {ipc: c + gap * (i - (len(groups) - 1) / 2) for ipc, c in centres.items()}
+        curves.append(curve(group, y, [x[r["ipc"]] for r in group]))
+    return Chart(
+        title="Test accuracy by images per class",
+        against="images per class (IPC)",
+        x_ticks=[(round(x, 2), f"{ipc}") for ipc, x in centres.items()],
+        y_ticks=y_ticks,
+        curves=sorted(curves, key=lambda c: -c.last),
+        full=_full(rows, y, curves),
+        band=_band([r for r in sized if is_random(r)], y, centres),
+    )
+
+
+def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
+    """Accuracy against ``seconds`` of synthesis or stored ``bytes``, on a log axis; None without two such rows."""
+    told = [(r, c) for r in rows if r["ipc"] is not None and (c := cost(r, what))]
+    if len(told) < 2:
+        return None
+    words = seconds_in_words if what == "seconds" else kilo
+    low, high = min(c for _, c in told), max(c for _, c in told)
+    x = log_axis(low, high, LEFT + 14, RIGHT - 30)
+    sizes = {r["ipc"] for r, _ in told}
+    random = [r for r in rows if what == "seconds" and is_random(r) and r["ipc"] in sizes]
+    y, y_ticks = _accuracy_axis([r for r, _ in told] + random + [r for r in rows if r["ipc"] is None], LOW)
+    costs = {id(r): c for r, c in told}
+    groups = by_label([r for r, _ in told])
+    curves = _named_apart([curve(group, y, [x(costs[id(r)]) for r in group], named=True) for group in groups.values()])
+    return Chart(
+        title=f"Test accuracy by {'seconds of synthesis' if what == 'seconds' else 'stored bytes'}",
+        against="seconds of synthesis, log axis" if what == "seconds" else "bytes of images and labels, log axis",
+        x_ticks=[(x(v), words(v)) for v in log_ticks(low, high)],
+        y_ticks=y_ticks,
+        curves=sorted(curves, key=lambda c: -c.last),
+        full=_full(rows, y, curves),
+        levels=_levels(random, y, curves),
+        table=[_in_words(r, "none") for r in random] + [_in_words(r, words(c)) for r, c in told],
+        bottom=LOW,
+        height=LOW + 52,
+    )
+
+
+def cost(row: Row, what: str) -> float | None:
+    """Seconds of synthesis, or bytes of images and labels as stored; None where nothing positive is known."""
+    if what == "seconds":
+        return row.get("synthesis_seconds") or None
+    stored = row.get("bytes") or {}
+    return (stored.get("images") or 0) + (stored.get("labels") or 0) or None
+
+
+def curve(rows: Sequence[Row], y: Axis, x: Sequence[float], *, named: bool = False) -> Curve:
+    """The points of one method's rows, ascending in IPC, at the positions ``x``; ``named`` by their IPC."""
+    points = []
+    for row, at in zip(rows, x, strict=True):
+        low, high = mean_interval(row)
+        title = f"{row['label']}, IPC {row['ipc']}: {percent(row['mean'])} % ({percent(low)} to {percent(high)})"
+        points.append(Point(round(at, 2), y(row["mean"]), y(low), y(high), title, f"{row['ipc']}" if named else ""))
+    colour, last = rows[0]["colour"], rows[-1]["mean"]
+    return Curve(rows[0]["label"], colour, marker(colour, rows[0]["shape"]), points, last, is_random(rows[0]))
+
+
+def _named_apart(curves: Sequence[Curve]) -> list[Curve]:
+    """Without the names that would lie on another name or point; the last curves, the sets, keep theirs first."""
+    boxes = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for c in curves for p in c.points]
+    kept: dict[int, list[Point]] = {}
+    for i in reversed(range(len(curves))):
+        for p in curves[i].points:
+            box = (p.x + 7, p.y - 7, p.x + 11 + 8 * len(p.name), p.y + 7)
+            free = not any(a[0] < box[2] and box[0] < a[2] and a[1] < box[3] and box[1] < a[3] for a in boxes)
+            boxes += [box] * free
+            kept.setdefault(i, []).append(p if free else replace(p, name=""))
+    return [replace(c, points=kept[i]) for i, c in enumerate(curves)]
+
+
+def marker(colour: str, shape: int) -> str:
+    """The colour's own outline; where a colour returns, another's."""
+    shapes = list(MARKERS.values())
+    return shapes[(list(MARKERS).index(colour) + shape) % len(shapes)]
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {label: [r for r in rows if r["label"] == label] for label in dict.fromkeys(r["label"] for r in rows)}
+
+
+def mean_interval(row: Row) -> tuple[float, float]:
+    """95 % t interval of a row's mean over runs, over the sets where it pools several, kept within [0, 1]; the mean
+    alone where there is one run."""
+    low, high = row_interval(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
+    return max(0.0, low), min(1.0, high)
+
+
+def seconds_in_words(seconds: float) -> str:
+    """A tick or cell: 0.5 s, 20 s, 5 min, 3 h."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def _accuracy_axis(rows: Sequence[Row], bottom: float) -> tuple[Axis, list[tuple[float, str]]]:
+    ends = [v for r in rows for v in (mean_interval(r) if r["ipc"] is not None else (r["mean"],))]
+    steps = ticks(min(ends), max(ends))
+    y = Axis(steps[0], steps[-1], bottom, TOP)
+    return y, [(y(v), f"{100 * v:.0f}") for v in steps]
+
+
+def _full(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> Line | None:
+    full = full_row(rows)
+    if full is None:
+        return None
+    return _line(y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %", curves)
+
+
+def _levels(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> list[Line]:
+    """A line for each row; those whose name would lie on the one before have none."""
+    found: list[Line] = []
+    for row in sorted(rows, key=lambda r: -r["mean"]):
+        line = _line(y(row["mean"]), f"{row['label']}, IPC {row['ipc']}", curves)
+        taken = any(other.name and abs(other.y - line.y) < 16 for other in found)
+        found.append(replace(line, name="") if taken else line)
+    return found
+
+
+def _line(at: float, name: str, curves: Sequence[Curve]) -> Line:
+    near = [p.x for c in curves for p in c.points if p.top - 6 < at and at - 24 < p.bottom]
+    right = sum(x > (LEFT + RIGHT) / 2 for x in near)
+    return Line(at, name, left=len(near) - right <= right)
+
+
+def _in_words(row: Row, cost: str) -> tuple[str, str, str, str]:
+    return row["label"], f"{row['ipc']}", cost, f"{percent(row['mean'])} ± {percent(row['std'])}"
+
+
+def _band(rows: Sequence[Row], y: Axis, centres: dict[int, float]) -> str:
+    """The interval of the random draws as an area, level beyond the first and last IPC."""
+    if not rows or len({r["ipc"] for r in rows}) < len(rows):
+        return ""  # draws of several runs: no one band
+    at = [LEFT, *(centres[r["ipc"]] for r in rows), RIGHT]
+    ends = [mean_interval(r) for r in (rows[0], *rows, rows[-1])]
+    upper = [f"{x:g} {y(high)}" for x, (_, high) in zip(at, ends, strict=True)]
+    lower = [f"{x:g} {y(low)}" for x, (low, _) in zip(at, ends, strict=True)]
+    return f"M{'L'.join([*upper, *reversed(lower)])}z"

@@ -1,0 +1,86 @@
+"""Numbers and intervals in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gendistill.evaluation.intervals import verdict
+
+RANDOM_LABEL = "random real images"
+NAMES = {"refined": "refined set", "select": "selected set", "samples": "sampled set", "base": "set before minimax"}
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def signed(fraction: float) -> str:
+    """A difference in points with its sign; two decimals where one would say zero."""
+    points = 100 * fraction
+    return f"{points:+.{1 if abs(points) >= 0.05 or not points else 2}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def listed(items: Iterable[object]) -> str:
+    """1, 5 and 10."""
+    *most, last = map(str, items)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def brief(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def measure(value: float) -> str:
+    """A number of any size in a narrow column: 0.0173, 0.912, 6.1."""
+    return (f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}").replace("-", "−")
+
+
+def kilo(count: float) -> str:
+    """Bytes with a unit: 12.8 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most ``most`` characters on one line."""
+    plain = " ".join(name.split())
+    return plain if len(plain) <= most else plain[: most - 1].rstrip(" ,") + "…"
+
+
+def outcome(interval: Sequence[float]) -> str:
+    """``better``, ``not better`` or ``worse``."""
+    return verdict((interval[0], interval[1])).removesuffix(" than random")
+
+
+def comparison(name: str, interval: Sequence[float]) -> str:
+    """A predicate: "beats random real images by 18.8 to 24.4 points"."""
+    low, high = interval
+    if outcome(interval) == "better":
+        return f"beats {name} by {signed(low)[1:]} to {signed(high)[1:]} points"
+    if outcome(interval) == "worse":
+        return f"is worse than {name} by {signed(high)[1:]} to {signed(low)[1:]} points"
+    return f"is not better than {name} ({signed(low)} to {signed(high)} points)"
+
+
+def over_sizes(name: str, outcomes: dict[int, str]) -> str:
+    """A predicate over all IPC: "beats k-means at IPC 1, but not at IPC 5 and 10"."""
+    better = [ipc for ipc, found in outcomes.items() if found == "better"]
+    others = [ipc for ipc in outcomes if ipc not in better]
+    alone = f"at IPC {next(iter(outcomes))}" if len(outcomes) == 1 else None
+    if not others:
+        return f"beats {name} {alone or 'at every IPC'}"
+    if not better:
+        if set(outcomes.values()) == {"worse"}:
+            return f"is worse than {name} {alone or 'at every IPC'}"
+        return f"is not better than {name} {alone or 'at any IPC'}"
+    return f"beats {name} at IPC {listed(better)}, but not at IPC {listed(others)}"

@@ -1,0 +1,121 @@
+"""The copy check as the page shows it: sentences, strips of distances, and the closest pairs as pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.copies import Copies, Match, Reference
+from gendistill.evaluate.report.copied import copied, distance_unit, near
+from gendistill.report.images import LARGE_SIDE, Picture, sprite
+from gendistill.evaluate.report.scales import Axis
+from gendistill.report.formatting import NAMES, RANDOM_LABEL, brief
+from gendistill.evaluate.spread import spread
+from gendistill.surrogate.set import SurrogateSet
+
+MOST_PAIRS, MOST_STROKES = 12, 500
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image of the set beside a real one, with their class names and how far apart they are."""
+
+    made: Picture
+    real: Picture
+    names: str
+    distance: str
+
+
+@dataclass(frozen=True)
+class Closest:
+    """Distances to the closest training image: of a set's images, and of held-out real ones for scale.
+
+    ``copied`` and ``near`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
+    """
+
+    name: str
+    title: str
+    copied: str
+    near: str
+    unit: str
+    measured: int
+    median: float
+    held_out: int
+    held_out_median: float
+    strokes: str
+    held_out_strokes: str
+    axis: Axis
+    pairs: list[Pair]
+
+
+def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "") -> Closest | None:
+    """Of the run's product, the last of its sets, at its largest IPC; ``run`` names it among others."""
+    if not sets:
+        return None
+    ipc = max(sets)
+    label, made = list(sets[ipc].items())[-1]
+    return _checked(label, made, ipc, reference, run)
+
+
+def closest_of_evaluation(
+    sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "", most: int | None = None
+) -> list[Closest]:
+    """Of every set that was given, the smallest IPC first, ``most`` of them at most."""
+    given = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
+    return [_checked(label, made, ipc, reference, run) for label, made, ipc in given[:most]]
+
+
+def _checked(label: str, made: SurrogateSet, ipc: int, reference: Reference, run: str) -> Closest:
+    name = f"{NAMES.get(made.meta.get('stage') or '') or f'set {label}'}{f' of {run}' if run else ''} at IPC {ipc}"
+    split = made.split
+    return closest(f"the {name}", reference.check(split.images), split, reference.data)
+
+
+def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
+    """The check of the set called ``name``, whose decoded images are ``made``."""
+    axis = Axis(0, max(float(copies.distances.max()), float(copies.held_out.max())), 0, 1000)
+    return Closest(
+        name=name,
+        title=name.removeprefix("the ").removeprefix("set "),
+        copied=copied(name, copies),
+        near=near(copies),
+        unit=distance_unit(copies),
+        measured=len(copies.measured),
+        median=float(copies.distances.median()),
+        held_out=len(copies.held_out),
+        held_out_median=float(copies.held_out.median()),
+        strokes=strokes(copies.distances, axis),
+        held_out_strokes=strokes(copies.held_out, axis),
+        axis=axis,
+        pairs=[_pair(match, made, data) for match in copies.closest(MOST_PAIRS)],
+    )
+
+
+def strokes(distances: Tensor, axis: Axis) -> str:
+    """One vertical stroke a distance, as an SVG path 20 units high; of many, evenly many from the smallest to the
+    largest."""
+    shown = distances.sort().values[spread(len(distances), MOST_STROKES)]
+    return "".join(f"M{axis(d):g} 0v20" for d in shown.tolist())
+
+
+def matched(match: Match, made: Split, data: RealData) -> tuple[Split, Split, str, str]:
+    """(the set's image, the real one, their class names, their distance in words)."""
+    ours = made.take(torch.tensor([match.image]))
+    theirs: Split = getattr(data, match.split).take(torch.tensor([match.position]))
+    name, real = (data.classes[int(s.labels)] for s in (ours, theirs))
+    names = name if name == real else f"{name}, real: {real}"
+    of = "" if match.split == "train" else f" of a {match.split} image"
+    return ours, theirs, names, f"a copy{of}" if match.equal else f"{brief(match.distance)} apart"
+
+
+def _pair(match: Match, made: Split, data: RealData) -> Pair:
+    ours, theirs, names, distance = matched(match, made, data)
+    return Pair(
+        made=sprite(ours.images, f"{data.classes[int(ours.labels)]}, of the set", columns=1, side=LARGE_SIDE),
+        real=sprite(theirs.images, f"{data.classes[int(theirs.labels)]}, real", columns=1, side=LARGE_SIDE),
+        names=names,
+        distance=distance,
+    )

@@ -1,0 +1,211 @@
+"""The sets and real images behind a report: read where they still are, and named where they are not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gendistill import runtime
+from gendistill.coreset.coresets import CORESETS
+from gendistill.data.dataset import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError, GendistillError
+from gendistill.evaluation.copies import FEATURES, PIXELS
+from gendistill.evaluation.evaluator import RANDOM
+from gendistill.evaluation.projection import Projection, pixels, project_sets
+from gendistill.evaluate.report import RANDOM_LABEL, Look, RunFacts
+from gendistill.networks.teacher import FILE, Teacher
+from gendistill.seeding import derive
+from gendistill.report.run_folder import Finished
+from gendistill.evaluation.inputs import size_of
+from gendistill.stages.lens import features_of, kept
+from gendistill.stages.show import set_names
+from gendistill.report.terminal import LABELS, row_label
+from gendistill.surrogate.image_folder import read_plain
+from gendistill.surrogate.set import MANIFEST, SurrogateSet
+
+SETS = {
+    "base": Path("samples") / "base",
+    "samples": Path("samples"),
+    "select": Path("refined") / "selected",
+    "refined": Path("refined"),
+}
+MOST_PANELS = 8
+TRAINED = "reference network features"  # of a network that the evaluation trained on the real images
+Sets = dict[int, dict[str, SurrogateSet]]
+
+
+def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
+    """(the real images that all of the folders were made from, or sentences that say why they are not there).
+
+    A run knows its images, so that it is an error when they are gone.
+
+    Raises:
+        ArtifactError: a run's images are others now.
+        GendistillError: a run's images cannot be read.
+    """
+    reasons: dict[str, None] = {}
+    for one in sorted(found, key=lambda f: not f.is_run):
+        config = one.data_config
+        if config is None:
+            reasons[f"The command of {one.path} does not say where its real images are."] = None
+            continue
+        if not one.is_run and not _is_here(config.name):
+            reasons[f"The real images, {config.name}, are not here: no projection, no closest pairs."] = None
+            continue
+        try:
+            data = load_data(config)
+            check_data(one, data)
+            return data, []
+        except GendistillError as error:
+            if one.is_run:
+                raise
+            reasons[str(error)] = None
+    return None, list(reasons)
+
+
+def _is_here(name: str) -> bool:
+    """Whether data can be read without the network: digits, a folder, or what the Hub's cache holds."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    return name == "digits" or Path(name).is_dir() or cached.is_dir()
+
+
+def check_data(found: Finished, data: RealData) -> None:
+    """Refuse other images than the folder was made from."""
+    if found.fingerprint != data.fingerprint():
+        raise ArtifactError(
+            f"The images at {data.name} are not those that {found.path} was made from (fingerprint "
+            f"{data.fingerprint()}, expected {found.fingerprint}). Put the old ones back, or make the run again."
+        )
+
+
+def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, SurrogateSet]:
+    """The run's sets of one IPC by label, in the order of the stages, after the first random draw that was judged."""
+    folders = {LABELS[stage]: run / path / f"ipc-{ipc}" for stage, path in SETS.items()}
+    found = {label: SurrogateSet.load(path) for label, path in folders.items() if (path / MANIFEST).is_file()}
+    if not found:
+        return {}
+    return beside(found, data, seed)
+
+
+def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str, SurrogateSet]:
+    """The sets of one IPC after the first random draw that was judged: of as many images by class as they have, of
+    several numbers the equal ones, else the most."""
+    counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
+    return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
+
+
+def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
+    """The first of those that were judged beside a set of ``counts`` images by class; all of a class that has fewer."""
+    drawn, picks = derive(seed, "random draw", 0), []
+    for label, count in enumerate(counts):
+        index = data.train.of_class(label)
+        chosen = CORESETS[RANDOM](np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
+        picks.append(index[torch.from_numpy(chosen)])
+    split = data.train.take(torch.cat(picks))
+    return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})
+
+
+def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
+    """(by IPC and label, what is left of the folder's sets; sentences on those that are not)."""
+    seed = found.summary["seed"]
+    if found.is_run:
+        sizes = sorted({row["ipc"] for row in found.summary["rows"] if row["ipc"] is not None})
+        assert data is not None  # or find_data had raised
+        return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
+    read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content, data))}
+    labels = _labels(read, names_of(found))
+    sets: Sets = {}
+    for content, one in read.items():
+        sets.setdefault(size_of(one), {})[labels[content]] = one
+    if data:
+        sets = {ipc: beside(made, data, seed) for ipc, made in sets.items()}
+    return dict(sorted(sets.items())), _lost(found, read, data)
+
+
+def names_of(found: Finished) -> dict[str, str | None]:
+    """By content hash a short name for every set that was judged: its folder's, without ``ipc-N``."""
+    stems = {
+        content: path.parent if re.fullmatch(r"ipc-\d+", path.name) else path
+        for content, path in found.surrogates.items()
+    }
+    distinct = list(dict.fromkeys(path.resolve() for path in stems.values()))
+    names = dict(zip(distinct, set_names(distinct), strict=True)) if distinct else {}
+    return {content: names[stems[content].resolve()] if content in stems else None for content in found.hashes}
+
+
+def look(found: Sequence[Finished], data: RealData) -> Look | None:
+    """Features of the first teacher that is there, else of a network that an evaluation trained on the real images."""
+    teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
+    if teacher is not None:
+        return Look(FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval()))
+    network = next((n for f in found if (n := kept(data, f.path)) is not None), None)
+    note = "The reference network was trained on the real images by the evaluation."
+    return None if network is None else Look(TRAINED, features_of(network), note)
+
+
+def project(runs: Sequence[RunFacts], data: RealData, look: Look | None) -> Projection | None:
+    """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
+
+    By PCA of the features of ``look``, else of pixels.
+    """
+    largest = [(run, run.sets[max(run.sets)]) for run in runs if run.sets]
+    if not largest:
+        return None
+    if len(largest) == 1:
+        shown = {label: made.split for label, made in largest[0][1].items()}
+    else:
+        shown = {}
+        for run, sets in largest:
+            label, last = list(sets.items())[-1]
+            shown |= {f"{run.name}, IPC {max(run.sets)}: {label}": last.split}
+    shown = dict(list(shown.items())[:MOST_PANELS])
+    if look is None:
+        return project_sets(data, shown, pixels, space=PIXELS)
+    return project_sets(data, shown, look.embed, space=look.space)
+
+
+def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:
+    """The set of a folder, if it is still the one that was judged; plain folders are read as large as the real ones."""
+    try:
+        if (path / MANIFEST).is_file():
+            made = SurrogateSet.load(path)
+        elif data and path.is_dir():
+            made = read_plain(path, data.classes, data.channels, data.image_size)
+        else:
+            return None
+    except (GendistillError, OSError):
+        return None
+    return made if made.content_hash() == content else None
+
+
+def _lost(found: Finished, read: Collection[str], data: RealData | None) -> list[str]:
+    """Sentences on the sets that are not pictured."""
+    gone = [content for content in found.hashes if content not in read]
+    paths = {content: path for content, path in found.surrogates.items() if content in gone}
+    plain = [c for c, path in paths.items() if not data and path.is_dir() and not (path / MANIFEST).is_file()]
+    several = f"{len(found.hashes)} sets"
+    lost = (
+        f"{len(gone) - len(plain)} of its {several} are not where they were judged, or have changed; they are not "
+        "pictured."
+    )
+    unread = (
+        f"{len(plain)} of its {several} are plain folders, which are read as large as the real images; without these "
+        "they are not pictured."
+    )
+    return [lost] * (len(gone) > len(plain)) + [unread] * bool(plain)
+
+
+def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
+    """Called as their rows are, with their short names where another of that IPC is called the same."""
+    labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
+    called = Counter((labels[content], size_of(made)) for content, made in sets.items())
+    clear = {c for c, made in sets.items() if called[labels[c], size_of(made)] == 1 and labels[c] != RANDOM_LABEL}
+    return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

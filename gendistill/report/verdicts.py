@@ -1,0 +1,166 @@
+"""What the intervals allow to say of the sets: by IPC, over all of them, and under other conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gendistill.evaluation.intervals import row_interval
+from gendistill.report.results import (
+    CORESETS,
+    HERDING,
+    KCENTER,
+    KMEANS,
+    Condition,
+    Interval,
+    Row,
+    condition,
+    is_random,
+    primary,
+    products,
+    random_of,
+    seeds_of,
+    under,
+)
+from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
+
+EQUAL_BYTES = "random real images of equal bytes"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of the best set at one IPC, the best of ``among``; intervals are paired, see ``row_interval``.
+
+    ``coreset`` and ``equal_bytes`` are (name, interval) of the best coreset of real images and of the random images
+    that take as many bytes as this very row, as the evaluation found it; None where there are no such images.
+    """
+
+    row: Row
+    among: int
+    against_random: Interval | None
+    coreset: tuple[str, Interval] | None
+    equal_bytes: tuple[str, Interval] | None
+
+    @property
+    def ipc(self) -> int:
+        return int(self.row["ipc"])
+
+    @property
+    def good(self) -> bool:
+        return self.against_random is not None and outcome(self.against_random) == "better"
+
+    @property
+    def sentence(self) -> str:
+        random = (RANDOM_LABEL, self.against_random) if self.against_random else None
+        pairs = [pair for pair in (random, self.coreset, self.equal_bytes) if pair]
+        if not pairs:
+            return "There is no row of real images to compare with."
+        parts = [(comparison(name, found), outcome(found) == "better") for name, found in pairs]
+        text = parts[0][0]
+        for (_, before), (part, good) in pairwise(parts):
+            text += f"{' and ' if good == before else ', but '}{part}"
+        seeds = f" ({seeds_of(self.row)} synthesis seeds)" if seeds_of(self.row) > 1 else ""
+        return f"At IPC {self.ipc} the {self.row['noun']}{seeds} {text}."
+
+
+def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdict]:
+    """One for every IPC at which a set without a fault was judged, under one condition, else the ``primary`` one."""
+    same = under(rows, wanted or primary(rows))
+    made = [r for r in products(same) if not r["fault"]]
+    sizes = sorted({r["ipc"] for r in made})
+    return [_verdict([r for r in made if r["ipc"] == ipc], same) for ipc in sizes]
+
+
+def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
+    best = max(made, key=lambda r: r["mean"])
+    random = random_of(best, rows)
+    interval = best.get("ci95_vs_random") or (row_interval(best, random) if random else None)
+    same = ("ipc", "counts")
+    others = [r for r in rows if not r["given"] and all(r.get(k) == best.get(k) for k in same)]
+    beside = best.get("ci95_vs_equal_bytes")
+    return Verdict(
+        best,
+        len(made),
+        (interval[0], interval[1]) if interval else None,
+        _against(best, max((r for r in others if r["method"] in CORESETS), key=lambda r: r["mean"], default=None)),
+        (EQUAL_BYTES, (beside[0], beside[1])) if beside else None,
+    )
+
+
+def _against(row: Row, rival: Row | None) -> tuple[str, Interval] | None:
+    interval = row_interval(row, rival) if rival else None
+    return (_name(rival), interval) if rival and interval else None
+
+
+def _name(row: Row) -> str:
+    if row["method"] == KMEANS:
+        return f"k-means on {row['space']}" if row.get("space") else "k-means"
+    return {HERDING: "herding", KCENTER: "k-centre"}[row["method"]]
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """The sets that verdicts pass over because an error was found in them, a name each."""
+    faulty = [r for r in products(under(rows, primary(rows))) if r["fault"]]
+    return [f"{r['label']} (IPC {r['ipc']})" for r in faulty]
+
+
+def headline(found: Sequence[Verdict], faulty: Sequence[str] = ()) -> str:
+    """The verdict over all IPC, in one sentence or two."""
+    if not found:
+        return "Every set that was judged has a fault." if faulty else "There is no set that was judged."
+    nouns = {v.row["noun"] for v in found}
+    name = f"The {nouns.pop()}" if len(nouns) == 1 else "The best set at each IPC"
+    said = predicates(found)
+    return f"{name} {'. It '.join(said)}." if said else f"{name} was not compared with real images."
+
+
+def predicates(found: Sequence[Verdict]) -> list[str]:
+    """Over all IPC against random, then against the best coreset."""
+    random = {v.ipc: outcome(v.against_random) for v in found if v.against_random}
+    coreset = {v.ipc: outcome(v.coreset[1]) for v in found if v.coreset}
+    plain = all(v.coreset is None or v.coreset[0].startswith("k-means") for v in found)
+    name = "k-means" if plain else "the best coreset of real images"
+    return [over_sizes(n, o) for n, o in ((RANDOM_LABEL, random), (name, coreset)) if o]
+
+
+def elsewhere(rows: Sequence[Row]) -> list[str]:
+    """One sentence for every other condition: other networks, augmentation, soft labels."""
+    first = primary(rows)
+    said = []
+    for other in dict.fromkeys(condition(r) for r in rows):
+        found = verdicts(rows, other) if first and other != first else []
+        if first and found and predicates(found):
+            nouns = {v.row["noun"] for v in found}
+            name = f"the {nouns.pop()}" if len(nouns) == 1 else "the best set at each IPC"
+            said.append(f"{where(other, first, rows)} {name} {' and '.join(predicates(found))}.")
+    return said
+
+
+def label_gains(rows: Sequence[Row]) -> list[str]:
+    """What soft labels alone do: the accuracy of the same random real images with either, one sentence a recipe."""
+    found: dict[Condition, list[str]] = {}
+    for row in rows:
+        labels, _, *rest = condition(row)
+        hard = random_of({**row, "labels": "hard", "recipe": None}, rows)
+        if is_random(row) and labels != "hard" and hard and rest == list(condition(hard)[2:]):
+            words = f"from {percent(hard['mean'])} to {percent(row['mean'])}\u00a0% at IPC {row['ipc']}"
+            found.setdefault(condition(row), []).append(words)
+    several = len({c[2:4] for c in found}) > 1
+    return [
+        f"Labels alone ({c[1] or c[0]}{f', {c[2]}' if several else ''}) take random real images {listed(words)}."
+        for c, words in found.items()
+        if c[3] == next(iter(found))[3]
+    ]
+
+
+def where(other: Condition, first: Condition, rows: Sequence[Row]) -> str:
+    """In what a condition differs: "On resnet18, with augmentation,"."""
+    labels, recipe, network, augment, judged = other
+    parts = [f"on {network}"] * (network != first[2])
+    parts += [f"with{'' if augment else 'out'} augmentation"] * (augment != first[3])
+    parts += [f"with {labels} labels{f' ({recipe})' if recipe else ''}"] * ((labels, recipe) != first[:2])
+    runs = dict.fromkeys(run for r in rows if r["judged"] == judged for run in r["runs"])
+    parts += [f"with the settings of {', '.join(runs)}"] * (judged != first[4])
+    text = ", ".join(parts)
+    return f"{text[0].upper()}{text[1:]},"

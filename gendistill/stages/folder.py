@@ -1,0 +1,242 @@
+"""Stage folders: written whole or not at all, refused when not empty, recognised again on resume.
+
+A stage works in ``NAME.partial`` beside its target and renames it when done; ``stage.json`` says which stage with
+which settings made it, and ``config.yaml`` holds the settings for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gendistill import runtime
+from gendistill.config import DataConfig, to_dict
+from gendistill.data.dataset import RealData
+from gendistill.data.sources import load_data
+from gendistill.errors import ArtifactError, GendistillError, StorageError
+from gendistill.hashing import hash_json
+from gendistill.stages.output import CONFIG, LOG, RECORD, partial_of, read_record, storage_errors, write_whole
+
+LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
+_log = logging.getLogger("gendistill")
+
+
+@dataclass
+class StageFolder:
+    """Where a stage writes: ``path`` is the partial folder until the stage is done.
+
+    ``facts`` go into stage.json; ``scaffold`` names what only a resumed run needs, removed once the stage is done.
+    """
+
+    path: Path
+    log_path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    scaffold: tuple[str, ...] = ()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record of plain values to log.jsonl, whole or not at all."""
+        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        try:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False) + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.log_path, size)
+            raise
+
+
+def command_line() -> str:
+    """The command of this process, to be repeated by a reader of a manifest."""
+    import shlex
+
+    program = Path(sys.argv[0]).name
+    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
+    """Whether ``folder`` is that stage's work with those settings; scaffold that a kill left in it goes.
+
+    Raises:
+        ArtifactError: it was made with others; the message names them.
+    """
+    record = _own_record(folder, stage, settings)
+    if record is None:
+        return False
+    _remove(folder, record.get("scaffold", ()))
+    return True
+
+
+def _own_record(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    record = read_record(folder)
+    if record is None or (record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings)):
+        return record
+    raise ArtifactError(
+        f"{folder} was made with other settings ({difference(record['settings'], settings)}). Resume with the same "
+        "ones, start anew with --overwrite, or give another --output_dir."
+    )
+
+
+def difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            difference(old.get(k), new.get(k), f"{path}.{k}".strip("."))
+            for k in {**old, **new}
+            if old.get(k) != new.get(k)
+        ]
+        return ", ".join(p for p in parts if p)
+    return f"{path}: {old!r} there, {new!r} now" if old != new else ""
+
+
+@contextlib.contextmanager
+def stage_folder(
+    target: Path,
+    stage: str,
+    settings: dict[str, Any],
+    *,
+    keep_partial: bool = False,
+    log_path: Path | None = None,
+    main_process: bool = True,
+) -> Iterator[StageFolder]:
+    """A folder to write in, which becomes ``target`` when the block ends without an error.
+
+    ``keep_partial`` lets a stage with checkpoints find what an interrupted run left, if its settings were the same.
+    Processes that are not the main one write nothing.
+
+    Raises:
+        StorageError: the disk took no more; the partial folder stays.
+    """
+    partial = partial_of(target)
+    with storage_errors(target):
+        resumed = main_process and _open(partial, stage, settings, keep_partial)
+        folder = StageFolder(partial, log_path or partial / LOG)
+        runtime.reset_peak_memory()
+        start = time.perf_counter()
+        try:
+            yield folder
+        except StorageError:
+            raise
+        except GendistillError:
+            if main_process and {p.name for p in partial.rglob("*") if p.is_file()} <= {RECORD, LOG}:
+                shutil.rmtree(partial)  # refused before any work
+            raise
+        if not main_process:
+            return
+        seconds = round(time.perf_counter() - start, 2)
+        cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(runtime.peak_memory() / 2**20)}
+        _close(folder, target, {"stage": stage, "settings": settings, **cost})
+    _log.info("%s: %s in %.1f s", stage, target, seconds)
+
+
+def _open(partial: Path, stage: str, settings: dict[str, Any], keep: bool) -> bool:
+    """Make the partial folder, or find the same work begun in it; returns whether it was found."""
+    if partial.is_dir():
+        if keep and _own_record(partial, stage, settings):
+            return True
+        shutil.rmtree(partial)
+    fresh = partial.with_name(partial.name + ".new")  # so that a folder without its record is never ours
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        _write_record(fresh, {"stage": stage, "settings": settings, "state": "started"})
+        fresh.rename(partial)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return False
+
+
+def _close(folder: StageFolder, target: Path, record: dict[str, Any]) -> None:
+    """Write the record and the settings, and let the folder appear as ``target``."""
+    made = {"command": command_line(), "versions": versions(), "scaffold": list(folder.scaffold), **folder.facts}
+    _write_record(folder.path, {**record, "state": "finished", **made})
+    write_whole(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
+    if target.is_dir():
+        target.rmdir()  # empty, or the command would have been refused
+    folder.path.rename(target)
+    _remove(target, folder.scaffold)
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    write_whole(folder / RECORD, text + "\n")
+
+
+def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
+    """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
+    return {"options": to_dict(config), "seed": seed, "inputs": inputs}
+
+
+def read_data(config: DataConfig) -> RealData:
+    """``load_data``, with what was skipped or altered named and counted on standard error."""
+    data = load_data(config)
+    tell_problems(data.problems, f"going on with {len(data.train)} training images")
+    return data
+
+
+def tell_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
+    """Name the first of what was skipped or altered, and count all, on standard error."""
+    for problem in problems[:shown]:
+        print(f"gendistill: {problem}", file=sys.stderr)
+    if problems:
+        kinds = Counter(problem.split(":", 1)[0] for problem in problems)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        more = f" ({len(problems) - shown} more not shown)" if len(problems) > shown else ""
+        print(f"gendistill: {counts}{more}; {then}", file=sys.stderr)
+
+
+def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
+    """Refuse other classes than the data's, or another order."""
+    if classes != data.classes:
+        raise ArtifactError(
+            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
+            "expected the same in the same order."
+        )
+
+
+def same_test(meta: dict[str, Any], data: RealData) -> bool:
+    """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
+    told = meta.get("data", {})
+    same = told.get("test_fingerprint") == data.test_fingerprint
+    return same or told.get("fingerprint") in (None, data.fingerprint())
+
+
+def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+    check_classes(what, classes, data)
+    if not same_test(meta, data):
+        told = meta["data"]
+        raise ArtifactError(
+            f"{what} was made from other images or splits ({told.get('name')}, fingerprint {told['fingerprint']}) than "
+            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
+            "options it was made with."
+        )

@@ -1,0 +1,1 @@
+"""What the card is made of: front matter, words from manifest and evidence, and code that reads the set."""
