@@ -21,14 +21,15 @@ DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Command:
-    """A verb: one line of help, the dataclass of its options, and the module whose ``main`` takes that dataclass.
+    """A verb: one line of help, the dataclass of its options, and the ``module`` of stages/ whose
+    ``main`` takes that dataclass, or ``module:function``.
 
     Arguments before the first option are values of ``positional``, where the verb has one.
     """
 
     summary: str
     options: type
-    module: str
+    entry: str
     positional: str | None = None
 
 
@@ -45,10 +46,16 @@ COMMANDS = {
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
     "label": Command("give a surrogate set a teacher's soft labels", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
-    "report": Command("one page of finished runs and evaluations", commands.ReportCommand, "report", "run"),
-    "export": Command("write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "export"),
-    "verify": Command("say whether a set is complete and unchanged", commands.VerifyCommand, "verify", "surrogate"),
-    "show": Command("contact sheet, projection and copy check of a set", commands.ShowCommand, "show", "surrogate"),
+    "report": Command("one page of finished runs and evaluations", commands.ReportCommand, "tools:main_report", "run"),
+    "export": Command(
+        "write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "tools:main_export"
+    ),
+    "verify": Command(
+        "say whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", "surrogate"
+    ),
+    "show": Command(
+        "contact sheet, projection and copy check of a set", commands.ShowCommand, "tools:main_show", "surrogate"
+    ),
 }
 
 
@@ -195,11 +202,12 @@ def _execute(name: str, options: Any) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    module = importlib.import_module(f"gendistill.stages.{COMMANDS[name].module}")
+    module, _, function = COMMANDS[name].entry.partition(":")
+    run = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
     from gendistill.progress import show_progress
 
     with show_progress():
-        module.main(options)
+        run(options)
     return DONE
 
 

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from gendistill.cli import COMMANDS, main
-from gendistill.config.commands import RunConfig
 from gendistill.config import to_dict
+from gendistill.config.commands import RunConfig
 from tests.helpers import ROOT, TINY, gendistill
 
 

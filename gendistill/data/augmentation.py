@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.siamese import Siamese
 from gendistill.data.crops import boxes, cropped, cut_and_mixed
+from gendistill.data.siamese import Siamese
 from gendistill.seeding import torch_rng
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)

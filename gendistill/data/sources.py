@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from gendistill.config import DataConfig
-from gendistill.data.pixels import is_grey, prepare
 from gendistill.data.dataset import RealData, Split, stratified_split
+from gendistill.data.pixels import is_grey, prepare
 from gendistill.errors import DataError
 from gendistill.seeding import torch_rng
 

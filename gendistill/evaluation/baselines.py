@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gendistill.config import EvaluateConfig
 from gendistill.coreset.coresets import choose, positions
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData, Split
-from gendistill.evaluation.intervals import row_interval
+from gendistill.data.pixels import to_float
+from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM, Contestant
+from gendistill.evaluation.inputs import Counts
+from gendistill.evaluation.intervals import row_interval
 from gendistill.hashing import hash_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
-from gendistill.evaluation.cache import BaselineCache
-from gendistill.evaluation.inputs import Counts
 from gendistill.surrogate.image_files import png_sizes
 
 RANDOM_DRAWS = 5

@@ -24,7 +24,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.evaluator import Outcome
 from gendistill.evaluation.protocols import resolve
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.surrogate.png import whole
+from gendistill.surrogate.image_files import whole
 
 FORMAT = 1  # another number when the meaning of an outcome changes
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays

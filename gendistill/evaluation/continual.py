@@ -19,10 +19,9 @@ from torch import Tensor
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
+from gendistill.evaluation.evaluator import RANDOM, Contestant, Targets, Trial
 from gendistill.evaluation.intervals import paired_interval, verdict
-from gendistill.evaluation.evaluator import RANDOM, Contestant, Targets
 from gendistill.evaluation.protocols import Settings, resolve
-from gendistill.evaluate.trial import Trial
 from gendistill.hashing import hash_tensors
 from gendistill.seeding import torch_rng
 

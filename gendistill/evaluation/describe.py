@@ -16,16 +16,15 @@ from gendistill.evaluation.checks.counts import (
     soft_findings,
 )
 from gendistill.evaluation.checks.finding import Finding
-from gendistill.evaluate.leaks import space as pixel_space
-from gendistill.evaluation.set_metrics import DRAWS, likeness
-from gendistill.evaluation.checks.labels import Sight, label_findings
+from gendistill.evaluation.checks.labels import Sight, label_findings, label_quality, soft_targets
 from gendistill.evaluation.checks.pixel_values import range_findings
-from gendistill.evaluate.spread import spread
-from gendistill.progress import note, track
-from gendistill.stages.inside import files_of
-from gendistill.stages.label_quality import label_quality, soft_targets
-from gendistill.stages.lens import Lens
+from gendistill.evaluation.copies import space as pixel_space
+from gendistill.evaluation.projection import spread
 from gendistill.evaluation.reference import Look, RealSide, Subject, by_class
+from gendistill.evaluation.set_metrics import DRAWS, likeness
+from gendistill.networks.feature_extractors import Lens
+from gendistill.progress import note, track
+from gendistill.report.show import files_of
 from gendistill.surrogate.set import SurrogateSet
 
 RANGE = "value range"

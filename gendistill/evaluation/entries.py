@@ -9,18 +9,18 @@ import torch
 
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
-from gendistill.data.dataset import RealData, Split
 from gendistill.data.crops import batch_indices
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.evaluator import EQUAL_BYTES, Contestant, Targets
+from gendistill.evaluation.inputs import Pool, by_counts, facts, pools, size_of, total_bytes, uneven
 from gendistill.evaluation.protocols import resolve
 from gendistill.hashing import hash_tensors
 from gendistill.networks.soft_labelling import Batches, fill, soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish, track
-from gendistill.evaluation.baselines import Baselines
-from gendistill.evaluation.inputs import Pool, by_counts, facts, pools, size_of, total_bytes, uneven
-from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.soft_labels import SoftLabels
 
 
 def contestants(

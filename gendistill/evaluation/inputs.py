@@ -12,9 +12,9 @@ from gendistill.data.dataset import RealData
 from gendistill.hashing import hash_json
 from gendistill.stages.folder import tell_problems
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.manifest import MANIFEST, read_manifest
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain
+from gendistill.surrogate.manifest import MANIFEST, read_manifest
 from gendistill.surrogate.set import SurrogateSet
 
 Pool = list[SurrogateSet]  # sets that differ in their synthesis seed alone

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
 
 def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -76,3 +78,25 @@ def verdict(interval: tuple[float, float] | None) -> str:
     if low > 0:
         return "better than random"
     return "worse than random" if high < 0 else "not better than random"
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1]: sum over bins of n_b / N |accuracy_b - mean confidence_b|.
+
+    ``confidence`` (N,) in [0, 1] is the largest probability of each image, ``correct`` (N,) whether that class is
+    right. Bin b of equal width holds confidences in (b / bins, (b + 1) / bins], the first one also 0 (Guo et al. 2017,
+    eq. 3).
+
+    Raises:
+        ValueError: the two differ in shape, are empty, or a confidence is outside [0, 1].
+    """
+    if confidence.shape != correct.shape or confidence.dim() != 1 or len(confidence) == 0:
+        raise ValueError(
+            f"confidence is {tuple(confidence.shape)} and correct {tuple(correct.shape)}; expected (N,) each."
+        )
+    if not bool(((confidence >= 0) & (confidence <= 1)).all()):
+        raise ValueError("A confidence is outside [0, 1].")
+    sure = confidence.double()
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, place, correct.double() - sure)
+    return float(gaps.abs().sum() / len(sure))

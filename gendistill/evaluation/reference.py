@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split
-from gendistill.evaluation.copies import Copies, digests
-from gendistill.evaluate.leaks import Leaks
-from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.evaluation.checks.labels import Sight
-from gendistill.evaluate.spread import spread, spread_by_class
-from gendistill.stages.inside import files_of
+from gendistill.evaluation.copies import Copies, Leaks, digests
+from gendistill.evaluation.projection import spread, spread_by_class
+from gendistill.evaluation.set_metrics import Values, random_sets
+from gendistill.report.show import files_of
 from gendistill.surrogate.set import SurrogateSet
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more

@@ -9,16 +9,139 @@ random others, since most measures change with the number of images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from gendistill.evaluate.metrics import crowding, mmd2, representativeness, vendi
-from gendistill.evaluate.neighbours import FEWEST, balls
 from gendistill.progress import track
 from gendistill.seeding import torch_rng
+
+
+def representativeness(real: Tensor, made: Tensor, quantile: float = 0.05) -> Tensor:
+    """5th percentile over the real images of their largest cosine to a surrogate image, in [-1, 1]; higher is better.
+
+    Low where some real images have nothing like them in the set, as the minimax criterion sees them.
+    """
+    return _cosine(real, made).amax(1).quantile(quantile)
+
+
+def centrality(real: Tensor, made: Tensor) -> Tensor:
+    """Mean over the surrogate images of their SMALLEST cosine to a real image, in [-1, 1].
+
+    What the representativeness criterion raises (2311.15529, eq. 5): images near every real one, so near their middle.
+    """
+    return _cosine(made, real).amin(1).mean()
+
+
+def crowding(made: Tensor) -> Tensor:
+    """Mean over the surrogate images of their largest cosine to ANOTHER one, in [-1, 1]; lower is more diverse.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if len(made) < 2:
+        raise ValueError(f"made has {len(made)} image(s); expected at least 2.")
+    cosine = _cosine(made, made)
+    return cosine.fill_diagonal_(-torch.inf).amax(1).mean()
+
+
+def vendi(made: Tensor) -> Tensor:
+    """exp(-sum_i l_i log l_i) for the eigenvalues l of the cosines / M: how many different images the set counts as.
+
+    From 1 (all alike) to M (all at right angles). Friedman & Dieng 2022 (arXiv 2210.02410), definition 3.1.
+
+    Raises:
+        ValueError: no image.
+    """
+    if not len(made):
+        raise ValueError("made has no image; expected at least 1.")
+    points = F.normalize(made.double(), dim=1)
+    small = points.T @ points if points.shape[1] < len(points) else points @ points.T  # the same eigenvalues but zeros
+    values = torch.linalg.eigvalsh(small / len(points)).clamp(min=0)
+    return torch.special.entr(values).sum().exp()
+
+
+def mmd2(real: Tensor, made: Tensor) -> Tensor:
+    """Unbiased squared MMD with the cubic kernel (x.y / D + 1)^3 of KID (Binkowski et al. 2018, eq. 3 and section 4).
+
+    About 0 for samples of one distribution, and below it by chance.
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    if min(len(real), len(made)) < 2:
+        raise ValueError(f"real has {len(real)} and made {len(made)} image(s); expected at least 2 each.")
+    x, y = real.double(), made.double()
+    return _mean_off_diagonal(_cubic(x, x)) + _mean_off_diagonal(_cubic(y, y)) - 2 * _cubic(x, y).mean()
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=1) @ F.normalize(y.float(), dim=1).T
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _mean_off_diagonal(kernel: Tensor) -> Tensor:
+    n = len(kernel)
+    return (kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1))
+
+
+NEIGHBOURS = 5
+FEWEST = NEIGHBOURS + 2  # images a side: with k + 1 every ball would hold its whole side
+
+
+@dataclass(frozen=True)
+class Balls:
+    """The four shares and rates, each for one class.
+
+    Attributes:
+        precision: Share of surrogate images inside some real ball (Kynkaanniemi et al. 2019, eq. 2).
+        recall: Share of real images inside some surrogate ball (the same, with the sides changed).
+        density: Real balls around a surrogate image over k, in the mean; about 1, and not bounded by it (Naeem et al.
+            2020, eq. 3).
+        coverage: Share of real balls with a surrogate image inside (the same, eq. 4).
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def balls(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> Balls:
+    """How the balls of ``real`` and ``made`` lie to one another.
+
+    Raises:
+        ValueError: fewer than k + 2 images on a side.
+    """
+    if min(len(real), len(made)) < k + 2:
+        raise ValueError(f"real has {len(real)} and made {len(made)} image(s); expected at least {k + 2} each.")
+    between = _distances(real, made)
+    in_real = between <= _radii(real, k)[:, None]  # (N,M)
+    in_made = between <= _radii(made, k)
+    return Balls(
+        precision=in_real.any(0).float().mean().item(),
+        recall=in_made.any(1).float().mean().item(),
+        density=in_real.sum(0).float().mean().item() / k,
+        coverage=in_real.any(1).float().mean().item(),
+    )
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """The distance of each point to its k-th nearest neighbour, (N,)."""
+    own = _distances(points, points).fill_diagonal_(-1)  # itself comes first, whatever the rounding
+    return own.kthvalue(k + 1, dim=1).values
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x.double(), y.double())
+
 
 DRAWS = 5  # random real sets
 BALLS = ("precision", "recall", "density", "coverage")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from gendistill.errors import ArtifactError, ConfigError
 
@@ -157,3 +158,23 @@ def _check_distinct(label_map: Mapping[str, int]) -> None:
 
 def _some(values: Sequence[str]) -> str:
     return ", ".join(values[:SHOWN]) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+
+
+@cache
+def _table() -> tuple[tuple[str, ...], ...]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(
+        (wordnet, *(lemma.strip() for lemma in info.label_name_to_description(wordnet).split(",")))
+        for wordnet in info.label_names()
+    )
+
+
+def imagenet_names() -> list[tuple[str, ...]]:
+    """(WordNet id, lemma, ...) of each of the 1000 classes, such as ("n01440764", "tench", "Tinca tinca").
+
+    The order is that of the sorted WordNet ids, which torchvision, timm and the DiT checkpoints share. Lemmas are not
+    unique: cranes are birds (134) and machines (517).
+    """
+    return list(_table())

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
+from gendistill.generator.class_mapping import check_label_map
 from gendistill.generator.codec import PIXELS, SUBFOLDERS, Codec, LatentCodec, PixelCodec, load_codec
 from gendistill.generator.loading import resolve
-from gendistill.generator.class_mapping import check_label_map
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
 

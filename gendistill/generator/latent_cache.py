@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors

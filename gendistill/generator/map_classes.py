@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gendistill.errors import ArtifactError
+from gendistill.generator.class_mapping import check_label_map, imagenet_names, label_map_for
 from gendistill.generator.generator import Generator
-from gendistill.generator.class_mapping import check_label_map, label_map_for
-from gendistill.networks.imagenet import imagenet_names
 
 _log = logging.getLogger("gendistill")
 

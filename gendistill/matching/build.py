@@ -17,11 +17,11 @@ from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, Objective, Plan
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.idle import GRADIENT
-from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.initialisation import of_set, starts
+from gendistill.matching.methods import Run, filled, formation, network_of
 from gendistill.matching.network_pool import Fresh, Queue, Supply, Training
+from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.networks.registry import batch_norm_layers
-from gendistill.stages.matching_plan import Run, filled, formation, network_of
 from gendistill.surrogate.multi_formation import views_in
 from gendistill.surrogate.set import SurrogateSet
 

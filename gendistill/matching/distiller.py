@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,17 +12,50 @@ from typing import Any, get_args
 from torch import Tensor
 
 from gendistill.config import DistillConfig, MatchingStart, need, sizes, to_dict
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
-from gendistill.matching.engine import Matcher
-from gendistill.progress import follow, note
-from gendistill.runtime import Checkpoints
-from gendistill.stages.folder import StageFolder, check_origin, command_line, versions
 from gendistill.matching.build import build
-from gendistill.stages.matching_plan import MATCHING, Run, filled, plan_runs
-from gendistill.stages.snapshots import save_preview, save_snapshot
+from gendistill.matching.engine import Matcher
+from gendistill.matching.methods import MATCHING, Run, filled, plan_runs
+from gendistill.progress import follow, note
+from gendistill.report.images import contact_sheet
+from gendistill.runtime import Checkpoints
+from gendistill.stages.folder import StageFolder, check_origin, command_line, partial_of, versions
 from gendistill.surrogate.set import SurrogateSet
+
+SNAPSHOTS, PREVIEWS = "snapshots", "previews"
+
+
+def save_snapshot(made: SurrogateSet, folder: Path) -> None:
+    """The set of an iteration below ``folder``, with its picture."""
+    save_whole(made, folder / SNAPSHOTS / _name(made) / f"ipc-{made.ipc}")
+    save_preview(made, folder)
+
+
+def save_preview(made: SurrogateSet, folder: Path) -> None:
+    """A contact sheet of the stored images, a row a class."""
+    path = folder / PREVIEWS / f"ipc-{made.ipc}" / f"{_name(made)}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [str(made.meta[key]) for key in ("method", "space") if made.meta[key]]
+    title = f"{', '.join(names)}: IPC {made.ipc}, iteration {made.meta['iterations']:,}"
+    part = partial_of(path)
+    contact_sheet(Split(made.images, made.labels), made.classes, title).save(part, "PNG")
+    part.rename(path)
+
+
+def save_whole(made: SurrogateSet, target: Path) -> None:
+    """Whole or not at all; one that a resumed run made before it was cut short stays."""
+    if not target.exists():
+        partial = partial_of(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        made.save(partial)
+        partial.rename(target)
+
+
+def _name(made: SurrogateSet) -> str:
+    return f"iteration-{made.meta['iterations']:06d}"
+
 
 CHECKPOINTS = "checkpoints"
 MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration

@@ -11,7 +11,10 @@ on what is stored, unless networks learn from it, and each set comes out as it w
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,17 +22,98 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.data.siamese import Draw, Siamese
-from gendistill.errors import ArtifactError
-from gendistill.matching.clock import Clock
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.functional import Batches
-from gendistill.matching.selection import Selection
-from gendistill.matching.steps import joint_rule
-from gendistill.matching.synthetic import Stored
 from gendistill.matching.network_pool import Supply
+from gendistill.matching.selection import Selection
+from gendistill.matching.synthetic import Stored
 from gendistill.seeding import torch_rng
+
+
+class Clock:
+    """Seconds of the parts. On CUDA they are the stream's own, by events: the host runs ahead of it and is not stopped.
+
+    A part that works on the host while the stream waits counts in full, as its end is recorded after that work.
+    """
+
+    def __init__(self, parts: Sequence[str], device: torch.device) -> None:
+        self.device = device
+        self._seconds = dict.fromkeys(parts, 0.0)
+        self._open: deque[tuple[str, torch.Event, torch.Event]] = deque()
+
+    def add(self, found: Mapping[str, float]) -> None:
+        """Seconds that were counted elsewhere."""
+        for name, seconds in found.items():
+            self._seconds[name] += seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Of every part so far; waits for a GPU to finish them."""
+        while self._open:
+            self._close(*self._open.popleft())
+        return dict(self._seconds)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """The seconds of a block, of a part."""
+        if self.device.type != "cuda":
+            begun = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._seconds[name] += time.perf_counter() - begun
+            return
+        start, end = (torch.Event(self.device, enable_timing=True) for _ in range(2))
+        start.record()
+        try:
+            yield
+        finally:
+            end.record()
+            self._open.append((name, start, end))
+            while self._open and self._open[0][2].query():  # what is over need not be kept
+                self._close(*self._open.popleft())
+
+    def _close(self, name: str, start: torch.Event, end: torch.Event) -> None:
+        end.synchronize()
+        self._seconds[name] += start.elapsed_time(end) / 1000
+
+
+def joint_rule(momentum: float, learning_rate: float, classes: int) -> tuple[float, float]:
+    """(mu', lr') of the joint SGD step that equals ``classes`` steps in turn.
+
+    Raises:
+        ConfigError: momentum outside [0, 1), or no classes.
+    """
+    _check(momentum, classes)
+    return momentum**classes, learning_rate * _sum_of_powers(momentum, classes)
+
+
+def end_of_round(momentum: float, learning_rate: float, classes: int) -> list[float]:
+    """Factor of each class's buffer that leads from the joint step's images to the sequential loop's after a round.
+
+    After any round, images of the class at place c in the loop = joint images + factor_c * joint momentum buffer, with
+    factor_c = lr (mu^(C-c) - mu^C) / (1 - mu): 0 for the first class, growing to lr (mu - mu^C) / (1 - mu).
+
+    Raises:
+        ConfigError: momentum outside [0, 1), or no classes.
+    """
+    _check(momentum, classes)
+    return [learning_rate * momentum ** (classes - c) * _sum_of_powers(momentum, c) for c in range(classes)]
+
+
+def _sum_of_powers(base: float, count: int) -> float:
+    """1 + base + ... + base^(count-1) = (1 - base^count) / (1 - base), without its loss of digits near 1."""
+    return sum(base**power for power in range(count))
+
+
+def _check(momentum: float, classes: int) -> None:
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum is {momentum}; expected 0 or more and less than 1.")
+    if classes < 1:
+        raise ConfigError(f"classes is {classes}; expected 1 or more.")
+
 
 PARTS = ("start", "select", "match", "train")  # of the time that a run takes
 

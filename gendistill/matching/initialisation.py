@@ -11,9 +11,9 @@ from torch import Tensor
 from gendistill.config import MatchingStart
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.matching.network_pool import Build
 from gendistill.matching.selection import embed, representatives
 from gendistill.matching.synthetic import Stored, noise, of_images, of_picks
-from gendistill.matching.network_pool import Build
 from gendistill.progress import track
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import Factor, named, sides

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
-from gendistill.data.pixels import to_float
-from gendistill.data.dataset import Split
-from gendistill.data.siamese import Siamese
 from gendistill.data.crops import batch_indices, cut_and_mixed
+from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
+from gendistill.data.siamese import Siamese
 from gendistill.matching.synthetic import Stored
 from gendistill.networks.training import classification_loss
 from gendistill.seeding import derive, torch_rng

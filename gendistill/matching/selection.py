@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gendistill.data.pixels import to_float, to_uint8
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ConfigError
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.multi_formation import Factor, float_views, sides
-from gendistill.surrogate.pack import tiled
+from gendistill.surrogate.multi_formation import Factor, float_views, sides, tiled
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.errors import ConfigError
-from gendistill.networks.classifiers import ConvNet
-from gendistill.networks.resnet import ResNet
+from gendistill.networks.classifiers import ConvNet, ResNet
 from gendistill.seeding import derive
 
 RESNETS: dict[str, dict[str, Any]] = {

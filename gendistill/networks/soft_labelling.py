@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.data.pixels import to_float
 from gendistill.data.crops import Views
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.networks.training import Batches
-from gendistill.surrogate.soft_labels import SoftLabels, packed, unpacked
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.soft_labels import SoftLabels, packed, unpacked
 
 ROWS = 256  # images the teacher sees at once for per_image labels
 

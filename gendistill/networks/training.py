@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,12 +12,33 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.data.augmentation import Augmentation
-from gendistill.data.pixels import to_float
-from gendistill.data.dataset import Split
 from gendistill.data.crops import batch_indices, epoch_indices
+from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
-from gendistill.networks.schedules import Rate, warm_cosine
+
+Rate = Callable[[int], float]
+
+
+def warm_cosine(steps: int) -> Rate:
+    """Up a straight line over the first twentieth, under a cosine that ends at 0."""
+    warmup = max(1, steps // 20)
+    return lambda step: min((step + 1) / warmup, 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)).item()))
+
+
+def cosine(steps: int, per_epoch: int = 1) -> Rate:
+    """Half a cosine from 1 to 0 in one stair an epoch of ``per_epoch`` steps."""
+    epochs = steps // per_epoch
+    return lambda step: 0.5 * (1 + math.cos(math.pi * (step // per_epoch) / epochs))
+
+
+def multi_step(steps: int, milestones: Sequence[float], decay: float, per_epoch: int = 1) -> Rate:
+    """Times ``decay`` once each of ``milestones`` is over, shares of the epochs, rounded down to whole ones."""
+    epochs = steps // per_epoch
+    ends = [math.floor(share * epochs + 1e-9) for share in milestones]
+    return lambda step: decay ** sum(step // per_epoch >= end for end in ends)
+
 
 CPU_ROWS = 64  # activations that stay in the caches: half the time of batches of 512
 Optimizer = Literal["adamw", "sgd"]
@@ -156,3 +178,23 @@ def recognised(network: nn.Module, split: Split, *, bf16: bool = False, compile:
 def accuracy(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> float:
     """Share of ``split`` that the network classifies right, in [0, 1]."""
     return int(recognised(network, split, bf16=bf16, compile=compile).sum()) / len(split)
+
+
+BACKWARD = 2  # times a forward pass: gradients in the activations and in the weights
+
+
+@torch.no_grad()
+def forward_flop(network: nn.Module, channels: int, image_size: int) -> float:
+    """Floating-point operations of one image (two a multiply-add), of convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode  # 0.2 s to import
+
+    device, training = next(network.parameters()).device, network.training
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, channels, image_size, image_size, device=device))
+    network.train(training)
+    return float(counter.get_total_flops())
+
+
+def training_flop(network: nn.Module, channels: int, image_size: int, images: float) -> float:
+    """Of forward and backward passes of so many images."""
+    return (1 + BACKWARD) * images * forward_flop(network, channels, image_size)

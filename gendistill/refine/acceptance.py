@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.data.pixels import to_float
-from gendistill.refine.objective import class_w2
 from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.objective import class_w2
 
 
 @dataclass(frozen=True)

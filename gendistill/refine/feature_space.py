@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher
 

@@ -32,8 +32,7 @@ from gendistill.objectives.refinement import (
 )
 from gendistill.refine.constraints import Crops, Region
 from gendistill.refine.feature_space import GroundSpace
-from gendistill.transport.barycenter import Barycenter, assign, kmeans_atoms, wasserstein2
-from gendistill.transport.classes import class_barycenters
+from gendistill.transport.barycenter import Barycenter, assign, class_barycenters, kmeans_atoms, wasserstein2
 
 
 @dataclass(frozen=True, kw_only=True)

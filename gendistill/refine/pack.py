@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from gendistill.errors import ConfigError
-from gendistill.surrogate.multi_formation import bounds, enlarged, to_pixels
-from gendistill.surrogate.pack import shrunk, tiled
+from gendistill.surrogate.multi_formation import bounds, enlarged, shrunk, tiled, to_pixels
 from gendistill.surrogate.set import SurrogateSet
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.data.pixels import to_float, to_uint8
 from gendistill.data.crops import cropped
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.refine.acceptance import cross_entropies
 from gendistill.refine.pack import through_tile
 from gendistill.seeding import numpy_rng

@@ -15,14 +15,13 @@ from gendistill.config import ObjectiveConfig, RefineConfig
 from gendistill.generator.codec import Codec
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.objective import Objective, Targets, matched_targets, refine_chunk
 from gendistill.refine.acceptance import gate
-from gendistill.refine.latent import LatentRegion
-from gendistill.refine.constraints import Crops, PixelRegion, Region, chunks
+from gendistill.refine.constraints import Crops, LatentRegion, PixelRegion, Region, chunks
 from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.objective import Objective, Targets, matched_targets, refine_chunk
 from gendistill.seeding import derive
 from gendistill.stages.folder import StageFolder
-from gendistill.surrogate.png import whole
+from gendistill.surrogate.image_files import whole
 from gendistill.surrogate.set import SurrogateSet
 
 CHUNKS = "chunks"  # refined images of an interrupted stage

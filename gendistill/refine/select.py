@@ -16,8 +16,7 @@ from gendistill.errors import ConfigError
 from gendistill.networks.training import recognised
 from gendistill.refine.feature_space import GroundSpace
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.transport.barycenter import assign, kmeans_atoms
-from gendistill.transport.classes import class_barycenters
+from gendistill.transport.barycenter import assign, class_barycenters, kmeans_atoms
 
 
 def select(

@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from gendistill.evaluation.intervals import row_interval
+from gendistill.evaluation.projection import Cloud, Projection, spread
+from gendistill.report.formatting import CLASSES, kilo, percent, shortened
 from gendistill.report.results import Row, full_row, is_random
-from gendistill.evaluate.report.scales import Axis, log_axis, log_ticks, ticks
-from gendistill.report.formatting import kilo, percent
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Linear map of the values [low, high] to the positions [start, end]."""
+
+    low: float
+    high: float
+    start: float = 0.0
+    end: float = 100.0
+
+    def __call__(self, value: float) -> float:
+        span = self.high - self.low or 1.0
+        return round(self.start + (self.end - self.start) * (value - self.low) / span, 2)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most seven round values in [0, 1] from below ``low`` to above ``high``."""
+    step = next((s for s in (0.01, 0.02, 0.05, 0.1) if (high - low) / s <= 5), 0.2)
+    most = round(1 / step)
+    first = min(math.floor(low / step), most - 1)
+    last = min(max(math.ceil(high / step), first + 1), most)
+    return [round(i * step, 6) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """Map of positive values, even by factors."""
+
+    axis: Axis
+
+    def __call__(self, value: float) -> float:
+        return self.axis(math.log10(value))
+
+
+def log_axis(low: float, high: float, start: float, end: float) -> LogAxis:
+    """From below ``low`` to above ``high``, at least a factor of 2 apart."""
+    first, last = math.log10(low), math.log10(high)
+    spare = max(0.0, (math.log10(2) - (last - first)) / 2)
+    return LogAxis(Axis(first - spare, last + spare, start, end))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Two to nine round values between ``low`` and ``high``, or around them where there are too few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [d * 10.0**e for e in decades for d in digits if low * 0.999 <= d * 10.0**e <= high * 1.001]
+        if len(found) >= 3:
+            return found[:: -(-len(found) // 8)]
+    return [low, high] if high > low else [low]
+
 
 MARKERS = {  # drawn around (0, 0), about 9 units wide, so that the curves differ without colour too
     "blue": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
@@ -238,3 +293,128 @@ def _band(rows: Sequence[Row], y: Axis, centres: dict[int, float]) -> str:
     upper = [f"{x:g} {y(high)}" for x, (_, high) in zip(at, ends, strict=True)]
     lower = [f"{x:g} {y(low)}" for x, (low, _) in zip(at, ends, strict=True)]
     return f"M{'L'.join([*upper, *reversed(lower)])}z"
+
+
+WIDTH, LEAST_HEIGHT, MARGIN, GAP = 640, 360, 16, 32
+LINE, LETTER = 40, 13  # of the text over and below the panels
+MOST_COLOURED, FEW = 10, 8  # with more classes than MOST_COLOURED, FEW of them are coloured
+OTHERS = "other classes"
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Points of one kind as an SVG path of strokes without length, to be drawn with round ends."""
+
+    colour: str
+    title: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set among the real images; ``x`` and ``y`` place it on the sheet of all panels."""
+
+    name: str
+    count: str
+    dots: list[Dots]
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """All panels, of ``width`` by ``height`` each; ``sheet`` is (width, height) of the picture of them and the legend.
+
+    ``plain`` are the real images that no colour tells apart; ``legend`` has (name, colour, x, y) on the sheet.
+    """
+
+    width: int
+    height: int
+    plain: Dots | None
+    real: list[Dots]
+    panels: list[Panel]
+    legend: list[tuple[str, str, int, int]]
+    sheet: tuple[int, int]
+    caption: str
+
+
+def scatter(projection: Projection) -> Scatter:
+    """Every class in its colour; where they are many, a few of them, and the others in grey."""
+    classes = projection.classes
+    few = len(classes) > MOST_COLOURED
+    coloured = spread(len(classes), FEW) if few else list(range(len(classes)))
+    colours = dict(zip(coloured, CLASSES, strict=False))
+    x, y, height = _axes(torch.cat([c.points for c in (projection.real, *projection.sets.values())]))
+
+    def dots(cloud: Cloud, what: str) -> list[Dots]:
+        found = []
+        for label in coloured:
+            points = cloud.points[cloud.labels == label]
+            if len(points):
+                found.append(Dots(colours[label], f"{classes[label]}, {len(points)} {what}", _path(points, x, y)))
+        return found
+
+    def rest(cloud: Cloud, colour: str, what: str) -> Dots | None:
+        points = cloud.points[~torch.isin(cloud.labels, torch.tensor(coloured))]
+        return Dots(colour, f"{OTHERS}, {len(points)} {what}", _path(points, x, y)) if len(points) else None
+
+    columns = min(2, len(projection.sets))
+    panels = []
+    for i, (name, cloud) in enumerate(projection.sets.items()):
+        others = rest(cloud, "ink", f"of {name}")
+        found = ([others] if others else []) + dots(cloud, f"of {name}")
+        x_at, y_at = i % columns * (WIDTH + GAP), LINE + i // columns * (LINE + height + GAP)
+        panels.append(Panel(name, _drawn(cloud), found, x_at, y_at))
+    names = [(shortened(classes[c], 24), colours[c]) for c in coloured] + [(OTHERS, "ink")] * few
+    wide = columns * (WIDTH + GAP) - GAP
+    legend, bottom = _legend(names, wide, panels[-1].y + height + 3 * LINE // 2)
+    plain, real = rest(projection.real, "grey", "real"), dots(projection.real, "real")
+    return Scatter(WIDTH, height, plain, real, panels, legend, (wide, bottom), caption(projection))
+
+
+def caption(projection: Projection) -> str:
+    """What the picture shows, and what it does not."""
+    real = projection.real
+    said = f"Faint: {len(real.points):,} of the {real.total:,} training images. Strong: the set's images. "
+    if len(projection.classes) > MOST_COLOURED:
+        said += f"{FEW} of the {len(projection.classes):,} classes are in colour. "
+    if projection.explained is None:
+        return (
+            f"{said}t-SNE of the {projection.space} of all of them together: dots that are neighbours are alike; the "
+            "distances between groups and their sizes mean nothing."
+        )
+    first, second = map(percent, projection.explained)
+    return (
+        f"{said}The axes are the two directions in which the {projection.space} of those training images vary most "
+        f"(PCA); they hold {first} % and {second} % of the variance, so that images far apart in others can lie close."
+    )
+
+
+def _drawn(cloud: Cloud) -> str:
+    shown = len(cloud.points)
+    return f"{shown:,} images" if shown == cloud.total else f"{shown:,} of {cloud.total:,} images"
+
+
+def _axes(points: Tensor) -> tuple[Axis, Axis, int]:
+    """(x, y, height of a panel): one scale for both axes, within the panel's margins."""
+    low, high = points.min(0).values, points.max(0).values
+    middle, half = ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
+    room = WIDTH - 2 * MARGIN
+    shape = min(1.0, max(half[1] / half[0], LEAST_HEIGHT / WIDTH)) if half[0] else 1.0
+    height = round(room * shape) + 2 * MARGIN
+    unit = max(half[0] / room, half[1] / (height - 2 * MARGIN)) or 1.0
+    reach = (unit * room, unit * (height - 2 * MARGIN))
+    x = Axis(middle[0] - reach[0], middle[0] + reach[0], MARGIN, WIDTH - MARGIN)
+    return x, Axis(middle[1] - reach[1], middle[1] + reach[1], height - MARGIN, MARGIN), height
+
+
+def _path(points: Tensor, x: Axis, y: Axis) -> str:
+    return "".join(f"M{round(x(a))} {round(y(b))}h0" for a, b in points.tolist())
+
+
+def _legend(names: list[tuple[str, str]], width: int, top: int) -> tuple[list[tuple[str, str, int, int]], int]:
+    """((name, colour, x, y) in columns of one width, where they end)."""
+    column = LETTER * max(len(name) for name, _ in names) + 2 * LINE
+    columns = max(1, width // column)
+    placed = [(*item, i % columns * column, top + i // columns * LINE) for i, item in enumerate(names)]
+    return placed, placed[-1][3]

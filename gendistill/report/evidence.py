@@ -8,12 +8,11 @@ from typing import Any
 
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.copies import Reference
-from gendistill.report.nearest import MOST_PAIRS
-from gendistill.evaluate.report.sheets import pair_sheet
 from gendistill.progress import track
-from gendistill.surrogate.evidence import PAIRS, add_evidence
-from gendistill.surrogate.export.evaluation import evaluation_of
-from gendistill.surrogate.export.stored import StoredSet
+from gendistill.report.images import pair_sheet
+from gendistill.report.nearest import MOST_PAIRS
+from gendistill.surrogate.card.card import PAIRS, add_evidence
+from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
 
 MOST = 500  # images of a set whose distances to the real ones are measured; all are compared by hash

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gendistill.evaluate.report.ablation import ablations
-from gendistill.evaluate.report.facts import ReportFacts, RunFacts
-from gendistill.report.tables import findings
+from gendistill.report.provenance import ReportFacts, RunFacts
 from gendistill.report.results import Row, mean, primary, under
+from gendistill.report.tables import ablations, findings
 from gendistill.report.verdicts import Verdict, elsewhere, headline, left_out, verdicts
 
 COLUMNS = (

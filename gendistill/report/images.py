@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_pil
-from gendistill.evaluate.spread import spread
+from gendistill.evaluation.copies import Match
+from gendistill.evaluation.projection import spread
+from gendistill.report.formatting import PALETTE
+from gendistill.report.nearest import matched
 from gendistill.surrogate.set import SurrogateSet
 
 MOST_CLASSES = 20
@@ -97,3 +103,112 @@ def _cell(images: Tensor, alt: str, columns: int, wide: bool) -> Picture | None:
     if not len(images):
         return None
     return sprite(images, alt, columns=1 if wide else columns, side=LARGE_SIDE if wide else SIDE)
+
+
+MOST_IMAGES = 10  # of a class
+MOST_PIXELS = 16_000_000  # of the images on a sheet: 48 MB at worst, where no two pixels are alike
+SHEET_SIDE, PAIR_SIDE = 48, 96  # what small images are enlarged to, from below
+GAP, MARGIN, LINE, NAME = 2, 16, 18, 140
+PAIRS_ACROSS = 4
+SHAPE = 1.3  # width to height that a sheet of many classes comes near to
+PAPER, INK, SOFT = (PALETTE[name][0] for name in ("paper", "ink", "soft"))
+
+
+def contact_sheet(
+    split: Split, classes: Sequence[str], title: str, *, most_pixels: int = MOST_PIXELS, widest: int | None = None
+) -> Image.Image:
+    """A row a class with its name and its first images; many classes stand in several columns.
+
+    What does not fit ``most_pixels`` is left out, images before classes, and the sheet says so. Columns end before
+    ``widest``.
+    """
+    side, row = _enlarged(split.images, SHEET_SIDE)
+    font = ImageFont.load_default(13)
+    counts = split.counts(len(classes))
+    picked, shown = fit(counts, row, most_pixels)
+    names = {label: name_on_sheet(classes[label], label, font) for label in picked}
+    margin = round(max(map(font.getlength, names.values()))) + 8
+    width = margin + shown * row + MARGIN - GAP
+    most = len(picked) if widest is None else (widest - MARGIN) // width
+    columns = max(1, min(most, round(math.sqrt(SHAPE * len(picked) * row / width))))
+    rows = -(-len(picked) // columns)
+    notes = [f"{len(picked):,} of {len(classes):,} classes"] * (len(picked) < len(classes))
+    notes += [f"the first {shown} of {max(counts):,} images of a class"] * (shown < max(counts))
+    heads = [title] + [f"Shown: {', '.join(notes)}."] * bool(notes)
+    top = MARGIN + LINE * len(heads) + 8
+    wide = max(columns * width, *(math.ceil(font.getlength(head)) + MARGIN for head in heads))
+    sheet = _blank(MARGIN + wide, top + rows * row + MARGIN)
+    draw = ImageDraw.Draw(sheet)
+    for i, head in enumerate(heads):
+        draw.text((MARGIN, MARGIN + i * LINE), head, SOFT if i else INK, font)
+    for i, label in enumerate(picked):
+        x, y = MARGIN + i // rows * width, top + i % rows * row
+        draw.text((x, y + side / 2), names[label], INK, font, anchor="lm")
+        for k, at in enumerate(split.of_class(label)[:shown].tolist()):
+            sheet.paste(_tile(split.images[at], side), (x + margin + k * row, y))
+    return sheet
+
+
+def fit(counts: Sequence[int], row: int, most_pixels: int) -> tuple[list[int], int]:
+    """(classes, images of each) so that all their images, ``row`` wide and high, are ``most_pixels`` at most."""
+    room = max(1, most_pixels // row**2)
+    shown = max(1, min(max(counts), MOST_IMAGES, room // len(counts)))
+    return spread(len(counts), max(1, room // shown)), shown
+
+
+def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
+    """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
+    right, and below how far apart they are."""
+    side, row = _enlarged(data.train.images, PAIR_SIDE)
+    font = ImageFont.load_default(13)
+    width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
+    heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
+    sheet = _blank(MARGIN + PAIRS_ACROSS * width, MARGIN + sum(heights))
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, matches, made) in enumerate(parts):
+        top = MARGIN + sum(heights[:i])
+        draw.text((MARGIN, top), f"{name}: the set's image left, the real one right", INK, font)
+        for k, match in enumerate(matches):
+            ours, theirs, names, distance = matched(match, made, data)
+            x, y = MARGIN + k % PAIRS_ACROSS * width, top + LINE + 10 + k // PAIRS_ACROSS * height
+            sheet.paste(_tile(ours.images[0], side), (x, y))
+            sheet.paste(_tile(theirs.images[0], side), (x + row, y))
+            draw.text((x, y + row + 2), distance, INK, font)
+            draw.text((x, y + row + 2 + LINE), cut(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
+    return sheet
+
+
+def name_on_sheet(name: str, label: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The class's name, cut to ``NAME`` pixels; its number where Pillow's font, of plain Latin letters, lacks
+    some."""
+    return cut(_drawable(name, label), font, NAME)
+
+
+def _drawable(name: str, label: int) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", " ".join(name.split())) if not unicodedata.combining(c))
+    return plain if plain and plain.isascii() and plain.isprintable() else f"class {label}"
+
+
+def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """The text, or as much of it with three dots as ``width`` pixels hold."""
+    if font.getlength(text) <= width:
+        return text
+    kept = int(len(text) * width / font.getlength(text)) + 3
+    while kept and font.getlength(text[:kept] + "...") > width:
+        kept -= 1
+    return text[:kept].rstrip(" ,") + "..."
+
+
+def _enlarged(images: Tensor, side: int) -> tuple[int, int]:
+    """(side of an image on the sheet, by a whole factor; from one image to the next)."""
+    size = int(images.shape[-1])
+    drawn = size * max(1, side // size)
+    return drawn, drawn + GAP
+
+
+def _tile(image: Tensor, side: int) -> Image.Image:
+    return to_pil(image).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+
+
+def _blank(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), PAPER)

@@ -6,21 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from gendistill.evaluation.copies import PIXELS, Reference
-from gendistill.report import tables as measured
-from gendistill.evaluate.report.ablation import ablations
-from gendistill.report.charts import chart, cost_chart
-from gendistill.evaluate.report.classes import class_tables
-from gendistill.report.nearest import Closest, closest_of_evaluation, closest_of_run
-from gendistill.evaluate.report.facts import ReportFacts
-from gendistill.evaluate.report.merge import settings_numbers
+from gendistill.report import tables
+from gendistill.report.charts import chart, cost_chart, scatter
+from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.images import gallery
-from gendistill.report.provenance import costs, w2
-from gendistill.report.results import Row, condition, full_row, primary, products, seeds_of, under
-from gendistill.evaluate.report.scatter import scatter
-from gendistill.evaluate.report.sections import sections
+from gendistill.report.nearest import Closest, closest_of_evaluation, closest_of_run
+from gendistill.report.provenance import ReportFacts, costs, w2
+from gendistill.report.results import Row, condition, full_row, primary, products, seeds_of, settings_numbers, under
+from gendistill.report.tables import ablations, class_tables, sections
 from gendistill.report.template import fill
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
-from gendistill.report.formatting import RANDOM_LABEL
 
 MOST_MEASURED, MOST_CHECKED = 500, 12
 
@@ -46,7 +41,7 @@ def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
     judged = [run.judged for run in facts.runs]
     said, faulty = verdicts(rows), left_out(rows)
     return {
-        "findings": measured.findings(judged, rows),
+        "findings": tables.findings(judged, rows),
         "headline": headline(said, faulty),
         "left_out": faulty,
         "verdicts": said,
@@ -61,7 +56,7 @@ def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
     judged, main = [run.judged for run in facts.runs], under(rows, primary(rows))
-    scored, unscored = measured.scores(judged, rows)
+    scored, unscored = tables.scores(judged, rows)
     return {
         "full": full_row(main),
         "chart": chart(main),
@@ -72,7 +67,7 @@ def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
         "class_tables": class_tables(products(main), main, facts.classes),
         "scores": scored,
         "unscored": unscored,
-        "measures": measured.measures(judged, rows),
+        "measures": tables.measures(judged, rows),
         "ablations": ablations(main),
     }
 
@@ -103,7 +98,7 @@ def _records(facts: ReportFacts) -> dict[str, Any]:
 
 def closest_pairs(facts: ReportFacts) -> list[Closest]:
     """Of every run's product and every set of an evaluation, ``MOST_CHECKED`` of these, where the real images are
-    there; ``MOST_MEASURED`` of the images of each are measured."""
+    there; ``MOST_MEASURED`` of the images of each are tables."""
     if facts.data is None or not any(run.sets for run in facts.runs):
         return []
     several, embed = len(facts.runs) > 1, facts.look.embed if facts.look else None

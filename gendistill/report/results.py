@@ -6,12 +6,14 @@ A row is one of a summary with what ``merge`` adds: ``label`` and ``noun`` for r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM
-from gendistill.evaluate.report.scales import Axis
-from gendistill.report.formatting import NAMES
+from gendistill.report.charts import Axis
+from gendistill.report.formatting import NAMES, listed
 
 Row = dict[str, Any]
 Condition = tuple[Any, ...]
@@ -107,3 +109,123 @@ def table(rows: Sequence[Row]) -> list[list[Row]]:
         forest = [axis(v) for v in (low, (low + high) / 2, high, 0.0)] if row["ci95_vs_random"] else None
         groups.setdefault(row["ipc"], []).append({**row, "forest": forest})
     return list(groups.values())
+
+
+SAME = ("method", "stage", "space", "ipc", "counts", "labels", "recipe", "augment", "network", "set")
+ASIDE = ("runs", "changed", "network", "networks", "augment", "labels", "legacy_best", "mixed_precision", "compile")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The summary of a run with its short ``name``, a ``label`` in every row, and by hash what its sets are called."""
+
+    name: str
+    summary: Mapping[str, Any]
+    given: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def merged(runs: Sequence[Judged]) -> list[Row]:
+    """Every row once, with ``runs`` (names), ``judged`` (a number for each different settings), ``given`` (a set that
+    was to be judged), ``fault`` (an error was found in it), and the ``label`` and ``noun`` of no other row of its IPC
+    and condition.
+
+    Of rows that differ in their number of trainings alone the one with more is kept.
+    """
+    found: dict[str, list[Row]] = {}
+    numbers = settings_numbers(runs)
+    for run, judged in zip(runs, numbers, strict=True):
+        alike = [other.name for other, number in zip(runs, numbers, strict=True) if number == judged]
+        for row in run.summary["rows"]:
+            new = _row(row, run, judged, listed(alike) if judged else "")
+            same = found.setdefault(json.dumps([judged, *(row.get(name) for name in SAME)]), [])
+            twin = next((r for r in same if _one_continues(r, row)), None)
+            if twin is None:
+                same.append(new)
+                continue
+            longer = max(twin, new, key=lambda r: len(r["accuracy"]))
+            both = {name: twin[name] or new[name] for name in ("given", "fault")}
+            both["runs"] = [*twin["runs"], run.name]
+            same[same.index(twin)] = {**longer, **both}
+    return _told_apart([row for same in found.values() for row in same])
+
+
+def _row(row: Row, run: Judged, judged: int, alike: str) -> Row:
+    names = [run.given[h] for h in hashes(row) if h in run.given]
+    return {
+        "ci95_vs_random": None,
+        **row,
+        "runs": [run.name],
+        "judged": judged,
+        "alike": alike,
+        "given": bool(names) if run.given else row["method"] not in BASELINES,
+        "set_name": next((name for name in names if name), None),
+        "fault": bool(_with_errors(run) & set(hashes(row))),
+    }
+
+
+def _with_errors(run: Judged) -> set[str | None]:
+    """The content hashes of the sets in which an error was found."""
+    return {entry.get("set") for entry in run.summary.get("findings") or () if entry.get("severity") == "error"}
+
+
+def _one_continues(row: Row, other: Row) -> bool:
+    """Whether both are the same trainings, one of them maybe more."""
+    return all(a == b for a, b in zip(row["accuracy"], other["accuracy"], strict=False))
+
+
+def settings_numbers(runs: Sequence[Judged]) -> list[int]:
+    """One number a run, equal where their rows may be compared: the same protocol with the same training."""
+    numbers: dict[str, int] = {}
+    keys = []
+    for run in runs:
+        settings = {k: v for k, v in run.summary.get("settings", {}).items() if k not in ASIDE}
+        keys.append(json.dumps([run.summary.get("protocol"), settings], sort_keys=True, default=str))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def hashes(row: Row) -> list[str]:
+    """The content hashes of the sets that a row stands for."""
+    found = row.get("set")
+    return [found] if isinstance(found, str) else list(found or ())
+
+
+def _told_apart(rows: list[Row]) -> list[Row]:
+    """Labels with the set's name, the run's, both, or the set's hash: the first that tells all of one label apart."""
+    found: dict[int, Row] = {}
+    for label in dict.fromkeys(r["label"] for r in rows):
+        same = [r for r in rows if r["label"] == label]
+        tag = next((t for t in TAGS if _unique(same, t)), HASH)
+        for row in same:
+            found[id(row)] = {**row, "label": _with(label, tag(row)), "noun": _noun(row, tag(row))}
+    return [found[id(row)] for row in rows]
+
+
+def _unique(rows: Sequence[Row], tag: Callable[[Row], str]) -> bool:
+    keys = [(tag(r), r["ipc"], r["labels"], r.get("recipe"), r["network"], bool(r.get("augment"))) for r in rows]
+    return len(set(keys)) == len(keys)
+
+
+def _tag(*names: str) -> Callable[[Row], str]:
+    def words(row: Row) -> str:
+        told = {"set": row["set_name"], "settings": row["alike"], "run": listed(row["runs"])}
+        told["hash"] = " ".join(content[:8] for content in hashes(row))
+        return ", ".join(told[name] for name in names if told[name])
+
+    return words
+
+
+TAGS = (_tag("settings"), _tag("set", "settings"), _tag("run"), _tag("set", "run"))
+HASH = _tag("hash", "run")
+
+
+def _with(label: str, tag: str) -> str:
+    return f"{label}, {tag}" if tag else label
+
+
+def _noun(row: Row, tag: str) -> str:
+    """What a sentence calls the row: "refined set of digits"."""
+    if row["stage"] in NAMES:
+        return f"{NAMES[row['stage']]} of {tag}" if tag else NAMES[row["stage"]]
+    if row["method"] in BASELINES and tag:
+        return f"set {tag} ({row['label']})"
+    return f"{row['label']} set {tag}".rstrip()

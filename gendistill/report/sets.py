@@ -17,15 +17,16 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.evaluation.copies import FEATURES, PIXELS
 from gendistill.evaluation.evaluator import RANDOM
-from gendistill.evaluation.projection import Projection, pixels, project_sets
-from gendistill.evaluate.report import RANDOM_LABEL, Look, RunFacts
-from gendistill.networks.teacher import FILE, Teacher
-from gendistill.seeding import derive
-from gendistill.report.run_folder import Finished
 from gendistill.evaluation.inputs import size_of
-from gendistill.stages.lens import features_of, kept
-from gendistill.stages.show import set_names
+from gendistill.evaluation.projection import Projection, pixels, project_sets
+from gendistill.networks.feature_extractors import features_of, kept
+from gendistill.networks.teacher import FILE, Teacher
+from gendistill.report.formatting import RANDOM_LABEL
+from gendistill.report.provenance import Look, RunFacts
+from gendistill.report.run_folder import Finished
 from gendistill.report.terminal import LABELS, row_label
+from gendistill.seeding import derive
+from gendistill.stages.tools import set_names
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import MANIFEST, SurrogateSet
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gendistill.data.dataset import RealData
+import torch
+
+from gendistill.data.dataset import RealData, Split
+from gendistill.evaluation.copies import Copies
 from gendistill.evaluation.projection import Projection
-from gendistill.report.nearest import Closest
-from gendistill.report.images import Picture
-from gendistill.evaluate.report.scatter import scatter
-from gendistill.report.template import fill
+from gendistill.report.charts import scatter
 from gendistill.report.formatting import listed
+from gendistill.report.images import Picture, contact_sheet, picture
+from gendistill.report.nearest import MOST_PAIRS, Closest
+from gendistill.report.template import fill
+from gendistill.surrogate.manifest import TRAIN, folder_names, image_name
+from gendistill.surrogate.set import SurrogateSet
 
 
 @dataclass(frozen=True)
@@ -53,3 +60,82 @@ def render_show(facts: ShowFacts) -> str:
 def render_projection(projection: Projection) -> str:
     """The projection as an SVG file of its own, for light and dark viewers and for paper."""
     return fill("projection.html", plot=scatter(projection))
+
+
+PAGE_PIXELS, PAGE_WIDTH = 2_000_000, 1050  # of a contact sheet inside the page
+
+
+def sheets_of(name: str, made: SurrogateSet, views: Split, folder: Path, *, alone: bool) -> list[Sheet]:
+    """Write the contact sheet of the stored images, and of the decoded ones where they differ.
+
+    The name is part of the files' names unless the set is ``alone``.
+    """
+    size, suffix = made.images.shape[-1], "" if alone else f"-{name}"
+    kinds = [("contact_sheet", "images", Split(made.images, made.labels))]
+    if made.factor != 1:
+        kinds.append(("contact_sheet_views", "decoded views", views))
+    found = []
+    for stem, what, split in kinds:
+        title = f"{name} ({origin_of(made)}): {len(split):,} {what} of {size}x{size} px"
+        sheet = contact_sheet(split, made.classes, title)
+        sheet.save(folder / f"{stem}{suffix}.png")
+        if sheet.width > PAGE_WIDTH or sheet.width * sheet.height > PAGE_PIXELS:
+            sheet = contact_sheet(split, made.classes, title, most_pixels=PAGE_PIXELS, widest=PAGE_WIDTH)
+        found.append(Sheet(title, f"{stem}{suffix}.png", picture(sheet, f"{title}, by class")))
+    return found
+
+
+def facts_of(made: SurrogateSet) -> list[tuple[str, str]]:
+    """What a reader wants to know of the set first."""
+    low, high = min(made.counts), max(made.counts)
+    views = f", decoded to {len(made.images) * made.views:,}" if made.factor != 1 else ""
+    return [
+        ("Method", origin_of(made)),
+        ("Images", f"{len(made.images):,}{views}"),
+        ("Classes", f"{len(made.classes):,}"),
+        ("Images per class", f"{low}" if low == high else f"{low} to {high}"),
+        ("Size", f"{made.images.shape[-1]} px, {'grey' if made.images.shape[1] == 1 else 'RGB'}"),
+        ("Labels", f"soft, {made.soft_labels.mode.replace('_', ' ')}" if made.soft_labels else "hard"),
+    ]
+
+
+def origin_of(made: SurrogateSet) -> str:
+    """Method and stage."""
+    return ", ".join(str(made.meta[key]) for key in ("method", "stage") if made.meta.get(key)) or "unknown method"
+
+
+def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
+    """Plain data; images are named by their files, real ones by split and position."""
+    record: dict[str, Any] = {
+        "method": made.meta.get("method"),
+        "stage": made.meta.get("stage"),
+        "counts": dict(zip(made.classes, made.counts, strict=True)),
+        "factor": made.factor,
+        "content_hash": made.content_hash(),
+        "copies": copies.summary() if copies else None,
+    }
+    if copies is None:
+        return record
+    files = files_of(made)
+
+    def row(image: int, split: str, position: int, distance: float) -> dict[str, Any]:
+        stored, view = divmod(image, made.views)
+        return {"file": files[stored], "view": view, "split": split, "position": position, "distance": distance}
+
+    leaks = [
+        row(image, split, int(copies.exact[split][image]), 0.0)
+        for split in ("validation", "test")
+        for image in torch.nonzero(copies.exact[split] >= 0).flatten().tolist()
+    ]
+    pairs = [row(m.image, m.split, m.position, m.distance) for m in copies.closest(MOST_PAIRS)]
+    return {**record, "copies_of_held_out": leaks, "closest": pairs}
+
+
+def files_of(made: SurrogateSet) -> Sequence[str]:
+    """Of the stored images, in their order."""
+    seen = [0] * len(made.classes)
+    folders, found = folder_names(made.classes), []
+    for label in made.labels.tolist():
+        found.append(f"{TRAIN}/{folders[label]}/{image_name(seen[label])}")
+        seen[label] += 1
+    return found

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from gendistill.evaluate.report.merge import Judged, hashes
-from gendistill.report.results import Row
+from gendistill.config import as_tuple
+from gendistill.evaluation.intervals import row_interval
+from gendistill.evaluation.projection import spread
+from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, mean_interval, ticks
+from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent
+from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of, table
+from gendistill.report.template import fill
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -140,3 +146,296 @@ def _measure(told: Mapping[str, Any]) -> Measure | None:
 
 def _row_of(content: str | None, rows: Sequence[Row]) -> Row | None:
     return next((r for r in rows if content is not None and content in hashes(r)), None)
+
+
+MOST, EXTREMES = 12, 6
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Accuracies in [0, 1], means over runs; None for a class without test images."""
+
+    name: str
+    accuracy: float | None
+    random: float | None
+
+    @property
+    def gain(self) -> float | None:
+        return None if self.accuracy is None or self.random is None else self.accuracy - self.random
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of one set from best to worst, those without test images last; of many, ``EXTREMES`` at either end
+    of those with, ``left_out`` others."""
+
+    label: str
+    ipc: int
+    best: list[ClassRow]
+    worst: list[ClassRow]
+    left_out: int
+
+    @property
+    def rows(self) -> list[ClassRow]:
+        return [*self.best, *self.worst]
+
+    @property
+    def largest(self) -> float:
+        """The largest difference to random, either way."""
+        return max((abs(r.gain) for r in self.rows if r.gain is not None), default=0.0) or 1.0
+
+
+def class_tables(shown: Sequence[Row], rows: Sequence[Row], classes: Sequence[str]) -> list[ClassTable]:
+    """One for each of the ``shown`` rows that knows its accuracy by class, the largest IPC first."""
+    told = [r for r in shown if r.get("per_class")]
+    return [_table(r, random_of(r, rows), classes) for r in sorted(told, key=lambda r: -r["ipc"])]
+
+
+def _table(row: Row, random: Row | None, classes: Sequence[str]) -> ClassTable:
+    theirs = (random or {}).get("per_class") or [None] * len(row["per_class"])
+    names = classes if len(classes) == len(row["per_class"]) else [f"class {i}" for i in range(len(row["per_class"]))]
+    found = [ClassRow(*entry) for entry in zip(names, row["per_class"], theirs, strict=True)]
+    found.sort(key=lambda r: (r.accuracy is None, -(r.accuracy or 0.0)))
+    if len(found) <= MOST:
+        return ClassTable(row["label"], row["ipc"], found, [], 0)
+    tested = [r for r in found if r.accuracy is not None]
+    best, worst = tested[:EXTREMES], tested[EXTREMES:][-EXTREMES:]
+    return ClassTable(row["label"], row["ipc"], best, worst, len(found) - len(best) - len(worst))
+
+
+EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: the key that some row has
+
+
+@dataclass(frozen=True)
+class Line:
+    """A set under every condition; ``cells`` are its rows, None where it was not judged."""
+
+    row: Row
+    cells: list[Row | None]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Sets by network and augmentation: ``heads`` name the conditions, ``groups`` are (IPC, lines)."""
+
+    heads: list[str]
+    groups: list[tuple[int | None, list[Line]]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows with one kind of labels, trained alike: in full for the first network, and those of all of them.
+
+    ``title`` is empty for hard labels where all were trained alike; ``network`` is what the full table is of.
+    """
+
+    title: str
+    network: str
+    groups: list[list[Row]]
+    columns: set[str]
+    matrix: Matrix | None
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """One for every recipe of labels and for every settings."""
+    trainings = {r["judged"] for r in rows}
+    kinds = list(dict.fromkeys(_kind(r) for r in rows if r["ipc"] is not None))
+    kinds += dict.fromkeys(kind for r in rows if (kind := _kind(r)) not in kinds)  # of full data alone
+    return [_section([r for r in rows if _kind(r) == kind], len(trainings) > 1) for kind in kinds]
+
+
+def _kind(row: Row) -> tuple[str, str | None, int]:
+    return row["labels"], row.get("recipe"), row["judged"]
+
+
+def _section(rows: Sequence[Row], several: bool) -> Section:
+    conditions = list(dict.fromkeys(_condition(r) for r in rows if r["ipc"] is not None)) or [_condition(rows[0])]
+    main = [_told(r) for r in rows if _condition(r) == conditions[0]]
+    labels, recipe, _ = _kind(rows[0])
+    words = [recipe or f"{labels} labels"] * (labels != "hard")
+    if several:
+        runs = listed(dict.fromkeys(run for r in rows for run in r["runs"]))
+        words.append(f"{'as' if words else 'As'} judged in {runs}")
+    return Section(
+        title=", ".join(words),
+        network=_head(*conditions[0], len({c[1] for c in conditions}) > 1),
+        groups=table(main),
+        columns={name for name, key in EXTRA.items() if any(r.get(key) for r in main)},
+        matrix=_matrix(rows, conditions) if len(conditions) > 1 else None,
+    )
+
+
+def _condition(row: Row) -> tuple[str, bool]:
+    return row["network"], bool(row.get("augment"))
+
+
+def _head(network: str, augment: bool, told: bool) -> str:
+    return f"{network}, augmented" if augment else f"{network}, not augmented" if told else network
+
+
+def _matrix(rows: Sequence[Row], conditions: Sequence[tuple[str, bool]]) -> Matrix:
+    found: dict[int | None, dict[str, dict[tuple[str, bool], Row]]] = {}
+    for row in rows:
+        found.setdefault(row["ipc"], {}).setdefault(row["label"], {})[_condition(row)] = row
+    told = len({c[1] for c in conditions}) > 1
+    groups = [
+        (ipc, [Line(next(iter(by.values())), [by.get(c) for c in conditions]) for by in labels.values()])
+        for ipc, labels in found.items()
+    ]
+    return Matrix([_head(*c, told) for c in conditions], groups)
+
+
+def _told(row: Row) -> Row:
+    """With the means of ``legacy_best`` and ``ece``, and the bytes of images and labels together."""
+    stored = row.get("bytes") or {}
+    total = (stored.get("images") or 0) + (stored.get("labels") or 0) or None
+    return {**row, "legacy": mean(row.get("legacy_best")), "ece": mean(row.get("ece")), "stored": total}
+
+
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 36.0, 436.0
+MOST_TICKS, GAP = 12, 7.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One IPC: its rows with ``label`` and ``colour``, what is said of them, and their chart."""
+
+    ipc: int
+    rows: list[dict[str, Any]]
+    sentences: list[str]
+    chart: Chart
+
+
+def render_continual(summary: dict[str, Any]) -> str:
+    """The page of a summary whose rows have a ``label``."""
+    counts = summary["classes"]
+    rows = ordered(summary["rows"])
+    groups = {ipc: [r for r in rows if r["ipc"] == ipc] for ipc in dict.fromkeys(r["ipc"] for r in rows)}
+    panels = [
+        Panel(
+            ipc, group, [sentence(r) for r in group if r["average"]["ci95_vs_random"]], continual_chart(group, counts)
+        )
+        for ipc, group in groups.items()
+    ]
+    settings = summary["settings"]
+    network = ", ".join(as_tuple(settings["network"]))
+    return fill(
+        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
+    )
+
+
+def length(settings: Mapping[str, Any]) -> str:
+    """How long a training is, by a summary's settings."""
+    epochs = settings["epochs"]
+    if settings["steps"] is not None:
+        return f"{settings['steps']:,} steps"
+    if isinstance(epochs, Mapping):  # by images of a class
+        return f"{max(epochs.values()):,} to {min(epochs.values()):,} epochs, fewer the larger the IPC,"
+    return f"{epochs:,} epochs"
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What the intervals allow to say, after the last step and over all of them."""
+    last, average = row["steps"][-1], row["average"]
+    return (
+        f"{row['label']} {comparison(RANDOM_LABEL, last['ci95_vs_random'])} after the last step, and "
+        f"{comparison('them', average['ci95_vs_random'])} on average over the steps."
+    )
+
+
+def continual_chart(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> Chart:
+    """Means and their 95 % t intervals over runs, against the number of classes."""
+    ends = [value for row in rows for step in row["steps"] for value in mean_interval(step)]
+    steps = ticks(min(ends), max(ends))
+    x, y = Axis(counts[0], counts[-1], LEFT + 36, RIGHT - 36), Axis(steps[0], steps[-1], BOTTOM, TOP)
+    curves = []
+    for i, row in enumerate(rows):
+        aside = GAP * (i - (len(rows) - 1) / 2)
+        points = [_point(row["label"], n, step, x(n) + aside, y) for n, step in zip(counts, row["steps"], strict=True)]
+        curves.append(Curve(row["label"], row["colour"], MARKERS[row["colour"]], points, row["steps"][-1]["mean"]))
+    return Chart(
+        left=LEFT,
+        right=RIGHT,
+        top=TOP,
+        bottom=BOTTOM,
+        width=RIGHT + 8,
+        height=BOTTOM + 60,
+        x_ticks=[(x(counts[i]), f"{counts[i]}") for i in spread(len(counts), MOST_TICKS)],
+        y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
+        curves=sorted(curves, key=lambda curve: -curve.last),
+        full=None,
+    )
+
+
+def _point(label: str, classes: int, step: dict[str, Any], x: float, y: Axis) -> Point:
+    low, high = mean_interval(step)
+    title = f"{label}, {classes} classes: {percent(step['mean'])} % ({percent(low)} to {percent(high)})"
+    return Point(round(x, 2), y(step["mean"]), y(low), y(high), title)
+
+
+ORDER = tuple(reversed(NAMES))
+STEPS = {
+    ("base", "samples"): "minimax fine-tuning of the generator",
+    ("samples", "select"): "selection",
+    ("select", "refined"): "refinement",
+}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The paired 95 % interval of a step's gain at one IPC (see ``row_interval``), and its middle; fractions."""
+
+    low: float
+    high: float
+
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
+    def word(self) -> str:
+        return outcome((self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Of one run: ``steps`` are (name, one gain or None for each of ``sizes``)."""
+
+    run: str
+    sizes: list[int]
+    steps: list[tuple[str, list[Gain | None]]]
+
+
+def ablations(rows: Sequence[Row]) -> list[Ablation]:
+    """One for every run that judged at least two stages, from rows of one condition."""
+    found = [_of_run(run, rows) for run in dict.fromkeys(run for r in rows for run in r["runs"])]
+    unlike = {str((a.sizes, a.steps)): a for a in reversed(found) if a.steps}  # runs may share all their stages
+    return list(reversed(unlike.values()))
+
+
+def _of_run(run: str, rows: Sequence[Row]) -> Ablation:
+    at: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        if run in row["runs"] and row["stage"] in NAMES and row["ipc"] is not None:
+            at.setdefault(row["ipc"], {}).setdefault(row["stage"], row)
+    there = [stage for stage in ORDER if any(stage in stages for stages in at.values())]
+    sizes = sorted(ipc for ipc, stages in at.items() if len(stages) > 1)
+    pairs = list(pairwise(there))
+    if len(pairs) > 1:
+        pairs.append((there[0], there[-1]))
+    steps = [(_name(pair, there), [_gain(at[ipc], *pair) for ipc in sizes]) for pair in pairs]
+    return Ablation(run, sizes, [step for step in steps if any(step[1])])
+
+
+def _name(pair: tuple[str, str], there: Sequence[str]) -> str:
+    if pair in STEPS:
+        return STEPS[pair]
+    whole = pair == (there[0], there[-1]) and len(there) > 2
+    return f"all of it, {NAMES[pair[0]]} to {NAMES[pair[1]]}" if whole else f"{NAMES[pair[0]]} to {NAMES[pair[1]]}"
+
+
+def _gain(stages: dict[str, Row], before: str, after: str) -> Gain | None:
+    if before not in stages or after not in stages:
+        return None
+    interval = row_interval(stages[after], stages[before])
+    return Gain(*interval) if interval else None

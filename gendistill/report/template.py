@@ -7,8 +7,7 @@ from typing import Any
 
 import jinja2
 
-from gendistill.evaluate.report.palette import MEDIA, PALETTE
-from gendistill.report.formatting import brief, duration, kilo, measure, percent, signed
+from gendistill.report.formatting import MEDIA, PALETTE, brief, duration, kilo, measure, percent, signed
 
 
 def fill(name: str, **values: Any) -> str:

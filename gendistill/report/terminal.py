@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 WIDTH = 31  # of a row's name
@@ -116,3 +119,145 @@ def _beside_bytes(row: dict[str, Any]) -> str:
 
 def _recipe(row: dict[str, Any]) -> str:
     return row.get("recipe") or "hard"
+
+
+COLUMNS = {
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "vendi": "Vendi",
+    "representativeness": "represent.",
+    "crowding": "crowding",
+}
+HEADS = (*COLUMNS.values(), "agreement")
+NEAR = 0.05  # share of near copies worth a line; 0.01 is what held-out images have
+
+
+def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
+    """The numbers of each set below those of random real sets of its size; ``label`` names sets by content hash."""
+    sets = summary.get("sets") or {}
+    if not sets:
+        return ""
+    first = next(iter(sets.values()))
+    lines = [
+        f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of equal size",
+        _columns_line("IPC  set", HEADS),
+    ]
+    beside: list[str] = []
+    parted = {key: _parted(label[key]) if key in label else ("", key[:12]) for key in sets}
+    for key, found in sorted(sets.items(), key=lambda item: int(parted[item[0]][0] or 0)):
+        (ipc, name), values = parted[key], _values(found)
+        random = [
+            _columns_line(f"{ipc:>3}  random real sets", [_number(v["random"]["mean"]) for v in values]),
+            _columns_line("     their spread", [_number(v["random"]["std"], "±") for v in values]),
+        ]
+        lines += random if random != beside else []
+        beside = random
+        lines.append(_columns_line(f"     {name}", [_number(v["mean"]) for v in values]))
+        lines += [f"       {line}" for line in _unusual(found)]
+    return "\n".join(lines)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """(IPC, name) of "  10  dm"; a row without an IPC has none."""
+    ipc, _, rest = name.lstrip().partition("  ")
+    return (ipc, rest) if ipc.isdecimal() else ("", name.strip())
+
+
+def _values(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*(found["measures"][name] for name in COLUMNS), found["labels"]["hard"]["agreement"]]
+
+
+def finding_lines(summary: dict[str, Any], label: dict[str, str]) -> str:
+    """A paragraph for each finding, errors first."""
+    found = sorted(summary.get("findings") or [], key=lambda f: f["severity"] != "error")
+    return "\n".join(
+        textwrap.fill(f"{f['severity'].upper()} {_where(f, label)}: {f['text']}", 118, subsequent_indent="  ")
+        for f in found
+    )
+
+
+def _where(finding: dict[str, Any], label: dict[str, str]) -> str:
+    return "the data" if finding["set"] is None else label.get(finding["set"], finding["set"][:12])
+
+
+def _columns_line(name: str, values: Sequence[str]) -> str:
+    return f"{name:<28}" + "".join(
+        f"{value:>{max(9, len(head)) + 1}}" for value, head in zip(values, HEADS, strict=True)
+    )
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{sign}{value:.2g}" if abs(value) < 0.1 else f"{sign}{value:.3g}"
+
+
+def _unusual(found: dict[str, Any]) -> list[str]:
+    """Copies of real images, where there are more than chance has, and a part alone that was measured."""
+    copies, exact, lines = found["copies"], found["copies"]["exact"], []
+    if found["measured"] < found["views"]:
+        lines.append(f"measured: {found['measured']:,} of {found['views']:,} images")
+    if exact["train"] or copies["near"] > NEAR * copies["measured"]:
+        near = f"{copies['near']:,} of {copies['measured']:,} near"
+        lines.append(f"copies of training images: {exact['train']:,} exact, {near} (control {copies['control']:.0%})")
+    if exact["test"] or copies["near_test"]:
+        lines.append(f"copies of test images: {exact['test']:,} exact, {copies['near_test']:,} near")
+    return lines
+
+
+def score_table(summary: dict[str, Any], label: Callable[[dict[str, Any]], str]) -> str:
+    """A line a score, under a heading; empty unless there are soft labels, or rows with and without augmentation."""
+    entries = summary.get("scores") or []
+    soft = any(entry["labels"] != "hard" for entry in entries)
+    if not soft and not any(entry["ars"] for entry in entries):
+        return ""
+    width = 2 + max(len(entry["recipe"] or "hard") for entry in entries)
+    several = len({entry["network"] for entry in entries}) > 1
+    lines = [
+        "",
+        "Scores from 0 to 1: higher is better; 0.269 is alpha = 0. HLR (lower is better) and IOR in points.",
+        f"{'IPC':>4}  {'set':<30}{'labels':<{width}} {'LRS':>13}  {'HLR':>6}  {'IOR':>6}  {'ARS':>13}"
+        + ("  network" if several else ""),
+    ]
+    for entry in sorted(entries, key=lambda e: e["ipc"]):
+        lrs, ars = entry["lrs"], entry["ars"] or {}
+        lines.append(
+            f"{entry['ipc']:>4}  {label(entry):<30}{entry['recipe'] or 'hard':<{width}} {_score(lrs):>13}"
+            f"  {_points(lrs['hlr']):>6}  {_points(lrs['ior']):>6}  {_score(ars):>13}"
+            + (f"  {entry['network']}" if several else "")
+        )
+    missing = dict.fromkeys(sentence for entry in entries for sentence in entry["missing"])
+    return "\n".join([*lines, *missing])
+
+
+def _score(found: dict[str, Any]) -> str:
+    if found.get("score") is None:
+        return ""
+    return f"{found['score']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
+
+
+def _points(gain: float | None) -> str:
+    return "" if gain is None else f"{100 * gain:+.1f}"
+
+
+def moved(target: Path) -> Iterator[str]:
+    """A line of each refined set below ``target``: squared W2 in the ground space, mean over the classes."""
+    folders = sorted(target.glob("ipc-*/manifest.json"), key=lambda path: int(path.parent.name.removeprefix("ipc-")))
+    for path in folders:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        yield f"{path.parent.name}: {_distance(told['w2'])}{_gate(told.get('gate'))}."
+
+
+def _distance(w2: dict[str, float]) -> str:
+    before, after = w2["before"], w2["after"]
+    moved = f"{before:.3g}" if after == before else f"{before:.3g} -> {after:.3g}"
+    rose = ", farther than they began" if after > before else ""
+    later = [f"{w2[name]:.3g} once {name}" for name in ("packed", "matched") if name in w2]
+    return ", ".join([f"W2^2 to the real images {moved}{rose}", *later])
+
+
+def _gate(gate: dict[str, Any] | None) -> str:
+    if gate is None:
+        return ""
+    return f"; the gate kept {gate['kept']} of {gate['images']} images and refused {gate['refused_classes']} classes"

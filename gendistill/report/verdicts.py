@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gendistill.evaluation.intervals import row_interval
+from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 from gendistill.report.results import (
     CORESETS,
     HERDING,
@@ -23,7 +24,6 @@ from gendistill.report.results import (
     seeds_of,
     under,
 )
-from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 
 EQUAL_BYTES = "random real images of equal bytes"
 

@@ -14,32 +14,32 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config.commands import DistillCommand
 from gendistill.config import DistillConfig, WmddConfig, section, sizes, to_dict
+from gendistill.config.commands import DistillCommand
 from gendistill.coreset.coresets import CORESETS, choose
-from gendistill.data.pixels import to_float, to_uint8
 from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ConfigError
+from gendistill.matching.distiller import CHECKPOINTS, matched, start_set
+from gendistill.matching.methods import MATCHING
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
+from gendistill.refine.checks import check_inputs
 from gendistill.refine.feature_space import GroundSpace
-from gendistill.seeding import torch_rng
 from gendistill.refine.refiner import CHUNKS, refine_images
+from gendistill.report.terminal import moved
+from gendistill.seeding import torch_rng
 from gendistill.stages.folder import (
     StageFolder,
     command_line,
     finished,
+    output,
     read_data,
     stage_folder,
     stage_settings,
     versions,
 )
-from gendistill.matching.distiller import CHECKPOINTS, matched, start_set
-from gendistill.stages.matching_plan import MATCHING
-from gendistill.stages.moved import moved
-from gendistill.stages.output import output
 from gendistill.stages.refine import ground_space, save_anew, with_meta
-from gendistill.refine.checks import check_inputs
 from gendistill.surrogate.set import SurrogateSet
 
 

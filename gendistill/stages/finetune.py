@@ -11,24 +11,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config.commands import FinetuneCommand
 from gendistill.config import FinetuneConfig, SampleConfig, section
-from gendistill.data.pixels import tile, to_pil
+from gendistill.config.commands import FinetuneCommand
 from gendistill.data.dataset import RealData
+from gendistill.data.pixels import tile, to_pil
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import Adapted, adapt, require_peft, save_adapter
 from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator, licence_of
-from gendistill.generator.loading import resolve
 from gendistill.generator.latent_cache import PixelLatents, RealLatents, cache_key, read_cache, write_cache
+from gendistill.generator.loading import resolve
+from gendistill.generator.map_classes import map_classes
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import Hooks, train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.progress import follow, note
-from gendistill.stages.folder import StageFolder, finished, read_data, stage_folder, stage_settings
-from gendistill.generator.map_classes import map_classes
-from gendistill.stages.output import output
+from gendistill.stages.folder import StageFolder, finished, output, read_data, stage_folder, stage_settings
 
 LATENTS, CHECKPOINTS, BASE_WEIGHTS, PREVIEWS, ADAPTER = (
     "latents", "checkpoints", "base.safetensors", "previews", "adapter",

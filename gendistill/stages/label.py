@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config.commands import LabelCommand
 from gendistill.config import LabelConfig, section
+from gendistill.config.commands import LabelCommand
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.networks.soft_labelling import ROWS, fill
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note
@@ -20,17 +21,15 @@ from gendistill.stages.folder import (
     StageFolder,
     command_line,
     finished,
+    output,
     stage_folder,
     stage_settings,
     versions,
 )
-from gendistill.generator.map_classes import check_manifest_labels
-from gendistill.stages.output import output
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
+from gendistill.surrogate.set import SurrogateSet, link
 from gendistill.surrogate.soft_labels import SoftLabels
-from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.writer import link
 
 LARGE = 1 << 30  # bytes of labels worth a word before they are made
 

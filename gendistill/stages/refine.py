@@ -11,26 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config.commands import RefineCommand
 from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, need, section, sizes
+from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import load_generator_codec
-from gendistill.networks.teacher import Teacher
+from gendistill.matching.distiller import CHECKPOINTS, match
+from gendistill.matching.methods import plan_runs
+from gendistill.networks.teacher import Teacher, check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.progress import follow
+from gendistill.refine.checks import check_count, check_held_out, check_inputs
+from gendistill.refine.feature_space import GroundSpace
 from gendistill.refine.objective import class_w2
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
-from gendistill.refine.select import select
-from gendistill.refine.feature_space import GroundSpace
 from gendistill.refine.refiner import CHUNKS, latent_region, refine_images
-from gendistill.stages.folder import StageFolder, command_line, finished, stage_folder, stage_settings, versions
-from gendistill.matching.distiller import CHECKPOINTS, match
-from gendistill.stages.matching_plan import plan_runs
-from gendistill.stages.moved import moved
-from gendistill.stages.output import output
-from gendistill.refine.checks import check_count, check_held_out, check_inputs
-from gendistill.stages.teachers import check_teacher, teacher_data, trained_elsewhere, with_statistics_of
+from gendistill.refine.select import select
+from gendistill.report.terminal import moved
+from gendistill.stages.folder import StageFolder, command_line, finished, output, stage_folder, stage_settings, versions
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from gendistill import runtime
-from gendistill.config.commands import RunConfig
 from gendistill.config import need, sizes, to_dict
+from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve
@@ -19,11 +19,10 @@ from gendistill.generator.sampler import check_guidance
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
-from gendistill.stages import evaluate, finetune, refine, report, sample, teacher
 from gendistill.report.evidence import record_evidence
+from gendistill.stages import evaluate, finetune, refine, sample, teacher, tools
 from gendistill.stages.finetune import check_training, start_generator
-from gendistill.stages.folder import difference, read_data
-from gendistill.stages.output import CONFIG, LOG, SETTINGS, output, write_whole
+from gendistill.stages.folder import CONFIG, LOG, SETTINGS, difference, output, read_data, write_whole
 
 FOLDERS = {
     "teacher": "teacher",
@@ -72,7 +71,7 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
     )
     summary = json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     record_evidence(surrogate_folders(config), summary, data)
-    report.write_report(out, data)
+    tools.write_report(out, data)
     return summary
 
 

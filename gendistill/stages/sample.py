@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config.commands import SampleCommand
 from gendistill.config import SampleConfig, section, sizes, to_dict
+from gendistill.config.commands import SampleCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
-from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.class_mapping import check_label_map
+from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.map_classes import check_labels, map_classes
 from gendistill.generator.prototypes import prototypes
 from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.progress import track
@@ -27,16 +28,14 @@ from gendistill.stages.folder import (
     StageFolder,
     command_line,
     finished,
+    output,
     read_data,
     stage_folder,
     stage_settings,
     versions,
 )
-from gendistill.generator.map_classes import check_labels, map_classes
-from gendistill.stages.output import output
 from gendistill.surrogate.manifest import seal
-from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.writer import SurrogateWriter, link_prefix
+from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
 

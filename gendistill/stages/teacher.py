@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config.commands import TeacherCommand
 from gendistill.config import DataConfig, TeacherConfig, section, to_dict
+from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
-from gendistill.networks.cost import training_flop
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.training import accuracy, train_classifier
+from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow
 from gendistill.seeding import derive
-from gendistill.stages.folder import StageFolder, finished, read_data, stage_folder, stage_settings
-from gendistill.stages.output import output
+from gendistill.stages.folder import StageFolder, finished, output, read_data, stage_folder, stage_settings
 
 
 def train_teacher(

@@ -8,10 +8,9 @@ from pathlib import Path
 from gendistill.errors import ArtifactError
 from gendistill.hub import fetch, local_folder
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.evidence import EVIDENCE, PAIRS
-from gendistill.surrogate.export.record import RECORD, read_record
-from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST
-from gendistill.surrogate.names import TRAIN
+from gendistill.surrogate.card.card import EVIDENCE, PAIRS
+from gendistill.surrogate.export.formats import RECORD, read_record
+from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
 
 FILES = (MANIFEST, CHECKSUMS, EVIDENCE, PAIRS, f"{TRAIN}/*", soft_labels.TENSORS, soft_labels.RECORD)
 DATASET = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from gendistill.data.sources import TRAIN, Reader, class_folders, image_files
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.manifest import MANIFEST
-from gendistill.surrogate.names import folder_names
+from gendistill.surrogate.manifest import MANIFEST, folder_names
 from gendistill.surrogate.set import SurrogateSet
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle")

@@ -4,16 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
+from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.multi_formation import Factor, views_in
-from gendistill.surrogate.names import TRAIN, folder_names, image_name
+
+TRAIN = "train"
+LONGEST_NAME = 120  # bytes of a folder name that every file system takes, after quoting
+# datasets skips a leading __, class-00000 is the stand-in of an unusable name, and Windows keeps the devices' names
+RESERVED = re.compile(r"__|class-\d{5}|(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+
+def image_name(index: int) -> str:
+    return f"{index:05d}.png"
+
+
+def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """One safe folder name a class, told apart also where a file system ignores case.
+
+    Names are percent-encoded where needed; the index stands in for what is too long, empty or taken.
+    """
+    taken: set[str] = set()
+    found = []
+    for label, name in enumerate(classes):
+        safe = _quoted(name)
+        if not safe or len(safe) > LONGEST_NAME or unquote(safe) != name or safe.casefold() in taken:
+            safe = f"class-{label:05d}"
+        taken.add(safe.casefold())
+        found.append(safe)
+    return tuple(found)
+
+
+def _quoted(name: str) -> str:
+    safe = quote(name, safe=" !#$&'()+,-;=@[]^_`{}~.", errors="replace").strip()
+    if safe.startswith(".") or RESERVED.match(safe):
+        safe = f"%{ord(safe[0]):02X}{safe[1:]}"
+    return safe[:-1] + "%2E" if safe.endswith(".") else safe  # which Windows cuts off
+
 
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
 LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
@@ -165,3 +200,33 @@ def _named(missing: list[Path], foreign: list[Path]) -> list[tuple[str, list[Pat
 def _some(paths: Sequence[Path], most: int = 3) -> str:
     names = [f"{p.parent.name}/{p.name}" for p in paths[:most]]
     return ", ".join(names) + (", ..." if len(paths) > most else "")
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a set, one line a file; nothing when it is as it was made.
+
+    manifest.json vouches for CHECKSUMS, and that for every image and the soft labels. The card and whatever else lies
+    in the folder are not looked at.
+
+    Raises:
+        ArtifactError: there is no manifest or no CHECKSUMS to go by, or they disagree.
+    """
+    manifest = read_manifest(folder)
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} has no readable {CHECKSUMS} ({error}), so nothing can be verified.") from error
+    if hash_bytes(lines.encode()) != manifest["checksums"]:
+        raise ArtifactError(f"{folder / CHECKSUMS} is not the one its manifest was written with.")
+    wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines.splitlines())}
+    present = [name for name in wanted if (folder / name).is_file()]
+    found = dict(track(digests(folder, present), "verify", len(present)))
+    for name, digest in wanted.items():
+        if name not in found:
+            yield f"{name} is missing"
+        elif found[name] != digest:
+            yield f"{name} was changed"
+    here = [p.relative_to(folder).as_posix() for p in sorted((folder / TRAIN).rglob("*")) if not p.is_dir()]
+    for name in [*here, *(name for name in LABELS if (folder / name).exists())]:
+        if name not in wanted:
+            yield f"{name} does not belong to the set"

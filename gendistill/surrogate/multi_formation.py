@@ -114,3 +114,22 @@ class Decoded(torch.utils.data.Dataset[tuple[Any, int]]):
         chosen = decode(pixels[None], self.factor)[view].movedim(0, -1).numpy()
         made = Image.fromarray(chosen[..., 0] if array.ndim == 2 else chosen)
         return (self.transform(made) if self.transform else made), label
+
+
+def tiled(images: Tensor, factor: int) -> Tensor:
+    """uint8 (N*factor^2,C,H,W) -> (N,C,H,W); images fill the tiles in order."""
+    if factor == 1:
+        return images
+    groups = images.unflatten(0, (-1, factor**2))
+    height, width = images.shape[-2:]
+    stored = torch.empty_like(groups[:, 0])
+    cells = [(rows, columns) for rows in bounds(height, factor) for columns in bounds(width, factor)]
+    for view, ((top, bottom), (left, right)) in enumerate(cells):
+        stored[..., top:bottom, left:right] = shrunk(groups[:, view], bottom - top, right - left)
+    return stored
+
+
+def shrunk(images: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (N,C,H,W) -> uint8 (N,C,height,width), bilinear and antialiased."""
+    small = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
+    return to_pixels(small.clamp(0, 255))

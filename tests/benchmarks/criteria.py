@@ -3,7 +3,7 @@
     python -m tests.benchmarks.criteria --seeds 3
 
 Every seed trains one generator with plain diffusion and continues from it with the same batches: without criteria, and
-with each one and both at every weight. The figures (gendistill/evaluate/metrics.py) are of the space that the criteria
+with each one and both at every weight. The figures (evaluation/set_metrics.py) are of the space that the criteria
 see (pixels) and of a teacher's features, class by class, on ``ipc`` samples a class; random real images stand beside.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor
 
 import gendistill as gd
 from gendistill.config import DataConfig, FinetuneConfig, MinimaxConfig, SampleConfig
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData
-from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness
+from gendistill.data.pixels import to_float
+from gendistill.evaluation.set_metrics import centrality, crowding, mmd2, representativeness
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.finetune import start_generator
 from gendistill.surrogate.set import SurrogateSet

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from gendistill.report.charts import MARKERS
-from gendistill.evaluate.report.palette import PALETTE
-from gendistill.evaluate.report.scales import Axis
+from gendistill.report.charts import MARKERS, Axis
+from gendistill.report.formatting import PALETTE
 
 COLOURS = ("blue", "orange", "green", "red", "purple", "sky", "grey", "yellow")
 WIDTH, HEIGHT, LEFT, TOP, BELOW = 440, 270, 58, 34, 52  # of a panel; around its axes

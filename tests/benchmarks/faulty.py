@@ -19,7 +19,7 @@ import gendistill as gd
 from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.writer import write_images
+from gendistill.surrogate.set import write_images
 
 
 def sets(data: RealData, ipc: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:

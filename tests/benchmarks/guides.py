@@ -20,15 +20,15 @@ import gendistill as gd
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
+from gendistill.matching.distiller import match
+from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.refine.objective import Targets, matched_targets
 from gendistill.refine.constraints import chunks
 from gendistill.refine.feature_space import GroundSpace
-from gendistill.seeding import derive
+from gendistill.refine.objective import Targets, matched_targets
 from gendistill.refine.refiner import _refine_chunk, pixel_region
-from gendistill.matching.distiller import match
-from gendistill.stages.matching_plan import plan_runs
+from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign

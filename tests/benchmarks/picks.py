@@ -23,13 +23,13 @@ from torch import Tensor, nn
 import gendistill as gd
 from gendistill import progress
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float
+from gendistill.matching.build import build
 from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.methods import plan_runs
 from gendistill.matching.selection import Weights, batch_mmd, drawn, embed, representatives, unchanged_buffers
 from gendistill.seeding import derive, torch_rng
-from gendistill.matching.build import build
-from gendistill.stages.matching_plan import plan_runs
 from tests.benchmarks.curves import Line, Panel, svg
 
 RULES: dict[str, Weights | None] = {"random": None, "free clusters": "free", "fixed clusters": "fixed"}

@@ -30,11 +30,11 @@ from gendistill.config import (
     WmddConfig,
 )
 from gendistill.data.dataset import RealData, mean_and_std
+from gendistill.evaluation.entries import contestants
 from gendistill.evaluation.evaluator import judge
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.evaluation.entries import contestants
 from gendistill.stages.evaluate import as_run
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet

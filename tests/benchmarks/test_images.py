@@ -25,8 +25,7 @@ from torch.nn.functional import interpolate
 from gendistill.data.pixels import to_uint8
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.image_files import read_images
-from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.writer import write_images
+from gendistill.surrogate.set import SurrogateSet, write_images
 from tests.benchmarks.test_training import in_turn, store
 
 CLASSES = tuple("abcdefghij")

@@ -14,10 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from gendistill.config import EvaluateConfig
-from gendistill.data.pixels import to_uint8
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_uint8
+from gendistill.evaluation.evaluator import Trial
 from gendistill.evaluation.protocols import resolve
-from gendistill.evaluate.trial import Trial
 from gendistill.seeding import torch_rng
 from tests.benchmarks.test_training import in_turn, store
 

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig
-from gendistill.data.pixels import to_uint8
 from gendistill.data.dataset import RealData, Split
-from gendistill.matching.engine import PARTS, Matcher
-from gendistill.seeding import torch_rng
+from gendistill.data.pixels import to_uint8
 from gendistill.matching.build import build
-from gendistill.stages.matching_plan import plan_runs
+from gendistill.matching.engine import PARTS, Matcher
+from gendistill.matching.methods import plan_runs
+from gendistill.seeding import torch_rng
 from tests.benchmarks.released_matching import ReleasedMatching
 from tests.benchmarks.test_training import store
 

@@ -15,9 +15,9 @@ from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.objective import Objective, Targets, refine_chunk
 from gendistill.refine.constraints import Crops, PixelRegion
 from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.objective import Objective, Targets, refine_chunk
 from gendistill.seeding import torch_rng
 from tests.benchmarks.released_wmdd import ReleasedLoop
 from tests.benchmarks.test_training import images, in_turn, store

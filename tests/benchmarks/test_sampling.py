@@ -17,7 +17,7 @@ from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
 from gendistill.generator.sampler import make_scheduler, requests_for, sample
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.writer import SurrogateWriter
+from gendistill.surrogate.set import SurrogateWriter
 from tests.benchmarks.test_training import build, in_turn, store
 
 DIT = ModelConfig(architecture="dit", num_layers=8, num_attention_heads=4, attention_head_dim=64, patch_size=4)

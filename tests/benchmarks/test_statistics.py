@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.runtime import peak_memory, reset_peak_memory

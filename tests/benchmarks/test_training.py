@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator

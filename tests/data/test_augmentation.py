@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from gendistill.data.augmentation import Augmentation, augment, jittered, lit
-from gendistill.data.siamese import Siamese
 from gendistill.data.crops import batch_indices, epoch_indices
+from gendistill.data.siamese import Siamese
 from gendistill.seeding import torch_rng
 
 ALL = {

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.data.pixels import to_float
 from gendistill.data.crops import Views, cut_and_mixed
+from gendistill.data.pixels import to_float
 from gendistill.seeding import torch_rng
 
 RAMP = torch.arange(16, dtype=torch.uint8).repeat(16, 1) * 16  # brightness grows from left to right

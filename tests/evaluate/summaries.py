@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from gendistill.data.pixels import to_pil
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_pil
 from gendistill.data.sources import load_data
 from gendistill.evaluation.evaluator import with_verdict
 from gendistill.surrogate.set import SurrogateSet

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gendistill.evaluate.calibration import calibration_error
+from gendistill.evaluation.intervals import calibration_error
 
 
 def error(confidence, correct, bins=15):

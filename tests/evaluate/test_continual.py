@@ -15,10 +15,9 @@ from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.continual import arrivals, arrived, class_order, continual, train_and_test
+from gendistill.evaluation.evaluator import Contestant, Targets, Trial
 from gendistill.evaluation.intervals import paired_interval
-from gendistill.evaluation.evaluator import Contestant, Targets
 from gendistill.evaluation.protocols import resolve
-from gendistill.evaluate.trial import Trial
 from gendistill.progress import finish
 
 K = 7

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import DataError
 from gendistill.evaluation.copies import Reference, copy_check, nearest
-from gendistill.evaluate.report.copied import copied, copy_line, near
-from gendistill.evaluate.spread import spread, spread_by_class
+from gendistill.evaluation.projection import spread, spread_by_class
+from gendistill.report.nearest import copied, copy_line, near
 
 
 def flat(values: list[list[int]]) -> Split:

@@ -17,7 +17,7 @@ from gendistill.evaluation.checks.counts import (
     soft_findings,
 )
 from gendistill.evaluation.checks.finding import Finding, counted, named
-from gendistill.evaluate.leaks import Leaks
+from gendistill.evaluation.copies import Leaks
 from gendistill.seeding import torch_rng
 
 NAMES = ("ant", "bee", "cat", "dog")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gendistill.evaluation.intervals import by_set, paired_interval, row_interval, verdict
 from gendistill.evaluation.evaluator import seed_spread, with_verdict
+from gendistill.evaluation.intervals import by_set, paired_interval, row_interval, verdict
 
 
 @settings(deadline=None, max_examples=50)

@@ -8,9 +8,8 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, Targets, entries, judge
+from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, Targets, Trial, entries, judge
 from gendistill.evaluation.protocols import resolve
-from gendistill.evaluate.trial import Trial
 from tests.evaluate.test_protocols import some_images
 
 CLASSES = ("dark", "bright")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.evaluation.set_metrics import MEASURES, drawn, likeness, measures, random_sets, shares
-from gendistill.evaluate.metrics import mmd2, vendi
+from gendistill.evaluation.set_metrics import MEASURES, drawn, likeness, measures, mmd2, random_sets, shares, vendi
 from gendistill.seeding import torch_rng
 
 NONE = torch.tensor([], dtype=torch.int64)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from gendistill.evaluate.metrics import centrality, crowding, mmd2, representativeness, vendi
+from gendistill.evaluation.set_metrics import centrality, crowding, mmd2, representativeness, vendi
 from gendistill.seeding import torch_rng
 
 AXES = torch.eye(3)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.evaluate.neighbours import balls
+from gendistill.evaluation.set_metrics import balls
 from gendistill.seeding import torch_rng
 
 

@@ -22,9 +22,9 @@ from gendistill.evaluation.projection import (
     project,
     project_sets,
 )
-from gendistill.evaluate.report import render_projection
-from gendistill.evaluate.report.palette import CLASSES, PALETTE
-from gendistill.evaluate.report.scatter import FEW, OTHERS, scatter
+from gendistill.report.charts import FEW, OTHERS, scatter
+from gendistill.report.formatting import CLASSES, PALETTE
+from gendistill.report.show import render_projection
 
 SVG = "{http://www.w3.org/2000/svg}"
 

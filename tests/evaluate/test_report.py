@@ -12,19 +12,18 @@ import torch
 from gendistill.config.commands import ReportCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
+from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.copies import Reference
-from gendistill.report.charts import chart, ticks
-from gendistill.report.nearest import closest_of_run
-from gendistill.evaluate.report.merge import Judged, merged
-from gendistill.report.images import CELL, gallery
-from gendistill.report.results import ordered
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
-from gendistill.evaluation.baselines import Baselines
-from gendistill.stages.evaluate import EvaluateConfig
+from gendistill.report.charts import chart, ticks
+from gendistill.report.images import CELL, gallery
+from gendistill.report.nearest import closest_of_run
+from gendistill.report.results import Judged, merged, ordered
 from gendistill.report.sets import load_sets
-from gendistill.stages.report import main, write_report
+from gendistill.stages.evaluate import EvaluateConfig
+from gendistill.stages.tools import main, write_report
 from tests.evaluate.summaries import make_data, make_run, make_set, make_summary, write_images
 
 

@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.evaluator import seed_spread, with_verdict
-from gendistill.evaluate.report.ablation import ablations
-from gendistill.report.charts import chart, cost_chart, mean_interval
-from gendistill.evaluate.report.classes import EXTREMES, class_tables
-from gendistill.report.tables import Measure, findings, measures, scores
-from gendistill.evaluate.report.merge import Judged, merged
+from gendistill.evaluation.intervals import row_interval
+from gendistill.report.charts import chart, cost_chart, log_ticks, mean_interval
 from gendistill.report.export import as_csv
-from gendistill.report.results import condition, ordered, primary, products, random_of, under
-from gendistill.evaluate.report.scales import log_ticks
-from gendistill.evaluate.report.sections import sections
+from gendistill.report.results import Judged, condition, merged, ordered, primary, products, random_of, under
+from gendistill.report.tables import EXTREMES, Measure, ablations, class_tables, findings, measures, scores, sections
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 from tests.evaluate.summaries import RANDOM, make_row
 

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.evaluation.scores import augmentation_robust, label_robust, robust, scores
-from gendistill.stages.scores import score_table
-from gendistill.report.terminal import row_label
+from gendistill.report.terminal import row_label, score_table
 
 fractions = st.floats(0, 1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
-from gendistill.networks.imagenet import imagenet_names
+from gendistill.generator.class_mapping import imagenet_names
 from gendistill.seeding import derive
 from tests.generator.autoencoders import kl
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, StorageError
 from gendistill.generator.codec import Codec, LatentCodec, Moments, PixelCodec
 from gendistill.generator.latent_cache import (

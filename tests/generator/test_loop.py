@@ -17,10 +17,9 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.batch_source import BatchSource
 from gendistill.generator.codec import LatentCodec, PixelCodec
-from gendistill.generator.estimate import Estimate
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import RealLatents, real_latents
-from gendistill.generator.trainer import Hooks, train_generator
+from gendistill.generator.trainer import Estimate, Hooks, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
 from gendistill.seeding import torch_rng

@@ -17,17 +17,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
     return json.loads(RECORD.read_text(encoding="utf-8")), found
 
 
-def shape(value: Any) -> Any:
-    """A record with every number and every hash left out, as another processor makes others."""
-    if isinstance(value, dict):
-        return {k: shape(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [shape(v) for v in value]
-    if isinstance(value, str) and (value.isalpha() or " " in value):
-        return value
-    return type(value).__name__ if isinstance(value, (str, bool)) else "number" if isinstance(value, (int, float)) else value
-
-
 def test_every_command_still_writes_its_sets_evaluations_and_files(pair: Any) -> None:
     golden, found = pair
     assert found["formats"] == golden["formats"]

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from gendistill.matching.clock import Clock
+from gendistill.matching.engine import Clock
 
 
 def test_parts_are_told_apart_and_added_up() -> None:

@@ -12,10 +12,10 @@ from gendistill.config import DataConfig, DistillConfig, MatchingConfig, Matchin
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
-from gendistill.matching.engine import Matcher
-from gendistill.progress import finish
 from gendistill.matching.build import build
-from gendistill.stages.matching_plan import Run, plan_runs
+from gendistill.matching.engine import Matcher
+from gendistill.matching.methods import Run, plan_runs
+from gendistill.progress import finish
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
 FEW = {"candidates": 20, "dimensions": 16}  # of representative selection

@@ -11,8 +11,8 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 from gendistill.config import SelectionKind
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.matching.selection import (
     SELECTIONS,

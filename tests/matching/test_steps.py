@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.errors import ConfigError
-from gendistill.matching.steps import end_of_round, joint_rule
+from gendistill.matching.engine import end_of_round, joint_rule
 
 ROUNDS = 7
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gendistill.data.dataset import Split
 from gendistill.data.crops import cut_and_mixed
-from gendistill.matching.synthetic import Stored
+from gendistill.data.dataset import Split
 from gendistill.matching.network_pool import Fresh, Queue, Training
+from gendistill.matching.synthetic import Stored
 from gendistill.networks.registry import build_network
 from gendistill.seeding import derive, torch_rng
 

@@ -9,10 +9,10 @@ from torch import nn
 from gendistill import runtime
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig
 from gendistill.data.sources import load_data
-from gendistill.networks.cost import forward_flop, training_flop
+from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import build_network
+from gendistill.networks.training import forward_flop, training_flop
 from gendistill.stages.evaluate import as_run
-from gendistill.stages.matching_plan import plan_runs
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from gendistill.errors import ArtifactError
-from gendistill.generator.class_mapping import check_label_map, label_map_for
-from gendistill.networks.imagenet import imagenet_names
+from gendistill.generator.class_mapping import check_label_map, imagenet_names, label_map_for
 
 NETTE = {
     ("n01440764", "tench"): 0,

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
-from gendistill.networks.classifiers import default_depth
+from gendistill.networks.classifiers import Block, ResNet, default_depth
 from gendistill.networks.registry import NAMES, batch_norm_layers, build_network
-from gendistill.networks.resnet import Block, ResNet
 
 RESNETS = [name for name in NAMES if name.startswith("resnet")]
 LIST = (

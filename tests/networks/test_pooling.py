@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from gendistill.networks.pooling import Halving
+from gendistill.networks.classifiers import Halving
 
 SHAPES = [(2, 3, 8, 8), (1, 2, 7, 5), (2, 1, 3, 2), (4, 3, 2, 2), (0, 3, 4, 4)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
-from gendistill.networks.schedules import cosine, multi_step, warm_cosine
+from gendistill.networks.training import cosine, multi_step, warm_cosine
 
 
 def scheduled(make, epochs, per_epoch):

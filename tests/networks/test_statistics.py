@@ -18,15 +18,14 @@ from pyarrow.parquet import ParquetFile
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from gendistill.data.pixels import prepare, to_float
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import prepare, to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors
 from gendistill.networks import statistics_cache
-from gendistill.networks.moments import ClassMoments, Members
 from gendistill.networks.registry import batch_norm_layers, build_network
-from gendistill.networks.statistics import ClassStatistics, batch_norm_inputs, collect_statistics
+from gendistill.networks.statistics import ClassMoments, ClassStatistics, Members, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.objectives import moments
 from gendistill.objectives.refinement import batch_norm_loss, class_moments

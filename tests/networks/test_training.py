@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.augmentation import augment
-from gendistill.data.dataset import Split
 from gendistill.data.crops import batch_indices
+from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import accuracy, predicted, recognised, train_classifier

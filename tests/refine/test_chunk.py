@@ -13,9 +13,9 @@ from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.objective import Objective, Targets, class_w2, refine_chunk
 from gendistill.refine.constraints import Crops, PixelRegion
 from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.objective import Objective, Targets, class_w2, refine_chunk
 from gendistill.stages.distill import distill
 from gendistill.stages.teacher import train_teacher
 

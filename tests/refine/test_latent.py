@@ -15,16 +15,15 @@ from torch import Tensor
 
 from gendistill.cli import USAGE
 from gendistill.config import ModelConfig, RefineConfig, TeacherConfig
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
 from gendistill.networks.teacher import Teacher
-from gendistill.refine.objective import Objective, matched_targets, refine_chunk
-from gendistill.refine.latent import LatentRegion
-from gendistill.refine.constraints import Crops
+from gendistill.refine.constraints import Crops, LatentRegion
 from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.objective import Objective, matched_targets, refine_chunk
 from gendistill.stages.distill import distill
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from gendistill.cli import USAGE
 from gendistill.config import LabelConfig, RefineConfig
-from gendistill.data.pixels import to_float, to_uint8
-from gendistill.data.dataset import RealData
 from gendistill.data.crops import cropped
+from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher

@@ -11,24 +11,24 @@ from torch.nn.functional import interpolate
 
 from gendistill.cli import USAGE
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig, RefineConfig, TeacherConfig
-from gendistill.data.pixels import to_float
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.matching.distiller import match
+from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import recognised
 from gendistill.progress import finish
-from gendistill.refine.objective import Objective, Targets, class_w2, matched_targets, refine_chunk
 from gendistill.refine.acceptance import cross_entropies, gate
 from gendistill.refine.constraints import Crops, PixelRegion
-from gendistill.refine.select import select
 from gendistill.refine.feature_space import GroundSpace, shrunk
+from gendistill.refine.objective import Objective, Targets, class_w2, matched_targets, refine_chunk
+from gendistill.refine.select import select
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
-from gendistill.matching.distiller import match
-from gendistill.stages.matching_plan import plan_runs
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet

@@ -14,18 +14,18 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gendistill.config.commands import RunConfig
 from gendistill.config import EvaluateConfig, TeacherConfig
+from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.evaluation import cache as baseline_cache
+from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
+from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
 from gendistill.evaluation.evaluator import Contestant
 from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
-from gendistill.evaluation import cache as baseline_cache
-from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
-from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.teacher import train_teacher
@@ -191,7 +191,7 @@ BAD = [
 def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
     digits, chosen, monkeypatch, options, size, error, words
 ) -> None:
-    for slow in ("gendistill.stages.evaluate.contestants", "gendistill.stages.lens.trained"):
+    for slow in ("gendistill.stages.evaluate.contestants", "gendistill.networks.feature_extractors.trained"):
         monkeypatch.setattr(slow, None)  # which would fail with another error
     images = chosen.images.repeat(1, 1, size // 8, size // 8)
     with pytest.raises(error, match=words):

@@ -14,9 +14,8 @@ import pytest
 from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.sources import load_data
 from gendistill.evaluation.protocols import resolve
-from gendistill.evaluate.report.incremental import render_continual
-from gendistill.stages.continual import evaluate_continual, with_labels
-from gendistill.stages.evaluate import RUNS
+from gendistill.report.tables import render_continual
+from gendistill.stages.evaluate import RUNS, evaluate_continual, with_labels
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill

@@ -14,14 +14,14 @@ from gendistill.cli import DONE, USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
-from gendistill.networks.teacher import Teacher
-from gendistill.seeding import torch_rng
 from gendistill.evaluation.describe import describe, described
+from gendistill.networks.feature_extractors import REFERENCE, Lens, make_lens, trained
+from gendistill.networks.teacher import Teacher
+from gendistill.report.terminal import finding_lines, set_table
+from gendistill.seeding import torch_rng
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
-from gendistill.stages.lens import REFERENCE, Lens, make_lens, trained
-from gendistill.stages.set_table import finding_lines, set_table
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
@@ -153,7 +153,7 @@ def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
 def test_the_reference_network_is_kept_and_read_again(
     digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gendistill.stages.lens.TeacherConfig", lambda: TeacherConfig(steps=3, width=8))
+    monkeypatch.setattr("gendistill.networks.feature_extractors.TeacherConfig", lambda: TeacherConfig(steps=3, width=8))
     first = trained(digits, tmp_path)
     written = (tmp_path / REFERENCE).stat().st_mtime_ns
     again = trained(digits, tmp_path)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.evaluation.entries import contestants
+from gendistill.evaluation.inputs import facts, pools, read_given, size_of
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.teacher import Teacher
-from gendistill.evaluation.entries import contestants
+from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate, write_summary
-from gendistill.evaluation.inputs import facts, pools, read_given, size_of
 from gendistill.stages.label import label_set
-from gendistill.report.terminal import table
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill

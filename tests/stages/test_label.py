@@ -11,16 +11,16 @@ import torch
 
 from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
-from gendistill.data.dataset import RealData
 from gendistill.data.crops import batch_indices
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.evaluation.entries import contestants, with_soft_labels
 from gendistill.networks.soft_labelling import soft_batches
 from gendistill.networks.teacher import Teacher
-from gendistill.evaluation.entries import contestants, with_soft_labels
+from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.label import label_set
-from gendistill.report.terminal import table
 from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet

@@ -15,16 +15,14 @@ from PIL import Image
 
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
 from gendistill.data.sources import load_data
+from gendistill.matching.build import build, classes_together
+from gendistill.matching.distiller import match, save_whole
 from gendistill.matching.engine import PARTS
-from gendistill.matching.methods import Images, image_rate
+from gendistill.matching.methods import Images, image_rate, plan_runs
 from gendistill.runtime import Checkpoints, device
 from gendistill.stages.distill import distill
 from gendistill.stages.folder import StageFolder
-from gendistill.matching.distiller import match
-from gendistill.matching.build import build, classes_together
-from gendistill.stages.matching_plan import plan_runs
-from gendistill.stages.snapshots import save_whole
-from gendistill.surrogate.pack import tiled
+from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill, start
 

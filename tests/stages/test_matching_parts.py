@@ -9,11 +9,11 @@ import pytest
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
+from gendistill.matching.methods import plan_runs
 from gendistill.matching.network_pool import Fresh, Queue
-from gendistill.matching.build import build
-from gendistill.stages.matching_plan import plan_runs
 
 DREAM = {"selection": "representative"}
 

@@ -9,8 +9,8 @@ import pytest
 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.report.terminal import moved
 from gendistill.stages.distill import distill
-from gendistill.stages.moved import moved
 from gendistill.stages.teacher import train_teacher
 from tests.helpers import gendistill
 

@@ -17,9 +17,9 @@ from gendistill.data.sources import load_data
 from gendistill.generator.batch_source import BatchSource
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.map_classes import map_classes
 from gendistill.seeding import numpy_rng
 from gendistill.stages.finetune import finetune
-from gendistill.generator.map_classes import map_classes
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import files, gendistill
 

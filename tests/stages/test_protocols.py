@@ -11,9 +11,9 @@ import torch
 
 from gendistill.config import EvaluateConfig
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.evaluation.checks.soft_labels import check_soft_labels, label_command
 from gendistill.evaluation.protocols import resolve
 from gendistill.networks.teacher import Teacher
-from gendistill.evaluation.checks.soft_labels import check_soft_labels, label_command
 from gendistill.report.terminal import table
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data.pixels import to_pil
 from gendistill.data.dataset import RealData
-from gendistill.stages.continual import PAGE, RECORD
+from gendistill.data.pixels import to_pil
+from gendistill.report.run_folder import recorded_data, recorded_options, recorded_paths
 from gendistill.report.sets import random_draw
-from gendistill.stages.recorded import recorded_data, recorded_options, recorded_paths
+from gendistill.stages.evaluate import PAGE, RECORD
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
 from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images

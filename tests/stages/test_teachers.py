@@ -18,10 +18,9 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.stages.distill import distill
 from gendistill.stages.refine import ground_space
-from gendistill.stages.teachers import check_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 

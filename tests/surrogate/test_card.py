@@ -13,25 +13,22 @@ import torch
 import yaml
 
 from gendistill.config import LabelConfig, TeacherConfig
-from gendistill.data.pixels import to_float
-from gendistill.data.dataset import RealData
 from gendistill.data.crops import Views
+from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.networks.soft_labelling import soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.distill import distill
 from gendistill.stages.label import label_set
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.card.card import Entry, card, read_entry
-from gendistill.surrogate.evidence import EVIDENCE, add_evidence, read_evidence
-from gendistill.surrogate.export.sets import export
+from gendistill.surrogate.card.card import EVIDENCE, Entry, add_evidence, card, read_entry, read_evidence
+from gendistill.surrogate.card.facts import line, terms
+from gendistill.surrogate.export.formats import export
 from gendistill.surrogate.export.stored import StoredSet
-from gendistill.surrogate.manifest import read_manifest
-from gendistill.surrogate.readme.licences import terms
-from gendistill.surrogate.readme.markdown import line
-from gendistill.surrogate.soft_labels import SoftLabels, packed
+from gendistill.surrogate.manifest import read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.verify import verify
+from gendistill.surrogate.soft_labels import SoftLabels, packed
 from tests.surrogate.sets import NASTY, make
 
 DIGITS = tuple(map(str, range(10)))

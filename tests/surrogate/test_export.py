@@ -20,14 +20,14 @@ from torch import Tensor
 
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.multi_formation import Factor, views_in
-from gendistill.surrogate.export import webdataset
 from gendistill.surrogate.export import formats as parquet
-from gendistill.surrogate.export.sets import export
+from gendistill.surrogate.export import formats as webdataset
+from gendistill.surrogate.export.formats import export
 from gendistill.surrogate.export.stored import StoredSet
-from gendistill.surrogate.soft_labels import SoftLabels, packed
+from gendistill.surrogate.manifest import verify
+from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.verify import verify
+from gendistill.surrogate.soft_labels import SoftLabels, packed
 from tests.helpers import files
 
 CLASSES = ("zebra", "a/b", "größe.tar.png", "10", "2", "猫 [x]*")  # in no sorted order, and not their folders' names

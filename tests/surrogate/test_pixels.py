@@ -20,9 +20,8 @@ from torch import Tensor
 
 from gendistill.errors import ArtifactError
 from gendistill.progress import show_progress
-from gendistill.surrogate import workers
-from gendistill.surrogate.image_files import read_images
-from gendistill.surrogate.png import SIGNATURE, decode, encode
+from gendistill.surrogate import image_files as workers
+from gendistill.surrogate.image_files import SIGNATURE, decode, encode, read_images
 
 CHILDREN = Path("/proc/thread-self/children")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gendistill.surrogate.names import folder_names
+from gendistill.surrogate.manifest import folder_names
 from gendistill.surrogate.set import SurrogateSet
 from tests.surrogate.sets import NASTY, make
 

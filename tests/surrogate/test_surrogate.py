@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.manifest import MANIFEST
-from gendistill.surrogate.names import folder_names
+from gendistill.surrogate.manifest import MANIFEST, folder_names
 from gendistill.surrogate.set import SurrogateSet
 from tests.surrogate.sets import NASTY, make
 

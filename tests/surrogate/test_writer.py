@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from gendistill.errors import ArtifactError
-from gendistill.surrogate import png, workers
-from gendistill.surrogate.manifest import seal
-from gendistill.surrogate.names import TRAIN
-from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.writer import WAITING, SurrogateWriter, link_prefix, write_images
+from gendistill.surrogate import image_files as png
+from gendistill.surrogate import image_files as workers
+from gendistill.surrogate.manifest import TRAIN, seal
+from gendistill.surrogate.set import WAITING, SurrogateSet, SurrogateWriter, link_prefix, write_images
 from tests.helpers import files, no_file_above
 
 CLASSES = ("ant", "bee", "cow")
@@ -118,7 +117,7 @@ def spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three workers and blocks of four images, however few they are."""
     monkeypatch.setattr(workers, "ALONE", 0)
     monkeypatch.setattr(workers, "CORES", 3)
-    monkeypatch.setattr("gendistill.surrogate.writer.BLOCK", 8 * 8 * 3 * 4)
+    monkeypatch.setattr("gendistill.surrogate.set.BLOCK", 8 * 8 * 3 * 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from gendistill.transport.barycenter import solve_barycenter
-from gendistill.transport.classes import _in_order, class_barycenters
+from gendistill.transport.barycenter import _in_order, class_barycenters, solve_barycenter
 from tests.transport.clouds import cloud
 
 CLASSES = [cloud(i, 30 + i, 4) for i in range(7)]  # of different sizes

@@ -8,8 +8,8 @@ from typing import Any
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher
-from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.soft_labels import SoftLabels
 
 
 def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:

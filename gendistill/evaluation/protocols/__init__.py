@@ -14,8 +14,7 @@ from gendistill.config import Compile, EvaluateConfig, Labels, Precision, as_tup
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.siamese import Operation, Siamese
 from gendistill.errors import ConfigError
-from gendistill.networks.schedules import Rate, cosine, multi_step, warm_cosine
-from gendistill.networks.training import Optimizer
+from gendistill.networks.training import Optimizer, Rate, cosine, multi_step, warm_cosine
 
 Epochs = int | Mapping[int, int]  # the same for every set, or from so many images of a class on
 LENGTH = ("steps", "epochs", "epochs_100_classes", "full_epochs")

@@ -2,14 +2,122 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shlex
+import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gendistill.surrogate.card.loaders import Layout
 from gendistill.surrogate.multi_formation import Factor, factor_of, named
-from gendistill.surrogate.readme.layout import Layout
-from gendistill.surrogate.readme.licences import UNKNOWN, terms
-from gendistill.surrogate.readme.markdown import cell, code, plain
+
+UNKNOWN, OTHER, AS_DATA = "unknown", "other", "as the data"
+# may be put under further terms, so they add nothing to others, nor lift what is unknown
+_PERMISSIVE = """
+    apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
+    cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ncsa
+    odc-by pddl postgresql unlicense zlib
+"""
+_OTHERS = """
+    openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m openrail++ cc
+    cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
+    cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 agpl-3.0 gfdl gpl gpl-2.0
+    gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr lppl-1.3c ms-pl mpl-2.0 odbl osl-3.0 ofl-1.1 deepfloyd-if-license llama2
+    gemma
+"""
+PERMISSIVE = frozenset(_PERMISSIVE.split())
+HUB = PERMISSIVE | frozenset(_OTHERS.split())  # https://huggingface.co/docs/hub/repositories-licenses
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is known: of generators (none for real images), of the data, and of the images that came from both."""
+
+    generator: tuple[str, ...]
+    data: tuple[str, ...]
+    effective: tuple[str, ...]  # all of them apply; empty where it cannot be told
+
+    @property
+    def front_matter(self) -> dict[str, Any]:
+        """``license`` for the Hub, with a ``license_name`` where it knows no such licence."""
+        if not self.effective:
+            return {"license": UNKNOWN}
+        if set(self.effective) <= HUB:
+            return {"license": self.effective[0] if len(self.effective) == 1 else list(self.effective)}
+        return {"license": OTHER, "license_name": _slug("-and-".join(self.effective))}
+
+
+def terms(manifests: Sequence[dict[str, Any]]) -> Terms:
+    """Of sets. A restricting licence holds although another one is unknown; permissive ones then do not."""
+    given = [manifest.get("licence") for manifest in manifests]
+    generator = _distinct(_known(name) for name in given if name != AS_DATA)
+    data = _distinct(_known((manifest.get("data") or {}).get("licence")) for manifest in manifests)
+    found = _distinct((*generator, *data))
+    told = tuple(name for name in found if name != UNKNOWN)
+    certain = UNKNOWN not in found or any(name not in PERMISSIVE for name in told)
+    return Terms(generator, data, told if certain else ())
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _known(name: Any) -> str:
+    text = str(name or "").strip()
+    return text.lower() if text.lower() in HUB else text or UNKNOWN
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:96] or UNKNOWN
+
+
+SPECIAL = re.compile(r"([\\`*{}\[\]<>#|~&$!]|(?<!\w)_|_(?!\w))")
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, bidirectional marks, halves of a pair, line ends
+
+
+def line(text: object) -> str:
+    """One visible line: runs of space, line ends and what has no glyph become one space."""
+    shown = (" " if _hidden(letter) else letter for letter in str(text))
+    return " ".join("".join(shown).split())
+
+
+def plain(text: object) -> str:
+    """As it is written, without markup."""
+    return SPECIAL.sub(r"\\\1", line(text))
+
+
+def code(text: object) -> str:
+    """An inline span of code, for running text."""
+    shown = line(text)
+    if not shown:
+        return "(empty)"
+    ticks = "`" * (_longest(shown, "`") + 1)
+    pad = " " if shown[0] == "`" or shown[-1] == "`" else ""
+    return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def cell(text: object) -> str:
+    """The same for a table, where a bar would end the cell."""
+    return code(text).replace("|", "\\|")
+
+
+def block(text: object, language: str = "") -> str:
+    """A fenced block of code, line for line."""
+    kept = "".join(letter for letter in str(text).replace("\r", "") if letter in "\n\t" or not _hidden(letter))
+    fence = "`" * max(3, _longest(kept, "`") + 1)
+    return f"{fence}{language}\n{kept}\n{fence}"
+
+
+def _hidden(letter: str) -> bool:
+    return unicodedata.category(letter) in HIDDEN
+
+
+def _longest(text: str, letter: str) -> int:
+    return max((len(run) for run in re.findall(f"{re.escape(letter)}+", text)), default=0)
+
 
 SHOWN = 20  # class names
 METHODS = {
@@ -206,3 +314,119 @@ def licence(manifests: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         ("the data", said(found.data)),
         ("**so this set**", effective),
     ]
+
+
+STAGES = {"base": "before minimax", "samples": "sampled", "select": "selected", "refined": "refined"}
+
+
+def evaluation_command(manifest: dict[str, Any], folder: str, format: str) -> str:
+    """What would evaluate a set that was not."""
+    set_, target = _place(folder, format), f"{_beside(format)}evaluation"
+    return f"gendistill evaluate --surrogate {set_}{_data(manifest)} --output_dir {target}"
+
+
+def copies_command(manifest: dict[str, Any], folder: str, format: str) -> str:
+    """What would look for copies."""
+    return f"gendistill show {_place(folder, format)}{_data(manifest)} --output_dir {_beside(format)}looks"
+
+
+def verification(folders: Sequence[str]) -> str:
+    """Commands that compare every file with what was written; those of b2sum need nothing of ours."""
+    b2sum = [f"(cd {shlex.quote(name)} && b2sum -c CHECKSUMS)" if name else "b2sum -c CHECKSUMS" for name in folders]
+    return "\n".join([f"gendistill verify {shlex.join(name or '.' for name in folders)}", *b2sum])
+
+
+def privacy(manifests: Sequence[dict[str, Any]]) -> str:
+    """What a copy check does not say."""
+    real = any(manifest.get("method") in REAL for manifest in manifests)
+    expected = "The images are real training images, so copies are what to expect. " if real else ""
+    return expected + "The check finds copied images; it is no claim of privacy."
+
+
+def _place(folder: str, format: str) -> str:
+    """Where the set is; commands do not read it in formats of other tools."""
+    return shlex.quote(folder or ".") if format == "imagefolder" else "SET"
+
+
+def _beside(format: str) -> str:
+    """Not into the set's own folder."""
+    return "../" if format == "imagefolder" else ""
+
+
+def _data(manifest: dict[str, Any]) -> str:
+    name = (manifest.get("data") or {}).get("name")
+    return f" --data.name {shlex.quote(str(name))}" if name else ""
+
+
+def evaluations(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables of rows, one for each protocol and command; a row of several sets' evidence comes once."""
+    tables: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for part in filter(None, (evidence.get("evaluation") for evidence in found)):
+        protocol, data, command = (str(part.get(name) or "") for name in ("protocol", "data", "command"))
+        rows = tables.setdefault((protocol, data, command), [])
+        rows += [row for row in part["rows"] if row not in rows]
+    return [
+        {
+            "words": _protocol(protocol, data, rows),
+            "rows": [_row(row) for row in sorted(rows, key=_place_of)],
+            "command": command,
+        }
+        for (protocol, data, command), rows in tables.items()
+    ]
+
+
+def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """By size, and what has the same labels together; the full data last."""
+    return row["ipc"] is None, row["ipc"] or 0, row.get("recipe") or ""
+
+
+def _protocol(protocol: str, data: str, rows: Sequence[dict[str, Any]]) -> str:
+    networks = dict.fromkeys(str(row["network"]) for row in rows if row.get("network"))
+    runs = sorted({len(row["accuracy"]) for row in rows if row.get("accuracy")})
+    return (
+        "Accuracy"
+        + (f" of {listed(map(code, networks))}" if networks else "")
+        + " on the test images"
+        + (f" of {code(data)}" if data else "")
+        + (f", by the protocol {code(protocol)}" if protocol else "")
+        + ": mean ± standard deviation"
+        + (f" of {listed(runs)} trainings" if runs else "")
+        + ", and the 95 % interval of the difference to as many random real images. Sets of this repository are bold."
+    )
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    method = {"full": "all real images", "random": "random real images"}.get(row["method"]) or cell(row["method"])
+    space = row.get("space") and (row["space"] if row["method"] == "random" else f"on {row['space']}")
+    details = [STAGES.get(row.get("stage") or "", row.get("stage")), space]
+    name = ", ".join([method, *(plain(detail) for detail in details if detail)])
+    low_high = row.get("ci95_vs_random")
+    return [
+        f"**{name}**" if row.get("set") else name,
+        plain(row.get("recipe") or row.get("labels") or "hard"),
+        "all" if row["ipc"] is None else f"{row['ipc']:,}",
+        _accuracy(row),
+        f"{100 * low_high[0]:+.1f} to {100 * low_high[1]:+.1f}".replace("-", "−") if low_high else "",
+        plain(row.get("verdict") or ""),
+    ]
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    mean, std = row.get("mean"), row.get("std")
+    if mean is None:
+        return ""
+    return f"{100 * mean:.1f}" + ("" if std is None or math.isnan(std) else f" ± {100 * std:.1f}")
+
+
+def copies(config: str, found: dict[str, Any]) -> str:
+    """What the copy check found of one set."""
+    exact, images = found.get("exact") or {}, found["images"]
+    counts = listed(f"{exact[split]:,} of {words} images" for split, words in SPLITS.items() if split in exact)
+    near, measured = found["near"], found.get("measured") or images
+    unit = " grey levels" if found.get("space") == "pixels" else ""
+    return (
+        f"Of the {images:,} images of {code(config)}, exact copies are: {counts}. By distance between "
+        f"{plain(found['space'])}, {near:,} of {measured:,} ({100 * near / measured:.0f} %) are closer to a training "
+        "image than 99 % of held-out real images are. The median distance to the closest training image is "
+        f"{found['median']:.3g}{unit}, that of held-out real images {found['held_out_median']:.3g}{unit}."
+    )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gendistill.surrogate.names import TRAIN
-from gendistill.surrogate.readme.layout import Layout, features
-from gendistill.surrogate.readme.licences import terms
+from gendistill.surrogate.card.facts import terms
+from gendistill.surrogate.card.loaders import Layout, features
+from gendistill.surrogate.manifest import TRAIN
 
 if TYPE_CHECKING:
     from gendistill.surrogate.card.card import Entry

@@ -6,10 +6,107 @@ need is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from gendistill.surrogate.readme.layout import Layout
-from gendistill.surrogate.readme.scripts import DECODE, manifest, only, path, scaling, script, text, transforms
+from gendistill.surrogate.multi_formation import Factor, factor_of, views_in
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one set as readers see them; equal layouts are read by the same code.
+
+    Attributes:
+        grey: One channel.
+        factor: Views along each side of a stored image, or several such numbers.
+        renamed: Folders differ from class names.
+        sorted: Lexicographic order of the folders is the classes' (datasets, torchvision).
+        natural: So is the order that puts "2" before "10" (timm).
+        single: There is one class, which datasets would not take for a label.
+        distinct: No two classes have one name, which datasets refuses in a ClassLabel.
+    """
+
+    grey: bool
+    factor: Factor
+    renamed: bool
+    sorted: bool
+    natural: bool
+    single: bool
+    distinct: bool
+
+    @property
+    def decoded(self) -> bool:
+        """Images are not trained on as they are stored."""
+        return self.factor != 1
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> Layout:
+        classes, folders = manifest["classes"], manifest["folders"]
+        return cls(
+            grey=manifest["channels"] == 1,
+            factor=factor_of(manifest),
+            renamed=classes != folders,
+            sorted=_ascending(folders),
+            natural=_ascending([_natural(name) for name in folders]),
+            single=len(classes) == 1,
+            distinct=len(set(classes)) == len(classes),
+        )
+
+
+def features(folders: Sequence[str]) -> list[dict[str, Any]]:
+    """The columns of an image folder as ``configs`` of a card tell them to datasets: labels in this order."""
+    names = {str(label): name for label, name in enumerate(folders)}
+    return [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": {"class_label": {"names": names}}}]
+
+
+def _ascending(keys: Sequence[Any]) -> bool:
+    return all(a < b for a, b in pairwise(keys))
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+SCALE = "# [0, 255] to [-1, 1]: x / 127.5 - 1"
+DECODE = "from gendistill.surrogate.multi_formation import Decoded"
+
+
+def script(standard: list[str], others: list[str], ours: list[str], *body: list[str]) -> str:
+    """Imports in their three groups, then the lines of the body."""
+    imports = "\n\n".join("\n".join(group) for group in (standard, others, ours) if group)
+    return imports + "\n\n" + "\n".join(line for part in body for line in part)
+
+
+def only(condition: object, *lines: str) -> list[str]:
+    """The lines where they are needed."""
+    return list(lines) if condition else []
+
+
+def transforms(*, grey: bool = False) -> str:
+    """The import for ``scaling``; ``grey`` where a reader makes RGB of all images."""
+    return f"from torchvision.transforms import Compose, {'Grayscale, ' if grey else ''}Normalize, ToTensor"
+
+
+def scaling(*, grey: bool = False) -> str:
+    return f"transform = Compose([{'Grayscale(), ' if grey else ''}ToTensor(), Normalize(0.5, 0.5)])  {SCALE}"
+
+
+def manifest(folder: str) -> str:
+    return f'json.loads(Path({path(folder, "manifest.json")}).read_text(encoding="utf-8"))'
+
+
+def path(folder: str, name: str = "") -> str:
+    """A path below the card's folder, as a Python string."""
+    return text("/".join(part for part in (folder, name) if part) or ".")
+
+
+def text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
 
 JSON = ("import json", "from pathlib import Path")
 
@@ -124,3 +221,107 @@ def _created(name: str, options: list[str], layout: Layout) -> list[str]:
 
 def _decoded(layout: Layout) -> list[str]:
     return only(layout.decoded, f"train = Decoded(train, {layout.factor}, transform)")
+
+
+SET = "from gendistill.surrogate.set import SurrogateSet"
+COLUMN = {"parquet": "soft_label", "webdataset": "npy"}
+
+
+def soft_script(format: str, layout: Layout, folder: str, config: str | None, record: dict[str, Any]) -> str:
+    """It ends with ``images`` and ``probabilities`` of all views (per_image) or of one batch after another.
+
+    ``record`` is soft_labels.json. Empty for ddranking, whose labels.pt is all that its readers take.
+    """
+    if format == "ddranking":
+        return ""
+    if record["mode"] != "per_image":
+        return _batches(format, layout, folder, config, record)
+    if format == "imagefolder":
+        return _per_image(layout, folder, record)
+    return _column(format, layout, config, record)
+
+
+def _per_image(layout: Layout, folder: str, record: dict[str, Any]) -> str:
+    """From the files: labels are in the order of the manifest, image by image."""
+    top = record.get("top_k")
+    probabilities = [
+        f"labels = load_file({path(folder, 'soft_labels.safetensors')})",
+        *only(
+            not top, 'probabilities = labels["values"].float()', "probabilities /= probabilities.sum(1, keepdim=True)"
+        ),
+        *only(top, f'probabilities = unpacked(labels["values"], labels["indices"], {record["classes"]})'),
+    ]
+    paths = f'[path for name in folders for path in sorted(Path({path(folder, "train")}, name).glob("*.png"))]'
+    return script(
+        list(JSON),
+        ["import torch", "from PIL import Image", "from safetensors.torch import load_file", transforms()],
+        [
+            *only(layout.decoded, DECODE),
+            *only(top, "from gendistill.surrogate.soft_labels import unpacked"),
+        ],
+        [scaling(), f'folders = {manifest(folder)}["folders"]', f"paths = {paths}"],
+        _views("Image.open(path)", "path in paths", layout),
+        [*probabilities, _loss(record)],
+    )
+
+
+def _column(format: str, layout: Layout, config: str | None, record: dict[str, Any]) -> str:
+    """From the column that holds them, where the views of one image share a row."""
+    flat = ".flatten(0, 1)" if layout.decoded else ""
+    return script(
+        ["from pathlib import Path"],
+        ["import torch", "from datasets import load_dataset", transforms()],
+        only(layout.decoded, DECODE),
+        [scaling(), *loaded(format, config), *_views('row["image"]', "row in train", layout)],
+        [f'probabilities = torch.tensor(train["{COLUMN[format]}"][:]){flat}', _loss(record)],
+    )
+
+
+def _batches(format: str, layout: Layout, folder: str, config: str | None, record: dict[str, Any]) -> str:
+    """From the stream of views that the labels belong to; online ones are made by their teacher."""
+    online, columns = record["mode"] == "online", format != "imagefolder"
+    read = [f"surrogate = SurrogateSet.load({path(folder)})"]
+    if columns:
+        count = f"len(images){f' * {views_in(layout.factor)}' if layout.decoded else ''}"
+        read = [
+            *loaded(format, config),
+            'images = torch.stack([pil_to_tensor(image) for image in train["image"]])',
+            f'classes = tuple({manifest(folder)}["classes"])',
+            f"soft_labels = SoftLabels.load(Path({path(folder)}), {count})",
+            'labels = torch.tensor(train["label"][:])',
+            f"surrogate = SurrogateSet(images, labels, classes, {{}}, {layout.factor}, soft_labels)",
+        ]
+    return script(
+        only(columns, *JSON),
+        [
+            *only(columns, "import torch", "from datasets import load_dataset"),
+            *only(columns, "from torchvision.transforms.functional import pil_to_tensor"),
+        ],
+        [
+            "from gendistill.networks.soft_labelling import soft_batches",
+            *only(online, "from gendistill.networks.teacher import Teacher"),
+            *only(columns, "from gendistill.surrogate.soft_labels import SoftLabels"),
+            SET,
+        ],
+        [
+            *read,
+            *only(online, 'teacher = Teacher.from_pretrained("teacher").network  # its folder, put here'),
+            f"batches = soft_batches(surrogate{', teacher' if online else ''})",
+            f"for step in range({record.get('steps') or 100}):",
+            "    images, probabilities = batches(step)  # (B,C,H,W) in [-1, 1] and (B,K)",
+            f"    {_loss(record)}",
+        ],
+    )
+
+
+def _views(image: str, each: str, layout: Layout) -> list[str]:
+    if not layout.decoded:
+        return [f"images = torch.stack([transform({image}) for {each}])"]
+    return [
+        f"views = Decoded([({image}, 0) for {each}], {layout.factor}, transform)",
+        "images = torch.stack([view for view, _ in views])",
+    ]
+
+
+def _loss(record: dict[str, Any]) -> str:
+    return f"# loss = cross_entropy(network(images) / {record['temperature']:g}, probabilities)"

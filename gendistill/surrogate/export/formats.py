@@ -13,12 +13,30 @@ from gendistill.surrogate.export.stored import StoredImage, StoredSet
 
 if TYPE_CHECKING:
     from datasets import Features
+import io
+import json
+import math
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 
-SHARD = 500_000_000  # bytes of images and labels a file
+from numpy.lib.format import write_array
+from torch import Tensor
+
+from gendistill.config import Format
+from gendistill.errors import ConfigError
+from gendistill.surrogate import soft_labels
+from gendistill.surrogate.card.card import CARD, EVIDENCE, PAIRS, card, read_entry
+from gendistill.surrogate.export.ddranking import write_ddranking
+from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
+
+PARQUET_BYTES = 500_000_000  # bytes of images and labels a file
 ROWS = 100  # a row group, which is what is in memory
 
 
-def write(stored: StoredSet, folder: Path, shard: int = SHARD) -> None:
+def write_parquet(stored: StoredSet, folder: Path, shard: int = PARQUET_BYTES) -> None:
     """``train-00000-of-0000N.parquet``, at most about ``shard`` bytes each, rows in the order of the set.
 
     ``image``: the PNG file as it is stored. ``label``: a ClassLabel with the names of the classes, in their order.
@@ -77,3 +95,157 @@ def _rows_by_shard(stored: StoredSet, shard: int) -> Iterator[int]:
             rows = size = 0
         rows, size = rows + 1, size + more
     yield rows
+
+
+TAR_IMAGES = 10_000  # images a tar file
+
+
+def write_webdataset(stored: StoredSet, folder: Path, shard: int = TAR_IMAGES) -> None:
+    """``train-000000.tar``, ... with samples in the order of the set, all of one class together: shuffle them.
+
+    The key of a sample is its position, ``00000042``. ``.png``: the file as it is stored. ``.cls``: the label as text;
+    the names are ``classes`` of manifest.json. ``.npy``: for soft labels per image, float32 probabilities (K,), or
+    (V,K) where an image is decoded to several. Both datasets and webdataset decode these, neither unpickles
+    them. Headers hold no time and no user, so equal sets give equal bytes.
+    """
+    with closing(stored.images()) as images:
+        for number in range(math.ceil(len(stored.paths) / shard)):
+            with tarfile.open(folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+                for image in islice(images, shard):
+                    for ending, data in _tar_sample(stored, image).items():
+                        header = tarfile.TarInfo(f"{image.position:08d}.{ending}")  # mtime 0, uid 0, gid 0, no names
+                        header.size = len(data)
+                        tar.addfile(header, io.BytesIO(data))
+
+
+def _tar_sample(stored: StoredSet, image: StoredImage) -> dict[str, bytes]:
+    sample = {"png": image.png, "cls": str(image.label).encode()}
+    if stored.labelled:
+        probabilities = stored.probabilities(image.position)
+        sample["npy"] = _npy(probabilities[0] if stored.views == 1 else probabilities)
+    return sample
+
+
+def _npy(tensor: Tensor) -> bytes:
+    out = io.BytesIO()
+    write_array(out, tensor.numpy(), allow_pickle=False)
+    return out.getvalue()
+
+
+def write_imagefolder(stored: StoredSet, folder: Path) -> None:
+    """Copies of the image files and of CHECKSUMS; copies rather than links, so that no edit of one reaches the other.
+
+    Read by datasets.load_dataset, torchvision ImageFolder and timm; with its manifest by SurrogateSet.load.
+    """
+    for name in stored.manifest["folders"]:
+        (folder / TRAIN / name).mkdir(parents=True)
+    with closing(stored.images()) as images:
+        for image in images:
+            (folder / image.name).write_bytes(image.png)
+    shutil.copyfile(stored.folder / CHECKSUMS, folder / CHECKSUMS)
+
+
+RECORD, FORMAT = "export.json", 1
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished export, or None: {"export": 1, "format", "sets": {config: {"folder", "checksums"}}}."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(record, dict) and record.get("export") == FORMAT
+    return record if known and isinstance(record.get("sets"), dict) and "format" in record else None
+
+
+WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
+    "imagefolder": write_imagefolder,
+    "parquet": write_parquet,
+    "webdataset": write_webdataset,
+    "ddranking": write_ddranking,
+}
+
+
+def check_fit(sets: Sequence[StoredSet], format: Format) -> None:
+    """Whether the sets fit into one export.
+
+    Raises:
+        ArtifactError: their classes or channels differ, or two have the same IPC.
+        ConfigError: several as ddranking.
+    """
+    if format == "ddranking" and len(sets) > 1:
+        raise ConfigError(f"format ddranking takes one set, not {len(sets)}; export them one by one.")
+    seen: dict[str, StoredSet] = {}
+    for stored in sets:
+        if stored.config in seen:
+            raise ArtifactError(
+                f"{seen[stored.config].folder} and {stored.folder} both have IPC {stored.manifest['ipc']}, which would "
+                f"both be called {stored.config}. Export them apart."
+            )
+        seen[stored.config] = stored
+        for what, differ in (("classes", _first_difference), ("channels", _channels)):
+            difference = differ(sets[0].manifest, stored.manifest)
+            if difference:
+                raise ArtifactError(
+                    f"{sets[0].folder} and {stored.folder} have different {what} ({difference}); sets of one export "
+                    "share them. Export these apart."
+                )
+
+
+def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    names = enumerate(zip_longest(first["classes"], second["classes"]))
+    return next((f"class {i} is {a!r} and {b!r}" for i, (a, b) in names if a != b), "")
+
+
+def _channels(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    found = [first["channels"], second["channels"]]
+    return f"{found[0]} and {found[1]}" if found[0] != found[1] else ""
+
+
+def export(
+    sets: Sequence[StoredSet],
+    folder: Path,
+    format: Format,
+    evidence: Mapping[str, dict[str, Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the sets into ``folder``, an empty one: a single set flat, each of several as ``ipc-K/``.
+
+    Beside the data of the format stand manifest.json, evidence.json and soft_labels.json of each set, and its soft
+    labels where the format has no place for them. ``evidence`` has parts to add by config; ``facts`` go into
+    export.json.
+
+    Raises:
+        ArtifactError: the sets do not fit into one export, or not into the format.
+        ConfigError: several as ddranking.
+    """
+    check_fit(sets, format)
+    entries, record = [], {}
+    for stored in sets:
+        part = stored.config if len(sets) > 1 else ""
+        target = folder / part
+        target.mkdir(exist_ok=True)
+        WRITERS[format](stored, target)
+        entry = read_entry(stored.folder, stored.manifest, folder=part)
+        entry = replace(entry, evidence={**entry.evidence, **(evidence or {}).get(stored.config, {})})
+        _write_companions(stored, target, format, entry.evidence)
+        entries.append(entry)
+        record[stored.config] = {"folder": part, "checksums": stored.manifest["checksums"]}
+    (folder / CARD).write_text(card(entries, format=format), encoding="utf-8", errors="replace")
+    _write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **(facts or {})})
+
+
+def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: dict[str, Any]) -> None:
+    shutil.copyfile(stored.folder / MANIFEST, target / MANIFEST)
+    if evidence:
+        _write_json(target / EVIDENCE, evidence)
+    if (stored.folder / PAIRS).is_file():
+        shutil.copyfile(stored.folder / PAIRS, target / PAIRS)
+    inside = stored.labelled and format != "imagefolder"
+    for name in (soft_labels.RECORD, *(() if inside else (soft_labels.TENSORS,))):
+        if (stored.folder / name).is_file():
+            shutil.copyfile(stored.folder / name, target / name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

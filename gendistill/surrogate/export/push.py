@@ -7,7 +7,7 @@ from pathlib import Path
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hub import reason
 from gendistill.surrogate.card.card import CARD
-from gendistill.surrogate.export.record import RECORD
+from gendistill.surrogate.export.formats import RECORD
 
 # Everything that exports consist of, so that none of an earlier one stays among the new files
 OURS = (
