@@ -7,7 +7,8 @@ in library use. It also carries a loop's return value through.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -94,3 +95,14 @@ def follow(
             bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
             if log is not None:
                 log({**plain, **fields})
+
+
+def tell_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
+    """Name the first of what was skipped or altered, and count all, on standard error."""
+    for problem in problems[:shown]:
+        print(f"gendistill: {problem}", file=sys.stderr)
+    if problems:
+        kinds = Counter(problem.split(":", 1)[0] for problem in problems)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        more = f" ({len(problems) - shown} more not shown)" if len(problems) > shown else ""
+        print(f"gendistill: {counts}{more}; {then}", file=sys.stderr)

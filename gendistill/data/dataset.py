@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gendistill.data.pixels import to_float
-from gendistill.errors import DataError
+from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
 
 
@@ -139,3 +141,48 @@ def stratified_split(
     mask = torch.zeros(len(split), dtype=torch.bool)
     mask[torch.cat(held)] = True
     return split.take(torch.nonzero(~mask).flatten()), split.take(torch.nonzero(mask).flatten())
+
+
+def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
+    """Refuse other classes than the data's, or another order."""
+    if classes != data.classes:
+        raise ArtifactError(
+            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
+            "expected the same in the same order."
+        )
+
+
+def same_test(meta: dict[str, Any], data: RealData) -> bool:
+    """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
+    told = meta.get("data", {})
+    same = told.get("test_fingerprint") == data.test_fingerprint
+    return same or told.get("fingerprint") in (None, data.fingerprint())
+
+
+def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
+    check_classes(what, classes, data)
+    if not same_test(meta, data):
+        told = meta["data"]
+        raise ArtifactError(
+            f"{what} was made from other images or splits ({told.get('name')}, fingerprint {told['fingerprint']}) than "
+            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
+            "options it was made with."
+        )
+
+
+def evenly_spaced(count: int, most: int | None) -> list[int]:
+    """At most ``most`` of the positions 0 to count - 1, evenly spaced; all of them for None."""
+    if most is None or count <= most:
+        return list(range(count))
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+def evenly_spaced_by_class(labels: Tensor, classes: int, most: int) -> Tensor:
+    """Positions, ascending, of at most ``most`` of ``labels`` (N,): as many of every class, evenly spaced within it.
+
+    Where there are more classes than ``most``, one of each of so many classes.
+    """
+    each = max(1, most // classes)
+    found = [torch.nonzero(labels == c).flatten() for c in evenly_spaced(classes, most)]
+    return torch.cat([index[evenly_spaced(len(index), each)] for index in found]).sort().values

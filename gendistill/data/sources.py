@@ -21,6 +21,7 @@ from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData, Split, stratified_split
 from gendistill.data.pixels import is_grey, prepare
 from gendistill.errors import DataError
+from gendistill.progress import tell_problems
 from gendistill.seeding import torch_rng
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -300,3 +301,10 @@ def _check_classes(split: Split, classes: tuple[str, ...], where: str) -> None:
     empty = [name for name, count in zip(classes, split.counts(len(classes)), strict=True) if count == 0]
     if empty:
         raise DataError(f"Empty class in {where}: no readable training image of {', '.join(empty)}.")
+
+
+def read_data(config: DataConfig) -> RealData:
+    """``load_data``, with what was skipped or altered named and counted on standard error."""
+    data = load_data(config)
+    tell_problems(data.problems, f"going on with {len(data.train)} training images")
+    return data

@@ -24,7 +24,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.evaluator import Outcome
 from gendistill.evaluation.protocols import resolve
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.surrogate.image_files import whole
+from gendistill.io import atomic
 
 FORMAT = 1  # another number when the meaning of an outcome changes
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
@@ -107,7 +107,7 @@ class BaselineCache:
         entry = {"key": key, "outcome": outcome, "content": hash_json(outcome)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as partial:
+            with atomic(path) as partial:
                 partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
             self.fresh.add(run)
         except OSError as error:  # which costs time another day, but nothing now

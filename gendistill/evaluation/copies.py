@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.errors import DataError
-from gendistill.evaluation.projection import spread
 from gendistill.progress import track
 
 PIXELS, FEATURES = "pixels", "teacher features"
@@ -148,7 +147,7 @@ class Reference:
             raise DataError("The copy check got no held-out real images; raise data.validation_fraction.")
         embed = features or _flat
         points = embed(data.train.images)
-        held_out, _ = nearest(embed(data.validation.images[spread(len(data.validation), most)]), points)
+        held_out, _ = nearest(embed(data.validation.images[evenly_spaced(len(data.validation), most)]), points)
         known = {split: _positions(getattr(data, split).images) for split in SPLITS}
         return cls(data, features, most, points, held_out, known, space if features else PIXELS)
 
@@ -166,7 +165,7 @@ class Reference:
                 f"The copy check got {len(made)} images of {tuple(made.shape[1:])} (C,H,W); expected at least one, of "
                 f"{tuple(wanted)}. Give the data.image_size of the set."
             )
-        measured = torch.tensor(spread(len(made), self.most))
+        measured = torch.tensor(evenly_spaced(len(made), self.most))
         distances, positions = nearest((self.features or _flat)(made[measured]), self.points)
         hashes = list(digests(made))
         return Copies(
@@ -288,7 +287,7 @@ class Leaks:
     def of(cls, data: RealData) -> Leaks:
         reference = Reference.of(data, features=small_pixels, most=MOST)
         test = small_pixels(data.test.images)
-        held = small_pixels(data.validation.images[spread(len(data.validation), MOST)])
+        held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])
         threshold = float(reference.held_out.quantile(QUANTILE))
         close = _much_closer(nearest(held, test)[0], reference.held_out, threshold)
         return cls(reference, test, float((close.sum() + 1) / (len(held) + 1)))

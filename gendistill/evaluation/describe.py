@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.evaluation.checks.counts import (
     count_findings,
     data_findings,
@@ -16,16 +16,14 @@ from gendistill.evaluation.checks.counts import (
     soft_findings,
 )
 from gendistill.evaluation.checks.finding import Finding
-from gendistill.evaluation.checks.labels import Sight, label_findings, label_quality, soft_targets
+from gendistill.evaluation.checks.labels import label_findings, label_quality, soft_targets
 from gendistill.evaluation.checks.pixel_values import range_findings
 from gendistill.evaluation.copies import space as pixel_space
-from gendistill.evaluation.projection import spread
-from gendistill.evaluation.reference import Look, RealSide, Subject, by_class
+from gendistill.evaluation.reference import Look, RealSide, Sight, Subject, by_class
 from gendistill.evaluation.set_metrics import DRAWS, likeness
 from gendistill.networks.feature_extractors import Lens
 from gendistill.progress import note, track
-from gendistill.report.show import files_of
-from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet, files_of
 
 RANGE = "value range"
 PIXELS = 1000  # images whose grey levels are counted
@@ -117,10 +115,10 @@ def _joined(pixels: Sequence[Finding], labels: Sequence[Finding]) -> list[Findin
 def _pixel_faults(subject: Subject, real: RealSide, seed: int) -> list[Finding]:
     """Of what is no copy of a training image: those have the right values, however unusual a choice of them."""
     new = subject.position[subject.copies.exact["train"][subject.position] < 0]
-    pick = new[spread(len(new), PIXELS)]
+    pick = new[evenly_spaced(len(new), PIXELS)]
     if not len(pick):
         return []
-    usual = real.images[spread(len(real.images), PIXELS)]
+    usual = real.images[evenly_spaced(len(real.images), PIXELS)]
     return range_findings(subject.views.images[pick], usual, subject.names(pick), seed)
 
 

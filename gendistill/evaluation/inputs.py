@@ -10,7 +10,7 @@ from typing import Any
 
 from gendistill.data.dataset import RealData
 from gendistill.hashing import hash_json
-from gendistill.stages.folder import tell_problems
+from gendistill.progress import tell_problems
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain

@@ -9,33 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.config import Projection as Method
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, evenly_spaced_by_class
 from gendistill.data.pixels import to_float
 from gendistill.seeding import derive
-
-
-def spread(count: int, most: int | None) -> list[int]:
-    """At most ``most`` of the positions 0 to count - 1, evenly spaced; all of them for None."""
-    if most is None or count <= most:
-        return list(range(count))
-    return np.linspace(0, count - 1, most).round().astype(int).tolist()
-
-
-def spread_by_class(labels: Tensor, classes: int, most: int) -> Tensor:
-    """Positions, ascending, of at most ``most`` of ``labels`` (N,): as many of every class, evenly spaced within it.
-
-    Where there are more classes than ``most``, one of each of so many classes.
-    """
-    each = max(1, most // classes)
-    found = [torch.nonzero(labels == c).flatten() for c in spread(classes, most)]
-    return torch.cat([index[spread(len(index), each)] for index in found]).sort().values
-
 
 MOST_POINTS = 2000  # of the real images, and of each set
 PERPLEXITY = 30.0
@@ -96,7 +77,7 @@ def project_sets(
     ``embed`` turns uint8 images (B,C,H,W) into points (B,D).
     """
     drawn = [
-        split.take(spread_by_class(split.labels, len(data.classes), MOST_POINTS))
+        split.take(evenly_spaced_by_class(split.labels, len(data.classes), MOST_POINTS))
         for split in (data.train, *sets.values())
     ]
     real, *points = (embed(split.images) for split in drawn)

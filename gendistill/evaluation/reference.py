@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split
-from gendistill.evaluation.checks.labels import Sight
+from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
 from gendistill.evaluation.copies import Copies, Leaks, digests
-from gendistill.evaluation.projection import spread, spread_by_class
 from gendistill.evaluation.set_metrics import Values, random_sets
-from gendistill.report.show import files_of
-from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet, files_of
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
 CONTROL = 50  # real images that the copy check must all find
@@ -52,7 +49,7 @@ class RealSide:
     @classmethod
     def of(cls, data: RealData, embed: Look, classify: Look) -> RealSide:
         classes = len(data.classes)
-        pool = data.train.take(spread_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
+        pool = data.train.take(evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
         hashes = list(digests(pool.images))
         leaks = Leaks.of(data)
         return cls(
@@ -63,7 +60,7 @@ class RealSide:
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
             Sight.of(classify(data.validation.images)),
             leaks,
-            float(leaks.reference.check(pool.images[spread(len(pool), CONTROL)]).near.float().mean()),
+            float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
         )
 
     def random(self, counts: Sequence[int], seed: int) -> list[list[Values]]:
@@ -133,7 +130,7 @@ def _measured(labels: Tensor, pool: Sequence[Tensor]) -> Tensor:
     found = []
     for k, features in enumerate(pool):
         at = torch.nonzero(labels == k).flatten()
-        found.append(at[spread(len(at), max(1, len(features) // 2))])
+        found.append(at[evenly_spaced(len(at), max(1, len(features) // 2))])
     return torch.cat(found).sort().values
 
 
@@ -141,3 +138,17 @@ def _view_files(made: SurrogateSet) -> list[str]:
     """Of the decoded images, in their order; several views of one file are numbered."""
     files, views = files_of(made), made.views
     return list(files) if views == 1 else [f"{file} (view {v})" for file in files for v in range(views)]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the classifier makes of images: its guess, and the probability it gives it, (N,) each."""
+
+    guesses: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of(cls, probabilities: Tensor) -> Sight:
+        """Of probabilities (N,K)."""
+        confidence, guesses = probabilities.max(1)
+        return cls(guesses, confidence)

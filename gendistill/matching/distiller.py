@@ -12,16 +12,17 @@ from typing import Any, get_args
 from torch import Tensor
 
 from gendistill.config import DistillConfig, MatchingStart, need, sizes, to_dict
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, check_origin
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
+from gendistill.io import WorkFolder, partial_of
 from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import MATCHING, Run, filled, plan_runs
 from gendistill.progress import follow, note
 from gendistill.report.images import contact_sheet
 from gendistill.runtime import Checkpoints
-from gendistill.stages.folder import StageFolder, check_origin, command_line, partial_of, versions
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
@@ -67,7 +68,7 @@ def match(
     *,
     seed: int,
     given: SurrogateSet | None = None,
-    folder: StageFolder | None = None,
+    folder: WorkFolder | None = None,
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it goes on from the newest checkpoint there."""
     label = f"{run.method} {run.selection} ipc {','.join(map(str, run.ipcs))}"
@@ -104,7 +105,7 @@ def _kept(
     run: Run,
     data: RealData,
     checkpoints: Checkpoints | None,
-    folder: StageFolder | None,
+    folder: WorkFolder | None,
     seed: int,
     given: SurrogateSet | None,
 ) -> Any:
@@ -140,7 +141,7 @@ def _require_finite(matcher: Matcher, run: Run) -> None:
         )
 
 
-def _checkpoints(folder: StageFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
+def _checkpoints(folder: WorkFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
     if folder is None:
         return None
     every = filled(run.config.checkpoint_every)
@@ -215,7 +216,7 @@ def matched(
     *,
     seed: int = 0,
     given: SurrogateSet | None = None,
-    folder: StageFolder | None = None,
+    folder: WorkFolder | None = None,
 ) -> Iterator[SurrogateSet]:
     """Every set of the config; those that can share a run do."""
     for run in plan_runs(config, data):

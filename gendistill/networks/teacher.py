@@ -12,14 +12,14 @@ from torch import nn
 
 from gendistill import runtime
 from gendistill.config import DataConfig
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, check_classes
+from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.progress import note
-from gendistill.stages.folder import check_classes, read_data
 
 FILE, FORMAT = "teacher.json", 1
 

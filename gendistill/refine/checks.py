@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gendistill.config import ObjectiveConfig, RefineConfig, need
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, same_test
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
 from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.refine.objective import require_batch_norm
 from gendistill.refine.pack import check_tiles
 from gendistill.refine.select import require_images
-from gendistill.stages.folder import same_test
 from gendistill.surrogate.multi_formation import named
 from gendistill.surrogate.set import SurrogateSet
 

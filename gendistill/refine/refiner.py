@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig
 from gendistill.generator.codec import Codec
+from gendistill.io import WorkFolder, atomic
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.acceptance import gate
@@ -20,8 +21,6 @@ from gendistill.refine.constraints import Crops, LatentRegion, PixelRegion, Regi
 from gendistill.refine.feature_space import GroundSpace
 from gendistill.refine.objective import Objective, Targets, matched_targets, refine_chunk
 from gendistill.seeding import derive
-from gendistill.stages.folder import StageFolder
-from gendistill.surrogate.image_files import whole
 from gendistill.surrogate.set import SurrogateSet
 
 CHUNKS = "chunks"  # refined images of an interrupted stage
@@ -34,7 +33,7 @@ def refine_images(
     *,
     seed: int,
     held_out: Teacher | None = None,
-    folder: StageFolder | None = None,
+    folder: WorkFolder | None = None,
     label: str = "",
     own: bool = True,
     region: Region | None = None,
@@ -143,7 +142,7 @@ def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
 
 def _keep(path: Path, images: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
+    with atomic(path) as partial:
         save_file({"images": images.contiguous()}, partial)
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.projection import Cloud, Projection, spread
+from gendistill.evaluation.projection import Cloud, Projection
 from gendistill.report.formatting import CLASSES, kilo, percent, shortened
 from gendistill.report.results import Row, full_row, is_random
 
@@ -342,7 +343,7 @@ def scatter(projection: Projection) -> Scatter:
     """Every class in its colour; where they are many, a few of them, and the others in grey."""
     classes = projection.classes
     few = len(classes) > MOST_COLOURED
-    coloured = spread(len(classes), FEW) if few else list(range(len(classes)))
+    coloured = evenly_spaced(len(classes), FEW) if few else list(range(len(classes)))
     colours = dict(zip(coloured, CLASSES, strict=False))
     x, y, height = _axes(torch.cat([c.points for c in (projection.real, *projection.sets.values())]))
 
@@ -418,3 +419,15 @@ def _legend(names: list[tuple[str, str]], width: int, top: int) -> tuple[list[tu
     columns = max(1, width // column)
     placed = [(*item, i % columns * column, top + i // columns * LINE) for i, item in enumerate(names)]
     return placed, placed[-1][3]
+
+
+def grouped_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in groups of one IPC; compared rows have ``forest``, their interval's low, middle, high, zero in %."""
+    ends = [v for r in rows for v in r["ci95_vs_random"] or ()]
+    axis = Axis(min([0.0, *ends]), max([0.0, *ends]), 3, 97)
+    groups: dict[int | None, list[Row]] = {}
+    for row in rows:
+        low, high = row["ci95_vs_random"] or (0.0, 0.0)
+        forest = [axis(v) for v in (low, (low + high) / 2, high, 0.0)] if row["ci95_vs_random"] else None
+        groups.setdefault(row["ipc"], []).append({**row, "forest": forest})
+    return list(groups.values())

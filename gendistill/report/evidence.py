@@ -9,9 +9,9 @@ from typing import Any
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.copies import Reference
 from gendistill.progress import track
-from gendistill.report.images import pair_sheet
-from gendistill.report.nearest import MOST_PAIRS
-from gendistill.surrogate.card.card import PAIRS, add_evidence
+from gendistill.report.nearest import MOST_PAIRS, pair_sheet
+from gendistill.surrogate.card.card import add_evidence
+from gendistill.surrogate.card.entry import PAIRS
 from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
 

@@ -106,3 +106,6 @@ PALETTE = {
 }
 MEDIA = ("all", "(prefers-color-scheme: dark)", "print")
 CLASSES = ("blue", "orange", "green", "red", "violet", "sky", "yellow", "purple", "brown", "grey")  # of images
+
+
+CELL, SIDE, LARGE_SIDE, PHOTO = 184, 32, 64, 64  # pixels on the page; images above PHOTO are reduced to it

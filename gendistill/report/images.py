@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import Split, evenly_spaced
 from gendistill.data.pixels import to_pil
-from gendistill.evaluation.copies import Match
-from gendistill.evaluation.projection import spread
-from gendistill.report.formatting import PALETTE
-from gendistill.report.nearest import matched
+from gendistill.report.formatting import CELL, LARGE_SIDE, PALETTE, PHOTO, SIDE
 from gendistill.surrogate.set import SurrogateSet
 
 MOST_CLASSES = 20
-CELL, SIDE, LARGE_SIDE, PHOTO = 184, 32, 64, 64  # pixels on the page; images above PHOTO are reduced to it
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def gallery(ipc: int, sets: dict[str, SurrogateSet]) -> Gallery:
     """Classes by stages; stages by classes where there are few images, which then are shown larger."""
     first = next(iter(sets.values()))
     size, classes = int(first.images.shape[-1]), first.classes
-    picked = spread(len(classes), MOST_CLASSES)
+    picked = evenly_spaced(len(classes), MOST_CLASSES)
     most = max(max(made.counts) for made in sets.values())
     wide = most <= 2 and len(picked) <= 12
     columns = CELL // (math.prod(scaled(size)) + 4)
@@ -109,7 +105,6 @@ MOST_IMAGES = 10  # of a class
 MOST_PIXELS = 16_000_000  # of the images on a sheet: 48 MB at worst, where no two pixels are alike
 SHEET_SIDE, PAIR_SIDE = 48, 96  # what small images are enlarged to, from below
 GAP, MARGIN, LINE, NAME = 2, 16, 18, 140
-PAIRS_ACROSS = 4
 SHAPE = 1.3  # width to height that a sheet of many classes comes near to
 PAPER, INK, SOFT = (PALETTE[name][0] for name in ("paper", "ink", "soft"))
 
@@ -153,29 +148,7 @@ def fit(counts: Sequence[int], row: int, most_pixels: int) -> tuple[list[int], i
     """(classes, images of each) so that all their images, ``row`` wide and high, are ``most_pixels`` at most."""
     room = max(1, most_pixels // row**2)
     shown = max(1, min(max(counts), MOST_IMAGES, room // len(counts)))
-    return spread(len(counts), max(1, room // shown)), shown
-
-
-def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
-    """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
-    right, and below how far apart they are."""
-    side, row = _enlarged(data.train.images, PAIR_SIDE)
-    font = ImageFont.load_default(13)
-    width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
-    heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
-    sheet = _blank(MARGIN + PAIRS_ACROSS * width, MARGIN + sum(heights))
-    draw = ImageDraw.Draw(sheet)
-    for i, (name, matches, made) in enumerate(parts):
-        top = MARGIN + sum(heights[:i])
-        draw.text((MARGIN, top), f"{name}: the set's image left, the real one right", INK, font)
-        for k, match in enumerate(matches):
-            ours, theirs, names, distance = matched(match, made, data)
-            x, y = MARGIN + k % PAIRS_ACROSS * width, top + LINE + 10 + k // PAIRS_ACROSS * height
-            sheet.paste(_tile(ours.images[0], side), (x, y))
-            sheet.paste(_tile(theirs.images[0], side), (x + row, y))
-            draw.text((x, y + row + 2), distance, INK, font)
-            draw.text((x, y + row + 2 + LINE), cut(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
-    return sheet
+    return evenly_spaced(len(counts), max(1, room // shown)), shown
 
 
 def name_on_sheet(name: str, label: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

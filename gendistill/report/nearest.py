@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, evenly_spaced
 from gendistill.evaluation.copies import PIXELS, Copies, Match, Reference
-from gendistill.evaluation.projection import spread
 from gendistill.report.charts import Axis
-from gendistill.report.formatting import NAMES, RANDOM_LABEL, brief
-from gendistill.report.images import LARGE_SIDE, Picture, sprite
+from gendistill.report.formatting import LARGE_SIDE, NAMES, RANDOM_LABEL, brief
+from gendistill.report.images import (
+    INK,
+    LINE,
+    MARGIN,
+    NAME,
+    PAIR_SIDE,
+    SOFT,
+    Picture,
+    _blank,
+    _drawable,
+    _enlarged,
+    _tile,
+    cut,
+    sprite,
+)
 from gendistill.surrogate.set import SurrogateSet
 
 HARM = {
@@ -147,7 +161,7 @@ def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
 def strokes(distances: Tensor, axis: Axis) -> str:
     """One vertical stroke a distance, as an SVG path 20 units high; of many, evenly many from the smallest to the
     largest."""
-    shown = distances.sort().values[spread(len(distances), MOST_STROKES)]
+    shown = distances.sort().values[evenly_spaced(len(distances), MOST_STROKES)]
     return "".join(f"M{axis(d):g} 0v20" for d in shown.tolist())
 
 
@@ -169,3 +183,28 @@ def _pair(match: Match, made: Split, data: RealData) -> Pair:
         names=names,
         distance=distance,
     )
+
+
+PAIRS_ACROSS = 4
+
+
+def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
+    """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
+    right, and below how far apart they are."""
+    side, row = _enlarged(data.train.images, PAIR_SIDE)
+    font = ImageFont.load_default(13)
+    width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
+    heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
+    sheet = _blank(MARGIN + PAIRS_ACROSS * width, MARGIN + sum(heights))
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, matches, made) in enumerate(parts):
+        top = MARGIN + sum(heights[:i])
+        draw.text((MARGIN, top), f"{name}: the set's image left, the real one right", INK, font)
+        for k, match in enumerate(matches):
+            ours, theirs, names, distance = matched(match, made, data)
+            x, y = MARGIN + k % PAIRS_ACROSS * width, top + LINE + 10 + k // PAIRS_ACROSS * height
+            sheet.paste(_tile(ours.images[0], side), (x, y))
+            sheet.paste(_tile(theirs.images[0], side), (x + row, y))
+            draw.text((x, y + row + 2), distance, INK, font)
+            draw.text((x, y + row + 2 + LINE), cut(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
+    return sheet

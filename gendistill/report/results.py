@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM
-from gendistill.report.charts import Axis
 from gendistill.report.formatting import NAMES, listed
 
 Row = dict[str, Any]
@@ -97,18 +96,6 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def full_row(rows: Sequence[Row]) -> Row | None:
     """The row of all real images."""
     return next((r for r in rows if r["method"] == FULL), None)
-
-
-def table(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows in groups of one IPC; compared rows have ``forest``, their interval's low, middle, high, zero in %."""
-    ends = [v for r in rows for v in r["ci95_vs_random"] or ()]
-    axis = Axis(min([0.0, *ends]), max([0.0, *ends]), 3, 97)
-    groups: dict[int | None, list[Row]] = {}
-    for row in rows:
-        low, high = row["ci95_vs_random"] or (0.0, 0.0)
-        forest = [axis(v) for v in (low, (low + high) / 2, high, 0.0)] if row["ci95_vs_random"] else None
-        groups.setdefault(row["ipc"], []).append({**row, "forest": forest})
-    return list(groups.values())
 
 
 SAME = ("method", "stage", "space", "ipc", "counts", "labels", "recipe", "augment", "network", "set")

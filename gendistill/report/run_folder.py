@@ -15,7 +15,7 @@ import yaml
 
 from gendistill.config import DataConfig
 from gendistill.errors import ArtifactError
-from gendistill.stages.folder import CONFIG, LOG, RECORD
+from gendistill.io import CONFIG, LOG, RECORD
 
 COMMANDS = ("gendistill", "evaluate")
 

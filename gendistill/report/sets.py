@@ -26,7 +26,6 @@ from gendistill.report.provenance import Look, RunFacts
 from gendistill.report.run_folder import Finished
 from gendistill.report.terminal import LABELS, row_label
 from gendistill.seeding import derive
-from gendistill.stages.tools import set_names
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import MANIFEST, SurrogateSet
 
@@ -210,3 +209,20 @@ def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict
     called = Counter((labels[content], size_of(made)) for content, made in sets.items())
     clear = {c for c, made in sets.items() if called[labels[c], size_of(made)] == 1 and labels[c] != RANDOM_LABEL}
     return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}
+
+
+def set_names(paths: Sequence[Path]) -> list[str]:
+    """A short name for every folder, fit for file names: its own, with as many parents' as tell all apart.
+
+    Raises:
+        ArtifactError: a folder is given twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    twice = [str(path) for i, path in enumerate(paths) if parts[i] in parts[:i]]
+    if twice:
+        raise ArtifactError(f"{twice[0]} is given twice; expected every surrogate set once.")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [re.sub(r"[^\w.=+-]+", "_", "-".join(part[-depth:])) for part in parts]
+        if len({name.casefold() for name in names}) == len(names):
+            return names
+    return [f"{i + 1}-{name}" for i, name in enumerate(names)]

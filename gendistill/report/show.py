@@ -17,8 +17,7 @@ from gendistill.report.formatting import listed
 from gendistill.report.images import Picture, contact_sheet, picture
 from gendistill.report.nearest import MOST_PAIRS, Closest
 from gendistill.report.template import fill
-from gendistill.surrogate.manifest import TRAIN, folder_names, image_name
-from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.set import SurrogateSet, files_of
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,3 @@ def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
     ]
     pairs = [row(m.image, m.split, m.position, m.distance) for m in copies.closest(MOST_PAIRS)]
     return {**record, "copies_of_held_out": leaks, "closest": pairs}
-
-
-def files_of(made: SurrogateSet) -> Sequence[str]:
-    """Of the stored images, in their order."""
-    seen = [0] * len(made.classes)
-    folders, found = folder_names(made.classes), []
-    for label in made.labels.tolist():
-        found.append(f"{TRAIN}/{folders[label]}/{image_name(seen[label])}")
-        seen[label] += 1
-    return found

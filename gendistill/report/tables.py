@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from gendistill.config import as_tuple
+from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.projection import spread
-from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, mean_interval, ticks
+from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, grouped_rows, mean_interval, ticks
 from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent
-from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of, table
+from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of
 from gendistill.report.template import fill
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
@@ -259,7 +259,7 @@ def _section(rows: Sequence[Row], several: bool) -> Section:
     return Section(
         title=", ".join(words),
         network=_head(*conditions[0], len({c[1] for c in conditions}) > 1),
-        groups=table(main),
+        groups=grouped_rows(main),
         columns={name for name, key in EXTRA.items() if any(r.get(key) for r in main)},
         matrix=_matrix(rows, conditions) if len(conditions) > 1 else None,
     )
@@ -360,7 +360,7 @@ def continual_chart(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> Ch
         bottom=BOTTOM,
         width=RIGHT + 8,
         height=BOTTOM + 60,
-        x_ticks=[(x(counts[i]), f"{counts[i]}") for i in spread(len(counts), MOST_TICKS)],
+        x_ticks=[(x(counts[i]), f"{counts[i]}") for i in evenly_spaced(len(counts), MOST_TICKS)],
         y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
         curves=sorted(curves, key=lambda curve: -curve.last),
         full=None,

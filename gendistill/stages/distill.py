@@ -19,6 +19,8 @@ from gendistill.config.commands import DistillCommand
 from gendistill.coreset.coresets import CORESETS, choose
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
+from gendistill.data.sources import read_data
+from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.matching.distiller import CHECKPOINTS, matched, start_set
 from gendistill.matching.methods import MATCHING
@@ -29,16 +31,7 @@ from gendistill.refine.feature_space import GroundSpace
 from gendistill.refine.refiner import CHUNKS, refine_images
 from gendistill.report.terminal import moved
 from gendistill.seeding import torch_rng
-from gendistill.stages.folder import (
-    StageFolder,
-    command_line,
-    finished,
-    output,
-    read_data,
-    stage_folder,
-    stage_settings,
-    versions,
-)
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.stages.refine import ground_space, save_anew, with_meta
 from gendistill.surrogate.set import SurrogateSet
 

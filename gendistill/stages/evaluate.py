@@ -14,7 +14,9 @@ from typing import Any
 from gendistill import runtime
 from gendistill.config import EvaluateConfig, section, to_dict
 from gendistill.config.commands import EvaluateCommand
-from gendistill.data.dataset import RealData, mean_and_std
+from gendistill.data.dataset import RealData, check_origin, mean_and_std
+from gendistill.data.sources import read_data
+from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.evaluation.baselines import Baselines, against_equal_bytes
 from gendistill.evaluation.cache import BaselineCache
@@ -33,17 +35,7 @@ from gendistill.networks.training import training_flop
 from gendistill.progress import follow
 from gendistill.report.tables import render_continual
 from gendistill.report.terminal import finding_lines, row_label, score_table, set_table, table
-from gendistill.stages.folder import (
-    StageFolder,
-    check_origin,
-    command_line,
-    finished,
-    output,
-    read_data,
-    stage_folder,
-    stage_settings,
-    versions,
-)
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.surrogate.set import SurrogateSet
 
 SHARED = 10  # trainings at the least that share what is compiled: those of random images and of a set

@@ -15,6 +15,7 @@ from gendistill.config import FinetuneConfig, SampleConfig, section
 from gendistill.config.commands import FinetuneCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
+from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import Adapted, adapt, require_peft, save_adapter
 from gendistill.generator.batch_source import check_label_dropout, slices
@@ -27,7 +28,7 @@ from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import Hooks, train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.progress import follow, note
-from gendistill.stages.folder import StageFolder, finished, output, read_data, stage_folder, stage_settings
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 
 LATENTS, CHECKPOINTS, BASE_WEIGHTS, PREVIEWS, ADAPTER = (
     "latents", "checkpoints", "base.safetensors", "previews", "adapter",

@@ -7,34 +7,27 @@ which settings made it, and ``config.yaml`` holds the settings for people.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
-import os
 import shutil
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gendistill import runtime
-from gendistill.config import DataConfig, to_dict
+from gendistill.config import to_dict
 from gendistill.config.commands import RunConfig, StageOptions
-from gendistill.data.dataset import RealData
-from gendistill.data.sources import load_data
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
+from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_whole
 
-RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
-RESUME = "What was finished is kept: make room and go on with --resume_from_checkpoint latest."
 
 
 @contextlib.contextmanager
@@ -146,43 +139,6 @@ def _set_aside(places: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-@contextlib.contextmanager
-def storage_errors(folder: Path, advice: str = RESUME) -> Iterator[None]:
-    """Turn the error of a write that found no room into a StorageError that says how to go on."""
-    try:
-        yield
-    except GendistillError:
-        raise
-    except Exception as error:
-        if not is_full(error):
-            raise
-        raise StorageError(f"The disk of {folder.parent} took no more ({error}). {advice}") from error
-
-
-def partial_of(path: Path) -> Path:
-    """Where a folder or file is written before it gets its name."""
-    return path.with_name(path.name + ".partial")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old one or the new one."""
-    partial = partial_of(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: a full disk, a quota, a limit on file sizes."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    codes = (f"os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # as safetensors tells it
-    return any(code in str(error) for code in codes)
-
-
 def read_record(folder: Path) -> dict | None:
     """stage.json of a folder, or None where there is no readable one."""
     try:
@@ -252,48 +208,18 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
 _log = logging.getLogger("gendistill")
 
 
 @dataclass
-class StageFolder:
+class StageFolder(WorkFolder):
     """Where a stage writes: ``path`` is the partial folder until the stage is done.
 
     ``facts`` go into stage.json; ``scaffold`` names what only a resumed run needs, removed once the stage is done.
     """
 
-    path: Path
-    log_path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     scaffold: tuple[str, ...] = ()
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one record of plain values to log.jsonl, whole or not at all."""
-        size = self.log_path.stat().st_size if self.log_path.exists() else 0
-        try:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False) + "\n")
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(self.log_path, size)
-            raise
-
-
-def command_line() -> str:
-    """The command of this process, to be repeated by a reader of a manifest."""
-    import shlex
-
-    program = Path(sys.argv[0]).name
-    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
@@ -416,49 +342,3 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
     """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
     return {"options": to_dict(config), "seed": seed, "inputs": inputs}
-
-
-def read_data(config: DataConfig) -> RealData:
-    """``load_data``, with what was skipped or altered named and counted on standard error."""
-    data = load_data(config)
-    tell_problems(data.problems, f"going on with {len(data.train)} training images")
-    return data
-
-
-def tell_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
-    """Name the first of what was skipped or altered, and count all, on standard error."""
-    for problem in problems[:shown]:
-        print(f"gendistill: {problem}", file=sys.stderr)
-    if problems:
-        kinds = Counter(problem.split(":", 1)[0] for problem in problems)
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        more = f" ({len(problems) - shown} more not shown)" if len(problems) > shown else ""
-        print(f"gendistill: {counts}{more}; {then}", file=sys.stderr)
-
-
-def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
-    """Refuse other classes than the data's, or another order."""
-    if classes != data.classes:
-        raise ArtifactError(
-            f"{what} has classes {', '.join(classes)}, the data {', '.join(data.classes)}; "
-            "expected the same in the same order."
-        )
-
-
-def same_test(meta: dict[str, Any], data: RealData) -> bool:
-    """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
-    told = meta.get("data", {})
-    same = told.get("test_fingerprint") == data.test_fingerprint
-    return same or told.get("fingerprint") in (None, data.fingerprint())
-
-
-def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
-    """Refuse what was made from other classes, or from a split whose training images may be test images here."""
-    check_classes(what, classes, data)
-    if not same_test(meta, data):
-        told = meta["data"]
-        raise ArtifactError(
-            f"{what} was made from other images or splits ({told.get('name')}, fingerprint {told['fingerprint']}) than "
-            f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
-            "options it was made with."
-        )

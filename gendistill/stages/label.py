@@ -11,21 +11,14 @@ from gendistill import runtime
 from gendistill.config import LabelConfig, section
 from gendistill.config.commands import LabelCommand
 from gendistill.data.crops import Views
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.networks.soft_labelling import ROWS, fill
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
-from gendistill.stages.folder import (
-    StageFolder,
-    command_line,
-    finished,
-    output,
-    stage_folder,
-    stage_settings,
-    versions,
-)
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link

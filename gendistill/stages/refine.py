@@ -14,6 +14,7 @@ from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, need, section, sizes
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
+from gendistill.environment import command_line, versions
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS, match
@@ -28,7 +29,7 @@ from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.refiner import CHUNKS, latent_region, refine_images
 from gendistill.refine.select import select
 from gendistill.report.terminal import moved
-from gendistill.stages.folder import StageFolder, command_line, finished, output, stage_folder, stage_settings, versions
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 

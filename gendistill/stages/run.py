@@ -13,16 +13,18 @@ from gendistill import runtime
 from gendistill.config import need, sizes, to_dict
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
+from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve
 from gendistill.generator.sampler import check_guidance
+from gendistill.io import CONFIG, LOG, write_whole
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.evidence import record_evidence
 from gendistill.stages import evaluate, finetune, refine, sample, teacher, tools
 from gendistill.stages.finetune import check_training, start_generator
-from gendistill.stages.folder import CONFIG, LOG, SETTINGS, difference, output, read_data, write_whole
+from gendistill.stages.folder import SETTINGS, difference, output
 
 FOLDERS = {
     "teacher": "teacher",

@@ -15,6 +15,8 @@ from gendistill import runtime
 from gendistill.config import SampleConfig, section, sizes, to_dict
 from gendistill.config.commands import SampleCommand
 from gendistill.data.dataset import RealData
+from gendistill.data.sources import read_data
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.class_mapping import check_label_map
@@ -24,17 +26,9 @@ from gendistill.generator.map_classes import check_labels, map_classes
 from gendistill.generator.prototypes import prototypes
 from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.progress import track
-from gendistill.stages.folder import (
-    StageFolder,
-    command_line,
-    finished,
-    output,
-    read_data,
-    stage_folder,
-    stage_settings,
-    versions,
-)
-from gendistill.surrogate.manifest import seal
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
+from gendistill.surrogate.card.card import write_card
+from gendistill.surrogate.manifest import write_manifest
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
@@ -233,7 +227,7 @@ def _write_sets(
 
 def _put_together(images: Path, target: Path, generator: Generator, ipc: int, meta: dict[str, Any]) -> None:
     link_prefix(images, target, generator.classes, ipc)
-    seal(target, generator.classes, generator.image_shape, meta)
+    write_card(target, write_manifest(target, generator.classes, generator.image_shape, meta))
 
 
 def main(command: SampleCommand) -> None:

@@ -9,6 +9,7 @@ from gendistill import runtime
 from gendistill.config import DataConfig, TeacherConfig, section, to_dict
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
+from gendistill.data.sources import read_data
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
@@ -16,7 +17,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow
 from gendistill.seeding import derive
-from gendistill.stages.folder import StageFolder, finished, output, read_data, stage_folder, stage_settings
+from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 
 
 def train_teacher(

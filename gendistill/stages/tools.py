@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import date
@@ -16,24 +15,26 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import Projection as Method
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.data.pixels import to_float
+from gendistill.data.sources import read_data
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, Reference
 from gendistill.evaluation.projection import Projection, pixels, project_sets
+from gendistill.io import write_whole
 from gendistill.networks.teacher import Teacher, teacher_data
 from gendistill.progress import track
 from gendistill.report.export import as_csv, as_json
-from gendistill.report.images import pair_sheet
-from gendistill.report.nearest import MOST_PAIRS, closest, copy_line
+from gendistill.report.nearest import MOST_PAIRS, closest, copy_line, pair_sheet
 from gendistill.report.page import render
 from gendistill.report.provenance import ReportFacts, RunFacts
 from gendistill.report.run_folder import Finished, read_finished
-from gendistill.report.sets import check_data, find_data, look, names_of, project, sets_of
+from gendistill.report.sets import check_data, find_data, look, names_of, project, set_names, sets_of
 from gendistill.report.show import ShowFacts, ShownSet, facts_of, numbers, render_projection, render_show, sheets_of
 from gendistill.report.terminal import row_label
-from gendistill.stages.folder import check_origin, command_line, plain_output, read_data, versions, write_whole
-from gendistill.surrogate.card.card import PAIRS
+from gendistill.stages.folder import plain_output
+from gendistill.surrogate.card.entry import PAIRS
 from gendistill.surrogate.export.formats import RECORD, check_fit, export
 from gendistill.surrogate.export.push import check_push, push
 from gendistill.surrogate.export.stored import StoredSet, evaluation_of, read_summary
@@ -203,23 +204,6 @@ def teacher_features(teacher: Teacher) -> Callable[[Tensor], Tensor]:
         return torch.cat([network.features(to_float(x).to(device)).float().cpu() for x in shown])  # type: ignore[operator]
 
     return features
-
-
-def set_names(paths: Sequence[Path]) -> list[str]:
-    """A short name for every folder, fit for file names: its own, with as many parents' as tell all apart.
-
-    Raises:
-        ArtifactError: a folder is given twice.
-    """
-    parts = [path.resolve().parts for path in paths]
-    twice = [str(path) for i, path in enumerate(paths) if parts[i] in parts[:i]]
-    if twice:
-        raise ArtifactError(f"{twice[0]} is given twice; expected every surrogate set once.")
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = [re.sub(r"[^\w.=+-]+", "_", "-".join(part[-depth:])) for part in parts]
-        if len({name.casefold() for name in names}) == len(names):
-            return names
-    return [f"{i + 1}-{name}" for i, name in enumerate(names)]
 
 
 def main_show(command: ShowCommand) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gendistill.errors import ArtifactError
 from gendistill.hub import fetch, local_folder
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.card.card import EVIDENCE, PAIRS
+from gendistill.surrogate.card.entry import EVIDENCE, PAIRS
 from gendistill.surrogate.export.formats import RECORD, read_record
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
 

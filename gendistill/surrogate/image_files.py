@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.errors import ArtifactError
+from gendistill.io import atomic
 from gendistill.progress import track
 
 T = TypeVar("T")
@@ -233,17 +234,5 @@ def write(paths: Sequence[Path], pixels: bytes, width: int, height: int, channel
     length = width * height * channels
     for i, path in enumerate(paths):
         data = encode(pixels[i * length : (i + 1) * length], width, height, channels)
-        with whole(path) as partial, open(partial, "wb") as file:
+        with atomic(path) as partial, open(partial, "wb") as file:
             file.write(data)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` at once, or leaves nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -14,7 +14,6 @@ from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.multi_formation import Factor, views_in
 
 TRAIN = "train"
@@ -54,10 +53,10 @@ MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
 LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
 
 
-def seal(
+def write_manifest(
     folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: Factor = 1
 ) -> dict[str, Any]:
-    """Write manifest, checksums and card for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
+    """Write manifest and checksums for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
 
     ``meta`` is the provenance; what can be counted is counted here. Returns the manifest.
     """
@@ -86,7 +85,6 @@ def seal(
         **meta,
     }
     (folder / MANIFEST).write_text(_json(manifest) + "\n", encoding="utf-8")
-    write_card(folder, manifest)
     return manifest
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from gendistill.data.dataset import Split
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
+from gendistill.io import atomic
 from gendistill.surrogate import image_files
-from gendistill.surrogate.image_files import BLOCK, Ask, counted, read_images, request, spread, whole
+from gendistill.surrogate.card.card import write_card
+from gendistill.surrogate.image_files import BLOCK, Ask, counted, read_images, request, spread
 from gendistill.surrogate.manifest import (
     COUNTED,
     MANIFEST,
@@ -27,7 +29,7 @@ from gendistill.surrogate.manifest import (
     image_name,
     image_paths,
     read_manifest,
-    seal,
+    write_manifest,
 )
 from gendistill.surrogate.multi_formation import Factor, decode, factor_of, views_in
 from gendistill.surrogate.soft_labels import SoftLabels
@@ -123,7 +125,7 @@ def link(source: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:  # a file system without hard links, or another one
-        with whole(target) as partial:
+        with atomic(target) as partial:
             shutil.copyfile(source, partial)
 
 
@@ -228,7 +230,10 @@ class SurrogateSet:
             ordered = torch.equal(order, torch.arange(len(order)))
             (self if ordered else self.take(order)).soft_labels.save(folder)  # type: ignore[union-attr]
         weights = {} if self.weights is None else {"weights": self.weights[order].tolist()}
-        return seal(folder, self.classes, self.images.shape[1:], {**self.meta, **weights}, factor=self.factor)
+        meta = {**self.meta, **weights}
+        manifest = write_manifest(folder, self.classes, self.images.shape[1:], meta, factor=self.factor)
+        write_card(folder, manifest)
+        return manifest
 
     @classmethod
     def load(cls, folder: str | Path) -> SurrogateSet:
@@ -252,3 +257,13 @@ class SurrogateSet:
             SoftLabels.load(folder, len(images) * views_in(factor)),
             torch.tensor(manifest["weights"]) if "weights" in manifest else None,
         )
+
+
+def files_of(made: SurrogateSet) -> Sequence[str]:
+    """Of the stored images, in their order."""
+    seen = [0] * len(made.classes)
+    folders, found = folder_names(made.classes), []
+    for label in made.labels.tolist():
+        found.append(f"{TRAIN}/{folders[label]}/{image_name(seen[label])}")
+        seen[label] += 1
+    return found

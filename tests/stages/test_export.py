@@ -13,7 +13,7 @@ from datasets import load_dataset
 from huggingface_hub import constants
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.card.card import read_evidence
+from gendistill.surrogate.card.entry import read_evidence
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, no_file_above

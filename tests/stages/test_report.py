@@ -22,7 +22,7 @@ from gendistill.report.sets import random_draw
 from gendistill.stages.evaluate import PAGE, RECORD
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
-from tests.evaluate.summaries import make_evaluation, make_run, make_set, write_images
+from tests.evaluation.summaries import make_evaluation, make_run, make_set, write_images
 from tests.helpers import gendistill
 
 VOID = {"meta", "img", "br"}

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from gendistill.generator.generator import Generator
-from gendistill.surrogate.card.card import read_evidence
+from gendistill.surrogate.card.entry import read_evidence
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, environment, files, gendistill, start
 

@@ -17,9 +17,10 @@ from PIL import Image, ImageFont
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError
 from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, cut, fit, name_on_sheet
+from gendistill.report.sets import set_names
 from gendistill.report.show import facts_of, numbers
 from gendistill.stages.distill import distill
-from gendistill.stages.tools import set_names, show
+from gendistill.stages.tools import show
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 

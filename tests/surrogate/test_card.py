@@ -22,7 +22,8 @@ from gendistill.networks.teacher import Teacher
 from gendistill.stages.distill import distill
 from gendistill.stages.label import label_set
 from gendistill.stages.teacher import train_teacher
-from gendistill.surrogate.card.card import EVIDENCE, Entry, add_evidence, card, read_entry, read_evidence
+from gendistill.surrogate.card.card import add_evidence, card
+from gendistill.surrogate.card.entry import EVIDENCE, Entry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms
 from gendistill.surrogate.export.formats import export
 from gendistill.surrogate.export.stored import StoredSet

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,26 +17,12 @@ from torch import Tensor
 
 from gendistill.data.crops import batch_indices
 from gendistill.evaluation.checks.finding import Finding, counted, named
-from gendistill.evaluation.reference import RealSide, Subject, by_class
+from gendistill.evaluation.reference import RealSide, Sight, Subject, by_class
 from gendistill.evaluation.set_metrics import shares
 from gendistill.surrogate.set import SurrogateSet
 
 ODDS = 1000.0  # to one, that the data must speak for a fault by
 SURE = 0.7  # of the confidence on held-out images: what is less certain may be no image of these classes at all
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What the classifier makes of images: its guess, and the probability it gives it, (N,) each."""
-
-    guesses: Tensor
-    confidence: Tensor
-
-    @classmethod
-    def of(cls, probabilities: Tensor) -> Sight:
-        """Of probabilities (N,K)."""
-        confidence, guesses = probabilities.max(1)
-        return cls(guesses, confidence)
 
 
 def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from gendistill.surrogate.card.entry import Entry
 from gendistill.surrogate.card.facts import terms
 from gendistill.surrogate.card.loaders import Layout, features
 from gendistill.surrogate.manifest import TRAIN
-
-if TYPE_CHECKING:
-    from gendistill.surrogate.card.card import Entry
 
 FILES = {"imagefolder": f"{TRAIN}/**", "parquet": "train-*.parquet", "webdataset": "train-*.tar"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

@@ -28,7 +28,8 @@ from torch import Tensor
 from gendistill.config import Format
 from gendistill.errors import ConfigError
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.card.card import CARD, EVIDENCE, PAIRS, card, read_entry
+from gendistill.surrogate.card.card import CARD, card
+from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, read_entry
 from gendistill.surrogate.export.ddranking import write_ddranking
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
 

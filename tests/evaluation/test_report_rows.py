@@ -16,7 +16,7 @@ from gendistill.report.export import as_csv
 from gendistill.report.results import Judged, condition, merged, ordered, primary, products, random_of, under
 from gendistill.report.tables import EXTREMES, Measure, ablations, class_tables, findings, measures, scores, sections
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
-from tests.evaluate.summaries import RANDOM, make_row
+from tests.evaluation.summaries import RANDOM, make_row
 
 Row = dict[str, Any]
 NAMES = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}

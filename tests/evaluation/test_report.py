@@ -18,13 +18,14 @@ from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import chart, ticks
-from gendistill.report.images import CELL, gallery
+from gendistill.report.formatting import CELL
+from gendistill.report.images import gallery
 from gendistill.report.nearest import closest_of_run
 from gendistill.report.results import Judged, merged, ordered
 from gendistill.report.sets import load_sets
 from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.tools import main, write_report
-from tests.evaluate.summaries import make_data, make_run, make_set, make_summary, write_images
+from tests.evaluation.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
 @pytest.fixture

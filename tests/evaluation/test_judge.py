@@ -10,7 +10,7 @@ from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
 from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, Targets, Trial, entries, judge
 from gendistill.evaluation.protocols import resolve
-from tests.evaluate.test_protocols import some_images
+from tests.evaluation.test_protocols import some_images
 
 CLASSES = ("dark", "bright")
 TEST = some_images(20, 11)

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
 from gendistill.data.pixels import to_float
 from gendistill.errors import DataError
 from gendistill.evaluation.copies import Reference, copy_check, nearest
-from gendistill.evaluation.projection import spread, spread_by_class
 from gendistill.report.nearest import copied, copy_line, near
 
 
@@ -168,7 +167,7 @@ def test_most_bounds_what_is_measured_not_what_is_hashed(digits: RealData) -> No
     found = copy_check(digits.train.images[:60], digits, most=10)
     assert found.counts["train"] == 60
     assert (len(found.measured), len(found.held_out), found.images) == (10, 10, 60)
-    assert found.measured.tolist() == spread(60, 10)
+    assert found.measured.tolist() == evenly_spaced(60, 10)
     assert int(found.near.sum()) == 10
     assert near(found).startswith("10 of the 10 of them that were measured are as close")
     assert "; 10 of 10 measured closer than" in copy_line(found.summary())
@@ -199,7 +198,7 @@ def test_what_cannot_be_compared_is_refused(digits: RealData) -> None:
 
 @given(st.integers(0, 50), st.integers(1, 60))
 def test_spread_takes_the_ends_and_no_position_twice(count: int, most: int) -> None:
-    found = spread(count, most)
+    found = evenly_spaced(count, most)
     assert len(found) == min(count, most)
     assert found == sorted(set(found))
     assert not found or (found[0] == 0 and (most == 1 or found[-1] == count - 1))
@@ -208,7 +207,7 @@ def test_spread_takes_the_ends_and_no_position_twice(count: int, most: int) -> N
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(1, 40))
 def test_spread_by_class_takes_as_many_of_every_class(values: list[int], most: int) -> None:
     labels = torch.tensor(values)
-    found = spread_by_class(labels, 6, most)
+    found = evenly_spaced_by_class(labels, 6, most)
     assert len(found) <= most
     assert found.tolist() == sorted(set(found.tolist()))
     if most >= 6:

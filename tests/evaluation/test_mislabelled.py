@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.evaluation.checks.labels import Sight, confusion, label_findings, permutation
+from gendistill.evaluation.checks.labels import confusion, label_findings, permutation
+from gendistill.evaluation.reference import Sight
 from gendistill.seeding import torch_rng
 
 NAMES = [f"class {k}" for k in range(10)]
