@@ -97,7 +97,7 @@ def follow(
                 log({**plain, **fields})
 
 
-def tell_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
+def report_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
     """Name the first of what was skipped or altered, and count all, on standard error."""
     for problem in problems[:shown]:
         print(f"gendistill: {problem}", file=sys.stderr)

@@ -67,7 +67,7 @@ def device() -> torch.device:
     return processes().device
 
 
-def sent(value: Tensor, device: torch.device) -> Tensor:
+def to_device(value: Tensor, device: torch.device) -> Tensor:
     """``value`` on the device; what goes to CUDA is staged by the driver, so the host need not wait for its queue."""
     return value.to(device, non_blocking=device.type == "cuda")
 
@@ -85,14 +85,14 @@ def wants_bf16(mixed_precision: str, device: torch.device) -> bool:
     return mixed_precision == "bf16" or (mixed_precision == "auto" and native_bf16(device))
 
 
-class Fast(NamedTuple):
+class ExecutionMode(NamedTuple):
     """How networks are run: under bf16 autocast, and compiled."""
 
     bf16: bool
     compile: bool
 
 
-def fast(mixed_precision: str, compile: bool | str, device: torch.device, flop: float = 0.0) -> Fast:
+def execution_mode(mixed_precision: str, compile: bool | str, device: torch.device, flop: float = 0.0) -> ExecutionMode:
     """What ``auto`` comes to for so many floating-point operations of training that share what is compiled.
 
     On a CPU with bf16 units compiled bf16 takes a third of the time of eager fp32, and eager bf16 more time than eager
@@ -103,7 +103,7 @@ def fast(mixed_precision: str, compile: bool | str, device: torch.device, flop: 
         able = device.type == "cpu" and native_bf16(device) and mixed_precision != "no" and _has_compiler()
         compile = able and flop >= COMPILING
     alone = mixed_precision == "auto" and device.type == "cpu" and not compile
-    return Fast(not alone and wants_bf16(mixed_precision, device), bool(compile))
+    return ExecutionMode(not alone and wants_bf16(mixed_precision, device), bool(compile))
 
 
 @cache
@@ -266,7 +266,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor sharded over processes (FSDP2), gathered by all of them; any other as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -282,7 +282,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser moments as flat tensors ``optimizer.<parameter>.<name>``; rates come from the schedule."""
     state = optimizer.state_dict()["state"]
     return {
-        f"optimizer.{i}.{name}": whole(value) if isinstance(value, Tensor) else torch.tensor(value)
+        f"optimizer.{i}.{name}": full_tensor(value) if isinstance(value, Tensor) else torch.tensor(value)
         for i, entry in state.items()
         for name, value in entry.items()
     }

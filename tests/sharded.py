@@ -111,7 +111,7 @@ def compare(data: RealData, method: str, sharding: str, folder: Path) -> dict[st
 
 
 def _weights(state: TrainingState) -> Tensors:
-    return {k: runtime.whole(v.detach()) for k, v in state.named.items()}
+    return {k: runtime.full_tensor(v.detach()) for k, v in state.named.items()}
 
 
 def main() -> None:

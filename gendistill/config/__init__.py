@@ -10,9 +10,9 @@ from gendistill.config.base import (
     Projection,
     Sizes,
     as_tuple,
-    need,
-    section,
-    sizes,
+    ipc_sizes,
+    require,
+    stage_options,
     to_dict,
 )
 from gendistill.config.data import DataConfig
@@ -103,8 +103,8 @@ __all__ = [
     "WmddConfig",
     "WmddStart",
     "as_tuple",
-    "need",
-    "section",
-    "sizes",
+    "ipc_sizes",
+    "require",
+    "stage_options",
     "to_dict",
 ]

@@ -13,7 +13,7 @@ Projection = Literal["pca", "tsne"]
 Sizes = int | tuple[int, ...]
 
 
-def need(condition: bool, option: str, value: object, expected: str) -> None:
+def require(condition: bool, option: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{option} is {value!r}; expected {expected}.")
 
@@ -21,20 +21,20 @@ def need(condition: bool, option: str, value: object, expected: str) -> None:
 def at_least(config: Any, section: str, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        need(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
+        require(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
 
 
 def in_unit(config: Any, section: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        need(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
+        require(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
 
 
 def check_sizes(config: Any, section: str) -> None:
-    found = sizes(config.ipc)
-    need(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
-    need(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
-    need(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
+    found = ipc_sizes(config.ipc)
+    require(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
+    require(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
+    require(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -42,12 +42,12 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def sizes(ipc: Sizes) -> tuple[int, ...]:
+def ipc_sizes(ipc: Sizes) -> tuple[int, ...]:
     """The IPC numbers, ascending."""
     return (ipc,) if isinstance(ipc, int) else tuple(sorted(ipc))
 
 
-def section(config: Any, kind: type) -> Any:
+def stage_options(config: Any, kind: type) -> Any:
     """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: a command's stage options."""
     return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
 

@@ -15,8 +15,8 @@ from gendistill.config import (
     RefineConfig,
     SampleConfig,
     TeacherConfig,
-    need,
-    sizes,
+    ipc_sizes,
+    require,
 )
 
 
@@ -38,7 +38,7 @@ class StageOptions:
 
     def __post_init__(self) -> None:
         both = self.overwrite and self.resume_from_checkpoint
-        need(not both, "overwrite", True, "false together with resume_from_checkpoint")
+        require(not both, "overwrite", True, "false together with resume_from_checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +63,25 @@ class RunConfig(StageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest, tiles = max(sizes(self.refine.ipc)), self.refine.pack**2
+        largest, tiles = max(ipc_sizes(self.refine.ipc)), self.refine.pack**2
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
-        need(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
+        require(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         beside = self.evaluate.baselines
         always = {"random", "kmeans", "full"} <= set(beside)
-        need(always, "evaluate.baselines", beside, "random, kmeans and full among them in a run")
+        require(always, "evaluate.baselines", beside, "random, kmeans and full among them in a run")
         labels = self.evaluate.labels
-        need(labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made")
+        require(
+            labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made"
+        )
         task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
-        need(task == "classification", "evaluate.task", task, other)
+        require(task == "classification", "evaluate.task", task, other)
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
 
 
 def _need_pixels(config: RefineConfig, prefix: str, where: str) -> None:
     """Refuse a bound on latents that nothing would read."""
     bound, default = config.latent_trust_region, RefineConfig.latent_trust_region
-    need(bound == default, f"{prefix}latent_trust_region", bound, f"{default} {where}")
+    require(bound == default, f"{prefix}latent_trust_region", bound, f"{default} {where}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,8 @@ class DistillCommand(StageOptions, DistillConfig):
         DistillConfig.__post_init__(self)
         alone = self.method != "wmdd"
         cache, processes = self.statistics_cache, self.num_processes
-        need(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
-        need(not alone or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
+        require(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
+        require(not alone or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ class RefineCommand(StageOptions, RefineConfig):
 
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
-        need(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
+        require(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
         if self.generator is None:
             _need_pixels(self, "", "without generator")
         RefineConfig.__post_init__(self)
@@ -240,7 +242,7 @@ class ExportCommand:
     def __post_init__(self) -> None:
         for name in ("revision", "private"):
             value = getattr(self, name)
-            need(not value or self.push_to_hub is not None, name, value, "nothing without push_to_hub")
+            require(not value or self.push_to_hub is not None, name, value, "nothing without push_to_hub")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +281,7 @@ class ShowCommand:
 
     def __post_init__(self) -> None:
         real = self.data is not None or self.teacher is not None
-        need(real or self.projection == "pca", "projection", self.projection, "pca, unless data or teacher is given")
+        require(real or self.projection == "pca", "projection", self.projection, "pca, unless data or teacher is given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +306,7 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
         StageOptions.__post_init__(self)
         EvaluateConfig.__post_init__(self)
         alone = self.task == "continual" and self.teacher is not None
-        need(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
+        require(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,5 +325,5 @@ class ReportCommand:
 
     def __post_init__(self) -> None:
         alone = not isinstance(self.run, list) or len(self.run) == 1
-        need(self.run != [], "run", self.run, "at least one folder")
-        need(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")
+        require(self.run != [], "run", self.run, "at least one folder")
+        require(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gendistill.config.base import need
+from gendistill.config.base import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class DataConfig:
         return path if self.name != "digits" and path.is_dir() else None
 
     def __post_init__(self) -> None:
-        need(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
+        require(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
         size = self.image_size
-        need(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
+        require(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
         limit = self.max_per_class
-        need(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
+        require(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
         for name in ("test_fraction", "validation_fraction"):
             value = getattr(self, name)
-            need(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")
+            require(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from gendistill.config.base import Compile, Precision, Sizes, as_tuple, at_least, check_sizes, need
+from gendistill.config.base import Compile, Precision, Sizes, as_tuple, at_least, check_sizes, require
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 
 CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
@@ -121,10 +121,10 @@ class MatchingConfig:
         at_least(self, section, 0, "momentum", "train_learning_rate")
         sides = () if self.factor is None else as_tuple(self.factor)
         fits = self.factor is None or (min(sides, default=0) >= 1 and len(set(sides)) == len(sides))
-        need(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
-        need(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
-        need(self.learning_rate != 0, f"{section}.learning_rate", 0, "more than 0, or null for the method's own")
-        need(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
+        require(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
+        require(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
+        require(self.learning_rate != 0, f"{section}.learning_rate", 0, "more than 0, or null for the method's own")
+        require(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +150,16 @@ class DistillConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "distill")
         limit = self.iterations
-        need(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
+        require(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
         methods = get_args(MatchingMethod)
         if self.method != "wmdd":
             given = [f"wmdd.{f.name}" for f in fields(WmddConfig) if getattr(self.wmdd, f.name) != f.default]
             text = f"none of them with method {self.method}; they are options of wmdd"
-            need(not given, "distill", ", ".join(given), text)
+            require(not given, "distill", ", ".join(given), text)
         if self.method not in methods:
             given = [
                 f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
             ]
             given += [name for name in ("selection", "iterations") if getattr(self, name) not in (None, "random")]
             text = f"none of them with method {self.method}; they are options of {', '.join(methods)}"
-            need(not given, "distill", ", ".join(given), text)
+            require(not given, "distill", ", ".join(given), text)

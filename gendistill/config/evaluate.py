@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gendistill.config.base import Compile, Precision, as_tuple, at_least, need, to_dict
+from gendistill.config.base import Compile, Precision, as_tuple, at_least, require, to_dict
 
 Labels = Literal["hard", "soft"]
 Task = Literal["classification", "continual"]
@@ -28,7 +28,7 @@ class ContinualConfig:
     def __post_init__(self) -> None:
         section = "evaluate.continual"
         at_least(self, section, 1, "steps")
-        need(self.orders is None or self.orders >= 1, f"{section}.orders", self.orders, "null or at least 1")
+        require(self.orders is None or self.orders >= 1, f"{section}.orders", self.orders, "null or at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,25 +110,25 @@ class EvaluateConfig:
         weights = ("learning_rate", "weight_decay", "shift")
         at_least(self, section, 0, *(name for name in weights if getattr(self, name) is not None))
         both = self.steps is not None and self.epochs is not None
-        need(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
+        require(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
         names = as_tuple(self.network)
-        need(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
+        require(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
         rows = as_tuple(self.augment)
-        need(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
+        require(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
         for name in ("shift", "flip"):
             value, unread = getattr(self, name), True not in rows
-            need(not (unread and value), f"{section}.{name}", value, "null with augment false, which leaves it out")
+            require(not (unread and value), f"{section}.{name}", value, "null with augment false, which leaves it out")
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
-        need(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
+        require(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
-        need(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
+        require(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
         if self.task == "classification":
             unread = self.continual == ContinualConfig()
-            need(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
+            require(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
         else:
-            need(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
-            need(len(names) == 1, "evaluate.network", names, "one network with task continual")
-            need(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
+            require(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
+            require(len(names) == 1, "evaluate.network", names, "one network with task continual")
+            require(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
             for name in ("legacy_best", "baselines", "describe", "features"):
                 value, usual = getattr(self, name), getattr(EvaluateConfig, name)
-                need(value == usual, f"evaluate.{name}", value, f"{usual!r}: nothing reads it in task continual")
+                require(value == usual, f"evaluate.{name}", value, f"{usual!r}: nothing reads it in task continual")

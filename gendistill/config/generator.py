@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gendistill.config.base import Precision, at_least, in_unit, need
+from gendistill.config.base import Precision, at_least, in_unit, require
 
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
@@ -51,16 +51,16 @@ class ModelConfig:
         at_least(self, section, 1, "layers_per_block", "norm_num_groups")
         at_least(self, section, 1, "num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
         channels = self.block_out_channels
-        need(len(channels) > 0, f"{section}.block_out_channels", channels, "one number a resolution")
-        need(
+        require(len(channels) > 0, f"{section}.block_out_channels", channels, "one number a resolution")
+        require(
             all(c > 0 and c % self.norm_num_groups == 0 for c in channels),
             f"{section}.block_out_channels",
             channels,
             f"multiples of norm_num_groups = {self.norm_num_groups}",
         )
         levels = self.attention_levels
-        need(0 <= levels <= len(channels), f"{section}.attention_levels", levels, f"0 to {len(channels)}")
-        need(
+        require(0 <= levels <= len(channels), f"{section}.attention_levels", levels, f"0 to {len(channels)}")
+        require(
             not self.learned_sigma or (self.architecture == "dit" and self.prediction_type == "epsilon"),
             f"{section}.learned_sigma",
             self.learned_sigma,
@@ -95,7 +95,7 @@ class MinimaxConfig:
         at_least(self, section, 0, "representativeness", "diversity")
         at_least(self, section, 1, "memory_size")
         in_unit(self, section, "min_alpha_bar")
-        need(
+        require(
             self.weighting == "none" or self.reduction == "per_sample",
             f"{section}.weighting",
             self.weighting,
@@ -175,22 +175,22 @@ class FinetuneConfig:
         at_least(self, section, 1, "checkpoints_total_limit", "lora_rank")
         in_unit(self, section, "label_dropout", "ema_decay")
         parts = self.gradient_accumulation_steps
-        need(
+        require(
             self.batch_size % parts == 0,
             f"{section}.batch_size",
             self.batch_size,
             f"a multiple of {parts} micro-batches",
         )
         alone = "pixels when pretrained is given, which brings its own codec"
-        need(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
+        require(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
         latent = self.pretrained is not None or self.codec != "pixels"
-        need(
+        require(
             self.latent_cache is None or latent,
             f"{section}.latent_cache",
             str(self.latent_cache),
             "null with codec pixels, where nothing is encoded",
         )
-        need(
+        require(
             self.label_map is None or self.pretrained is not None,
             f"{section}.label_map",
             self.label_map,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gendistill.config.base import at_least, need
+from gendistill.config.base import at_least, require
 
 LabelMode = Literal["per_image", "per_view", "online"]
 
@@ -39,20 +39,20 @@ class LabelConfig:
         section = "label"
         at_least(self, section, 1, "views", "steps", "batch_size")
         at_least(self, section, 0, "cutmix")
-        need(self.temperature > 0, f"{section}.temperature", self.temperature, "more than 0")
-        need(self.top_k is None or self.top_k >= 1, f"{section}.top_k", self.top_k, "null or at least 1")
-        need(0 < self.min_crop <= 1, f"{section}.min_crop", self.min_crop, "a share above 0, at most 1")
+        require(self.temperature > 0, f"{section}.temperature", self.temperature, "more than 0")
+        require(self.top_k is None or self.top_k >= 1, f"{section}.top_k", self.top_k, "null or at least 1")
+        require(0 < self.min_crop <= 1, f"{section}.min_crop", self.min_crop, "a share above 0, at most 1")
         per_image = self.mode == "per_image"
-        need(
+        require(
             not (per_image and self.cutmix),
             f"{section}.cutmix",
             self.cutmix,
             "0 with mode per_image, whose labels belong to one image",
         )
         same = per_image and self.views > 1 and self.min_crop == 1 and not self.flip
-        need(not same, f"{section}.views", self.views, "1 where neither min_crop nor flip makes views differ")
-        need(per_image or self.views == 1, f"{section}.views", self.views, f"1 with mode {self.mode}")
-        need(
+        require(not same, f"{section}.views", self.views, "1 where neither min_crop nor flip makes views differ")
+        require(per_image or self.views == 1, f"{section}.views", self.views, f"1 with mode {self.mode}")
+        require(
             self.mode != "online" or self.top_k is None,
             f"{section}.top_k",
             self.top_k,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gendistill.config.base import Precision, Sizes, at_least, check_sizes, in_unit, need
+from gendistill.config.base import Precision, Sizes, at_least, check_sizes, in_unit, require
 
 WmddStart = Literal["noise", "real"]
 FeatureLoss = Literal["squared", "published", "released"]
@@ -71,20 +71,20 @@ class ObjectiveConfig:
         in_unit(self, section, "blend", "min_crop")
         weights = ("feature_weight", "batch_norm_weight", "cross_entropy_weight")
         for name in ("pixel_weight", *weights):
-            need(getattr(self, name) <= 1e6, f"{section}.{name}", getattr(self, name), "a number of at most 1e6")
-        need(self.trust_region <= 2, f"{section}.trust_region", self.trust_region, "at most 2, which is no bound")
+            require(getattr(self, name) <= 1e6, f"{section}.{name}", getattr(self, name), "a number of at most 1e6")
+        require(self.trust_region <= 2, f"{section}.trust_region", self.trust_region, "at most 2, which is no bound")
         if self.steps:
             moving = "more than 0: nothing would move the images. For the selection alone set steps 0"
             for name in ("learning_rate", "trust_region"):
-                need(getattr(self, name) > 0, f"{section}.{name}", getattr(self, name), moving)
-            need(any(getattr(self, name) for name in weights), f"{section}.{', '.join(weights)}", 0, f"one {moving}")
-        need(self.min_crop > 0, f"{section}.min_crop", self.min_crop, "more than 0")
+                require(getattr(self, name) > 0, f"{section}.{name}", getattr(self, name), moving)
+            require(any(getattr(self, name) for name in weights), f"{section}.{', '.join(weights)}", 0, f"one {moving}")
+        require(self.min_crop > 0, f"{section}.min_crop", self.min_crop, "more than 0")
         size = self.delta_size
-        need(size is None or size >= 1, f"{section}.delta_size", size, "null or at least 1")
-        need(
+        require(size is None or size >= 1, f"{section}.delta_size", size, "null or at least 1")
+        require(
             self.blend_every > 0 or self.blend == 0.5, f"{section}.blend", self.blend, "left alone without blend_every"
         )
-        need(
+        require(
             self.weights == "fixed" or self.solver == "exact",
             f"{section}.weights",
             self.weights,
@@ -141,13 +141,13 @@ class RefineConfig(ObjectiveConfig):
         self._check("refine")
         at_least(self, "refine", 1, "pack", "patches")
         at_least(self, "refine", 0, "latent_trust_region", "match_iterations")
-        need(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
+        require(0 < self.min_patch <= 1, "refine.min_patch", self.min_patch, "a share above 0, at most 1")
         alike = self.patches > 1 and self.min_patch == 1
         unread = self.patches == 1 and self.min_patch not in (0.25, 1)
-        need(not unread, "refine.min_patch", self.min_patch, "left alone with patches 1, which cuts nothing")
-        need(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
-        need(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
-        need(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
+        require(not unread, "refine.min_patch", self.min_patch, "left alone with patches 1, which cuts nothing")
+        require(not alike, "refine.patches", self.patches, "1 with min_patch 1, where every crop is the whole image")
+        require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
+        require(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
         if self.match_iterations:
-            need(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
-            need(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
+            require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
+            require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gendistill.config.base import Precision, Sizes, at_least, check_sizes, in_unit, need
+from gendistill.config.base import Precision, Sizes, at_least, check_sizes, in_unit, require
 
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
 Guidance = Literal["none", "cfg", "mode"]
@@ -66,13 +66,17 @@ class SampleConfig:
         check_sizes(self, section)
         at_least(self, section, 1, "num_inference_steps", "batch_size", "guidance_scale", "modes")
         names = self.class_names
-        need(names is None or len(set(names)) == len(names) > 0, "sample.classes", names, "null, or names, each once")
-        need(self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000")
+        require(
+            names is None or len(set(names)) == len(names) > 0, "sample.classes", names, "null, or names, each once"
+        )
+        require(
+            self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000"
+        )
         at_least(self, section, 0, "pool", "mode_scale")
         in_unit(self, section, "mode_stop", "strength")
-        need(self.strength > 0, "sample.strength", self.strength, "more than 0")
+        require(self.strength > 0, "sample.strength", self.strength, "more than 0")
         low, high = self.guidance_interval
-        need(0 <= low < high <= 1, "sample.guidance_interval", [low, high], "two ascending numbers from 0 to 1")
+        require(0 <= low < high <= 1, "sample.guidance_interval", [low, high], "two ascending numbers from 0 to 1")
         scale = self.guidance_scale
-        need(self.guidance != "none" or scale == 1, "sample.guidance_scale", scale, "1 with guidance none; say cfg")
-        need(self.guidance != "cfg" or scale > 1, "sample.guidance_scale", scale, "more than 1 with guidance cfg")
+        require(self.guidance != "none" or scale == 1, "sample.guidance_scale", scale, "1 with guidance none; say cfg")
+        require(self.guidance != "cfg" or scale > 1, "sample.guidance_scale", scale, "more than 1 with guidance cfg")

@@ -63,7 +63,9 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 Size = int | Sequence[int]  # images of every class, or of each
 
 
-def choose(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int) -> Split:
+def choose_coreset(
+    method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int
+) -> Split:
     """``ipc`` images of every class of ``split`` by a coreset method on ``features`` (N,d); see ``positions``."""
     return split.take(positions(method, split, features, classes, ipc, seed))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.crops import boxes, cropped, cut_and_mixed
+from gendistill.data.crops import boxes, cropped, cutmix
 from gendistill.data.siamese import Siamese
 from gendistill.seeding import torch_rng
 
@@ -56,15 +56,15 @@ class Augmentation:
         if self.min_crop < 1:
             images = cropped(images, *boxes(len(images), self.min_crop, False, rng))
         if self.jitter:
-            images = jittered(images, self.jitter, rng)
+            images = color_jitter(images, self.jitter, rng)
         if self.lighting:
-            images = lit(images, self.lighting, rng)
+            images = pca_lighting(images, self.lighting, rng)
         for siamese in self.siamese:
             images = siamese.draw(rng, len(images), images.shape[-1]).apply(images)
         if self.cutmix and float(torch.rand((), generator=rng)) < self.cutmix:
             if targets.dim() != 2:
                 raise ValueError(f"targets are {tuple(targets.shape)}; CutMix expects probabilities (B,K).")
-            images, share = cut_and_mixed(images, 1.0, rng)
+            images, share = cutmix(images, 1.0, rng)
             targets = (1 - share) * targets + share * targets.flip(0)
         return images, targets
 
@@ -85,7 +85,7 @@ def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Ten
     return images
 
 
-def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+def color_jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """x + a (goal - x), a uniform in [-strength, strength], for the goals black, mean grey and own grey in turn.
 
     These are brightness, contrast and saturation; each image has its own order and its own three a. Nothing is clamped.
@@ -103,7 +103,7 @@ def jittered(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     return images
 
 
-def lit(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+def pca_lighting(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Each image with a colour of its own added: normal along the principal colours; grey images as they are."""
     amount = strength * torch.randn(len(images), 3, generator=rng)
     if images.shape[1] != 3:

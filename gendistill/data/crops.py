@@ -77,7 +77,7 @@ class Views:
         if self.min_crop < 1 or self.flip:
             images = cropped(images, *boxes(len(images), self.min_crop, self.flip, rng))
         if self.cutmix > 0 and len(images) > 1:
-            images, _ = cut_and_mixed(images, self.cutmix, rng)
+            images, _ = cutmix(images, self.cutmix, rng)
         return images
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def cropped(images: Tensor, sides: Tensor, centres: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def cut_and_mixed(images: Tensor, alpha: float, rng: torch.Generator) -> tuple[Tensor, float]:
+def cutmix(images: Tensor, alpha: float, rng: torch.Generator) -> tuple[Tensor, float]:
     """One box of (1 - lambda) H W pixels, clipped at the border, from the batch in reverse order, lambda being drawn
     from Beta(alpha, alpha); and the share of pixels in it, which is the weight of the reversed batch's labels."""
     height, width = images.shape[-2:]

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gendistill.config import need
+from gendistill.config import require
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Compose = Literal["one", "all"]
@@ -68,16 +68,16 @@ class Siamese:
 
     def __post_init__(self) -> None:
         known = {*self.operations} <= {*OPERATIONS} and len({*self.operations}) == len(self.operations) > 0
-        need(known, "operations", self.operations, f"some of {', '.join(OPERATIONS)}, each once")
-        need(self.compose in get_args(Compose), "compose", self.compose, "'one' or 'all'")
-        need(self.padding in get_args(Padding), "padding", self.padding, "'mean' or 'edge'")
-        need(-1 <= self.mean <= 1, "mean", self.mean, "a number from -1 to 1")
+        require(known, "operations", self.operations, f"some of {', '.join(OPERATIONS)}, each once")
+        require(self.compose in get_args(Compose), "compose", self.compose, "'one' or 'all'")
+        require(self.padding in get_args(Padding), "padding", self.padding, "'mean' or 'edge'")
+        require(-1 <= self.mean <= 1, "mean", self.mean, "a number from -1 to 1")
         for name in ("crop", "cutout", "flip"):
-            need(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
         for name, least in {"brightness": 0, "saturation": 0, "contrast": 0, "scale": 1, "rotate": 0, "std": 0}.items():
-            need(getattr(self, name) >= least, name, getattr(self, name), f"a number of at least {least}")
+            require(getattr(self, name) >= least, name, getattr(self, name), f"a number of at least {least}")
 
-    def draw(self, rng: torch.Generator, count: int, image_size: int) -> Draw:
+    def draw(self, rng: torch.Generator, count: int, image_size: int) -> AugmentationDraw:
         """Parameters for images of side ``image_size``, all from the CPU generator ``rng``.
 
         ``count`` 1 draws one set for every image that ``Draw.apply`` is given; B one for each image of a batch of B.
@@ -87,7 +87,7 @@ class Siamese:
         if self.compose == "one":
             names = (names[int(torch.randint(len(names), (), generator=rng))],)
         steps = tuple((name, self._parameters(name, rng, count, image_size)) for name in names)
-        return Draw(steps, image_size, self.mean, self.padding)
+        return AugmentationDraw(steps, image_size, self.mean, self.padding)
 
     def _parameters(self, name: Operation, rng: torch.Generator, count: int, size: int) -> Tensor:
         """What the function of that name takes, (count,...)."""
@@ -112,7 +112,7 @@ class Siamese:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class AugmentationDraw:
     """Operations with their parameters (n,...), to be applied in order to images of one size."""
 
     steps: tuple[tuple[Operation, Tensor], ...]
@@ -120,7 +120,7 @@ class Draw:
     mean: float = 0.0
     padding: Padding = "mean"
 
-    def to(self, device: torch.device | str) -> Draw:
+    def to(self, device: torch.device | str) -> AugmentationDraw:
         """The same draw there; ``apply`` does it too, so this only spares copies when it is applied many times."""
         steps = ((name, value.to(device, non_blocking=value.device.type == "cpu")) for name, value in self.steps)
         return replace(self, steps=tuple(steps))

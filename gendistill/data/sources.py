@@ -21,7 +21,7 @@ from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData, Split, stratified_split
 from gendistill.data.pixels import is_grey, prepare
 from gendistill.errors import DataError
-from gendistill.progress import tell_problems
+from gendistill.progress import report_problems
 from gendistill.seeding import torch_rng
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -306,5 +306,5 @@ def _check_classes(split: Split, classes: tuple[str, ...], where: str) -> None:
 def read_data(config: DataConfig) -> RealData:
     """``load_data``, with what was skipped or altered named and counted on standard error."""
     data = load_data(config)
-    tell_problems(data.problems, f"going on with {len(data.train)} training images")
+    report_problems(data.problems, f"going on with {len(data.train)} training images")
     return data

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gendistill.config import EvaluateConfig
-from gendistill.coreset.coresets import choose, positions
+from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.evaluation.cache import BaselineCache
-from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM, Contestant
+from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM, Entry
 from gendistill.evaluation.inputs import Counts
 from gendistill.evaluation.intervals import row_interval
 from gendistill.hashing import hash_tensors
@@ -38,7 +38,7 @@ class Baselines:
 
     def beside(
         self, ipc: int, runs: int, totals: Sequence[int], counts: Mapping[Counts, str] | None = None
-    ) -> list[Contestant]:
+    ) -> list[Entry]:
         """At one IPC: ``runs`` random draws or more, the coresets, and random sets of ``totals`` bytes.
 
         ``counts`` are the images by class of the sets, with a set's name: each has random draws of its own, the first
@@ -60,7 +60,7 @@ class Baselines:
             found += [_row(RANDOM, ipc, self._draws(self._even(n), draws), EQUAL_BYTES) for n in larger]
         return found
 
-    def full(self) -> list[Contestant]:
+    def full(self) -> list[Entry]:
         """All real images."""
         if "full" not in self.config.baselines:
             return []
@@ -69,7 +69,7 @@ class Baselines:
         if found is None:
             found = {"total": sum(png_sizes(self.data.train.images))}
             self._cache.keep(key, found)
-        return [Contestant(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
+        return [Entry(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
 
     def _even(self, ipc: int) -> Counts:
         return (ipc,) * len(self.data.classes)
@@ -83,7 +83,7 @@ class Baselines:
 
     def _random(self, counts: Counts, draw: int) -> Split:
         nothing, seed = torch.empty(len(self.data.train), 0), derive(self.seed, "random draw", draw)
-        return choose(RANDOM, self.data.train, nothing, self.data.classes, self._limited(counts), seed)
+        return choose_coreset(RANDOM, self.data.train, nothing, self.data.classes, self._limited(counts), seed)
 
     def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str]]:
         """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
@@ -130,10 +130,10 @@ class Baselines:
 
 def _row(
     method: str, ipc: int, draws: tuple[Split, ...], space: str | None = None, counts: Counts | None = None
-) -> Contestant:
+) -> Entry:
     total = sum(sum(png_sizes(draw.images)) for draw in draws)
     facts = _facts(len(draws[0]), round(total / len(draws)))
-    return Contestant(method, None, ipc, draws, space, counts=counts, facts=facts)
+    return Entry(method, None, ipc, draws, space, counts=counts, facts=facts)
 
 
 def _facts(images: int, total: int) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _facts(images: int, total: int) -> dict[str, Any]:
     }
 
 
-def against_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare_with_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes`` (see ``row_interval``).
 
     It is against the random row of the same network, IPC and, where there is one, augmentation that takes as many

@@ -21,8 +21,8 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
-from gendistill.evaluation.evaluator import Outcome
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.evaluator import RunResult
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.hashing import hash_bytes, hash_json
 from gendistill.io import atomic
 
@@ -65,13 +65,13 @@ class BaselineCache:
     @classmethod
     def of(cls, data: RealData, config: EvaluateConfig, device: torch.device) -> BaselineCache:
         """For evaluations of these images with these training settings on this kind of device."""
-        settings = {k: v for k, v in to_dict(resolve(config)).items() if k not in (*KEYED, *BESIDE)}
+        settings = {k: v for k, v in to_dict(resolve_protocol(config)).items() if k not in (*KEYED, *BESIDE)}
         made_from = {
             "format": FORMAT,
             "data": data.fingerprint(),
             "settings": settings,
             "device": device.type,
-            "bf16": runtime.fast(config.mixed_precision, config.compile, device).bf16,
+            "bf16": runtime.execution_mode(config.mixed_precision, config.compile, device).bf16,
             "versions": _versions(LIBRARIES),
             "sources": _sources(PACKAGE),
         }
@@ -83,7 +83,7 @@ class BaselineCache:
         made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls(cache_folder(config.baseline_cache), made_from)
 
-    def recall(self, run: str) -> Outcome | None:
+    def recall(self, run: str) -> RunResult | None:
         """What was kept of this run, or None; a damaged file counts as none, with a warning."""
         if self.folder is None:
             return None
@@ -99,7 +99,7 @@ class BaselineCache:
             _log.warning("gendistill: %s cannot be used (%s); it is made anew.", path, error)
             return None
 
-    def keep(self, run: str, outcome: Outcome) -> None:
+    def keep(self, run: str, outcome: RunResult) -> None:
         """Write the outcome, whole or not at all, whoever else writes the same. One that was recalled is there."""
         if self.folder is None or outcome.get("cached") or run in self.fresh:
             return

@@ -19,9 +19,9 @@ from torch import Tensor
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
-from gendistill.evaluation.evaluator import RANDOM, Contestant, Targets, Trial
+from gendistill.evaluation.evaluator import RANDOM, Entry, SoftTargets, TrainingRun
 from gendistill.evaluation.intervals import paired_interval, verdict
-from gendistill.evaluation.protocols import Settings, resolve
+from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.hashing import hash_tensors
 from gendistill.seeding import torch_rng
 
@@ -46,7 +46,7 @@ def class_order(classes: int, number: int, seed: int) -> Tensor:
 
 
 def continual(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Entry],
     test: Split,
     classes: tuple[str, ...],
     config: EvaluateConfig,
@@ -67,12 +67,12 @@ def continual(
         ConfigError: more steps than classes, a network that does not fit the images, or batch norm for batches of one.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
-    counts, settings = arrivals(len(classes), config.continual.steps), resolve(config)
+    counts, settings = arrivals(len(classes), config.continual.steps), resolve_protocol(config)
     orders = class_orders(len(classes), contestants, config, seed)
     for contestant in contestants:
         for run in range(runs_of(contestant, config)):
             _check(contestant, run, test, orders[run][: counts[0]], classes)
-    trial, rows = Trial(settings, test, len(classes), device, normal), []
+    trial, rows = TrainingRun(settings, test, len(classes), device, normal), []
     trial.check(settings.network[0], _sizes(contestants, orders, counts, config))
     for contestant in contestants:
         start, results = time.perf_counter(), []
@@ -84,9 +84,9 @@ def continual(
 
 
 def _learn(
-    contestant: Contestant,
+    contestant: Entry,
     run: int,
-    trial: Trial,
+    trial: TrainingRun,
     order: Tensor,
     counts: Sequence[int],
     done: Mapping[str, float],
@@ -107,7 +107,7 @@ def _learn(
 
 
 def _sizes(
-    contestants: Sequence[Contestant], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
+    contestants: Sequence[Entry], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
 ) -> set[int]:
     """Images of every memory that is trained on; one class alone needs no training."""
     found = set()
@@ -118,12 +118,12 @@ def _sizes(
     return found
 
 
-def runs_of(contestant: Contestant, config: EvaluateConfig) -> int:
+def runs_of(contestant: Entry, config: EvaluateConfig) -> int:
     """As many as the judge's: every draw is trained on."""
     return contestant.count(config.runs)
 
 
-def class_orders(classes: int, contestants: Sequence[Contestant], config: EvaluateConfig, seed: int) -> list[Tensor]:
+def class_orders(classes: int, contestants: Sequence[Entry], config: EvaluateConfig, seed: int) -> list[Tensor]:
     """The class order of every run."""
     runs = max(runs_of(contestant, config) for contestant in contestants)
     distinct = config.continual.orders or runs
@@ -139,7 +139,7 @@ def arrived(split: Split, seen: Tensor, classes: int) -> tuple[Split, Tensor]:
     return Split(split.images[index], labels[index]), index
 
 
-def _memory(contestant: Contestant, run: int, seen: Tensor, classes: int) -> tuple[Split, Targets | None, str]:
+def _memory(contestant: Entry, run: int, seen: Tensor, classes: int) -> tuple[Split, SoftTargets | None, str]:
     """(images of the ``seen`` classes, their targets where they have others than hard labels, key) of a run."""
     draw, targets = contestant.run(run)
     memory, index = arrived(draw, seen, classes)
@@ -150,7 +150,7 @@ def _memory(contestant: Contestant, run: int, seen: Tensor, classes: int) -> tup
     return memory, targets, key
 
 
-def train_and_test(memory: Split, targets: Targets | None, trial: Trial, run: int) -> float:
+def train_and_test(memory: Split, targets: SoftTargets | None, trial: TrainingRun, run: int) -> float:
     """Test accuracy of the judge's training; one class alone needs none."""
     if trial.classes == 1:
         return 1.0
@@ -158,7 +158,7 @@ def train_and_test(memory: Split, targets: Targets | None, trial: Trial, run: in
     return trial.run(name, memory, targets, run, augment=augment)["accuracy"]
 
 
-def _check(contestant: Contestant, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
+def _check(contestant: Entry, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
     """Refuse images of another shape than the test images, and a first step without any image."""
     draw, _ = contestant.run(run)
     what = f"The {contestant.method} set at IPC {contestant.ipc}"
@@ -177,7 +177,7 @@ def _check(contestant: Contestant, run: int, test: Split, seen: Tensor, classes:
             )
 
 
-def _row(contestant: Contestant, settings: Settings, results: list[list[float]], seconds: float) -> dict[str, Any]:
+def _row(contestant: Entry, settings: Settings, results: list[list[float]], seconds: float) -> dict[str, Any]:
     by_step = np.array(results).T  # (steps,runs)
     return {
         "method": contestant.method,

@@ -270,7 +270,7 @@ def space(data: RealData) -> str:
 
 
 @dataclass(frozen=True)
-class Leaks:
+class TestLeakage:
     """The test images, prepared once for any number of sets.
 
     Attributes:
@@ -284,7 +284,7 @@ class Leaks:
     usual: float
 
     @classmethod
-    def of(cls, data: RealData) -> Leaks:
+    def of(cls, data: RealData) -> TestLeakage:
         reference = Reference.of(data, features=small_pixels, most=MOST)
         test = small_pixels(data.test.images)
         held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])

@@ -19,9 +19,9 @@ from gendistill.evaluation.checks.finding import Finding
 from gendistill.evaluation.checks.labels import label_findings, label_quality, soft_targets
 from gendistill.evaluation.checks.pixel_values import range_findings
 from gendistill.evaluation.copies import space as pixel_space
-from gendistill.evaluation.reference import Look, RealSide, Sight, Subject, by_class
+from gendistill.evaluation.reference import DescribedSet, Embedding, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import DRAWS, likeness
-from gendistill.networks.feature_extractors import Lens
+from gendistill.networks.feature_extractors import FeatureExtractor
 from gendistill.progress import note, track
 from gendistill.surrogate.set import SurrogateSet, files_of
 
@@ -32,8 +32,8 @@ PIXELS = 1000  # images whose grey levels are counted
 def describe(
     data: RealData,
     sets: Mapping[str, SurrogateSet],
-    embed: Look,
-    classify: Look,
+    embed: Embedding,
+    classify: Embedding,
     *,
     space: str = "features",
     classifier: str | None = None,
@@ -47,10 +47,10 @@ def describe(
     """
     shape = data.train.images.shape[1:]
     fitting = {key: made for key, made in sets.items() if made.images.shape[1:] == shape and len(made.labels)}
-    real = RealSide.of(data, embed, classify)
+    real = RealReference.of(data, embed, classify)
     found, findings = {}, data_findings(real.leaks.reference.known, data)
     for key, made in track(fitting.items(), "describe sets", len(fitting)):
-        subject, soft = Subject.of(made, real, embed, classify), soft_targets(made)
+        subject, soft = DescribedSet.of(made, real, embed, classify), soft_targets(made)
         quality = label_quality(subject, real, soft, classifier, seed)
         found[key] = {"features": space, **_numbers(subject, real, seed), "labels": quality}
         inverted = classify(255 - subject.measured.images)
@@ -62,7 +62,7 @@ def describe(
     return found, [finding.to_dict() for finding in findings]
 
 
-def _numbers(subject: Subject, real: RealSide, seed: int) -> dict[str, Any]:
+def _numbers(subject: DescribedSet, real: RealReference, seed: int) -> dict[str, Any]:
     measured, classes = subject.measured, len(real.data.classes)
     counts = measured.counts(classes)
     features = by_class(subject.features, measured.labels, classes)
@@ -83,18 +83,18 @@ def _numbers(subject: Subject, real: RealSide, seed: int) -> dict[str, Any]:
     }
 
 
-def _faults(subject: Subject, real: RealSide, inverted: Tensor, seed: int) -> list[Finding]:
+def _faults(subject: DescribedSet, real: RealReference, inverted: Tensor, seed: int) -> list[Finding]:
     """``inverted`` are the probabilities (M,K) of 255 - image."""
     data, made, measured = real.data, subject.made, subject.measured
     pixels = _pixel_faults(subject, real, seed)
     labels = label_findings(
-        Sight.of(subject.probabilities),
+        Predictions.of(subject.probabilities),
         measured.labels,
         real.held_out,
         data.validation.labels,
         data.classes,
         subject.names(subject.position),
-        Sight.of(inverted),
+        Predictions.of(inverted),
     )
     return [
         *count_findings(made.labels, data.train.labels, data.classes),
@@ -112,7 +112,7 @@ def _joined(pixels: Sequence[Finding], labels: Sequence[Finding]) -> list[Findin
     return [*(f for f in pixels if not (turned and f.kind == RANGE)), *labels]
 
 
-def _pixel_faults(subject: Subject, real: RealSide, seed: int) -> list[Finding]:
+def _pixel_faults(subject: DescribedSet, real: RealReference, seed: int) -> list[Finding]:
     """Of what is no copy of a training image: those have the right values, however unusual a choice of them."""
     new = subject.position[subject.copies.exact["train"][subject.position] < 0]
     pick = new[evenly_spaced(len(new), PIXELS)]
@@ -128,7 +128,7 @@ def _soft_faults(made: SurrogateSet, soft: tuple[Tensor, Tensor] | None, data: R
     return soft_findings(*soft, data.classes, made.soft_labels.teacher.get("accuracy"))
 
 
-def described(data: RealData, surrogates: Sequence[SurrogateSet], lens: Lens, seed: int) -> dict[str, Any]:
+def described(data: RealData, surrogates: Sequence[SurrogateSet], lens: FeatureExtractor, seed: int) -> dict[str, Any]:
     """The entries ``sets`` and ``findings`` of a summary."""
     sets = {made.content_hash(): made for made in surrogates}
     found, findings = describe(

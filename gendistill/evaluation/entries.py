@@ -12,11 +12,11 @@ from gendistill.config import EvaluateConfig
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import RealData, Split
 from gendistill.evaluation.baselines import Baselines
-from gendistill.evaluation.evaluator import EQUAL_BYTES, Contestant, Targets
+from gendistill.evaluation.evaluator import EQUAL_BYTES, Entry, SoftTargets
 from gendistill.evaluation.inputs import Pool, by_counts, facts, pools, size_of, total_bytes, uneven
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.hashing import hash_tensors
-from gendistill.networks.soft_labelling import Batches, fill, soft_batches
+from gendistill.networks.soft_labelling import Batches, generate_labels, soft_batches
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish, track
 from gendistill.surrogate.set import SurrogateSet
@@ -25,13 +25,13 @@ from gendistill.surrogate.soft_labels import SoftLabels
 
 def contestants(
     data: RealData, sets: Sequence[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher | None
-) -> list[Contestant]:
+) -> list[Entry]:
     """All rows: baselines by IPC, the sets with hard labels, labelled sets after baselines of their recipe, full data.
 
     Sets that differ in their synthesis seed alone share a row. Beside them are as many random draws as they have runs.
     """
     real, hard = Baselines(data, config, seed, teacher), pools(sets, labels=False)
-    soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve(config).labels == "soft" else []
+    soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve_protocol(config).labels == "soft" else []
     found = []
     for ipc in sorted({size_of(pool[0]) for pool in hard}):
         here = by_counts(pool[0] for pool in hard if size_of(pool[0]) == ipc)
@@ -47,16 +47,16 @@ def contestants(
     return found + real.full()
 
 
-def of_sets(sets: Sequence[SurrogateSet]) -> list[Contestant]:
+def of_sets(sets: Sequence[SurrogateSet]) -> list[Entry]:
     """The sets with hard labels, each in a row of its own; those that differ in their soft labels alone are one."""
     return [_of_pool([made]) for pool in pools(sets, labels=False) for made in pool]
 
 
-def _of_pool(pool: Pool, *, labels: bool = False) -> Contestant:
+def _of_pool(pool: Pool, *, labels: bool = False) -> Entry:
     first, hashes = pool[0], tuple(made.content_hash() for made in pool)
     meta = first.meta
     targets = () if first.weights is None else tuple(_weighted(s, s.weights) for s in pool if s.weights is not None)
-    return Contestant(
+    return Entry(
         meta.get("method", "unknown"),
         meta.get("stage"),
         size_of(first),
@@ -70,10 +70,10 @@ def _of_pool(pool: Pool, *, labels: bool = False) -> Contestant:
     )
 
 
-def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> Targets:
+def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> SoftTargets:
     """Hard labels that count as much as the images' weights."""
     onehot = torch.nn.functional.one_hot(surrogate.split.labels, len(surrogate.classes)).float()
-    return Targets(hash_tensors({"weights": weights}), 1.0, table=_shares(surrogate) * onehot)
+    return SoftTargets(hash_tensors({"weights": weights}), 1.0, table=_shares(surrogate) * onehot)
 
 
 def _shares(surrogate: SurrogateSet) -> torch.Tensor:
@@ -82,9 +82,7 @@ def _shares(surrogate: SurrogateSet) -> torch.Tensor:
     return weights.repeat_interleave(surrogate.views)[:, None]
 
 
-def with_soft_labels(
-    labelled: Sequence[Pool], baselines: Sequence[Contestant], teacher: Teacher | None
-) -> list[Contestant]:
+def with_soft_labels(labelled: Sequence[Pool], baselines: Sequence[Entry], teacher: Teacher | None) -> list[Entry]:
     """For each recipe and IPC of the labelled sets the baselines of that IPC, then the sets themselves."""
     assert teacher is not None
     network = teacher.network.to(runtime.device())
@@ -103,15 +101,15 @@ def with_soft_labels(
 
 
 def _labelled(
-    baseline: Contestant, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module, size: int
-) -> Contestant:
+    baseline: Entry, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module, size: int
+) -> Entry:
     """Its draws with labels of that recipe, of as many bytes, made now: batches of stored and online labels are the
     same."""
     mode = "online" if soft.mode == "per_view" else soft.mode
     recipe = replace(soft, mode=mode, values=None, indices=None)
     targets = []
     for draw in baseline.draws:
-        labels = finish(fill(recipe, network, draw.images, 0))
+        labels = finish(generate_labels(recipe, network, draw.images, 0))
         targets.append(_targets(_as_set(draw, classes, labels), network))
     stored = {**baseline.facts, "bytes": {**baseline.facts["bytes"], "labels": size}}
     return replace(_with(baseline, soft, tuple(targets)), facts=stored)
@@ -121,20 +119,20 @@ def _as_set(draw: Split, classes: tuple[str, ...], labels: SoftLabels) -> Surrog
     return SurrogateSet(draw.images, draw.labels, classes, soft_labels=labels)
 
 
-def _with(row: Contestant, soft: SoftLabels, targets: tuple[Targets, ...]) -> Contestant:
+def _with(row: Entry, soft: SoftLabels, targets: tuple[SoftTargets, ...]) -> Entry:
     return replace(row, labels="online" if soft.mode == "online" else "soft", recipe=soft.recipe, targets=targets)
 
 
-def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> Targets:
+def _targets(surrogate: SurrogateSet, network: torch.nn.Module) -> SoftTargets:
     soft = surrogate.soft_labels
     assert soft is not None
     weights = {} if surrogate.weights is None else {"weights": surrogate.weights}
     key = hash_tensors({**soft.fingerprint(), **weights})
     if soft.mode == "per_image":
         table = soft.probabilities(torch.arange(len(surrogate.images) * surrogate.views))
-        return Targets(key, soft.temperature, table=table * _shares(surrogate))
+        return SoftTargets(key, soft.temperature, table=table * _shares(surrogate))
     augmented = soft.views.min_crop < 1 or soft.views.flip or soft.views.cutmix > 0
-    return Targets(key, soft.temperature, batches=_weighted_batches(surrogate, network), augmented=augmented)
+    return SoftTargets(key, soft.temperature, batches=_weighted_batches(surrogate, network), augmented=augmented)
 
 
 def _weighted_batches(surrogate: SurrogateSet, network: torch.nn.Module) -> Batches:

@@ -18,7 +18,7 @@ from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import Split
 from gendistill.errors import DataError
 from gendistill.evaluation.intervals import by_set, calibration_error, paired_interval, row_interval, verdict
-from gendistill.evaluation.protocols import Settings, resolve
+from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.hashing import hash_tensors
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import (
@@ -35,7 +35,7 @@ LEGACY_TESTS = 20  # of a training without epochs
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrainingRun:
     """What all runs share. ``normal`` is the mean and the standard deviation of the real images, in [-1, 1]."""
 
     settings: Settings
@@ -45,7 +45,14 @@ class Trial:
     normal: tuple[float, float] = (0.0, 0.5)
 
     def run(
-        self, name: str, train: Split, targets: Targets | None, number: int, *, augment: bool = True, full: bool = False
+        self,
+        name: str,
+        train: Split,
+        targets: SoftTargets | None,
+        number: int,
+        *,
+        augment: bool = True,
+        full: bool = False,
     ) -> dict[str, Any]:
         """{accuracy, correct (images by class), ece, and legacy_best where it is asked for} of run ``number``."""
         s, seed = self.settings, derive(number, "judge")  # apart from a teacher's of the same number
@@ -102,7 +109,7 @@ class Trial:
             last = count % size if self.settings.steps is None and count > size else 0
             require_batch_of_two(network, size, last or count)
 
-    def batches(self, train: Split, targets: Targets | None, seed: int, augment: bool) -> Batches:
+    def batches(self, train: Split, targets: SoftTargets | None, seed: int, augment: bool) -> Batches:
         """What run trains on: the targets' own views, or the protocol's of ``train``, with hard or soft labels."""
         if targets and targets.batches:
             return targets.batches
@@ -122,7 +129,7 @@ class Trial:
     @property
     def _fast(self) -> dict[str, bool]:
         s = self.settings
-        return runtime.fast(s.mixed_precision, s.compile, torch.device(self.device))._asdict()
+        return runtime.execution_mode(s.mixed_precision, s.compile, torch.device(self.device))._asdict()
 
     def _tested(self, network: nn.Module) -> dict[str, Any]:
         """The test split, read once."""
@@ -138,11 +145,11 @@ class Trial:
 
 RANDOM, FULL = "random", "full"
 EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
-Outcome = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
+RunResult = dict[str, Any]  # of one run: accuracy, seconds, and ``cached`` where another evaluation trained it
 
 
 @dataclass(frozen=True)
-class Targets:
+class SoftTargets:
     """Soft targets of one draw: a table (N,K) for images augmented here, or batches that bring their own views.
 
     ``key`` tells them from others in a resumed evaluation; ``augmented`` says whether those views are augmented.
@@ -156,7 +163,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Entry:
     """One row to be: run r trains on ``draws[r % len(draws)]``. ``ipc`` is None for full data.
 
     ``counts`` are the images by class of a set where they are not ``ipc`` of every class, or of the sets that a
@@ -173,7 +180,7 @@ class Contestant:
     space: str | None = None
     labels: Literal["hard", "soft", "online"] = "hard"
     recipe: str | None = None
-    targets: tuple[Targets, ...] = ()
+    targets: tuple[SoftTargets, ...] = ()
     identity: str | tuple[str, ...] | None = None
     counts: tuple[int, ...] | None = None
     synthesis_seeds: int = 1
@@ -183,21 +190,21 @@ class Contestant:
         """Runs of this row: ``runs`` for every pooled set, else ``runs`` or one for every draw."""
         return runs * self.synthesis_seeds if self.synthesis_seeds > 1 else max(runs, len(self.draws))
 
-    def run(self, number: int) -> tuple[Split, Targets | None]:
+    def run(self, number: int) -> tuple[Split, SoftTargets | None]:
         """What run ``number`` trains on."""
         which = number % len(self.draws)
         return self.draws[which], self.targets[which] if self.targets else None
 
 
-def judge(
-    contestants: Sequence[Contestant],
+def evaluate_entries(
+    contestants: Sequence[Entry],
     test: Split,
     classes: tuple[str, ...],
     config: EvaluateConfig,
     *,
     device: torch.device | str = "cpu",
-    done: Mapping[str, Outcome] | None = None,
-    recall: Callable[[str], Outcome | None] | None = None,
+    done: Mapping[str, RunResult] | None = None,
+    recall: Callable[[str], RunResult | None] | None = None,
     normal: tuple[float, float] = (0.0, 0.5),
 ) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
     """Train ``config.runs`` classifiers a row, at least as many as it has draws; yield a record a run, return the rows.
@@ -210,11 +217,11 @@ def judge(
     ``done`` has outcomes by record key that need no training again; ``recall`` is asked for other baselines. ``normal``
     is the mean and the standard deviation of the real training images, in [-1, 1].
     """
-    settings, rows, done = resolve(config), [], done or {}
-    trial = Trial(settings, test, len(classes), device, normal)
+    settings, rows, done = resolve_protocol(config), [], done or {}
+    trial = TrainingRun(settings, test, len(classes), device, normal)
     check(contestants, trial)
     for contestant, name, augment in entries(contestants, settings):
-        results: list[Outcome] = []
+        results: list[RunResult] = []
         for run in range(contestant.count(settings.runs)):
             draw, targets = contestant.run(run)
             full, baseline = contestant.method == FULL, contestant.identity is None
@@ -241,7 +248,7 @@ def judge(
     return [with_verdict(row, rows) for row in rows]
 
 
-def check(contestants: Sequence[Contestant], trial: Trial) -> None:
+def check(contestants: Sequence[Entry], trial: TrainingRun) -> None:
     """Refuse what could not be trained or tested.
 
     Raises:
@@ -255,7 +262,7 @@ def check(contestants: Sequence[Contestant], trial: Trial) -> None:
         trial.check(name, sizes)
 
 
-def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple[Contestant, str, bool]]:
+def entries(contestants: Sequence[Entry], settings: Settings) -> list[tuple[Entry, str, bool]]:
     """(contestant, network, augment) of each row; labels of views belong to views as they are, so have no plain row."""
     return [
         (contestant, name, augment)
@@ -266,28 +273,28 @@ def entries(contestants: Sequence[Contestant], settings: Settings) -> list[tuple
     ]
 
 
-def _key(draw: Split, targets: Targets | None, network: str, augment: bool, run: int, *, full: bool = False) -> str:
+def _key(draw: Split, targets: SoftTargets | None, network: str, augment: bool, run: int, *, full: bool = False) -> str:
     """What tells a run from all others of an evaluation; ``full`` data may train for a length of their own."""
     content = hash_tensors({"images": draw.images, "labels": draw.labels})
     shown = ["augmented" if augment else "plain", *(["full"] if full else [])]
     return "-".join([content, network, *shown, str(run), *([targets.key] if targets else [])])
 
 
-def _has_views(contestant: Contestant) -> bool:
+def _has_views(contestant: Entry) -> bool:
     return any(targets.batches is not None for targets in contestant.targets)
 
 
-def _augmented(contestant: Contestant, settings: Settings) -> bool:
+def _augmented(contestant: Entry, settings: Settings) -> bool:
     if _has_views(contestant):
         return any(targets.augmented for targets in contestant.targets)
     return settings.augments
 
 
 def _row(
-    contestant: Contestant,
+    contestant: Entry,
     network: str,
     augment: bool,
-    results: list[Outcome],
+    results: list[RunResult],
     test: Split,
 ) -> dict[str, Any]:
     found = {name: [result[name] for result in results] for name in ("accuracy", "correct", "ece")}
@@ -347,7 +354,7 @@ def with_verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[st
     return {**row, "ci95_vs_random": list(interval) if interval else None, **told, "verdict": verdict(interval)}
 
 
-def _check_shapes(contestant: Contestant, test: Split) -> None:
+def _check_shapes(contestant: Entry, test: Split) -> None:
     wanted = tuple(test.images.shape[1:])
     for draw in contestant.draws:
         if tuple(draw.images.shape[1:]) != wanted:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gendistill.data.dataset import RealData
 from gendistill.hashing import hash_json
-from gendistill.progress import tell_problems
+from gendistill.progress import report_problems
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain
@@ -39,7 +39,7 @@ def read_given(source: str | Path, data: RealData, revision: str | None = None) 
         made = SurrogateSet.load(folder)
         return replace(made, meta={**made.meta, "bytes": read_manifest(folder)["bytes"]})
     made = read_plain(folder, data.classes, data.channels, data.image_size)
-    tell_problems(made.meta["problems"], f"going on with {len(made.labels)} images of {folder}")
+    report_problems(made.meta["problems"], f"going on with {len(made.labels)} images of {folder}")
     return made
 
 

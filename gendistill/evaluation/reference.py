@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
-from gendistill.evaluation.copies import Copies, Leaks, digests
+from gendistill.evaluation.copies import Copies, TestLeakage, digests
 from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
 CONTROL = 50  # real images that the copy check must all find
-Look = Callable[[Tensor], Tensor]
+Embedding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class RealSide:
+class RealReference:
     """What of the real images sets are compared with.
 
     Attributes:
@@ -41,24 +41,24 @@ class RealSide:
     features: list[Tensor]
     probabilities: list[Tensor]
     known: list[dict[bytes, int]]
-    held_out: Sight
-    leaks: Leaks
+    held_out: Predictions
+    leaks: TestLeakage
     control: float
     _random: dict[tuple[int, ...], list[list[Values]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: RealData, embed: Look, classify: Look) -> RealSide:
+    def of(cls, data: RealData, embed: Embedding, classify: Embedding) -> RealReference:
         classes = len(data.classes)
         pool = data.train.take(evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
         hashes = list(digests(pool.images))
-        leaks = Leaks.of(data)
+        leaks = TestLeakage.of(data)
         return cls(
             data,
             pool.images,
             by_class(embed(pool.images), pool.labels, classes),
             by_class(classify(pool.images), pool.labels, classes),
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
-            Sight.of(classify(data.validation.images)),
+            Predictions.of(classify(data.validation.images)),
             leaks,
             float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
         )
@@ -81,7 +81,7 @@ class RealSide:
 
 
 @dataclass(frozen=True)
-class Subject:
+class DescribedSet:
     """A set under the lens.
 
     Attributes:
@@ -105,7 +105,7 @@ class Subject:
     files: list[str]
 
     @classmethod
-    def of(cls, made: SurrogateSet, real: RealSide, embed: Look, classify: Look) -> Subject:
+    def of(cls, made: SurrogateSet, real: RealReference, embed: Embedding, classify: Embedding) -> DescribedSet:
         views = made.split
         position = _measured(views.labels, real.features)
         images = views.images[position]
@@ -141,14 +141,14 @@ def _view_files(made: SurrogateSet) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Predictions:
     """What the classifier makes of images: its guess, and the probability it gives it, (N,) each."""
 
     guesses: Tensor
     confidence: Tensor
 
     @classmethod
-    def of(cls, probabilities: Tensor) -> Sight:
+    def of(cls, probabilities: Tensor) -> Predictions:
         """Of probabilities (N,K)."""
         confidence, guesses = probabilities.max(1)
         return cls(guesses, confidence)

@@ -97,7 +97,7 @@ FEWEST = NEIGHBOURS + 2  # images a side: with k + 1 every ball would hold its w
 
 
 @dataclass(frozen=True)
-class Balls:
+class PRDC:
     """The four shares and rates, each for one class.
 
     Attributes:
@@ -114,7 +114,7 @@ class Balls:
     coverage: float
 
 
-def balls(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> Balls:
+def prdc(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> PRDC:
     """How the balls of ``real`` and ``made`` lie to one another.
 
     Raises:
@@ -125,7 +125,7 @@ def balls(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> Balls:
     between = _distances(real, made)
     in_real = between <= _radii(real, k)[:, None]  # (N,M)
     in_made = between <= _radii(made, k)
-    return Balls(
+    return PRDC(
         precision=in_real.any(0).float().mean().item(),
         recall=in_made.any(1).float().mean().item(),
         density=in_real.sum(0).float().mean().item() / k,
@@ -163,7 +163,7 @@ def measures(real: Tensor, made: Tensor) -> Values:
     if min(len(made), len(real)) >= 2:
         found["kid"] = mmd2(real, made).item()
     if min(len(made), len(real)) >= FEWEST:
-        found |= vars(balls(real, made))
+        found |= vars(prdc(real, made))
     return found
 
 
@@ -203,7 +203,7 @@ def shares(
     own = [{name: _mean(values[name]) for name in names} for values in made]
     random = [
         [
-            {name: _mean(real[name][drawn(len(real[name]), len(x[name]), k, d, seed)]) for name in names}
+            {name: _mean(real[name][random_counts(len(real[name]), len(x[name]), k, d, seed)]) for name in names}
             for k, (real, x) in enumerate(zip(pool, made, strict=True))
         ]
         for d in range(draws)
@@ -211,13 +211,13 @@ def shares(
     return {name: _beside(name, _column(own, name), [_column(r, name) for r in random]) for name in names}
 
 
-def drawn(count: int, most: int, label: int, draw: int, seed: int) -> Tensor:
+def random_counts(count: int, most: int, label: int, draw: int, seed: int) -> Tensor:
     """Positions of the ``draw``-th random real set in the pool of a class."""
     return torch.randperm(count, generator=torch_rng(seed, "random set", label, draw))[:most]
 
 
 def _of_draw(real: Tensor, count: int, label: int, draw: int, seed: int) -> Values:
-    at = drawn(len(real), count, label, draw, seed)
+    at = random_counts(len(real), count, label, draw, seed)
     return measures(_without(real, at), real[at])
 
 

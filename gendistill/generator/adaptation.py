@@ -23,7 +23,7 @@ from gendistill.config import Adaptation
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.networks import KINDS, Network, drop_no_labels, kind_of
 from gendistill.hashing import hash_tensors
-from gendistill.runtime import whole
+from gendistill.runtime import full_tensor
 from gendistill.seeding import torch_rng
 
 WEIGHTS, RECORD, FORMAT = "adapter.safetensors", "adapter.json", 1
@@ -63,7 +63,7 @@ class Adapted:
         with torch.random.fork_rng(devices=[]):
             network = KINDS[kind_of(self.network)][1].from_config(self.network.config)  # type: ignore[attr-defined]
         network.to(self.network.device)
-        network.load_state_dict(fold({plain_name(k): whole(v) for k, v in self.network.state_dict().items()}))
+        network.load_state_dict(fold({plain_name(k): full_tensor(v) for k, v in self.network.state_dict().items()}))
         return drop_no_labels(network.eval())
 
 
@@ -209,7 +209,7 @@ def save_adapter(
 
     Every process calls it, so that sharded parameters can be gathered; the main one writes.
     """
-    tensors = {k: whole(v.detach()).cpu().contiguous() for k, v in adapted.trainable().items()}
+    tensors = {k: full_tensor(v.detach()).cpu().contiguous() for k, v in adapted.trainable().items()}
     if not main_process:
         return
     folder = Path(folder)

@@ -20,7 +20,7 @@ from gendistill.seeding import torch_rng
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchDraw:
     """One process's share of a step's batch: x0 and eps (b,c,h,w), t, labels, condition and ``dropped`` (b,)."""
 
     x0: Tensor
@@ -30,10 +30,10 @@ class Draw:
     condition: Tensor
     dropped: Tensor
 
-    def to(self, device: torch.device) -> Draw:
+    def to(self, device: torch.device) -> BatchDraw:
         values = (self.x0, self.eps, self.t, self.labels, self.condition, self.dropped)
         pinned = device.type == "cuda"
-        return Draw(*((v.pin_memory() if pinned else v).to(device, non_blocking=True) for v in values))
+        return BatchDraw(*((v.pin_memory() if pinned else v).to(device, non_blocking=True) for v in values))
 
 
 class BatchSource:
@@ -57,7 +57,7 @@ class BatchSource:
         self.seed, self.phase = seed, phase
         self.positions = [torch.nonzero(latents.labels == c).flatten() for c in range(len(generator.classes))]
 
-    def draw(self, step: int, batch_size: int, part: slice) -> Draw:
+    def draw(self, step: int, batch_size: int, part: slice) -> BatchDraw:
         """The images ``part`` of global batch ``step``; every class has batch_size / K images, give or take one."""
         rng = torch_rng(self.seed, self.phase, "batch", step)
         classes = len(self.positions)
@@ -76,7 +76,7 @@ class BatchSource:
         condition = self.generator.condition(labels)
         if self.generator.null_class is not None:
             condition = condition.where(~dropped, self.generator.null_class)
-        return Draw(x0, self._noise("eps", step, slots), t, labels, condition, dropped)
+        return BatchDraw(x0, self._noise("eps", step, slots), t, labels, condition, dropped)
 
     def _noise(self, purpose: str, step: int, slots: range) -> Tensor:
         shape = self.generator.sample_shape
@@ -105,7 +105,7 @@ def slices(batch_size: int, processes: int, micro_batches: int) -> list[list[sli
     return [[slice(start, start + size) for start in row] for row in starts]
 
 
-def ahead(make: Callable[[int], Draw], count: range, device: torch.device) -> Iterator[Draw]:
+def prefetch(make: Callable[[int], BatchDraw], count: range, device: torch.device) -> Iterator[BatchDraw]:
     """make(i) for every i, moved to ``device``; beside an accelerator the next one is made while this one is used."""
     if device.type == "cpu":
         yield from (make(i).to(device) for i in count)

@@ -20,7 +20,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.loading import load_model, resolve
+from gendistill.generator.loading import load_model, resolve_model_folder
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.hub import reason
 
@@ -258,7 +258,7 @@ def load_codec(source: str, channels: int, revision: str | None = None) -> Codec
         if revision is not None:
             raise ConfigError(f"revision is {revision!r}, but the codec is 'pixels', which has no revisions.")
         return PixelCodec(channels)
-    folder, name = _find_autoencoder(resolve(source, revision, PATTERNS))
+    folder, name = _find_autoencoder(resolve_model_folder(source, revision, PATTERNS))
     return LatentCodec(load_model(_kind(name, folder).cls, folder), channels)
 
 

@@ -24,7 +24,7 @@ from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
 from gendistill.generator.class_mapping import check_label_map
 from gendistill.generator.codec import PIXELS, SUBFOLDERS, Codec, LatentCodec, PixelCodec, load_codec
-from gendistill.generator.loading import resolve
+from gendistill.generator.loading import resolve_model_folder
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
 
@@ -138,7 +138,7 @@ class Generator:
         Raises:
             ArtifactError: it is no generator, is damaged, or lacks the variant.
         """
-        folder = resolve(str(source), revision)
+        folder = resolve_model_folder(str(source), revision)
         index = _read_json(folder / "model_index.json")
         record = read_record(folder) if (folder / FILE).is_file() else None
         known = record["variants"] if record else []

@@ -37,7 +37,7 @@ def mode_weight(alpha_bar: Tensor, scale: float) -> Tensor:
     return (scale * (1 - alpha_bar) / signal).clamp(max=1)
 
 
-def toward_mode(
+def mode_guidance(
     output: Tensor, xt: Tensor, mode: Tensor, alpha_bar: Tensor, scale: float, prediction_type: str
 ) -> Tensor:
     """Mode guidance of MGD3 (Chan-Santiago et al. 2025, arXiv 2505.18963): the prediction with its x0 nearer the mode.

@@ -15,7 +15,7 @@ BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or k
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def resolve(source: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
+def resolve_model_folder(source: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
     """The folder itself, or the local copy of a Hub repository, downloaded where needed; HF_HUB_OFFLINE is honoured.
 
     Args:

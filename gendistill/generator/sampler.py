@@ -29,7 +29,7 @@ from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.generator.generator import Generator
-from gendistill.generator.guidance import acts_at, classifier_free, toward_mode
+from gendistill.generator.guidance import acts_at, classifier_free, mode_guidance
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16
 from gendistill.seeding import torch_rng
@@ -264,7 +264,7 @@ def predict(
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
     if config.guidance == "mode" and modes is not None and level > config.mode_stop:
         alpha_bar = alpha_bar.to(xt).expand(len(xt))
-        prediction = toward_mode(prediction, xt, modes, alpha_bar, config.mode_scale, generator.prediction_type)
+        prediction = mode_guidance(prediction, xt, modes, alpha_bar, config.mode_scale, generator.prediction_type)
     return prediction, variance
 
 

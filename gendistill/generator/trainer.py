@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gendistill.config import FinetuneConfig, MinimaxConfig
 from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
-from gendistill.generator.batch_source import BatchSource, Draw, ahead, slices
+from gendistill.generator.batch_source import BatchDraw, BatchSource, prefetch, slices
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import RealLatents
 from gendistill.generator.memory import ClassMemory
@@ -24,11 +24,11 @@ from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (
     Checkpoints,
     flatten_optimizer,
+    full_tensor,
     prefixed,
     restore_optimizer,
     sharded_like,
     unprefixed,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -154,13 +154,13 @@ def train_generator(
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     alphas = generator.alphas_cumprod.to(accelerator.device)
 
-    def losses(draw: Draw) -> dict[str, Tensor]:
+    def losses(draw: BatchDraw) -> dict[str, Tensor]:
         return step_losses(generator, network, draw, alphas, state.memories)
 
     if hooks.estimate and done < steps:
         first = source.draw(done, config.batch_size, own[0]).to(accelerator.device)
         hooks.estimate(_rehearse(accelerator, state, losses, first, len(own), steps - done, config.compile))
-    draws = ahead(
+    draws = prefetch(
         lambda i: source.draw(done + i // len(own), config.batch_size, own[i % len(own)]),
         range((steps - done) * len(own)),
         accelerator.device,
@@ -181,7 +181,7 @@ def train_generator(
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in terms.items()}}
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
-    return {k: whole(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
+    return {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
 
 
 def _look(
@@ -233,9 +233,9 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            **prefixed("network", {k: whole(v.detach()) for k, v in self.named.items()}),
+            **prefixed("network", {k: full_tensor(v.detach()) for k, v in self.named.items()}),
             **flatten_optimizer(self.optimizer),
-            **prefixed("ema", {k: whole(v) for k, v in zip(self.named, self.ema.shadow_params, strict=True)}),
+            **prefixed("ema", {k: full_tensor(v) for k, v in zip(self.named, self.ema.shadow_params, strict=True)}),
             "ema_step": torch.tensor(self.ema.optimization_step),
             **prefixed("memory", self.memories.state_dict() if self.memories else {}),
         }
@@ -339,7 +339,7 @@ class Memories:
 def step_losses(
     generator: Generator,
     network: nn.Module,
-    draw: Draw,
+    draw: BatchDraw,
     alphas: Tensor,
     memories: Memories | None,
 ) -> dict[str, Tensor]:
@@ -364,8 +364,8 @@ def step_losses(
 def _rehearse(
     accelerator: Accelerator,
     state: TrainingState,
-    losses: Callable[[Draw], dict[str, Tensor]],
-    draw: Draw,
+    losses: Callable[[BatchDraw], dict[str, Tensor]],
+    draw: BatchDraw,
     micro_batches: int,
     steps: int,
     compiled: bool,

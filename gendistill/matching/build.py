@@ -14,12 +14,12 @@ from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
 from gendistill.matching.distribution import FeatureMatching
-from gendistill.matching.engine import Matcher, Objective, Plan
+from gendistill.matching.engine import Matcher, MatchingObjective, Plan
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.idle import GRADIENT
 from gendistill.matching.initialisation import of_set, starts
 from gendistill.matching.methods import Run, filled, formation, network_of
-from gendistill.matching.network_pool import Fresh, Queue, Supply, Training
+from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.surrogate.multi_formation import views_in
@@ -91,7 +91,7 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
         ) from error
 
 
-def _objective(run: Run, side: int) -> Objective:
+def _objective(run: Run, side: int) -> MatchingObjective:
     config = run.config
     views = max(run.ipcs) * views_in(formation(config))
     rows = max(filled(config.real_batch), min(views, config.most_views or views))
@@ -144,7 +144,7 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
         **({"momentum": 0.0, "weight_decay": 0.0} if run.method in ("dc", "dsa") else {}),
     )
     if run.method == "idm":
-        return Queue(
+        return NetworkQueue(
             network,
             training,
             real,
@@ -155,7 +155,7 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
             most_steps=config.queue_most_steps or None,
         )
     source = filled(config.train_on)
-    return Fresh(network, training, source, real, filled(config.train_steps), seed, filled(config.warm_steps))
+    return FreshNetworks(network, training, source, real, filled(config.train_steps), seed, filled(config.warm_steps))
 
 
 def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Siamese | None:

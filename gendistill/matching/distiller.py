@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from gendistill.config import DistillConfig, MatchingStart, need, sizes, to_dict
+from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, require, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError, DataError
@@ -206,7 +206,12 @@ def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
     check_origin(what, given.classes, given.meta, data)
     if given.weights is not None:
         raise ArtifactError(f"{what} has weights of its images, which matching would lose; expected a set without.")
-    need(max(sizes(config.ipc)) <= min(given.counts), "ipc", config.ipc, f"at most {min(given.counts)}, as {what} has")
+    require(
+        max(ipc_sizes(config.ipc)) <= min(given.counts),
+        "ipc",
+        config.ipc,
+        f"at most {min(given.counts)}, as {what} has",
+    )
     return given
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from gendistill import runtime
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
-    Skeleton,
+    FunctionalNetwork,
     Tensors,
     attached,
     check_batches,
@@ -39,7 +39,7 @@ ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views 
 VALUES = 2**28  # of real images at once, 1 GiB in fp32
 CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
-Look = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
+FeatureView = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,9 @@ class FeatureMatching:
     compile: bool = False
     bf16: bool = False
     channels_last: bool = False
-    _programs: dict[Any, tuple[Skeleton, Look]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _programs: dict[Any, tuple[FunctionalNetwork, FeatureView]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.classes_per_chunk is not None and self.classes_per_chunk < 1:
@@ -92,37 +94,40 @@ class FeatureMatching:
     def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
         """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
         alone = network.training and bool(batch_norm_layers(network))
-        skeleton, look = self._program(network, alone)
-        tensors = skeleton.tensors(network, channels_last=self.channels_last)
+        functional, forward = self._program(network, alone)
+        tensors = functional.tensors(network, channels_last=self.channels_last)
         with torch.no_grad():
             first, counts = real[0], lengths(real)
             most = 1 if alone else max(1, VALUES // (max(counts) * first[0].numel()))
             parts = [real[start : start + most] for start in range(0, len(counts), most)]
             rows = max(counts) if alone else _rows(first)
-            wanted = torch.cat([self._real_means(look, tensors, part, rows) for part in parts])
-        return Prepared(self, look, tensors, class_labels(labels, first.device), wanted, alone)
+            wanted = torch.cat([self._real_means(forward, tensors, part, rows) for part in parts])
+        return Prepared(self, forward, tensors, class_labels(labels, first.device), wanted, alone)
 
-    def _program(self, network: nn.Module, own_statistics: bool) -> tuple[Skeleton, Look]:
+    def _program(self, network: nn.Module, own_statistics: bool) -> tuple[FunctionalNetwork, FeatureView]:
         key = own_statistics, structure(network)
         if key not in self._programs:
-            skeleton = Skeleton(network, own_statistics=own_statistics, bf16=self.bf16)
-            self._programs[key] = skeleton, runtime.compiled_anew(skeleton.look) if self.compile else skeleton.look
+            functional = FunctionalNetwork(network, own_statistics=own_statistics, bf16=self.bf16)
+            self._programs[key] = (
+                functional,
+                runtime.compiled_anew(functional.forward) if self.compile else functional.forward,
+            )
         return self._programs[key]
 
-    def _real_means(self, look: Look, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
+    def _real_means(self, forward: FeatureView, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
         """Mean features (K,D) of K batches, so many rows at a time."""
         images = torch.cat(list(real))
-        counts = runtime.sent(torch.tensor([len(batch) for batch in real]), images.device)
+        counts = runtime.to_device(torch.tensor([len(batch) for batch in real]), images.device)
         owners = torch.arange(len(real), device=images.device).repeat_interleave(counts, output_size=len(images))
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
-            features, _ = look(tensors, self._laid_out(some))
+            features, _ = forward(tensors, self._laid_out(some))
             total = total + F.one_hot(own, len(real)).T.to(features.dtype) @ features
         return total / counts[:, None]
 
     def of_views(
         self,
-        look: Look,
+        forward: FeatureView,
         tensors: Tensors,
         views: Sequence[Tensor],
         wanted: Tensor,
@@ -132,7 +137,7 @@ class FeatureMatching:
         """Losses of k classes whose real mean features are ``wanted`` (k,D), and the gradients of their views."""
         counts = [len(batch) for batch in views]
         images = self._laid_out(torch.cat(list(views)).detach()).requires_grad_()
-        features, logits = look(tensors, images)
+        features, logits = forward(tensors, images)
         values = []
         for mean, own, scores, label in zip(wanted, features.split(counts), logits.split(counts), labels, strict=True):
             value = mean_feature_distance(mean[None], own)
@@ -164,7 +169,7 @@ class Prepared:
     """What a step needs of the real images on one network: mean features (K,D), and whether classes go ``alone``."""
 
     objective: FeatureMatching
-    look: Look
+    forward: FeatureView
     tensors: Tensors
     labels: Tensor
     wanted: Tensor
@@ -179,7 +184,7 @@ class Prepared:
         with torch.enable_grad():
             for part in _chunks(views, 1 if self.alone else self.objective.classes_per_chunk):
                 values, gradients = self.objective.of_views(
-                    self.look, self.tensors, views[part], self.wanted[part], self.labels[part], known
+                    self.forward, self.tensors, views[part], self.wanted[part], self.labels[part], known
                 )
                 found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
             return torch.stack(found)

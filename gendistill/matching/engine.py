@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from gendistill import runtime
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
-from gendistill.data.siamese import Draw, Siamese
+from gendistill.data.siamese import AugmentationDraw, Siamese
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.matching.functional import Batches
+from gendistill.matching.functional import StackedBatches
 from gendistill.matching.network_pool import Supply
 from gendistill.matching.selection import Selection
-from gendistill.matching.synthetic import Stored
+from gendistill.matching.synthetic import SyntheticImages
 from gendistill.seeding import torch_rng
 
 
@@ -118,7 +118,7 @@ def _check(momentum: float, classes: int) -> None:
 PARTS = ("start", "select", "match", "train")  # of the time that a run takes
 
 
-class Objective(Protocol):
+class MatchingObjective(Protocol):
     """A distance between real images and views, class by class, on one network."""
 
     def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
@@ -155,9 +155,9 @@ class Plan:
 class Matcher:
     """The run, and the state that a checkpoint between iterations needs. Deterministic in ``seed``."""
 
-    sets: list[Stored]
+    sets: list[SyntheticImages]
     real: Split
-    objective: Objective
+    objective: MatchingObjective
     selection: Selection
     supply: Supply
     augmentation: Siamese | None
@@ -174,7 +174,7 @@ class Matcher:
         self.sets = [one.to(device) for one in self.sets]
         self.velocities = self.velocities or [torch.zeros_like(one.images) for one in self.sets]
 
-    def run(self) -> Generator[dict[str, Any], None, list[Stored]]:
+    def run(self) -> Generator[dict[str, Any], None, list[SyntheticImages]]:
         """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
         while self.iteration < self.plan.iterations:
             with self.clock.part("train"):
@@ -203,7 +203,7 @@ class Matcher:
             picks = self.selection.picks(network, *self.moment(inner))
         with self.clock.part("match"):
             draws = [self._draw(inner, label) for label in labels]
-            images = Batches([len(pick) for pick in picks], lambda label: self._real(picks[label], draws[label]))
+            images = StackedBatches([len(pick) for pick in picks], lambda label: self._real(picks[label], draws[label]))
             real = self.objective.prepared(network, images, labels)
             return [self._descend(place, real, draws, inner) for place in range(len(self.sets))]
 
@@ -212,20 +212,20 @@ class Matcher:
         keeps for some iterations."""
         return (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
 
-    def _real(self, pick: Tensor, draw: Draw | None) -> Tensor:
-        return self._seen(draw, to_float(self.real.images[runtime.sent(pick, self.real.images.device)]))
+    def _real(self, pick: Tensor, draw: AugmentationDraw | None) -> Tensor:
+        return self._seen(draw, to_float(self.real.images[runtime.to_device(pick, self.real.images.device)]))
 
-    def _draw(self, inner: int, label: int) -> Draw | None:
+    def _draw(self, inner: int, label: int) -> AugmentationDraw | None:
         if self.augmentation is None:
             return None
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
         return self.augmentation.draw(rng, 1, self.real.images.shape[-1])
 
     @staticmethod
-    def _seen(draw: Draw | None, images: Tensor) -> Tensor:
+    def _seen(draw: AugmentationDraw | None, images: Tensor) -> Tensor:
         return images if draw is None else draw.apply(images)
 
-    def _descend(self, place: int, real: Prepared, draws: list[Draw | None], inner: int) -> Tensor:
+    def _descend(self, place: int, real: Prepared, draws: list[AugmentationDraw | None], inner: int) -> Tensor:
         stored = self.sets[place]
         leaf = stored.images.detach().requires_grad_()
         parts = leaf.split(stored.ipc)  # once: a slice a class would fill a gradient of all classes for each of them
@@ -244,7 +244,7 @@ class Matcher:
         if most is None or len(views) <= most:
             return views
         rng = torch_rng(self.seed, "views", self.iteration, inner, label)
-        return views[runtime.sent(torch.randperm(len(views), generator=rng)[:most], views.device)]
+        return views[runtime.to_device(torch.randperm(len(views), generator=rng)[:most], views.device)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The run between two iterations, as tensors."""

@@ -17,7 +17,7 @@ from gendistill import runtime
 Tensors = dict[str, Tensor]
 
 
-class Batches(Sequence[Tensor]):
+class StackedBatches(Sequence[Tensor]):
     """Batches (R_k,C,H,W) of known lengths, made when they are asked for; only the last one is kept."""
 
     def __init__(self, counts: Sequence[int], make: Callable[[int], Tensor]) -> None:
@@ -37,10 +37,10 @@ class Batches(Sequence[Tensor]):
 
 def lengths(batches: Sequence[Tensor]) -> Sequence[int]:
     """R_k of each batch, none of which is made for it."""
-    return batches.counts if isinstance(batches, Batches) else [len(batch) for batch in batches]
+    return batches.counts if isinstance(batches, StackedBatches) else [len(batch) for batch in batches]
 
 
-class Skeleton:
+class FunctionalNetwork:
     """The structure of ``network`` (our ``features`` and ``classify``) without its values.
 
     It runs in evaluation mode, so dropout, drop path and the like are off: two batches must be compared by one
@@ -65,7 +65,7 @@ class Skeleton:
         found = {name: live[name].detach() for name in (*self.parameters, *self.buffers)}
         return {name: laid_out(value) for name, value in found.items()} if channels_last else found
 
-    def look(self, tensors: Tensors, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tensors: Tensors, images: Tensor) -> tuple[Tensor, Tensor]:
         """features (B,D) and logits (B,K) of images (B,C,H,W), in fp32 or better; with ``bf16`` computed in that."""
         inside = {f"network.{name}": value for name, value in tensors.items()}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
@@ -76,7 +76,7 @@ class Skeleton:
         """Names of the parameters that features depend on: all but the classifier's."""
         with torch.enable_grad():
             asked = {name: tensors[name].clone().requires_grad_() for name in self.parameters}
-            features, _ = self.look({**tensors, **asked}, images[:2])
+            features, _ = self.forward({**tensors, **asked}, images[:2])
             found = torch.autograd.grad(features.sum(), list(asked.values()), allow_unused=True)
         return [name for name, gradient in zip(asked, found, strict=True) if gradient is not None]
 
@@ -137,7 +137,7 @@ def attached(value: Tensor, view: Tensor, gradient: Tensor) -> Tensor:
 
 def class_labels(labels: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """int64 (K,) on the device."""
-    return runtime.sent(torch.as_tensor(labels, dtype=torch.int64), device)
+    return runtime.to_device(torch.as_tensor(labels, dtype=torch.int64), device)
 
 
 def check_batches(real: Sequence[Tensor], views: Sequence[Tensor], labels: Sequence[int] | Tensor) -> None:

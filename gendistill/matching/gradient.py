@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gendistill import runtime
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
-    Skeleton,
+    FunctionalNetwork,
     Tensors,
     attached,
     check_batches,
@@ -102,13 +102,13 @@ class GradientMatching:
     def _program(self, network: nn.Module, images: Tensor) -> _Program:
         key = structure(network)
         if key not in self._programs:
-            skeleton = Skeleton(network, own_statistics=True, bf16=self.bf16)
+            skeleton = FunctionalNetwork(network, own_statistics=True, bf16=self.bf16)
             names = self._names(skeleton, skeleton.tensors(network), images)
             _check_second_derivative(skeleton, names, skeleton.tensors(network), images[:2])
             self._programs[key] = _Program(skeleton, names, self.distance, self.feature_mean, self.compile)
         return self._programs[key]
 
-    def _names(self, skeleton: Skeleton, tensors: Tensors, images: Tensor) -> list[str]:
+    def _names(self, skeleton: FunctionalNetwork, tensors: Tensors, images: Tensor) -> list[str]:
         """The parameters compared."""
         if not isinstance(self.parameters, str):
             names = list(self.parameters)
@@ -159,7 +159,7 @@ class _Program:
     """
 
     def __init__(
-        self, skeleton: Skeleton, names: list[str], distance: Distance, feature_mean: float, compiled: bool
+        self, skeleton: FunctionalNetwork, names: list[str], distance: Distance, feature_mean: float, compiled: bool
     ) -> None:
         self.skeleton, self.names, self.distance, self.feature_mean = skeleton, names, distance, feature_mean
         wrap: Callable[..., Any] = runtime.compiled_anew if compiled else lambda function: function
@@ -191,7 +191,7 @@ class _Program:
 
     def _cross_entropy(self, named: Tensors, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-            features, logits = self.skeleton.look({**tensors, **named}, images)
+            features, logits = self.skeleton.forward({**tensors, **named}, images)
         return F.cross_entropy(logits, label.expand(len(images))), features
 
     def _loss(self, views: Tensor, tensors: Tensors, label: Tensor, wanted: list[Tensor], real: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class _Program:
         return loss + self.feature_mean * mean_feature_distance(real, features) if self.feature_mean else loss
 
 
-def _check_second_derivative(skeleton: Skeleton, names: list[str], tensors: Tensors, images: Tensor) -> None:
+def _check_second_derivative(skeleton: FunctionalNetwork, names: list[str], tensors: Tensors, images: Tensor) -> None:
     """Raises ConfigError where the network has an operation that can be derived once only."""
     probe, label = _Program(skeleton, names, "mse", 0.0, compiled=False), torch.zeros(1, dtype=torch.int64)
     try:

@@ -13,16 +13,16 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.network_pool import Build
 from gendistill.matching.selection import embed, representatives
-from gendistill.matching.synthetic import Stored, noise, of_images, of_picks
+from gendistill.matching.synthetic import SyntheticImages, noise, of_images, of_picks
 from gendistill.progress import track
 from gendistill.seeding import derive, torch_rng
-from gendistill.surrogate.multi_formation import Factor, named, sides
+from gendistill.surrogate.multi_formation import Factor, factor_name, sides
 from gendistill.surrogate.set import SurrogateSet
 
 
 def starts(
     data: RealData, ipcs: Sequence[int], factor: Factor, kind: MatchingStart, build: Build, *, seed: int
-) -> list[Stored]:
+) -> list[SyntheticImages]:
     """One start for each of ``ipcs``, the same whichever others there are; ``build`` makes the network of a clustered
     one, which embeds the real images once for all.
 
@@ -55,7 +55,7 @@ def starts(
     return [of_picks(data.train, picks[ipc], ipc, factor, data.classes) for ipc in ipcs]
 
 
-def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> Stored:
+def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> SyntheticImages:
     """From another set's images: as they are stored where factors agree, else from its whole images, shrunk.
 
     Raises:
@@ -69,9 +69,9 @@ def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> Sto
     if given.factor == factor:
         return of_images(given.prefix(ipc).images, ipc, factor)
     if given.factor != 1:
-        expected = f"whole images or {named(factor)} views" if factor != 1 else "whole images"
+        expected = f"whole images or {factor_name(factor)} views" if factor != 1 else "whole images"
         raise ArtifactError(
-            f"The set to start from holds {named(given.factor)} views in an image; expected {expected}."
+            f"The set to start from holds {factor_name(given.factor)} views in an image; expected {expected}."
         )
     wanted = ipc * max(sides(factor)) ** 2
     if min(given.counts) < wanted:

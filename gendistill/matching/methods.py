@@ -19,8 +19,8 @@ from gendistill.config import (
     MatchingMethod,
     SelectionKind,
     as_tuple,
-    need,
-    sizes,
+    ipc_sizes,
+    require,
     to_dict,
 )
 from gendistill.data.dataset import RealData
@@ -61,7 +61,7 @@ class Images:
         return self.size >= 128
 
 
-def resolve(
+def resolve_options(
     method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
 ) -> MatchingConfig:
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
@@ -214,7 +214,7 @@ class Run:
     config: MatchingConfig
     ipcs: tuple[int, ...]
     rates: tuple[float, ...]
-    fast: runtime.Fast
+    fast: runtime.ExecutionMode
 
 
 def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
@@ -224,12 +224,12 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
     iterations = config.iterations or PUBLISHED_ITERATIONS[method]
     resolved, presets = (
-        [resolve(method, options, ipc, images, config.selection) for ipc in sizes(config.ipc)]
+        [resolve_options(method, options, ipc, images, config.selection) for ipc in ipc_sizes(config.ipc)]
         for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
     )
     check_used(method, config.selection, config.matching, resolved, presets)
     runs: dict[str, Run] = {}
-    for ipc, own in zip(sizes(config.ipc), resolved, strict=True):
+    for ipc, own in zip(ipc_sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
         if config.selection == "representative":
             _check_choice(own, int(counts.max()))
@@ -244,17 +244,19 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     return list(runs.values())
 
 
-def _fast(method: MatchingMethod, own: MatchingConfig, iterations: int, data: RealData, largest: int) -> runtime.Fast:
+def _fast(
+    method: MatchingMethod, own: MatchingConfig, iterations: int, data: RealData, largest: int
+) -> runtime.ExecutionMode:
     """By the work on real images, which the sets of a run share; no class has more than ``largest``."""
     device = runtime.device()
     if "auto" not in (own.mixed_precision, own.compile):
-        return runtime.fast(own.mixed_precision, own.compile, device)
+        return runtime.execution_mode(own.mixed_precision, own.compile, device)
     seen = min(filled(own.real_batch), largest) * len(data.classes) / (1 if method in GRADIENT else 1 + BACKWARD)
     networks = 2 if method == "idm" else 0 if own.train_on == "none" else 1
     trained = networks * filled(own.train_steps) * filled(own.train_batch)
     images = iterations * filled(own.inner_steps) * (seen + trained)
     flop = training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
-    return runtime.fast(own.mixed_precision, own.compile, device, flop)
+    return runtime.execution_mode(own.mixed_precision, own.compile, device, flop)
 
 
 def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
@@ -272,17 +274,17 @@ def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
 def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
     queue, factor = method == "idm", formation(config)
     few, batch = filled(config.candidates), filled(config.real_batch)
-    need(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
-    need(
+    require(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
+    require(
         batch % config.per_cluster == 0,
         "matching.per_cluster",
         config.per_cluster,
         f"a divisor of {batch} (real_batch)",
     )
-    need(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
+    require(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if queue and (config.train_on != "none" or config.inner_steps != 1):
         raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
-    need(not queue or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
+    require(not queue or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
     if queue and not config.queue_size:
         raise ConfigError("matching.queue_size is 0; expected at least 1 network.")
     if config.train_on == "surrogate" and config.warm_steps:
@@ -292,7 +294,7 @@ def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
 def _check_choice(config: MatchingConfig, largest: int) -> None:
     """Refuse a batch that leaves representative selection nothing to choose."""
     expected = f"below {largest}, the images of the largest class, with selection representative, or selection random"
-    need(filled(config.real_batch) < largest, "matching.real_batch", config.real_batch, expected)
+    require(filled(config.real_batch) < largest, "matching.real_batch", config.real_batch, expected)
 
 
 def formation(config: MatchingConfig) -> Factor:
@@ -302,6 +304,6 @@ def formation(config: MatchingConfig) -> Factor:
 
 
 def filled(value: Any) -> Any:
-    """An option that ``resolve`` has filled."""
+    """An option that ``resolve_options`` has filled."""
     assert value is not None
     return value

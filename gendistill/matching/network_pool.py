@@ -1,8 +1,8 @@
 """The network supply: on which networks images are matched, and what those learn in between.
 
-``Fresh`` gives every iteration a new network, which may learn between its inner steps: from the surrogate (DC, DSA),
-from real images (IDC), or not at all (DM). ``Queue`` (IDM, arXiv 2307.09742) draws from networks at all stages of
-training.
+``FreshNetworks`` gives every iteration a new network, which may learn between its inner steps: from the surrogate
+(DC, DSA), from real images (IDC), or not at all (DM). ``NetworkQueue`` (IDM, arXiv 2307.09742) draws from networks at
+all stages of training.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
-from gendistill.data.crops import batch_indices, cut_and_mixed
+from gendistill.data.crops import batch_indices, cutmix
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import Siamese
-from gendistill.matching.synthetic import Stored
+from gendistill.matching.synthetic import SyntheticImages
 from gendistill.networks.training import classification_loss
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import views_in
@@ -66,7 +66,7 @@ class Training:
             images = self.augmentation.draw(rng, len(images), images.shape[-1]).apply(images)
         if self.cutmix and torch.rand((), generator=rng) < self.cutmix:
             one_hot = F.one_hot(labels, self.classes).float()
-            images, share = cut_and_mixed(images, 1.0, rng)
+            images, share = cutmix(images, 1.0, rng)
             targets = (1 - share) * one_hot + share * one_hot.flip(0)
         loss_of = runtime.compiled(classification_loss) if self.compile else classification_loss
         if self.bf16 or self.compile:
@@ -81,7 +81,7 @@ class Training:
     ) -> None:
         """Steps ``first`` to ``first + steps`` - 1 of the walk through ``split`` that ``seed`` names."""
         for step in range(first, first + steps):
-            index = runtime.sent(batch_indices(len(split), self.batch_size, step, seed), split.labels.device)
+            index = runtime.to_device(batch_indices(len(split), self.batch_size, step, seed), split.labels.device)
             self.step(network, optimizer, to_float(split.images[index]), split.labels[index], derive(seed, step))
 
 
@@ -99,7 +99,7 @@ class Supply(Protocol):
         and reading it would wait for all that is queued there."""
         ...
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None: ...
+    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None: ...
     def after(self, iteration: int) -> None: ...
     def state_dict(self) -> dict[str, Tensor]:
         """What an iteration needs of those before it."""
@@ -109,7 +109,7 @@ class Supply(Protocol):
 
 
 @dataclass
-class Fresh:
+class FreshNetworks:
     """A new network every iteration; between inner steps ``steps`` steps (or, on the surrogate, epochs) of training."""
 
     build: Build
@@ -136,7 +136,7 @@ class Fresh:
     def accuracy(self) -> float:
         return 0.0
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None:
+    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
         if last or self.source == "none":
             return  # nobody would see what it learns
         if self.source == "real":
@@ -146,11 +146,11 @@ class Fresh:
         (own,) = stored
         with torch.no_grad():
             images = torch.cat([own.views(label) for label in range(own.classes)])
-        labels = runtime.sent(own.labels.repeat_interleave(views_in(own.factor)), images.device)
+        labels = runtime.to_device(own.labels.repeat_interleave(views_in(own.factor)), images.device)
         size = min(self.training.batch_size, len(images))
         seed = derive(self.seed, "surrogate training", iteration, inner)
         for step in range(self.steps * -(-len(images) // size)):
-            index = runtime.sent(batch_indices(len(images), size, step, seed), images.device)
+            index = runtime.to_device(batch_indices(len(images), size, step, seed), images.device)
             self.training.step(network, optimizer, images[index], labels[index], derive(seed, step))
 
     def _on_real(self, iteration: int, steps: int) -> None:
@@ -175,7 +175,7 @@ class Fresh:
 
 
 @dataclass
-class Queue:
+class NetworkQueue:
     """Up to ``size`` networks at all stages of training; ``interval`` iterations bring a fresh one, the oldest leaves.
 
     Every iteration matches on one of them, in eval mode, then trains ``trained`` of them for ``steps`` steps each, with
@@ -215,7 +215,7 @@ class Queue:
     def accuracy(self) -> float | Tensor:
         return self._members[self._drawn].accuracy
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[Stored]) -> None:
+    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
         """Networks rest while images are matched."""
 
     def after(self, iteration: int) -> None:
@@ -231,7 +231,7 @@ class Queue:
         self.training.on_split(network, member.optimizer, self.real, 0, steps, seed)
         member.steps += steps
         index = batch_indices(len(self.real), self.training.batch_size, steps, seed)
-        index = runtime.sent(index, self.real.labels.device)
+        index = runtime.to_device(index, self.real.labels.device)
         with torch.no_grad(), torch.autocast(index.device.type, torch.bfloat16, enabled=self.training.bf16):
             guesses = network.eval()(to_float(self.real.images[index])).argmax(1)
         member.accuracy = (guesses == self.real.labels[index]).float().mean()

@@ -57,7 +57,9 @@ class RandomSelection:
 
     def picks(self, network: nn.Module, iteration: int, inner: int) -> list[Tensor]:
         return [
-            drawn(index, self.batch_size, torch_rng(self.seed, "random selection", iteration, inner, label))
+            sample_without_replacement(
+                index, self.batch_size, torch_rng(self.seed, "random selection", iteration, inner, label)
+            )
             for label, index in enumerate(self.members)
         ]
 
@@ -118,7 +120,7 @@ class RepresentativeSelection:
         if len(index) <= self.batch_size:
             return index
         if self.candidates is not None:
-            index = drawn(index, self.candidates, torch_rng(seed, "candidates"))
+            index = sample_without_replacement(index, self.candidates, torch_rng(seed, "candidates"))
         fast: dict[str, bool] = {"bf16": self.bf16, "compile": self.compile}
         features = embed(network, self.split, index, **fast, dimensions=self.dimensions, seed=seed)
         return index[representatives(features, self.batch_size, seed, self.per_cluster, self.weights)]
@@ -156,7 +158,7 @@ SELECTIONS: dict[str, type[RandomSelection] | type[RepresentativeSelection]] = {
 }
 
 
-def drawn(index: Tensor, count: int, rng: torch.Generator) -> Tensor:
+def sample_without_replacement(index: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """``count`` of ``index`` (n,) without replacement; all, as they stand, where there are no more."""
     if len(index) <= count:
         return index
@@ -185,7 +187,7 @@ def embed(
     if len(parts) > 1 and len(parts[-1]) == 1:  # of which batch norm could take no statistics
         parts[-2:] = [torch.cat(parts[-2:])]
     for part in parts:
-        images = to_float(runtime.sent(split.images[runtime.sent(part, split.images.device)], device))
+        images = to_float(runtime.to_device(split.images[runtime.to_device(part, split.images.device)], device))
         if bf16 or compile:
             images = images.contiguous(memory_format=torch.channels_last)
         whole = compile and len(part) == rows  # every other size would be compiled anew
@@ -193,7 +195,7 @@ def embed(
         if dimensions is not None and dimensions < features.shape[1]:
             if projection is None:
                 shape = features.shape[1], dimensions
-                projection = runtime.sent(torch.randn(shape, generator=torch_rng(seed, "projection")), device)
+                projection = runtime.to_device(torch.randn(shape, generator=torch_rng(seed, "projection")), device)
                 projection = projection / dimensions**0.5
             features = features @ projection
         found.append(features)

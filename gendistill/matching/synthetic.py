@@ -21,7 +21,7 @@ from gendistill.surrogate.multi_formation import Factor, float_views, sides, til
 
 
 @dataclass(frozen=True)
-class Stored:
+class SyntheticImages:
     """``images`` (K*ipc,C,H,W) in [0, 1], ``ipc`` a class, class by class."""
 
     images: Tensor
@@ -45,7 +45,7 @@ class Stored:
         """All views (n*V,C,H,W) in [-1, 1] of n stored images."""
         return 2 * float_views(images, self.factor) - 1
 
-    def to(self, device: torch.device) -> Stored:
+    def to(self, device: torch.device) -> SyntheticImages:
         return replace(self, images=self.images.to(device))
 
     def stored(self) -> Tensor:
@@ -53,18 +53,22 @@ class Stored:
         return to_uint8((2 * self.images.detach() - 1).clamp(-1, 1)).cpu()
 
 
-def of_images(images: Tensor, ipc: int, factor: Factor) -> Stored:
+def of_images(images: Tensor, ipc: int, factor: Factor) -> SyntheticImages:
     """From stored uint8 images (K*ipc,C,H,W)."""
-    return Stored((to_float(images) + 1) / 2, ipc, factor)
+    return SyntheticImages((to_float(images) + 1) / 2, ipc, factor)
 
 
-def noise(split: Split, classes: int, ipc: int, factor: Factor, seed: int) -> Stored:
+def noise(split: Split, classes: int, ipc: int, factor: Factor, seed: int) -> SyntheticImages:
     """Normal noise of standard deviation 1/4 around grey, what DC starts from once images are standardised."""
     shape = (classes * ipc, *split.images.shape[1:])
-    return Stored(0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, *sides(factor))), ipc, factor)
+    return SyntheticImages(
+        0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, *sides(factor))), ipc, factor
+    )
 
 
-def of_picks(split: Split, picks: Sequence[Tensor], ipc: int, factor: Factor, classes: Sequence[str]) -> Stored:
+def of_picks(
+    split: Split, picks: Sequence[Tensor], ipc: int, factor: Factor, classes: Sequence[str]
+) -> SyntheticImages:
     """Real images at ``picks``, ipc * f^2 a class, shrunk f x f into each stored one, f being the largest factor."""
     tiles = max(sides(factor))
     short = [label for label, own in enumerate(picks) if len(own) != ipc * tiles**2]

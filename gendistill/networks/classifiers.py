@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gendistill.errors import ConfigError
 
 
-class Halving(nn.Module):
+class AvgPool2x2(nn.Module):
     """(B,C,H,W) -> (B,C,H/2,W/2), rounded down: to rounding what nn.AvgPool2d(2) gives, with no state either.
 
     On a CPU PyTorch's kernel for NCHW runs over single values; sums of neighbouring rows, then of columns, take a
@@ -64,7 +64,7 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for level in range(depth):
             norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(width, width)
-            layers += [nn.Conv2d(width if level else channels, width, 3, padding=1), norm, nn.ReLU(), Halving()]
+            layers += [nn.Conv2d(width if level else channels, width, 3, padding=1), norm, nn.ReLU(), AvgPool2x2()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
 
@@ -151,7 +151,7 @@ class Block(nn.Module):
         stride = 2 if halved and not average_pooling else 1
 
         def pooled() -> list[nn.Module]:
-            return [Halving()] if halved and average_pooling else []
+            return [AvgPool2x2()] if halved and average_pooling else []
 
         first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         second = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
@@ -175,5 +175,5 @@ def _stem(channels: int, width: int, reduction: int, norm: Norm, average_pooling
     stride = 2 if reduction == 4 and not average_pooling else 1
     layers = [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False), norm(width), nn.ReLU()]
     if average_pooling:
-        return layers + [Halving() for _ in range(reduction // 2)]
+        return layers + [AvgPool2x2() for _ in range(reduction // 2)]
     return layers if reduction == 1 else [*layers, nn.MaxPool2d(3, 2, 1)]

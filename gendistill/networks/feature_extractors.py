@@ -201,7 +201,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Lens:
+class FeatureExtractor:
     """``embed``: uint8 (B,C,H,W) -> features (B,D); ``classify``: the same -> probabilities (B,K); on the CPU.
 
     ``space`` names the features, ``classifier`` the network that classifies: its hash where it is a teacher.
@@ -213,7 +213,9 @@ class Lens:
     classifier: str | None = None
 
 
-def make_lens(features: str, data: RealData, teacher: Teacher | None = None, folder: Path | None = None) -> Lens:
+def make_lens(
+    features: str, data: RealData, teacher: Teacher | None = None, folder: Path | None = None
+) -> FeatureExtractor:
     """``teacher`` or ``trained`` (``auto``: the teacher where there is one), ``timm:NAME`` or ``transformers:NAME``.
 
     A foreign network classifies nothing: the teacher, or else a network trained here, stands beside it. ``folder``
@@ -230,7 +232,9 @@ def make_lens(features: str, data: RealData, teacher: Teacher | None = None, fol
     network = teacher.network.to(runtime.device()).eval() if teacher and own else trained(data, folder)
     embed, classify = features_of(network), _probabilities(network)
     space = f"the teacher ({teacher.spec['name']})" if teacher and own else f"a network trained here ({SPEC['name']})"
-    return Lens(features if foreign else space, foreign or embed, classify, teacher.hash() if teacher and own else None)
+    return FeatureExtractor(
+        features if foreign else space, foreign or embed, classify, teacher.hash() if teacher and own else None
+    )
 
 
 SPEC = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth": None}
@@ -238,7 +242,7 @@ SPEC = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth"
 
 def trained(data: RealData, folder: Path | None = None) -> nn.Module:
     """A network like a default teacher's, trained on ``data.train`` from a fixed seed, or read from ``folder``."""
-    found = kept(data, folder) if folder else None
+    found = cached_features(data, folder) if folder else None
     if found is not None:
         return found
     options, (network, key) = TeacherConfig(), _untrained(data)
@@ -260,7 +264,7 @@ def trained(data: RealData, folder: Path | None = None) -> nn.Module:
     return network
 
 
-def kept(data: RealData, folder: Path) -> nn.Module | None:
+def cached_features(data: RealData, folder: Path) -> nn.Module | None:
     """The network that an evaluation of ``data`` left in ``folder``, if there is one."""
     path = folder / REFERENCE
     if not path.is_file():

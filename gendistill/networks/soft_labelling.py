@@ -63,7 +63,7 @@ def label_per_view(
     return torch.stack(values), torch.stack(indices) if indices else None
 
 
-def fill(
+def generate_labels(
     recipe: SoftLabels, teacher: nn.Module, images: Tensor, steps: int
 ) -> Generator[dict[str, Any], None, SoftLabels]:
     """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields records as it goes."""

@@ -155,29 +155,29 @@ def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: 
     """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
     rows, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
-    look, found = runtime.compiled(guess) if compile else guess, []
+    look, found = runtime.compiled(predict_batch) if compile else predict_batch, []
     for images in split.images.split(rows):
-        call = look if len(images) == rows else guess  # the last, smaller batch would be compiled for itself
+        call = look if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
         found.append(call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16))
     classes, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     return classes, probabilities
 
 
-def guess(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+def predict_batch(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
     """The most probable class (B,) and its probability (B,), which is 0 where training diverged to NaN."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         logits = network(images)
     return logits.argmax(1), logits.float().softmax(1).amax(1).nan_to_num(0.0)
 
 
-def recognised(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> Tensor:
+def is_correct(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> Tensor:
     """Which images of ``split`` the network classifies right, bool (N,)."""
     return predicted(network, split, bf16=bf16, compile=compile)[0] == split.labels
 
 
 def accuracy(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> float:
     """Share of ``split`` that the network classifies right, in [0, 1]."""
-    return int(recognised(network, split, bf16=bf16, compile=compile).sum()) / len(split)
+    return int(is_correct(network, split, bf16=bf16, compile=compile).sum()) / len(split)
 
 
 BACKWARD = 2  # times a forward pass: gradients in the activations and in the weights

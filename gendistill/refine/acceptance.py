@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.data.pixels import to_float
-from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import class_w2
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Acceptance:
     """Which images (N,) keep their refinement, and why the others do not: ``images`` by the held-out network's
     cross-entropy, ``classes`` whole because their W2 did not fall. Mean class W2 ``before``, ``ungated`` with every
     refinement, and ``after`` the gate."""
@@ -36,11 +36,11 @@ def gate(
     start: Tensor,
     refined: Tensor,
     labels: Tensor,
-    space: GroundSpace,
+    space: FeatureSpace,
     *,
     weights: Tensor | None = None,
     held_out: nn.Module | None = None,
-) -> Verdict:
+) -> Acceptance:
     """Judge uint8 images (N,C,H,W) against those they came from.
 
     An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it; then a
@@ -57,7 +57,7 @@ def gate(
     refused = present[(after >= before) & torch.tensor([bool(kept[labels == c].any()) for c in present])]
     kept &= ~torch.isin(labels, refused)
     means = (float(w2.mean()) for w2 in (before, ungated, torch.minimum(before, after)))
-    return Verdict(kept, images, len(refused), *means)
+    return Acceptance(kept, images, len(refused), *means)
 
 
 def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gendistill.config import ObjectiveConfig, RefineConfig, need
+from gendistill.config import ObjectiveConfig, RefineConfig, require
 from gendistill.data.dataset import RealData, same_test
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
@@ -12,7 +12,7 @@ from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.refine.objective import require_batch_norm
 from gendistill.refine.pack import check_tiles
 from gendistill.refine.select import require_images
-from gendistill.surrogate.multi_formation import named
+from gendistill.surrogate.multi_formation import factor_name
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -43,7 +43,7 @@ def check_inputs(
         )
     if pool.factor != 1:
         raise ArtifactError(
-            f"Every stored image of the surrogate set holds {named(pool.factor)} views; refinement takes whole "
+            f"Every stored image of the surrogate set holds {factor_name(pool.factor)} views; refinement takes whole "
             "images. Refine first and pack afterwards."
         )
     if isinstance(config, RefineConfig):
@@ -52,13 +52,13 @@ def check_inputs(
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
     most, size = data.image_size, config.delta_size
-    need(size is None or size <= most, "delta_size", size, f"null, or at most the images' side of {most}")
+    require(size is None or size <= most, "delta_size", size, f"null, or at most the images' side of {most}")
     if codec is not None:
         _check_codec(codec, data, config)
 
 
 def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
-    need(config.steps > 0, "steps", config.steps, "at least 1 with a codec, in whose latents images are refined")
+    require(config.steps > 0, "steps", config.steps, "at least 1 with a codec, in whose latents images are refined")
     if codec.name == PIXELS:
         raise ConfigError("The generator works in pixels, as refinement does without one; leave --generator out.")
     if codec.channels != data.channels:
@@ -67,7 +67,7 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
             "for these."
         )
     codec.latent_shape(data.image_size)
-    need(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
+    require(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
 def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
@@ -82,7 +82,7 @@ def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> No
 def check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
     """Refuse a network that guides, or one like it, and one that nothing asks."""
     check_teacher("the held-out teacher", held_out, data)
-    need(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")
+    require(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")
     if any(held_out.spec == teacher.spec for teacher in teachers):
         raise ConfigError(
             f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "

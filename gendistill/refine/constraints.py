@@ -17,7 +17,7 @@ from gendistill.seeding import torch_rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class Region(ABC):
+class TrustRegion(ABC):
     """Where images x0 may go: x = f(delta) with f(0) = x0 and |delta|_inf <= ``bound``.
 
     Attributes:
@@ -47,7 +47,7 @@ class Region(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRegion(Region):
+class PixelRegion(TrustRegion):
     """x = x0 + delta cut to [-1, 1], delta in units of that range; a bound of 2 is none.
 
     Attributes:
@@ -95,7 +95,7 @@ class _IntoRange(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crops:
+class RefineAugmentation:
     """One random crop, mirror and roll of every image a step, by image index, so that no batching changes them.
 
     Attributes:
@@ -172,7 +172,7 @@ def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentRegion(Region):
+class LatentRegion(TrustRegion):
     """x = x0 + D(z0 + delta) - D(z0), cut to [-1, 1], where z0 is the code of x0 and D the decoder.
 
     CaO2 (arXiv 2506.22637) moves the latent that was sampled; a stored image has only its code, whose decoding is not

@@ -28,7 +28,7 @@ ROWS = 512
 
 
 @dataclass(frozen=True)
-class GroundSpace:
+class FeatureSpace:
     """Scales (K,) of every part, and the real training images embedded: ``real`` (N,D) with ``labels`` (N,)."""
 
     teachers: tuple[Teacher, ...]
@@ -40,7 +40,7 @@ class GroundSpace:
     @classmethod
     def build(
         cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float, *, scaled: bool = True
-    ) -> GroundSpace:
+    ) -> FeatureSpace:
         """From the images that every teacher's statistics were collected on, in the same order.
 
         Without ``scaled`` features keep their own unit, as in WMDD.

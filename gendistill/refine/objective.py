@@ -30,13 +30,13 @@ from gendistill.objectives.refinement import (
     published_gap,
     released_feature_loss,
 )
-from gendistill.refine.constraints import Crops, Region
-from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.constraints import RefineAugmentation, TrustRegion
+from gendistill.refine.feature_space import FeatureSpace
 from gendistill.transport.barycenter import Barycenter, assign, class_barycenters, kmeans_atoms, wasserstein2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class RefineObjective:
     """loss = features * distance to the own atom + batch_norm * gap of class moments + cross_entropy * CE.
 
     ``released`` features are the unsquared norm over the batch; ``published`` moments the unnormalised norms. The unit
@@ -51,7 +51,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Targets:
+class BarycenterTargets:
     """Atoms (N,D) and weights (N,), row i being image i's own; a class's weights have mean 1."""
 
     atoms: Tensor
@@ -59,8 +59,8 @@ class Targets:
 
 
 def matched_targets(
-    points: Tensor, labels: Tensor, space: GroundSpace, *, own: bool = True, seed: int = 0, **options: Any
-) -> Targets:
+    points: Tensor, labels: Tensor, space: FeatureSpace, *, own: bool = True, seed: int = 0, **options: Any
+) -> BarycenterTargets:
     """The barycenter of every class present, one atom for each of its images' points (N,D).
 
     ``own`` starts atom i at image i's own point. Else, for images that mean nothing yet, atoms start at k-means centres
@@ -80,15 +80,15 @@ def _ordered(one: Barycenter, order: np.ndarray) -> Barycenter:
     return replace(one, atoms=one.atoms[order], weights=one.weights[order])
 
 
-def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[Barycenter]) -> Targets:
+def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[Barycenter]) -> BarycenterTargets:
     atoms, weights = torch.empty_like(points), torch.empty(len(points))
     for label, one in zip(present, found, strict=True):
         atoms[labels == label] = torch.from_numpy(one.atoms).to(points.dtype)
         weights[labels == label] = torch.from_numpy(one.weights * len(one.weights)).float()
-    return Targets(atoms, weights)
+    return BarycenterTargets(atoms, weights)
 
 
-def class_w2(points: Tensor, labels: Tensor, space: GroundSpace, weights: Tensor | None = None) -> Tensor:
+def class_w2(points: Tensor, labels: Tensor, space: FeatureSpace, weights: Tensor | None = None) -> Tensor:
     """Squared W2 (K,) between each class's images and its real images in the ground space."""
     values = []
     for label in labels.unique().tolist():
@@ -101,14 +101,14 @@ def class_w2(points: Tensor, labels: Tensor, space: GroundSpace, weights: Tensor
 def refine_chunk(
     start: Tensor,
     labels: Tensor,
-    targets: Targets,
-    space: GroundSpace,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
     *,
     steps: int,
     learning_rate: float,
-    objective: Objective,
-    region: Region,
-    crops: Crops,
+    objective: RefineObjective,
+    region: TrustRegion,
+    crops: RefineAugmentation,
     positions: Tensor,
     total: int,
     rows: int | None = None,
@@ -126,10 +126,10 @@ def refine_chunk(
     """
     device = next(space.networks[0].parameters()).device
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
-    judges = [_Judge.of(teacher, labels, objective, bf16) for teacher in space.teachers]
+    judges = [TeacherTerms.of(teacher, labels, objective, bf16) for teacher in space.teachers]
     parts = torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
     pieces = [
-        _Piece(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
+        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
         for part in parts
     ]
     optimizer = torch.optim.Adam([piece.delta for piece in pieces], lr=learning_rate, betas=(0.5, 0.9), fused=True)
@@ -159,7 +159,7 @@ def refine_chunk(
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
+class MicroBatch:
     """Images that go through the networks together: what moves them, their labels, their factors in the ground space
     and their places among ``total``."""
 
@@ -171,15 +171,19 @@ class _Piece:
     total: int
 
 
-Look = dict[str, Tensor]  # by image: moments of all layers (B,T) twice, and cross-entropy (B,)
+TeacherView = dict[str, Tensor]  # by image: moments of all layers (B,T) twice, and cross-entropy (B,)
 
 
 def _seen(
-    pieces: Sequence[_Piece], judges: Sequence[_Judge], space: GroundSpace, crops: Crops, step: int
-) -> tuple[Tensor, list[Look]]:
+    pieces: Sequence[MicroBatch],
+    judges: Sequence[TeacherTerms],
+    space: FeatureSpace,
+    crops: RefineAugmentation,
+    step: int,
+) -> tuple[Tensor, list[TeacherView]]:
     """Points (B,D) of all images in the ground space, and what each judge sees of them."""
 
-    def see(delta: Tensor, piece: _Piece) -> tuple[Tensor, list[Look]]:
+    def see(delta: Tensor, piece: MicroBatch) -> tuple[Tensor, list[TeacherView]]:
         x = piece.images(delta)
         seen = crops.of(x, piece.positions, piece.total, step).contiguous(memory_format=torch.channels_last)
         features, looks = zip(*(judge.look(seen, piece.labels) for judge in judges), strict=True)
@@ -194,28 +198,28 @@ def _seen(
     ]
 
 
-def _distance(points: Tensor, atoms: Tensor, objective: Objective) -> Tensor:
+def _distance(points: Tensor, atoms: Tensor, objective: RefineObjective) -> Tensor:
     if objective.feature_form == "released":
         return released_feature_loss(points, atoms)
     return feature_loss(points, atoms, torch.ones(len(points), device=points.device))  # in the space's own unit
 
 
 @dataclass(frozen=True)
-class _Judge:
+class TeacherTerms:
     """One teacher before images of some classes, and the real moments it holds against them."""
 
     network: nn.Module
     real: RealMoments | None
-    objective: Objective
+    objective: RefineObjective
     bf16: bool
 
     @classmethod
-    def of(cls, teacher: Teacher, labels: Tensor, objective: Objective, bf16: bool) -> _Judge:
+    def of(cls, teacher: Teacher, labels: Tensor, objective: RefineObjective, bf16: bool) -> TeacherTerms:
         moments = teacher.statistics.means, teacher.statistics.variances
         real = RealMoments.of(labels, *moments) if objective.batch_norm else None
         return cls(teacher.network.eval().requires_grad_(False), real, objective, bf16)
 
-    def look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Look]:
+    def look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, TeacherView]:
         """Features (B,D) of some of the images, and what the terms that need this network are made of."""
         network: Any = self.network
         found = {}
@@ -229,7 +233,7 @@ class _Judge:
             found["cross_entropy"] = F.cross_entropy(logits.float(), labels, reduction="none")
         return features, found
 
-    def terms(self, look: Look) -> dict[str, Tensor]:
+    def terms(self, look: TeacherView) -> dict[str, Tensor]:
         """The weighted terms of all images."""
         wanted, found = self.objective, {}
         if self.real is not None:

@@ -37,20 +37,20 @@ def best_patches(
 ) -> Generator[dict[str, Any], None, SurrogateSet]:
     """Of ``patches`` square crops of every image, enlarged to its size, keep the one of least mean cross-entropy.
 
-    The first crop is the whole image, which ties keep; ``squares`` draws the others. Each is judged as it comes back
-    from a tile of an image packed by ``factor``. Yields a record a batch, the cross-entropies being its means; returns
-    the pool's labels and meta with the new images, whose soft labels are nobody's.
+    The first crop is the whole image, which ties keep; ``random_square_crops`` draws the others. Each is judged as it
+    comes back from a tile of an image packed by ``factor``. Yields a record a batch, with mean cross-entropies;
+    returns the pool's labels and meta with the new images, whose soft labels are nobody's.
     """
-    sides, centres = squares(pool.labels, patches - 1, min_patch, seed)
+    sides, centres = random_square_crops(pool.labels, patches - 1, min_patch, seed)
     device = next(networks[0].parameters()).device
     found = []
     for rows in torch.arange(len(pool.labels)).split(batch_size):
         labels, whole = pool.labels[rows], pool.images[rows].to(device)
-        best, least = whole, doubt(networks, whole, labels, factor)
+        best, least = whole, mean_cross_entropy(networks, whole, labels, factor)
         before = least
         for side, centre in zip(sides, centres, strict=True):
             tried = to_uint8(cropped(to_float(whole), side[rows], centre[rows]))
-            loss = doubt(networks, tried, labels, factor)
+            loss = mean_cross_entropy(networks, tried, labels, factor)
             best = torch.where((loss < least).to(device)[:, None, None, None], tried, best)
             least = torch.where(loss < least, loss, least)
         found.append(best.cpu())
@@ -59,7 +59,7 @@ def best_patches(
     return replace(pool, images=torch.cat(found), meta=dict(pool.meta), soft_labels=None)
 
 
-def squares(labels: Tensor, count: int, min_patch: float, seed: int) -> tuple[Tensor, Tensor]:
+def random_square_crops(labels: Tensor, count: int, min_patch: float, seed: int) -> tuple[Tensor, Tensor]:
     """(sides, centres), each (count,N,2), of squares inside the image, (x, y) in [-1, 1] units of it.
 
     Shares of its area are uniform in [min_patch, 1], places uniform in what then fits. Image i of a class has a stream
@@ -76,7 +76,7 @@ def squares(labels: Tensor, count: int, min_patch: float, seed: int) -> tuple[Te
 
 
 @torch.no_grad()
-def doubt(networks: Sequence[nn.Module], images: Tensor, labels: Tensor, factor: int) -> Tensor:
+def mean_cross_entropy(networks: Sequence[nn.Module], images: Tensor, labels: Tensor, factor: int) -> Tensor:
     """Mean cross-entropy (B,) over the networks of uint8 images (B,C,H,W), seen through a tile."""
     seen = through_tile(images, factor)
     return torch.stack([cross_entropies(network, seen, labels, len(labels)) for network in networks]).mean(0)

@@ -17,9 +17,9 @@ from gendistill.io import WorkFolder, atomic
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.acceptance import gate
-from gendistill.refine.constraints import Crops, LatentRegion, PixelRegion, Region, chunks
-from gendistill.refine.feature_space import GroundSpace
-from gendistill.refine.objective import Objective, Targets, matched_targets, refine_chunk
+from gendistill.refine.constraints import LatentRegion, PixelRegion, RefineAugmentation, TrustRegion, chunks
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, matched_targets, refine_chunk
 from gendistill.seeding import derive
 from gendistill.surrogate.set import SurrogateSet
 
@@ -28,7 +28,7 @@ CHUNKS = "chunks"  # refined images of an interrupted stage
 
 def refine_images(
     start: SurrogateSet,
-    space: GroundSpace,
+    space: FeatureSpace,
     config: ObjectiveConfig,
     *,
     seed: int,
@@ -36,7 +36,7 @@ def refine_images(
     folder: WorkFolder | None = None,
     label: str = "",
     own: bool = True,
-    region: Region | None = None,
+    region: TrustRegion | None = None,
 ) -> SurrogateSet:
     """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
 
@@ -60,7 +60,7 @@ def refine_images(
     for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
         kept = store / f"{i:05d}.safetensors" if store else None
         if kept is None or not kept.is_file():
-            part = Targets(targets.atoms[positions], targets.weights[positions])
+            part = BarycenterTargets(targets.atoms[positions], targets.weights[positions])
             loop = _refine_chunk(start, part, space, config, region, positions, derive(seed, "refine"))
             log = folder.log if folder and state.is_main_process else None
             made = follow(
@@ -92,10 +92,10 @@ def refine_images(
 
 def _refine_chunk(
     start: SurrogateSet,
-    targets: Targets,
-    space: GroundSpace,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
     config: ObjectiveConfig,
-    region: Region,
+    region: TrustRegion,
     positions: Tensor,
     seed: int,
 ) -> Any:
@@ -107,7 +107,7 @@ def _refine_chunk(
         space,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        objective=Objective(
+        objective=RefineObjective(
             features=config.feature_weight,
             batch_norm=config.batch_norm_weight,
             cross_entropy=config.cross_entropy_weight,
@@ -115,7 +115,7 @@ def _refine_chunk(
             batch_norm_form=config.batch_norm_loss,
         ),
         region=region,
-        crops=Crops(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
+        crops=RefineAugmentation(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
         positions=positions,
         total=len(start.labels),
         rows=config.batch_size,
@@ -149,8 +149,8 @@ def _keep(path: Path, images: Tensor) -> None:
 def _judged(
     start: SurrogateSet,
     images: Tensor,
-    targets: Targets,
-    space: GroundSpace,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
     config: ObjectiveConfig,
     held_out: nn.Module | None,
 ) -> SurrogateSet:

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gendistill.config import BarycenterSolver, BarycenterWeights
 from gendistill.errors import ConfigError
-from gendistill.networks.training import recognised
-from gendistill.refine.feature_space import GroundSpace
+from gendistill.networks.training import is_correct
+from gendistill.refine.feature_space import FeatureSpace
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, class_barycenters, kmeans_atoms
 
 
 def select(
     pool: SurrogateSet,
-    space: GroundSpace,
+    space: FeatureSpace,
     *,
     ipc: int,
     seed: int = 0,
@@ -42,7 +42,7 @@ def select(
     real = torch.bincount(space.labels, minlength=len(classes)).tolist()
     require_images(real, ipc, pool.classes, "to take atoms from")
     points = space.points(pool.images, pool.labels)
-    right = torch.stack([recognised(network, pool.split) for network in space.networks]).all(0)
+    right = torch.stack([is_correct(network, pool.split) for network in space.networks]).all(0)
     barycenters = class_barycenters(
         (space.of_class(c) for c in classes),
         [partial(kmeans_atoms, count=ipc, seed=seed) for _ in classes],

@@ -154,7 +154,7 @@ def fit(counts: Sequence[int], row: int, most_pixels: int) -> tuple[list[int], i
 def name_on_sheet(name: str, label: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The class's name, cut to ``NAME`` pixels; its number where Pillow's font, of plain Latin letters, lacks
     some."""
-    return cut(_drawable(name, label), font, NAME)
+    return shorten(_drawable(name, label), font, NAME)
 
 
 def _drawable(name: str, label: int) -> str:
@@ -162,7 +162,7 @@ def _drawable(name: str, label: int) -> str:
     return plain if plain and plain.isascii() and plain.isprintable() else f"class {label}"
 
 
-def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, or as much of it with three dots as ``width`` pixels hold."""
     if font.getlength(text) <= width:
         return text

@@ -26,7 +26,7 @@ from gendistill.report.images import (
     _drawable,
     _enlarged,
     _tile,
-    cut,
+    shorten,
     sprite,
 )
 from gendistill.surrogate.set import SurrogateSet
@@ -206,5 +206,5 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
             sheet.paste(_tile(ours.images[0], side), (x, y))
             sheet.paste(_tile(theirs.images[0], side), (x + row, y))
             draw.text((x, y + row + 2), distance, INK, font)
-            draw.text((x, y + row + 2 + LINE), cut(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
+            draw.text((x, y + row + 2 + LINE), shorten(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
     return sheet

@@ -14,7 +14,7 @@ from gendistill.report.nearest import Closest, closest_of_evaluation, closest_of
 from gendistill.report.provenance import ReportFacts, costs, w2
 from gendistill.report.results import Row, condition, full_row, primary, products, seeds_of, settings_numbers, under
 from gendistill.report.tables import ablations, class_tables, sections
-from gendistill.report.template import fill
+from gendistill.report.template import render_template
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 
 MOST_MEASURED, MOST_CHECKED = 500, 12
@@ -23,7 +23,7 @@ MOST_MEASURED, MOST_CHECKED = 500, 12
 def render(facts: ReportFacts) -> str:
     """The page."""
     described, rows = facts.runs[0].summary["data"], facts.rows
-    return fill(
+    return render_template(
         "report.html",
         facts=facts,
         data=facts.data,

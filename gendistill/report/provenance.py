@@ -57,7 +57,7 @@ def merged_versions(records: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Look:
+class FeatureSource:
     """``embed``: uint8 images (B,C,H,W) -> features (B,D), which ``space`` names; ``note`` is a sentence on them."""
 
     space: str
@@ -119,7 +119,7 @@ class ReportFacts:
     runs: Sequence[RunFacts]
     data: RealData | None
     projection: Projection | None = None
-    look: Look | None = None
+    look: FeatureSource | None = None
 
     @property
     def rows(self) -> list[Row]:

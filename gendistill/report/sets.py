@@ -19,10 +19,10 @@ from gendistill.evaluation.copies import FEATURES, PIXELS
 from gendistill.evaluation.evaluator import RANDOM
 from gendistill.evaluation.inputs import size_of
 from gendistill.evaluation.projection import Projection, pixels, project_sets
-from gendistill.networks.feature_extractors import features_of, kept
+from gendistill.networks.feature_extractors import cached_features, features_of
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.provenance import Look, RunFacts
+from gendistill.report.provenance import FeatureSource, RunFacts
 from gendistill.report.run_folder import Finished
 from gendistill.report.terminal import LABELS, row_label
 from gendistill.seeding import derive
@@ -141,20 +141,22 @@ def names_of(found: Finished) -> dict[str, str | None]:
     return {content: names[stems[content].resolve()] if content in stems else None for content in found.hashes}
 
 
-def look(found: Sequence[Finished], data: RealData) -> Look | None:
+def open_feature_extractor(found: Sequence[Finished], data: RealData) -> FeatureSource | None:
     """Features of the first teacher that is there, else of a network that an evaluation trained on the real images."""
     teacher = next((f.teacher for f in found if f.teacher and (f.teacher / FILE).is_file()), None)
     if teacher is not None:
-        return Look(FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval()))
-    network = next((n for f in found if (n := kept(data, f.path)) is not None), None)
+        return FeatureSource(
+            FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval())
+        )
+    network = next((n for f in found if (n := cached_features(data, f.path)) is not None), None)
     note = "The reference network was trained on the real images by the evaluation."
-    return None if network is None else Look(TRAINED, features_of(network), note)
+    return None if network is None else FeatureSource(TRAINED, features_of(network), note)
 
 
-def project(runs: Sequence[RunFacts], data: RealData, look: Look | None) -> Projection | None:
+def project(runs: Sequence[RunFacts], data: RealData, look: FeatureSource | None) -> Projection | None:
     """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
 
-    By PCA of the features of ``look``, else of pixels.
+    By PCA of the features of ``open_feature_extractor``, else of pixels.
     """
     largest = [(run, run.sets[max(run.sets)]) for run in runs if run.sets]
     if not largest:

@@ -16,7 +16,7 @@ from gendistill.report.charts import scatter
 from gendistill.report.formatting import listed
 from gendistill.report.images import Picture, contact_sheet, picture
 from gendistill.report.nearest import MOST_PAIRS, Closest
-from gendistill.report.template import fill
+from gendistill.report.template import render_template
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 
@@ -53,12 +53,12 @@ class ShowFacts:
 def render_show(facts: ShowFacts) -> str:
     """The page."""
     plot = scatter(facts.projection) if facts.projection else None
-    return fill("show.html", facts=facts, names=listed(s.name for s in facts.sets), plot=plot)
+    return render_template("show.html", facts=facts, names=listed(s.name for s in facts.sets), plot=plot)
 
 
 def render_projection(projection: Projection) -> str:
     """The projection as an SVG file of its own, for light and dark viewers and for paper."""
-    return fill("projection.html", plot=scatter(projection))
+    return render_template("projection.html", plot=scatter(projection))
 
 
 PAGE_PIXELS, PAGE_WIDTH = 2_000_000, 1050  # of a contact sheet inside the page

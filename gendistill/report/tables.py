@@ -13,7 +13,7 @@ from gendistill.evaluation.intervals import row_interval
 from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, grouped_rows, mean_interval, ticks
 from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent
 from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of
-from gendistill.report.template import fill
+from gendistill.report.template import render_template
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -28,7 +28,7 @@ SHOWN = (  # of what is measured: where it stands, its title, which way is bette
 
 
 @dataclass(frozen=True)
-class Finding:
+class FindingLine:
     """Something wrong with a set, or worth a warning, in one sentence; ``of`` names the set, or is empty."""
 
     error: bool
@@ -68,14 +68,14 @@ class Measures:
     reasons: list[str]
 
 
-def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[Finding]:
+def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[FindingLine]:
     """Of all runs, each once, errors first."""
     found = {}
     for run in runs:
         for entry in run.summary.get("findings") or ():
             row = _row_of(entry.get("set"), rows)
             of = f"{row['label']}, IPC {row['ipc']}" if row else ""
-            found[of, entry["text"]] = Finding(entry.get("severity") == "error", of, entry["text"])
+            found[of, entry["text"]] = FindingLine(entry.get("severity") == "error", of, entry["text"])
     return sorted(found.values(), key=lambda f: not f.error)
 
 
@@ -319,7 +319,7 @@ def render_continual(summary: dict[str, Any]) -> str:
     ]
     settings = summary["settings"]
     network = ", ".join(as_tuple(settings["network"]))
-    return fill(
+    return render_template(
         "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
     )
 

@@ -10,7 +10,7 @@ import jinja2
 from gendistill.report.formatting import MEDIA, PALETTE, brief, duration, kilo, measure, percent, signed
 
 
-def fill(name: str, **values: Any) -> str:
+def render_template(name: str, **values: Any) -> str:
     """The text of a template. Class names, paths and commands are escaped; a value that is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),

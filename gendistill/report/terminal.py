@@ -241,7 +241,7 @@ def _points(gain: float | None) -> str:
     return "" if gain is None else f"{100 * gain:+.1f}"
 
 
-def moved(target: Path) -> Iterator[str]:
+def w2_lines(target: Path) -> Iterator[str]:
     """A line of each refined set below ``target``: squared W2 in the ground space, mean over the classes."""
     folders = sorted(target.glob("ipc-*/manifest.json"), key=lambda path: int(path.parent.name.removeprefix("ipc-")))
     for path in folders:

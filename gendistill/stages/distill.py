@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, WmddConfig, section, sizes, to_dict
+from gendistill.config import DistillConfig, WmddConfig, ipc_sizes, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
-from gendistill.coreset.coresets import CORESETS, choose
+from gendistill.coreset.coresets import CORESETS, choose_coreset
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.data.sources import read_data
@@ -27,9 +27,9 @@ from gendistill.matching.methods import MATCHING
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
 from gendistill.refine.checks import check_inputs
-from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.refiner import CHUNKS, refine_images
-from gendistill.report.terminal import moved
+from gendistill.report.terminal import w2_lines
 from gendistill.seeding import torch_rng
 from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.stages.refine import ground_space, save_anew, with_meta
@@ -60,7 +60,7 @@ def distill(
         features = torch.empty(len(data.train), 0)
     elif features is None:
         features = to_float(data.train.images).flatten(1)
-    chosen = choose(method, data.train, features, data.classes, ipc, seed)
+    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
     meta: dict[str, Any] = {
         "method": method,
         "stages": [],
@@ -84,7 +84,7 @@ def wmdd(
     *,
     seed: int = 0,
     folder: StageFolder | None = None,
-    space: GroundSpace | None = None,
+    space: FeatureSpace | None = None,
 ) -> SurrogateSet:
     """``ipc`` images of every class, from noise or random real images, by WMDD under these teachers (2311.18531)."""
     begun, config = time.perf_counter(), config or WmddConfig()
@@ -129,7 +129,7 @@ def run_stage(
     state, long = runtime.processes(), config.method not in CORESETS
     with stage_folder(target, "distill", settings, keep_partial=long, main_process=state.is_main_process) as folder:
         state.wait_for_everyone()
-        ipcs = sizes(config.ipc)
+        ipcs = ipc_sizes(config.ipc)
         sets: Iterable[SurrogateSet]
         if needs:
             space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
@@ -176,13 +176,13 @@ def main(command: DistillCommand) -> None:
         state.wait_for_everyone()
         run_stage(
             read_data(command.data),
-            section(command, DistillConfig),
+            stage_options(command, DistillConfig),
             command.output_dir,
             seed=command.seed,
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
         )
-    told = _spent if command.method in MATCHING else moved if command.method == "wmdd" else None
+    told = _spent if command.method in MATCHING else w2_lines if command.method == "wmdd" else None
     if told and state.is_main_process:
         print("\n".join(told(command.output_dir)))
 

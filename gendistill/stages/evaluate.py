@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import EvaluateConfig, section, to_dict
+from gendistill.config import EvaluateConfig, stage_options, to_dict
 from gendistill.config.commands import EvaluateCommand
 from gendistill.data.dataset import RealData, check_origin, mean_and_std
 from gendistill.data.sources import read_data
 from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
-from gendistill.evaluation.baselines import Baselines, against_equal_bytes
+from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.checks.soft_labels import check_soft_labels
 from gendistill.evaluation.continual import arrivals, class_orders, continual, runs_of
 from gendistill.evaluation.describe import described
 from gendistill.evaluation.entries import contestants, of_sets
-from gendistill.evaluation.evaluator import Outcome, Trial, check, entries, judge
+from gendistill.evaluation.evaluator import RunResult, TrainingRun, check, entries, evaluate_entries
 from gendistill.evaluation.inputs import by_counts, findings, read_given, size_of
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.scores import scores
 from gendistill.generator.map_classes import check_manifest_labels
 from gendistill.networks.feature_extractors import make_lens
@@ -65,7 +65,7 @@ def evaluate(
     ``teacher``.
     """
     config = config or EvaluateConfig()
-    settings = resolve(config)
+    settings = resolve_protocol(config)
     for surrogate in surrogates:
         what = f"the surrogate set at IPC {surrogate.ipc}"
         check_origin(what, surrogate.classes, surrogate.meta, data)
@@ -73,16 +73,16 @@ def evaluate(
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, settings, teacher)
-    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before anything takes long
-    config = as_run(config, data)
-    settings = resolve(config)
+    check(of_sets(surrogates), TrainingRun(settings, data.test, len(data.classes)))  # before anything takes long
+    config = resolve_precision(config, data)
+    settings = resolve_protocol(config)
     lens = make_lens(config.features, data, teacher, folder.path if folder else None) if config.describe else None
     entered, device = contestants(data, surrogates, config, seed, teacher), runtime.device()
     cache, normal = BaselineCache.of(data, config, device), mean_and_std(data.train)
     about: dict[str, Any] = described(data, surrogates, lens, seed) if lens else {}
     done = read_runs(folder.path / RUNS) if folder else {}
     known: dict[str, Any] = {"done": done, "recall": cache.recall}
-    loop = judge(entered, data.test, data.classes, config, device=device, normal=normal, **known)
+    loop = evaluate_entries(entered, data.test, data.classes, config, device=device, normal=normal, **known)
 
     def log(record: dict[str, Any]) -> None:
         if record["baseline"] and record["key"] not in done:
@@ -98,7 +98,7 @@ def evaluate(
         "protocol": settings.protocol,
         "data": data.describe(),
         "seed": seed,
-        "rows": against_equal_bytes(rows),
+        "rows": compare_with_equal_bytes(rows),
         "scores": scores(rows),
         "sets": about.get("sets", {}),
         "findings": _together(about.get("findings", []), findings(surrogates, data)),
@@ -109,15 +109,15 @@ def evaluate(
     }
 
 
-def as_run(config: EvaluateConfig, data: RealData) -> EvaluateConfig:
+def resolve_precision(config: EvaluateConfig, data: RealData) -> EvaluateConfig:
     """With the precision and the compiling that ``auto`` comes to for the longest training of the dearest network."""
     if "auto" not in (config.mixed_precision, config.compile):
         return config
-    settings, classes = resolve(config), len(data.classes)
-    trial, (steps, _) = Trial(settings, data.test, classes), settings.length(len(data.train), classes, full=True)
+    settings, classes = resolve_protocol(config), len(data.classes)
+    trial, (steps, _) = TrainingRun(settings, data.test, classes), settings.length(len(data.train), classes, full=True)
     shape = data.channels, data.image_size, steps * settings.batch_size * SHARED
     flop = max(training_flop(trial.network(name), *shape) for name in settings.network)
-    fast = runtime.fast(config.mixed_precision, config.compile, runtime.device(), flop)
+    fast = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
     return replace(config, mixed_precision="bf16" if fast.bf16 else "no", compile=fast.compile)
 
 
@@ -127,7 +127,7 @@ def _together(seen: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[di
     return seen + [finding for finding in told if (finding["set"], finding["kind"]) not in known]
 
 
-def read_runs(path: Path) -> dict[str, Outcome]:
+def read_runs(path: Path) -> dict[str, RunResult]:
     """Outcomes that an interrupted evaluation has finished, by key; a line cut off by a kill is left out."""
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -191,7 +191,7 @@ def run_stage(
     return target
 
 
-def told(summary: dict[str, Any]) -> str:
+def format_summary(summary: dict[str, Any]) -> str:
     """Everything for the terminal: accuracies, scores, what the sets are like, and what is wrong with them."""
     names: dict[str, str] = {}
     for row in summary["rows"]:
@@ -211,14 +211,14 @@ def main(command: EvaluateCommand) -> None:
     if command.task == "continual":
         return main_continual(command)
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
-    target, config = command.output_dir, section(command, EvaluateConfig)
+    target, config = command.output_dir, stage_options(command, EvaluateConfig)
     cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
     with output(command, command.data.folder, command.teacher, cache, *paths):
         data = read_data(command.data)
         run_stage(
             data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
         )
-    print(told(json.loads((target / "summary.json").read_text(encoding="utf-8"))))
+    print(format_summary(json.loads((target / "summary.json").read_text(encoding="utf-8"))))
 
 
 CONTINUAL_RECORD, CONTINUAL_TABLE, CONTINUAL_PAGE = "continual.json", "continual.csv", "continual.html"
@@ -237,7 +237,7 @@ def evaluate_continual(
     All images have hard labels. The classes, the network and its training are those of ``config``.
     """
     config = config or EvaluateConfig(task="continual")
-    settings = resolve(config)
+    settings = resolve_protocol(config)
     if settings.labels == "soft" or len(settings.network) > 1:
         raise ConfigError(
             f"evaluate.protocol is {config.protocol!r} with {settings.labels} labels and {len(settings.network)} "
@@ -248,9 +248,9 @@ def evaluate_continual(
         check_origin(what, surrogate.classes, surrogate.meta, data)
         check_manifest_labels(what, surrogate.classes, surrogate.meta)
     counts = arrivals(len(data.classes), config.continual.steps)
-    check(of_sets(surrogates), Trial(settings, data.test, len(data.classes)))  # before k-means
-    config = as_run(config, data)
-    settings = resolve(config)
+    check(of_sets(surrogates), TrainingRun(settings, data.test, len(data.classes)))  # before k-means
+    config = resolve_precision(config, data)
+    settings = resolve_protocol(config)
     beside = EvaluateConfig(  # k-means sees one class at a time
         runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache
     )
@@ -339,7 +339,7 @@ def with_labels(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main_continual(command: EvaluateCommand) -> None:
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     with output(command, command.data.folder, *paths):
-        data, config = read_data(command.data), section(command, EvaluateConfig)
+        data, config = read_data(command.data), stage_options(command, EvaluateConfig)
         summary = run_continual_stage(
             data, paths, config, command.output_dir, seed=command.seed, revision=command.revision
         )

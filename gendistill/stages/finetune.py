@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import FinetuneConfig, SampleConfig, section
+from gendistill.config import FinetuneConfig, SampleConfig, stage_options
 from gendistill.config.commands import FinetuneCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
@@ -22,7 +22,7 @@ from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator, licence_of
 from gendistill.generator.latent_cache import PixelLatents, RealLatents, cache_key, read_cache, write_cache
-from gendistill.generator.loading import resolve
+from gendistill.generator.loading import resolve_model_folder
 from gendistill.generator.map_classes import map_classes
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import Hooks, train_generator
@@ -94,7 +94,11 @@ def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Genera
     if config.pretrained is None:
         codec = load_codec(config.codec, data.channels, config.revision)
         generator = build_generator(config.model, data.classes, data.image_size, seed, codec=codec)
-        told = OUR_LICENCE if isinstance(codec, PixelCodec) else licence_of(resolve(config.codec, config.revision))
+        told = (
+            OUR_LICENCE
+            if isinstance(codec, PixelCodec)
+            else licence_of(resolve_model_folder(config.codec, config.revision))
+        )
         generator.meta["licence"] = told
         return generator
     generator = Generator.from_pretrained(config.pretrained, revision=config.revision, channels=data.channels)
@@ -271,4 +275,4 @@ def main(command: FinetuneCommand) -> None:
     with guard:
         state.wait_for_everyone()
         data = read_data(command.data)
-        run_stage(data, section(command, FinetuneConfig), command.output_dir, seed=command.seed)
+        run_stage(data, stage_options(command, FinetuneConfig), command.output_dir, seed=command.seed)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import LabelConfig, section
+from gendistill.config import LabelConfig, stage_options
 from gendistill.config.commands import LabelCommand
 from gendistill.data.crops import Views
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.map_classes import check_manifest_labels
-from gendistill.networks.soft_labelling import ROWS, fill
+from gendistill.networks.soft_labelling import ROWS, generate_labels
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
@@ -55,7 +55,7 @@ def label_set(
         config.views,
     )
     _announce(recipe, len(images), config.steps)
-    loop = fill(recipe, teacher.network.to(runtime.device()), images, config.steps)
+    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, config.steps)
     total = {"per_image": -(-len(images) // ROWS), "per_view": config.steps, "online": 0}[config.mode]
     labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
     meta: dict[str, Any] = surrogate.meta | {
@@ -131,6 +131,6 @@ def main(command: LabelCommand) -> None:
     runtime.check_processes(1)
     with output(command, command.surrogate, command.teacher):
         surrogate = find_surrogate(command.surrogate, command.revision)
-        config = section(command, LabelConfig)
+        config = stage_options(command, LabelConfig)
         run_stage(surrogate, command.teacher, config, command.output_dir, seed=command.seed)
     print(summary(command.output_dir))

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, need, section, sizes
+from gendistill.config import (
+    DistillConfig,
+    MatchingConfig,
+    ObjectiveConfig,
+    RefineConfig,
+    ipc_sizes,
+    require,
+    stage_options,
+)
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
@@ -22,13 +30,13 @@ from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher, check_teacher, teacher_data, trained_elsewhere, with_statistics_of
 from gendistill.progress import follow
 from gendistill.refine.checks import check_count, check_held_out, check_inputs
-from gendistill.refine.feature_space import GroundSpace
+from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import class_w2
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.refiner import CHUNKS, latent_region, refine_images
 from gendistill.refine.select import select
-from gendistill.report.terminal import moved
+from gendistill.report.terminal import w2_lines
 from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.surrogate.hub import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
@@ -44,7 +52,7 @@ def refine_set(
     seed: int = 0,
     held_out: Teacher | None = None,
     folder: StageFolder | None = None,
-    space: GroundSpace | None = None,
+    space: FeatureSpace | None = None,
     codec: Codec | None = None,
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """(selected, refined): one image of the pool for each barycenter atom, then the same images refined.
@@ -60,9 +68,9 @@ def refine_set(
     if held_out:
         check_held_out(held_out, teachers, data, config)
     space = space or ground_space(teachers, data, config)
-    pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+    pool = crop_pool(drop_soft_labels(pool), teachers, config, seed=seed, folder=folder)
     pool = replace(pool, meta={"data": data.describe(), **pool.meta})
-    selected = choose(pool, teachers, space, ipc, config, seed=seed, folder=folder)
+    selected = select_images(pool, teachers, space, ipc, config, seed=seed, folder=folder)
     start = time.perf_counter()
     region = latent_region(config, codec) if codec else None
     refined = refine_images(
@@ -76,11 +84,11 @@ def refine_set(
         made = with_meta(packed(made, space, config.pack), teachers, stage, "pack", start)
     if config.match_iterations and runtime.processes().is_main_process:  # which writes the set
         start = time.perf_counter()
-        made = with_meta(carried_on(made, data, space, config, seed, folder), teachers, "refined", "match", start)
+        made = with_meta(match_further(made, data, space, config, seed, folder), teachers, "refined", "match", start)
     return selected, made
 
 
-def unlabelled(pool: SurrogateSet) -> SurrogateSet:
+def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
     """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
     meta = {k: v for k, v in pool.meta.items() if k not in ("soft_labels", "label_teacher_hash")}
     meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
@@ -88,7 +96,7 @@ def unlabelled(pool: SurrogateSet) -> SurrogateSet:
     return replace(pool, soft_labels=None, weights=None, meta=meta)
 
 
-def cut(
+def crop_pool(
     pool: SurrogateSet,
     teachers: Sequence[Teacher],
     config: RefineConfig,
@@ -107,10 +115,10 @@ def cut(
     return with_meta(made, teachers, pool.meta.get("stage"), "patches", start)
 
 
-def choose(
+def select_images(
     pool: SurrogateSet,
     teachers: Sequence[Teacher],
-    space: GroundSpace,
+    space: FeatureSpace,
     ipc: int,
     config: RefineConfig,
     *,
@@ -127,7 +135,7 @@ def choose(
     return with_meta(chosen, teachers, "select", "select", start)
 
 
-def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet:
+def packed(whole: SurrogateSet, space: FeatureSpace, factor: int) -> SurrogateSet:
     """The set packed, with the mean class W2 of what comes back from its tiles."""
     made = pack(whole, factor)
     views = made.split
@@ -135,10 +143,10 @@ def packed(whole: SurrogateSet, space: GroundSpace, factor: int) -> SurrogateSet
     return replace(made, meta=made.meta | {"w2": {**made.meta["w2"], "packed": float(w2.mean())}})
 
 
-def carried_on(
+def match_further(
     made: SurrogateSet,
     data: RealData,
-    space: GroundSpace,
+    space: FeatureSpace,
     config: RefineConfig,
     seed: int,
     folder: StageFolder | None = None,
@@ -157,7 +165,7 @@ def carried_on(
 
 def ground_space(
     teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
-) -> GroundSpace:
+) -> FeatureSpace:
     """The space of these teachers, their networks on this process's device.
 
     Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
@@ -166,7 +174,7 @@ def ground_space(
         check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)
         teacher.network.to(runtime.device())
     fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
-    return GroundSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
+    return FeatureSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
 
 
 def _latent_space(config: RefineConfig, codec: Codec | None) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def run_stage(
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
     check_inputs(pool, teachers, data, config, codec)
-    for ipc in sizes(config.ipc):
+    for ipc in ipc_sizes(config.ipc):
         check_count(pool, data, ipc, config.pack)
     if held_out:
         check_held_out(held_out, teachers, data, config)
@@ -237,9 +245,9 @@ def run_stage(
     ) as folder:
         runtime.processes().wait_for_everyone()
         space = ground_space(teachers, data, config, cache=statistics_cache)
-        pool = cut(unlabelled(pool), teachers, config, seed=seed, folder=folder)
+        pool = crop_pool(drop_soft_labels(pool), teachers, config, seed=seed, folder=folder)
         config = replace(config, patches=1, min_patch=RefineConfig.min_patch)  # crops are the same at every IPC
-        for ipc in sizes(config.ipc):
+        for ipc in ipc_sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,
@@ -262,11 +270,11 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
-    need(bool(teachers), "teacher", teachers, "a folder or some")
+    require(bool(teachers), "teacher", teachers, "a folder or some")
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
-        data, config = teacher_data(teachers[0]), section(command, RefineConfig)
+        data, config = teacher_data(teachers[0]), stage_options(command, RefineConfig)
         run_stage(
             find_surrogate(command.surrogate, command.revision),
             teachers,
@@ -279,4 +287,4 @@ def main(command: RefineCommand) -> None:
             statistics_cache=command.statistics_cache,
         )
     if state.is_main_process:
-        print("\n".join(moved(command.output_dir)))
+        print("\n".join(w2_lines(command.output_dir)))

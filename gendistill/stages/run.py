@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from gendistill import runtime
-from gendistill.config import need, sizes, to_dict
+from gendistill.config import ipc_sizes, require, to_dict
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_whole
 from gendistill.networks.registry import batch_norm_layers, build_network
@@ -82,15 +82,17 @@ def surrogate_folders(config: RunConfig) -> list[Path]:
     out = config.output_dir
     found = []
     if config.sample.base:
-        found += [out / "samples" / "base" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
-    found += [out / "samples" / f"ipc-{ipc}" for ipc in sizes(config.sample.ipc)]
-    found += [out / "refined" / "selected" / f"ipc-{ipc * config.refine.pack**2}" for ipc in sizes(config.refine.ipc)]
-    return found + [out / "refined" / f"ipc-{ipc}" for ipc in sizes(config.refine.ipc)]
+        found += [out / "samples" / "base" / f"ipc-{ipc}" for ipc in ipc_sizes(config.sample.ipc)]
+    found += [out / "samples" / f"ipc-{ipc}" for ipc in ipc_sizes(config.sample.ipc)]
+    found += [
+        out / "refined" / "selected" / f"ipc-{ipc * config.refine.pack**2}" for ipc in ipc_sizes(config.refine.ipc)
+    ]
+    return found + [out / "refined" / f"ipc-{ipc}" for ipc in ipc_sizes(config.refine.ipc)]
 
 
 def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) -> None:
     """Refuse, before any training, an IPC that some class cannot give to the coreset rows."""
-    largest = max(*sizes(config.sample.ipc), max(sizes(config.refine.ipc)) * config.refine.pack**2)
+    largest = max(*ipc_sizes(config.sample.ipc), max(ipc_sizes(config.refine.ipc)) * config.refine.pack**2)
     name, least = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
     if largest > least:
         raise ArtifactError(
@@ -107,12 +109,14 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
 def check_networks(config: RunConfig, data: RealData) -> None:
     """Build every network once, so that what does not fit the images is refused before any training."""
     shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
-    teacher, judge = config.teacher, resolve(config.evaluate)
+    teacher, judge = config.teacher, resolve_protocol(config.evaluate)
     network = build_network(teacher.network, width=teacher.width, depth=teacher.depth, **shape)
     require_batch_of_two(network, teacher.batch_size, len(data.train))
     if config.refine.steps:
         require_batch_norm(batch_norm_layers(network), config.refine.batch_norm_weight)
-    need(judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard")
+    require(
+        judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard"
+    )
     for name in judge.network:
         network = build_network(name, width=judge.width, depth=judge.depth, **shape)
         require_batch_of_two(network, judge.batch_size, len(data.train))
@@ -143,9 +147,9 @@ def main(command: RunConfig) -> None:
     summary = run(command)
     out = command.output_dir
     print()
-    print(evaluate.told(summary))
+    print(evaluate.format_summary(summary))
     print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
     print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
     print(f"  {out / 'evaluation' / 'summary.json'}  every number")
-    best = f"refined/ipc-{max(sizes(command.refine.ipc))}"
+    best = f"refined/ipc-{max(ipc_sizes(command.refine.ipc))}"
     print(f"  {out / best}  a surrogate set, ready for ImageFolder or load_dataset")

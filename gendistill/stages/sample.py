@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import SampleConfig, section, sizes, to_dict
+from gendistill.config import SampleConfig, ipc_sizes, stage_options, to_dict
 from gendistill.config.commands import SampleCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
@@ -199,7 +199,7 @@ def _write_sets(
     base: bool = False,
 ) -> None:
     """Write what is missing of the largest set, and put the sets together from it."""
-    largest = max(sizes(config.ipc)) if base else max(*sizes(config.ipc), config.pool)
+    largest = max(ipc_sizes(config.ipc)) if base else max(*ipc_sizes(config.ipc), config.pool)
     name, path = ("base", folder.path / "base") if base else ("samples", folder.path)
     images = folder.path / IMAGES / name
     state, start = runtime.processes(), time.perf_counter()
@@ -218,7 +218,7 @@ def _write_sets(
         return
     seconds = time.perf_counter() - start
     meta = _meta(generator, digest, config, seed, seconds) | ({"stage": "base", "stages": ["sample"]} if base else {})
-    for ipc, target in [(ipc, path / f"ipc-{ipc}") for ipc in sizes(config.ipc)]:
+    for ipc, target in [(ipc, path / f"ipc-{ipc}") for ipc in ipc_sizes(config.ipc)]:
         _put_together(images, target, generator, ipc, meta)
     if config.pool and not base:
         _put_together(images, path / "pool", generator, config.pool, meta)
@@ -233,7 +233,7 @@ def _put_together(images: Path, target: Path, generator: Generator, ipc: int, me
 def main(command: SampleCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
-    config = section(command, SampleConfig)
+    config = stage_options(command, SampleConfig)
     source = Path(command.generator).expanduser()
     inputs = (source if source.is_dir() else None, command.adapter, command.data.folder if command.data else None)
     with output(command, *inputs) if state.is_main_process else nullcontext():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import DataConfig, TeacherConfig, section, to_dict
+from gendistill.config import DataConfig, TeacherConfig, stage_options, to_dict
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
@@ -35,7 +35,7 @@ def train_teacher(
     }
     network, images = build_network(**spec, seed=derive(seed, "teacher")), config.steps * config.batch_size
     flop = training_flop(network, data.channels, data.image_size, images)
-    fast = runtime.fast(config.mixed_precision, config.compile, runtime.device(), flop)
+    fast = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
     loop = train_classifier(
         network,
         data.train,
@@ -86,4 +86,4 @@ def main(command: TeacherCommand) -> None:
     runtime.check_processes(1)
     with output(command, command.data.folder):
         data = read_data(command.data)
-        run_stage(data, command.data, section(command, TeacherConfig), command.output_dir, seed=command.seed)
+        run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)

@@ -30,7 +30,7 @@ from gendistill.report.nearest import MOST_PAIRS, closest, copy_line, pair_sheet
 from gendistill.report.page import render
 from gendistill.report.provenance import ReportFacts, RunFacts
 from gendistill.report.run_folder import Finished, read_finished
-from gendistill.report.sets import check_data, find_data, look, names_of, project, set_names, sets_of
+from gendistill.report.sets import check_data, find_data, names_of, open_feature_extractor, project, set_names, sets_of
 from gendistill.report.show import ShowFacts, ShownSet, facts_of, numbers, render_projection, render_show, sheets_of
 from gendistill.report.terminal import row_label
 from gendistill.stages.folder import plain_output
@@ -248,7 +248,7 @@ def gather(found: Sequence[Finished], data: RealData | None, reasons: Sequence[s
     runs = [_facts(one, name, data, reasons) for one, name in zip(found, names, strict=True)]
     if data is None:
         return ReportFacts(runs=runs, data=None)
-    seen = look(found, data) if any(run.sets for run in runs) else None
+    seen = open_feature_extractor(found, data) if any(run.sets for run in runs) else None
     return ReportFacts(runs=runs, data=data, projection=project(runs, data, seen), look=seen)
 
 

@@ -58,7 +58,7 @@ def serve() -> None:
         os._exit(1)
 
 
-def spread(work: Callable[[T, Ask], Sequence[R]], blocks: Iterable[T], size: int) -> Iterator[R]:
+def in_workers(work: Callable[[T, Ask], Sequence[R]], blocks: Iterable[T], size: int) -> Iterator[R]:
     """What ``work`` returns of each block, in order; by workers where there are cores and ``size`` bytes of pixels."""
     if CORES == 1 or size <= ALONE:
         for block in blocks:
@@ -103,7 +103,7 @@ def _worker() -> Iterator[Ask]:
         process.communicate()
 
 
-def counted(items: Iterable[object], label: str, total: int) -> None:
+def exhaust(items: Iterable[object], label: str, total: int) -> None:
     """Exhaust ``items``, under a bar if they are many."""
     for _ in track(items, label, total) if total > MANY else items:
         pass
@@ -129,7 +129,7 @@ def read_images(paths: Sequence[Path], channels: int, size: int) -> Tensor:
         images[start : start + step] = pixels.movedim(-1, 1)
         return here
 
-    counted(spread(fill, range(0, len(paths), step), images.nbytes), "read set", len(paths))
+    exhaust(in_workers(fill, range(0, len(paths), step), images.nbytes), "read set", len(paths))
     return images
 
 

@@ -35,7 +35,7 @@ def views_in(factor: Factor) -> int:
     return sum(side**2 for side in sides(factor))
 
 
-def named(factor: Factor) -> str:
+def factor_name(factor: Factor) -> str:
     """``2x2``, or ``1x1 and 2x2``."""
     return " and ".join(f"{side}x{side}" for side in sides(factor))
 

@@ -20,7 +20,7 @@ from gendistill.hashing import hash_tensors
 from gendistill.io import atomic
 from gendistill.surrogate import image_files
 from gendistill.surrogate.card.card import write_card
-from gendistill.surrogate.image_files import BLOCK, Ask, counted, read_images, request, spread
+from gendistill.surrogate.image_files import BLOCK, Ask, exhaust, in_workers, read_images, request
 from gendistill.surrogate.manifest import (
     COUNTED,
     MANIFEST,
@@ -88,7 +88,7 @@ def write_images(folder: Path, classes: Sequence[str], images: Tensor, labels: T
             image_files.write(here, pixels, width, height, channels)
         return here
 
-    counted(spread(put, range(0, len(paths), step), images.nbytes), "write set", len(paths))
+    exhaust(in_workers(put, range(0, len(paths), step), images.nbytes), "write set", len(paths))
 
 
 def _pixels(images: Tensor) -> bytes:

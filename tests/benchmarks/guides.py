@@ -25,8 +25,8 @@ from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.constraints import chunks
-from gendistill.refine.feature_space import GroundSpace
-from gendistill.refine.objective import Targets, matched_targets
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import BarycenterTargets, matched_targets
 from gendistill.refine.refiner import _refine_chunk, pixel_region
 from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
@@ -59,7 +59,7 @@ def ways(
     yield from ((name, make()) for name, make in made.items() if name in (args.only or made))
 
 
-def to_real(selected: SurrogateSet, space: GroundSpace, config: RefineConfig, seed: int) -> SurrogateSet:
+def to_real(selected: SurrogateSet, space: FeatureSpace, config: RefineConfig, seed: int) -> SurrogateSet:
     """Refined toward the real image of its class that is nearest to each atom, each taken once."""
     points, labels = space.points(selected.images, selected.labels), selected.labels
     means = matched_targets(points, labels, space).atoms
@@ -68,7 +68,7 @@ def to_real(selected: SurrogateSet, space: GroundSpace, config: RefineConfig, se
         real, own = space.of_class(label), labels == label
         atoms[own] = torch.from_numpy(real[assign(means[own].numpy(), real)])
     for place in chunks(labels, config.batch_size):
-        targets = Targets(atoms[place], torch.ones(len(place)))
+        targets = BarycenterTargets(atoms[place], torch.ones(len(place)))
         loop = _refine_chunk(selected, targets, space, config, pixel_region(config), place, derive(seed, "refine"))
         images[place] = follow(loop, "refine", config.steps)
     return replace(selected, images=images)

@@ -28,7 +28,14 @@ from gendistill.data.pixels import to_float
 from gendistill.matching.build import build
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.methods import plan_runs
-from gendistill.matching.selection import Weights, batch_mmd, drawn, embed, representatives, unchanged_buffers
+from gendistill.matching.selection import (
+    Weights,
+    batch_mmd,
+    embed,
+    representatives,
+    sample_without_replacement,
+    unchanged_buffers,
+)
 from gendistill.seeding import derive, torch_rng
 from tests.benchmarks.curves import Line, Panel, svg
 
@@ -97,8 +104,10 @@ class Whole:
         """Places in the class, as the selections choose them."""
         everyone, weights, count = torch.arange(len(self.index)), RULES[rule], self.args.batch
         if weights is None:
-            return drawn(everyone, count, torch_rng(self.seed, "random", step))
-        among = drawn(everyone, self.args.candidates or len(everyone), torch_rng(self.seed, "candidates"))
+            return sample_without_replacement(everyone, count, torch_rng(self.seed, "random", step))
+        among = sample_without_replacement(
+            everyone, self.args.candidates or len(everyone), torch_rng(self.seed, "candidates")
+        )
         return among[representatives(self.features[among], count, self.seed, weights=weights)]
 
 

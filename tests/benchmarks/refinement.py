@@ -31,11 +31,11 @@ from gendistill.config import (
 )
 from gendistill.data.dataset import RealData, mean_and_std
 from gendistill.evaluation.entries import contestants
-from gendistill.evaluation.evaluator import judge
+from gendistill.evaluation.evaluator import evaluate_entries
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
-from gendistill.stages.evaluate import as_run
+from gendistill.stages.evaluate import resolve_precision
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 
@@ -197,7 +197,9 @@ def soft_rows(data: RealData, sets: list[SurrogateSet], config: EvaluateConfig, 
     """Those with soft labels alone, at half the cost."""
     entered = [one for one in contestants(data, sets, config, seed, teacher) if one.labels != "hard"]
     normal, device = mean_and_std(data.train), runtime.device()
-    loop = judge(entered, data.test, data.classes, as_run(config, data), device=device, normal=normal)
+    loop = evaluate_entries(
+        entered, data.test, data.classes, resolve_precision(config, data), device=device, normal=normal
+    )
     return follow(loop, "evaluate", sum(one.count(config.runs) for one in entered))
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_uint8
-from gendistill.evaluation.evaluator import Trial
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.evaluator import TrainingRun
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.seeding import torch_rng
 from tests.benchmarks.test_training import in_turn, store
 
@@ -36,12 +36,12 @@ def fields(per_class: int, purpose: str) -> Split:
 
 
 @pytest.fixture(scope="module")
-def trials() -> tuple[Trial, Trial]:
+def trials() -> tuple[TrainingRun, TrainingRun]:
     test = fields(1000, "test")
-    return Trial(resolve(FAST), test, CLASSES), Trial(resolve(EAGER), test, CLASSES)
+    return TrainingRun(resolve_protocol(FAST), test, CLASSES), TrainingRun(resolve_protocol(EAGER), test, CLASSES)
 
 
-def test_a_run_is_faster_than_an_eager_one(benchmark: Any, trials: tuple[Trial, Trial]) -> None:
+def test_a_run_is_faster_than_an_eager_one(benchmark: Any, trials: tuple[TrainingRun, TrainingRun]) -> None:
     """Training and the look at the test split; what compiling takes comes before, once for each size of batch."""
     train = fields(10, "train")
     fast, eager = (lambda trial=trial: trial.run("convnet", train, None, 0) for trial in trials)
@@ -52,7 +52,7 @@ def test_a_run_is_faster_than_an_eager_one(benchmark: Any, trials: tuple[Trial, 
     assert theirs / ours >= 3.0
 
 
-def test_accuracies_are_those_of_eager_runs(benchmark: Any, trials: tuple[Trial, Trial]) -> None:
+def test_accuracies_are_those_of_eager_runs(benchmark: Any, trials: tuple[TrainingRun, TrainingRun]) -> None:
     """Five training seeds: the means differ by less than the runs of one side do among themselves."""
     train = fields(2, "train")
     sides = [[trial.run("convnet", train, None, seed)["accuracy"] for seed in range(5)] for trial in trials]

@@ -15,15 +15,17 @@ from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.constraints import Crops, PixelRegion
-from gendistill.refine.feature_space import GroundSpace
-from gendistill.refine.objective import Objective, Targets, refine_chunk
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, refine_chunk
 from gendistill.seeding import torch_rng
 from tests.benchmarks.released_wmdd import ReleasedLoop
 from tests.benchmarks.test_training import images, in_turn, store
 
 CLASSES, LEARNING_RATE = 10, 0.03
-PUBLISHED = Objective(cross_entropy=1.0, feature_form="released", batch_norm_form="published")  # terms on both sides
+PUBLISHED = RefineObjective(
+    cross_entropy=1.0, feature_form="released", batch_norm_form="published"
+)  # terms on both sides
 
 
 class Problem:
@@ -34,15 +36,16 @@ class Problem:
         built = build_network(network, channels=3, image_size=size, classes=CLASSES, width=width).eval()
         statistics = collect_statistics(built, split, CLASSES)
         self.teacher = Teacher(built, statistics, tuple(map(str, range(CLASSES))), {"name": network})
-        self.space = GroundSpace.build([self.teacher], split, 0.0, scaled=False)
+        self.space = FeatureSpace.build([self.teacher], split, 0.0, scaled=False)
         self.labels = torch.arange(CLASSES).repeat_interleave(ipc)
         self.start = images(len(self.labels), CLASSES, size).images // 2 + 64  # ends of the range are held differently
         shape = len(self.labels), statistics.features.shape[1]
         self.atoms = statistics.features.std() * torch.randn(shape, generator=torch_rng(0, "atoms"))
 
-    def ours(self, crops: Crops, *, bf16: bool = False) -> Any:
+    def ours(self, crops: RefineAugmentation, *, bf16: bool = False) -> Any:
         return refine_chunk(
-            self.start, self.labels, Targets(self.atoms, torch.ones(len(self.labels))), self.space, steps=self.steps,
+            self.start, self.labels, BarycenterTargets(self.atoms, torch.ones(len(self.labels))), self.space,
+            steps=self.steps,
             learning_rate=LEARNING_RATE, objective=PUBLISHED, region=PixelRegion(bound=2.0), crops=crops,
             positions=torch.arange(len(self.labels)), total=len(self.labels), bf16=bf16,
         )  # fmt: skip
@@ -71,7 +74,7 @@ def test_both_sides_of_the_benchmark_are_the_same_optimisation() -> None:
     problem = Problem("convnet_bn", 16, 1, steps=4, width=8)
     released = problem.released(crops=False)
     theirs = list(released.run())
-    loop, found = problem.ours(Crops()), []
+    loop, found = problem.ours(RefineAugmentation()), []
     result: Tensor | None = None
     while result is None:
         try:
@@ -91,7 +94,7 @@ def test_both_sides_of_the_benchmark_are_the_same_optimisation() -> None:
 def test_refinement_is_faster_than_the_released_organisation(benchmark: Any, network: str, size: int, ipc: int) -> None:
     """10 classes; features, batch norm and cross-entropy through crops on both sides; ours in bf16 where native."""
     problem = Problem(network, size, ipc, steps=10 if ipc == 1 else 4)
-    crops, bf16 = Crops(min_crop=0.5, flip=True, roll=4), runtime.native_bf16(torch.device("cpu"))
+    crops, bf16 = RefineAugmentation(min_crop=0.5, flip=True, roll=4), runtime.native_bf16(torch.device("cpu"))
     with rows_seen(problem.teacher.network) as mine:
         finish(problem.ours(crops, bf16=bf16))
     released = problem.released(crops=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gendistill.config import CoresetMethod
-from gendistill.coreset.coresets import CORESETS, choose
+from gendistill.coreset.coresets import CORESETS, choose_coreset
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
 from gendistill.transport.barycenter import kmeans_atoms
@@ -64,7 +64,7 @@ def test_features_are_left_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_choose_takes_ipc_images_of_every_class_with_their_labels(method, ipc):
     split, features = some_split()
-    chosen = choose(method, split, features, CLASSES, ipc, 0)
+    chosen = choose_coreset(method, split, features, CLASSES, ipc, 0)
     numbers = chosen.images.flatten().long()
     assert chosen.counts(3) == [ipc] * 3
     assert len(numbers.unique()) == 3 * ipc
@@ -75,7 +75,7 @@ def test_choose_takes_ipc_images_of_every_class_with_their_labels(method, ipc):
 def test_choose_looks_at_the_features_of_the_class_alone(method):
     split, features = some_split()
     changed = torch.where(split.labels[:, None] == 1, features, 9 * features)
-    first, second = (choose(method, split, f, CLASSES, 2, 0) for f in (features, changed))
+    first, second = (choose_coreset(method, split, f, CLASSES, 2, 0) for f in (features, changed))
     assert torch.equal(first.images[first.labels == 1], second.images[second.labels == 1])
 
 
@@ -83,17 +83,17 @@ def test_choose_looks_at_the_features_of_the_class_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_ipc_that_cannot_be_had_is_refused(method, ipc):
     with pytest.raises(ConfigError, match=f"ipc is {ipc}"):
-        choose(method, *some_split(), CLASSES, ipc, 0)
+        choose_coreset(method, *some_split(), CLASSES, ipc, 0)
 
 
 def test_the_class_that_is_too_small_is_named():
     with pytest.raises(ConfigError, match="b has 5"):
-        choose("random", *some_split(), CLASSES, 6, 0)
+        choose_coreset("random", *some_split(), CLASSES, 6, 0)
 
 
 def test_an_unknown_method_is_refused_with_the_choices():
     with pytest.raises(ConfigError, match="random, kmeans, herding, kcenter"):
-        choose("forgetting", *some_split(), CLASSES, 1, 0)
+        choose_coreset("forgetting", *some_split(), CLASSES, 1, 0)
 
 
 # each method
@@ -144,7 +144,7 @@ def test_kmeans_picks_the_image_nearest_to_each_centre():
 
 def test_classes_are_drawn_apart(digits: RealData) -> None:
     """Equal positions in every class would tie the random row to an order that folders share."""
-    chosen = choose("random", digits.train, torch.zeros(len(digits.train), 1), digits.classes, 3, seed=0)
+    chosen = choose_coreset("random", digits.train, torch.zeros(len(digits.train), 1), digits.classes, 3, seed=0)
     positions = set()
     for label in range(10):
         images = digits.train.images[digits.train.of_class(label)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gendistill.data.augmentation import Augmentation, augment, jittered, lit
+from gendistill.data.augmentation import Augmentation, augment, color_jitter, pca_lighting
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.siamese import Siamese
 from gendistill.seeding import torch_rng
@@ -101,7 +101,7 @@ def test_cutmix_of_plain_labels_is_refused():
 def test_jitter_of_one_image_is_three_lerps_in_some_order():
     """By hand, for every order: toward black, toward mean grey, toward own grey."""
     image = images(1)
-    found = jittered(image, 0.4, torch_rng(7))
+    found = color_jitter(image, 0.4, torch_rng(7))
     rng = torch_rng(7)
     order, share = torch.rand(1, 3, generator=rng).argsort(1)[0], 0.4 * (2 * torch.rand(1, 3, generator=rng) - 1)[0]
     expected = (image + 1) / 2
@@ -115,16 +115,16 @@ def test_jitter_of_one_image_is_three_lerps_in_some_order():
 
 def test_jitter_draws_for_each_image_alone():
     same = images(1).expand(16, -1, -1, -1)
-    assert len(jittered(same, 0.4, torch_rng(0)).unique(dim=0)) == 16
+    assert len(color_jitter(same, 0.4, torch_rng(0)).unique(dim=0)) == 16
 
 
 def test_lighting_adds_one_small_colour_an_image():
-    added = lit(images(500), 0.1, torch_rng(0)) - images(500)
+    added = pca_lighting(images(500), 0.1, torch_rng(0)) - images(500)
     assert torch.allclose(added, added[:, :, :1, :1].expand_as(added), atol=1e-5)
     colour = added[:, :, 0, 0] / 2
     direction = torch.tensor([-0.5675, -0.5808, -0.5836])
     assert float((colour @ direction).std()) == pytest.approx(0.1 * 0.2175, rel=0.15)
-    assert torch.equal(lit(images(4, 1), 0.1, torch_rng(0)), images(4, 1))
+    assert torch.equal(pca_lighting(images(4, 1), 0.1, torch_rng(0)), images(4, 1))
 
 
 def test_dsa_draws_the_operation_for_the_batch_and_its_strength_for_each_image():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gendistill.data.siamese import OPERATIONS, Draw, Siamese
+from gendistill.data.siamese import OPERATIONS, AugmentationDraw, Siamese
 from gendistill.errors import ConfigError
 from gendistill.seeding import torch_rng
 
@@ -23,7 +23,7 @@ def some_images(count=4, channels=3, size=8, dtype=torch.float32):
 
 
 def one_step(name, value, size=8, **options):
-    return Draw(((name, torch.tensor(value)),), size, **options)
+    return AugmentationDraw(((name, torch.tensor(value)),), size, **options)
 
 
 def only(name, **options):
@@ -66,7 +66,7 @@ def test_with_a_set_of_parameters_each_images_differ_and_equal_their_own_draw(na
     assert len(found.unique(dim=0)) > 1
     ((_, value),) = draw.steps
     for i in range(16):
-        own = Draw(((name, value[i : i + 1]),), 8).apply(images[:1])
+        own = AugmentationDraw(((name, value[i : i + 1]),), 8).apply(images[:1])
         torch.testing.assert_close(found[i : i + 1], own)
 
 
@@ -93,7 +93,7 @@ def test_one_takes_each_operation_equally_often_and_all_take_their_order():
     assert tuple(name for name, _ in draw.steps) == order
     images, expected = some_images(), some_images()
     for step in draw.steps:
-        expected = Draw((step,), 8).apply(expected)
+        expected = AugmentationDraw((step,), 8).apply(expected)
     torch.testing.assert_close(draw.apply(images), expected)
 
 
@@ -183,7 +183,7 @@ def test_colour_is_brightness_then_saturation_then_contrast():
     expected = (expected - expected.mean(1, keepdim=True)) * value[1] + expected.mean(1, keepdim=True)
     mean = expected.mean((1, 2, 3), keepdim=True)
     expected = (expected - mean) * value[2] + mean
-    torch.testing.assert_close(Draw((("color", value[None]),), 8).apply(images), expected)
+    torch.testing.assert_close(AugmentationDraw((("color", value[None]),), 8).apply(images), expected)
 
 
 def test_colour_is_not_clamped():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.data.crops import Views, cut_and_mixed
+from gendistill.data.crops import Views, cutmix
 from gendistill.data.pixels import to_float
 from gendistill.seeding import torch_rng
 
@@ -77,5 +77,5 @@ def test_cutmix_puts_one_box_of_the_batch_in_reverse_into_every_image():
 def test_cutmix_tells_the_share_of_the_other_image():
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 1, 16, 16)
     for seed in range(50):
-        mixed, share = cut_and_mixed(images, 1.0, torch_rng(seed))
+        mixed, share = cutmix(images, 1.0, torch_rng(seed))
         assert (mixed != images).float().mean((1, 2, 3)).tolist() == [share] * 6

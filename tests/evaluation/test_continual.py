@@ -15,9 +15,9 @@ from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.continual import arrivals, arrived, class_order, continual, train_and_test
-from gendistill.evaluation.evaluator import Contestant, Targets, Trial
+from gendistill.evaluation.evaluator import Entry, SoftTargets, TrainingRun
 from gendistill.evaluation.intervals import paired_interval
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.progress import finish
 
 K = 7
@@ -35,8 +35,8 @@ def pictures(count: int, seed: int, classes: int = K) -> Split:
 
 
 TEST = pictures(5, seed=9)
-RANDOM = Contestant("random", None, 2, tuple(pictures(2, seed=s) for s in (1, 2, 3, 4)))
-MADE = Contestant("dm", None, 2, (pictures(2, seed=5),), identity="made")
+RANDOM = Entry("random", None, 2, tuple(pictures(2, seed=s) for s in (1, 2, 3, 4)))
+MADE = Entry("dm", None, 2, (pictures(2, seed=5),), identity="made")
 
 
 def options(steps: int, orders: int | None = None, *, training_steps: int | None = 4, **others: Any) -> EvaluateConfig:
@@ -44,7 +44,7 @@ def options(steps: int, orders: int | None = None, *, training_steps: int | None
     return EvaluateConfig(task="continual", continual=ContinualConfig(steps=steps, orders=orders), **wanted)
 
 
-def learn(contestants: list[Contestant], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:
+def learn(contestants: list[Entry], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:
     """(records, rows) of a continual evaluation."""
     records, loop = [], continual(contestants, TEST, CLASSES, config, **others)
     while True:
@@ -75,7 +75,7 @@ def test_the_same_as_a_plain_loop(steps: int, orders: int | None, sizes: list[in
     """Uneven steps; one class a step with two orders for three runs; weighted images."""
     config = options(steps, orders)
     weights = torch.linspace(0.5, 1.5, 2 * K)[:, None] * torch.nn.functional.one_hot(MADE.draws[0].labels, K)
-    weighted = replace(MADE, targets=(Targets("weights", 1.0, table=weights),))
+    weighted = replace(MADE, targets=(SoftTargets("weights", 1.0, table=weights),))
     _, rows = learn([RANDOM, weighted], config, seed=3)
     for contestant, row in zip((RANDOM, weighted), rows, strict=True):
         for run in range(max(3, len(contestant.draws))):
@@ -85,8 +85,8 @@ def test_the_same_as_a_plain_loop(steps: int, orders: int | None, sizes: list[in
                 seen = order[:count]
                 (memory, positions), (test, _) = by_hand(draw, seen), by_hand(TEST, seen)
                 table = torch.tensor([[weights[i, c] for c in seen] for i in positions])
-                targets = Targets("", 1.0, table=table) if contestant.targets else None
-                wanted = train_and_test(memory, targets, Trial(resolve(config), test, len(seen)), run)
+                targets = SoftTargets("", 1.0, table=table) if contestant.targets else None
+                wanted = train_and_test(memory, targets, TrainingRun(resolve_protocol(config), test, len(seen)), run)
                 assert row["steps"][step]["accuracy"][run] == wanted, (contestant.method, run, step)
 
 
@@ -97,7 +97,7 @@ def test_what_is_learned_is_the_class_and_not_its_number() -> None:
 
 def test_one_class_a_step_begins_with_a_class_that_nothing_is_told_from() -> None:
     """Also where one image a class would leave batch norm without spread."""
-    ones = Contestant("dm", None, 1, (pictures(1, seed=5),))
+    ones = Entry("dm", None, 1, (pictures(1, seed=5),))
     _, (row,) = learn([ones], options(K, network="convnet_bn"))
     assert row["steps"][0]["accuracy"] == [1.0] * 3
     assert len(row["steps"]) == K

@@ -8,8 +8,8 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, Targets, Trial, entries, judge
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.evaluator import FULL, RANDOM, Entry, SoftTargets, TrainingRun, entries, evaluate_entries
+from gendistill.evaluation.protocols import resolve_protocol
 from tests.evaluation.test_protocols import some_images
 
 CLASSES = ("dark", "bright")
@@ -18,16 +18,16 @@ TEST = some_images(20, 11)
 
 def contestants():
     return [
-        Contestant(RANDOM, None, 2, tuple(some_images(4, seed) for seed in range(5))),
-        Contestant("made", None, 2, (some_images(4, 9),), identity="abc"),
-        Contestant(FULL, None, None, (some_images(30, 10),)),
+        Entry(RANDOM, None, 2, tuple(some_images(4, seed) for seed in range(5))),
+        Entry("made", None, 2, (some_images(4, 9),), identity="abc"),
+        Entry(FULL, None, None, (some_images(30, 10),)),
     ]
 
 
 def judged(test=TEST, made=None, done=None, **given):
     """(rows, records)."""
     config = EvaluateConfig(**{"runs": 3, "width": 8, "steps": 4, **given})
-    loop, records = judge(made or contestants(), test, CLASSES, config, done=done), []
+    loop, records = evaluate_entries(made or contestants(), test, CLASSES, config, done=done), []
     while True:
         try:
             records.append(next(loop))
@@ -60,8 +60,8 @@ def test_rows_with_and_without_augmentation_are_compared_with_their_own_random_r
 def test_augment_false_drops_all_of_a_protocols_augmentation():
     rows, _ = judged(protocol="idc", augment=False)
     assert not any(row["augment"] for row in rows)
-    settings = resolve(EvaluateConfig(protocol="idc"))
-    trial = Trial(settings, TEST, 2)
+    settings = resolve_protocol(EvaluateConfig(protocol="idc"))
+    trial = TrainingRun(settings, TEST, 2)
     shown, targets = trial.batches(some_images(4, 0), None, 1, False)(0)
     assert shown.unique(dim=0).shape[0] == 4
     assert targets.dim() == 1
@@ -69,9 +69,9 @@ def test_augment_false_drops_all_of_a_protocols_augmentation():
 
 
 def test_labels_of_views_have_no_row_without_augmentation():
-    views = Targets("views", 1.0, batches=lambda step: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
-    soft = Contestant("made", None, 2, (some_images(4, 9),), labels="soft", recipe="per_view", targets=(views,))
-    settings = resolve(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
+    views = SoftTargets("views", 1.0, batches=lambda step: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
+    soft = Entry("made", None, 2, (some_images(4, 9),), labels="soft", recipe="per_view", targets=(views,))
+    settings = resolve_protocol(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
     found = entries([*contestants(), soft], settings)
     assert len(found) == 4 + 3
     assert sum(c.count(settings.runs) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
@@ -104,8 +104,8 @@ def test_the_legacy_column_changes_nothing_else(given):
 def test_a_set_that_holds_all_real_images_is_trained_for_its_own_length_and_never_recalled():
     images, asked = some_images(6, 10), []
     config = EvaluateConfig(runs=3, width=8, steps=2)
-    whole = [Contestant(FULL, None, None, (images,)), Contestant("made", None, 6, (images,), identity="abc")]
-    records = list(judge(whole, TEST, CLASSES, config, recall=asked.append))
+    whole = [Entry(FULL, None, None, (images,)), Entry("made", None, 6, (images,), identity="abc")]
+    records = list(evaluate_entries(whole, TEST, CLASSES, config, recall=asked.append))
     assert len({record["key"] for record in records}) == len(records) == 6
     assert asked == [record["key"] for record in records if record["baseline"]]
 
@@ -118,10 +118,12 @@ def test_accuracy_by_class_is_exact_and_none_without_test_images():
 
 
 def test_every_network_is_built_before_anything_is_trained():
-    loop = judge(contestants(), TEST, CLASSES, EvaluateConfig(runs=3, steps=2, network=("convnet", "resnet99")))
+    loop = evaluate_entries(
+        contestants(), TEST, CLASSES, EvaluateConfig(runs=3, steps=2, network=("convnet", "resnet99"))
+    )
     with pytest.raises(ConfigError, match="resnet99"):
         next(loop)
-    one_left = [Contestant("made", None, 2, (some_images(5, 9),))]
+    one_left = [Entry("made", None, 2, (some_images(5, 9),))]
     config = EvaluateConfig(runs=3, epochs=1, batch_size=4, network=("convnet", "convnet_bn"))
     with pytest.raises(ConfigError, match="batch norm"):
-        next(judge(one_left, TEST, CLASSES, config))
+        next(evaluate_entries(one_left, TEST, CLASSES, config))

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.evaluation.set_metrics import MEASURES, drawn, likeness, measures, mmd2, random_sets, shares, vendi
+from gendistill.evaluation.set_metrics import (
+    MEASURES,
+    likeness,
+    measures,
+    mmd2,
+    random_counts,
+    random_sets,
+    shares,
+    vendi,
+)
 from gendistill.seeding import torch_rng
 
 NONE = torch.tensor([], dtype=torch.int64)
@@ -29,7 +38,10 @@ def test_every_number_stands_beside_that_of_random_sets_of_its_size() -> None:
     found = beside(pool, made, [NONE, NONE], draws=4)
     assert set(found) == set(MEASURES)
     vendis = [
-        [vendi(real[drawn(60, len(x), k, d, 0)]).item() for k, (real, x) in enumerate(zip(pool, made, strict=True))]
+        [
+            vendi(real[random_counts(60, len(x), k, d, 0)]).item()
+            for k, (real, x) in enumerate(zip(pool, made, strict=True))
+        ]
         for d in range(4)
     ]
     means = torch.tensor(vendis).mean(1)

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gendistill.evaluation.checks.labels import confusion, label_findings, permutation
-from gendistill.evaluation.reference import Sight
+from gendistill.evaluation.reference import Predictions
 from gendistill.seeding import torch_rng
 
 NAMES = [f"class {k}" for k in range(10)]
 
 
-def looked_at(truth: Tensor, right: float, seed: int = 0, sure: float = 0.95) -> Sight:
+def looked_at(truth: Tensor, right: float, seed: int = 0, sure: float = 0.95) -> Predictions:
     """A classifier that is right so often, and guesses evenly among the others else."""
     rng = torch_rng(seed, "looked at")
     errs = torch.rand(len(truth), generator=rng) > right
     other = (truth + torch.randint(1, 10, truth.shape, generator=rng)) % 10
     confidence = torch.full(truth.shape, sure)
-    return Sight(torch.where(errs, other, truth), torch.where(errs, confidence * 0.6, confidence))
+    return Predictions(torch.where(errs, other, truth), torch.where(errs, confidence * 0.6, confidence))
 
 
 def evenly(count: int) -> Tensor:
@@ -75,7 +75,7 @@ def test_shuffled_labels_are_told_from_images_that_nobody_recognises() -> None:
     assert found(truth, labels) == [("shuffled labels", "error")]
     unsure = looked_at(truth, 0.9, sure=0.4)
     assert found(truth, labels, seen=unsure) == [("not recognised", "warning")]
-    heap = Sight(torch.full((100,), 8), torch.full((100,), 0.9))
+    heap = Predictions(torch.full((100,), 8), torch.full((100,), 0.9))
     assert found(truth, labels, seen=heap) == [("not recognised", "warning")]
 
 
@@ -83,7 +83,7 @@ def test_single_wrong_labels_are_named_with_their_files() -> None:
     labels, truth = evenly(10), evenly(10)
     truth[[3, 17, 42, 55, 68, 71, 93, 99]] += 1
     truth %= 10
-    seen = Sight(truth, torch.full((100,), 0.99))
+    seen = Predictions(truth, torch.full((100,), 0.99))
     assert found(truth, labels, 0.98, seen=seen) == [("other class", "warning")]
     real = looked_at(evenly(30), 0.98)
     text = label_findings(seen, labels, real, evenly(30), NAMES, [f"{i}.png" for i in range(100)])[0].text

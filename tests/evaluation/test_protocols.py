@@ -12,15 +12,15 @@ import torch
 from gendistill.config import EvaluateConfig, Protocol
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluation.evaluator import FULL, RANDOM, Contestant, judge
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.evaluator import FULL, RANDOM, Entry, evaluate_entries
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.progress import finish
 
 NAMES = get_args(Protocol)
 
 
 def settings(name="gendistill", **given):
-    return resolve(EvaluateConfig(protocol=name, **given))
+    return resolve_protocol(EvaluateConfig(protocol=name, **given))
 
 
 def test_the_default_is_what_the_judge_always_was():
@@ -142,13 +142,13 @@ def some_images(count, seed, size=8):
 def test_each_protocol_judges_a_tiny_set(name):
     draws = tuple(some_images(6, seed) for seed in range(5))
     contestants = [
-        Contestant(RANDOM, None, 3, draws),
-        Contestant("made", "refined", 3, (some_images(6, 9),), identity="abc"),
-        Contestant(FULL, None, None, (some_images(70, 10),)),
+        Entry(RANDOM, None, 3, draws),
+        Entry("made", "refined", 3, (some_images(6, 9),), identity="abc"),
+        Entry(FULL, None, None, (some_images(70, 10),)),
     ]
     config = EvaluateConfig(protocol=name, network="convnet", width=8, runs=3, labels="hard")
     config = replace(config, **({"steps": 5} if name == "gendistill" else {"epochs": 4}))
-    loop = judge(contestants, some_images(20, 11), ("dark", "bright"), config)
+    loop = evaluate_entries(contestants, some_images(20, 11), ("dark", "bright"), config)
     records = []
     try:
         while True:
@@ -163,5 +163,5 @@ def test_each_protocol_judges_a_tiny_set(name):
         assert sum(row["per_class"]) / 2 == pytest.approx(row["mean"])
         assert row["augment"] == (name != "gendistill")
     assert [row["verdict"] == "reference" for row in rows] == [True, False, True]
-    again = finish(judge(contestants, some_images(20, 11), ("dark", "bright"), config))
+    again = finish(evaluate_entries(contestants, some_images(20, 11), ("dark", "bright"), config))
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]

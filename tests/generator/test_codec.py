@@ -25,7 +25,7 @@ from torch import Tensor
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PATTERNS, LatentCodec, PixelCodec, load_codec
-from gendistill.generator.loading import resolve
+from gendistill.generator.loading import resolve_model_folder
 from tests.generator.autoencoders import dc, kl, tiny
 
 KINDS = {"AutoencoderKL": (kl, 2), "AutoencoderTiny": (tiny, 4), "AutoencoderDC": (dc, 4)}
@@ -345,7 +345,7 @@ def test_unknown_hub_id_offline_is_one_fast_error(offline: Path) -> None:
     assert "HF_HUB_OFFLINE" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(ArtifactError, match="at revision v7"):
-        resolve("gendistill/nothing", "v7")
+        resolve_model_folder("gendistill/nothing", "v7")
 
 
 def test_a_downloaded_model_is_used_offline_by_revision(offline: Path) -> None:

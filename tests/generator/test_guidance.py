@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.generator.guidance import acts_at, classifier_free, mode_weight, toward_mode
+from gendistill.generator.guidance import acts_at, classifier_free, mode_guidance, mode_weight
 from gendistill.objectives.diffusion import predicted_x0
 from gendistill.seeding import torch_rng
 
@@ -43,7 +43,7 @@ def test_x0_moves_by_its_weight_toward_the_mode(seed: int, alpha_bar: float, sca
     output, xt, mode, _ = draw(seed)
     alpha_bars = both(alpha_bar)
     before = predicted_x0(output, xt, alpha_bars, kind)
-    after = predicted_x0(toward_mode(output, xt, mode, alpha_bars, scale, kind), xt, alpha_bars, kind)
+    after = predicted_x0(mode_guidance(output, xt, mode, alpha_bars, scale, kind), xt, alpha_bars, kind)
     weight = mode_weight(alpha_bars, scale).view(-1, 1, 1, 1)
     assert ((weight >= 0) & (weight <= 1)).all()
     torch.testing.assert_close(after, before + weight * (mode - before))
@@ -57,7 +57,7 @@ def test_epsilon_and_v_are_guided_alike(seed: int, alpha_bar: float, scale: floa
     signal, noise = (a.sqrt().view(-1, 1, 1, 1) for a in (alpha_bars, 1 - alpha_bars))
     v = signal * eps - noise * predicted_x0(eps, xt, alpha_bars, "epsilon")
     guided = [
-        predicted_x0(toward_mode(output, xt, mode, alpha_bars, scale, kind), xt, alpha_bars, kind)
+        predicted_x0(mode_guidance(output, xt, mode, alpha_bars, scale, kind), xt, alpha_bars, kind)
         for output, kind in ((eps, "epsilon"), (v, "v_prediction"))
     ]
     torch.testing.assert_close(guided[0], guided[1], rtol=1e-6, atol=1e-6)
@@ -68,7 +68,7 @@ def test_a_moderate_scale_is_the_papers_correction_of_epsilon() -> None:
     alpha_bars = both(0.6)
     g = mode - predicted_x0(eps, xt, alpha_bars, "epsilon")
     wanted = eps - 0.1 * (1 - alpha_bars).sqrt().view(-1, 1, 1, 1) * g
-    torch.testing.assert_close(toward_mode(eps, xt, mode, alpha_bars, 0.1, "epsilon"), wanted)
+    torch.testing.assert_close(mode_guidance(eps, xt, mode, alpha_bars, 0.1, "epsilon"), wanted)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -76,8 +76,8 @@ def test_a_moderate_scale_is_the_papers_correction_of_epsilon() -> None:
 def test_scale_zero_changes_nothing_and_a_large_one_predicts_the_mode(kind: str, alpha_bar: float) -> None:
     output, xt, mode, _ = (x.float() for x in draw(1))
     alpha_bars = torch.full((2,), alpha_bar)
-    assert torch.equal(toward_mode(output, xt, mode, alpha_bars, 0.0, kind), output)
-    guided = toward_mode(output, xt, mode, alpha_bars, 1e9, kind)
+    assert torch.equal(mode_guidance(output, xt, mode, alpha_bars, 0.0, kind), output)
+    guided = mode_guidance(output, xt, mode, alpha_bars, 1e9, kind)
     if kind == "epsilon":  # whose x0 cannot be read back in fp32
         noise, signal = (1 - alpha_bars[0]).sqrt(), alpha_bars[0].sqrt()
         torch.testing.assert_close(guided, (xt - signal * mode) / noise, rtol=1e-3, atol=1e-4)
@@ -88,10 +88,10 @@ def test_scale_zero_changes_nothing_and_a_large_one_predicts_the_mode(kind: str,
 def test_pure_noise_is_guided_without_infinities() -> None:
     output, xt, mode, _ = draw(2)
     for scale in (0.0, 0.1):
-        assert toward_mode(output, xt, mode, torch.zeros(2).double(), scale, "v_prediction").isfinite().all()
+        assert mode_guidance(output, xt, mode, torch.zeros(2).double(), scale, "v_prediction").isfinite().all()
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
     output, xt, mode, _ = draw(3)
     with pytest.raises(ValueError, match="must agree"):
-        toward_mode(output, xt, mode[:1], both(0.5), 0.1, "epsilon")
+        mode_guidance(output, xt, mode[:1], both(0.5), 0.1, "epsilon")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from gendistill.errors import ConfigError
 from gendistill.matching import distribution
 from gendistill.matching.distribution import FeatureMatching
-from gendistill.matching.functional import Batches
+from gendistill.matching.functional import StackedBatches
 from tests.matching.references import WithDropout, batches, image_cosine, network_of, values_and_gradients
 
 ACCURACY = 0.6
@@ -60,7 +60,7 @@ def test_real_images_need_not_lie_in_memory_together(name, monkeypatch):
     network, (real, views) = network_of(name), batches((7, 3, 4), (2, 2, 2))
     expected = values_and_gradients(FeatureMatching().losses(network, real, views, [0, 1, 2]), views)
     made = []
-    lazy = Batches([7, 3, 4], lambda place: (made.append(place), real[place])[1])
+    lazy = StackedBatches([7, 3, 4], lambda place: (made.append(place), real[place])[1])
     monkeypatch.setattr(distribution, "VALUES", 2 * 7 * real[0][0].numel())
     prepared = FeatureMatching().prepared(network, lazy, [0, 1, 2])
     assert made == [0, 1, 2]  # each once

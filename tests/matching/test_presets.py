@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import MatchingConfig
-from gendistill.matching.methods import COMMON, PRESETS, Images, image_rate, resolve
+from gendistill.matching.methods import COMMON, PRESETS, Images, image_rate, resolve_options
 from gendistill.seeding import torch_rng
 
 CIFAR10 = Images(channels=3, size=32, classes=10)
@@ -25,26 +25,28 @@ CIFAR10 = Images(channels=3, size=32, classes=10)
 )
 def test_every_method_has_a_value_for_everything_at_any_ipc_and_size(method, ipc, channels, size, classes):
     images = Images(channels, size, classes)
-    found = resolve(method, MatchingConfig(), ipc, images)
+    found = resolve_options(method, MatchingConfig(), ipc, images)
     left = {"depth", "classes_per_chunk"}  # the image size's and the device's
     assert all(getattr(found, f.name) is not None for f in fields(found) if f.name not in left)
     assert image_rate(method, found, ipc, images) > 0
-    assert resolve(method, found, ipc, images) == found
+    assert resolve_options(method, found, ipc, images) == found
 
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_what_was_given_stays(method):
     mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise", class_aware=0.0)
-    found = resolve(method, mine, 10, CIFAR10)
+    found = resolve_options(method, mine, 10, CIFAR10)
     for name in ("factor", "learning_rate", "inner_steps", "real_batch", "start", "class_aware"):
         assert getattr(found, name) == getattr(mine, name)
 
 
 def test_idc_matches_large_images_on_its_resnet():
-    found = {side: resolve("idc", MatchingConfig(), 10, Images(3, side, 10)).network for side in (32, 64, 128, 224)}
+    found = {
+        side: resolve_options("idc", MatchingConfig(), 10, Images(3, side, 10)).network for side in (32, 64, 128, 224)
+    }
     assert found == {32: "convnet", 64: "convnet", 128: "resnetap10", 224: "resnetap10"}
-    assert resolve("idc", MatchingConfig(network="convnet"), 10, Images(3, 224, 10)).network == "convnet"
-    assert resolve("idm", MatchingConfig(), 10, Images(3, 224, 10)).network == "convnet"
+    assert resolve_options("idc", MatchingConfig(network="convnet"), 10, Images(3, 224, 10)).network == "convnet"
+    assert resolve_options("idm", MatchingConfig(), 10, Images(3, 224, 10)).network == "convnet"
 
 
 def test_presets_name_options_that_exist():
@@ -55,49 +57,49 @@ def test_presets_name_options_that_exist():
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_representative_selection_brings_the_clustered_start(method):
-    assert resolve(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
-    assert resolve(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
-    assert resolve(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
+    assert resolve_options(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
+    assert resolve_options(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
+    assert resolve_options(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
 
 
 @pytest.mark.parametrize(("selection", "batch"), [("random", 5000), ("representative", 256)])
 def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
-    found = resolve("idm", MatchingConfig(), 1, CIFAR10, selection)
+    found = resolve_options("idm", MatchingConfig(), 1, CIFAR10, selection)
     assert (found.real_batch, found.candidates) == (batch, 4 * batch)
-    assert resolve("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
+    assert resolve_options("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
 
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_clustering_is_rarer_where_a_step_costs_little(method):
-    assert resolve(method, MatchingConfig(), 10, CIFAR10).interval == (50 if method == "dm" else 10)
-    assert resolve(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
+    assert resolve_options(method, MatchingConfig(), 10, CIFAR10).interval == (50 if method == "dm" else 10)
+    assert resolve_options(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
 
 
 @pytest.mark.parametrize(
     ("ipc", "loops"), [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (45, (40, 15)), (50, (50, 10))]
 )
 def test_published_loops_of_dc(ipc, loops):
-    found = resolve("dc", MatchingConfig(), ipc, CIFAR10)
+    found = resolve_options("dc", MatchingConfig(), ipc, CIFAR10)
     assert (found.inner_steps, found.train_steps) == loops
 
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_representative_batches_leave_a_choice(method):
     small = replace(CIFAR10, per_class=120)
-    found = resolve(method, MatchingConfig(), 10, small, "representative")
+    found = resolve_options(method, MatchingConfig(), 10, small, "representative")
     assert (found.real_batch, found.candidates) == (30, 120)
-    assert resolve(method, MatchingConfig(per_cluster=4), 10, small, "representative").real_batch == 28
-    assert resolve(method, MatchingConfig(), 10, small, "random").real_batch >= 128
+    assert resolve_options(method, MatchingConfig(per_cluster=4), 10, small, "representative").real_batch == 28
+    assert resolve_options(method, MatchingConfig(), 10, small, "random").real_batch >= 128
 
 
 def test_published_values_on_cifar10():
-    dc = resolve("dc", MatchingConfig(), 10, CIFAR10)
+    dc = resolve_options("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
-    assert resolve("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
-    idc = resolve("idc", MatchingConfig(), 10, CIFAR10)
+    assert resolve_options("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
+    idc = resolve_options("idc", MatchingConfig(), 10, CIFAR10)
     assert (idc.factor, idc.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
     assert image_rate("idc", idc, 50, CIFAR10) == pytest.approx(5 * 5e-3)
-    idm = [resolve("idm", MatchingConfig(), ipc, CIFAR10) for ipc in (1, 10, 50)]
+    idm = [resolve_options("idm", MatchingConfig(), ipc, CIFAR10) for ipc in (1, 10, 50)]
     assert [c.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
     assert [c.queue_interval for c in idm] == [5, 30, 30]
     assert [c.real_batch for c in idm] == [5000, 256, 256]
@@ -111,7 +113,7 @@ def test_rates_make_the_step_that_is_published_for_standardised_images(method, p
     x = (0.5 + s * u).detach().requires_grad_()
     for values in (u, (x - 0.5) / s):
         (values.sin() * values).sum().backward()
-    rate = image_rate(method, resolve(method, MatchingConfig(), 10, CIFAR10), 10, CIFAR10)
+    rate = image_rate(method, resolve_options(method, MatchingConfig(), 10, CIFAR10), 10, CIFAR10)
     torch.testing.assert_close(rate * x.grad, s * published * u.grad)
 
 
@@ -120,20 +122,22 @@ def test_rates_make_the_step_that_is_published_for_standardised_images(method, p
     [(CIFAR10, (10, 10, 10)), (replace(CIFAR10, classes=100), (10, 50, 10)), (Images(3, 64, 200), (10, 10, 50))],
 )
 def test_published_training_of_the_networks_of_idm(images, steps):
-    assert tuple(resolve("idm", MatchingConfig(), ipc, images).train_steps for ipc in (1, 10, 50)) == steps
+    assert tuple(resolve_options("idm", MatchingConfig(), ipc, images).train_steps for ipc in (1, 10, 50)) == steps
 
 
 @pytest.mark.parametrize("method", sorted(PRESETS))
 def test_between_published_ipc_the_nearest_below_holds(method):
     below = 19 if method in ("dc", "dsa") else 49
-    values = [resolve(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, below, 50, 500)]
+    values = [resolve_options(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, below, 50, 500)]
     assert values[0] == values[1]
     assert values[2] == values[3]
     assert values[4] == values[5]
 
 
 def test_idc_on_many_large_classes_has_a_lower_rate():
-    rates = [resolve("idc", MatchingConfig(), 10, Images(3, 224, classes)).learning_rate for classes in (10, 100)]
+    rates = [
+        resolve_options("idc", MatchingConfig(), 10, Images(3, 224, classes)).learning_rate for classes in (10, 100)
+    ]
     assert rates == pytest.approx([3e-3, 1e-3])
 
 
@@ -141,19 +145,19 @@ def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
     rates = {}
     for size in (8, 27, 28, 32):
         images = Images(1, size, 10)
-        rates[size] = image_rate("idc", resolve("idc", MatchingConfig(), 10, images), 10, images)
+        rates[size] = image_rate("idc", resolve_options("idc", MatchingConfig(), 10, images), 10, images)
     assert rates[8] == rates[27] == rates[28] == pytest.approx(1e-4)
     assert rates[32] > rates[28]
 
 
 def test_no_method_loses_more_than_a_hundred_steps_or_iterations():
     for method in PRESETS:
-        found = resolve(method, MatchingConfig(), 10, CIFAR10)
+        found = resolve_options(method, MatchingConfig(), 10, CIFAR10)
         assert found.checkpoint_every * found.inner_steps <= 100
 
 
 def test_idc_scales_its_rate_by_size_and_ipc():
     twice = replace(CIFAR10, size=64)
-    config = resolve("idc", MatchingConfig(learning_rate=0.01), 10, twice)
+    config = resolve_options("idc", MatchingConfig(learning_rate=0.01), 10, twice)
     assert image_rate("idc", config, 10, twice) == pytest.approx(0.04)
     assert image_rate("idc", config, 1, twice) == pytest.approx(0.004)

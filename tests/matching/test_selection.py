@@ -17,9 +17,9 @@ from gendistill.errors import ArtifactError, DataError
 from gendistill.matching.selection import (
     SELECTIONS,
     batch_mmd,
-    drawn,
     embed,
     representatives,
+    sample_without_replacement,
 )
 from gendistill.networks.registry import build_network
 from gendistill.seeding import derive, torch_rng
@@ -254,7 +254,10 @@ def test_representative_batches_are_nearer_to_their_class_than_random_ones(weigh
     for label, pick in enumerate(chosen):
         own = split.of_class(label)
         features = embed(network, split, own)
-        random = [batch_mmd(features, embed(network, split, drawn(own, 16, torch_rng(s)))) for s in range(30)]
+        random = [
+            batch_mmd(features, embed(network, split, sample_without_replacement(own, 16, torch_rng(s))))
+            for s in range(30)
+        ]
         ratios.append(float(batch_mmd(features, embed(network, split, pick)) / torch.stack(random).mean()))
     assert np.mean(ratios) < 0.85
     assert np.sum(np.less(ratios, 1)) >= 9
@@ -267,8 +270,10 @@ def test_fixed_weights_keep_a_batch_near_a_class_whose_width_varies_where_free_o
     features, everything = torch.cat([near, wide]), torch.arange(600)
     gaps: dict[str, list[float]] = {"random": [], "free": [], "fixed": []}
     for seed in range(6):
-        few = features[drawn(everything, 256, torch_rng(seed, "few"))]
-        gaps["random"].append(float(batch_mmd(features, features[drawn(everything, 64, torch_rng(seed))])))
+        few = features[sample_without_replacement(everything, 256, torch_rng(seed, "few"))]
+        gaps["random"].append(
+            float(batch_mmd(features, features[sample_without_replacement(everything, 64, torch_rng(seed))]))
+        )
         for weights in WEIGHTS:
             picks = representatives(few, 64, seed, weights=weights)
             gaps[weights].append(float(batch_mmd(features, few[picks])))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gendistill.data.crops import cut_and_mixed
+from gendistill.data.crops import cutmix
 from gendistill.data.dataset import Split
-from gendistill.matching.network_pool import Fresh, Queue, Training
-from gendistill.matching.synthetic import Stored
+from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Training
+from gendistill.matching.synthetic import SyntheticImages
 from gendistill.networks.registry import build_network
 from gendistill.seeding import derive, torch_rng
 
@@ -30,7 +30,7 @@ def real():
 
 def queue(real, **changes):
     options = {"steps": 3, "size": 6, "interval": 2, "seed": 0} | changes
-    return Queue(build, Training(classes=2, batch_size=8, learning_rate=RATE), real, **options)
+    return NetworkQueue(build, Training(classes=2, batch_size=8, learning_rate=RATE), real, **options)
 
 
 def walk(supply, iterations):
@@ -60,7 +60,7 @@ def test_cutmix_mixes_labels_by_the_share_that_images_give(real):
     training.step(mixed, training.optimizer(mixed), images, labels, seed=3)
     rng = torch_rng(3, "training")
     torch.rand((), generator=rng)  # whether to mix
-    shown, share = cut_and_mixed(images, 1.0, rng)
+    shown, share = cutmix(images, 1.0, rng)
     assert 0.05 < share < 0.95
     assert torch.equal((shown != images).flatten(1).any(1), torch.ones(6, dtype=torch.bool))
     logs = F.log_softmax(mine(shown), 1)
@@ -103,9 +103,9 @@ def test_networks_of_a_queue_keep_their_momentum(real):
 
 @pytest.mark.parametrize("source", ["real", "surrogate"])
 def test_networks_learn_between_inner_steps_but_not_after_the_last(real, source):
-    supply = Fresh(build, Training(classes=2, batch_size=8, learning_rate=RATE), source, real, 1, 0)
+    supply = FreshNetworks(build, Training(classes=2, batch_size=8, learning_rate=RATE), source, real, 1, 0)
     network = supply.network(0)
-    stored = Stored(torch.rand(4, 1, 8, 8, generator=torch_rng(1)), 2)
+    stored = SyntheticImages(torch.rand(4, 1, 8, 8, generator=torch_rng(1)), 2)
 
     def moved(inner, last):
         before = torch.cat([p.detach().flatten() for p in network.parameters()])
@@ -129,7 +129,7 @@ def test_a_network_of_a_queue_learns_no_more_after_its_most_steps(real):
 
 def test_warm_steps_train_a_network_before_it_is_first_matched_on(real):
     options = (Training(classes=2, batch_size=8, learning_rate=RATE), "none", real, 0, 0)
-    cold, warm = (Fresh(build, *options, warm_steps=steps).network(0) for steps in (0, 4))
+    cold, warm = (FreshNetworks(build, *options, warm_steps=steps).network(0) for steps in (0, 4))
     begun = torch.cat([p.detach().flatten() for p in build(derive(0, "matching network", 0)).parameters()])
     cold, warm = (torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (cold, warm))
     assert torch.equal(cold, begun)

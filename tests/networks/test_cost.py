@@ -12,7 +12,7 @@ from gendistill.data.sources import load_data
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import forward_flop, training_flop
-from gendistill.stages.evaluate import as_run
+from gendistill.stages.evaluate import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -32,28 +32,27 @@ def test_a_network_of_timm_is_counted() -> None:
 
 def test_auto_is_both_or_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = runtime.native_bf16(CPU) and runtime._has_compiler()
-    assert runtime.fast("auto", "auto", CPU, 1e15) == (fast, fast)
-    assert runtime.fast("auto", "auto", CPU, 1e9) == (False, False)
-    assert runtime.fast("auto", "auto", CPU) == (False, False)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e15) == (fast, fast)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e9) == (False, False)
+    assert runtime.execution_mode("auto", "auto", CPU) == (False, False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     runtime._has_compiler.cache_clear()
-    assert runtime.fast("auto", "auto", CPU, 1e15) == (False, False)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e15) == (False, False)
     runtime._has_compiler.cache_clear()
 
 
 def test_what_is_asked_for_is_done() -> None:
-    assert runtime.fast("no", "auto", CPU, 1e15) == (False, False)
-    assert runtime.fast("no", True, CPU) == (False, True)
-    assert runtime.fast("bf16", False, CPU) == (True, False)
-    assert runtime.fast("auto", True, CPU) == (runtime.native_bf16(CPU), True)
+    assert runtime.execution_mode("no", "auto", CPU, 1e15) == (False, False)
+    assert runtime.execution_mode("no", True, CPU) == (False, True)
+    assert runtime.execution_mode("bf16", False, CPU) == (True, False)
+    assert runtime.execution_mode("auto", True, CPU) == (runtime.native_bf16(CPU), True)
 
 
 def test_short_runs_stay_as_they_are_and_long_ones_are_fast_whatever_sets_they_make() -> None:
     data = load_data(DataConfig(name="digits"))
-    able = runtime.fast("auto", "auto", CPU, 1e15)
-    assert (as_run(EvaluateConfig(steps=10), data).compile, as_run(EvaluateConfig(steps=10**7), data).compile) == (
-        False, able.compile,
-    )  # fmt: skip
+    able = runtime.execution_mode("auto", "auto", CPU, 1e15)
+    for steps, compiled in ((10, False), (10**7, able.compile)):
+        assert resolve_precision(EvaluateConfig(steps=steps), data).compile == compiled
     for method in ("dm", "idc", "idm"):
         few, many = (
             plan_runs(DistillConfig(method=method, ipc=[1, 5], iterations=n, matching=MatchingConfig(width=8)), data)

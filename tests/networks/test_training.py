@@ -10,7 +10,7 @@ from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
-from gendistill.networks.training import accuracy, predicted, recognised, train_classifier
+from gendistill.networks.training import accuracy, is_correct, predicted, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng
 
@@ -206,9 +206,9 @@ def test_accuracy_is_the_share_of_images_recognised():
             return torch.stack([-mean, mean], 1)
 
     split = Split(torch.tensor([0, 255, 255, 0, 200]).to(torch.uint8).view(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1]))
-    assert recognised(Brightness(), split).tolist() == [True, True, False, False, True]
+    assert is_correct(Brightness(), split).tolist() == [True, True, False, False, True]
     many = Split(split.images.repeat(30, 1, 1, 1), split.labels.repeat(30))  # more than a batch
-    assert recognised(Brightness(), many).tolist() == 30 * [True, True, False, False, True]
+    assert is_correct(Brightness(), many).tolist() == 30 * [True, True, False, False, True]
     assert accuracy(Brightness(), split) == 0.6
     guesses, confidence = predicted(Brightness(), split)
     assert guesses.tolist() == [0, 1, 1, 0, 1]

@@ -13,14 +13,14 @@ from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.constraints import Crops, PixelRegion
-from gendistill.refine.feature_space import GroundSpace
-from gendistill.refine.objective import Objective, Targets, class_w2, refine_chunk
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, refine_chunk
 from gendistill.stages.distill import distill
 from gendistill.stages.teacher import train_teacher
 
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "equal", "masked_select", "is_nonzero"}
-CROPS = Crops(min_crop=0.6, flip=True, roll=1)
+CROPS = RefineAugmentation(min_crop=0.6, flip=True, roll=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +29,27 @@ def teacher(digits: RealData) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def space(digits: RealData, teacher: Teacher) -> GroundSpace:
-    return GroundSpace.build([teacher], digits.train, pixel_weight=1.0)
+def space(digits: RealData, teacher: Teacher) -> FeatureSpace:
+    return FeatureSpace.build([teacher], digits.train, pixel_weight=1.0)
 
 
 @pytest.fixture(scope="module")
-def problem(digits: RealData, space: GroundSpace) -> dict[str, Any]:
+def problem(digits: RealData, space: FeatureSpace) -> dict[str, Any]:
     """Three real images a class, whose atoms are three others."""
     start, others = (distill(digits, "random", 3, seed=seed) for seed in (0, 1))
     atoms = space.points(others.images, others.labels)
-    return {"start": start.images, "labels": start.labels, "targets": Targets(atoms, torch.ones(len(atoms)))}
+    return {"start": start.images, "labels": start.labels, "targets": BarycenterTargets(atoms, torch.ones(len(atoms)))}
 
 
-def loop(problem: dict[str, Any], space: GroundSpace, steps: int, **options: Any) -> Any:
+def loop(problem: dict[str, Any], space: FeatureSpace, steps: int, **options: Any) -> Any:
     count = len(problem["labels"])
-    settings = {"objective": Objective(), "region": PixelRegion(), "crops": CROPS, **options}
+    settings = {"objective": RefineObjective(), "region": PixelRegion(), "crops": CROPS, **options}
     return refine_chunk(
         **problem, space=space, steps=steps, learning_rate=0.03, positions=torch.arange(count), total=count, **settings
     )
 
 
-def test_bf16_ends_where_fp32_does(problem: dict[str, Any], space: GroundSpace) -> None:
+def test_bf16_ends_where_fp32_does(problem: dict[str, Any], space: FeatureSpace) -> None:
     start, labels = problem["start"], problem["labels"]
     full, low = (finish(loop(problem, space, 60, bf16=bf16)) for bf16 in (False, True))
     moved, apart = ((other.float() - full.float()).abs().mean() for other in (start, low))
@@ -60,9 +60,9 @@ def test_bf16_ends_where_fp32_does(problem: dict[str, Any], space: GroundSpace) 
 
 
 @pytest.mark.parametrize("form", ["normalised", "published"])
-def test_pieces_descend_as_one_batch(problem: dict[str, Any], space: GroundSpace, form: Any) -> None:
+def test_pieces_descend_as_one_batch(problem: dict[str, Any], space: FeatureSpace, form: Any) -> None:
     """The moments of a class are those of all its images, however few go through the network at once."""
-    options = {"objective": Objective(batch_norm=10.0, batch_norm_form=form)}
+    options = {"objective": RefineObjective(batch_norm=10.0, batch_norm_form=form)}
     whole, cut = (list(loop(problem, space, 3, rows=rows, **options)) for rows in (None, 4))
     for one, other in zip(whole, cut, strict=True):
         assert {k: float(v) for k, v in other.items()} == pytest.approx({k: float(v) for k, v in one.items()}, rel=1e-4)
@@ -71,7 +71,7 @@ def test_pieces_descend_as_one_batch(problem: dict[str, Any], space: GroundSpace
     assert not torch.equal(images[0], problem["start"])
 
 
-def test_bf16_losses_are_those_of_fp32(problem: dict[str, Any], space: GroundSpace) -> None:
+def test_bf16_losses_are_those_of_fp32(problem: dict[str, Any], space: FeatureSpace) -> None:
     records = [list(loop(problem, space, 20, bf16=bf16)) for bf16 in (False, True)]
     for full, low in zip(*records, strict=True):
         for name in ("atoms", "batch_norm", "cross_entropy"):
@@ -99,9 +99,9 @@ def waits() -> Iterator[Waits]:
 
 
 @pytest.mark.parametrize("form", ["normalised", "published"])
-def test_no_step_waits_for_the_device(problem: dict[str, Any], space: GroundSpace, waits: Waits, form: Any) -> None:
+def test_no_step_waits_for_the_device(problem: dict[str, Any], space: FeatureSpace, waits: Waits, form: Any) -> None:
     region = PixelRegion(size=4, blend_every=2)
-    steps = loop(problem, space, 4, objective=Objective(batch_norm_form=form), region=region)
+    steps = loop(problem, space, 4, objective=RefineObjective(batch_norm_form=form), region=region)
     next(steps)
     waits.found.clear()  # what is prepared before the first step may
     record = next(steps)

@@ -21,9 +21,9 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
 from gendistill.networks.teacher import Teacher
-from gendistill.refine.constraints import Crops, LatentRegion
-from gendistill.refine.feature_space import GroundSpace
-from gendistill.refine.objective import Objective, matched_targets, refine_chunk
+from gendistill.refine.constraints import LatentRegion, RefineAugmentation
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import RefineObjective, matched_targets, refine_chunk
 from gendistill.stages.distill import distill
 from gendistill.stages.refine import refine_set
 from gendistill.stages.teacher import train_teacher
@@ -118,11 +118,11 @@ def test_latents_and_pixels_are_held_in_their_bounds() -> None:
 def test_refinement_descends_through_the_decoder(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec
 ) -> None:
-    space, chosen = GroundSpace.build([teacher], digits.train, pixel_weight=3.0), pool.prefix(2)
+    space, chosen = FeatureSpace.build([teacher], digits.train, pixel_weight=3.0), pool.prefix(2)
     targets = matched_targets(space.points(chosen.images, chosen.labels), chosen.labels, space)
     loop = refine_chunk(
-        chosen.images, chosen.labels, targets, space, steps=40, learning_rate=0.03, objective=Objective(),
-        region=LatentRegion(codec=codec), crops=Crops(), positions=torch.arange(20), total=20,
+        chosen.images, chosen.labels, targets, space, steps=40, learning_rate=0.03, objective=RefineObjective(),
+        region=LatentRegion(codec=codec), crops=RefineAugmentation(), positions=torch.arange(20), total=20,
     )  # fmt: skip
     losses = [sum(v.item() for k, v in record.items() if k != "step") for record in loop]
     assert losses[-1] < 0.8 * losses[0]

@@ -24,7 +24,7 @@ from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
 from gendistill.refine.pack import pack, through_tile
-from gendistill.refine.patches import best_patches, squares
+from gendistill.refine.patches import best_patches, random_square_crops
 from gendistill.stages.distill import distill
 from gendistill.stages.label import label_set
 from gendistill.stages.refine import refine_set
@@ -90,7 +90,7 @@ def test_patches_are_those_of_a_slow_loop(factor: int) -> None:
     """One image, one crop and one network at a time; cut by hand, packed and decoded with the set's own functions."""
     pool, judges = noise(6), networks()
     made = finish(best_patches(pool, judges, patches=6, min_patch=0.1, factor=factor, seed=4))
-    sides, centres = squares(pool.labels, 5, 0.1, 4)
+    sides, centres = random_square_crops(pool.labels, 5, 0.1, 4)
     changed = 0
     for i, (image, label) in enumerate(zip(pool.images, pool.labels, strict=True)):
         tries = [image]
@@ -132,7 +132,7 @@ def test_scores_are_of_what_the_tile_leaves() -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 6), st.floats(0.02, 1), st.integers(0, 99))
 def test_squares_are_in_the_image_and_as_large_as_asked(labels, count, least, seed):
-    sides, centres = squares(torch.tensor(labels), count, least, seed)
+    sides, centres = random_square_crops(torch.tensor(labels), count, least, seed)
     assert sides.shape == centres.shape == (count, len(labels), 2)
     assert torch.equal(sides[..., 0], sides[..., 1])
     assert ((sides.square() >= least - 1e-5) & (sides <= 1)).all()
@@ -142,16 +142,16 @@ def test_squares_are_in_the_image_and_as_large_as_asked(labels, count, least, se
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 12))
 def test_neither_other_images_nor_more_crops_change_an_image_s_own(labels, count, kept):
-    sides, centres = squares(torch.tensor(labels), count + 2, 0.2, 7)
-    fewer = squares(torch.tensor(labels[:kept], dtype=torch.long), count, 0.2, 7)
+    sides, centres = random_square_crops(torch.tensor(labels), count + 2, 0.2, 7)
+    fewer = random_square_crops(torch.tensor(labels[:kept], dtype=torch.long), count, 0.2, 7)
     assert torch.equal(fewer[0], sides[:count, :kept])
     assert torch.equal(fewer[1], centres[:count, :kept])
     order = sorted(range(len(labels)), key=lambda i: labels[i])  # as a folder has them
-    assert torch.equal(squares(torch.tensor(sorted(labels)), count + 2, 0.2, 7)[0], sides[:, order])
+    assert torch.equal(random_square_crops(torch.tensor(sorted(labels)), count + 2, 0.2, 7)[0], sides[:, order])
 
 
 def test_areas_and_places_are_uniform() -> None:
-    sides, centres = squares(torch.zeros(400, dtype=torch.long), 5, 0.25, 0)
+    sides, centres = random_square_crops(torch.zeros(400, dtype=torch.long), 5, 0.25, 0)
     area = sides[..., 0].square()
     assert area.mean().item() == pytest.approx(0.625, abs=0.02)
     assert area.min() < 0.26

@@ -20,12 +20,12 @@ from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.training import recognised
+from gendistill.networks.training import is_correct
 from gendistill.progress import finish
 from gendistill.refine.acceptance import cross_entropies, gate
-from gendistill.refine.constraints import Crops, PixelRegion
-from gendistill.refine.feature_space import GroundSpace, shrunk
-from gendistill.refine.objective import Objective, Targets, class_w2, matched_targets, refine_chunk
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation
+from gendistill.refine.feature_space import FeatureSpace, shrunk
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets, refine_chunk
 from gendistill.refine.select import select
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
@@ -49,20 +49,20 @@ def pool(digits: RealData) -> SurrogateSet:
 
 
 @pytest.fixture(scope="module")
-def space(digits: RealData, teacher: Teacher) -> GroundSpace:
-    return GroundSpace.build([teacher], digits.train, pixel_weight=3.0)
+def space(digits: RealData, teacher: Teacher) -> FeatureSpace:
+    return FeatureSpace.build([teacher], digits.train, pixel_weight=3.0)
 
 
-def test_ground_space_gives_both_parts_their_weight(digits: RealData, teacher: Teacher, space: GroundSpace) -> None:
+def test_ground_space_gives_both_parts_their_weight(digits: RealData, teacher: Teacher, space: FeatureSpace) -> None:
     for label in range(10):
         points = torch.from_numpy(space.of_class(label))
         assert points.var(0, unbiased=False).sum().item() == pytest.approx(1 + 3, rel=1e-4)
-    alone = GroundSpace.build([teacher], digits.train, pixel_weight=0.0)
+    alone = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0)
     assert alone.real.shape[1] == teacher.statistics.features.shape[1]
 
 
 def test_selection_takes_distinct_pool_images_nearer_than_the_first(
-    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
     chosen = finish(select(pool, space, ipc=5))
     first = pool.prefix(5)
@@ -75,10 +75,10 @@ def test_selection_takes_distinct_pool_images_nearer_than_the_first(
 
 
 def test_selection_picks_what_barycenters_of_one_class_after_another_pick(
-    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
     chosen = finish(select(pool, space, ipc=4, seed=2))
-    right = recognised(teacher.network, pool.split)
+    right = is_correct(teacher.network, pool.split)
     for label in range(10):
         real, own = space.of_class(label), pool.of_class(label)[right[pool.labels == label]]
         points = space.points(own, torch.full((len(own),), label)).numpy()
@@ -177,19 +177,19 @@ def test_pixels_of_large_images_are_averaged_over_squares(digits: RealData, teac
     torch.testing.assert_close(shrunk(large), small)
     assert shrunk(small) is small
     images = large.requires_grad_()
-    points = GroundSpace.embed([torch.zeros(3, 2)], images, [torch.ones(3, 1), 2 * torch.ones(3, 1)])
+    points = FeatureSpace.embed([torch.zeros(3, 2)], images, [torch.ones(3, 1), 2 * torch.ones(3, 1)])
     torch.testing.assert_close(points[:, 2:], 2 * small.flatten(1))
     points.sum().backward()
     torch.testing.assert_close(images.grad, torch.full_like(images, 2 / 16))
     rows = Split(interpolate(digits.train.images[:40], 128), digits.train.labels[:40])
     spec = {"name": "convnet_bn", "channels": 1, "image_size": 128, "classes": 10, "width": 2, "depth": 2}
     guide = Teacher(build_network(**spec), collect_statistics(build_network(**spec), rows, 10), digits.classes, spec)
-    space = GroundSpace.build([guide], rows, pixel_weight=3.0)
+    space = FeatureSpace.build([guide], rows, pixel_weight=3.0)
     assert space.real.shape == (40, guide.statistics.features.shape[1] + 64 * 64)
     assert space.points(rows.images, rows.labels).shape == space.real.shape
 
 
-def test_atoms_belong_to_their_own_images(teacher: Teacher, digits: RealData, space: GroundSpace) -> None:
+def test_atoms_belong_to_their_own_images(teacher: Teacher, digits: RealData, space: FeatureSpace) -> None:
     """Real images as start: no image is nearer to another's atom by so much that swapping the two would pay."""
     chosen = distill(digits, "kmeans", 4, seed=0)
     points = space.points(chosen.images, chosen.labels)
@@ -205,7 +205,7 @@ def test_atoms_belong_to_their_own_images(teacher: Teacher, digits: RealData, sp
 
 
 def test_misclassified_images_are_left_out_while_enough_remain(
-    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
     spoiled = pool.images.clone()
     zeros = torch.nonzero(pool.labels == 0).flatten()
@@ -216,21 +216,21 @@ def test_misclassified_images_are_left_out_while_enough_remain(
 
 
 def test_wrong_images_are_taken_only_where_right_ones_are_too_few(
-    teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
-    right = recognised(teacher.network, pool.split)
+    right = is_correct(teacher.network, pool.split)
     spoiled, zeros = pool.images.clone(), torch.nonzero(pool.labels == 0).flatten()
     spoiled[zeros[4:]] = pool.images[pool.labels == 1][: len(zeros) - 4]  # four zeros stay
     loop = select(replace(pool, images=spoiled), space, ipc=8)
     record = next(loop)
     chosen = {x.numpy().tobytes() for x in finish(loop).of_class(0)}
     kept = [spoiled[i].numpy().tobytes() for i in zeros[:4] if right[i]]
-    wrong = int((~recognised(teacher.network, replace(pool, images=spoiled).split))[zeros].sum())
+    wrong = int((~is_correct(teacher.network, replace(pool, images=spoiled).split))[zeros].sum())
     assert set(kept) <= chosen
     assert record["left_out"] == wrong - (8 - (len(zeros) - wrong))
 
 
-def test_selection_takes_the_atoms_that_are_asked_for(pool: SurrogateSet, space: GroundSpace) -> None:
+def test_selection_takes_the_atoms_that_are_asked_for(pool: SurrogateSet, space: FeatureSpace) -> None:
     fixed, free, entropic = (
         finish(select(pool.prefix(10), space, ipc=4, **options)).images
         for options in ({}, {"weights": "free"}, {"solver": "sinkhorn"})
@@ -257,7 +257,7 @@ def test_what_does_not_belong_together_is_refused(digits: RealData, teacher: Tea
         refine_set(pool, teacher, digits, 2, replace(CONFIG, delta_size=9))
     other = collect_statistics(teacher.network, digits.validation, 10)
     with pytest.raises(ArtifactError, match="of other images"):
-        GroundSpace.build([replace(teacher, statistics=other)], digits.train, 1.0)
+        FeatureSpace.build([replace(teacher, statistics=other)], digits.train, 1.0)
 
 
 def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
@@ -287,7 +287,7 @@ def test_two_teachers_guide_together(digits: RealData, teacher: Teacher, pool: S
     with pytest.raises(ConfigError, match="given twice"):
         refine_set(pool, [teacher, teacher], digits, 2, CONFIG)
     other = train_teacher(digits, TeacherConfig(width=8, depth=1, steps=60), seed=3)
-    both = GroundSpace.build([teacher, other], digits.train, pixel_weight=3.0)
+    both = FeatureSpace.build([teacher, other], digits.train, pixel_weight=3.0)
     for label in range(10):
         points = torch.from_numpy(both.of_class(label))
         assert points.var(0, unbiased=False).sum().item() == pytest.approx(1 + 3, rel=1e-4)
@@ -323,7 +323,7 @@ def test_a_class_without_spread_takes_the_others_unit(digits: RealData, teacher:
     images[own] = images[own[:1]]
     copies = replace(digits, train=replace(digits.train, images=images))
     alike = replace(teacher, statistics=collect_statistics(teacher.network, copies.train, 10))
-    flat = GroundSpace.build([alike], copies.train, pixel_weight=1.0)
+    flat = FeatureSpace.build([alike], copies.train, pixel_weight=1.0)
     points = flat.points(digits.train.images[:50], digits.train.labels[:50])
     assert class_w2(points, digits.train.labels[:50], flat).max() < 1e4
 
@@ -332,7 +332,7 @@ def test_a_class_without_spread_takes_the_others_unit(digits: RealData, teacher:
 
 
 def test_the_gate_refuses_images_that_a_held_out_network_finds_worse(
-    digits: RealData, teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    digits: RealData, teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
     start, refined = refine_set(pool, teacher, digits, 4, CONFIG)
     spoiled = refined.images.clone()
@@ -346,7 +346,7 @@ def test_the_gate_refuses_images_that_a_held_out_network_finds_worse(
 
 
 def test_the_gate_refuses_classes_whose_w2_does_not_fall(
-    digits: RealData, teacher: Teacher, pool: SurrogateSet, space: GroundSpace
+    digits: RealData, teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
     start, refined = refine_set(pool, teacher, digits, 4, CONFIG)
     spoiled = torch.where(start.labels[:, None, None, None] == 3, 255 - refined.images, refined.images)
@@ -428,19 +428,19 @@ def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealDa
     spec = {"name": "timm:levit_128s", "channels": 1, "image_size": 224, "classes": 2}
     network = build_network(**spec).eval()
     large = Split(interpolate(digits.train.images[:4], (224, 224)), torch.tensor([0, 1, 0, 1]))
-    space = GroundSpace.build([Teacher(network, collect_statistics(network, large, 2), ("0", "1"), spec)], large, 0.0)
-    targets, where = Targets(space.points(large.images, large.labels), torch.ones(4)), torch.arange(4)
+    space = FeatureSpace.build([Teacher(network, collect_statistics(network, large, 2), ("0", "1"), spec)], large, 0.0)
+    targets, where = BarycenterTargets(space.points(large.images, large.labels), torch.ones(4)), torch.arange(4)
     refined = finish(
         refine_chunk(
-            large.images, large.labels, targets, space, steps=1, learning_rate=0.1, objective=Objective(),
-            region=PixelRegion(), crops=Crops(), positions=where, total=4,
+            large.images, large.labels, targets, space, steps=1, learning_rate=0.1, objective=RefineObjective(),
+            region=PixelRegion(), crops=RefineAugmentation(), positions=where, total=4,
         )
     )  # fmt: skip
     assert not torch.equal(refined, large.images)
 
 
 def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
-    raw = GroundSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
+    raw = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
     assert torch.equal(raw.real, teacher.statistics.features)
 
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.crops import boxes, cropped
-from gendistill.refine.constraints import Crops, PixelRegion, chunks, into_range, resampled, rolled
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation, chunks, into_range, resampled, rolled
 
 
 def images(count=6, channels=3, side=8):
@@ -61,7 +61,7 @@ def test_blending_shrinks_delta_at_its_steps_alone():
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 5), st.permutations(list(range(6))), st.integers(1, 5))
 def test_what_a_step_shows_of_an_image_does_not_depend_on_the_batch(step, order, cut):
-    crops = Crops(seed=3, min_crop=0.3, flip=True, roll=2)
+    crops = RefineAugmentation(seed=3, min_crop=0.3, flip=True, roll=2)
     x, positions = images(), torch.arange(6)
     together = crops.of(x, positions, 6, step)
     for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
@@ -70,7 +70,7 @@ def test_what_a_step_shows_of_an_image_does_not_depend_on_the_batch(step, order,
 
 
 def test_without_options_a_step_shows_the_image():
-    assert torch.equal(Crops().of(images(), torch.arange(6), 6, 4), images())
+    assert torch.equal(RefineAugmentation().of(images(), torch.arange(6), 6, 4), images())
 
 
 def test_rolled_is_roll_image_by_image():

@@ -20,9 +20,9 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation import cache as baseline_cache
-from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, against_equal_bytes
+from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
-from gendistill.evaluation.evaluator import Contestant
+from gendistill.evaluation.evaluator import Entry
 from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
@@ -47,7 +47,7 @@ def chosen(digits: RealData) -> SurrogateSet:
     return distill(digits, "random", 1, seed=9)
 
 
-def named(rows: list[Contestant]) -> list[tuple[str, str | None]]:
+def named(rows: list[Entry]) -> list[tuple[str, str | None]]:
     return [(row.method, row.space) for row in rows]
 
 
@@ -135,7 +135,7 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
     soft = row("dm", None, 25, [0.75, 0.75], labels="soft", set="a")
     packed = row("idm", None, 99, [0.75, 0.75], decoded_images=4, set="b")
     plain = row("dm", None, 25, [0.75, 0.75], set="c")
-    found = [r["ci95_vs_equal_bytes"] for r in against_equal_bytes([small, large, soft, packed, plain])]
+    found = [r["ci95_vs_equal_bytes"] for r in compare_with_equal_bytes([small, large, soft, packed, plain])]
     assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
 
 
@@ -145,7 +145,7 @@ def test_pooled_sets_are_compared_with_equal_bytes_by_set() -> None:
     equal = {**told, "method": "random", "space": EQUAL_BYTES, "accuracy": [0.5] * 15}
     sets = [0.4, 0.5, 0.6] * 5  # the runs of each set are alike
     pooled = {**told, "method": "dm", "set": ["a"], "decoded_images": 4, "accuracy": sets, "synthesis_seeds": 3}
-    (low, high) = against_equal_bytes([equal, pooled])[1]["ci95_vs_equal_bytes"]
+    (low, high) = compare_with_equal_bytes([equal, pooled])[1]["ci95_vs_equal_bytes"]
     half = 4.303 * 0.1 / 3**0.5  # t(0.975, 2)
     assert (low, high) == pytest.approx((-half, half), abs=1e-3)
 

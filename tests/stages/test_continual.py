@@ -13,7 +13,7 @@ import pytest
 
 from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.sources import load_data
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.report.tables import render_continual
 from gendistill.stages.evaluate import RUNS, evaluate_continual, with_labels
 from gendistill.stages.folder import StageFolder
@@ -170,8 +170,8 @@ def test_the_page_names_the_network_and_says_how_long_it_trains(evaluation: Path
         return " ".join(page.split())
 
     assert "a fresh convnet is trained for 4 steps on the memory alone" in said()
-    assert "is trained for 1,000 epochs on the" in said(**resolve(EvaluateConfig(protocol="idc")).to_dict())
-    table = resolve(EvaluateConfig(protocol="minimax-hard", network="resnet18")).to_dict()
+    assert "is trained for 1,000 epochs on the" in said(**resolve_protocol(EvaluateConfig(protocol="idc")).to_dict())
+    table = resolve_protocol(EvaluateConfig(protocol="minimax-hard", network="resnet18")).to_dict()
     assert "a fresh resnet18 is trained for 3,000 to 300 epochs, fewer the larger the IPC, on" in said(**table)
 
 

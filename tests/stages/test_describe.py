@@ -15,7 +15,7 @@ from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.evaluation.describe import describe, described
-from gendistill.networks.feature_extractors import REFERENCE, Lens, make_lens, trained
+from gendistill.networks.feature_extractors import REFERENCE, FeatureExtractor, make_lens, trained
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import finding_lines, set_table
 from gendistill.seeding import torch_rng
@@ -35,7 +35,7 @@ def teacher(digits: RealData) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def lens(digits: RealData, teacher: Teacher) -> Lens:
+def lens(digits: RealData, teacher: Teacher) -> FeatureExtractor:
     return make_lens("auto", digits, teacher)
 
 
@@ -74,7 +74,7 @@ def faulty(drawn: SurrogateSet, data: RealData) -> dict[str, SurrogateSet]:
 
 
 def test_every_fault_made_on_purpose_is_named_and_nothing_else(
-    digits: RealData, lens: Lens, drawn: SurrogateSet
+    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     sets = faulty(drawn, digits)
     _, findings = describe(digits, sets, lens.embed, lens.classify)
@@ -89,21 +89,21 @@ def test_every_fault_made_on_purpose_is_named_and_nothing_else(
     assert {f["severity"] for f in findings if f["set"] not in ("duplicates", "uneven classes")} == {"error"}
 
 
-def test_good_sets_raise_nothing(digits: RealData, lens: Lens) -> None:
+def test_good_sets_raise_nothing(digits: RealData, lens: FeatureExtractor) -> None:
     sets = {f"{m} {n}": distill(digits, m, n, seed=n) for m in ("random", "kmeans", "herding") for n in (1, 3, 20)}
     sets["all"] = surrogate(digits.train.images, digits.train.labels)
     _, findings = describe(digits, sets, lens.embed, lens.classify)
     assert findings == []
 
 
-def test_noise_gives_warnings_at_most(digits: RealData, lens: Lens, drawn: SurrogateSet) -> None:
+def test_noise_gives_warnings_at_most(digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet) -> None:
     noise = torch.randint(0, 256, drawn.images.shape, generator=torch_rng(0, "noise"), dtype=torch.uint8)
     _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, lens.embed, lens.classify)
     assert {f["severity"] for f in findings} == {"warning"}
 
 
 def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
-    digits: RealData, lens: Lens, drawn: SurrogateSet
+    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     rng = torch_rng(0, "damage")
     noisy = (drawn.images.int() + torch.randint(-90, 91, drawn.images.shape, generator=rng)).clamp(0, 255).byte()
@@ -125,7 +125,7 @@ def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
     assert labels["held_out_agreement"] > 0.9
 
 
-def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: Lens) -> None:
+def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: FeatureExtractor) -> None:
     found, _ = describe(digits, {"all": surrogate(digits.train.images, digits.train.labels)}, lens.embed, lens.classify)
     numbers = found["all"]
     assert numbers["views"] == 1211
@@ -134,7 +134,7 @@ def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: Lens) 
 
 
 def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
-    digits: RealData, teacher: Teacher, lens: Lens, drawn: SurrogateSet
+    digits: RealData, teacher: Teacher, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     soft = label_set(drawn, teacher, LabelConfig(mode="per_image", temperature=4.0))
     views = label_set(drawn, teacher, LabelConfig(mode="per_view", steps=3, batch_size=20))
@@ -179,7 +179,9 @@ def test_the_summary_holds_sets_and_findings_unless_left_out(
     assert evaluate(digits, [swapped], config, teacher=teacher)["sets"] == {}
 
 
-def test_the_table_names_sets_of_any_size_in_order(digits: RealData, lens: Lens, drawn: SurrogateSet) -> None:
+def test_the_table_names_sets_of_any_size_in_order(
+    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
+) -> None:
     found, _ = describe(digits, {"a": drawn}, lens.embed, lens.classify)
     names = {"large": "1000  mine", "small": "  2  yours", "none": "     others"}
     lines = set_table({"sets": dict.fromkeys([*names, "0123456789abcdef"], found["a"])}, names).splitlines()

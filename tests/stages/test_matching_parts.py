@@ -13,7 +13,7 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.methods import plan_runs
-from gendistill.matching.network_pool import Fresh, Queue
+from gendistill.matching.network_pool import FreshNetworks, NetworkQueue
 
 DREAM = {"selection": "representative"}
 
@@ -92,7 +92,7 @@ PRESETS = {  # objective, whose gradients, distance; networks, where they learn;
 def test_gradient_matching_is_each_methods_own(few: RealData, method: str) -> None:
     made = built(few, method)
     assert isinstance(made.objective, GradientMatching)
-    assert isinstance(made.supply, Fresh)
+    assert isinstance(made.supply, FreshNetworks)
     training = made.supply.training
     found = made.objective.parameters, made.objective.distance, made.supply.source
     assert (*found, training.momentum, training.weight_decay) == PRESETS[method]
@@ -101,9 +101,9 @@ def test_gradient_matching_is_each_methods_own(few: RealData, method: str) -> No
 
 def test_feature_matching_is_each_methods_own(few: RealData) -> None:
     dm, idm = built(few, "dm"), built(few, "idm")
-    assert isinstance(dm.supply, Fresh)
+    assert isinstance(dm.supply, FreshNetworks)
     assert (dm.supply.source, dm.objective.ce_weight, dm.plan.by_class) == ("none", 0.0, False)
-    assert isinstance(idm.supply, Queue)
+    assert isinstance(idm.supply, NetworkQueue)
     assert (idm.objective.ce_weight, idm.plan.by_class, idm.sets[0].factor) == (50.0, True, 2)
     assert (idm.supply.training.momentum, idm.supply.training.weight_decay) == (0.9, 5e-4)
 

@@ -9,7 +9,7 @@ import pytest
 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
-from gendistill.report.terminal import moved
+from gendistill.report.terminal import w2_lines
 from gendistill.stages.distill import distill
 from gendistill.stages.teacher import train_teacher
 from tests.helpers import gendistill
@@ -35,7 +35,7 @@ def test_a_line_says_what_became_of_w2(told: dict, line: str, tmp_path: Path) ->
     for ipc in (10, 2):
         (tmp_path / f"ipc-{ipc}").mkdir()
         (tmp_path / f"ipc-{ipc}" / "manifest.json").write_text(json.dumps(told))
-    assert list(moved(tmp_path)) == [f"ipc-2: {line}", f"ipc-10: {line}"]
+    assert list(w2_lines(tmp_path)) == [f"ipc-2: {line}", f"ipc-10: {line}"]
 
 
 def test_refine_and_wmdd_tell_it(digits: RealData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

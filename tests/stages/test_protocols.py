@@ -12,7 +12,7 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.checks.soft_labels import check_soft_labels, label_command
-from gendistill.evaluation.protocols import resolve
+from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.set import SurrogateSet
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("protocols")
     assert gendistill("teacher", *DATA, "--steps", 10, "--width", 8, "--output_dir", out / "teacher") == 0
     assert gendistill("distill", *DATA, "--ipc", 1, "--output_dir", out / "sets") == 0
-    settings = resolve(EvaluateConfig(protocol="wmdd-soft", flip=False, epochs=2))
+    settings = resolve_protocol(EvaluateConfig(protocol="wmdd-soft", flip=False, epochs=2))
     command = label_command(settings, SurrogateSet.load(out / "sets" / "ipc-1")).split()
     inputs = ("--surrogate", out / "sets" / "ipc-1", "--teacher", out / "teacher", "--output_dir", out / "labelled")
     assert gendistill(*command[1:], *inputs) == 0
@@ -77,7 +77,7 @@ def test_a_set_without_what_a_protocol_needs_is_refused(
 def test_labels_for_images_do_not_serve_a_protocol_of_views(made: Path, tmp_path: Path) -> None:
     inputs = ("--surrogate", made / "sets" / "ipc-1", "--teacher", made / "teacher", "--output_dir", tmp_path / "image")
     assert gendistill("label", *inputs, "--temperature", 20) == 0
-    settings = resolve(EvaluateConfig(protocol="wmdd-soft", flip=False, epochs=2))
+    settings = resolve_protocol(EvaluateConfig(protocol="wmdd-soft", flip=False, epochs=2))
     with pytest.raises(ArtifactError, match=r"mode per_image for per_view or online, min_crop 1\.0 for 0\.08"):
         check_soft_labels([SurrogateSet.load(tmp_path / "image")], settings, Teacher.from_pretrained(made / "teacher"))
 
@@ -141,8 +141,8 @@ def test_a_run_refuses_what_its_evaluation_could_not_do(tmp_path: Path, capsys, 
 
 def test_soft_rows_are_never_asked_for_without_a_labelled_set() -> None:
     with pytest.raises(ConfigError, match="gendistill label"):
-        check_soft_labels([_unlabelled()], resolve(EvaluateConfig(labels="soft")), None)
-    check_soft_labels([_unlabelled()], resolve(EvaluateConfig(protocol="wmdd-soft", labels="hard")), None)
+        check_soft_labels([_unlabelled()], resolve_protocol(EvaluateConfig(labels="soft")), None)
+    check_soft_labels([_unlabelled()], resolve_protocol(EvaluateConfig(protocol="wmdd-soft", labels="hard")), None)
 
 
 def _unlabelled() -> SurrogateSet:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFont
 
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError
-from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, cut, fit, name_on_sheet
+from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, fit, name_on_sheet, shorten
 from gendistill.report.sets import set_names
 from gendistill.report.show import facts_of, numbers
 from gendistill.stages.distill import distill
@@ -246,7 +246,7 @@ def test_names_on_sheets_are_cut_and_never_boxes() -> None:
     assert long.startswith("word word")
     assert long.endswith("...")
     assert font.getlength(long) <= NAME
-    assert cut("W", font, 1) == "..."
+    assert shorten("W", font, 1) == "..."
 
 
 def test_uneven_sets_and_hostile_names_are_shown(tmp_path: Path) -> None:

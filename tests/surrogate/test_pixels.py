@@ -327,7 +327,7 @@ def test_an_interrupt_ends_the_workers() -> None:
         return [block]
 
     with pytest.raises(KeyboardInterrupt):
-        workers.counted(workers.spread(slow, range(1000), 1), "slow", 1000)
+        workers.exhaust(workers.in_workers(slow, range(1000), 1), "slow", 1000)
     assert 20 < len(done) < 500
     assert not CHILDREN.exists() or not CHILDREN.read_text().split()
 

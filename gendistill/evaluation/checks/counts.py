@@ -13,7 +13,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.dataset import RealData
-from gendistill.evaluation.checks.finding import Finding, Severity, named
+from gendistill.evaluation.checks.finding import Finding, Severity, list_names
 from gendistill.evaluation.checks.labels import ODDS, confusion, permutation
 from gendistill.evaluation.copies import Copies, digests
 
@@ -26,7 +26,7 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
     missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
     found = []
     if missing:
-        text = f"Classes without any image: {len(missing)} of {len(classes)} ({named(missing, 10)})"
+        text = f"Classes without any image: {len(missing)} of {len(classes)} ({list_names(missing, 10)})"
         mend = "no classifier can learn them; add images, or evaluate on data of the other classes"
         found.append(Finding("missing classes", f"{text}: {mend}."))
     there = counts > 0
@@ -61,12 +61,12 @@ def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], f
     found = []
     if same:
         surplus = sum(len(g) - 1 for g in same)
-        shown = named([f"{files[g[1]]} = {files[g[0]]}" for g in same])
+        shown = list_names([f"{files[g[1]]} = {files[g[0]]}" for g in same])
         text = f"Images that repeat another of their class pixel by pixel: {surplus:,} of {len(labels):,} ({shown})"
         found.append(Finding("duplicates", f"{text}; they take room and add nothing: replace them.", "warning"))
     if different:
-        shown = named([" = ".join(files[i] for i in g[:3]) for g in different])
-        names = named([classes[k] for k in sorted({int(labels[i]) for g in different for i in g})], 10)
+        shown = list_names([" = ".join(files[i] for i in g[:3]) for g in different])
+        names = list_names([classes[k] for k in sorted({int(labels[i]) for g in different for i in g})], 10)
         text = f"Images under several labels: {len(different):,} ({shown}; classes {names})"
         found.append(Finding("duplicates across classes", f"{text}; one label at most is right: drop the others."))
     return found
@@ -88,7 +88,7 @@ def leak_findings(
     if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
         text = (
             f"Near copies of test images: {len(near):,} of {measured:,} measured are twice as close to one as to any "
-            f"training image (by chance {usual:.1%} of real images are), such as {named([files[i] for i in near])}"
+            f"training image (by chance {usual:.1%} of real images are), such as {list_names([files[i] for i in near])}"
         )
         found.append(Finding("test leakage", f"{text}; make the set from the training split alone."))
     return [finding for finding in found if finding]
@@ -103,7 +103,7 @@ def _exact_leaks(
     if not at:
         return None
     shown = [f"{files[i]} is {split} image {int(known[i])} ({data.classes[int(labels[known[i]])]!r})" for i in at]
-    text = f"Copies of {split} images, {why}: {len(at):,} of {copies.images:,} images ({named(shown)})"
+    text = f"Copies of {split} images, {why}: {len(at):,} of {copies.images:,} images ({list_names(shown)})"
     return Finding(f"{split} leakage", f"{text}; make the set from the training split alone.", severity)
 
 
@@ -112,7 +112,7 @@ def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Fi
     both = sorted(known["test"][digest] for digest in known["test"].keys() & known["train"].keys())
     if not both:
         return []
-    shown = named([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])
+    shown = list_names([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])
     text = f"Test images that are training images too: {len(both):,} of {len(data.test):,} ({shown})"
     mend = "every row gains from it alike, but take them out of one of the two"
     return [Finding("overlapping splits", f"{text}; {mend}.", "warning")]
@@ -130,7 +130,7 @@ def soft_findings(
     order = permutation(counts, 20 * torch.eye(total, dtype=torch.float64))
     if order:
         pairs = [f"{classes[k]!r} as {classes[j]!r}" for k, j in enumerate(order) if j != k and counts[k].sum()]
-        text = f"The soft labels are in another class order than the hard ones: they take {named(pairs, 10)}"
+        text = f"The soft labels are in another class order than the hard ones: they take {list_names(pairs, 10)}"
         return [Finding("soft label order", f"{text}; {again}, or put their columns in the data's order.")]
     other, usual = int(counts.sum() - counts.diagonal().sum()), min(0.9, 1.1 - (teacher_accuracy or 0.8))
     if other <= len(labels) * usual or binom.sf(other - 1, len(labels), usual) > 1 / ODDS:

@@ -23,7 +23,7 @@ class Finding:
         return asdict(self)
 
 
-def named(names: Sequence[str], most: int = SHOWN) -> str:
+def list_names(names: Sequence[str], most: int = SHOWN) -> str:
     """``a, b, c and 4 more``."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -16,8 +16,8 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.crops import batch_indices
-from gendistill.evaluation.checks.finding import Finding, counted, named
-from gendistill.evaluation.reference import RealSide, Sight, Subject, by_class
+from gendistill.evaluation.checks.finding import Finding, counted, list_names
+from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import shares
 from gendistill.surrogate.set import SurrogateSet
 
@@ -51,13 +51,13 @@ def permutation(counts: Tensor, held_out: Tensor) -> list[int] | None:
 
 
 def label_findings(
-    seen: Sight,
+    seen: Predictions,
     labels: Tensor,
-    real: Sight,
+    real: Predictions,
     real_labels: Tensor,
     classes: Sequence[str],
     files: Sequence[str],
-    inverted: Sight | None = None,
+    inverted: Predictions | None = None,
 ) -> list[Finding]:
     """Swapped classes; else inverted images, shuffled labels; else single images that look like another class.
 
@@ -116,7 +116,7 @@ def _inverted(after: int, before: int, total: int) -> Finding:
 def _permuted(order: list[int], classes: Sequence[str], counts: Tensor) -> Finding:
     moved = [k for k in range(len(order)) if order[k] != k and counts[k].sum()]
     agreed = int(sum(counts[k, order[k]] for k in moved))
-    pairs = named([f"{classes[k]!r} look like {classes[order[k]]!r}" for k in moved], 10)
+    pairs = list_names([f"{classes[k]!r} look like {classes[order[k]]!r}" for k in moved], 10)
     return Finding(
         "class order",
         f"Classes swapped or in another order than the data's: {len(moved)} of {len(order)} ({agreed} of their "
@@ -145,7 +145,12 @@ def _strangers(agreeing: int, total: int, chance: float, right: float, *, shuffl
 
 
 def _single(
-    seen: Sight, labels: Tensor, real: Sight, real_labels: Tensor, classes: Sequence[str], files: Sequence[str]
+    seen: Predictions,
+    labels: Tensor,
+    real: Predictions,
+    real_labels: Tensor,
+    classes: Sequence[str],
+    files: Sequence[str],
 ) -> list[Finding]:
     """Images surely seen as another class, where they are far more than among held-out real ones."""
     sure = 0.9
@@ -156,7 +161,7 @@ def _single(
         return []
     found = torch.nonzero(wrong).flatten()
     at = found[seen.confidence[found].argsort(descending=True, stable=True)].tolist()
-    shown = named([f"{files[i]} (looks like {classes[int(seen.guesses[i])]!r})" for i in at])
+    shown = list_names([f"{files[i]} (looks like {classes[int(seen.guesses[i])]!r})" for i in at])
     return [
         Finding(
             "other class",
@@ -173,7 +178,7 @@ Soft = tuple[Tensor, Tensor]
 
 
 def label_quality(
-    subject: Subject, real: RealSide, soft: Soft | None, classifier: str | None, seed: int
+    subject: DescribedSet, real: RealReference, soft: Soft | None, classifier: str | None, seed: int
 ) -> dict[str, Any]:
     """``agreement`` (share) and ``entropy`` (nats) of the hard labels' images and of stored soft labels, by class.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gendistill.evaluation.checks.finding import Finding, counted, named
+from gendistill.evaluation.checks.finding import Finding, counted, list_names
 from gendistill.seeding import torch_rng
 
 DRAWS = 20  # random real sets of the set's size
@@ -123,7 +123,7 @@ def _flat_images(made: Tensor, real: Tensor, files: Sequence[str]) -> list[Findi
     return [
         Finding(
             "constant images",
-            f"Images of one flat colour: {len(at):,} of {len(made):,} ({named([files[i] for i in at])}); "
+            f"Images of one flat colour: {len(at):,} of {len(made):,} ({list_names([files[i] for i in at])}); "
             "replace or drop them, and look at what made them.",
         )
     ]

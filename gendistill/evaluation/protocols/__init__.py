@@ -114,7 +114,7 @@ class Settings:
         return asdict(self)
 
 
-def resolve(config: EvaluateConfig) -> Settings:
+def resolve_protocol(config: EvaluateConfig) -> Settings:
     """The config with the protocol's value for everything left null.
 
     Raises:

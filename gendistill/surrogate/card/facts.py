@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.surrogate.card.loaders import Layout
-from gendistill.surrogate.multi_formation import Factor, factor_of, named
+from gendistill.surrogate.multi_formation import Factor, factor_name, factor_of
 
 UNKNOWN, OTHER, AS_DATA = "unknown", "other", "as the data"
 # may be put under further terms, so they add nothing to others, nor lift what is unknown
@@ -199,7 +199,7 @@ def sizes(config: str, manifest: dict[str, Any], soft: dict[str, Any]) -> list[s
 
 
 def _views(factor: Factor) -> str:
-    return named(factor).replace("x", " x ")
+    return factor_name(factor).replace("x", " x ")
 
 
 def classes(manifest: dict[str, Any], format: str) -> str:
