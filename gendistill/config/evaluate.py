@@ -43,7 +43,7 @@ class EvaluateConfig:
             trained anew on the memory of those that have come (GDumb), beside random and k-means alone; baselines,
             describe, features and legacy_best belong to classification.
         protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,
-            ``wmdd-soft``; gendistill/evaluate/protocols has their values.
+            ``wmdd-soft``; gendistill/evaluation/protocols has their values.
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
             (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list of
             them, such as [convnet,resnet18], with rows of each.

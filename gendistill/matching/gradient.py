@@ -89,7 +89,7 @@ class GradientMatching:
         """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
         first = real[0]
         program = self._program(network, first)
-        tensors = program.skeleton.tensors(network, channels_last=self.channels_last)
+        tensors = program.functional.tensors(network, channels_last=self.channels_last)
         targets = list(class_labels(labels, first.device))
         sides: dict[int, Side] = {}
         with torch.no_grad():
@@ -102,26 +102,26 @@ class GradientMatching:
     def _program(self, network: nn.Module, images: Tensor) -> _Program:
         key = structure(network)
         if key not in self._programs:
-            skeleton = FunctionalNetwork(network, own_statistics=True, bf16=self.bf16)
-            names = self._names(skeleton, skeleton.tensors(network), images)
-            _check_second_derivative(skeleton, names, skeleton.tensors(network), images[:2])
-            self._programs[key] = _Program(skeleton, names, self.distance, self.feature_mean, self.compile)
+            functional = FunctionalNetwork(network, own_statistics=True, bf16=self.bf16)
+            names = self._names(functional, functional.tensors(network), images)
+            _check_second_derivative(functional, names, functional.tensors(network), images[:2])
+            self._programs[key] = _Program(functional, names, self.distance, self.feature_mean, self.compile)
         return self._programs[key]
 
-    def _names(self, skeleton: FunctionalNetwork, tensors: Tensors, images: Tensor) -> list[str]:
+    def _names(self, functional: FunctionalNetwork, tensors: Tensors, images: Tensor) -> list[str]:
         """The parameters compared."""
         if not isinstance(self.parameters, str):
             names = list(self.parameters)
-            unknown = [name for name in names if name not in skeleton.parameters]
+            unknown = [name for name in names if name not in functional.parameters]
             flat = [name for name in names if name not in unknown and tensors[name].dim() < 2]
             if unknown or not names:
-                raise ConfigError(f"parameters names {unknown or 'none'}; expected some of {skeleton.parameters}.")
+                raise ConfigError(f"parameters names {unknown or 'none'}; expected some of {functional.parameters}.")
             if flat and self.distance == "cosine":
                 raise ConfigError(f"parameters names {flat}, which have no output rows for distance 'cosine'.")
             return names
-        names = skeleton.parameters
+        names = functional.parameters
         if self.parameters == "no_head":
-            names = skeleton.feature_parameters(tensors, images)
+            names = functional.feature_parameters(tensors, images)
         return [name for name in names if tensors[name].dim() >= 2]
 
 
@@ -159,9 +159,9 @@ class _Program:
     """
 
     def __init__(
-        self, skeleton: FunctionalNetwork, names: list[str], distance: Distance, feature_mean: float, compiled: bool
+        self, functional: FunctionalNetwork, names: list[str], distance: Distance, feature_mean: float, compiled: bool
     ) -> None:
-        self.skeleton, self.names, self.distance, self.feature_mean = skeleton, names, distance, feature_mean
+        self.functional, self.names, self.distance, self.feature_mean = functional, names, distance, feature_mean
         wrap: Callable[..., Any] = runtime.compiled_anew if compiled else lambda function: function
         matched = torch.func.grad_and_value(self._loss)
         self._real, self._matched = wrap(self._compared), wrap(matched)
@@ -191,7 +191,7 @@ class _Program:
 
     def _cross_entropy(self, named: Tensors, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-            features, logits = self.skeleton.forward({**tensors, **named}, images)
+            features, logits = self.functional.forward({**tensors, **named}, images)
         return F.cross_entropy(logits, label.expand(len(images))), features
 
     def _loss(self, views: Tensor, tensors: Tensors, label: Tensor, wanted: list[Tensor], real: Tensor) -> Tensor:
@@ -200,9 +200,9 @@ class _Program:
         return loss + self.feature_mean * mean_feature_distance(real, features) if self.feature_mean else loss
 
 
-def _check_second_derivative(skeleton: FunctionalNetwork, names: list[str], tensors: Tensors, images: Tensor) -> None:
+def _check_second_derivative(functional: FunctionalNetwork, names: list[str], tensors: Tensors, images: Tensor) -> None:
     """Raises ConfigError where the network has an operation that can be derived once only."""
-    probe, label = _Program(skeleton, names, "mse", 0.0, compiled=False), torch.zeros(1, dtype=torch.int64)
+    probe, label = _Program(functional, names, "mse", 0.0, compiled=False), torch.zeros(1, dtype=torch.int64)
     try:
         with torch.no_grad():
             views, label = images.detach()[None], label.to(images.device)

@@ -104,7 +104,7 @@ def _flat(loaded: dict[str, Any]) -> dict[str, Any]:
 
 
 SUMMARY = "summary.json"
-CONTINUAL, CONTINUAL_PAGE = "continual.json", "continual.html"  # of stages/continual.py
+CONTINUAL, CONTINUAL_PAGE = "continual.json", "continual.html"
 TEACHER, EVALUATION = "teacher", "evaluation"
 STAGES = (TEACHER, "generator", "samples", "refined", EVALUATION)
 

@@ -24,7 +24,7 @@ from gendistill.report.nearest import closest_of_run
 from gendistill.report.results import Judged, merged, ordered
 from gendistill.report.sets import load_sets
 from gendistill.stages.evaluate import EvaluateConfig
-from gendistill.stages.tools import main, write_report
+from gendistill.stages.tools import main_report, write_report
 from tests.evaluation.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
@@ -159,24 +159,24 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
 
 def test_command_reads_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", write_images(tmp_path / "images"))
-    main(ReportCommand(run=run))
+    main_report(ReportCommand(run=run))
     assert str(run / "report.html") in capsys.readouterr().out
     assert (run / "report.html").is_file()
 
 
 def test_unfinished_or_damaged_runs_are_refused(tmp_path: Path, data: RealData) -> None:
     with pytest.raises(ArtifactError, match=r"not a finished run: it has no config\.yaml"):
-        main(ReportCommand(run=tmp_path / "nothing"))
+        main_report(ReportCommand(run=tmp_path / "nothing"))
     run = make_run(tmp_path / "run", data)
     (run / "evaluation" / "summary.json").unlink()
     with pytest.raises(ArtifactError, match=r"no evaluation/summary\.json.*resume_from_checkpoint"):
-        main(ReportCommand(run=run))
+        main_report(ReportCommand(run=run))
     (run / "evaluation" / "summary.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
-        main(ReportCommand(run=run))
+        main_report(ReportCommand(run=run))
     (run / "config.yaml").write_text("data: {colour: red}")
     with pytest.raises(ArtifactError, match="does not say which data"):
-        main(ReportCommand(run=run))
+        main_report(ReportCommand(run=run))
 
 
 def test_other_images_are_refused(tmp_path: Path, data: RealData) -> None:

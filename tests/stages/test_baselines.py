@@ -282,9 +282,18 @@ def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_p
     assert BaselineCache.of(digits, config, cpu).recall("run") is None
 
 
+def test_every_pattern_of_the_training_code_names_a_file() -> None:
+    assert all(any(baseline_cache.PACKAGE.glob(pattern)) for pattern in baseline_cache.TRAINING)
+
+
 def test_edited_training_code_misses_the_cache(digits, tmp_path, monkeypatch) -> None:
     config, cpu = replace(QUICK, baseline_cache=tmp_path / "cache"), torch.device("cpu")
-    for name in ("networks/training.py", "data/siamese.py", "evaluate/trial.py", "evaluate/protocols/__init__.py"):
+    for name in (
+        "networks/training.py",
+        "data/siamese.py",
+        "evaluation/evaluator.py",
+        "evaluation/protocols/__init__.py",
+    ):
         assert (baseline_cache.PACKAGE / name).is_file()
         copy = tmp_path / name.replace("/", "-")
         shutil.copytree(baseline_cache.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))

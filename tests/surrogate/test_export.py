@@ -20,9 +20,7 @@ from torch import Tensor
 
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.export import formats as parquet
-from gendistill.surrogate.export import formats as webdataset
-from gendistill.surrogate.export.formats import export
+from gendistill.surrogate.export.formats import export, write_parquet, write_webdataset
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.multi_formation import Factor, views_in
@@ -309,8 +307,8 @@ def test_large_sets_go_into_several_files(tmp_path: Path) -> None:
     stored = StoredSet.open(tmp_path / "set")
     for name in ("rows", "tars"):
         (tmp_path / name).mkdir()
-    parquet.write(stored, tmp_path / "rows", shard=2_000)
-    webdataset.write(stored, tmp_path / "tars", shard=10)
+    write_parquet(stored, tmp_path / "rows", shard=2_000)
+    write_webdataset(stored, tmp_path / "tars", shard=10)
     names = sorted(path.name for path in (tmp_path / "rows").iterdir())
     assert len(names) > 2
     assert names == [f"train-{i:05d}-of-{len(names):05d}.parquet" for i in range(len(names))]
@@ -325,7 +323,7 @@ def test_images_are_not_held_in_memory(tmp_path: Path) -> None:
     made(ipc=80, size=64).save(tmp_path / "set")
     stored = StoredSet.open(tmp_path / "set")
     total = sum(path.stat().st_size for path in stored.paths)
-    for write in (parquet.write, webdataset.write):
+    for write in (write_parquet, write_webdataset):
         tracemalloc.start()
         write(stored, tmp_path)
         peak = tracemalloc.get_traced_memory()[1]

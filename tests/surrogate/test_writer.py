@@ -15,6 +15,7 @@ from torch import Tensor
 from gendistill.errors import ArtifactError
 from gendistill.surrogate import image_files as png
 from gendistill.surrogate import image_files as workers
+from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.manifest import TRAIN, write_manifest
 from gendistill.surrogate.set import WAITING, SurrogateSet, SurrogateWriter, link_prefix, write_images
 from tests.helpers import files, no_file_above
@@ -48,7 +49,7 @@ def test_any_order_gives_the_set_that_save_gives(tmp_path: Path) -> None:
     SurrogateSet(images, labels, CLASSES, meta).save(tmp_path / "saved")
     for name, order in {"up": list(range(12)), "down": list(range(11, -1, -1))}.items():
         write(tmp_path / name, order, images)
-        write_manifest(tmp_path / name, CLASSES, (3, 8, 8), meta)
+        write_card(tmp_path / name, write_manifest(tmp_path / name, CLASSES, (3, 8, 8), meta))
         assert files(tmp_path / name, "**/*") == files(tmp_path / "saved", "**/*")
     assert torch.equal(SurrogateSet.load(tmp_path / "up").images, SurrogateSet.load(tmp_path / "saved").images)
 
