@@ -109,7 +109,7 @@ def _at_least_fp32(value: Tensor) -> Tensor:
 
 
 def structure(network: nn.Module) -> tuple[Any, ...]:
-    """What decides a network's computation beside its values and its mode; equal structures share a FunctionalNetwork."""
+    """What decides a network's computation beside its values and mode; equal ones share a FunctionalNetwork."""
     modules = tuple((name, type(m), m.extra_repr(), _plain(m)) for name, m in network.named_modules())
     state = [*network.named_parameters(), *network.named_buffers()]
     return modules, tuple((name, value.shape, value.dtype, value.device) for name, value in state)
