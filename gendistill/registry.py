@@ -1,7 +1,7 @@
 """What can be plugged in by name: distillers, refiners, networks, data sources and checks of a set.
 
 Ours are named here and imported when they are first asked for. A package adds its own by a decorator or by an entry
-point of the group ``gendistill.distillers``, ``.refiners``, ``.networks``, ``.sources`` or ``.checks``. No torch in here.
+point of the group ``gendistill.distillers``, ``.refiners``, ``.networks``, ``.sources`` or ``.checks``. No torch here.
 """
 
 from __future__ import annotations
