@@ -1,6 +1,6 @@
 """What barycenters cost and reach: atoms x dimension x solver, on real images, one thread.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.barycenters --data ../shared/data/cifar10
+    OMP_NUM_THREADS=1 python -m experiments.barycenters --data ../shared/data/cifar10
 
 Rows are means over a few timed classes. "Of 1000" multiplies a row's seconds by 1000 classes: the cost of ImageNet-1K,
 whose classes have about 1300 images, is extrapolated from those. Points are a class's pixels, their first 512

@@ -1,6 +1,6 @@
 """How many steps each solver needs for the quality of 50-step DDPM, by per-class MMD to the real images.
 
-    python -m tests.benchmarks.solvers --generator runs/digits/generator --teacher runs/digits/teacher
+    python -m experiments.solvers --generator runs/digits/generator --teacher runs/digits/teacher
 
 For every solver and number of steps: ``ipc`` samples a class, their unbiased squared MMD (cubic kernel) to the class's
 training images in teacher features and in pixels, averaged over the classes; mean and standard deviation over seeds.
@@ -19,7 +19,7 @@ from gendistill.config import DataConfig, SampleConfig
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import note
-from tests.benchmarks.criteria import describe
+from experiments.criteria import describe
 
 STEPS = (5, 8, 10, 15, 25, 50)
 SOLVERS = ("dpmsolver++", "unipc", "ddim", "heun", "ddpm")

@@ -1,6 +1,6 @@
 """Sets of known quality and sets with one fault each, as folders, for `gendistill evaluate` to say what they are.
 
-    python -m tests.benchmarks.faulty --data ../shared/data/cifar10 --max_per_class 1000 --sets sets
+    python -m experiments.faulty --data ../shared/data/cifar10 --max_per_class 1000 --sets sets
     gendistill evaluate --surrogate sets/* --data.name ../shared/data/cifar10 --data.max_per_class 1000 ...
 
 All but ``kmeans``, ``leaked`` and ``duplicates`` are the same random training images, written without any manifest.

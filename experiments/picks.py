@@ -1,6 +1,6 @@
 """What representative selection picks: MMD and gradients of its batches against random ones, as networks learn.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.picks --data ../shared/data/cifar10 --max_per_class 1000 \\
+    OMP_NUM_THREADS=1 python -m experiments.picks --data ../shared/data/cifar10 --max_per_class 1000 \\
         --classes 0 3 8 --networks 2 --seeds 0 1 2 --output picks.svg
 
 Networks of idc's supply learn from real images; every few steps each rule picks a batch of every class, DREAM's with
@@ -37,7 +37,7 @@ from gendistill.matching.selection import (
     unchanged_buffers,
 )
 from gendistill.seeding import derive, torch_rng
-from tests.benchmarks.curves import Line, Panel, svg
+from experiments.curves import Line, Panel, svg
 
 RULES: dict[str, Weights | None] = {"random": None, "free clusters": "free", "fixed clusters": "fixed"}
 MEASURES = {

@@ -1,6 +1,6 @@
 """Accuracy of the matching family against iterations and seconds: selections, starts, methods; then other networks.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.matching --data ../shared/data/cifar10 --max_per_class 1000 \\
+    OMP_NUM_THREADS=1 python -m experiments.matching --data ../shared/data/cifar10 --max_per_class 1000 \\
         --methods idm --iterations 100 --every 20 --flip --shift 4 --compile --mixed_precision auto \\
         --output out.jsonl --sets sets
 
@@ -29,8 +29,8 @@ from gendistill.hashing import hash_json
 from gendistill.stages.distill import run_stage
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.set import SurrogateSet
-from tests.benchmarks.curves import Line, Panel, svg
-from tests.benchmarks.refinement import baseline, read
+from experiments.curves import Line, Panel, svg
+from experiments.refinement import baseline, read
 
 BASELINES = ("random", "kmeans (pixels)", "full")
 WHICH = ("method", "selection", "start")

@@ -1,10 +1,10 @@
 """What else may guide refinement: half-trained and several teachers, real images as atoms, a matching objective.
 
-    python -m tests.benchmarks.guides --data ../shared/data/cifar10 --max_per_class 1000 --output out.jsonl --sets sets
+    python -m experiments.guides --data ../shared/data/cifar10 --max_per_class 1000 --output out.jsonl --sets sets
 
 Each synthesis seed selects with its own teacher from a pool of random real images, or of samples with --generator, then
 moves the same images in every way, so that rows of a seed differ in the guide alone. Otherwise as
-tests.benchmarks.refinement, whose options these are.
+experiments.refinement, whose options these are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign
-from tests.benchmarks.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
+from experiments.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
 
 HALF = 8  # a half-trained teacher has this part of the steps
 DM_STEPS = 100

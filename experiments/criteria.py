@@ -1,6 +1,6 @@
 """What each minimax criterion does to the samples: fine-tuned with and without each, over seeds, on real images.
 
-    python -m tests.benchmarks.criteria --seeds 3
+    python -m experiments.criteria --seeds 3
 
 Every seed trains one generator with plain diffusion and continues from it with the same batches: without criteria, and
 with each one and both at every weight. The figures (evaluation/set_metrics.py) are of the space that the criteria

@@ -1,6 +1,6 @@
 """Which part of refinement pays: select, barycenter, batch norm or all, from generated images, real ones and noise.
 
-    python -m tests.benchmarks.refinement --data ../shared/data/cifar10 --generator RUN/generator \\
+    python -m experiments.refinement --data ../shared/data/cifar10 --generator RUN/generator \\
         --output out.jsonl --sets sets
 
 Every synthesis seed trains its own teacher, draws its own pool and judges every set with the same training runs, beside
