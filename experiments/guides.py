@@ -17,6 +17,7 @@ from functools import cache, partial
 import torch
 
 import gendistill as gd
+from experiments.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
@@ -32,7 +33,6 @@ from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign
-from experiments.refinement import POOL, judged, options, over_seeds, sampled, table, teacher_of
 
 HALF = 8  # a half-trained teacher has this part of the steps
 DM_STEPS = 100

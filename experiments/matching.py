@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 import gendistill as gd
+from experiments.curves import Line, Panel, svg
+from experiments.refinement import baseline, read
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.hashing import hash_json
 from gendistill.stages.distill import run_stage
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.set import SurrogateSet
-from experiments.curves import Line, Panel, svg
-from experiments.refinement import baseline, read
 
 BASELINES = ("random", "kmeans (pixels)", "full")
 WHICH = ("method", "selection", "start")

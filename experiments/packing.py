@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import gendistill as gd
+from experiments.guides import matched
+from experiments.refinement import POOL, figures, judged, options, over_seeds, sampled, teacher_of
 from gendistill.config import RefineConfig
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
@@ -28,8 +30,6 @@ from gendistill.refine.pack import pack
 from gendistill.seeding import derive
 from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
-from experiments.guides import matched
-from experiments.refinement import POOL, figures, judged, options, over_seeds, sampled, teacher_of
 
 
 def sets(

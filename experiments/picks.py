@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import gendistill as gd
+from experiments.curves import Line, Panel, svg
 from gendistill import progress
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
 from gendistill.data.dataset import RealData
@@ -37,7 +38,6 @@ from gendistill.matching.selection import (
     unchanged_buffers,
 )
 from gendistill.seeding import derive, torch_rng
-from experiments.curves import Line, Panel, svg
 
 RULES: dict[str, Weights | None] = {"random": None, "free clusters": "free", "fixed clusters": "fixed"}
 MEASURES = {

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 import gendistill as gd
+from experiments.criteria import describe
 from gendistill.config import DataConfig, SampleConfig
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import note
-from experiments.criteria import describe
 
 STEPS = (5, 8, 10, 15, 25, 50)
 SOLVERS = ("dpmsolver++", "unipc", "ddim", "heun", "ddpm")
