@@ -1,0 +1,298 @@
+"""What an evaluation finds, typed: its rows, scores, numbers of the sets and findings, and the files that hold them."""
+
+from __future__ import annotations
+
+from typing import Literal, Required, TypedDict
+
+Labels = Literal["hard", "soft", "online"]
+Pair = list[float]  # [low, high]: the ends of a 95 % interval
+
+
+class RunResult(TypedDict, total=False):
+    """One finished training.
+
+    Attributes:
+        accuracy: Share of the test images classified right, in [0, 1].
+        correct: Test images classified right, by class.
+        ece: Expected calibration error, in [0, 1].
+        legacy_best: The highest accuracy of all tests along the way, in [0, 1]; only where asked for.
+        seconds: Wall-clock time of the training and the test.
+        cached: True where another evaluation trained it.
+    """
+
+    accuracy: Required[float]
+    correct: list[int]
+    ece: float
+    legacy_best: float
+    seconds: float
+    cached: bool
+
+
+class SetFacts(TypedDict, total=False):
+    """What a row says of the images themselves; the mean over the sets where a row pools several.
+
+    Attributes:
+        stored_images: Images on disk.
+        decoded_images: Images to train on, more than the stored ones for a multi-formation set.
+        bytes: Size on disk in bytes, by ``images`` (PNG) and ``labels`` (soft labels).
+        synthesis_seconds: Wall-clock time that making the set took; None where unknown, or where nothing was made.
+        name: The folder's name, of a plain folder without a manifest.
+        missing_classes: Names of the classes without any image.
+    """
+
+    stored_images: Required[int]
+    decoded_images: Required[int]
+    bytes: Required[dict[str, int]]
+    synthesis_seconds: Required[float | None]
+    name: str
+    missing_classes: list[str]
+
+
+class Row(SetFacts, total=False):
+    """One set, or one baseline, with one kind of labels, one network and one choice of augmentation.
+
+    Attributes:
+        method: A distiller's name, ``random``, ``kmeans``, ``herding``, ``kcenter``, ``full``, or ``folder``.
+        stage: Of a generative set ``base``, ``samples``, ``select`` or ``refined``; else None.
+        ipc: Stored images per class, rounded up; None for all real images.
+        labels: ``hard``, ``soft`` (stored) or ``online`` (made by the teacher in training).
+        recipe: How the soft labels were made; None for hard labels.
+        augment: Whether the images were augmented in training.
+        network: The network that was trained.
+        space: What a coreset's distances are between, or how random draws differ from those of equal counts.
+        counts: Stored images by class where they are not ``ipc`` for every class, else None.
+        accuracy: Test accuracy of every run, in [0, 1].
+        mean: Mean of ``accuracy``.
+        std: Standard deviation of ``accuracy`` with n - 1.
+        per_class: Mean test accuracy by class, in [0, 1]; None for a class without test images.
+        ece: Expected calibration error of every run, in [0, 1].
+        legacy_best: Highest accuracy along the way of every run, in [0, 1]; only where asked for.
+        seconds: Wall-clock time of all trainings of the row.
+        set: Content hash of the set, or of every pooled set; None for a baseline.
+        synthesis_seeds: Sets that differ in their synthesis seed alone and share the row; run r is of set r mod this.
+        std_within: Deviation of the runs of one set, pooled over the sets; None for one set.
+        std_between: Deviation of the sets' means; None for one set.
+        cached: Runs that an earlier evaluation trained.
+        ci95_vs_random: Interval of the accuracy minus that of random images, paired by run; None for the reference.
+        ci95_these_sets: The same for new trainings on these very sets; None for one set.
+        ci95_vs_equal_bytes: The same against random images of as many bytes, for sets with soft labels or packed views.
+        verdict: ``reference``, or ``better``, ``not better`` or ``worse than random``.
+    """
+
+    method: Required[str]
+    stage: Required[str | None]
+    ipc: Required[int | None]
+    labels: Required[Labels]
+    recipe: Required[str | None]
+    augment: Required[bool]
+    network: Required[str]
+    space: Required[str | None]
+    counts: Required[list[int] | None]
+    accuracy: Required[list[float]]
+    mean: Required[float]
+    std: Required[float]
+    per_class: Required[list[float | None]]
+    ece: Required[list[float]]
+    legacy_best: list[float]
+    seconds: Required[float]
+    set: Required[str | list[str] | None]
+    synthesis_seeds: Required[int]
+    std_within: Required[float | None]
+    std_between: Required[float | None]
+    cached: Required[int]
+    ci95_vs_random: Pair | None
+    ci95_these_sets: Pair | None
+    ci95_vs_equal_bytes: Pair | None
+    verdict: str
+
+
+class Step(TypedDict, total=False):
+    """Accuracies after one step of class-incremental learning, or their average over all steps.
+
+    Attributes:
+        accuracy: Test accuracy on the classes that have arrived, by run, in [0, 1].
+        mean: Mean of ``accuracy``.
+        std: Standard deviation of ``accuracy`` with n - 1.
+        ci95_vs_random: Interval of the accuracy minus that of random images, paired by run; None for the reference.
+        verdict: As in ``Row``.
+    """
+
+    accuracy: Required[list[float]]
+    mean: Required[float]
+    std: Required[float]
+    ci95_vs_random: Pair | None
+    verdict: str
+
+
+class ContinualRow(TypedDict):
+    """One set or baseline as the memory of class-incremental learning; the other keys are those of ``Row``.
+
+    Attributes:
+        steps: One entry for each step in which classes arrive.
+        average: The average over the steps, by run.
+        seconds: Wall-clock time of all trainings of the row.
+    """
+
+    method: str
+    stage: str | None
+    space: str | None
+    ipc: int | None
+    counts: list[int] | None
+    labels: Labels
+    augment: bool
+    network: str
+    set: str | list[str] | None
+    steps: list[Step]
+    average: Step
+    seconds: float
+
+
+class Score(TypedDict, total=False):
+    """A score in [0, 1] of one set, see ``evaluation.scores``.
+
+    Attributes:
+        score: Of the mean accuracies; None where a row that it needs is missing.
+        std: Deviation of the scores by run.
+        runs: The score of every run.
+        hlr: Hard-label recovery, a difference of accuracies in [-1, 1]; lower is better.
+        ior: Improvement over random images with labels of the same recipe, in [-1, 1].
+        augment: Whether the rows of an ``lrs`` were augmented.
+        augmented: Improvement over random images with augmentation, in [-1, 1].
+        plain: The same without augmentation.
+    """
+
+    score: Required[float | None]
+    std: Required[float | None]
+    runs: Required[list[float]]
+    hlr: float | None
+    ior: float | None
+    augment: bool
+    augmented: float | None
+    plain: float | None
+
+
+class ScoreEntry(TypedDict):
+    """The scores of one set or coreset; the first keys are those of its rows.
+
+    Attributes:
+        lrs: The label-robust score.
+        ars: The augmentation-robust score; None unless there are rows with and without augmentation.
+        missing: Sentences that say which rows were missing.
+    """
+
+    method: str
+    stage: str | None
+    space: str | None
+    ipc: int
+    labels: Labels
+    recipe: str | None
+    network: str
+    set: str | list[str] | None
+    lrs: Score
+    ars: Score | None
+    missing: list[str]
+
+
+class RandomSets(TypedDict):
+    """A measure of random real sets of the set's size: ``mean`` and ``std`` over the sets, and the mean by class."""
+
+    mean: float | None
+    std: float | None
+    by_class: list[float | None]
+
+
+class Measure(TypedDict):
+    """One measure of a set.
+
+    Attributes:
+        mean: Mean over the classes that could be measured.
+        by_class: The measure of every class; None where there are too few images.
+        random: The same of random real sets; None where they could not be measured.
+        reason: Why classes are None, if some are.
+    """
+
+    mean: float | None
+    by_class: list[float | None]
+    random: RandomSets | None
+    reason: str | None
+
+
+class LabelNumbers(TypedDict):
+    """How a classifier of the real images judges the labels, by ``agreement`` (a share) and ``entropy`` (nats).
+
+    Attributes:
+        hard: For the hard labels.
+        held_out_agreement: Accuracy of that classifier on held-out real images, in [0, 1].
+        soft: For stored soft labels; None where there are none to compare.
+        soft_reason: Why ``soft`` or its random sets are None, if so.
+    """
+
+    hard: dict[str, Measure]
+    held_out_agreement: float
+    soft: dict[str, Measure] | None
+    soft_reason: str | None
+
+
+class CopyNumbers(TypedDict, total=False):
+    """The copy check of one set.
+
+    Attributes:
+        space: What distances are between.
+        images: Decoded images of the set.
+        exact: Images that equal a real image pixel by pixel, by its split.
+        measured: Images whose distance to the real ones was measured.
+        near: Measured images that are as close to a training image as 1 % of held-out real images.
+        threshold: That distance, in grey levels of 0 to 255 or in units of the features.
+        median: Median distance of the measured images to the closest training image.
+        held_out_median: The same of held-out real images.
+        near_test: Measured images that are near copies of test images.
+        control: Share of real training images that the check calls copies; 1 where it works.
+    """
+
+    space: Required[str]
+    images: Required[int]
+    exact: Required[dict[str, int]]
+    measured: Required[int]
+    near: Required[int]
+    threshold: Required[float]
+    median: Required[float]
+    held_out_median: Required[float]
+    near_test: int
+    control: float
+
+
+class SetNumbers(TypedDict):
+    """What is measured of one set beside random real sets of its size.
+
+    Attributes:
+        features: What the measures are computed in.
+        images: Stored images.
+        views: Decoded images.
+        measured: Decoded images that were measured, evenly spaced.
+        measured_by_class: The same by class.
+        draws: Random real sets beside it.
+        classes: Names of the classes, in index order.
+        measures: By name.
+        copies: The copy check.
+        labels: The check of the labels.
+    """
+
+    features: str
+    images: int
+    views: int
+    measured: int
+    measured_by_class: list[int]
+    draws: int
+    classes: list[str]
+    measures: dict[str, Measure]
+    copies: CopyNumbers
+    labels: LabelNumbers
+
+
+class FindingEntry(TypedDict):
+    """A fault of a set, or of the data where ``set`` is None: a short ``kind``, a sentence, and how bad it is."""
+
+    kind: str
+    text: str
+    severity: Literal["error", "warning"]
+    set: str | None
