@@ -26,11 +26,10 @@ from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.constraints import chunks
-from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import BarycenterTargets, matched_targets
 from gendistill.refine.refiner import _refine_chunk, pixel_region
 from gendistill.seeding import derive
-from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign
 

@@ -26,9 +26,9 @@ from gendistill.config import RefineConfig
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
+from gendistill.refine.feature_space import ground_space
 from gendistill.refine.pack import pack
 from gendistill.seeding import derive
-from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 
 

@@ -35,8 +35,8 @@ from gendistill.evaluation.evaluator import evaluate_entries
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
+from gendistill.refine.feature_space import ground_space
 from gendistill.stages.evaluate import resolve_precision
-from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 
 POOL = 5  # images of the pool for each one that is wanted

@@ -30,7 +30,7 @@ _HOMES = {
     "sample_set": "stages.sample",
     "refine_set": "stages.refine",
     "distill": "stages.distill",
-    "wmdd": "stages.distill",
+    "wmdd": "refine.wmdd",
     "label_set": "stages.label",
     "soft_batches": "networks.soft_labelling",
     "decode": "surrogate.multi_formation",

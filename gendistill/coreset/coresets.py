@@ -5,15 +5,20 @@ Each takes the features (n,d) of one class, the number k and a seed, and returns
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import Split
+from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import to_float
+from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.seeding import derive, numpy_rng
+from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, kmeans_atoms
 
 
@@ -58,6 +63,43 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "herding": herding,
     "kcenter": kcenter,
 }
+
+
+def coreset_set(
+    data: RealData, method: str, ipc: int, *, seed: int = 0, features: Tensor | None = None
+) -> SurrogateSet:
+    """``ipc`` training images of every class as a surrogate set.
+
+    Args:
+        data: The real images.
+        method: Name of a coreset method.
+        ipc: Images of each class.
+        seed: Of the methods that draw.
+        features: (N,D) of ``data.train``, which the method compares; null compares pixels.
+
+    Raises:
+        ConfigError: unknown method, or a class with fewer images than ``ipc``.
+    """
+    start = time.perf_counter()
+    space: str | None = "pixels" if features is None else "teacher features"
+    if method == "random":  # which reads no feature, so no pixel is turned into a float
+        space, features = None, torch.empty(len(data.train), 0)
+    elif features is None:
+        features = to_float(data.train.images).flatten(1)
+    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
+    meta: dict[str, Any] = {
+        "method": method,
+        "stages": [],
+        "stage": None,
+        "space": space,
+        "seed": seed,
+        "data": data.describe(),
+        "licence": "as the data",
+        "seconds": {"distill": round(time.perf_counter() - start, 2)},
+        "command": command_line(),
+        "versions": versions(),
+    }
+    return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
 
 Size = int | Sequence[int]  # images of every class, or of each

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendistill.data.dataset import Split
+from gendistill import runtime
+from gendistill.config import ObjectiveConfig
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
 
 SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more
 ROWS = 512
@@ -121,3 +124,17 @@ def _beside(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
 def _floored(variances: Tensor) -> Tensor:
     """Class variances (K,), at least 1 % of their mean: a class of one image, or of copies, has none to be a unit."""
     return variances.clamp(min=max(0.01 * float(variances.mean()), torch.finfo(torch.float32).tiny))
+
+
+def ground_space(
+    teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
+) -> FeatureSpace:
+    """The space of these teachers, their networks on this process's device.
+
+    Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
+    """
+    for place, teacher in enumerate(teachers, 1):
+        check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)
+        teacher.network.to(runtime.device())
+    fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
+    return FeatureSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")

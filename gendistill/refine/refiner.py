@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig
+from gendistill.environment import command_line, versions
 from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder, atomic
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, trained_elsewhere
 from gendistill.progress import follow
 from gendistill.refine.acceptance import gate
 from gendistill.refine.constraints import LatentRegion, PixelRegion, RefineAugmentation, TrustRegion, chunks
@@ -168,3 +171,24 @@ def _judged(
             "refused_classes": verdict.classes,
         }
     return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)
+
+
+def with_meta(
+    made: SurrogateSet, teachers: Sequence[Teacher], stage: str | None, name: str | None, start: float
+) -> SurrogateSet:
+    """The set with this step, its seconds since ``start`` and its teachers in the provenance.
+
+    ``teacher_data`` names what a teacher was trained on where that is not the set's own data.
+    """
+    fingerprint = made.meta.get("data", {}).get("fingerprint")
+    others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
+    meta = made.meta | {
+        "stage": stage,
+        "stages": [*made.meta.get("stages", []), *([name] if name else [])],
+        "teacher_hash": teachers[0].hash() if len(teachers) == 1 else [teacher.hash() for teacher in teachers],
+        "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
+        "command": command_line(),
+        "versions": versions(),
+        **({"teacher_data": others} if others else {}),
+    }
+    return replace(made, meta=meta)

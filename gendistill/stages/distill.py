@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, WmddConfig, ipc_sizes, stage_options, to_dict
+from gendistill.config import DistillConfig, ipc_sizes, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
-from gendistill.coreset.coresets import CORESETS, choose_coreset
+from gendistill.coreset.coresets import CORESETS, coreset_set
 from gendistill.data.dataset import RealData
-from gendistill.data.pixels import to_float, to_uint8
 from gendistill.data.sources import read_data
-from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.matching.distiller import CHECKPOINTS, matched, start_set
 from gendistill.matching.methods import MATCHING
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
-from gendistill.refine.checks import check_inputs
-from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.refiner import CHUNKS, refine_images
+from gendistill.refine.feature_space import ground_space
+from gendistill.refine.refiner import CHUNKS
+from gendistill.refine.wmdd import wmdd
 from gendistill.report.terminal import w2_lines
-from gendistill.seeding import torch_rng
-from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
-from gendistill.stages.refine import ground_space, save_anew, with_meta
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.refine import save_anew
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -54,51 +49,7 @@ def distill(
         options = replace(config or DistillConfig(), method=cast(Any, method), ipc=ipc)
         (made,) = matched(data, options, seed=seed, given=start_set(options, data))
         return made
-    start = time.perf_counter()
-    space = "teacher features" if features is not None else "pixels"
-    if method == "random":  # looks at no pixel, so none is turned into a float
-        features = torch.empty(len(data.train), 0)
-    elif features is None:
-        features = to_float(data.train.images).flatten(1)
-    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
-    meta: dict[str, Any] = {
-        "method": method,
-        "stages": [],
-        "stage": None,
-        "space": None if method == "random" else space,
-        "seed": seed,
-        "data": data.describe(),
-        "licence": "as the data",
-        "seconds": {"distill": round(time.perf_counter() - start, 2)},
-        "command": command_line(),
-        "versions": versions(),
-    }
-    return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
-
-
-def wmdd(
-    data: RealData,
-    teacher: Teacher | Sequence[Teacher],
-    ipc: int,
-    config: WmddConfig | None = None,
-    *,
-    seed: int = 0,
-    folder: StageFolder | None = None,
-    space: FeatureSpace | None = None,
-) -> SurrogateSet:
-    """``ipc`` images of every class, from noise or random real images, by WMDD under these teachers (2311.18531)."""
-    begun, config = time.perf_counter(), config or WmddConfig()
-    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
-    start = distill(data, "random", ipc, seed=seed)
-    if config.start == "noise":
-        noise = torch.randn(start.images.shape, generator=torch_rng(seed, "wmdd noise", ipc))
-        start = replace(start, images=to_uint8(0.5 * noise))
-    origin = "from noise" if config.start == "noise" else "from real images"
-    start = replace(start, meta=start.meta | {"method": "wmdd", "space": origin})
-    check_inputs(start, teachers, data, config)
-    space = space or ground_space(teachers, data, config)
-    made = refine_images(start, space, config, seed=seed, folder=folder, label=f"ipc {ipc}", own=config.start == "real")
-    return with_meta(made, teachers, None, "wmdd", begun)
+    return coreset_set(data, method, ipc, seed=seed, features=features)
 
 
 def run_stage(

@@ -14,7 +14,6 @@ from gendistill import runtime
 from gendistill.config import (
     DistillConfig,
     MatchingConfig,
-    ObjectiveConfig,
     RefineConfig,
     ipc_sizes,
     require,
@@ -22,19 +21,18 @@ from gendistill.config import (
 )
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
-from gendistill.environment import command_line, versions
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS, match
 from gendistill.matching.methods import plan_runs
-from gendistill.networks.teacher import Teacher, check_teacher, teacher_data, trained_elsewhere, with_statistics_of
+from gendistill.networks.teacher import Teacher, teacher_data
 from gendistill.progress import follow
 from gendistill.refine.checks import check_count, check_held_out, check_inputs
-from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import class_w2
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
-from gendistill.refine.refiner import CHUNKS, latent_region, refine_images
+from gendistill.refine.refiner import CHUNKS, latent_region, refine_images, with_meta
 from gendistill.refine.select import select
 from gendistill.report.terminal import w2_lines
 from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
@@ -163,47 +161,12 @@ def match_further(
     return replace(made, images=matched.images, meta=made.meta | told)
 
 
-def ground_space(
-    teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
-) -> FeatureSpace:
-    """The space of these teachers, their networks on this process's device.
-
-    Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
-    """
-    for place, teacher in enumerate(teachers, 1):
-        check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)
-        teacher.network.to(runtime.device())
-    fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
-    return FeatureSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
-
-
 def _latent_space(config: RefineConfig, codec: Codec | None) -> dict[str, Any]:
     """What the manifest tells of the latents that were refined."""
     if codec is None or not config.steps:
         return {}
     told = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
     return {"latent_space": told}
-
-
-def with_meta(
-    made: SurrogateSet, teachers: Sequence[Teacher], stage: str | None, name: str | None, start: float
-) -> SurrogateSet:
-    """The set with this step, its seconds since ``start`` and its teachers in the provenance.
-
-    ``teacher_data`` names what a teacher was trained on where that is not the set's own data.
-    """
-    fingerprint = made.meta.get("data", {}).get("fingerprint")
-    others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
-    meta = made.meta | {
-        "stage": stage,
-        "stages": [*made.meta.get("stages", []), *([name] if name else [])],
-        "teacher_hash": teachers[0].hash() if len(teachers) == 1 else [teacher.hash() for teacher in teachers],
-        "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
-        "command": command_line(),
-        "versions": versions(),
-        **({"teacher_data": others} if others else {}),
-    }
-    return replace(made, meta=meta)
 
 
 def run_stage(

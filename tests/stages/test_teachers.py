@@ -19,8 +19,8 @@ from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.teacher import Teacher, check_teacher
+from gendistill.refine.feature_space import ground_space
 from gendistill.stages.distill import distill
-from gendistill.stages.refine import ground_space
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
