@@ -1,66 +1,36 @@
-"""gendistill: surrogate sets from a generator. The names below are loaded when they are first used."""
+"""gendistill: small surrogate sets that train classifiers nearly as well as all the images.
+
+The public names are those that ``__init__.pyi`` imports, one a line. Type checkers read that file; here each name is
+loaded from its module when it is first used, so that ``import gendistill`` needs no torch (Scientific Python's SPEC 1).
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
-import sys
-from types import ModuleType
+import pkgutil
 from typing import Any
 
-_HOMES = {
-    "DataConfig": "config",
-    "TeacherConfig": "config",
-    "FinetuneConfig": "config",
-    "ModelConfig": "config",
-    "MinimaxConfig": "config",
-    "SampleConfig": "config",
-    "RefineConfig": "config",
-    "DistillConfig": "config",
-    "MatchingConfig": "config",
-    "LabelConfig": "config",
-    "EvaluateConfig": "config",
-    "RunConfig": "config.commands",
-    "load_data": "data.sources",
-    "RealData": "data.dataset",
-    "SurrogateSet": "surrogate.set",
-    "Generator": "generator.generator",
-    "Teacher": "networks.teacher",
-    "train_teacher": "stages.teacher",
-    "finetune": "stages.finetune",
-    "sample_set": "stages.sample",
-    "refine_set": "stages.refine",
-    "distill": "stages.distill",
-    "wmdd": "refine.wmdd",
-    "label_set": "stages.label",
-    "soft_batches": "networks.soft_labelling",
-    "decode": "surrogate.multi_formation",
-    "Decoded": "surrogate.multi_formation",
-    "evaluate": "stages.evaluate",
-    "evaluate_continual": "stages.evaluate",
-    "run": "stages.run",
-    "table": "report.terminal",
-    "show_progress": "progress",
-}
-__all__ = list(_HOMES)
+__version__ = "0.1.0"
+
+
+def _modules_by_name() -> dict[str, str]:
+    stub = ast.parse(pkgutil.get_data(__name__, "__init__.pyi") or b"")
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_MODULES = _modules_by_name()
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gendistill' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"gendistill.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        """Importing ``gendistill.evaluation.evaluator`` must not put the package over the function of the same name."""
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return sorted({"__version__", *__all__})

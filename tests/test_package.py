@@ -1,9 +1,70 @@
-"""The names that ``import gendistill`` offers."""
+"""The names that ``import gendistill`` offers, at run time and to a type checker."""
 
+import pkgutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import gendistill as gd
+
+ROOT = Path(__file__).parents[1]
 
 
-def test_evaluate_is_the_function_after_its_package_was_imported():
-    code = "import gendistill, gendistill.report.charts; assert callable(gendistill.evaluate)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    loaded = run_python("import sys, gendistill; dir(gendistill); print(*sys.modules)").split()
+    assert not {"torch", "numpy", "PIL", "jsonargparse", "diffusers"} & {*loaded}
+
+
+def test_every_name_loads_from_its_module():
+    for name in gd.__all__:
+        assert getattr(gd, name).__name__ == name
+    assert {*gd.__all__, "__version__"} <= {*dir(gd)}
+
+
+def test_no_name_is_that_of_a_module():
+    """``import gendistill.evaluation`` binds ``gendistill.evaluation``: a function of that name would be lost."""
+    assert not {*gd.__all__} & {module.name for module in pkgutil.iter_modules(gd.__path__)}
+    code = "import gendistill, gendistill.evaluation.evaluator; print(callable(gendistill.evaluate))"
+    assert run_python(code) == "True\n"
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="'gendistill' has no attribute 'evalute'"):
+        gd.evalute  # noqa: B018
+    with pytest.raises(ImportError, match="evalute"):
+        from gendistill import evalute  # noqa: F401
+
+
+RIGHT = """
+import gendistill as gd
+
+data: gd.RealData = gd.load_data(name="digits")
+teacher = gd.train_teacher(data)
+selected, refined = gd.refine_set(gd.distill(data, "random", 50), teacher, data, ipc=10)
+refined.save("refined")
+version: str = gd.__version__
+"""
+WRONG = """
+import gendistill as gd
+
+gd.evalute(1)
+gd.refine_set("a", 2, 3)
+"""
+
+
+def test_mypy_reports_wrong_names_and_arguments(tmp_path):
+    """Shares the cache of the repository's own check, without which mypy reads all libraries anew."""
+    (tmp_path / "right.py").write_text(RIGHT)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", tmp_path / "right.py", tmp_path / "wrong.py"]
+    found = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert found.returncode == 1, found.stderr
+    assert "right.py" not in found.stdout
+    assert 'wrong.py:4: error: Module has no attribute "evalute"' in found.stdout
+    assert 'wrong.py:5: error: Argument 1 to "refine_set" has incompatible type "str"' in found.stdout
