@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -152,14 +153,14 @@ def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
         )
 
 
-def same_test(meta: dict[str, Any], data: RealData) -> bool:
+def same_test(meta: Mapping[str, Any], data: RealData) -> bool:
     """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
     told = meta.get("data", {})
     same = told.get("test_fingerprint") == data.test_fingerprint
     return same or told.get("fingerprint") in (None, data.fingerprint())
 
 
-def check_origin(what: str, classes: tuple[str, ...], meta: dict[str, Any], data: RealData) -> None:
+def check_origin(what: str, classes: tuple[str, ...], meta: Mapping[str, Any], data: RealData) -> None:
     """Refuse what was made from other classes, or from a split whose training images may be test images here."""
     check_classes(what, classes, data)
     if not same_test(meta, data):

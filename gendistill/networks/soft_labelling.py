@@ -5,6 +5,7 @@ Legend: N decoded images, K classes, B images a batch, C,H,W an image.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
@@ -12,14 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gendistill import runtime
+from gendistill.config import LabelConfig
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
-from gendistill.errors import ArtifactError
+from gendistill.environment import command_line, versions
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.map_classes import check_manifest_labels
+from gendistill.io import WorkFolder
+from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import Batches
+from gendistill.progress import follow, note
+from gendistill.seeding import derive
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed, unpacked
 
-ROWS = 256  # images the teacher sees at once for per_image labels
+ROWS = 256  # images in one forward pass for per_image labels
+LARGE = 1 << 30  # bytes of labels that are announced before they are made
 
 
 @torch.no_grad()
@@ -76,6 +86,96 @@ def generate_labels(
         means = yield from label_per_image(teacher, images, recipe.views, recipe.temperature, recipe.averaged)
         values, indices = packed(means, recipe.top_k)
     return replace(recipe, values=values, indices=indices)
+
+
+def label_set(
+    surrogate: SurrogateSet,
+    teacher: Teacher,
+    config: LabelConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: WorkFolder | None = None,
+) -> SurrogateSet:
+    """The set with a teacher's soft labels, softmax(logits / temperature), of its decoded views.
+
+    Args:
+        surrogate: The set; soft labels that it has are replaced.
+        teacher: Of the same classes in the same order, channels and image size.
+        config: Mode (``per_image``, ``per_view``, ``online``), temperature, crops and so on; the defaults where None.
+        seed: Of the random views.
+        folder: Where the log goes.
+
+    Returns:
+        The same images and hard labels with ``soft_labels``. ``online`` stores only how they are made.
+
+    Raises:
+        ArtifactError: the teacher has other classes, channels or image size.
+        ConfigError: ``top_k`` is larger than the number of classes.
+
+    Example:
+        >>> labelled = gd.label_set(surrogate, teacher, gd.LabelConfig(views=8, min_crop=0.5))
+        >>> labelled.save("labelled")
+    """
+    config, start = config or LabelConfig(), time.perf_counter()
+    check_teacher_fits(surrogate, teacher, config)
+    images = surrogate.split.images
+    views = Views(
+        seed=derive(seed, "label"),
+        batch_size=config.batch_size,
+        min_crop=config.min_crop,
+        flip=config.flip,
+        cutmix=config.cutmix,
+    )
+    recipe = SoftLabels(
+        config.mode,
+        len(surrogate.classes),
+        config.temperature,
+        views,
+        teacher.facts(),
+        config.top_k,
+        config.views,
+    )
+    _note_size(recipe, len(images), config.steps)
+    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, config.steps)
+    total = {"per_image": -(-len(images) // ROWS), "per_view": config.steps, "online": 0}[config.mode]
+    labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
+    meta = surrogate.meta | {
+        "stages": [*surrogate.meta.get("stages", []), "label"],
+        "soft_labels": {"mode": config.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
+        "label_teacher_hash": teacher.hash(),
+        "seconds": {**surrogate.meta.get("seconds", {}), "label": round(time.perf_counter() - start, 2)},
+        "command": command_line(),
+        "versions": versions(),
+    }
+    return replace(surrogate, meta=meta, soft_labels=labels)
+
+
+def check_teacher_fits(surrogate: SurrogateSet, teacher: Teacher, config: LabelConfig) -> None:
+    """Refuse a teacher of other classes or images, and a top_k beyond the classes."""
+    if surrogate.classes != teacher.classes:
+        raise ArtifactError(
+            f"The surrogate set has classes {', '.join(surrogate.classes)}, the teacher {', '.join(teacher.classes)}; "
+            "expected the same in the same order."
+        )
+    check_manifest_labels("the surrogate set", surrogate.classes, surrogate.meta)
+    channels, side = surrogate.images.shape[1], surrogate.images.shape[-1]
+    if (teacher.spec["channels"], teacher.spec["image_size"]) != (channels, side):
+        raise ArtifactError(
+            f"The surrogate images are {side} px with {channels} channel(s), the teacher's "
+            f"{teacher.spec['image_size']} px with {teacher.spec['channels']}; expected the same."
+        )
+    if config.top_k is not None and config.top_k > len(surrogate.classes):
+        raise ConfigError(f"label.top_k is {config.top_k}; expected at most the {len(surrogate.classes)} classes.")
+
+
+def _note_size(recipe: SoftLabels, images: int, steps: int) -> None:
+    """Tell the user how large the labels will be, where that is much."""
+    rows = {"per_image": images, "per_view": steps * min(recipe.views.batch_size, images), "online": 0}[recipe.mode]
+    width = 2 * recipe.classes if recipe.top_k is None else 4 * recipe.top_k
+    if rows * width > LARGE:
+        note(
+            f"the labels will take {rows * width / 2**30:.1f} GiB; --top_k makes them smaller, --mode online needs none"
+        )
 
 
 def soft_batches(surrogate: SurrogateSet, teacher: nn.Module | None = None) -> Batches:

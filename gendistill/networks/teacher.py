@@ -5,34 +5,83 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gendistill import runtime
-from gendistill.config import DataConfig
+from gendistill.config import DataConfig, TeacherConfig
 from gendistill.data.dataset import RealData, Split, check_classes
 from gendistill.data.sources import read_data
-from gendistill.errors import ArtifactError, GendistillError
+from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
+from gendistill.io import WorkFolder
+from gendistill.networks.adapter import as_classifier
 from gendistill.networks.registry import batch_norm_layers, build_network
-from gendistill.networks.statistics import ClassStatistics
+from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
-from gendistill.progress import note
+from gendistill.networks.training import accuracy, train_classifier, training_flop
+from gendistill.progress import follow, note
+from gendistill.seeding import derive
 
 FILE, FORMAT = "teacher.json", 1
 
 
+class NetworkSpec(TypedDict, total=False):
+    """Arguments of ``build_network``, as teacher.json stores them."""
+
+    name: Required[str]
+    channels: int
+    image_size: int
+    classes: int
+    width: int
+    depth: int | None
+
+
+class TeacherMeta(TypedDict, total=False):
+    """What else teacher.json says.
+
+    Attributes:
+        accuracy: Fractions of the training and validation images classified correctly.
+        data: ``RealData.describe()`` of the images it was trained on.
+        data_config: The ``--data`` options that read them again.
+    """
+
+    accuracy: dict[str, float]
+    data: dict[str, Any]
+    data_config: dict[str, Any]
+
+
 @dataclass
 class Teacher:
-    """``spec`` rebuilds the network; ``meta`` has accuracies and the data it was trained on."""
+    """A trained classifier whose features and class statistics guide selection and refinement.
+
+    Attributes:
+        network: Maps images (B,C,H,W) in [-1, 1] to logits (B,K); also has ``features`` -> (B,D) and ``classify``.
+        statistics: Features of the training images, and moments of every batch-norm input by class.
+        classes: K names in index order.
+        spec: Arguments of ``build_network`` that build the network again.
+        meta: Accuracies, and the data it was trained on.
+        registered: Whether ``spec`` builds the network again; False for a module that was passed to
+            ``train_teacher``. Such a teacher cannot be saved.
+
+    Example:
+        >>> teacher = gd.train_teacher(data, gd.TeacherConfig(steps=200))
+        >>> teacher.save_pretrained("teacher")
+        >>> same = gd.Teacher.from_pretrained("teacher")
+    """
 
     network: nn.Module
     statistics: ClassStatistics
     classes: tuple[str, ...]
-    spec: dict[str, Any]
-    meta: dict[str, Any] = field(default_factory=dict)
+    spec: NetworkSpec
+    meta: TeacherMeta = field(default_factory=TeacherMeta)
+    registered: bool = True
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{split} {share:.3f}" for split, share in self.meta.get("accuracy", {}).items())
+        return f"Teacher({self.spec['name']}, {len(self.classes)} classes{', accuracy ' + scores if scores else ''})"
 
     def hash(self) -> str:
         return hash_tensors(self.network.state_dict())
@@ -48,6 +97,17 @@ class Teacher:
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights, statistics and teacher.json into ``folder``, which ``from_pretrained`` reads.
+
+        Raises:
+            ConfigError: the network is a module without a registered name, which no other process could build.
+        """
+        if not self.registered:
+            raise ConfigError(
+                f"The teacher's network {self.spec['name']} has no registered name, so it could not be built again "
+                "from a folder. Register a function that builds it with @gendistill.register_network(NAME), train "
+                "with network=NAME, and save that teacher."
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
@@ -58,7 +118,11 @@ class Teacher:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Teacher:
-        """Raises ArtifactError where the folder is no teacher or its weights do not fit."""
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            ArtifactError: the folder is not a teacher's, is damaged, or its weights do not fit.
+        """
         folder = Path(folder)
         try:
             record = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -82,7 +146,76 @@ class Teacher:
                 f"{folder / 'statistics.safetensors'} has moments of layers that the network has not: "
                 f"{', '.join(unknown[:5])}. Run `gendistill teacher` again."
             )
-        return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], meta)
+        return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], cast(TeacherMeta, meta))
+
+
+def train_teacher(
+    data: RealData,
+    config: TeacherConfig | None = None,
+    *,
+    network: nn.Module | str | None = None,
+    seed: int = 0,
+    folder: WorkFolder | None = None,
+) -> Teacher:
+    """Train a classifier on ``data.train``, then collect its class statistics in one further pass.
+
+    The optimiser is AdamW on the cross-entropy under a one-cycle cosine (``networks.training``).
+
+    Args:
+        data: The real images; ``validation`` is only scored, ``test`` is not read.
+        config: Options; the default ones where None.
+        network: A registered name, which replaces ``config.network``, or a module of your own, which is trained as it
+            stands, on images (B,C,H,W) in [-1, 1]. A module without ``features`` and ``classify`` has to end with a
+            linear layer named fc, classifier, head or heads.
+        seed: Of the initial weights (not a module's) and of the batches.
+        folder: Where the log of the training goes.
+
+    Returns:
+        The teacher, its network in eval mode on this process's device.
+
+    Raises:
+        ConfigError: the network does not take these images or gives no features, or training diverged.
+
+    Example:
+        >>> teacher = gd.train_teacher(data, network=torchvision.models.resnet18(num_classes=10))
+        >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10)
+    """
+    config, seed = config or TeacherConfig(), derive(seed, "teacher")
+    channels, side, classes = data.channels, data.image_size, len(data.classes)
+    own = isinstance(network, nn.Module)
+    name = f"{type(network).__module__}.{type(network).__qualname__}" if own else network or config.network
+    spec: NetworkSpec = {"name": str(name), "channels": channels, "image_size": side, "classes": classes}
+    if isinstance(network, nn.Module):
+        student = as_classifier(network, channels=channels, image_size=side, classes=classes)
+    else:
+        spec |= {"width": config.width, "depth": config.depth}
+        student = build_network(**spec, seed=seed)
+    flop = training_flop(student, channels, side, config.steps * config.batch_size)
+    mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
+    loop = train_classifier(
+        student,
+        data.train,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        shift=config.shift,
+        flip=config.flip,
+        seed=seed,
+        device=runtime.device(),
+        bf16=mode.bf16,
+        compile=mode.compile,
+    )
+    trained = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
+    statistics = collect_statistics(trained, data.train, len(data.classes))
+    if not all(tensor.isfinite().all() for tensor in statistics.tensors().values()):
+        raise ConfigError(
+            f"The teacher's features are not finite after training with learning_rate {config.learning_rate:g}; "
+            "expected numbers. Lower learning_rate."
+        )
+    scores = {"train": accuracy(trained, data.train), "validation": accuracy(trained, data.validation)}
+    meta: TeacherMeta = {"accuracy": scores, "data": data.describe()}
+    return Teacher(trained, statistics, data.classes, spec, meta, registered=not own)
 
 
 def teacher_data(folder: Path) -> RealData:

@@ -20,13 +20,12 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.refine.constraints import LatentRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import RefineObjective, matched_targets, refine_chunk
 from gendistill.stages.distill import distill
 from gendistill.stages.refine import refine_set
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.generator.autoencoders import dc, kl, tiny
 from tests.generator.pretrained import dit_folder

@@ -21,12 +21,12 @@ from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
+from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
 from gendistill.refine.pack import pack, through_tile
 from gendistill.refine.patches import best_patches, random_square_crops
 from gendistill.stages.distill import distill
-from gendistill.stages.label import label_set
 from gendistill.stages.refine import refine_set
 from gendistill.surrogate.multi_formation import decode
 from gendistill.surrogate.set import SurrogateSet

@@ -19,7 +19,7 @@ from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.networks.training import is_correct
 from gendistill.progress import finish
 from gendistill.refine.acceptance import cross_entropies, gate
@@ -30,7 +30,6 @@ from gendistill.refine.select import select
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
 from gendistill.stages.refine import refine_set
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
 from tests.helpers import gendistill

@@ -24,11 +24,10 @@ from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, compare_with
 from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
 from gendistill.evaluation.evaluator import Entry
 from gendistill.evaluation.protocols import Settings
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.set import SurrogateSet
 

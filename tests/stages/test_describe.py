@@ -16,13 +16,12 @@ from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.evaluation.describe import describe, described
 from gendistill.networks.feature_extractors import REFERENCE, FeatureExtractor, make_lens, trained
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.soft_labelling import label_set
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import finding_lines, set_table
 from gendistill.seeding import torch_rng
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
-from gendistill.stages.label import label_set
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 

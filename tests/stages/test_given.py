@@ -18,12 +18,11 @@ from gendistill.data.sources import load_data
 from gendistill.evaluation.entries import contestants
 from gendistill.evaluation.inputs import facts, pools, read_given, size_of
 from gendistill.evaluation.intervals import paired_interval
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.soft_labelling import label_set
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate, write_summary
-from gendistill.stages.label import label_set
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 from tests.surrogate.sets import make

@@ -15,13 +15,11 @@ from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.entries import contestants, with_soft_labels
-from gendistill.networks.soft_labelling import soft_batches
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.soft_labelling import label_set, soft_batches
+from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
 from gendistill.stages.evaluate import evaluate
-from gendistill.stages.label import label_set
-from gendistill.stages.teacher import train_teacher
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
