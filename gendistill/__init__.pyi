@@ -21,6 +21,9 @@ from gendistill.networks.teacher import Teacher as Teacher
 from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
 from gendistill.refine.wmdd import wmdd as wmdd
+from gendistill.report.page import write_evaluation_page as write_evaluation_page
+from gendistill.report.page import write_report as write_report
+from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.distill import distill as distill
 from gendistill.stages.evaluate import evaluate as evaluate

@@ -2,22 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from gendistill.data.dataset import RealData
+from gendistill.environment import command_line, versions
 from gendistill.evaluation.copies import PIXELS, Reference
+from gendistill.io import write_whole
 from gendistill.report import tables
 from gendistill.report.charts import chart, cost_chart, scatter
+from gendistill.report.export import as_csv, as_json
 from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.images import gallery
 from gendistill.report.nearest import Closest, closest_of_evaluation, closest_of_run
 from gendistill.report.provenance import ReportFacts, costs, w2
 from gendistill.report.results import Row, condition, full_row, primary, products, seeds_of, settings_numbers, under
+from gendistill.report.run_folder import read_finished
+from gendistill.report.sets import check_data, facts_of_evaluation, gather
 from gendistill.report.tables import ablations, class_tables, sections
 from gendistill.report.template import render_template
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
+from gendistill.surrogate.set import SurrogateSet
 
 MOST_MEASURED, MOST_CHECKED = 500, 12
+
+REPORT, NUMBERS, TABLE = "report.html", "report.json", "report.csv"
+
+
+def write_report(run: Path | str, data: RealData) -> Path:
+    """Write report.html, report.json and report.csv into the folder of a finished run or evaluation.
+
+    Stages that the run left out are left out of the page.
+
+    Args:
+        run: The output_dir of `gendistill run` or `gendistill evaluate`.
+        data: The real images it was made from.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ArtifactError: the run is not finished, a file of it is damaged, or ``data`` are other images than the run's.
+    """
+    found = read_finished(Path(run))
+    check_data(found, data)
+    return write_report_files(gather([found], data), found.path)
+
+
+def write_evaluation_page(
+    summary: Mapping[str, Any], path: Path | str, *, data: RealData | None = None, sets: Sequence[SurrogateSet] = ()
+) -> Path:
+    """Write the page of one evaluation that is in memory: one file that holds all it shows and loads nothing.
+
+    Args:
+        summary: The content of summary.json.
+        path: Where to write the page.
+        data: The real images; with ``sets`` they add a projection and the closest pairs, in the space of pixels.
+        sets: The sets that were evaluated, for their pictures.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ArtifactError: ``data`` are other images than those of the evaluation.
+    """
+    path = Path(path)
+    facts = facts_of_evaluation(summary, data, sets)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, render(facts))
+    return path
+
+
+def write_report_files(facts: ReportFacts, folder: Path) -> Path:
+    """The page, its numbers and its rows as a table; returns the page's path."""
+    numbers = {"command": command_line(), "versions": versions(), **as_json(facts)}
+    write_whole(folder / REPORT, render(facts))
+    write_whole(folder / NUMBERS, json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / TABLE, as_csv(facts.rows))
+    return folder / REPORT
 
 
 def render(facts: ReportFacts) -> str:

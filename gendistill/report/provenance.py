@@ -71,27 +71,27 @@ class RunFacts:
 
     Attributes:
         name: Short name that tells it from the others.
-        folder: Where it lies.
         summary: Its summary.json, with a ``label`` for readers in every row.
+        date: When it ended.
+        folder: Where it is; empty for an evaluation in memory.
         given: By content hash, the short names of the sets that were judged, None where they need none.
         sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
         is_run: Not an evaluation, of which every set is a product.
         missing: Sentences that say which pictures could not be shown, and why.
         records: stage.json of every stage that is there, in the order of the run.
         config: The text of config.yaml.
-        date: When it ended.
     """
 
     name: str
-    folder: str
     summary: dict[str, Any]
+    date: str
+    folder: str = ""
     given: dict[str, str | None] = field(default_factory=dict)
     sets: dict[int, dict[str, SurrogateSet]] = field(default_factory=dict)
     is_run: bool = True
     missing: Sequence[str] = ()
-    records: Sequence[dict[str, Any]]
-    config: str
-    date: str
+    records: Sequence[dict[str, Any]] = ()
+    config: str = ""
 
     @property
     def judged(self) -> Judged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -153,6 +153,24 @@ class Finished:
         if self.is_run:
             return self.path / TEACHER
         return next(iter(recorded_paths(self.options, TEACHER)), None)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Finished]:
+    """Read several folders.
+
+    Raises:
+        ArtifactError: one is not finished or damaged, or their numbers are of different images.
+    """
+    found = [read_finished(path) for path in paths]
+    first = found[0]
+    other = next((one for one in found if one.fingerprint != first.fingerprint), None)
+    if other:
+        a, b = ((one.path, one.summary["data"].get("name"), one.fingerprint) for one in (first, other))
+        raise ArtifactError(
+            f"{a[0]} and {b[0]} are of different data ({a[1]}, fingerprint {a[2]}, and {b[1]}, {b[2]}); expected "
+            "runs of the same images and splits. Make a report of each."
+        )
+    return found
 
 
 def read_finished(path: Path) -> Finished:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.networks.feature_extractors import cached_features, features_of
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.provenance import FeatureSource, RunFacts
+from gendistill.report.provenance import FeatureSource, ReportFacts, RunFacts
 from gendistill.report.run_folder import Finished
 from gendistill.report.terminal import LABELS, row_label
 from gendistill.seeding import derive
@@ -38,6 +40,55 @@ SETS = {
 MOST_PANELS = 8
 TRAINED = "reference network features"  # of a network that the evaluation trained on the real images
 Sets = dict[int, dict[str, SurrogateSet]]
+
+
+def gather(found: Sequence[Finished], data: RealData | None, reasons: Sequence[str] = ()) -> ReportFacts:
+    """Everything that the page shows, of folders with the same ``data``; ``reasons`` say why there are none."""
+    names = set_names([one.path for one in found])
+    runs = [_facts(one, name, data, reasons) for one, name in zip(found, names, strict=True)]
+    if data is None:
+        return ReportFacts(runs=runs, data=None)
+    seen = open_feature_extractor(found, data) if any(run.sets for run in runs) else None
+    return ReportFacts(runs=runs, data=data, projection=project(runs, data, seen), look=seen)
+
+
+def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[str]) -> RunFacts:
+    sets, lost = sets_of(found, data)
+    return RunFacts(
+        name=name,
+        folder=str(found.path),
+        summary=_labelled(found.summary),
+        given=dict.fromkeys(found.hashes) if found.is_run else names_of(found),
+        sets=sets,
+        is_run=found.is_run,
+        missing=[*lost, *reasons],
+        records=found.records,
+        config=found.config,
+        date=found.date,
+    )
+
+
+def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets: Sequence[SurrogateSet]) -> ReportFacts:
+    """Everything that the page shows of one evaluation in memory; distances are between pixels."""
+    if data and summary["data"]["fingerprint"] != data.fingerprint():
+        raise ArtifactError(
+            f"The images of {data.name} (fingerprint {data.fingerprint()}) are not those of the evaluation "
+            f"({summary['data']['fingerprint']}). Give the data that `evaluate` was given."
+        )
+    by_hash = {made.content_hash(): made for made in sets}
+    run = RunFacts(
+        name="evaluation",
+        summary=_labelled(summary),
+        given=dict.fromkeys(by_hash),
+        sets=_by_size(by_hash, {}, data, summary["seed"]),
+        is_run=False,
+        date=date.today().isoformat(),
+    )
+    return ReportFacts(runs=[run], data=data, projection=project([run], data, None) if data else None)
+
+
+def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {**summary, "rows": [{**row, "label": row_label(row)} for row in summary["rows"]]}
 
 
 def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
@@ -121,13 +172,18 @@ def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
         assert data is not None  # or find_data had raised
         return {ipc: made for ipc in sizes if (made := load_sets(found.path, data, ipc, seed))}, []
     read = {content: one for content, path in found.surrogates.items() if (one := _load(path, content, data))}
-    labels = _labels(read, names_of(found))
-    sets: Sets = {}
-    for content, one in read.items():
-        sets.setdefault(size_of(one), {})[labels[content]] = one
+    return _by_size(read, names_of(found), data, seed), _lost(found, read, data)
+
+
+def _by_size(sets: dict[str, SurrogateSet], names: dict[str, str | None], data: RealData | None, seed: int) -> Sets:
+    """Sets by content hash as sets by IPC and label, random real images first where the real images are known."""
+    labels = _labels(sets, names)
+    found: Sets = {}
+    for content, one in sets.items():
+        found.setdefault(size_of(one), {})[labels[content]] = one
     if data:
-        sets = {ipc: beside(made, data, seed) for ipc, made in sets.items()}
-    return dict(sorted(sets.items())), _lost(found, read, data)
+        found = {ipc: beside(made, data, seed) for ipc, made in found.items()}
+    return dict(sorted(found.items()))
 
 
 def names_of(found: Finished) -> dict[str, str | None]:

@@ -1,23 +1,127 @@
-"""The page of `gendistill show`: a look inside sets, put into show.html."""
+"""`gendistill show`: what surrogate sets hold, on one page: contact sheets, a projection, copies of real images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gendistill.data.dataset import RealData, Split
-from gendistill.evaluation.copies import Copies
-from gendistill.evaluation.projection import Projection
+from gendistill import runtime
+from gendistill.config import Projection as Method
+from gendistill.data.dataset import RealData, Split, check_origin
+from gendistill.environment import command_line, versions
+from gendistill.errors import ArtifactError
+from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, Reference
+from gendistill.evaluation.projection import Projection, pixels, project_sets
+from gendistill.io import write_whole
+from gendistill.networks.feature_extractors import features_of
+from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter
 from gendistill.report.formatting import listed
 from gendistill.report.images import Picture, contact_sheet, picture
-from gendistill.report.nearest import MOST_PAIRS, Closest
+from gendistill.report.nearest import MOST_PAIRS, Closest, closest, pair_sheet
 from gendistill.report.template import render_template
+from gendistill.surrogate.card.entry import PAIRS
 from gendistill.surrogate.set import SurrogateSet, files_of
+
+SHOW_RECORD, SHOW_PAGE, PROJECTION = "show.json", "show.html", "projection.svg"
+
+
+def show(
+    sets: Mapping[str, SurrogateSet],
+    folder: Path | str,
+    *,
+    data: RealData | None = None,
+    teacher: Teacher | None = None,
+    method: Method = "pca",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the page show.html, its pictures and its numbers to ``folder``.
+
+    Without ``data`` the page has the contact sheets alone. With ``data`` it also compares every decoded image with the
+    real ones: which images are copies, how far each is from its closest training image, and a projection of all.
+
+    Args:
+        sets: The sets by name. The names stand on the page and in file names.
+        folder: Is made if it is missing.
+        data: The real images that the sets were made from.
+        teacher: Distances are then between its features (B,D); without it they are between pixels.
+        method: ``pca``, or ``tsne``, which shows groups but no distances.
+        seed: Seed of t-SNE.
+
+    Returns:
+        The numbers that are in show.json too.
+
+    Raises:
+        ArtifactError: a set, or the teacher, has other classes, sizes or splits than the data.
+
+    Example:
+        ``show({"dm": SurrogateSet.load("dm/ipc-10")}, "shown", data=load_data(DataConfig(name="digits")))``
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {name: made.split for name, made in sets.items()}
+    checks: dict[str, Copies] = {}
+    projection = None
+    if data:
+        _check(sets, data, teacher)
+        checks, projection = _compare(splits, data, teacher, method, seed)
+        write_whole(folder / PROJECTION, render_projection(projection))
+        parts = [(name, found.closest(MOST_PAIRS), splits[name]) for name, found in checks.items()]
+        pair_sheet(parts, data).save(folder / PAIRS)
+    shown = [
+        ShownSet(
+            name=name,
+            facts=facts_of(made),
+            sheets=sheets_of(name, made, splits[name], folder, alone=len(sets) == 1),
+            closest=closest(name, checks[name], splits[name], data) if data else None,
+        )
+        for name, made in sets.items()
+    ]
+    page = ShowFacts(
+        sets=shown, data=data, projection=projection, command=command_line(), date=date.today().isoformat()
+    )
+    write_whole(folder / SHOW_PAGE, render_show(page))
+    record = {
+        "sets": {name: numbers(made, checks.get(name)) for name, made in sets.items()},
+        "projection": projection.summary() if projection else None,
+        "data": data.describe() if data else None,
+        "teacher_hash": teacher.hash() if teacher else None,
+        "command": command_line(),
+        "versions": versions(),
+    }
+    write_whole(folder / SHOW_RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return record
+
+
+def _check(sets: Mapping[str, SurrogateSet], data: RealData, teacher: Teacher | None) -> None:
+    """Refuse sets and a teacher that belong to other data."""
+    for name, made in sets.items():
+        check_origin(f"the surrogate set {name}", made.classes, made.meta, data)
+        shape, wanted = tuple(made.images.shape[1:]), tuple(data.train.images.shape[1:])
+        if shape != wanted:
+            raise ArtifactError(
+                f"The images of the surrogate set {name} are {shape} (C,H,W), the real ones {wanted}; expected the "
+                "same. Give the --data.image_size it was made with."
+            )
+    if teacher:
+        check_origin("the teacher", teacher.classes, teacher.meta, data)
+
+
+def _compare(
+    splits: dict[str, Split], data: RealData, teacher: Teacher | None, method: Method, seed: int
+) -> tuple[dict[str, Copies], Projection]:
+    """(the copy check of every set of decoded images, all of them among the real images)."""
+    embed = features_of(teacher.network.to(runtime.device()).eval()) if teacher else None
+    reference = Reference.of(data, features=embed)
+    checks = {name: reference.check(split.images) for name, split in splits.items()}
+    space = FEATURES if teacher else PIXELS
+    return checks, project_sets(data, splits, embed or pixels, space=space, method=method, seed=seed)
 
 
 @dataclass(frozen=True)

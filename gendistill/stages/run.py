@@ -22,7 +22,8 @@ from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.evidence import record_evidence
-from gendistill.stages import evaluate, finetune, refine, sample, teacher, tools
+from gendistill.report.page import write_report
+from gendistill.stages import evaluate, finetune, refine, sample, teacher
 from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folder import SETTINGS, difference, output
 
@@ -73,7 +74,7 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
     )
     summary = json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     record_evidence(surrogate_folders(config), summary, data)
-    tools.write_report(out, data)
+    write_report(out, data)
     return summary
 
 

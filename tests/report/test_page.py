@@ -21,10 +21,11 @@ from gendistill.report.charts import chart, ticks
 from gendistill.report.formatting import CELL
 from gendistill.report.images import gallery
 from gendistill.report.nearest import closest_of_run
+from gendistill.report.page import write_evaluation_page, write_report
 from gendistill.report.results import Judged, merged, ordered
 from gendistill.report.sets import load_sets
 from gendistill.stages.evaluate import EvaluateConfig
-from gendistill.stages.tools import main_report, write_report
+from gendistill.stages.tools import main_report
 from tests.evaluation.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
@@ -183,3 +184,18 @@ def test_other_images_are_refused(tmp_path: Path, data: RealData) -> None:
     run = make_run(tmp_path / "run", data)
     with pytest.raises(ArtifactError, match="not those that"):
         write_report(run, replace(data, train=data.test))
+
+
+def test_the_page_of_an_evaluation_in_memory(tmp_path: Path, data: RealData) -> None:
+    summary, made = make_summary(data, 0.2, (2,)), make_set(data, 2, "refined")
+    summary["rows"][3]["set"] = made.content_hash()
+    alone = write_evaluation_page(summary, tmp_path / "new" / "alone.html").read_text(encoding="utf-8")
+    assert "The refined set beats random real images at IPC 2." in alone
+    assert "The pictures" not in alone
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["alone.html"]
+    page = write_evaluation_page(summary, tmp_path / "page.html", data=data, sets=[made]).read_text(encoding="utf-8")
+    for expected in ("The pictures", "Among the real images", "4 images of the refined set at IPC 2"):
+        assert expected in re.sub(r"\s+", " ", page), expected
+    with pytest.raises(ArtifactError, match="are not those of the evaluation"):
+        write_evaluation_page(summary, tmp_path / "other.html", data=replace(data, train=data.test))
+    assert not (tmp_path / "other.html").exists()

@@ -18,9 +18,8 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ArtifactError
 from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, fit, name_on_sheet, shorten
 from gendistill.report.sets import set_names
-from gendistill.report.show import facts_of, numbers
+from gendistill.report.show import facts_of, numbers, show
 from gendistill.stages.distill import distill
-from gendistill.stages.tools import show
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
