@@ -98,11 +98,11 @@ def follow(
 
 
 def report_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:
-    """Name the first of what was skipped or altered, and count all, on standard error."""
+    """Notes of the first of what was skipped or altered, and of how many there are of each kind."""
     for problem in problems[:shown]:
-        print(f"gendistill: {problem}", file=sys.stderr)
+        note(problem)
     if problems:
         kinds = Counter(problem.split(":", 1)[0] for problem in problems)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         more = f" ({len(problems) - shown} more not shown)" if len(problems) > shown else ""
-        print(f"gendistill: {counts}{more}; {then}", file=sys.stderr)
+        note(f"{counts}{more}; {then}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from gendistill.config import DataConfig
+from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
+
+Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int] | Sequence[str]]  # images, labels
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
 
     def take(self, index: Tensor) -> Split:
         return Split(self.images[index], self.labels[index])
@@ -59,6 +67,143 @@ class RealData:
     test: Split
     problems: tuple[str, ...] = field(default=())
     licence: str | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray | Tensor,
+        labels: np.ndarray | Tensor | Sequence[int] | Sequence[str],
+        classes: Sequence[str] | None = None,
+        *,
+        test: Arrays | None = None,
+        validation: Arrays | None = None,
+        test_fraction: float = 0.25,
+        validation_fraction: float = 0.1,
+        split_seed: int = 0,
+        image_size: int | None = None,
+        name: str = "arrays",
+        licence: str | None = None,
+    ) -> RealData:
+        """Images in memory, split as ``load_data`` splits them: the same pixels have the same splits and fingerprint.
+
+        Args:
+            images: (N,H,W), (N,H,W,C) or (N,C,H,W) with C = 1 or 3; uint8 in [0, 255] or float in [0, 1].
+            labels: N class names, or N integers that are positions in ``classes``.
+            classes: Names in index order; None takes the distinct labels, sorted, as text.
+            test: (images, labels) of the test split; None holds out ``test_fraction`` of each class.
+            validation: The same of the validation split, with ``validation_fraction``.
+            test_fraction: Between 0 and 0.9.
+            validation_fraction: Between 0 and 0.9, of what the test split leaves.
+            split_seed: Of both draws.
+            image_size: Side in pixels to resize to, after a central square crop; None keeps square images as they are.
+            name: What manifests and reports call the data.
+            licence: Of the images, as the Hub spells it, for the cards of sets made from them.
+
+        Returns:
+            The data. Its images are copies.
+
+        Raises:
+            DataError: images of another shape, type or range; a label that is no class; a class with too few images.
+            ConfigError: a fraction or ``image_size`` out of range.
+
+        Example:
+            >>> data = RealData.from_arrays(np.zeros((40, 8, 8), np.uint8), ["cat", "dog"] * 20)
+            >>> data.classes
+            ('cat', 'dog')
+        """
+        config = DataConfig(
+            name=name,
+            image_size=image_size,
+            test_fraction=test_fraction,
+            validation_fraction=validation_fraction,
+            split_seed=split_seed,
+            licence=licence,
+        )
+        names = class_names(labels, classes)
+
+        def split(images: np.ndarray | Tensor, labels: Any) -> Split:
+            return Split(square(to_stored(images), image_size), label_indices(labels, len(images), names, classes))
+
+        held_out = [None if one is None else split(*one) for one in (test, validation)]
+        return cls.from_splits(config, tuple(map(str, names)), split(images, labels), *held_out)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset[Any],
+        *,
+        test: Dataset[Any] | None = None,
+        validation: Dataset[Any] | None = None,
+        classes: Sequence[str] | None = None,
+        image_size: int | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> RealData:
+        """The samples of a PyTorch dataset, each read once: give it without random transforms or normalisation.
+
+        Args:
+            dataset: Its samples are (image, label): a Pillow image, or a tensor or array of one image as
+                ``from_arrays`` takes them; a class name or an integer. Torchvision's classification datasets are such.
+            test: A dataset of the test split; None holds out a share of each class.
+            validation: The same of the validation split.
+            classes: Names in index order; None takes ``dataset.classes``, or the distinct labels where it has none.
+            image_size: Side in pixels to resize to, after a central square crop; None expects one square size.
+            name: What manifests and reports call the data; None takes the name of the dataset's class.
+            options: ``test_fraction``, ``validation_fraction``, ``split_seed`` and ``licence`` of ``from_arrays``.
+
+        Raises:
+            DataError: as in ``from_arrays``; images of different sizes without ``image_size``.
+
+        Example:
+            ``RealData.from_dataset(CIFAR10("data", train=True), test=CIFAR10("data", train=False))``
+        """
+        classes = getattr(dataset, "classes", None) if classes is None else classes
+        images, labels = read_samples(dataset, image_size)
+        options["test"] = None if test is None else read_samples(test, image_size)
+        options["validation"] = None if validation is None else read_samples(validation, image_size)
+        name = name or type(dataset).__name__
+        return cls.from_arrays(images, labels, classes, image_size=image_size, name=name, **options)
+
+    @classmethod
+    def from_splits(
+        cls,
+        config: DataConfig,
+        classes: tuple[str, ...],
+        train: Split,
+        test: Split | None,
+        validation: Split | None = None,
+        *,
+        problems: Iterable[str] = (),
+    ) -> RealData:
+        """The data of these images, with a test and a validation split held out from ``train`` where none is given.
+
+        Raises:
+            DataError: a class has too few images, or the splits have images of different shapes.
+        """
+        empty = [name for name, count in zip(classes, train.counts(len(classes)), strict=True) if count == 0]
+        if empty:
+            raise DataError(f"Empty class in {config.name}: no readable training image of {', '.join(empty)}.")
+        shapes = [tuple(split.images.shape[1:]) for split in (train, test, validation) if split is not None]
+        if len({*shapes}) > 1:
+            raise DataError(
+                f"The splits have images (C,H,W) of {', '.join(map(str, shapes))}; expected the same. Give "
+                "image_size, and make all grey or all RGB."
+            )
+        if test is None:
+            train, test = stratified_split(train, config.test_fraction, classes, config.split_seed, "test")
+        if validation is None:
+            train, validation = stratified_split(
+                train, config.validation_fraction, classes, config.split_seed, "validation"
+            )
+        return cls(config.name, classes, train, validation, test, tuple(problems), config.licence)
+
+    def __repr__(self) -> str:
+        counts = "/".join(str(len(split)) for split in (self.train, self.validation, self.test))
+        size = "x".join(map(str, self.train.images.shape[1:]))
+        return (
+            f"RealData({self.name!r}, {len(self.classes)} classes, {counts} images of {size}, "
+            f"fingerprint {self.fingerprint()[:8]})"
+        )
 
     @property
     def image_size(self) -> int:

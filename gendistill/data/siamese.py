@@ -3,8 +3,8 @@
 
 Legend: B images, C channels, H = W the side in pixels; n = 1 for parameters that all images share, B for each its own.
 
-Flip, scale and rotation are kornia's. Its colour operations clamp to [0, 1], where the gradient is lost, and its
-translation interpolates at ten times the cost of moving whole pixels, so those are plain tensor formulas here.
+Plain tensor formulas: libraries' colour operations clamp to [0, 1], where the gradient is lost, and their translation
+interpolates at ten times the cost of moving whole pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gendistill.config import require
 
@@ -203,23 +204,25 @@ def _inside(above: Tensor, below: Tensor) -> Tensor:
 
 def _mirrored(images: Tensor, value: Tensor) -> Tensor:
     """Left and right exchanged where ``value`` (n,) is true."""
-    from kornia.geometry.transform import hflip
-
-    return torch.where(value[:, None, None, None], hflip(images), images)
+    return torch.where(value[:, None, None, None], images.flip(-1), images)
 
 
 def _scaled(images: Tensor, value: Tensor, padding: Padding) -> Tensor:
-    """Enlarged about the centre by factors ``value`` (n,2) in x and y, bilinearly."""
-    from kornia.geometry.transform import scale
-
-    return scale(images, value.to(images.dtype), padding_mode=_BEYOND[padding])
+    """Enlarged about the centre by factors ``value`` (n,2) in x and y."""
+    return _resampled(images, torch.diag_embed(1 / value), padding)
 
 
 def _rotated(images: Tensor, value: Tensor, padding: Padding) -> Tensor:
-    """Turned anticlockwise about the centre by ``value`` (n,) degrees, bilinearly."""
-    from kornia.geometry.transform import rotate
+    """Turned anticlockwise about the centre by ``value`` (n,) degrees."""
+    angle = value.deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    return _resampled(images, torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)), padding)
 
-    return rotate(images, value.to(images.dtype), padding_mode=_BEYOND[padding])
 
-
-_BEYOND = {"mean": "zeros", "edge": "border"}  # kornia's names, images being centred
+def _resampled(images: Tensor, matrix: Tensor, padding: Padding) -> Tensor:
+    """Pixel p from ``matrix`` (n,2,2) p, (x, y) about the centre, bilinearly and in at least float32."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    theta = F.pad(matrix.to(dtype), (0, 1))  # (n,2,3), without translation
+    grid = F.affine_grid(theta, [len(theta), *images.shape[1:]], align_corners=False).expand(len(images), -1, -1, -1)
+    beyond = {"mean": "zeros", "edge": "border"}[padding]  # images are centred at the mean
+    return F.grid_sample(images.to(dtype), grid, padding_mode=beyond, align_corners=False).to(images.dtype)

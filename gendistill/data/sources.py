@@ -10,7 +10,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from gendistill.config import DataConfig
-from gendistill.data.dataset import RealData, Split, stratified_split
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import is_grey, prepare
 from gendistill.errors import DataError
 from gendistill.progress import report_problems
@@ -60,14 +60,8 @@ def load_data(config: DataConfig | None = None, **options: object) -> RealData:
     reader = Reader.for_items(source.splits["train"], config.image_size)
     train = reader.read(_limit(source.splits["train"], config))
     test = reader.read(source.splits["test"]) if "test" in source.splits else None
-    _check_classes(train, source.classes, config.name)
-    if test is None:
-        train, test = stratified_split(train, config.test_fraction, source.classes, config.split_seed, "test")
-    train, validation = stratified_split(
-        train, config.validation_fraction, source.classes, config.split_seed, "validation"
-    )
-    licence = config.licence or source.licence
-    return RealData(config.name, source.classes, train, validation, test, tuple(reader.problems), licence)
+    config = replace(config, licence=config.licence or source.licence)
+    return RealData.from_splits(config, source.classes, train, test, problems=reader.problems)
 
 
 def find_source(config: DataConfig) -> Source:
@@ -295,12 +289,6 @@ class Reader:
             except UNREADABLE as error:
                 self.problems.append(f"skipped: {item.where} cannot be read ({error})")
                 yield item, None
-
-
-def _check_classes(split: Split, classes: tuple[str, ...], where: str) -> None:
-    empty = [name for name, count in zip(classes, split.counts(len(classes)), strict=True) if count == 0]
-    if empty:
-        raise DataError(f"Empty class in {where}: no readable training image of {', '.join(empty)}.")
 
 
 def read_data(config: DataConfig) -> RealData:
