@@ -24,8 +24,8 @@ from gendistill.config import DataConfig, FinetuneConfig, MinimaxConfig, SampleC
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
 from gendistill.evaluation.set_metrics import centrality, crowding, mmd2, representativeness
+from gendistill.generator.finetuning import start_generator
 from gendistill.networks.teacher import Teacher
-from gendistill.stages.finetune import start_generator
 from gendistill.surrogate.set import SurrogateSet
 
 NONE = "no criterion"

@@ -14,7 +14,9 @@ from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
 from gendistill.data.sources import load_data as load_data
+from gendistill.generator.finetuning import finetune as finetune
 from gendistill.generator.generator import Generator as Generator
+from gendistill.generator.surrogate_sets import sample_set as sample_set
 from gendistill.networks.soft_labelling import label_set as label_set
 from gendistill.networks.soft_labelling import soft_batches as soft_batches
 from gendistill.networks.teacher import Teacher as Teacher
@@ -28,10 +30,8 @@ from gendistill.report.terminal import table as table
 from gendistill.stages.distill import distill as distill
 from gendistill.stages.evaluate import evaluate as evaluate
 from gendistill.stages.evaluate import evaluate_continual as evaluate_continual
-from gendistill.stages.finetune import finetune as finetune
 from gendistill.stages.refine import refine_set as refine_set
 from gendistill.stages.run import run as run
-from gendistill.stages.sample import sample_set as sample_set
 from gendistill.surrogate.multi_formation import Decoded as Decoded
 from gendistill.surrogate.multi_formation import decode as decode
 from gendistill.surrogate.set import SurrogateSet as SurrogateSet

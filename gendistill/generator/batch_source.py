@@ -73,7 +73,7 @@ class BatchSource:
         slots = range(batch_size)[part]
         noise = self._noise("posterior", step, slots) if self.latents.needs_noise else None
         x0 = self.latents.x0(index, flipped[part], noise)
-        condition = self.generator.condition(labels)
+        condition = self.generator.mapping.condition(labels)
         if self.generator.null_class is not None:
             condition = condition.where(~dropped, self.generator.null_class)
         return BatchDraw(x0, self._noise("eps", step, slots), t, labels, condition, dropped)

@@ -1,4 +1,4 @@
-"""Which condition index each class of the data has in a model that somebody trained: by name, or as the user says.
+"""Class mapping: which condition of a generator each class of the data has, by name or as the user says.
 
 A wrong index is a wrong label on every image of the class, so nothing is guessed: a name that several conditions share,
 a class that the model lacks and two classes with one condition are refused.
@@ -7,15 +7,108 @@ a class that the model lacks and two classes with one condition are refused.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from gendistill.errors import ArtifactError, ConfigError
 
 IMAGENET = 1000
 SHOWN = 5
 Names = Sequence[tuple[str, ...]]
+_log = logging.getLogger("gendistill")
+
+
+@dataclass(frozen=True)
+class ClassMapping:
+    """The classes of a generator and the conditions of its network.
+
+    Attributes:
+        classes: Class names in index order.
+        label_map: Condition index of each class.
+        conditions: Number of conditions, without the null class.
+        names: All names of each condition, by condition index; empty where the model does not name them.
+    """
+
+    classes: tuple[str, ...]
+    label_map: dict[str, int]
+    conditions: int
+    names: Names = ()
+
+    def condition(self, labels: Tensor) -> Tensor:
+        """Class index (B,) -> condition index (B,)."""
+        return torch.tensor([self.label_map[name] for name in self.classes], device=labels.device)[labels]
+
+    def select(self, classes: tuple[str, ...], label_map: Mapping[str, int]) -> ClassMapping:
+        """Other classes on the same conditions, each with its index in ``label_map``."""
+        return replace(self, classes=classes, label_map={name: int(label_map[name]) for name in classes})
+
+    def map_classes(
+        self, classes: tuple[str, ...], given: Mapping[str, int] | None = None, trusted: Collection[str] = ()
+    ) -> ClassMapping:
+        """The mapping for these classes, each with the index in ``given`` or the condition of its name.
+
+        Names are compared with the model's own and, where its 1000 conditions are ImageNet's, with ImageNet's lemmas
+        and WordNet ids.
+
+        Args:
+            classes: Class names of the data, in index order.
+            given: Condition index of some classes.
+            trusted: Further classes whose index the user gave earlier; their names are not compared with ImageNet's.
+
+        Raises:
+            ArtifactError: a class that the model lacks, or a name that several conditions have.
+            ConfigError: ``given`` names unknown classes or conditions.
+        """
+        own = {name: self.label_map[name] for name in classes if name in self.label_map}
+        mapped = self.select(classes, label_map_for(classes, self.condition_names(), {**own, **(given or {})}))
+        mapped.check({*trusted, *(given or {})})
+        return mapped
+
+    def check(self, trusted: Collection[str] = ()) -> None:
+        """Refuse a class without a condition of its own, and one of ImageNet's classes with another's condition.
+
+        Args:
+            trusted: Classes that are not compared with ImageNet.
+
+        Raises:
+            ArtifactError: as said.
+        """
+        check_label_map(self.classes, self.label_map, self.conditions)
+        reference = self.imagenet_names() if self.names else None
+        if reference:
+            kept = tuple(name for name in self.classes if name not in trusted)
+            check_label_map(kept, {name: self.label_map[name] for name in kept}, self.conditions, reference)
+
+    def condition_names(self) -> list[tuple[str, ...]]:
+        """Every name of each condition: its own, those of the classes it has, and ImageNet's where it is ImageNet's."""
+        names = [list(own) for own in self.names] or [[] for _ in range(self.conditions)]
+        for name, index in self.label_map.items():
+            names[index].append(name)
+        for own, more in zip(names, self.imagenet_names() or (), strict=False):
+            own.extend(more)
+        return [tuple(dict.fromkeys(own)) for own in names]
+
+    def imagenet_names(self) -> list[tuple[str, ...]] | None:
+        """ImageNet's names by condition, where the conditions are ImageNet's, else None.
+
+        A model of 1000 conditions is ImageNet's when more than half of its names are, or when it has none: diffusers
+        drops the names of a DiT when it saves the model again.
+        """
+        if self.conditions != IMAGENET:
+            return None
+        reference = imagenet_names()
+        pairs = [(own, ref) for own, ref in zip(self.names, reference, strict=False) if own and not own[0].isdigit()]
+        if not pairs:
+            _log.warning("The generator does not name its 1000 conditions; they are taken for ImageNet-1k's, in order.")
+            return reference
+        return reference if sum(bool(set(own) & set(ref)) for own, ref in pairs) > len(pairs) / 2 else None
 
 
 def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -54,7 +147,7 @@ def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, in
 def check_label_map(
     classes: tuple[str, ...], label_map: Mapping[str, int], conditions: int, reference: Names | None = None
 ) -> None:
-    """Assert that every class has one condition of its own.
+    """Check that every class has one condition of its own.
 
     Args:
         conditions: Number of conditions, without the null class.
@@ -83,9 +176,23 @@ def check_label_map(
     ]
     if wrong:
         raise ArtifactError(
-            f"The label map differs from ImageNet's indices: {'; '.join(wrong[:SHOWN])}. Mend finetune.label_map, or "
-            "rename classes that mean something else."
+            f"The label map differs from ImageNet's indices: {'; '.join(wrong[:SHOWN])}. Correct finetune.label_map, "
+            "or rename classes that mean something else."
         )
+
+
+def check_manifest_labels(what: str, classes: tuple[str, ...], meta: Mapping[str, Any]) -> None:
+    """Check the label map in the manifest of a surrogate set, if a generator made the set.
+
+    Raises:
+        ArtifactError: a class without a condition of its own.
+    """
+    if "label_map" not in meta:
+        return
+    try:
+        check_label_map(classes, meta["label_map"], int(meta["conditions"]))
+    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{what} has a label map that does not fit its classes: {error}") from error
 
 
 class _Finder:
@@ -151,7 +258,7 @@ def _check_distinct(label_map: Mapping[str, int]) -> None:
     shared = [f"{i} is {' and '.join(map(repr, names))}" for i, names in owners.items() if len(names) > 1]
     if shared:
         raise ArtifactError(
-            f"Several classes have one condition: {'; '.join(shared[:SHOWN])}. Every class needs its own: mend "
+            f"Several classes have one condition: {'; '.join(shared[:SHOWN])}. Every class needs its own: correct "
             "finetune.label_map or merge the classes."
         )
 

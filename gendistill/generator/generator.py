@@ -8,46 +8,79 @@ facebook/DiT-XL-2-256, is read as well: its conditions are then the classes.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, LDMPipeline
 from torch import Tensor
 
 from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
-from gendistill.generator.class_mapping import check_label_map
+from gendistill.generator.adaptation import load_adapter, read_adapter_record
+from gendistill.generator.class_mapping import ClassMapping, Names, check_label_map
 from gendistill.generator.codec import PIXELS, SUBFOLDERS, Codec, LatentCodec, PixelCodec, load_codec
-from gendistill.generator.loading import resolve_model_folder
+from gendistill.generator.loading import (
+    FILE,
+    FORMAT,
+    INDEX,
+    CodecRecord,
+    GeneratorMeta,
+    GeneratorRecord,
+    licence_of,
+    read_condition_names,
+    read_json,
+    read_record,
+    resolve_model_folder,
+    write_json,
+)
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
 
-FILE, FORMAT = "gendistill.json", 2
 BASE = "base"
-Names = tuple[tuple[str, ...], ...]
 
 
 @dataclass
 class Generator:
-    """``classes`` in index order, ``label_map`` to each one's condition index below ``conditions``.
+    """A class-conditional diffusion model of images.
 
-    ``names`` are what the network's conditions are called, by condition index; several names each, or none.
+    Attributes:
+        network: Predicts epsilon or v for noisy pixels or latents, with a learned variance after it where it has one.
+        scheduler: The noise schedule of training.
+        codec: Between images and what the network denoises.
+        mapping: The classes and the conditions of the network.
+        meta: Where the generator comes from.
+
+    Example:
+        >>> generator = Generator.from_pretrained("facebook/DiT-XL-2-256")
+        >>> dogs = generator.map_classes(("beagle", "dingo"))
+        >>> dogs.label_map
+        {'beagle': 162, 'dingo': 273}
     """
 
     network: Network
     scheduler: DDPMScheduler
     codec: Codec
-    classes: tuple[str, ...]
-    label_map: dict[str, int]
-    conditions: int
-    names: Names = ()
-    meta: dict[str, Any] = field(default_factory=dict)
+    mapping: ClassMapping
+    meta: GeneratorMeta = field(default_factory=GeneratorMeta)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.mapping.classes
+
+    @property
+    def label_map(self) -> dict[str, int]:
+        """The condition index of each class."""
+        return self.mapping.label_map
+
+    @property
+    def conditions(self) -> int:
+        """The number of conditions of the network, without the null class."""
+        return self.mapping.conditions
 
     @property
     def null_class(self) -> int | None:
@@ -83,10 +116,6 @@ class Generator:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def condition(self, labels: Tensor) -> Tensor:
-        """Class index (B,) -> condition index (B,) by the stored map."""
-        return torch.tensor([self.label_map[name] for name in self.classes], device=labels.device)[labels]
-
     def denoise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The network's raw output (B,c,h,w), with learned sigma (B,2c,h,w), for x (B,c,h,w), t and condition (B,)."""
         return self.network(x, t, class_labels=condition).sample
@@ -103,7 +132,37 @@ class Generator:
 
     def for_classes(self, classes: tuple[str, ...], label_map: Mapping[str, int]) -> Generator:
         """The same model for a subset of its conditions, which keep their indices."""
-        return replace(self, classes=classes, label_map={name: int(label_map[name]) for name in classes})
+        return replace(self, mapping=self.mapping.select(classes, label_map))
+
+    def map_classes(self, classes: tuple[str, ...], given: Mapping[str, int] | None = None) -> Generator:
+        """The same model for these classes, each with the index in ``given`` or the condition of its name.
+
+        Raises:
+            ArtifactError: a class that the model lacks, or a name that several conditions have.
+            ConfigError: ``given`` names unknown classes or conditions.
+        """
+        return replace(self, mapping=self.mapping.map_classes(classes, given, self.meta.get("given_labels") or ()))
+
+    def with_adapter(self, folder: str | Path) -> Generator:
+        """This model with the adapter that ``gendistill finetune`` wrote into ``folder``, for the adapter's classes.
+
+        The adapter's weights are merged into the network, which this generator and the new one share.
+
+        Raises:
+            ArtifactError: the adapter is missing, damaged, or was made from another model.
+        """
+        record = read_adapter_record(Path(folder))
+        network = load_adapter(self.network, folder)
+        missing = [key for key in ("classes", "label_map", "meta") if key not in record]
+        if missing:
+            raise ArtifactError(
+                f"{folder} does not contain {', '.join(missing)}. Use one that `gendistill finetune` wrote."
+            )
+        classes, meta = tuple(record["classes"]), record["meta"]
+        check_label_map(classes, record["label_map"], self.conditions)
+        mapping = self.mapping.select(classes, record["label_map"])
+        licence = self.meta.get("licence", meta.get("licence"))
+        return replace(self, network=network, mapping=mapping, meta={**meta, "licence": licence})
 
     def save_pretrained(self, folder: str | Path, base: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder; ``base`` are the plain-diffusion weights to keep as variant ``base``."""
@@ -113,10 +172,9 @@ class Generator:
             copy = type(self.network).from_config(self.network.config)
             copy.load_state_dict(dict(base))
             copy.save_pretrained(folder / folder_of(self.network), variant=BASE)
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        index["id2label"] = {str(i): ", ".join(names) for i, names in enumerate(self.names)}
-        _write_json(folder / "model_index.json", index)
-        record = {
+        names = {str(i): ", ".join(names) for i, names in enumerate(self.mapping.names)}
+        write_json(folder / INDEX, {**read_json(folder / INDEX), "id2label": names})
+        record: GeneratorRecord = {
             "format": FORMAT,
             "classes": list(self.classes),
             "label_map": self.label_map,
@@ -125,21 +183,32 @@ class Generator:
             **self.meta,
             "variants": [BASE] if base is not None else [],
         }
-        _write_json(folder / FILE, record)
+        write_json(folder / FILE, record)
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path, variant: str | None = None, *, revision: str | None = None, channels: int = 3
     ) -> Generator:
-        """Load a folder or Hub id: the fine-tuned weights, or with ``variant="base"`` those of plain diffusion.
+        """Load a generator from a folder or the Hugging Face Hub.
 
-        ``channels`` of the images matters where a folder of diffusers alone has an autoencoder and images are grey.
+        A folder of diffusers alone, such as facebook/DiT-XL-2-256, is read as well: its conditions are then the
+        classes, each by its first name.
+
+        Args:
+            source: A folder that ``save_pretrained`` or a diffusers pipeline wrote, or a Hub id.
+            variant: None for the fine-tuned weights, ``base`` for those of plain diffusion training.
+            revision: Branch, tag or commit of a Hub id.
+            channels: Of the images, 1 or 3; matters only for a diffusers folder with an autoencoder and grey images.
+
+        Returns:
+            The generator in fp32 on the CPU, in evaluation mode.
 
         Raises:
             ArtifactError: it is no generator, is damaged, or lacks the variant.
+            ConfigError: a revision of a folder, or an autoencoder for grey images where they are in colour.
         """
         folder = resolve_model_folder(str(source), revision)
-        index = _read_json(folder / "model_index.json")
+        names = read_condition_names(folder)
         record = read_record(folder) if (folder / FILE).is_file() else None
         known = record["variants"] if record else []
         if variant is not None and variant not in known:
@@ -147,14 +216,18 @@ class Generator:
         network = load_network(folder, variant)
         scheduler = _scheduler(folder, network)
         if record is None:
-            return _fitting(folder, _foreign(folder, index, network, scheduler, channels))
-        codec = _codec(folder, record["codec"]["channels"])
-        _check_codec(folder, codec, record)
-        names = tuple(_aliases(text) for text in _id2label(folder, index).values())
-        meta = {k: v for k, v in record.items() if k not in _STORED}
-        classes, label_map = tuple(record["classes"]), record["label_map"]
-        found = cls(network, scheduler, codec, classes, label_map, record["conditions"], names, meta)
-        return _fitting(folder, found)
+            codec = _codec(folder, channels)
+            mapping = _mapping(network, names)
+            meta: GeneratorMeta = {"licence": licence_of(folder), "parent": str(folder.name), "variants": []}
+        else:
+            codec = _codec(folder, record["codec"]["channels"])
+            _check_codec(folder, codec, record["codec"])
+            classes, labels = tuple(record["classes"]), record["label_map"]
+            mapping = ClassMapping(classes, labels, record["conditions"], tuple(names.values()))
+            meta = cast("GeneratorMeta", {k: v for k, v in record.items() if k not in _STORED})
+        generator = cls(network, scheduler, codec, mapping, meta)
+        _check_parts(folder, generator)
+        return generator
 
     def has_variant(self, variant: str) -> bool:
         return variant in self.meta.get("variants", [])
@@ -180,7 +253,8 @@ def build_generator(
     )
     network = build_network(config, len(classes), shape, seed)
     label_map = {name: i for i, name in enumerate(classes)}
-    return Generator(network, scheduler, codec, classes, label_map, len(classes), tuple((name,) for name in classes))
+    names = tuple((name,) for name in classes)
+    return Generator(network, scheduler, codec, ClassMapping(classes, label_map, len(classes), names))
 
 
 def load_generator_codec(folder: Path, channels: int) -> Codec:
@@ -190,40 +264,15 @@ def load_generator_codec(folder: Path, channels: int) -> Codec:
         ArtifactError: it is no generator, is damaged, or its autoencoder is not the one it was trained with.
         ConfigError: an autoencoder of grey images for images in colour.
     """
-    _read_json(folder / "model_index.json")
+    read_json(folder / INDEX)
     codec = load_codec(str(folder) if _has_autoencoder(folder) else PIXELS, channels)
     if (folder / FILE).is_file():
-        _check_codec(folder, codec, read_record(folder))
+        _check_codec(folder, codec, read_record(folder)["codec"])
     return codec
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """gendistill.json of a generator folder, checked."""
-    record = _read_json(folder / FILE)
-    if record.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{folder / FILE} has format {record.get('format')!r}; this version reads {FORMAT}. Run `gendistill "
-            "finetune` again."
-        )
-    missing = [key for key in (*_STORED, "variants") if key not in record]
-    if missing:
-        raise ArtifactError(f"{folder / FILE} lacks {', '.join(missing)}. Run `gendistill finetune` again.")
-    shapes = {
-        "classes": isinstance(record["classes"], list) and all(isinstance(c, str) for c in record["classes"]),
-        "label_map": isinstance(record["label_map"], dict),
-        "conditions": isinstance(record["conditions"], int),
-        "codec": isinstance(record["codec"], dict) and {"channels", "hash", "name"} <= record["codec"].keys(),
-        "variants": isinstance(record["variants"], list),
-    }
-    wrong = [name for name, right in shapes.items() if not right]
-    if wrong:
-        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. Run `gendistill finetune` again.")
-    check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
-    return record
-
-
-def _fitting(folder: Path, generator: Generator) -> Generator:
-    """The generator, if its parts go together."""
+def _check_parts(folder: Path, generator: Generator) -> None:
+    """Raises ArtifactError where network, codec and number of conditions do not go together."""
     rows, conditions, channels = class_rows(generator.network), generator.conditions, generator.sample_shape[0]
     if rows not in (conditions, conditions + 1):
         raise ArtifactError(
@@ -235,39 +284,26 @@ def _fitting(folder: Path, generator: Generator) -> Generator:
             f"The network in {folder} denoises {channels} channels, but its codec {generator.codec.name} makes "
             f"{generator.codec.latent_channels}; they do not belong together."
         )
-    return generator
 
 
-def _foreign(folder: Path, index: dict, network: Network, scheduler: DDPMScheduler, channels: int) -> Generator:
-    """A diffusers folder without gendistill.json: every condition is a class, by its first name in ``id2label``."""
-    rows, id2label = class_rows(network), _id2label(folder, index)
-    conditions = rows - 1 if kind_of(network) == "dit" else len(id2label) or rows
-    names = tuple(_aliases(id2label.get(i, str(i))) or (str(i),) for i in range(conditions))
-    shared = {name for name, count in Counter(n[0] for n in names).items() if count > 1}
-    classes = tuple(f"{n[0]} ({i})" if n[0] in shared else n[0] for i, n in enumerate(names))
-    label_map = {name: i for i, name in enumerate(classes)}
-    codec = _codec(folder, channels)
-    meta = {"licence": licence_of(folder), "parent": str(folder.name), "variants": []}
-    return Generator(network, scheduler, codec, classes, label_map, conditions, names, meta)
-
-
-def _id2label(folder: Path, index: dict) -> dict[int, str]:
-    try:
-        return {int(i): str(text) for i, text in (index.get("id2label") or {}).items()}
-    except (AttributeError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder / 'model_index.json'} has an id2label that is no table of names by index: {error}."
-        ) from error
+def _mapping(network: Network, names: Mapping[int, tuple[str, ...]]) -> ClassMapping:
+    """Without gendistill.json: every condition is a class, by its first name in ``id2label``."""
+    rows = class_rows(network)
+    conditions = rows - 1 if kind_of(network) == "dit" else len(names) or rows
+    all_names: Names = tuple(names.get(i) or (str(i),) for i in range(conditions))
+    shared = {name for name, count in Counter(n[0] for n in all_names).items() if count > 1}
+    classes = tuple(f"{n[0]} ({i})" if n[0] in shared else n[0] for i, n in enumerate(all_names))
+    return ClassMapping(classes, {name: i for i, name in enumerate(classes)}, conditions, all_names)
 
 
 def _has_autoencoder(folder: Path) -> bool:
     return any((folder / name / "config.json").is_file() for name in SUBFOLDERS)
 
 
-def _check_codec(folder: Path, codec: Codec, record: dict[str, Any]) -> None:
-    if codec.hash() != record["codec"]["hash"]:
+def _check_codec(folder: Path, codec: Codec, record: CodecRecord) -> None:
+    if codec.hash() != record["hash"]:
         raise ArtifactError(
-            f"The autoencoder in {folder} is not the {record['codec']['name']} the generator was trained with; "
+            f"The autoencoder in {folder} is not the {record['name']} the generator was trained with; "
             "copy the folder again."
         )
 
@@ -275,7 +311,7 @@ def _check_codec(folder: Path, codec: Codec, record: dict[str, Any]) -> None:
 def _codec(folder: Path, channels: int) -> Codec:
     if _has_autoencoder(folder):
         return load_codec(str(folder), channels)
-    network = _read_json(next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json")
+    network = read_json(next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json")
     return PixelCodec(int(network["in_channels"]))
 
 
@@ -300,37 +336,3 @@ def _pipeline(generator: Generator) -> Any:
     if autoencoder is not None:
         return LDMPipeline(autoencoder, generator.network, generator.scheduler)
     return DDPMPipeline(unet=generator.network, scheduler=generator.scheduler)
-
-
-def _aliases(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def licence_of(folder: Path) -> str:
-    """From the front matter of a model folder's card, ``unknown`` without one."""
-    card = folder / "README.md"
-    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
-    try:
-        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except yaml.YAMLError:
-        front = {}
-    return str((front or {}).get("license", "unknown"))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(
-            f"{path.parent} is not a generator folder: it has no {path.name}. Make one with `gendistill finetune`, or "
-            "give a diffusers pipeline folder."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged: {error}. Copy it, or run `gendistill finetune` again.") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} is damaged: it holds {type(value).__name__}, expected an object.")
-    return value

@@ -30,6 +30,7 @@ from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors
 from gendistill.progress import track
+from gendistill.runtime import processes
 
 FILE, FORMAT, LOCK, PARTIAL = "latents.json", 1, ".lock", ".partial"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
@@ -128,14 +129,34 @@ def real_latents(
     batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> RealLatents:
-    """The pixels, or for an autoencoder the latents in ``folder``, encoded where they are not there yet.
+    """Real x0 for training: the pixels, or for an autoencoder the latents of the images.
 
-    In one process; several have the main one ``write_cache`` and then all ``read_cache``.
+    Of several processes the main one encodes into ``folder`` while the others wait; without a folder each encodes.
+
+    Args:
+        codec: Of the generator.
+        split: Images and labels.
+        fingerprint: Of the data that the split belongs to.
+        flip: Also encode each image's mirror image.
+        folder: Where latents are kept; those that it has of the same images and codec are read. None: in memory.
+        batch_size: Images encoded at once.
+        device: Where to move the codec; None leaves it where it is.
+
+    Raises:
+        ArtifactError: ``folder`` has other latents or other files, or is damaged.
+        StorageError: the disk is full; finished shards are kept.
     """
     if isinstance(codec, PixelCodec):
         return PixelLatents(split)
     key = cache_key(codec, split, flip=flip, fingerprint=fingerprint)
-    return write_cache(codec, split, folder, key=key, flip=flip, batch_size=batch_size, device=device)
+    state = processes()
+    if folder is not None and not state.is_main_process:
+        state.wait_for_everyone()
+        return read_cache(folder, key)
+    latents = write_cache(codec, split, folder, key=key, flip=flip, batch_size=batch_size, device=device)
+    if folder is not None:
+        state.wait_for_everyone()
+    return latents
 
 
 def cache_key(codec: Codec, split: Split, *, flip: bool, fingerprint: str) -> dict[str, Any]:

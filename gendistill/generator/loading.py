@@ -1,14 +1,24 @@
-"""Models of others: from a folder or a Hub id to a folder, and from a folder to a model in fp32, safetensors alone."""
+"""Model folders: from a path or Hub id to a folder, and what the files of a folder hold.
+
+Models are read in fp32 and from safetensors alone, because pickled weights can run code.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
+
+import yaml
 
 from gendistill.errors import ArtifactError
+from gendistill.generator.class_mapping import check_label_map
 from gendistill.hub import fetch, local_folder, reason
+
+FILE, FORMAT = "gendistill.json", 2
+INDEX = "model_index.json"
 
 PATTERNS = ("*.json", "*.safetensors", "README.md")
 BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or kept by different versions
@@ -65,3 +75,125 @@ def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
             "folder again."
         )
     return model.float().eval()
+
+
+class CodecRecord(TypedDict):
+    """The codec that a generator was trained with."""
+
+    name: str
+    channels: int
+    hash: str
+
+
+class GeneratorMeta(TypedDict, total=False):
+    """Where a generator comes from; stored in gendistill.json and carried along in memory.
+
+    Attributes:
+        adaptation: What the minimax phase trained: full, difffit or lora.
+        licence: Of the pretrained model or the codec, else ours.
+        given_labels: Condition indices that the user gave for some classes.
+        data: What the generator was trained on, as ``RealData.describe`` says it.
+        steps: Optimiser steps of each phase.
+        null_class_trained: Whether some labels were dropped in training, which classifier-free guidance needs.
+        base_hash: Hash of the weights before the minimax phase.
+        parents: The pretrained model, its hash, and the codec.
+        parent: Folder name of a model that is not ours.
+        variants: Further weights in the folder, such as ``base``.
+    """
+
+    adaptation: str
+    licence: str
+    given_labels: dict[str, int] | None
+    data: dict[str, Any]
+    steps: dict[str, int]
+    null_class_trained: bool
+    base_hash: str
+    parents: dict[str, str | None]
+    parent: str
+    variants: list[str]
+
+
+class GeneratorRecord(GeneratorMeta):
+    """gendistill.json of a generator folder."""
+
+    format: int
+    classes: list[str]
+    label_map: dict[str, int]
+    conditions: int
+    codec: CodecRecord
+
+
+REQUIRED = ("format", "classes", "label_map", "conditions", "codec", "variants")
+
+
+def read_record(folder: Path) -> GeneratorRecord:
+    """gendistill.json of a generator folder, checked.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or of another format.
+    """
+    record = read_json(folder / FILE)
+    if record.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{folder / FILE} has format {record.get('format')!r}; this version reads {FORMAT}. Run `gendistill "
+            "finetune` again."
+        )
+    missing = [key for key in REQUIRED if key not in record]
+    if missing:
+        raise ArtifactError(f"{folder / FILE} lacks {', '.join(missing)}. Run `gendistill finetune` again.")
+    shapes = {
+        "classes": isinstance(record["classes"], list) and all(isinstance(c, str) for c in record["classes"]),
+        "label_map": isinstance(record["label_map"], dict),
+        "conditions": isinstance(record["conditions"], int),
+        "codec": isinstance(record["codec"], dict) and {"channels", "hash", "name"} <= record["codec"].keys(),
+        "variants": isinstance(record["variants"], list),
+    }
+    wrong = [name for name, right in shapes.items() if not right]
+    if wrong:
+        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. Run `gendistill finetune` again.")
+    check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
+    return cast("GeneratorRecord", record)
+
+
+def read_condition_names(folder: Path) -> dict[int, tuple[str, ...]]:
+    """The names of each condition index: ``id2label`` of a pipeline's model_index.json, split at commas.
+
+    Raises:
+        ArtifactError: the folder is no pipeline, or the table is damaged.
+    """
+    try:
+        table = read_json(folder / INDEX).get("id2label") or {}
+        lists = {int(i): [name.strip() for name in str(text).split(",")] for i, text in table.items()}
+        return {i: tuple(name for name in names if name) for i, names in lists.items()}
+    except (AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / INDEX} has an id2label that is no table of names by index: {error}.") from error
+
+
+def licence_of(folder: Path) -> str:
+    """The licence in the front matter of a model folder's README.md, ``unknown`` without one."""
+    card = folder / "README.md"
+    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
+    except yaml.YAMLError:
+        front = {}
+    return str((front or {}).get("license", "unknown"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.parent} is not a generator folder: it has no {path.name}. Make one with `gendistill finetune`, or "
+            "give a diffusers pipeline folder."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}. Copy it, or run `gendistill finetune` again.") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} is damaged: it holds {type(value).__name__}, expected an object.")
+    return value

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gendistill.config import MinimaxConfig
 from gendistill.errors import ArtifactError
+from gendistill.runtime import prefixed, unprefixed
+
+if TYPE_CHECKING:
+    from gendistill.runtime import Accelerator
 
 
 class ClassMemory:
@@ -57,3 +64,52 @@ class ClassMemory:
             )
         self.vectors.copy_(state["vectors"])
         self._seen.copy_(state["seen"])
+
+
+class MinimaxMemories:
+    """The real and the generated memory of the minimax criteria, shared by all processes or each with its own."""
+
+    def __init__(
+        self, classes: int, dim: int, criteria: MinimaxConfig, accelerator: Accelerator, device: torch.device
+    ) -> None:
+        self.criteria, self.accelerator = criteria, accelerator
+        self.real = ClassMemory(classes, criteria.memory_size, dim, device)
+        self.generated = ClassMemory(classes, criteria.memory_size, dim, device)
+
+    @property
+    def bytes(self) -> int:
+        return sum(v.numel() * v.element_size() for v in self._own().values())
+
+    def update(self, x0: Tensor, z: Tensor, labels: Tensor, active: Tensor) -> None:
+        """Append the batch: x0 (B,c,h,w) to the real memory, and z (B,D), where active (B,), to the generated one.
+
+        The batch is that of all processes together, unless each keeps its own memories.
+        """
+        values = (x0.flatten(1), z.detach(), labels, active)
+        if self.criteria.share_memory:
+            values = self.accelerator.gather(values)
+        x0, z, labels, active = values
+        self.real.update(x0, labels)
+        self.generated.update(z, labels, active)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {**prefixed("real", self.real.state_dict()), **prefixed("generated", self.generated.state_dict())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: where each process has its own, those of all of them (P, ...)."""
+        if self.criteria.share_memory:
+            return self._own()
+        return {k: self.accelerator.gather(v[None]) for k, v in self._own().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises ArtifactError where the checkpoint is of another number of processes, each with its own memory."""
+        if not self.criteria.share_memory:
+            counts = {len(v) for v in state.values()}
+            if counts != {self.accelerator.num_processes}:
+                raise ArtifactError(
+                    f"The checkpoint holds the memories of {max(counts)} process(es), now "
+                    f"{self.accelerator.num_processes} run; resume with as many as before."
+                )
+            state = {k: v[self.accelerator.process_index] for k, v in state.items()}
+        self.real.load_state_dict(unprefixed("real", state))
+        self.generated.load_state_dict(unprefixed("generated", state))

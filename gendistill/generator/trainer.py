@@ -1,49 +1,37 @@
-"""Training of the generator under Accelerate: plain diffusion, or diffusion plus the minimax criteria."""
+"""The training loop of the generator: plain diffusion, or diffusion with the minimax criteria added."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from collections.abc import Generator as Loop
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig
-from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, prefetch, slices
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import RealLatents
-from gendistill.generator.memory import ClassMemory
+from gendistill.generator.memory import MinimaxMemories
+from gendistill.generator.training_state import TrainingState
 from gendistill.objectives import diffusion, minimax
-from gendistill.runtime import (
-    Checkpoints,
-    flatten_optimizer,
-    full_tensor,
-    prefixed,
-    restore_optimizer,
-    sharded_like,
-    unprefixed,
-)
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-import time
-from collections.abc import Iterable
-
-from gendistill import runtime
+    from gendistill.runtime import Accelerator
 
 FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters, bytes of weights and optimiser state a process, peak bytes as measured, seconds a step."""
+    """Cost of a training, from one of its first steps; ``state_bytes`` are weights, optimiser, average and memories."""
 
     parameters: int
     trainable: int
@@ -61,42 +49,13 @@ class Estimate:
         return f"trains {share}, {memory}, {pace}"
 
 
-def estimate(
-    network: nn.Module,
-    trainable: Iterable[nn.Parameter],
-    memory_bytes: int,
-    rehearse: Callable[[], None],
-    micro_batches: int,
-    steps: int,
-    *,
-    compiled: bool = False,
-) -> Estimate:
-    """Time ``rehearse``, forward and backward of one micro-batch, and add up the state.
-
-    Where the first call compiles, or starts a GPU's libraries, the second is timed.
-
-    A trained parameter is held four times more than as a weight: gradient, two moments of AdamW, running average.
-    """
-    runtime.reset_peak_memory()
-    for _ in range(2 if compiled or torch.cuda.is_available() else 1):
-        start = time.perf_counter()
-        rehearse()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    parameters = sum(p.numel() for p in network.parameters())
-    trained = sum(p.numel() for p in trainable)
-    state = FLOAT * (parameters + 4 * trained) + memory_bytes
-    return Estimate(
-        parameters, trained, state, runtime.peak_memory() + 3 * FLOAT * trained, seconds * micro_batches, steps
-    )
-
-
 @dataclass(frozen=True)
-class Hooks:
-    """What the caller wants to see: the cost before the first step, and pictures every ``preview_steps`` steps.
+class Callbacks:
+    """What a caller may want to do during the training.
 
-    ``preview(step)`` runs with the averaged weights in place.
+    Attributes:
+        estimate: Called once, after the first step, or the second where the first one compiles or starts a GPU.
+        preview: Called with the step's number every ``preview_steps`` steps, with the averaged weights in place.
     """
 
     estimate: Callable[[Estimate], None] | None = None
@@ -120,16 +79,30 @@ def train_generator(
     adapted: Adapted | None = None,
     criteria: MinimaxConfig | None = None,
     seed: int = 0,
-    checkpoints: Checkpoints | None = None,
-    hooks: Hooks | None = None,
+    checkpoints: runtime.Checkpoints | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
-    """Train in place; yields {step, loss, ...} and returns the averaged (EMA) weights, also left in the generator.
+    """Train in place, one optimiser step at a time.
 
-    Without ``criteria`` this is plain diffusion for ``base_steps``; with them the loss of ``minimax_steps`` steps is
-    denoising + w_r * representativeness + w_d * diversity on the predicted x0 of images that keep their label and have
-    alpha_bar(t) >= min_alpha_bar. The released code also lets label-dropped and pure-noise images into both. With
-    learned sigma the variational bound is added. Only the parameters of ``adapted`` (default: all) train and are kept
-    in checkpoints.
+    Without ``criteria`` this is plain diffusion for ``base_steps``; with them the loss of ``minimax_steps`` steps has
+    the two minimax terms (``step_losses``). AdamW, gradient clipping, and a running average of the weights.
+
+    Args:
+        generator: Its network is trained and moved to the accelerator's device.
+        latents: Real x0, in the space that the network denoises.
+        config: Steps, rates and batch size; its network, codec and adaptation are not used.
+        accelerator: From ``runtime.make_accelerator`` with the same number of micro-batches.
+        adapted: Which parameters train and are kept in checkpoints; all of them by default.
+        criteria: Of the minimax phase.
+        seed: Of the batches.
+        checkpoints: Where the state is saved, and where an interrupted training continues from.
+        callbacks: For an estimate of the cost and for previews.
+
+    Yields:
+        ``{"phase", "step", ...}`` with the weighted loss terms of the last micro-batch, as scalars on the device.
+
+    Returns:
+        The averaged (EMA) weights by name; they are also left in the generator.
 
     Raises:
         ConfigError: the batch does not divide among processes and micro-batches, or there is no null class to drop to.
@@ -141,7 +114,7 @@ def train_generator(
         else ("base", config.base_steps, config.learning_rate)
     )
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
-    own, hooks = parts[accelerator.process_index], hooks or Hooks()
+    own, callbacks = parts[accelerator.process_index], callbacks or Callbacks()
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
     if config.gradient_checkpointing:
@@ -153,48 +126,102 @@ def train_generator(
     done = state.restore(checkpoints)
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     alphas = generator.alphas_cumprod.to(accelerator.device)
-
-    def losses(draw: BatchDraw) -> dict[str, Tensor]:
-        return step_losses(generator, network, draw, alphas, state.memories)
-
-    if hooks.estimate and done < steps:
-        first = source.draw(done, config.batch_size, own[0]).to(accelerator.device)
-        hooks.estimate(_rehearse(accelerator, state, losses, first, len(own), steps - done, config.compile))
-    draws = prefetch(
+    batches = prefetch(
         lambda i: source.draw(done + i // len(own), config.batch_size, own[i % len(own)]),
         range((steps - done) * len(own)),
         accelerator.device,
     )
+    timed = min(done + 1, steps - 1) if config.compile or torch.cuda.is_available() else done
+    runtime.reset_peak_memory()
     for step in range(done, steps):
+        start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, peak)
-        for _ in own:
+        for batch in islice(batches, len(own)):
             with accelerator.accumulate(network):
-                terms = losses(next(draws))
-                accelerator.backward(sum(terms.values()))
+                losses = step_losses(generator, network, batch, alphas, state.memories)
+                accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         state.ema.step(state.parameters)
-        _look(state, step + 1, steps, config, checkpoints, hooks)
-        yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in terms.items()}}
+        if callbacks.estimate and step == timed:
+            callbacks.estimate(_estimate(state, _now() - start, steps - done))
+        if step + 1 < steps:
+            _save_and_preview(state, step + 1, config, accelerator, checkpoints, callbacks)
+        yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
-    return {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
+    return {k: runtime.full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
 
 
-def _look(
-    state: TrainingState, step: int, steps: int, config: FinetuneConfig, checkpoints: Checkpoints | None, hooks: Hooks
+def step_losses(
+    generator: Generator, network: nn.Module, batch: BatchDraw, alphas: Tensor, memories: MinimaxMemories | None
+) -> dict[str, Tensor]:
+    """The weighted terms of a micro-batch's loss by name; the memories take up the batch after them.
+
+    denoising, with learned sigma + variational bound, and with memories + w_r * representativeness + w_d * diversity
+    (arXiv 2311.15529, eq. 7) on the predicted x0 of images that keep their label and have alpha_bar(t) >=
+    min_alpha_bar. The released code also lets label-dropped and pure-noise images into both.
+    """
+    alpha_bar, prediction_type = alphas[batch.t], generator.prediction_type
+    xt = diffusion.add_noise(batch.x0, batch.eps, alpha_bar)
+    output = network(xt, batch.t, class_labels=batch.condition).sample.float()
+    predicted, variance = diffusion.split_prediction(output, xt.shape[1])
+    target = diffusion.target(batch.x0, batch.eps, alpha_bar, prediction_type)
+    losses = {"denoising": diffusion.denoising_loss(predicted, target)}
+    if variance is not None:
+        bound = diffusion.variational_bound(batch.x0, xt, predicted, variance, batch.t, alphas)
+        losses["variational_bound"] = bound.mean()
+    if memories:
+        criteria, real, generated = memories.criteria, memories.real, memories.generated
+        z = diffusion.predicted_x0(predicted, xt, alpha_bar, prediction_type).flatten(1)
+        active = ~batch.dropped & (alpha_bar >= criteria.min_alpha_bar)
+        weight = alpha_bar if criteria.weighting == "alpha_bar" else None
+        near = minimax.representativeness(
+            z, batch.labels, real.vectors, real.filled, reduction=criteria.reduction, active=active, weight=weight
+        )
+        apart = minimax.diversity(
+            z, batch.labels, generated.vectors, generated.filled,
+            reduction=criteria.reduction, active=active, weight=weight,
+        )  # fmt: skip
+        losses["representativeness"] = criteria.representativeness * near
+        losses["diversity"] = criteria.diversity * apart
+        memories.update(batch.x0, z, batch.labels, active)
+    return losses
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _estimate(state: TrainingState, seconds: float, steps: int) -> Estimate:
+    """A trained parameter is held four times more than as a weight: gradient, AdamW's two moments, running average."""
+    parameters = sum(p.numel() for p in state.adapted.network.parameters())
+    trained = sum(p.numel() for p in state.parameters)
+    held = FLOAT * (parameters + 4 * trained) + (state.memories.bytes if state.memories else 0)
+    return Estimate(parameters, trained, held, runtime.peak_memory(), seconds, steps)
+
+
+def _save_and_preview(
+    state: TrainingState,
+    step: int,
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    checkpoints: runtime.Checkpoints | None,
+    callbacks: Callbacks,
 ) -> None:
-    """Checkpoint and preview where they are due, but not after the last step."""
-    if checkpoints and step % checkpoints.every == 0 and step < steps:
+    """Where they are due after ``step`` steps."""
+    if checkpoints and step % checkpoints.every == 0:
         tensors = state.tensors()  # by every process: sharded ones are gathered
-        if state.accelerator.is_main_process:
+        if accelerator.is_main_process:
             checkpoints.save(step, tensors)
-    if hooks.preview and config.preview_steps and step % config.preview_steps == 0 and step < steps:
+    if callbacks.preview and config.preview_steps and step % config.preview_steps == 0:
         with state.averaged():
-            hooks.preview(step)
+            callbacks.preview(step)
 
 
 def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
@@ -206,181 +233,3 @@ def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
     accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
     adapted.network.disable_gradient_checkpointing()
     adapted.network.eval()
-
-
-class TrainingState:
-    """All that a checkpoint holds: trained parameters, optimiser, their running average and the minimax memories.
-
-    Draws are functions of (seed, phase, step) and the networks have no dropout of their own, so the step in the
-    checkpoint's name is the state of every random stream.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        adapted: Adapted,
-        optimizer: Any,
-        config: FinetuneConfig,
-        criteria: MinimaxConfig | None,
-        accelerator: Accelerator,
-    ) -> None:
-        self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
-        self.accelerator = accelerator
-        self.named = adapted.trainable()
-        self.parameters = list(self.named.values())
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay)
-        self.memories = Memories(generator, criteria, accelerator) if criteria else None
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            **prefixed("network", {k: full_tensor(v.detach()) for k, v in self.named.items()}),
-            **flatten_optimizer(self.optimizer),
-            **prefixed("ema", {k: full_tensor(v) for k, v in zip(self.named, self.ema.shadow_params, strict=True)}),
-            "ema_step": torch.tensor(self.ema.optimization_step),
-            **prefixed("memory", self.memories.state_dict() if self.memories else {}),
-        }
-
-    @torch.no_grad()
-    def restore(self, checkpoints: Checkpoints | None) -> int:
-        """Load the newest checkpoint, if any; returns the number of steps it has done."""
-        found = checkpoints.latest() if checkpoints else None
-        if found is None:
-            return 0
-        step, state = found
-        weights, averages = unprefixed("network", state), unprefixed("ema", state)
-        shapes = {k: tuple(v.shape) for k, v in self.named.items()}
-        if {k: tuple(v.shape) for k, v in weights.items()} != shapes:
-            raise ArtifactError(
-                f"The checkpoint of step {step} in {checkpoints.folder if checkpoints else ''} belongs to another "
-                "model or adaptation; resume with the settings it was made with, or start anew with --overwrite."
-            )
-        for shadow, (name, parameter) in zip(self.ema.shadow_params, self.named.items(), strict=True):
-            parameter.copy_(sharded_like(weights[name], parameter))
-            shadow.copy_(sharded_like(averages[name], shadow))
-        restore_optimizer(self.optimizer, state)
-        self.ema.optimization_step = int(state["ema_step"])
-        if self.memories:
-            self.memories.load_state_dict(unprefixed("memory", state))
-        return step
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The running averages in place of the weights, in evaluation mode."""
-        training = self.adapted.network.training
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        self.adapted.network.eval()
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters)
-            self.adapted.network.train(training)
-
-
-class Memories:
-    """The real and the generated memory with the criteria's settings, shared by all processes or each with its own."""
-
-    def __init__(self, generator: Generator, criteria: MinimaxConfig, accelerator: Accelerator) -> None:
-        self.criteria, self.accelerator = criteria, accelerator
-        size = (len(generator.classes), criteria.memory_size, math.prod(generator.sample_shape))
-        self.real = ClassMemory(*size, device=generator.device)
-        self.generated = ClassMemory(*size, device=generator.device)
-
-    def losses(self, z: Tensor, labels: Tensor, active: Tensor, alpha_bar: Tensor) -> dict[str, Tensor]:
-        weight = alpha_bar if self.criteria.weighting == "alpha_bar" else None
-        options: dict[str, Any] = {"reduction": self.criteria.reduction, "active": active, "weight": weight}
-        near = minimax.representativeness(z, labels, self.real.vectors, self.real.filled, **options)
-        apart = minimax.diversity(z, labels, self.generated.vectors, self.generated.filled, **options)
-        return {
-            "representativeness": self.criteria.representativeness * near,
-            "diversity": self.criteria.diversity * apart,
-        }
-
-    def update(self, x0: Tensor, z: Tensor, labels: Tensor, active: Tensor) -> None:
-        """Take up the batch, of all processes together unless each is to keep its own."""
-        values = (x0.flatten(1), z.detach(), labels, active)
-        if self.criteria.share_memory:
-            values = self.accelerator.gather(values)
-        x0, z, labels, active = values
-        self.real.update(x0, labels)
-        self.generated.update(z, labels, active)
-
-    @property
-    def bytes(self) -> int:
-        return sum(v.numel() * v.element_size() for v in self.own().values())
-
-    def own(self) -> dict[str, Tensor]:
-        """This process's memories."""
-        return {**prefixed("real", self.real.state_dict()), **prefixed("generated", self.generated.state_dict())}
-
-    def load_own(self, state: dict[str, Tensor]) -> None:
-        self.real.load_state_dict(unprefixed("real", state))
-        self.generated.load_state_dict(unprefixed("generated", state))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: where each process has its own, those of all of them (P, ...)."""
-        if self.criteria.share_memory:
-            return self.own()
-        return {k: self.accelerator.gather(v[None]) for k, v in self.own().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises ArtifactError where the checkpoint is of another number of processes, each with its own memory."""
-        if not self.criteria.share_memory:
-            counts = {len(v) for v in state.values()}
-            if counts != {self.accelerator.num_processes}:
-                raise ArtifactError(
-                    f"The checkpoint holds the memories of {max(counts)} process(es), now "
-                    f"{self.accelerator.num_processes} run; resume with as many as before."
-                )
-            state = {k: v[self.accelerator.process_index] for k, v in state.items()}
-        self.load_own(state)
-
-
-def step_losses(
-    generator: Generator,
-    network: nn.Module,
-    draw: BatchDraw,
-    alphas: Tensor,
-    memories: Memories | None,
-) -> dict[str, Tensor]:
-    """The step's weighted terms by name; the memories take up the batch after the loss."""
-    alpha_bar = alphas[draw.t]
-    xt = diffusion.add_noise(draw.x0, draw.eps, alpha_bar)
-    output = network(xt, draw.t, class_labels=draw.condition).sample.float()
-    predicted, variance = diffusion.split_prediction(output, xt.shape[1])
-    wanted = diffusion.target(draw.x0, draw.eps, alpha_bar, generator.prediction_type)
-    terms = {"denoising": diffusion.denoising_loss(predicted, wanted)}
-    if variance is not None:
-        bound = diffusion.variational_bound(draw.x0, xt, predicted, variance, draw.t, alphas)
-        terms["variational_bound"] = bound.mean()
-    if memories:
-        z = diffusion.predicted_x0(predicted, xt, alpha_bar, generator.prediction_type).flatten(1)
-        active = ~draw.dropped & (alpha_bar >= memories.criteria.min_alpha_bar)
-        terms |= memories.losses(z, draw.labels, active, alpha_bar)
-        memories.update(draw.x0, z, draw.labels, active)
-    return terms
-
-
-def _rehearse(
-    accelerator: Accelerator,
-    state: TrainingState,
-    losses: Callable[[BatchDraw], dict[str, Tensor]],
-    draw: BatchDraw,
-    micro_batches: int,
-    steps: int,
-    compiled: bool,
-) -> Estimate:
-    """Cost of a step from one forward and backward that leaves no trace: gradients and memories are put back."""
-    before = {k: v.clone() for k, v in state.memories.own().items()} if state.memories else {}
-
-    def rehearsal() -> None:
-        accelerator.backward(sum(losses(draw).values()))
-        for parameter in state.parameters:  # accelerate's zero_grad waits for the end of an accumulation
-            parameter.grad = None
-
-    memory = state.memories.bytes if state.memories else 0
-    network = state.adapted.network
-    found = estimate(network, state.parameters, memory, rehearsal, micro_batches, steps, compiled=compiled)
-    if state.memories:
-        state.memories.load_own(before)
-    return found

@@ -19,7 +19,7 @@ from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.map_classes import check_manifest_labels
+from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import Batches

@@ -28,7 +28,7 @@ from gendistill.evaluation.evaluator import RunResult, TrainingRun, check, entri
 from gendistill.evaluation.inputs import by_counts, findings, read_given, size_of
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.scores import scores
-from gendistill.generator.map_classes import check_manifest_labels
+from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.networks.feature_extractors import make_lens
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import training_flop

@@ -16,6 +16,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.generator.finetuning import check_training, start_generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_whole
 from gendistill.networks.registry import batch_norm_layers, build_network
@@ -24,7 +25,6 @@ from gendistill.refine.objective import require_batch_norm
 from gendistill.report.evidence import record_evidence
 from gendistill.report.page import write_report
 from gendistill.stages import evaluate, finetune, refine, sample, teacher
-from gendistill.stages.finetune import check_training, start_generator
 from gendistill.stages.folder import SETTINGS, difference, output
 
 FOLDERS = {

@@ -15,7 +15,8 @@ from gendistill.config import ModelConfig, SampleConfig
 from gendistill.data.pixels import to_pil, to_uint8
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
-from gendistill.generator.sampler import make_scheduler, requests_for, sample
+from gendistill.generator.sampler import requests_for, sample
+from gendistill.generator.schedulers import make_scheduler
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateWriter
 from tests.benchmarks.test_training import build, in_turn, store

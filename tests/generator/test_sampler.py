@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from gendistill.config import ModelConfig, SampleConfig
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
-from gendistill.generator import sampler
+from gendistill.generator import sampler, schedulers
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.sampler import SCHEDULERS, Request, make_scheduler, predict, requests_for, sample
+from gendistill.generator.sampler import Request, predict, requests_for, sample
+from gendistill.generator.schedulers import SCHEDULERS, make_scheduler
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16
 from gendistill.seeding import torch_rng
@@ -182,8 +183,8 @@ def test_a_published_dit_samples_as_in_its_own_pipeline(
     scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the spacing of that pipeline: leading, from the noisiest timestep whatever alpha_bar is."""
-    monkeypatch.setattr(sampler, "SPACING", "leading")
-    monkeypatch.setattr(sampler, "MEAN_SNR", 0.0)
+    monkeypatch.setattr(schedulers, "SPACING", "leading")
+    monkeypatch.setattr(schedulers, "MEAN_SNR", 0.0)
     folder = dit_folder(tmp_path / "dit")
     requests = [Request(207, 0), Request(3, 1), Request(999, 2)]
     rngs = [torch_rng(5, "sample", r.label, r.index) for r in requests]
@@ -226,7 +227,7 @@ class Normal(Generator):
 def normal(unet: Generator, **config: Any) -> Normal:
     settings = {"clip_sample": False, "prediction_type": "v_prediction", **config}
     scheduler = DDPMScheduler.from_config(unet.scheduler.config, **settings)
-    return Normal(unet.network, scheduler, unet.codec, unet.classes, unet.label_map, unet.conditions)
+    return Normal(unet.network, scheduler, unet.codec, unet.mapping)
 
 
 @pytest.mark.parametrize("scheduler", ODES)
@@ -271,7 +272,7 @@ def test_ancestral_samples_have_the_datas_moments(unet: Generator) -> None:
 def test_timesteps_descend_from_the_noisiest_and_are_never_negative(
     generator: Generator, scheduler: str, steps: int
 ) -> None:
-    usable = sampler.usable_timesteps(generator, scheduler)
+    usable = schedulers.usable_timesteps(generator, scheduler)
     found = make_scheduler(generator, scheduler, steps).timesteps
     order = 2 if scheduler == "heun" else 1
     distinct = found[::order]
@@ -283,9 +284,9 @@ def test_timesteps_descend_from_the_noisiest_and_are_never_negative(
 
 
 def test_epsilon_starts_where_noise_does_not_yet_drown_the_mean(unet: Generator, dit: Generator) -> None:
-    assert sampler.usable_timesteps(unet, "dpmsolver++") == 1000
+    assert schedulers.usable_timesteps(unet, "dpmsolver++") == 1000
     for name in SCHEDULERS:
-        kept = sampler.usable_timesteps(dit, name)
+        kept = schedulers.usable_timesteps(dit, name)
         assert float(dit.alphas_cumprod[kept - 1]) > 0.2 / 64 > float(dit.alphas_cumprod[kept])
 
 
@@ -390,7 +391,7 @@ def test_mode_guidance_ends_at_its_stop(unet: Generator) -> None:
 
 def test_guidance_without_a_null_class_is_refused(unet: Generator) -> None:
     network = UNet2DModel.from_config(unet.network.config, num_class_embeds=3)
-    generator = Generator(network, unet.scheduler, unet.codec, unet.classes, unet.label_map, 3)
+    generator = Generator(network, unet.scheduler, unet.codec, replace(unet.mapping, conditions=3))
     assert generator.null_class is None
     images(generator, [Request(0, 0)])
     for guidance in ("cfg", "mode"):
@@ -407,7 +408,7 @@ def test_guidance_without_a_null_class_is_refused(unet: Generator) -> None:
 def test_prototypes_are_noised_as_far_as_strength_says(generator: Generator, scheduler: str, strength: float) -> None:
     steps = make_scheduler(generator, scheduler, 5)
     eps, x0 = torch.randn(2, 2, *generator.sample_shape, generator=torch_rng(0))
-    x, timesteps = sampler._start(steps, eps, x0, strength)
+    x, timesteps = schedulers.start_from(steps, eps, x0, strength)
     order = 2 if scheduler == "heun" else 1
     assert len(timesteps) == order * max(1, round(5 * strength)) - (order - 1)
     assert torch.equal(timesteps, make_scheduler(generator, scheduler, 5).timesteps[-len(timesteps) :])
@@ -472,7 +473,7 @@ def test_images_in_bf16_do_not_depend_on_company_either(dit: Generator) -> None:
 
 
 def test_options_do_not_leak_into_the_generator(unet: Generator) -> None:
-    before = dataclasses.replace(unet), dict(unet.scheduler.config), unet.alphas_cumprod.clone()
+    before = replace(unet), dict(unet.scheduler.config), unet.alphas_cumprod.clone()
     images(unet, [Request(0, 0)], scheduler="heun")
     assert before[0] == unet
     assert before[1] == dict(unet.scheduler.config)

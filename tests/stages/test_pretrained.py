@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from gendistill.config import FinetuneConfig
 from gendistill.data.sources import load_data
 from gendistill.generator.batch_source import BatchSource
+from gendistill.generator.finetuning import finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.map_classes import map_classes
 from gendistill.seeding import numpy_rng
-from gendistill.stages.finetune import finetune
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import files, gendistill
 
@@ -63,7 +62,7 @@ def test_a_subset_of_imagenet_conditions_on_its_true_indices(dit: Path, subset: 
     record = json.loads((tuned / "gendistill.json").read_text())
     assert record["label_map"] == WORDNET
     data = load_data(name=str(subset))
-    generator = map_classes(Generator.from_pretrained(dit), data.classes)
+    generator = Generator.from_pretrained(dit).map_classes(data.classes)
     latents = real_latents(generator.codec, data.train, fingerprint=data.fingerprint())
     draw = BatchSource(generator, latents, 0.3, 0, "minimax").draw(0, 200, slice(None))
     seen = set(draw.condition.tolist())

@@ -1,0 +1,236 @@
+"""Fine-tuning: real images -> generator, by plain diffusion and then the minimax criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Generator as Loop
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gendistill import runtime
+from gendistill.config import FinetuneConfig, SampleConfig
+from gendistill.data.dataset import RealData
+from gendistill.data.pixels import tile, to_pil
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.adaptation import Adapted, adapt, require_peft, save_adapter
+from gendistill.generator.batch_source import check_label_dropout, slices
+from gendistill.generator.codec import PixelCodec, load_codec
+from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.loading import licence_of, resolve_model_folder
+from gendistill.generator.sampler import Request, sample
+from gendistill.generator.trainer import Callbacks, train_generator
+from gendistill.hashing import hash_tensors
+from gendistill.io import WorkFolder, atomic
+from gendistill.progress import follow, note
+
+LATENTS, CHECKPOINTS, BASE_WEIGHTS = "latents", "checkpoints", "base.safetensors"
+TEMPORARY = (CHECKPOINTS, BASE_WEIGHTS, LATENTS)  # what only an interrupted training needs
+PREVIEWS, ADAPTER = "previews", "adapter"
+PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+OUR_LICENCE = "apache-2.0"
+
+
+def finetune(
+    data: RealData,
+    config: FinetuneConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: WorkFolder | None = None,
+    generator: Generator | None = None,
+) -> tuple[Generator, dict[str, Tensor]]:
+    """Train a class-conditional generator: plain diffusion, then the minimax criteria (Gu et al. 2024).
+
+    The loss of the second phase is denoising + w_r * representativeness + w_d * diversity (arXiv 2311.15529, eq. 7);
+    see ``objectives.minimax``. The first phase is left out for a pretrained generator.
+
+    Args:
+        data: Real images; ``data.train`` is learned.
+        config: Options of the network and of both phases.
+        seed: Of the initial weights and of every batch.
+        folder: Where checkpoints, previews, the adapter and the log are written; a training that was interrupted there
+            continues from its newest checkpoint. None writes nothing.
+        generator: Where to start from, in place of a fresh or pretrained one; it is trained in place.
+
+    Returns:
+        The fine-tuned generator, and the weights before the minimax phase, which ``Generator.save_pretrained`` keeps as
+        variant ``base``.
+
+    Raises:
+        ArtifactError: the pretrained generator makes images of another size or lacks a class, or a checkpoint belongs
+            to another training.
+        ConfigError: the images do not fit the network or the codec, the batch does not divide among processes and
+            micro-batches, the network has no null class to drop labels to, or a package is missing.
+
+    Example:
+        >>> generator, base = finetune(load_data("digits"), FinetuneConfig(base_steps=400, minimax_steps=100))
+        >>> generator.save_pretrained("generator", base=base)
+    """
+    config = config or FinetuneConfig()
+    generator = fit_classes(generator, data, config) if generator else start_generator(data, config, seed)
+    check_training(generator, config)
+    run = _Training(generator, data, config, seed, folder)
+    licence = generator.meta.get("licence", OUR_LICENCE)
+    saved = folder.path / BASE_WEIGHTS if folder else None
+    if saved is not None and saved.is_file():
+        generator.network.load_state_dict(load_file(saved))
+    elif config.pretrained is None and config.base_steps:
+        adapted = adapt(generator.network, "full", base_hash="")
+        follow(run.loop("base", adapted), "generator", config.base_steps, **run.follow_options("base"))
+        run.preview("base")
+        generator.network = adapted.merged()
+    base = {k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()}
+    if saved is not None and config.pretrained is None and run.is_main:
+        with atomic(saved) as partial:
+            save_file(base, partial)
+    base_hash = hash_tensors(base)
+    adapted = adapt(generator.network, config.adaptation, rank=config.lora_rank, seed=seed, base_hash=base_hash)
+    if config.minimax_steps:
+        steps = config.minimax_steps
+        follow(run.loop("minimax", adapted), "minimax fine-tuning", steps, **run.follow_options("minimax"))
+        run.preview("minimax")
+    run.end()
+    generator.meta = {
+        "adaptation": config.adaptation,
+        "licence": licence,
+        "given_labels": config.label_map,
+        "data": data.describe(),
+        "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
+        "null_class_trained": config.label_dropout > 0 or config.pretrained is not None,
+        "base_hash": base_hash,
+    }
+    if folder and config.adaptation != "full":
+        mapping = {"classes": list(data.classes), "label_map": generator.label_map}
+        record = {"pretrained": config.pretrained, **mapping, "meta": generator.meta}
+        save_adapter(folder.path / ADAPTER, adapted, record, main_process=run.is_main)
+    generator.network = adapted.merged()
+    return generator, base
+
+
+def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Generator:
+    """A fresh network, or the pretrained one with the data's classes mapped to its conditions.
+
+    Raises:
+        ArtifactError: the pretrained one makes images of another size or lacks a class.
+        ConfigError: the images do not fit the network or the codec.
+    """
+    if config.pretrained is not None:
+        generator = Generator.from_pretrained(config.pretrained, revision=config.revision, channels=data.channels)
+        return fit_classes(generator, data, config)
+    codec = load_codec(config.codec, data.channels, config.revision)
+    generator = build_generator(config.model, data.classes, data.image_size, seed, codec=codec)
+    pixels = isinstance(codec, PixelCodec)
+    folder = None if pixels else resolve_model_folder(config.codec, config.revision)
+    generator.meta["licence"] = licence_of(folder) if folder else OUR_LICENCE
+    return generator
+
+
+def fit_classes(generator: Generator, data: RealData, config: FinetuneConfig) -> Generator:
+    """The generator for the data's classes.
+
+    Raises:
+        ArtifactError: it makes images of another size, or lacks a class.
+    """
+    wanted = (data.channels, data.image_size, data.image_size)
+    if generator.image_shape != wanted:
+        raise ArtifactError(
+            f"The generator makes {generator.image_shape} images (C,H,W) with codec {generator.codec.name}; the data "
+            f"have {wanted}. Give --data.image_size {generator.image_shape[-1]}, or another --pretrained."
+        )
+    return generator.map_classes(data.classes, config.label_map)
+
+
+def check_training(generator: Generator, config: FinetuneConfig) -> None:
+    """Refuse, before any work, what the training would refuse later.
+
+    Raises:
+        ConfigError: the batch does not divide, no null class to drop labels to, peft or a tracker is missing.
+    """
+    slices(config.batch_size, runtime.processes().num_processes, config.gradient_accumulation_steps)
+    check_label_dropout(generator, config.label_dropout)
+    if config.adaptation == "lora":
+        require_peft()
+    runtime.require_tracker(config.report_to)
+    if config.latent_cache and isinstance(generator.codec, PixelCodec):
+        raise ConfigError(
+            f"finetune.latent_cache is {config.latent_cache}, but this generator's codec is pixels; leave it out."
+        )
+
+
+class _Training:
+    """What both phases share: the real latents, the accelerator, and what is written to the folder."""
+
+    def __init__(
+        self, generator: Generator, data: RealData, config: FinetuneConfig, seed: int, folder: WorkFolder | None
+    ) -> None:
+        self.generator, self.config, self.seed, self.folder = generator, config, seed, folder
+        self.accelerator = runtime.make_accelerator(
+            config.mixed_precision,
+            config.gradient_accumulation_steps,
+            tracker=config.report_to if folder else "none",
+            folder=folder.path / config.report_to if folder else None,
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.latents = real_latents(
+            generator.codec,
+            data.train,
+            fingerprint=data.fingerprint(),
+            flip=config.flip,
+            folder=config.latent_cache or (folder.path / LATENTS if folder else None),
+            device=runtime.device(),
+        )
+
+    def loop(self, phase: str, adapted: Adapted) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
+        return train_generator(
+            self.generator,
+            self.latents,
+            self.config,
+            accelerator=self.accelerator,
+            adapted=adapted,
+            criteria=self.config.minimax if phase == "minimax" else None,
+            seed=self.seed,
+            checkpoints=self._checkpoints(phase),
+            callbacks=Callbacks(
+                lambda estimate: note(f"{phase}: {estimate}") if self.is_main else None,
+                lambda step: self.preview(f"{phase}-{step:06d}"),
+            ),
+        )
+
+    def follow_options(self, phase: str) -> dict[str, Any]:
+        checkpoints = self._checkpoints(phase)
+        done = checkpoints.steps() if checkpoints else []
+        start, log = done[-1] if done else 0, self._log if self.is_main else None
+        return {"start": start, "log": log, "stage": "finetune", "shown": self.is_main}
+
+    def end(self) -> None:
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _checkpoints(self, phase: str) -> runtime.Checkpoints | None:
+        if self.folder is None or runtime.owns_optimizer(self.accelerator):
+            return None
+        config, identity = self.config, {"phase": phase, "seed": str(self.seed), "adaptation": self.config.adaptation}
+        folder = self.folder.path / CHECKPOINTS / phase
+        return runtime.Checkpoints(folder, config.checkpointing_steps, config.checkpoints_total_limit, identity)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.folder:
+            self.folder.log(record)
+        values = {f"{record['phase']}/{k}": v for k, v in record.items() if isinstance(v, float)}
+        self.accelerator.log(values, step=record["step"])
+
+    def preview(self, name: str) -> None:
+        """Write a grid of samples, a row a class, from the same noise every time."""
+        if self.folder is None:
+            return
+        classes = range(min(PREVIEW_CLASSES, len(self.generator.classes)))
+        requests = [Request(c, i) for c in classes for i in range(PREVIEW_IMAGES)]
+        options = SampleConfig(batch_size=min(len(requests), self.config.batch_size))
+        images = [batch for _, batch in sample(self.generator, requests, options, seed=self.seed)]
+        if not self.is_main:
+            return  # all take part: a sharded network needs every process
+        path = self.folder.path / PREVIEWS / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        with atomic(path) as partial:
+            to_pil(tile(images, PREVIEW_IMAGES)).save(partial, "PNG")
