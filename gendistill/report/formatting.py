@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
 
 from gendistill.evaluation.intervals import verdict
 
@@ -109,3 +113,17 @@ CLASSES = ("blue", "orange", "green", "red", "violet", "sky", "yellow", "purple"
 
 
 CELL, SIDE, LARGE_SIDE, PHOTO = 184, 32, 64, 64  # pixels on the page; images above PHOTO are reduced to it
+
+
+def render_template(name: str, **values: Any) -> str:
+    """The text of a template. Class names, paths and commands are escaped; a value that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in (brief, duration, kilo, measure, percent, signed)}
+    environment.globals |= {"palette": PALETTE, "media": MEDIA}
+    return environment.get_template(name).render(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced
 from gendistill.evaluation.copies import PIXELS, Copies, Match, Reference
+from gendistill.progress import track
 from gendistill.report.charts import Axis
 from gendistill.report.formatting import LARGE_SIDE, NAMES, RANDOM_LABEL, brief
 from gendistill.report.images import (
@@ -29,6 +31,9 @@ from gendistill.report.images import (
     shorten,
     sprite,
 )
+from gendistill.surrogate.card.card import add_evidence
+from gendistill.surrogate.card.entry import PAIRS
+from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
 
 HARM = {
@@ -81,6 +86,7 @@ def _are(count: int, one: str, many: str) -> str:
 
 
 MOST_PAIRS, MOST_STROKES = 12, 500
+MOST_MEASURED = 500  # images of a set whose distances to the real ones are measured; all are compared by hash
 
 
 @dataclass(frozen=True)
@@ -208,3 +214,14 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
             draw.text((x, y + row + 2), distance, INK, font)
             draw.text((x, y + row + 2 + LINE), shorten(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
     return sheet
+
+
+def record_evidence(folders: Sequence[Path], summary: dict[str, Any], data: RealData) -> None:
+    """Write evidence.json and the card of sets that ``summary`` has rows of."""
+    reference = Reference.of(data, most=MOST_MEASURED)
+    for folder in track(folders, "cards", len(folders)):
+        views = SurrogateSet.load(folder).split
+        copies = reference.check(views.images)
+        pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
+        found = {**copies.summary(), "pairs": True}
+        add_evidence(folder, evaluation=evaluation_of(StoredSet.open(folder), summary), copies=found)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gendistill import runtime
 from gendistill.coreset.coresets import CORESETS
@@ -24,7 +26,7 @@ from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.networks.feature_extractors import cached_features, features_of
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.provenance import FeatureSource, ReportFacts, RunFacts
+from gendistill.report.results import Judged, Row, merged, ordered
 from gendistill.report.run_folder import Finished
 from gendistill.report.terminal import LABELS, row_label
 from gendistill.seeding import derive
@@ -284,3 +286,91 @@ def set_names(paths: Sequence[Path]) -> list[str]:
         if len({name.casefold() for name in names}) == len(names):
             return names
     return [f"{i + 1}-{name}" for i, name in enumerate(names)]
+
+
+def merged_versions(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The version of every library; several where the stages ran with different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, number in record.get("versions", {}).items():
+            found.setdefault(name, {})[number] = None
+    return {name: ", ".join(numbers) for name, numbers in found.items()}
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """``embed``: uint8 images (B,C,H,W) -> features (B,D), which ``space`` names; ``note`` is a sentence on them."""
+
+    space: str
+    embed: Callable[[Tensor], Tensor]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the report shows of one run, or of one evaluation.
+
+    Attributes:
+        name: Short name that tells it from the others.
+        summary: Its summary.json, with a ``label`` for readers in every row.
+        date: When it ended.
+        folder: Where it is; empty for an evaluation in memory.
+        given: By content hash, the short names of the sets that were judged, None where they need none.
+        sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
+        is_run: Not an evaluation, of which every set is a product.
+        missing: Sentences that say which pictures could not be shown, and why.
+        records: stage.json of every stage that is there, in the order of the run.
+        config: The text of config.yaml.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    date: str
+    folder: str = ""
+    given: dict[str, str | None] = field(default_factory=dict)
+    sets: dict[int, dict[str, SurrogateSet]] = field(default_factory=dict)
+    is_run: bool = True
+    missing: Sequence[str] = ()
+    records: Sequence[dict[str, Any]] = ()
+    config: str = ""
+
+    @property
+    def judged(self) -> Judged:
+        return Judged(self.name, self.summary, self.given)
+
+    @property
+    def commands(self) -> list[str]:
+        """Each once, in the order of the stages."""
+        found = [r["command"] for r in [*self.records, self.summary] if "command" in r]
+        return list(dict.fromkeys(found))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return merged_versions([*self.records, self.summary])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFacts:
+    """What the report shows; ``data`` is None where the real images were not found.
+
+    ``projection`` is of the sets at one IPC, beside the training images; distances are between features of ``look``, or
+    pixels.
+    """
+
+    runs: Sequence[RunFacts]
+    data: RealData | None
+    projection: Projection | None = None
+    look: FeatureSource | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those of all runs, each once, in order and with colours."""
+        return ordered(merged([run.judged for run in self.runs]))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, where anything that was read knows them."""
+        if self.data:
+            return self.data.classes
+        sets = [made for run in self.runs for by_label in run.sets.values() for made in by_label.values()]
+        return sets[0].classes if sets else ()

@@ -22,10 +22,9 @@ from gendistill.io import write_whole
 from gendistill.networks.feature_extractors import features_of
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter
-from gendistill.report.formatting import listed
+from gendistill.report.formatting import listed, render_template
 from gendistill.report.images import Picture, contact_sheet, picture
 from gendistill.report.nearest import MOST_PAIRS, Closest, closest, pair_sheet
-from gendistill.report.template import render_template
 from gendistill.surrogate.card.entry import PAIRS
 from gendistill.surrogate.set import SurrogateSet, files_of
 

@@ -11,9 +11,8 @@ from gendistill.config import as_tuple
 from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
 from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, grouped_rows, mean_interval, ticks
-from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent
+from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent, render_template
 from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of
-from gendistill.report.template import render_template
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -439,3 +438,36 @@ def _gain(stages: dict[str, Row], before: str, after: str) -> Gain | None:
         return None
     interval = row_interval(stages[after], stages[before])
     return Gain(*interval) if interval else None
+
+
+def costs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Seconds and peak memory by stage, with their ``share`` and ``memory_share`` of the largest in per cent."""
+    done = [(r["stage"], r["seconds"], r.get("peak_memory_mib", 0)) for r in records if "seconds" in r]
+    longest = max((seconds for _, seconds, _ in done), default=0) or 1
+    most = max((memory for _, _, memory in done), default=0) or 1
+    return [
+        {
+            "stage": stage,
+            "seconds": seconds,
+            "memory": memory,
+            "share": 100 * seconds / longest,
+            "memory_share": 100 * memory / most,
+        }
+        for stage, seconds, memory in done
+    ]
+
+
+def w2(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Before and after refinement by IPC, with their shares of the largest in per cent."""
+    found: dict[str, dict[str, float]] = next((r["w2"] for r in records if r.get("w2")), {})
+    most = max((v for pair in found.values() for v in pair.values()), default=0) or 1
+    return [
+        {
+            "ipc": int(ipc),
+            **pair,
+            "change": pair["after"] / pair["before"] - 1 if pair["before"] else 0.0,
+            "share_before": 100 * pair["before"] / most,
+            "share_after": 100 * pair["after"] / most,
+        }
+        for ipc, pair in sorted(found.items(), key=lambda item: int(item[0]))
+    ]

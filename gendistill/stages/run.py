@@ -22,7 +22,7 @@ from gendistill.io import CONFIG, LOG, write_whole
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
-from gendistill.report.evidence import record_evidence
+from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
 from gendistill.stages import evaluate, finetune, refine, sample, teacher
 from gendistill.stages.folder import SETTINGS, difference, output

@@ -12,7 +12,7 @@ from scipy import stats
 from gendistill.evaluation.evaluator import seed_spread, with_verdict
 from gendistill.evaluation.intervals import row_interval
 from gendistill.report.charts import chart, cost_chart, log_ticks, mean_interval
-from gendistill.report.export import as_csv
+from gendistill.report.page import as_csv
 from gendistill.report.results import Judged, condition, merged, ordered, primary, products, random_of, under
 from gendistill.report.tables import EXTREMES, Measure, ablations, class_tables, findings, measures, scores, sections
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
