@@ -30,13 +30,12 @@ from gendistill.config import (
     WmddConfig,
 )
 from gendistill.data.dataset import RealData, mean_and_std
-from gendistill.evaluation.entries import contestants
-from gendistill.evaluation.evaluator import evaluate_entries
+from gendistill.evaluation.evaluate import all_entries
+from gendistill.evaluation.evaluator import evaluate_entries, resolve_precision
 from gendistill.generator.generator import Generator
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.refine.feature_space import ground_space
-from gendistill.stages.evaluate import resolve_precision
 from gendistill.surrogate.set import SurrogateSet
 
 POOL = 5  # images of the pool for each one that is wanted
@@ -195,7 +194,7 @@ def all_rows(data: RealData, sets: list[SurrogateSet], config: EvaluateConfig, s
 
 def soft_rows(data: RealData, sets: list[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher) -> list:
     """Those with soft labels alone, at half the cost."""
-    entered = [one for one in contestants(data, sets, config, seed, teacher) if one.labels != "hard"]
+    entered = [one for one in all_entries(data, sets, config, seed, teacher) if one.labels != "hard"]
     normal, device = mean_and_std(data.train), runtime.device()
     loop = evaluate_entries(
         entered, data.test, data.classes, resolve_precision(config, data), device=device, normal=normal

@@ -14,6 +14,10 @@ from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
 from gendistill.data.sources import load_data as load_data
+from gendistill.evaluation.continual import evaluate_continual as evaluate_continual
+from gendistill.evaluation.evaluate import evaluate as evaluate
+from gendistill.evaluation.result import ContinualEvaluation as ContinualEvaluation
+from gendistill.evaluation.result import Evaluation as Evaluation
 from gendistill.generator.finetuning import finetune as finetune
 from gendistill.generator.generator import Generator as Generator
 from gendistill.generator.surrogate_sets import sample_set as sample_set
@@ -28,8 +32,6 @@ from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.distill import distill as distill
-from gendistill.stages.evaluate import evaluate as evaluate
-from gendistill.stages.evaluate import evaluate_continual as evaluate_continual
 from gendistill.stages.refine import refine_set as refine_set
 from gendistill.stages.run import run as run
 from gendistill.surrogate.multi_formation import Decoded as Decoded

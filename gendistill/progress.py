@@ -55,12 +55,12 @@ def finish(loop: Generator[Any, None, T]) -> T:
 
 
 def follow(
-    loop: Generator[dict[str, Any], None, T],
+    loop: Generator[Any, None, T],
     label: str,
     total: int,
     *,
     start: int = 0,
-    log: Callable[[dict[str, Any]], None] | None = None,
+    log: Callable[[Any], None] | None = None,
     every: int = 10,
     shown: bool = True,
     **fields: Any,

@@ -1,4 +1,4 @@
-"""What stands beside the sets: random draws, coresets, random images of equal bytes, and all real images."""
+"""The baselines: random draws, coresets, random images of equal bytes, and all real images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,10 @@ from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.evaluation.cache import BaselineCache
-from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM, Entry
+from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.inputs import Counts
 from gendistill.evaluation.intervals import row_interval
+from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, SetFacts
 from gendistill.hashing import hash_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import derive
@@ -29,7 +29,7 @@ RANDOM_DRAWS = 5
 
 @dataclass(frozen=True)
 class Baselines:
-    """The real rows of one evaluation. A ``seed`` gives the same picks in every evaluation of the same images."""
+    """The baselines of one evaluation. A ``seed`` gives the same picks in every evaluation of the same images."""
 
     data: RealData
     config: EvaluateConfig
@@ -39,10 +39,14 @@ class Baselines:
     def beside(
         self, ipc: int, runs: int, totals: Sequence[int], counts: Mapping[Counts, str] | None = None
     ) -> list[Entry]:
-        """At one IPC: ``runs`` random draws or more, the coresets, and random sets of ``totals`` bytes.
+        """At one IPC: random draws, the coresets, and random sets of ``totals`` bytes.
 
-        ``counts`` are the images by class of the sets, with a set's name: each has random draws of its own, the first
-        has the coresets. Of a class with fewer real images all are taken.
+        Args:
+            ipc: Images per class.
+            runs: Random draws, at least.
+            totals: Bytes of sets that store more than plain images.
+            counts: Images by class of the sets, with a set's name: each has random draws of its own, the first has the
+                coresets. Of a class with fewer real images all are taken.
         """
         draws, even = max(RANDOM_DRAWS, self.config.runs, runs), self._even(ipc)
         first, *others = counts or {even: ""}
@@ -64,7 +68,7 @@ class Baselines:
         """All real images."""
         if "full" not in self.config.baselines:
             return []
-        key = "bytes of all images"  # which take minutes to encode where there are a million
+        key = "bytes of all images"  # encoding a million takes minutes
         found = self._cache.recall(key)
         if found is None:
             found = {"total": sum(png_sizes(self.data.train.images))}
@@ -95,7 +99,7 @@ class Baselines:
                 yield method, self._picked(method, counts, space), "pixels" if space is None else "teacher features"
 
     def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
-        """What ``distill`` chooses, or what an earlier evaluation chose: k-means on pixels can take minutes."""
+        """What ``distill`` picks, or what an earlier evaluation picked: k-means on pixels can take minutes."""
         data, space = self.data, "pixels" if features is None else hash_tensors({"features": features})
         wanted = self._limited(counts)
         size = wanted[0] if len(set(wanted)) == 1 else "-".join(map(str, wanted))
@@ -113,7 +117,7 @@ class Baselines:
         return BaselineCache.of_picks(self.data, self.config)
 
     def _images_of(self, total: int, ipc: int, draws: int) -> int:
-        """The least number of images a class with which every draw takes ``total`` bytes; at most all of a class."""
+        """The smallest IPC at which every draw takes ``total`` bytes; at most all images of the smallest class."""
         return max(self._images_of_draw(total, ipc, r) for r in range(draws))
 
     def _images_of_draw(self, total: int, ipc: int, draw: int) -> int:
@@ -136,8 +140,8 @@ def _row(
     return Entry(method, None, ipc, draws, space, counts=counts, facts=facts)
 
 
-def _facts(images: int, total: int) -> dict[str, Any]:
-    """Images and bytes of a draw as a set would hold it; nothing was made, so there are no seconds."""
+def _facts(images: int, total: int) -> SetFacts:
+    """Images and bytes of a draw as a set would hold it."""
     return {
         "stored_images": images,
         "decoded_images": images,
@@ -146,16 +150,18 @@ def _facts(images: int, total: int) -> dict[str, Any]:
     }
 
 
-def compare_with_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows; those of sets with soft labels or packed views have ``ci95_vs_equal_bytes`` (see ``row_interval``).
+def compare_with_equal_bytes(rows: Sequence[Row]) -> list[Row]:
+    """The rows with ``ci95_vs_equal_bytes`` (see ``row_interval``), for sets with soft labels or packed views.
 
-    It is against the random row of the same network, IPC and, where there is one, augmentation that takes as many
-    bytes, or the most.
+    The comparison is with the random row of the same network, IPC and, where there is one, augmentation that takes at
+    least as many bytes, or the most.
     """
     equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=_total)
-    found = []
+    found: list[Row] = []
     for row in rows:
-        fits = [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _dear(row) else []
+        fits = (
+            [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _spends_more(row) else []
+        )
         fits = [r for r in fits if r.get("augment") == row.get("augment")] or fits
         against = next((r for r in fits if _total(r) >= _total(row)), fits[-1] if fits else None)
         interval = row_interval(row, against) if against else None
@@ -163,10 +169,10 @@ def compare_with_equal_bytes(rows: Sequence[dict[str, Any]]) -> list[dict[str, A
     return found
 
 
-def _dear(row: dict[str, Any]) -> bool:
-    """Whether it is of a set that spends bytes on more than plain images."""
+def _spends_more(row: Row) -> bool:
+    """Whether the row is of a set that stores more than plain images."""
     return bool(row["set"]) and (row["labels"] != "hard" or row["decoded_images"] > row["stored_images"])
 
 
-def _total(row: dict[str, Any]) -> int:
+def _total(row: Row) -> int:
     return row["bytes"]["images"] + row["bytes"]["labels"]

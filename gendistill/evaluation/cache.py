@@ -1,5 +1,4 @@
-"""Finished baseline runs, and the picks of coresets, kept for other evaluations: one JSON file for all that decides
-one outcome."""
+"""Finished trainings: those of one evaluation, to resume it, and those of baselines, for other evaluations."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +20,10 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
-from gendistill.evaluation.evaluator import RunResult
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import atomic
+from gendistill.io import WorkFolder, atomic
 
 FORMAT = 1  # another number when the meaning of an outcome changes
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
@@ -36,13 +35,41 @@ TRAINING = (
 PACKAGE = Path(gendistill.__file__).parent
 LIBRARIES = ("gendistill", "torch", "timm")
 CHOOSING = ("gendistill", "numpy", "scikit-learn", "pillow")
-KEYED = ("network", "augment")  # which the judge's keys have, as they have draw, labels and training seed
+KEYED = ("network", "augment")  # part of a run's key, as are its images, labels and training seed
 BESIDE = ("protocol", "changed", "runs", "labels", "temperature", "mixed_precision")  # what changes no single run
+RUNS = "runs.jsonl"
 _log = logging.getLogger("gendistill")
 
 
+class RunLog:
+    """The finished trainings of one evaluation, a line each of runs.jsonl, so that an interrupted one goes on.
+
+    Attributes:
+        done: The results that were there at the start, by record key.
+    """
+
+    def __init__(self, folder: WorkFolder | None) -> None:
+        self.done: dict[str, RunResult] = {}
+        self._folder = folder
+        path = folder.path / RUNS if folder else None
+        for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []:
+            with contextlib.suppress(ValueError):  # a kill may cut the last line off
+                key, result = json.loads(line)
+                if isinstance(result, dict):  # older versions wrote an accuracy alone
+                    self.done[key] = result  # type: ignore[assignment]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Keep the outcome of a record under its key, and log the rest of it."""
+        if self._folder is None:
+            return
+        self._folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome")})
+        outcome = record.get("outcome", {"accuracy": record["accuracy"]})
+        with (self._folder.path / RUNS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([record["key"], outcome]) + "\n")
+
+
 def cache_folder(given: Literal["auto"] | Path | None) -> Path | None:
-    """The folder meant: ``auto`` is gendistill/baselines below XDG_CACHE_HOME or ~/.cache.
+    """The folder of an option ``baseline_cache``: ``auto`` is gendistill/baselines in XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         ArtifactError: it is a file.
@@ -56,8 +83,13 @@ def cache_folder(given: Literal["auto"] | Path | None) -> Path | None:
 
 @dataclass
 class BaselineCache:
-    """Outcomes in ``folder`` (None keeps none) of runs that share ``made_from``; ``recall`` and ``keep`` take a key of
-    the judge, which names draw, targets and training seed. ``fresh`` are the runs that were kept just now."""
+    """Outcomes of runs, and of other costly computations, one JSON file each.
+
+    Attributes:
+        folder: Where they are; None keeps nothing.
+        made_from: What they all depend on.
+        fresh: The runs that this process kept.
+    """
 
     folder: Path | None
     made_from: dict[str, Any]
@@ -84,8 +116,8 @@ class BaselineCache:
         made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls(cache_folder(config.baseline_cache), made_from)
 
-    def recall(self, run: str) -> RunResult | None:
-        """What was kept of this run, or None; a damaged file counts as none, with a warning."""
+    def recall(self, run: str) -> Any:
+        """The outcome of the run with this key, or None; a damaged file counts as none, with a warning."""
         if self.folder is None:
             return None
         path, key = self._place(run)
@@ -97,11 +129,11 @@ class BaselineCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _log.warning("gendistill: %s cannot be used (%s); it is made anew.", path, error)
+            _log.warning("gendistill: %s cannot be used (%s); it is computed again.", path, error)
             return None
 
-    def keep(self, run: str, outcome: RunResult) -> None:
-        """Write the outcome, whole or not at all, whoever else writes the same. One that was recalled is there."""
+    def keep(self, run: str, outcome: Mapping[str, Any]) -> None:
+        """Write the outcome of the run with this key, unless it was recalled; several processes may write the same."""
         if self.folder is None or outcome.get("cached") or run in self.fresh:
             return
         path, key = self._place(run)
@@ -111,7 +143,7 @@ class BaselineCache:
             with atomic(path) as partial:
                 partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
             self.fresh.add(run)
-        except OSError as error:  # which costs time another day, but nothing now
+        except OSError as error:  # costs time later, but no result now
             _log.warning("gendistill: baseline runs are not kept: %s cannot be written (%s).", path, error)
             self.folder = None
 
@@ -123,7 +155,7 @@ class BaselineCache:
 
 @cache
 def _sources(package: Path) -> str:
-    """Of the text of all files that train and test."""
+    """A hash of the text of all files that train and test."""
     paths = sorted({path for pattern in TRAINING for path in package.glob(pattern) if path.is_file()})
     return hash_json({str(path.relative_to(package)): hash_bytes(path.read_bytes()) for path in paths})
 

@@ -2,7 +2,7 @@
 
 Classes arrive in steps. After each one a classifier is trained from scratch on the memory alone, a fixed number of
 images of every class that has come (GDumb, Prabhu et al. 2020), and tested on the test images of these classes. That
-training is the judge's, not the papers': equally many optimiser steps every time, tested once.
+training is ours, not the papers': equally many optimiser steps every time, tested once.
 """
 
 from __future__ import annotations
@@ -10,20 +10,31 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.config import EvaluateConfig
-from gendistill.data.dataset import Split
+from gendistill import runtime
+from gendistill.config import EvaluateConfig, to_dict
+from gendistill.data.dataset import RealData, Split, mean_and_std
+from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError, DataError
-from gendistill.evaluation.evaluator import RANDOM, Entry, SoftTargets, TrainingRun
+from gendistill.evaluation.baselines import Baselines
+from gendistill.evaluation.cache import RunLog
+from gendistill.evaluation.entries import Entry, SoftTargets, entries_of
+from gendistill.evaluation.evaluator import TrainingRun, check_entries, resolve_precision
+from gendistill.evaluation.inputs import by_counts, check_origins, size_of
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
+from gendistill.evaluation.result import ContinualEvaluation
+from gendistill.evaluation.summary import RANDOM, ContinualRow, RunResult, Step
 from gendistill.hashing import hash_tensors
+from gendistill.io import WorkFolder
+from gendistill.progress import follow
 from gendistill.seeding import torch_rng
+from gendistill.surrogate.set import SurrogateSet
 
 
 def arrivals(classes: int, steps: int) -> list[int]:
@@ -45,87 +56,113 @@ def class_order(classes: int, number: int, seed: int) -> Tensor:
     return torch.randperm(classes, generator=torch_rng(seed, "class order", number))
 
 
+class ContinualRecord(TypedDict):
+    """What ``continual`` yields after every training: ``key`` names it among all trainings of an evaluation."""
+
+    key: str
+    method: str
+    set: str | None
+    ipc: int | None
+    run: int
+    classes: int
+    accuracy: float
+
+
 def continual(
-    contestants: Sequence[Entry],
+    entries: Sequence[Entry],
     test: Split,
     classes: tuple[str, ...],
     config: EvaluateConfig,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    done: Mapping[str, float] | None = None,
+    done: Mapping[str, RunResult] | None = None,
     normal: tuple[float, float] = (0.0, 0.5),
-) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
-    """Yield a record for every training, return the rows.
+) -> Generator[ContinualRecord, None, list[ContinualRow]]:
+    """Train a classifier for every entry, run and step.
 
-    Run r of every contestant has class order r, training seed r and draw r, so that runs pair. Row: what names it as in
-    the judge's; ``steps``, one a step, and ``average`` over the steps: accuracy (fractions by run), mean, std (n - 1),
-    ci95_vs_random (paired by run, at the same IPC; null for random) and verdict; seconds. ``done`` has accuracies by
-    record key that need no training again.
+    Run r of every entry has class order r, training seed r and draw r, so that entries are compared run by run.
+
+    Args:
+        entries: What the memory holds.
+        test: The test images.
+        classes: Names of the classes, in index order.
+        config: The protocol, the steps and the orders.
+        seed: Of the class orders.
+        device: Where to train.
+        done: Results that need no training again, by record key.
+        normal: Mean and standard deviation of the real training images, in [-1, 1].
+
+    Yields:
+        A record after every training.
+
+    Returns:
+        The rows.
 
     Raises:
         ConfigError: more steps than classes, a network that does not fit the images, or batch norm for batches of one.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
     counts, settings = arrivals(len(classes), config.continual.steps), resolve_protocol(config)
-    orders = class_orders(len(classes), contestants, config, seed)
-    for contestant in contestants:
-        for run in range(runs_of(contestant, config)):
-            _check(contestant, run, test, orders[run][: counts[0]], classes)
-    trial, rows = TrainingRun(settings, test, len(classes), device, normal), []
-    trial.check(settings.network[0], _sizes(contestants, orders, counts, config))
-    for contestant in contestants:
+    orders = class_orders(len(classes), entries, config, seed)
+    for entry in entries:
+        for run in range(entry.count(config.runs)):
+            _check(entry, run, test, orders[run][: counts[0]], classes)
+    training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
+    training.check(settings.network[0], _sizes(entries, orders, counts, config))
+    for entry in entries:
         start, results = time.perf_counter(), []
-        for run in range(runs_of(contestant, config)):
-            loop = _learn(contestant, run, trial, orders[run], counts, done or {})
-            results.append((yield from loop))
-        rows.append(_row(contestant, settings, results, time.perf_counter() - start))
+        for run in range(entry.count(config.runs)):
+            results.append((yield from _learn(entry, run, training, orders[run], counts, done or {})))
+        rows.append(_row(entry, settings, results, time.perf_counter() - start))
     return [_compared(row, rows) for row in rows]
 
 
 def _learn(
-    contestant: Entry,
+    entry: Entry,
     run: int,
-    trial: TrainingRun,
+    training: TrainingRun,
     order: Tensor,
     counts: Sequence[int],
-    done: Mapping[str, float],
-) -> Generator[dict[str, Any], None, list[float]]:
+    done: Mapping[str, RunResult],
+) -> Generator[ContinualRecord, None, list[float]]:
     """One run: a record after every step; returns the accuracies."""
     accuracies: list[float] = []
     for count in counts:
         seen = order[:count]
-        memory, targets, key = _memory(contestant, run, seen, trial.classes)
+        memory, targets, key = _memory(entry, run, seen, training.classes)
         if key in done:
-            accuracies.append(done[key])
+            accuracies.append(done[key]["accuracy"])
         else:
-            shown = arrived(trial.test, seen, trial.classes)[0]
-            accuracies.append(train_and_test(memory, targets, replace(trial, test=shown, classes=count), run))
-        named = {"method": contestant.method, "set": contestant.stage, "ipc": contestant.ipc}
-        yield {"key": key, **named, "run": run, "classes": count, "accuracy": accuracies[-1]}
+            shown = arrived(training.test, seen, training.classes)[0]
+            accuracies.append(train_and_test(memory, targets, replace(training, test=shown, classes=count), run))
+        yield {
+            "key": key,
+            "method": entry.method,
+            "set": entry.stage,
+            "ipc": entry.ipc,
+            "run": run,
+            "classes": count,
+            "accuracy": accuracies[-1],
+        }
     return accuracies
 
 
 def _sizes(
-    contestants: Sequence[Entry], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
+    entries: Sequence[Entry], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
 ) -> set[int]:
     """Images of every memory that is trained on; one class alone needs no training."""
     found = set()
-    for contestant in contestants:
-        for run in range(runs_of(contestant, config)):
-            images = torch.tensor(contestant.run(run)[0].counts(len(orders[run])))[orders[run]].cumsum(0)
+    for entry in entries:
+        for run in range(entry.count(config.runs)):
+            images = torch.tensor(entry.run(run)[0].counts(len(orders[run])))[orders[run]].cumsum(0)
             found |= {int(images[count - 1]) for count in counts if count > 1}
     return found
 
 
-def runs_of(contestant: Entry, config: EvaluateConfig) -> int:
-    """As many as the judge's: every draw is trained on."""
-    return contestant.count(config.runs)
-
-
-def class_orders(classes: int, contestants: Sequence[Entry], config: EvaluateConfig, seed: int) -> list[Tensor]:
+def class_orders(classes: int, entries: Sequence[Entry], config: EvaluateConfig, seed: int) -> list[Tensor]:
     """The class order of every run."""
-    runs = max(runs_of(contestant, config) for contestant in contestants)
+    runs = max(entry.count(config.runs) for entry in entries)
     distinct = config.continual.orders or runs
     return [class_order(classes, run % distinct, seed) for run in range(runs)]
 
@@ -139,9 +176,9 @@ def arrived(split: Split, seen: Tensor, classes: int) -> tuple[Split, Tensor]:
     return Split(split.images[index], labels[index]), index
 
 
-def _memory(contestant: Entry, run: int, seen: Tensor, classes: int) -> tuple[Split, SoftTargets | None, str]:
+def _memory(entry: Entry, run: int, seen: Tensor, classes: int) -> tuple[Split, SoftTargets | None, str]:
     """(images of the ``seen`` classes, their targets where they have others than hard labels, key) of a run."""
-    draw, targets = contestant.run(run)
+    draw, targets = entry.run(run)
     memory, index = arrived(draw, seen, classes)
     content = hash_tensors({"images": memory.images, "labels": memory.labels, "seen": seen})
     key = "-".join([content, str(run), *([targets.key] if targets else [])])
@@ -150,18 +187,18 @@ def _memory(contestant: Entry, run: int, seen: Tensor, classes: int) -> tuple[Sp
     return memory, targets, key
 
 
-def train_and_test(memory: Split, targets: SoftTargets | None, trial: TrainingRun, run: int) -> float:
-    """Test accuracy of the judge's training; one class alone needs none."""
-    if trial.classes == 1:
+def train_and_test(memory: Split, targets: SoftTargets | None, training: TrainingRun, run: int) -> float:
+    """Test accuracy of one training; one class alone needs none."""
+    if training.classes == 1:
         return 1.0
-    (name,), (augment,) = trial.settings.network, trial.settings.augment
-    return trial.run(name, memory, targets, run, augment=augment)["accuracy"]
+    (name,), (augment,) = training.settings.network, training.settings.augment
+    return training.run(name, memory, targets, run, augment=augment)["accuracy"]
 
 
-def _check(contestant: Entry, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
+def _check(entry: Entry, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
     """Refuse images of another shape than the test images, and a first step without any image."""
-    draw, _ = contestant.run(run)
-    what = f"The {contestant.method} set at IPC {contestant.ipc}"
+    draw, _ = entry.run(run)
+    what = f"The {entry.method} set at IPC {entry.ipc}"
     shape, wanted = tuple(draw.images.shape[1:]), tuple(test.images.shape[1:])
     if shape != wanted:
         raise DataError(
@@ -177,25 +214,26 @@ def _check(contestant: Entry, run: int, test: Split, seen: Tensor, classes: tupl
             )
 
 
-def _row(contestant: Entry, settings: Settings, results: list[list[float]], seconds: float) -> dict[str, Any]:
+def _row(entry: Entry, settings: Settings, results: list[list[float]], seconds: float) -> ContinualRow:
     by_step = np.array(results).T  # (steps,runs)
+    identity = entry.identity
     return {
-        "method": contestant.method,
-        "stage": contestant.stage,
-        "space": contestant.space,
-        "ipc": contestant.ipc,
-        "counts": list(contestant.counts) if contestant.counts else None,
-        "labels": contestant.labels,
+        "method": entry.method,
+        "stage": entry.stage,
+        "space": entry.space,
+        "ipc": entry.ipc,
+        "counts": list(entry.counts) if entry.counts else None,
+        "labels": entry.labels,
         "augment": settings.augment[0] and settings.augments,
         "network": settings.network[0],
-        "set": contestant.identity,
-        "steps": [_summed(accuracies) for accuracies in by_step],
-        "average": _summed(by_step.mean(0)),
+        "set": list(identity) if isinstance(identity, tuple) else identity,
+        "steps": [_step(accuracies) for accuracies in by_step],
+        "average": _step(by_step.mean(0)),
         "seconds": round(seconds, 2),
     }
 
 
-def _summed(accuracies: np.ndarray) -> dict[str, Any]:
+def _step(accuracies: np.ndarray) -> Step:
     return {
         "accuracy": accuracies.tolist(),
         "mean": float(accuracies.mean()),
@@ -203,15 +241,82 @@ def _summed(accuracies: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _compared(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with its paired intervals against random images of the same numbers, where there are such."""
+def _compared(row: ContinualRow, rows: Sequence[ContinualRow]) -> ContinualRow:
+    """The row with its paired intervals against random images of the same counts, where there are any."""
     drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
     against = next((r for r in drawn if (r["ipc"], r["counts"]) == (row["ipc"], row["counts"])), None)
+    other = None if against is row else against
 
-    def beside(ours: dict[str, Any], theirs: dict[str, Any] | None) -> dict[str, Any]:
+    def compare(ours: Step, theirs: Step | None) -> Step:
         interval = paired_interval(ours["accuracy"], theirs["accuracy"]) if theirs else None
         return {**ours, "ci95_vs_random": list(interval) if interval else None, "verdict": verdict(interval)}
 
-    other = None if against is row else against
-    steps = [beside(step, other and other["steps"][i]) for i, step in enumerate(row["steps"])]
-    return {**row, "steps": steps, "average": beside(row["average"], other and other["average"])}
+    steps = [compare(step, other["steps"][i] if other else None) for i, step in enumerate(row["steps"])]
+    return {**row, "steps": steps, "average": compare(row["average"], other["average"] if other else None)}
+
+
+def evaluate_continual(
+    data: RealData,
+    surrogates: Sequence[SurrogateSet],
+    config: EvaluateConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: WorkFolder | None = None,
+) -> ContinualEvaluation:
+    """Evaluate sets as the memory of class-incremental learning, beside random real images and k-means on pixels.
+
+    Args:
+        data: The real images that the baselines and the test split come from.
+        surrogates: The sets, of any IPC, with their hard labels.
+        config: The protocol with one network and hard labels, the steps, and the orders of the classes.
+        seed: Of the class orders, of the random draws and of k-means.
+        folder: Keeps finished trainings, so that an interrupted evaluation goes on.
+
+    Returns:
+        The rows, and when which class arrives.
+
+    Raises:
+        ArtifactError: a set belongs to other data.
+        ConfigError: soft labels or several networks, more steps than classes, or an option that does not fit.
+        DataError: images of another shape than the test images, or none of the classes that a run starts with.
+    """
+    config = config or EvaluateConfig(task="continual")
+    settings = resolve_protocol(config)
+    if settings.labels == "soft" or len(settings.network) > 1:
+        raise ConfigError(
+            f"evaluate.protocol is {config.protocol!r} with {settings.labels} labels and {len(settings.network)} "
+            "network(s); the continual task has hard labels and one network. Give --labels hard and --network."
+        )
+    check_origins(surrogates, data)
+    counts = arrivals(len(data.classes), config.continual.steps)
+    sets = entries_of(surrogates)
+    check_entries(sets, TrainingRun(settings, data.test, len(data.classes)))  # before k-means
+    config = resolve_precision(config, data)
+    settings, device, runs = resolve_protocol(config), runtime.device(), RunLog(folder)
+    entries = [*_baselines(data, surrogates, config, seed), *sets]
+    normal = mean_and_std(data.train)
+    loop = continual(entries, data.test, data.classes, config, seed=seed, device=device, done=runs.done, normal=normal)
+    total = len(counts) * sum(entry.count(config.runs) for entry in entries)
+    rows = follow(loop, "continual", total, log=runs.append, every=1, stage="evaluate")
+    orders = class_orders(len(data.classes), entries, config, seed)
+    return ContinualEvaluation(
+        protocol=config.protocol,
+        data=data.describe(),
+        seed=seed,
+        classes=counts,
+        orders=[[data.classes[c] for c in order] for order in orders],
+        rows=rows,
+        command=command_line(),
+        versions=versions(),
+        device=str(device),
+        settings={**settings.to_dict(), "continual": to_dict(config.continual)},
+    )
+
+
+def _baselines(data: RealData, sets: Sequence[SurrogateSet], config: EvaluateConfig, seed: int) -> list[Entry]:
+    """Random images and k-means at every IPC of the sets: both choose the images of one class at a time."""
+    wanted = EvaluateConfig(runs=config.runs, baselines=("random", "kmeans"), baseline_cache=config.baseline_cache)
+    real, found = Baselines(data, wanted, seed), list[Entry]()
+    for ipc in sorted({size_of(made) for made in sets}):
+        found += real.beside(ipc, config.runs, [], by_counts(s for s in sets if size_of(s) == ipc))
+    return found

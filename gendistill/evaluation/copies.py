@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.errors import DataError
+from gendistill.evaluation.summary import CopyNumbers
 from gendistill.progress import track
 
 PIXELS, FEATURES = "pixels", "teacher features"
@@ -93,8 +93,8 @@ class Copies:
         position = int(self.positions[i]) if twin < 0 else twin
         return Match(image, "train", position, float(self.distances[i]), twin >= 0)
 
-    def summary(self) -> dict[str, Any]:
-        """Plain numbers, for evidence.json."""
+    def summary(self) -> CopyNumbers:
+        """Plain numbers."""
         return {
             "space": self.space,
             "images": self.images,
@@ -270,7 +270,7 @@ def space(data: RealData) -> str:
 
 
 @dataclass(frozen=True)
-class TestLeakage:
+class LeakageCheck:
     """The test images, prepared once for any number of sets.
 
     Attributes:
@@ -284,7 +284,7 @@ class TestLeakage:
     usual: float
 
     @classmethod
-    def of(cls, data: RealData) -> TestLeakage:
+    def of(cls, data: RealData) -> LeakageCheck:
         reference = Reference.of(data, features=small_pixels, most=MOST)
         test = small_pixels(data.test.images)
         held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])

@@ -1,9 +1,9 @@
-"""Describe: surrogate sets themselves, class by class, beside random real sets of their size; and faults in them."""
+"""Describe surrogate sets class by class beside random real sets of their size, and find their faults."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,8 +19,9 @@ from gendistill.evaluation.checks.finding import Finding
 from gendistill.evaluation.checks.labels import label_findings, label_quality, soft_targets
 from gendistill.evaluation.checks.pixel_values import range_findings
 from gendistill.evaluation.copies import space as pixel_space
-from gendistill.evaluation.reference import DescribedSet, Embedding, Predictions, RealReference, by_class
+from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import DRAWS, likeness
+from gendistill.evaluation.summary import FindingEntry, LabelNumbers, SetNumbers
 from gendistill.networks.feature_extractors import FeatureExtractor
 from gendistill.progress import note, track
 from gendistill.surrogate.set import SurrogateSet, files_of
@@ -30,43 +31,45 @@ PIXELS = 1000  # images whose grey levels are counted
 
 
 def describe(
-    data: RealData,
-    sets: Mapping[str, SurrogateSet],
-    embed: Embedding,
-    classify: Embedding,
-    *,
-    space: str = "features",
-    classifier: str | None = None,
-    seed: int = 0,
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """(what is measured of each set, faults found), by the content hash that ``sets`` has them under.
+    data: RealData, sets: Mapping[str, SurrogateSet], extractor: FeatureExtractor, *, seed: int = 0
+) -> tuple[dict[str, SetNumbers], list[FindingEntry]]:
+    """Measure every set, and look for faults.
 
-    ``embed`` gives features of uint8 images, which ``space`` names; ``classify`` the probabilities of a classifier of
-    the real classes, ``classifier`` its hash where it is a teacher's. Of a class at most half as many images as its
-    pool has are measured, evenly spaced. Sets of another size than the real images are left out.
+    Of a class at most half as many images as its pool of real ones has are measured, evenly spaced. Sets of another
+    image size than the real images are left out.
+
+    Args:
+        data: The real images.
+        sets: The sets, by content hash.
+        extractor: Computes features, and classifies images.
+        seed: Of the random real sets.
+
+    Returns:
+        (numbers of each set by content hash, faults).
     """
     shape = data.train.images.shape[1:]
     fitting = {key: made for key, made in sets.items() if made.images.shape[1:] == shape and len(made.labels)}
-    real = RealReference.of(data, embed, classify)
-    found, findings = {}, data_findings(real.leaks.reference.known, data)
+    real = RealReference.of(data, extractor)
+    found, findings = dict[str, SetNumbers](), data_findings(real.leaks.reference.known, data)
     for key, made in track(fitting.items(), "describe sets", len(fitting)):
-        subject, soft = DescribedSet.of(made, real, embed, classify), soft_targets(made)
-        quality = label_quality(subject, real, soft, classifier, seed)
-        found[key] = {"features": space, **_numbers(subject, real, seed), "labels": quality}
-        inverted = classify(255 - subject.measured.images)
+        subject, soft = DescribedSet.of(made, real, extractor), soft_targets(made)
+        quality = label_quality(subject, real, soft, extractor.classifier, seed)
+        found[key] = _numbers(subject, real, extractor.space, quality, seed)
+        inverted = extractor.classify(255 - subject.measured.images)
         faults = [*_faults(subject, real, inverted, seed), *_soft_faults(made, soft, data)]
-        findings += [Finding(f.kind, f.text, f.severity, key) for f in faults]
+        findings += [replace(finding, set=key) for finding in faults]
     for finding in findings:
         if finding.severity == "error":
             note(f"{finding.kind}: {finding.text}")
     return found, [finding.to_dict() for finding in findings]
 
 
-def _numbers(subject: DescribedSet, real: RealReference, seed: int) -> dict[str, Any]:
+def _numbers(subject: DescribedSet, real: RealReference, space: str, labels: LabelNumbers, seed: int) -> SetNumbers:
     measured, classes = subject.measured, len(real.data.classes)
     counts = measured.counts(classes)
     features = by_class(subject.features, measured.labels, classes)
     return {
+        "features": space,
         "images": len(subject.made.images),
         "views": len(subject.views),
         "measured": len(measured),
@@ -80,6 +83,7 @@ def _numbers(subject: DescribedSet, real: RealReference, seed: int) -> dict[str,
             "near_test": len(subject.near),
             "control": real.control,
         },
+        "labels": labels,
     }
 
 
@@ -105,7 +109,7 @@ def _faults(subject: DescribedSet, real: RealReference, inverted: Tensor, seed: 
 
 
 def _joined(pixels: Sequence[Finding], labels: Sequence[Finding]) -> list[Finding]:
-    """One finding for one fault: a wrong range that the pixels show is why images are not recognised."""
+    """One finding for one fault: a wrong range of the pixels explains why images are not recognised."""
     if any(f.kind == RANGE and f.severity == "error" for f in pixels):
         return [*pixels, *(f for f in labels if f.kind not in (RANGE, "not recognised"))]
     turned = any(f.kind == RANGE for f in labels)
@@ -113,7 +117,7 @@ def _joined(pixels: Sequence[Finding], labels: Sequence[Finding]) -> list[Findin
 
 
 def _pixel_faults(subject: DescribedSet, real: RealReference, seed: int) -> list[Finding]:
-    """Of what is no copy of a training image: those have the right values, however unusual a choice of them."""
+    """Faults of images that are no copies of training images: copies have the right values, even an unusual choice."""
     new = subject.position[subject.copies.exact["train"][subject.position] < 0]
     pick = new[evenly_spaced(len(new), PIXELS)]
     if not len(pick):
@@ -126,12 +130,3 @@ def _soft_faults(made: SurrogateSet, soft: tuple[Tensor, Tensor] | None, data: R
     if soft is None or made.soft_labels is None:
         return []
     return soft_findings(*soft, data.classes, made.soft_labels.teacher.get("accuracy"))
-
-
-def described(data: RealData, surrogates: Sequence[SurrogateSet], lens: FeatureExtractor, seed: int) -> dict[str, Any]:
-    """The entries ``sets`` and ``findings`` of a summary."""
-    sets = {made.content_hash(): made for made in surrogates}
-    found, findings = describe(
-        data, sets, lens.embed, lens.classify, space=lens.space, classifier=lens.classifier, seed=seed
-    )
-    return {"sets": found, "findings": findings}

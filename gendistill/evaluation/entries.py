@@ -1,20 +1,18 @@
-"""Who is evaluated: the sets, and the baselines beside them; with hard labels and with the sets' soft ones."""
+"""What is evaluated: one entry for each row, with hard labels or with soft ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import EvaluateConfig
 from gendistill.data.crops import batch_indices
-from gendistill.data.dataset import RealData, Split
-from gendistill.evaluation.baselines import Baselines
-from gendistill.evaluation.evaluator import EQUAL_BYTES, Entry, SoftTargets
-from gendistill.evaluation.inputs import Pool, by_counts, facts, pools, size_of, total_bytes, uneven
-from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.data.dataset import Split
+from gendistill.evaluation.inputs import Counts, Pool, facts, pools, size_of, uneven
+from gendistill.evaluation.summary import EQUAL_BYTES, Labels, SetFacts
 from gendistill.hashing import hash_tensors
 from gendistill.networks.soft_labelling import Batches, generate_labels, soft_batches
 from gendistill.networks.teacher import Teacher
@@ -23,36 +21,75 @@ from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
 
 
-def contestants(
-    data: RealData, sets: Sequence[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher | None
-) -> list[Entry]:
-    """All rows: baselines by IPC, the sets with hard labels, labelled sets after baselines of their recipe, full data.
+@dataclass(frozen=True)
+class SoftTargets:
+    """Targets of one training set in place of its hard labels.
 
-    Sets that differ in their synthesis seed alone share a row. Beside them are as many random draws as they have runs.
+    Attributes:
+        key: Distinguishes them from other targets of the same images in a resumed evaluation.
+        temperature: The temperature T of the softmax that made them.
+        table: Targets (N,K) of images that the evaluation augments itself.
+        batches: Or batches of images that come with targets of their own.
+        augmented: Whether the images of ``batches`` are augmented.
     """
-    real, hard = Baselines(data, config, seed, teacher), pools(sets, labels=False)
-    soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve_protocol(config).labels == "soft" else []
-    found = []
-    for ipc in sorted({size_of(pool[0]) for pool in hard}):
-        here = by_counts(pool[0] for pool in hard if size_of(pool[0]) == ipc)
-        dear = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor != 1]
-        dear += [(pool, True) for pool in soft if size_of(pool[0]) == ipc]
-        most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
-        totals = [total_bytes(pool, labels=labels) for pool, labels in dear]
-        found += real.beside(ipc, most * config.runs, totals, here)
-    beside = list(found)
-    found += [_of_pool(pool) for pool in hard]
-    if soft:
-        found += with_soft_labels(soft, beside, teacher)
-    return found + real.full()
+
+    key: str
+    temperature: float
+    table: Tensor | None = None
+    batches: Batches | None = None
+    augmented: bool = True
 
 
-def of_sets(sets: Sequence[SurrogateSet]) -> list[Entry]:
+@dataclass(frozen=True)
+class Entry:
+    """What one row is trained on: run r takes ``draws[r % len(draws)]``.
+
+    Attributes:
+        method: As in ``Row``, and so are stage, ipc, space, labels and recipe.
+        draws: The training sets: one, or several random ones, or those of several synthesis seeds.
+        targets: Replace the hard labels, one for each draw.
+        identity: Content hash of the set, or of each of the pooled sets; None for a baseline.
+        counts: Images by class where they are not ``ipc`` for every class, or those of the sets that a baseline
+            belongs to.
+        synthesis_seeds: Sets that differ in their synthesis seed alone, each of them a draw.
+        facts: Go into the row as they are.
+    """
+
+    method: str
+    stage: str | None
+    ipc: int | None
+    draws: tuple[Split, ...]
+    space: str | None = None
+    labels: Labels = "hard"
+    recipe: str | None = None
+    targets: tuple[SoftTargets, ...] = ()
+    identity: str | tuple[str, ...] | None = None
+    counts: Counts | None = None
+    synthesis_seeds: int = 1
+    facts: SetFacts = field(default_factory=SetFacts)
+
+    def count(self, runs: int) -> int:
+        """Runs of this row: ``runs`` for every pooled set, else the larger of ``runs`` and the number of draws."""
+        return runs * self.synthesis_seeds if self.synthesis_seeds > 1 else max(runs, len(self.draws))
+
+    def run(self, number: int) -> tuple[Split, SoftTargets | None]:
+        """What run ``number`` trains on."""
+        which = number % len(self.draws)
+        return self.draws[which], self.targets[which] if self.targets else None
+
+    @property
+    def has_views(self) -> bool:
+        """Whether its targets belong to augmented views of the images."""
+        return any(targets.batches is not None for targets in self.targets)
+
+
+def entries_of(sets: Sequence[SurrogateSet]) -> list[Entry]:
     """The sets with hard labels, each in a row of its own; those that differ in their soft labels alone are one."""
-    return [_of_pool([made]) for pool in pools(sets, labels=False) for made in pool]
+    return [pool_entry([made]) for pool in pools(sets, labels=False) for made in pool]
 
 
-def _of_pool(pool: Pool, *, labels: bool = False) -> Entry:
+def pool_entry(pool: Pool, *, labels: bool = False) -> Entry:
+    """The entry of sets that differ in their synthesis seed alone; ``labels`` says whether soft labels count."""
     first, hashes = pool[0], tuple(made.content_hash() for made in pool)
     meta = first.meta
     targets = () if first.weights is None else tuple(_weighted(s, s.weights) for s in pool if s.weights is not None)
@@ -70,56 +107,52 @@ def _of_pool(pool: Pool, *, labels: bool = False) -> Entry:
     )
 
 
-def _weighted(surrogate: SurrogateSet, weights: torch.Tensor) -> SoftTargets:
+def _weighted(surrogate: SurrogateSet, weights: Tensor) -> SoftTargets:
     """Hard labels that count as much as the images' weights."""
     onehot = torch.nn.functional.one_hot(surrogate.split.labels, len(surrogate.classes)).float()
     return SoftTargets(hash_tensors({"weights": weights}), 1.0, table=_shares(surrogate) * onehot)
 
 
-def _shares(surrogate: SurrogateSet) -> torch.Tensor:
+def _shares(surrogate: SurrogateSet) -> Tensor:
     """(N,1): what each view's targets are multiplied by to count as its weight, cross-entropy being linear in them."""
     weights = torch.ones(len(surrogate.labels)) if surrogate.weights is None else surrogate.weights
     return weights.repeat_interleave(surrogate.views)[:, None]
 
 
-def with_soft_labels(labelled: Sequence[Pool], baselines: Sequence[Entry], teacher: Teacher | None) -> list[Entry]:
+def soft_entries(labelled: Sequence[Pool], baselines: Sequence[Entry], teacher: Teacher | None) -> list[Entry]:
     """For each recipe and IPC of the labelled sets the baselines of that IPC, then the sets themselves."""
-    assert teacher is not None
+    assert teacher is not None  # check_soft_labels
     network = teacher.network.to(runtime.device())
     found, done = [], set()
     for pool in track(labelled, "soft labels"):
         soft, ipc = pool[0].soft_labels, size_of(pool[0])
         assert soft is not None
-        row = _of_pool(pool, labels=True)
+        row = pool_entry(pool, labels=True)
         kind = (ipc, row.counts, soft.recipe)
         if kind not in done:
             done.add(kind)
             same = [b for b in baselines if (b.ipc, b.counts) == kind[:2] and b.space != EQUAL_BYTES]
-            found += [_labelled(b, pool[0].classes, soft, network, row.facts["bytes"]["labels"]) for b in same]
-        found.append(_with(row, soft, tuple(_targets(made, network) for made in pool)))
+            size = row.facts["bytes"]["labels"]
+            found += [_labelled(b, pool[0].classes, soft, network, size) for b in same]
+        found.append(_relabelled(row, soft, tuple(_targets(made, network) for made in pool)))
     return found
 
 
 def _labelled(
     baseline: Entry, classes: tuple[str, ...], soft: SoftLabels, network: torch.nn.Module, size: int
 ) -> Entry:
-    """Its draws with labels of that recipe, of as many bytes, made now: batches of stored and online labels are the
-    same."""
-    mode = "online" if soft.mode == "per_view" else soft.mode
-    recipe = replace(soft, mode=mode, values=None, indices=None)
+    """The baseline with labels of that recipe and size in bytes, made now: stored and online labels are the same."""
+    recipe = replace(soft, mode="online" if soft.mode == "per_view" else soft.mode, values=None, indices=None)
     targets = []
     for draw in baseline.draws:
         labels = finish(generate_labels(recipe, network, draw.images, 0))
-        targets.append(_targets(_as_set(draw, classes, labels), network))
-    stored = {**baseline.facts, "bytes": {**baseline.facts["bytes"], "labels": size}}
-    return replace(_with(baseline, soft, tuple(targets)), facts=stored)
+        labelled = SurrogateSet(draw.images, draw.labels, classes, soft_labels=labels)
+        targets.append(_targets(labelled, network))
+    stored: SetFacts = {**baseline.facts, "bytes": {**baseline.facts["bytes"], "labels": size}}
+    return replace(_relabelled(baseline, soft, tuple(targets)), facts=stored)
 
 
-def _as_set(draw: Split, classes: tuple[str, ...], labels: SoftLabels) -> SurrogateSet:
-    return SurrogateSet(draw.images, draw.labels, classes, soft_labels=labels)
-
-
-def _with(row: Entry, soft: SoftLabels, targets: tuple[SoftTargets, ...]) -> Entry:
+def _relabelled(row: Entry, soft: SoftLabels, targets: tuple[SoftTargets, ...]) -> Entry:
     return replace(row, labels="online" if soft.mode == "online" else "soft", recipe=soft.recipe, targets=targets)
 
 
@@ -142,7 +175,7 @@ def _weighted_batches(surrogate: SurrogateSet, network: torch.nn.Module) -> Batc
         return batches
     views, shares, side = soft.views, _shares(surrogate), surrogate.images.shape[-1]
 
-    def weighted(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def weighted(step: int) -> tuple[Tensor, Tensor]:
         images, targets = batches(step)
         index = batch_indices(len(shares), views.batch_size, step, views.seed)
         shown = views.of(shares[index, :, None, None].expand(-1, -1, side, side), step)

@@ -1,4 +1,4 @@
-"""The sets that an evaluation is given: read, told apart by all but their synthesis seed, and counted."""
+"""The sets to evaluate: read, checked, pooled where they differ in their synthesis seed alone, and counted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, check_origin
+from gendistill.evaluation.summary import FindingEntry, SetFacts, Severity
+from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.hashing import hash_json
 from gendistill.progress import report_problems
 from gendistill.surrogate.hub import find_surrogate
@@ -19,7 +20,7 @@ from gendistill.surrogate.set import SurrogateSet
 
 Pool = list[SurrogateSet]  # sets that differ in their synthesis seed alone
 Counts = tuple[int, ...]  # images of each class
-# what a manifest says that follows from the seed, or from when and where the set was made
+# entries of a manifest that follow from the seed, or from when and where the set was made
 BY_SEED = {"seed", "seconds", "command", "versions", "w2", "gate", "bytes"}
 LABELS = {"soft_labels", "label_teacher_hash"}
 PLACES = {
@@ -28,11 +29,11 @@ PLACES = {
 }  # fmt: skip
 
 
-def read_given(source: str | Path, data: RealData, revision: str | None = None) -> SurrogateSet:
-    """A set of ours, by folder or Hub id, or a plain folder of class folders; ``meta`` has the ``bytes`` it takes.
+def read_set(source: str | Path, data: RealData, revision: str | None = None) -> SurrogateSet:
+    """Read a surrogate set by folder or Hub id, or a plain folder of class folders; ``meta`` has the set's ``bytes``.
 
     Raises:
-        ArtifactError: it is neither, or cannot be read.
+        ArtifactError: it is neither, or unreadable.
     """
     folder = find_surrogate(source, revision)
     if (folder / MANIFEST).is_file():
@@ -43,9 +44,21 @@ def read_given(source: str | Path, data: RealData, revision: str | None = None) 
     return made
 
 
-def findings(sets: Iterable[SurrogateSet], data: RealData) -> list[dict[str, Any]]:
-    """What is wrong with plain folders as far as reading them showed it, and sets that the real images cannot match."""
-    found = []
+def check_origins(sets: Iterable[SurrogateSet], data: RealData) -> None:
+    """Check that the sets were made from these real images, with a generator that knows their classes.
+
+    Raises:
+        ArtifactError: a set was not.
+    """
+    for made in sets:
+        what = f"the surrogate set at IPC {made.ipc}"
+        check_origin(what, made.classes, made.meta, data)
+        check_manifest_labels(what, made.classes, made.meta)
+
+
+def input_findings(sets: Iterable[SurrogateSet], data: RealData) -> list[FindingEntry]:
+    """Faults of plain folders that reading them showed, and sets with more images than there are real ones."""
+    found: list[FindingEntry] = []
     for made in sets:
         found += _larger(made, data)
         name, missing = made.meta.get("name"), made.meta.get("missing_classes")
@@ -59,8 +72,8 @@ def findings(sets: Iterable[SurrogateSet], data: RealData) -> list[dict[str, Any
     return found
 
 
-def _larger(made: SurrogateSet, data: RealData) -> list[dict[str, Any]]:
-    """That a set has more images of a class than the training split, if so."""
+def _larger(made: SurrogateSet, data: RealData) -> list[FindingEntry]:
+    """Whether a set has more images of a class than the training split."""
     real = data.train.counts(len(data.classes))
     fewer = [f"{c} has {n} of {m}" for c, n, m in zip(data.classes, real, made.counts, strict=True) if n < m]
     if not fewer:
@@ -73,7 +86,7 @@ def _larger(made: SurrogateSet, data: RealData) -> list[dict[str, Any]]:
     return [_finding(made, "fewer real images", text, "warning")]
 
 
-def _finding(made: SurrogateSet, kind: str, text: str, severity: str) -> dict[str, Any]:
+def _finding(made: SurrogateSet, kind: str, text: str, severity: Severity) -> FindingEntry:
     return {"set": made.content_hash(), "kind": kind, "text": text, "severity": severity}
 
 
@@ -87,12 +100,12 @@ def name_of(made: SurrogateSet) -> str:
 
 
 def uneven(made: SurrogateSet) -> Counts | None:
-    """Its stored images by class where these are not equally many."""
+    """The stored images by class, or None where every class has as many."""
     return None if set(made.counts) == {size_of(made)} else tuple(made.counts)
 
 
 def by_counts(sets: Iterable[SurrogateSet]) -> dict[Counts, str]:
-    """The numbers of stored images by class that sets have, equal ones first, then the most; each with a set's name."""
+    """The different counts of stored images by class, even ones first, then the largest; each with a set's name."""
     found: dict[Counts, str] = {}
     for made in sets:
         found.setdefault(tuple(made.counts), name_of(made))
@@ -100,8 +113,10 @@ def by_counts(sets: Iterable[SurrogateSet]) -> dict[Counts, str]:
 
 
 def pools(sets: Sequence[SurrogateSet], *, labels: bool) -> list[Pool]:
-    """Sets together that are alike in all but their synthesis seed, each seed once; without ``labels`` those that
-    differ in their soft labels alone are one."""
+    """Sets that differ in their synthesis seed alone, together, each seed once.
+
+    Without ``labels`` sets that differ in their soft labels alone count as one.
+    """
     different: dict[str, SurrogateSet] = {}
     for made in sets:
         content = made if labels else replace(made, soft_labels=None)
@@ -119,7 +134,7 @@ def pools(sets: Sequence[SurrogateSet], *, labels: bool) -> list[Pool]:
 
 
 def _identity(made: SurrogateSet, labels: bool) -> str:
-    """Of all that decides the set, but the seed. A whole run's generator and teacher follow from its seed too."""
+    """A hash of everything that decides the set but the seed; in a `run` generator and teacher follow from it too."""
     meta = {k: v for k, v in made.meta.items() if k not in BY_SEED | (set() if labels else LABELS)}
     verb, options = _options(str(made.meta.get("command", "")))
     if verb == "run":
@@ -132,7 +147,7 @@ def _identity(made: SurrogateSet, labels: bool) -> str:
 
 
 def _options(command: str) -> tuple[str, dict[str, str]]:
-    """The verb of a command and its options that are neither the seed nor places of files."""
+    """The verb of a command, and its options without the seed and the places of files."""
     verb, options, name = "", {}, ""
     for position, word in enumerate(_words(command)):
         if word.startswith("--"):
@@ -152,41 +167,43 @@ def _words(command: str) -> list[str]:
         return [command]
 
 
-def facts(pool: Pool, *, labels: bool) -> dict[str, Any]:
-    """What the row of a pool says of images, bytes and seconds, the mean over its sets; see docs/evaluation.md."""
+def facts(pool: Pool, *, labels: bool) -> SetFacts:
+    """What the row of a pool says of its images; ``labels`` says whether soft labels count."""
     first = pool[0]
-    bytes_ = [_bytes(made, labels) for made in pool]
-    seconds = [_seconds(made, labels) for made in pool]
-    told = {key: first.meta[key] for key in ("name", "missing_classes") if first.meta.get(key)}
-    known = [s for s in seconds if s is not None]
-    return {
+    sizes = [_bytes(made, labels) for made in pool]
+    seconds = [s for made in pool if (s := _seconds(made, labels)) is not None]
+    found: SetFacts = {
         "stored_images": len(first.labels),
         "decoded_images": len(first.labels) * first.views,
-        "bytes": {key: round(sum(b[key] for b in bytes_) / len(pool)) for key in ("images", "labels")},
-        "synthesis_seconds": round(sum(known) / len(pool), 2) if len(known) == len(pool) else None,
-        **told,
+        "bytes": {key: round(sum(size[key] for size in sizes) / len(pool)) for key in ("images", "labels")},
+        "synthesis_seconds": round(sum(seconds) / len(pool), 2) if len(seconds) == len(pool) else None,
     }
+    if first.meta.get("name"):
+        found["name"] = first.meta["name"]
+    if first.meta.get("missing_classes"):
+        found["missing_classes"] = first.meta["missing_classes"]
+    return found
 
 
 def total_bytes(pool: Pool, *, labels: bool) -> int:
-    """Of the largest of its sets."""
+    """Bytes of the largest set of a pool."""
     return max(sum(_bytes(made, labels).values()) for made in pool)
 
 
 def _bytes(made: SurrogateSet, labels: bool) -> dict[str, int]:
-    """As stored; of a set that is in memory alone, as it would be, but for the header of its labels."""
-    told = made.meta.get("bytes")
-    if told is None:
+    """Bytes of a stored set; of one in memory, what it would take on disk without the header of its labels."""
+    sizes = made.meta.get("bytes")
+    if sizes is None:
         soft = made.soft_labels.tensors.values() if made.soft_labels else ()
-        told = {"images": sum(png_sizes(made.images)), "labels": sum(tensor.nbytes for tensor in soft)}
-    return {"images": told["images"], "labels": told["labels"] if labels else 0}
+        sizes = {"images": sum(png_sizes(made.images)), "labels": sum(tensor.nbytes for tensor in soft)}
+    return {"images": sizes["images"], "labels": sizes["labels"] if labels else 0}
 
 
 def _seconds(made: SurrogateSet, labels: bool) -> float | None:
-    """Of the stages that made the set, where its manifest has them."""
-    told = made.meta.get("seconds")
-    if not isinstance(told, dict):
+    """Seconds of the stages that made the set, where its manifest has them."""
+    seconds = made.meta.get("seconds")
+    if not isinstance(seconds, dict):
         return None
     stages = dict.fromkeys(("distill", *made.meta.get("stages", []), *(["label"] if labels else [])))
-    counted = [told[stage] for stage in stages if stage in told and (labels or stage != "label")]
+    counted = [seconds[stage] for stage in stages if stage in seconds and (labels or stage != "label")]
     return float(sum(counted)) if counted else None

@@ -1,37 +1,37 @@
-"""The real images as every set is compared with them, seen once; and a set as it was seen.
+"""The real images that all sets are compared with, prepared once; and a set prepared for the comparison.
 
 Legend: K classes; the pool is the real images of a class that a set is compared with, (n,...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
-from gendistill.evaluation.copies import Copies, TestLeakage, digests
+from gendistill.evaluation.copies import Copies, LeakageCheck, digests
 from gendistill.evaluation.set_metrics import Values, random_sets
+from gendistill.networks.feature_extractors import FeatureExtractor
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
 CONTROL = 50  # real images that the copy check must all find
-Embedding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class RealReference:
-    """What of the real images sets are compared with.
+    """The real images that sets are compared with.
 
     Attributes:
         data: The real images.
-        images: Of all pools, uint8 (N,C,H,W).
-        features: Of the pool of each class, (n,D).
-        probabilities: Of the pool of each class, (n,K).
+        images: The images of all pools, uint8 (N,C,H,W).
+        features: Features of the pool of each class, (n,D).
+        probabilities: What the classifier says of the pool of each class, (n,K).
         known: Positions in the pool of each class by the hash of the pixels.
-        held_out: What the classifier makes of the validation images.
+        held_out: What the classifier says of the validation images.
         leaks: The copy check, and the test images.
         control: Share of real training images that the copy check calls copies; 1 where it works.
     """
@@ -42,23 +42,23 @@ class RealReference:
     probabilities: list[Tensor]
     known: list[dict[bytes, int]]
     held_out: Predictions
-    leaks: TestLeakage
+    leaks: LeakageCheck
     control: float
     _random: dict[tuple[int, ...], list[list[Values]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: RealData, embed: Embedding, classify: Embedding) -> RealReference:
+    def of(cls, data: RealData, extractor: FeatureExtractor) -> RealReference:
         classes = len(data.classes)
         pool = data.train.take(evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
         hashes = list(digests(pool.images))
-        leaks = TestLeakage.of(data)
+        leaks = LeakageCheck.of(data)
         return cls(
             data,
             pool.images,
-            by_class(embed(pool.images), pool.labels, classes),
-            by_class(classify(pool.images), pool.labels, classes),
+            by_class(extractor.embed(pool.images), pool.labels, classes),
+            by_class(extractor.classify(pool.images), pool.labels, classes),
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
-            Predictions.of(classify(data.validation.images)),
+            Predictions.of(extractor.classify(data.validation.images)),
             leaks,
             float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
         )
@@ -82,15 +82,15 @@ class RealReference:
 
 @dataclass(frozen=True)
 class DescribedSet:
-    """A set under the lens.
+    """A set and what was computed of it.
 
     Attributes:
         made: The set.
         views: Its decoded images.
         position: Positions (M,) of the views that are measured.
-        features: Of those, (M,D).
-        probabilities: Of those, (M,K).
-        copies: Of real images, among all views.
+        features: Their features, (M,D).
+        probabilities: What the classifier says of them, (M,K).
+        copies: Copies of real images, among all views.
         near: Positions of views that are near copies of test images.
         files: A name for every view.
     """
@@ -105,13 +105,14 @@ class DescribedSet:
     files: list[str]
 
     @classmethod
-    def of(cls, made: SurrogateSet, real: RealReference, embed: Embedding, classify: Embedding) -> DescribedSet:
+    def of(cls, made: SurrogateSet, real: RealReference, extractor: FeatureExtractor) -> DescribedSet:
         views = made.split
         position = _measured(views.labels, real.features)
         images = views.images[position]
         copies = real.leaks.reference.check(views.images)
         near = real.leaks.near(views.images, copies)
-        return cls(made, views, position, embed(images), classify(images), copies, near, _view_files(made))
+        features, probabilities = extractor.embed(images), extractor.classify(images)
+        return cls(made, views, position, features, probabilities, copies, near, _view_files(made))
 
     @property
     def measured(self) -> Split:
@@ -135,20 +136,20 @@ def _measured(labels: Tensor, pool: Sequence[Tensor]) -> Tensor:
 
 
 def _view_files(made: SurrogateSet) -> list[str]:
-    """Of the decoded images, in their order; several views of one file are numbered."""
+    """A name for every decoded image, in their order; several views of one file are numbered."""
     files, views = files_of(made), made.views
     return list(files) if views == 1 else [f"{file} (view {v})" for file in files for v in range(views)]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the classifier makes of images: its guess, and the probability it gives it, (N,) each."""
+    """The likeliest class of each image by a classifier, and its probability, (N,) each."""
 
     guesses: Tensor
     confidence: Tensor
 
     @classmethod
     def of(cls, probabilities: Tensor) -> Predictions:
-        """Of probabilities (N,K)."""
+        """Those of probabilities (N,K)."""
         confidence, guesses = probabilities.max(1)
         return cls(guesses, confidence)

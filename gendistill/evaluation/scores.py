@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM
+from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, Score, ScoreEntry
 
 WEIGHT = 0.5  # w and gamma
 RECIPE = "random real images with labels of the same recipe"
 NAME = ("method", "stage", "space", "ipc")
-Row = dict[str, Any]
+KEYS = (*NAME, "labels", "recipe", "network", "set")
 
 
 def robust(gain: float) -> float:
@@ -45,45 +44,54 @@ def _check_fractions(*values: float) -> None:
         raise ValueError(f"Accuracies are {values}; expected fractions from 0 to 1, not per cent.")
 
 
-def scores(rows: Sequence[Row]) -> list[Row]:
+def scores(rows: Sequence[Row]) -> list[ScoreEntry]:
     """One entry for every set or coreset, kind of labels and network of a summary's rows.
 
-    Entry: method, stage, space, ipc, labels, recipe, network and set as in its rows; ``lrs`` {score, std, runs, hlr,
-    ior, augment}, of the rows without augmentation where there are such; ``ars`` {score, std, runs, augmented, plain},
-    null unless there are rows with and without. ``score`` is that of the mean accuracies, ``std`` the deviation of the
-    scores by run, paired by training seed. What cannot be computed is null; ``missing`` says for want of what.
+    ``lrs`` is of the rows without augmentation where there are any. A score is that of the mean accuracies; its ``std``
+    is the deviation of the scores by run, paired by training seed. What lacks a row is None, and ``missing`` says so.
     """
     groups: dict[str, list[Row]] = {}
-    keys = (*NAME, "labels", "recipe", "network", "set")
     for row in rows:
         if row["method"] != FULL and not _is_random(row):
-            groups.setdefault(repr([row.get(k) for k in keys]), []).append(row)
-    return [{**{k: g[0].get(k) for k in keys}, **_scored(g, rows)} for g in groups.values()]
+            groups.setdefault(repr([row.get(k) for k in KEYS]), []).append(row)
+    return [_entry(group, rows) for group in groups.values()]
 
 
-def _scored(group: Sequence[Row], rows: Sequence[Row]) -> Row:
+def _entry(group: Sequence[Row], rows: Sequence[Row]) -> ScoreEntry:
     own = {bool(row["augment"]): row for row in reversed(group)}
     random = {augment: _random(row, rows) for augment, row in own.items()}
     row, against = own[min(own)], random[min(own)]
     full = _nearest([r for r in rows if r["method"] == FULL and _same(r, row, "network")], row)
     hard = _hard(row, rows)
-    lrs = {
-        **_score(label_robust, full, hard, row, against),
-        **{"hlr": _gain(full, hard), "ior": _gain(row, against), "augment": min(own)},
-    }
-    wanted = ((full, "all real images"), (hard, "the set itself with hard labels"), (against, RECIPE))
-    missing = [f"LRS: no row of {name}" for found, name in wanted if found is None]
+    lrs = _score(label_robust, full, hard, row, against)
+    lrs |= {"hlr": _gain(full, hard), "ior": _gain(row, against), "augment": min(own)}
+    needed = ((full, "all real images"), (hard, "the set itself with hard labels"), (against, RECIPE))
+    missing = [f"LRS: no row of {name}" for found, name in needed if found is None]
+    ars: Score | None = None
     if len(own) < 2:
-        return {"lrs": lrs, "ars": None, "missing": [*missing, "ARS: no rows both with and without augmentation"]}
-    ars = {
-        **_score(augmentation_robust, own[True], random[True], own[False], random[False]),
-        **{"augmented": _gain(own[True], random[True]), "plain": _gain(own[False], random[False])},
+        missing.append("ARS: no rows both with and without augmentation")
+    else:
+        ars = _score(augmentation_robust, own[True], random[True], own[False], random[False])
+        ars |= {"augmented": _gain(own[True], random[True]), "plain": _gain(own[False], random[False])}
+        absent = [augment for augment in own if random[augment] is None]
+        missing += [f"ARS: no row of {RECIPE}, augmentation {'on' if augment else 'off'}" for augment in absent]
+    first = group[0]
+    return {
+        "method": first["method"],
+        "stage": first["stage"],
+        "space": first.get("space"),
+        "ipc": first["ipc"],
+        "labels": first["labels"],
+        "recipe": first.get("recipe"),
+        "network": first["network"],
+        "set": first.get("set"),
+        "lrs": lrs,
+        "ars": ars,
+        "missing": missing,
     }
-    absent = [f"ARS: no row of {RECIPE}, augmentation {'on' if a else 'off'}" for a in own if random[a] is None]
-    return {"lrs": lrs, "ars": ars, "missing": [*missing, *absent]}
 
 
-def _score(score: Callable[..., float], *rows: Row | None) -> Row:
+def _score(score: Callable[..., float], *rows: Row | None) -> Score:
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
         return {"score": None, "std": None, "runs": []}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gendistill.evaluation.summary import Measure
 from gendistill.progress import track
 from gendistill.seeding import torch_rng
 
@@ -148,7 +148,6 @@ BALLS = ("precision", "recall", "density", "coverage")
 FEWEST_MADE = {"kid": 2, **dict.fromkeys(BALLS, FEWEST), "vendi": 1, "representativeness": 1, "crowding": 2}
 MEASURES = tuple(FEWEST_MADE)
 Values = dict[str, float | None]
-ByClass = dict[str, list[float | None]]
 
 
 def measures(real: Tensor, made: Tensor) -> Values:
@@ -184,7 +183,7 @@ def likeness(
     random: Sequence[Sequence[Values]],
     *,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Measure]:
     """By measure {"mean", "by_class", "random": {"mean", "std", "by_class"}, "reason"}, one tensor a class.
 
     ``held`` are positions in the pool of images that the set holds; ``random`` are ``random_sets`` of its size. Means
@@ -197,7 +196,7 @@ def likeness(
 
 def shares(
     pool: Sequence[Mapping[str, Tensor]], made: Sequence[Mapping[str, Tensor]], *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Measure]:
     """The same for values of single images, by name (N,) and (M,), whose mean over a class is the measure."""
     names = tuple(pool[0])
     own = [{name: _mean(values[name]) for name in names} for values in made]
@@ -242,7 +241,7 @@ def _column(values: Sequence[Values], name: str) -> list[float | None]:
     return [v[name] for v in values]
 
 
-def _beside(name: str, own: list[float | None], random: Sequence[list[float | None]]) -> dict[str, Any]:
+def _beside(name: str, own: list[float | None], random: Sequence[list[float | None]]) -> Measure:
     means = [m for m in map(_average, random) if m is not None]
     by_class = [_average([r[k] for r in random]) for k in range(len(own))]
     spread = float(np.std(means, ddof=1)) if len(means) > 1 else None

@@ -1,10 +1,12 @@
-"""What an evaluation finds, typed: its rows, scores, numbers of the sets and findings, and the files that hold them."""
+"""What an evaluation finds, typed: its rows, scores, numbers of the sets and findings. No torch in here."""
 
 from __future__ import annotations
 
-from typing import Literal, Required, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, Required, TypedDict
 
 Labels = Literal["hard", "soft", "online"]
+Severity = Literal["error", "warning"]
 Pair = list[float]  # [low, high]: the ends of a 95 % interval
 
 
@@ -40,10 +42,10 @@ class SetFacts(TypedDict, total=False):
         missing_classes: Names of the classes without any image.
     """
 
-    stored_images: Required[int]
-    decoded_images: Required[int]
-    bytes: Required[dict[str, int]]
-    synthesis_seconds: Required[float | None]
+    stored_images: int
+    decoded_images: int
+    bytes: dict[str, int]
+    synthesis_seconds: float | None
     name: str
     missing_classes: list[str]
 
@@ -183,7 +185,7 @@ class ScoreEntry(TypedDict):
     method: str
     stage: str | None
     space: str | None
-    ipc: int
+    ipc: int | None
     labels: Labels
     recipe: str | None
     network: str
@@ -294,5 +296,35 @@ class FindingEntry(TypedDict):
 
     kind: str
     text: str
-    severity: Literal["error", "warning"]
+    severity: Severity
     set: str | None
+
+
+LABELS = {
+    "base": "generator, before minimax",
+    "samples": "generator, minimax",
+    "select": "+ selection",
+    "refined": "+ refinement",
+}
+CHANGED = {"select": ", selected", "refined": ", refined"}
+NAMED = {
+    "random": "random real images",
+    "full": "all real images",
+    "kmeans": "k-means",
+    "kcenter": "k-centre",
+}
+
+
+def row_label(row: Mapping[str, Any]) -> str:
+    """What a reader calls a row, or an entry of the scores."""
+    if row["method"] == "generative":
+        return LABELS.get(row["stage"], str(row["stage"]))
+    if row["method"] == "random" and row.get("space"):
+        return f"random images, {row['space']}"
+    name = row.get("name") or NAMED.get(row["method"], row["method"])
+    name += CHANGED.get(str(row.get("stage")), "") if row["method"] in NAMED else ""
+    return f"{name} ({row['space']})" if row.get("space") else name
+
+
+RANDOM, FULL = "random", "full"
+EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images

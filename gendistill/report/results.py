@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gendistill.evaluation.evaluator import EQUAL_BYTES, FULL, RANDOM
+from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM
 from gendistill.report.formatting import NAMES, listed
 
 Row = dict[str, Any]

@@ -20,15 +20,14 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
 from gendistill.evaluation.copies import FEATURES, PIXELS
-from gendistill.evaluation.evaluator import RANDOM
 from gendistill.evaluation.inputs import size_of
 from gendistill.evaluation.projection import Projection, pixels, project_sets
+from gendistill.evaluation.summary import LABELS, RANDOM, row_label
 from gendistill.networks.feature_extractors import cached_features, features_of
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.results import Judged, Row, merged, ordered
 from gendistill.report.run_folder import Finished
-from gendistill.report.terminal import LABELS, row_label
 from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import MANIFEST, SurrogateSet

@@ -1,58 +1,66 @@
-"""An evaluation's rows as aligned text of at most 120 columns: by network and kind of labels, hard ones first."""
+"""An evaluation as text of at most 120 columns."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gendistill.evaluation.result import ContinualEvaluation, Evaluation
+from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
+
 WIDTH = 31  # of a row's name
 
-LABELS = {
-    "base": "generator, before minimax",
-    "samples": "generator, minimax",
-    "select": "+ selection",
-    "refined": "+ refinement",
-}
-CHANGED = {"select": ", selected", "refined": ", refined"}
-NAMED = {
-    "random": "random real images",
-    "full": "all real images",
-    "kmeans": "k-means",
-    "kcenter": "k-centre",
-}
+
+def format_evaluation(result: Evaluation) -> str:
+    """Everything for the terminal: accuracies, scores, numbers of the sets, and findings."""
+    names: dict[str, str] = {}
+    for row in result.rows:
+        hashes = row["set"] if isinstance(row["set"], list) else [row["set"]]
+        names |= {one: f"{row['ipc'] or '':>3}  {row_label(row)}" for one in hashes if one}
+    parts = (table(result), score_table(result), set_table(result, names), finding_lines(result, names))
+    return "\n\n".join(part.strip("\n") for part in parts if part)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The rows, accuracies in per cent. Images are the stored ones, and what they decode to where that is more."""
-    rows = sorted(summary["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def format_continual(result: ContinualEvaluation) -> str:
+    """The rows after the last step, and their means over the steps."""
+    last = [{**row, **row["steps"][-1]} for row in result.rows]
+    average = [{**row, **row["average"]} for row in result.rows]
+    return "\n".join(
+        [
+            f"After the last of {len(result.classes)} steps, {result.classes[-1]} classes:",
+            table({"rows": last}),
+            "Mean over the steps:",
+            table({"rows": average}),
+        ]
+    )
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rows of an evaluation by network and kind of labels, hard ones first; accuracies in per cent.
+
+    Images are the stored ones, and how many they decode to where that is more.
+
+    Args:
+        result: An ``Evaluation``, or anything else with its ``rows``.
+    """
+    rows: list[Row] = sorted(result["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda r: _recipe(r) != "hard"):
-        told = "augmented" if row.get("augment") else "not augmented"
-        groups.setdefault((row["network"], f"labels {_recipe(row)}", told), []).append(row)
+        augmented = "augmented" if row.get("augment") else "not augmented"
+        groups.setdefault((row["network"], f"labels {_recipe(row)}", augmented), []).append(row)
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
     legacy, blocks = any("legacy_best" in row for row in rows), []
     for names, group in sorted(groups.items(), key=lambda item: _first(item[0][0], rows)):
-        told = "; ".join(name for name, differs in zip(names, differ, strict=True) if differs)
-        blocks.append("\n".join([*([f"{told}:"] if told else []), _head(legacy), *(_line(r, legacy) for r in group)]))
+        title = "; ".join(name for name, differs in zip(names, differ, strict=True) if differs)
+        blocks.append("\n".join([*([f"{title}:"] if title else []), _head(legacy), *(_line(r, legacy) for r in group)]))
     return "\n".join(["\n\n".join(blocks), *_notes(rows)])
 
 
-def _first(network: str, rows: Sequence[dict[str, Any]]) -> int:
+def _first(network: str, rows: Sequence[Row]) -> int:
     return next(i for i, row in enumerate(rows) if row["network"] == network)
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """What a reader calls the row."""
-    if row["method"] == "generative":
-        return LABELS.get(row["stage"], str(row["stage"]))
-    if row["method"] == "random" and row.get("space"):
-        return f"random images, {row['space']}"
-    name = row.get("name") or NAMED.get(row["method"], row["method"])
-    name += CHANGED.get(str(row.get("stage")), "") if row["method"] in NAMED else ""
-    return f"{name} ({row['space']})" if row.get("space") else name
 
 
 def _head(legacy: bool) -> str:
@@ -62,7 +70,7 @@ def _head(legacy: bool) -> str:
     )
 
 
-def _line(row: dict[str, Any], legacy: bool) -> str:
+def _line(row: Row, legacy: bool) -> str:
     interval, label = row["ci95_vs_random"], row_label(row)
     gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
     seeds = f" x{row['synthesis_seeds']}" if row.get("synthesis_seeds", 1) > 1 else ""
@@ -75,14 +83,14 @@ def _line(row: dict[str, Any], legacy: bool) -> str:
     )
 
 
-def _images(row: dict[str, Any]) -> str:
+def _images(row: Row) -> str:
     stored, decoded = row.get("stored_images"), row.get("decoded_images")
     if stored is None:
         return ""
     return _short(stored) if stored == decoded else f"{_short(stored)}→{_short(decoded or 0)}"
 
 
-def _bytes(row: dict[str, Any]) -> str:
+def _bytes(row: Row) -> str:
     found = row.get("bytes")
     return _short(sum(found.values()), "B") if found else ""
 
@@ -98,26 +106,26 @@ def _short(number: float, unit: str = "") -> str:
     raise AssertionError
 
 
-def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the columns do not say of themselves."""
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns do not explain."""
     runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
-    notes = [_beside_bytes(row) for row in rows if row.get("ci95_vs_equal_bytes")]
+    notes = [_beside_bytes(row, ends) for row in rows if (ends := row.get("ci95_vs_equal_bytes"))]
     if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
         notes.append("xN: N synthesis seeds in one row, whose interval covers further seeds.")
     if any("legacy_best" in row for row in rows):
-        notes.append("(best): the highest of several looks at the test images, which no verdict reads.")
+        notes.append("(best): the highest of several tests along the way; no verdict uses it.")
     if cached:
         notes.append(f"{cached} of {runs} runs come from earlier evaluations (baseline_cache).")
     return ["", *notes] if notes else []
 
 
-def _beside_bytes(row: dict[str, Any]) -> str:
-    low, high = row["ci95_vs_equal_bytes"]
+def _beside_bytes(row: Row, ends: Pair) -> str:
+    low, high = ends
     named = f"{row_label(row)} at IPC {row['ipc']}" + ("" if _recipe(row) == "hard" else f", labels {_recipe(row)}")
     return f"{named}, against random images of equal bytes: {100 * low:+.1f} to {100 * high:+.1f}."
 
 
-def _recipe(row: dict[str, Any]) -> str:
+def _recipe(row: Row) -> str:
     return row.get("recipe") or "hard"
 
 
@@ -135,9 +143,9 @@ HEADS = (*COLUMNS.values(), "agreement")
 NEAR = 0.05  # share of near copies worth a line; 0.01 is what held-out images have
 
 
-def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
+def set_table(result: Mapping[str, Any], label: dict[str, str]) -> str:
     """The numbers of each set below those of random real sets of its size; ``label`` names sets by content hash."""
-    sets = summary.get("sets") or {}
+    sets: dict[str, SetNumbers] = result.get("sets") or {}
     if not sets:
         return ""
     first = next(iter(sets.values()))
@@ -145,16 +153,17 @@ def set_table(summary: dict[str, Any], label: dict[str, str]) -> str:
         f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of equal size",
         _columns_line("IPC  set", HEADS),
     ]
-    beside: list[str] = []
+    last: list[str] = []
     parted = {key: _parted(label[key]) if key in label else ("", key[:12]) for key in sets}
     for key, found in sorted(sets.items(), key=lambda item: int(parted[item[0]][0] or 0)):
         (ipc, name), values = parted[key], _values(found)
+        beside = [v["random"] for v in values if v["random"]]
         random = [
-            _columns_line(f"{ipc:>3}  random real sets", [_number(v["random"]["mean"]) for v in values]),
-            _columns_line("     their spread", [_number(v["random"]["std"], "±") for v in values]),
+            _columns_line(f"{ipc:>3}  random real sets", [_number(r["mean"]) for r in beside]),
+            _columns_line("     their spread", [_number(r["std"], "±") for r in beside]),
         ]
-        lines += random if random != beside else []
-        beside = random
+        lines += random if random != last else []
+        last = random
         lines.append(_columns_line(f"     {name}", [_number(v["mean"]) for v in values]))
         lines += [f"       {line}" for line in _unusual(found)]
     return "\n".join(lines)
@@ -166,20 +175,20 @@ def _parted(name: str) -> tuple[str, str]:
     return (ipc, rest) if ipc.isdecimal() else ("", name.strip())
 
 
-def _values(found: dict[str, Any]) -> list[dict[str, Any]]:
+def _values(found: SetNumbers) -> list[Measure]:
     return [*(found["measures"][name] for name in COLUMNS), found["labels"]["hard"]["agreement"]]
 
 
-def finding_lines(summary: dict[str, Any], label: dict[str, str]) -> str:
+def finding_lines(result: Mapping[str, Any], label: dict[str, str]) -> str:
     """A paragraph for each finding, errors first."""
-    found = sorted(summary.get("findings") or [], key=lambda f: f["severity"] != "error")
+    found = sorted(result.get("findings") or [], key=lambda f: f["severity"] != "error")
     return "\n".join(
         textwrap.fill(f"{f['severity'].upper()} {_where(f, label)}: {f['text']}", 118, subsequent_indent="  ")
         for f in found
     )
 
 
-def _where(finding: dict[str, Any], label: dict[str, str]) -> str:
+def _where(finding: FindingEntry, label: dict[str, str]) -> str:
     return "the data" if finding["set"] is None else label.get(finding["set"], finding["set"][:12])
 
 
@@ -193,7 +202,7 @@ def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{sign}{value:.2g}" if abs(value) < 0.1 else f"{sign}{value:.3g}"
 
 
-def _unusual(found: dict[str, Any]) -> list[str]:
+def _unusual(found: SetNumbers) -> list[str]:
     """Copies of real images, where there are more than chance has, and a part alone that was measured."""
     copies, exact, lines = found["copies"], found["copies"]["exact"], []
     if found["measured"] < found["views"]:
@@ -206,9 +215,9 @@ def _unusual(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def score_table(summary: dict[str, Any], label: Callable[[dict[str, Any]], str]) -> str:
+def score_table(result: Mapping[str, Any]) -> str:
     """A line a score, under a heading; empty unless there are soft labels, or rows with and without augmentation."""
-    entries = summary.get("scores") or []
+    entries: list[ScoreEntry] = result.get("scores") or []
     soft = any(entry["labels"] != "hard" for entry in entries)
     if not soft and not any(entry["ars"] for entry in entries):
         return ""
@@ -220,19 +229,19 @@ def score_table(summary: dict[str, Any], label: Callable[[dict[str, Any]], str])
         f"{'IPC':>4}  {'set':<30}{'labels':<{width}} {'LRS':>13}  {'HLR':>6}  {'IOR':>6}  {'ARS':>13}"
         + ("  network" if several else ""),
     ]
-    for entry in sorted(entries, key=lambda e: e["ipc"]):
-        lrs, ars = entry["lrs"], entry["ars"] or {}
+    for entry in sorted(entries, key=lambda e: e["ipc"] or 0):
+        lrs = entry["lrs"]
         lines.append(
-            f"{entry['ipc']:>4}  {label(entry):<30}{entry['recipe'] or 'hard':<{width}} {_score(lrs):>13}"
-            f"  {_points(lrs['hlr']):>6}  {_points(lrs['ior']):>6}  {_score(ars):>13}"
+            f"{entry['ipc']:>4}  {row_label(entry):<30}{entry['recipe'] or 'hard':<{width}} {_score(lrs):>13}"
+            f"  {_points(lrs['hlr']):>6}  {_points(lrs['ior']):>6}  {_score(entry['ars']):>13}"
             + (f"  {entry['network']}" if several else "")
         )
     missing = dict.fromkeys(sentence for entry in entries for sentence in entry["missing"])
     return "\n".join([*lines, *missing])
 
 
-def _score(found: dict[str, Any]) -> str:
-    if found.get("score") is None:
+def _score(found: Score | None) -> str:
+    if found is None or found["score"] is None:
         return ""
     return f"{found['score']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
 
@@ -245,8 +254,8 @@ def w2_lines(target: Path) -> Iterator[str]:
     """A line of each refined set below ``target``: squared W2 in the ground space, mean over the classes."""
     folders = sorted(target.glob("ipc-*/manifest.json"), key=lambda path: int(path.parent.name.removeprefix("ipc-")))
     for path in folders:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        yield f"{path.parent.name}: {_distance(told['w2'])}{_gate(told.get('gate'))}."
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        yield f"{path.parent.name}: {_distance(manifest['w2'])}{_gate(manifest.get('gate'))}."
 
 
 def _distance(w2: dict[str, float]) -> str:

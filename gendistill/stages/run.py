@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_whole
@@ -24,6 +24,7 @@ from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
+from gendistill.report.terminal import format_evaluation
 from gendistill.stages import evaluate, finetune, refine, sample, teacher
 from gendistill.stages.folder import SETTINGS, difference, output
 
@@ -36,8 +37,8 @@ FOLDERS = {
 }
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """All stages into ``config.output_dir``; returns the evaluation summary.
+def run(config: RunConfig) -> Evaluation:
+    """All stages into ``config.output_dir``; returns the evaluation.
 
     With ``resume_from_checkpoint`` finished stages are kept and the interrupted one goes on.
     """
@@ -51,7 +52,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         return run_stages(config, data)
 
 
-def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
+def run_stages(config: RunConfig, data: RealData) -> Evaluation:
     """The corridor itself, for images and options that were found to fit."""
     out, seed = config.output_dir, config.seed
     log = out / LOG
@@ -63,7 +64,7 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
     refine.run_stage(
         out / "samples" / "pool", [out / "teacher"], data, config.refine, out / "refined", seed=seed, log_path=log
     )
-    evaluate.run_stage(
+    result = evaluate.run_stage(
         data,
         surrogate_folders(config),
         config.evaluate,
@@ -72,10 +73,10 @@ def run_stages(config: RunConfig, data: RealData) -> dict[str, Any]:
         teacher_dir=out / "teacher",
         log_path=log,
     )
-    summary = json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
-    record_evidence(surrogate_folders(config), summary, data)
+    assert isinstance(result, Evaluation)
+    record_evidence(surrogate_folders(config), result.to_dict(), data)
     write_report(out, data)
-    return summary
+    return result
 
 
 def surrogate_folders(config: RunConfig) -> list[Path]:
@@ -145,10 +146,10 @@ def _save_config(config: RunConfig, out: Path) -> None:
 
 def main(command: RunConfig) -> None:
     start = time.perf_counter()
-    summary = run(command)
+    result = run(command)
     out = command.output_dir
     print()
-    print(evaluate.format_summary(summary))
+    print(format_evaluation(result))
     print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
     print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
     print(f"  {out / 'evaluation' / 'summary.json'}  every number")

@@ -15,7 +15,8 @@ from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.continual import arrivals, arrived, class_order, continual, train_and_test
-from gendistill.evaluation.evaluator import Entry, SoftTargets, TrainingRun
+from gendistill.evaluation.entries import Entry, SoftTargets
+from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.progress import finish
@@ -120,9 +121,9 @@ def test_finished_trainings_are_taken_over_when_resumed() -> None:
     config = options(3)
     records, rows = learn([RANDOM, MADE], config)
     assert len({r["key"] for r in records}) == len(records) == 3 * (4 + 3)
-    half = {r["key"]: r["accuracy"] for r in records[:11]}
+    half = {r["key"]: {"accuracy": r["accuracy"]} for r in records[:11]}
     assert learn([RANDOM, MADE], config, done=half) == (records, rows)
-    false = {r["key"]: 0.125 for r in records[:11]}
+    false = {r["key"]: {"accuracy": 0.125} for r in records[:11]}
     resumed, _ = learn([RANDOM, MADE], config, done=false)
     assert [r["accuracy"] for r in resumed[:11]] == [0.125] * 11
     assert resumed[11:] == records[11:]

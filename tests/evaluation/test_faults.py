@@ -17,7 +17,7 @@ from gendistill.evaluation.checks.counts import (
     soft_findings,
 )
 from gendistill.evaluation.checks.finding import Finding, counted, list_names
-from gendistill.evaluation.copies import TestLeakage
+from gendistill.evaluation.copies import LeakageCheck
 from gendistill.seeding import torch_rng
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -29,11 +29,11 @@ def kinds(findings: list[Finding]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def leaks(digits: RealData) -> TestLeakage:
-    return TestLeakage.of(digits)
+def leaks(digits: RealData) -> LeakageCheck:
+    return LeakageCheck.of(digits)
 
 
-def leaked(leaks: TestLeakage, made: Tensor, data: RealData) -> list[Finding]:
+def leaked(leaks: LeakageCheck, made: Tensor, data: RealData) -> list[Finding]:
     copies = leaks.reference.check(made)
     return leak_findings(copies, leaks.near(made, copies), leaks.usual, data, [f"{i}.png" for i in range(len(made))])
 
@@ -82,19 +82,19 @@ def test_duplicates_are_counted_within_a_class_and_named_across() -> None:
     assert "4.png = 7.png; classes cat, dog" in across.text
 
 
-def test_training_images_and_new_images_are_no_leak(leaks: TestLeakage, digits: RealData) -> None:
+def test_training_images_and_new_images_are_no_leak(leaks: LeakageCheck, digits: RealData) -> None:
     assert leaked(leaks, digits.train.images[:100], digits) == []
     rng = torch_rng(0, "noise")
     noisy = digits.train.images[:200].int() + torch.randint(-40, 41, (200, 1, 8, 8), generator=rng)
     assert leaked(leaks, noisy.clamp(0, 255).byte(), digits) == []
 
 
-def test_held_out_images_of_one_kind_are_no_near_copies_of_another(leaks: TestLeakage, digits: RealData) -> None:
+def test_held_out_images_of_one_kind_are_no_near_copies_of_another(leaks: LeakageCheck, digits: RealData) -> None:
     found = leaked(leaks, digits.validation.images, digits)
     assert kinds(found) == [("validation leakage", "warning")]
 
 
-def test_test_images_are_named_with_their_position_and_class(leaks: TestLeakage, digits: RealData) -> None:
+def test_test_images_are_named_with_their_position_and_class(leaks: LeakageCheck, digits: RealData) -> None:
     made = digits.train.images[:50].clone()
     made[7] = digits.test.images[33]
     found = leaked(leaks, made, digits)
@@ -109,22 +109,22 @@ def test_near_copies_of_test_images_are_found(which: str, request: pytest.Fixtur
     images = data.test.images[:60].int()
     noise = torch.randint(-6, 7, images.shape, generator=torch_rng(0, "compression"))
     made = torch.cat([(images + noise).clamp(0, 255).byte(), data.train.images[:40]])
-    found = leaked(TestLeakage.of(data), made, data)
+    found = leaked(LeakageCheck.of(data), made, data)
     assert kinds(found) == [("test leakage", "error")]
     assert int(found[0].text.removeprefix("Near copies of test images: ").split()[0]) > 30
-    assert leaked(TestLeakage.of(data), data.train.images[:40], data) == []
+    assert leaked(LeakageCheck.of(data), data.train.images[:40], data) == []
 
 
 def test_overlapping_splits_are_the_datas_fault(digits: RealData) -> None:
-    known = TestLeakage.of(digits).reference.known
+    known = LeakageCheck.of(digits).reference.known
     assert data_findings(known, digits) == []
     both = replace(digits, train=replace(digits.train, images=digits.train.images.clone()))
     both.train.images[5] = digits.test.images[9]
-    found = data_findings(TestLeakage.of(both).reference.known, both)
+    found = data_findings(LeakageCheck.of(both).reference.known, both)
     assert kinds(found) == [("overlapping splits", "warning")]
     assert f"test image 9 ('{digits.classes[int(digits.test.labels[9])]}')" in found[0].text
     made = both.train.images[:10]  # a coreset of such data leaks nothing by itself
-    assert leaked(TestLeakage.of(both), made, both) == []
+    assert leaked(LeakageCheck.of(both), made, both) == []
 
 
 def onehot(labels: Tensor, sharp: float = 5.0) -> Tensor:

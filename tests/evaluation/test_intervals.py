@@ -69,10 +69,10 @@ def test_runs_go_round_over_the_sets():
 
 
 def test_spread_within_and_between_sets_by_hand():
-    found = seed_spread([0.1, 0.5, 0.3, 0.7], 2)  # set 0: 0.1, 0.3; set 1: 0.5, 0.7
-    assert found["std_within"] == pytest.approx(np.sqrt(0.02))
-    assert found["std_between"] == pytest.approx(np.std([0.2, 0.6], ddof=1))
-    assert seed_spread([0.1, 0.5], 1) == {"std_within": None, "std_between": None}
+    within, between = seed_spread([0.1, 0.5, 0.3, 0.7], 2)  # set 0: 0.1, 0.3; set 1: 0.5, 0.7
+    assert within == pytest.approx(np.sqrt(0.02))
+    assert between == pytest.approx(np.std([0.2, 0.6], ddof=1))
+    assert seed_spread([0.1, 0.5], 1) == (None, None)
 
 
 def pooled_row(rng, sets, runs):

@@ -12,8 +12,10 @@ import torch
 from gendistill.config import EvaluateConfig, Protocol
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluation.evaluator import FULL, RANDOM, Entry, evaluate_entries
+from gendistill.evaluation.entries import Entry
+from gendistill.evaluation.evaluator import evaluate_entries
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.summary import FULL, RANDOM
 from gendistill.progress import finish
 
 NAMES = get_args(Protocol)

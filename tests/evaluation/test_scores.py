@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.evaluation.scores import augmentation_robust, label_robust, robust, scores
-from gendistill.report.terminal import row_label, score_table
+from gendistill.evaluation.summary import row_label
+from gendistill.report.terminal import score_table
 
 fractions = st.floats(0, 1)
 
@@ -161,13 +162,13 @@ def test_a_set_that_somebody_drew_at_random_is_a_set() -> None:
 
 def test_the_table_is_shown_where_it_says_something_new() -> None:
     plain = [FULL, RANDOM, MADE]
-    assert score_table({"scores": scores(plain)}, row_label) == ""
-    text = score_table({"scores": scores([*plain, SOFT_RANDOM, SOFT])}, row_label)
+    assert score_table({"scores": scores(plain)}) == ""
+    text = score_table({"scores": scores([*plain, SOFT_RANDOM, SOFT])})
     assert "higher is better; 0.269 is alpha = 0" in text
     assert f"{label_robust(0.86, 0.49, 0.62, 0.51):.3f}" in text
     assert "one recipe" in text
     assert "no rows both with and without augmentation" in text
-    assert score_table({}, row_label) == ""  # written before there were scores
+    assert score_table({}) == ""  # written before there were scores
 
 
 def test_a_refined_coreset_is_not_called_by_its_start():

@@ -9,10 +9,10 @@ from torch import nn
 from gendistill import runtime
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig
 from gendistill.data.sources import load_data
+from gendistill.evaluation.evaluator import resolve_precision
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import build_network
 from gendistill.networks.training import forward_flop, training_flop
-from gendistill.stages.evaluate import resolve_precision
 
 CPU = torch.device("cpu")
 

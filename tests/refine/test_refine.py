@@ -15,6 +15,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.registry import batch_norm_layers, build_network
@@ -28,7 +29,6 @@ from gendistill.refine.feature_space import FeatureSpace, shrunk
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets, refine_chunk
 from gendistill.refine.select import select
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
 from gendistill.stages.refine import refine_set
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms

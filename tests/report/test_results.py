@@ -201,8 +201,9 @@ def test_every_step_has_its_paired_gain() -> None:
 def pooled(sets: list[float], stage: str | None = None, runs: int = 5) -> Row:
     """Of several synthesis seeds with these accuracies, whose trainings differ by a hundredth of a point."""
     accuracy = [sets[r % len(sets)] + 0.0001 * (r // len(sets)) for r in range(runs * len(sets))]
-    spread: dict[str, Any] = seed_spread(accuracy, len(sets))
-    return row("dm", 1, stage=stage, accuracy=accuracy, synthesis_seeds=len(sets), set=["x"] * len(sets), **spread)
+    within, between = seed_spread(accuracy, len(sets))
+    spread = {"synthesis_seeds": len(sets), "std_within": within, "std_between": between}
+    return row("dm", 1, stage=stage, accuracy=accuracy, set=["x"] * len(sets), **spread)
 
 
 def test_sets_of_several_synthesis_seeds_are_pairs_and_their_runs_are_not() -> None:

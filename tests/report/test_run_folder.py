@@ -17,9 +17,8 @@ from PIL import Image
 
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_pil
-from gendistill.report.run_folder import recorded_data, recorded_options, recorded_paths
+from gendistill.report.run_folder import CONTINUAL, CONTINUAL_PAGE, recorded_data, recorded_options, recorded_paths
 from gendistill.report.sets import random_draw
-from gendistill.stages.evaluate import CONTINUAL_PAGE, CONTINUAL_RECORD
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
 from tests.evaluation.summaries import make_evaluation, make_run, make_set, write_images
@@ -310,7 +309,7 @@ def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: py
 def test_of_a_continual_evaluation_its_own_page_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "continual"
     folder.mkdir()
-    for name in (CONTINUAL_RECORD, CONTINUAL_PAGE, "stage.json"):
+    for name in (CONTINUAL, CONTINUAL_PAGE, "stage.json"):
         (folder / name).write_text("{}")
     assert gendistill("report", folder) == 2
     message = capsys.readouterr().err

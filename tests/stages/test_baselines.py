@@ -22,12 +22,12 @@ from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation import cache as baseline_cache
 from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
-from gendistill.evaluation.evaluator import Entry
+from gendistill.evaluation.entries import Entry
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import derive
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.set import SurrogateSet
 
@@ -190,7 +190,7 @@ BAD = [
 def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
     digits, chosen, monkeypatch, options, size, error, words
 ) -> None:
-    for slow in ("gendistill.stages.evaluate.contestants", "gendistill.networks.feature_extractors.trained"):
+    for slow in ("gendistill.evaluation.evaluate.all_entries", "gendistill.networks.feature_extractors.trained"):
         monkeypatch.setattr(slow, None)  # which would fail with another error
     images = chosen.images.repeat(1, 1, size // 8, size // 8)
     with pytest.raises(error, match=words):
@@ -327,7 +327,7 @@ def test_a_damaged_entry_is_trained_anew_with_a_warning(tmp_path, caplog, damage
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") if damage == "accuracy" else damage)
     with caplog.at_level(logging.WARNING, "gendistill"):
         assert cache.recall("run") is None
-    assert "made anew" in caplog.text
+    assert "computed again" in caplog.text
     cache.keep("run", {"accuracy": 0.25})
     assert cache.recall("run") == {"accuracy": 0.25}
 

@@ -13,10 +13,12 @@ import pytest
 
 from gendistill.config import ContinualConfig, EvaluateConfig
 from gendistill.data.sources import load_data
+from gendistill.evaluation.cache import RUNS
+from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.result import label_rows
+from gendistill.io import WorkFolder
 from gendistill.report.tables import render_continual
-from gendistill.stages.evaluate import RUNS, evaluate_continual, with_labels
-from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill
 
@@ -107,7 +109,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
         task="continual", runs=3, steps=4, width=8, continual=ContinualConfig(steps=3)
     )  # as command() says
     made = SurrogateSet.load(surrogate)
-    folder = StageFolder(tmp_path, tmp_path / "log.jsonl")
+    folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
     whole = evaluate_continual(data, [made], config, folder=folder)
     assert rows_of(whole) == rows_of(read(evaluation))
     lines = (tmp_path / RUNS).read_text().splitlines()
@@ -154,7 +156,7 @@ def test_a_run_evaluates_classification_alone(tmp_path: Path, capsys: pytest.Cap
 def test_sets_of_one_name_are_numbered_and_drawn_apart(evaluation: Path) -> None:
     summary = read(evaluation)
     made = summary["rows"][2]
-    rows = with_labels([*summary["rows"], made, {**made, "ipc": 5}])
+    rows = label_rows([*summary["rows"], made, {**made, "ipc": 5}])
     assert [r["label"] for r in rows[2:]] == ["herding (pixels)", "herding (pixels) (2)", "herding (pixels)"]
     page = render_continual({**summary, "rows": rows})
     assert "herding (pixels) (2)" in page
@@ -163,7 +165,7 @@ def test_sets_of_one_name_are_numbered_and_drawn_apart(evaluation: Path) -> None
 
 def test_the_page_names_the_network_and_says_how_long_it_trains(evaluation: Path) -> None:
     summary = read(evaluation)
-    rows = with_labels(summary["rows"])
+    rows = label_rows(summary["rows"])
 
     def said(**settings: Any) -> str:
         page = render_continual({**summary, "rows": rows, "settings": {**summary["settings"], **settings}})
@@ -178,7 +180,7 @@ def test_the_page_names_the_network_and_says_how_long_it_trains(evaluation: Path
 def test_one_step_and_many_can_be_drawn(evaluation: Path) -> None:
     summary = read(evaluation)
     for counts in ([10], list(range(1, 101))):
-        rows = [{**row, "steps": [row["steps"][-1]] * len(counts)} for row in with_labels(summary["rows"])]
+        rows = [{**row, "steps": [row["steps"][-1]] * len(counts)} for row in label_rows(summary["rows"])]
         page = render_continual({**summary, "classes": counts, "rows": rows})
         assert f"{counts[-1]} classes in {len(counts)} step" in page
         assert page.count('text-anchor="middle"') <= 13  # at most 12 ticks and their name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from gendistill.cli import DONE, USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
-from gendistill.evaluation.describe import describe, described
+from gendistill.evaluation.describe import describe
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.networks.feature_extractors import REFERENCE, FeatureExtractor, make_lens, trained
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import finding_lines, set_table
 from gendistill.seeding import torch_rng
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
@@ -76,7 +77,7 @@ def test_every_fault_made_on_purpose_is_named_and_nothing_else(
     digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     sets = faulty(drawn, digits)
-    _, findings = describe(digits, sets, lens.embed, lens.classify)
+    _, findings = describe(digits, sets, lens)
     found = {name: [f["kind"] for f in findings if f["set"] == name] for name in sets}
     assert found == {name: [name] for name in sets}
     texts = {f["set"]: f["text"] for f in findings}
@@ -91,13 +92,13 @@ def test_every_fault_made_on_purpose_is_named_and_nothing_else(
 def test_good_sets_raise_nothing(digits: RealData, lens: FeatureExtractor) -> None:
     sets = {f"{m} {n}": distill(digits, m, n, seed=n) for m in ("random", "kmeans", "herding") for n in (1, 3, 20)}
     sets["all"] = surrogate(digits.train.images, digits.train.labels)
-    _, findings = describe(digits, sets, lens.embed, lens.classify)
+    _, findings = describe(digits, sets, lens)
     assert findings == []
 
 
 def test_noise_gives_warnings_at_most(digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet) -> None:
     noise = torch.randint(0, 256, drawn.images.shape, generator=torch_rng(0, "noise"), dtype=torch.uint8)
-    _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, lens.embed, lens.classify)
+    _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, lens)
     assert {f["severity"] for f in findings} == {"warning"}
 
 
@@ -107,7 +108,7 @@ def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
     rng = torch_rng(0, "damage")
     noisy = (drawn.images.int() + torch.randint(-90, 91, drawn.images.shape, generator=rng)).clamp(0, 255).byte()
     sets = {"random": drawn, "noisy": surrogate(noisy, drawn.labels)}
-    found, _ = describe(digits, sets, lens.embed, lens.classify)
+    found, _ = describe(digits, sets, lens)
     assert json.loads(json.dumps(found)) == found
     for name, value in found["random"]["measures"].items():
         assert abs(value["mean"] - value["random"]["mean"]) < 5 * value["random"]["std"] + 0.02, name
@@ -125,7 +126,7 @@ def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
 
 
 def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: FeatureExtractor) -> None:
-    found, _ = describe(digits, {"all": surrogate(digits.train.images, digits.train.labels)}, lens.embed, lens.classify)
+    found, _ = describe(digits, {"all": surrogate(digits.train.images, digits.train.labels)}, lens)
     numbers = found["all"]
     assert numbers["views"] == 1211
     assert numbers["measured_by_class"] == [n // 2 for n in digits.train.counts(10)]
@@ -137,16 +138,16 @@ def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
 ) -> None:
     soft = label_set(drawn, teacher, LabelConfig(mode="per_image", temperature=4.0))
     views = label_set(drawn, teacher, LabelConfig(mode="per_view", steps=3, batch_size=20))
-    about = described(digits, [soft, views], lens, 0)
-    first, second = about["sets"].values()
+    numbers, findings = describe(digits, {"soft": soft, "views": views}, lens)
+    first, second = numbers.values()
     value = first["labels"]["soft"]["entropy"]
     assert value["mean"] == pytest.approx(value["random"]["mean"], rel=0.2)
     assert value["mean"] > first["labels"]["hard"]["entropy"]["mean"]  # temperature 4
     assert second["labels"]["soft"]["agreement"]["mean"] > 0.9
-    other = describe(digits, {"x": soft}, lens.embed, lens.classify)[0]["x"]["labels"]
+    other = describe(digits, {"x": soft}, replace(lens, classifier=None))[0]["x"]["labels"]
     assert other["soft"]["entropy"]["random"] is None
     assert "give it as --teacher" in other["soft_reason"]
-    assert about["findings"] == []
+    assert findings == []
 
 
 def test_the_reference_network_is_kept_and_read_again(
@@ -181,7 +182,7 @@ def test_the_summary_holds_sets_and_findings_unless_left_out(
 def test_the_table_names_sets_of_any_size_in_order(
     digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
-    found, _ = describe(digits, {"a": drawn}, lens.embed, lens.classify)
+    found, _ = describe(digits, {"a": drawn}, lens)
     names = {"large": "1000  mine", "small": "  2  yours", "none": "     others"}
     lines = set_table({"sets": dict.fromkeys([*names, "0123456789abcdef"], found["a"])}, names).splitlines()
     heads = [line[:26].rstrip() for line in lines[2:] if line[:6].strip() and "spread" not in line]

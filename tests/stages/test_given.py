@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
-from gendistill.evaluation.entries import contestants
-from gendistill.evaluation.inputs import facts, pools, read_given, size_of
+from gendistill.evaluation.evaluate import all_entries, evaluate
+from gendistill.evaluation.inputs import facts, pools, read_set, size_of
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate, write_summary
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 from tests.surrogate.sets import make
@@ -115,7 +114,7 @@ def test_labels_part_sets_only_where_labels_count(seeds, teacher) -> None:
 
 
 def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, seeds, tmp_path) -> None:
-    entered = contestants(digits, seeds, QUICK, 0, None)
+    entered = all_entries(digits, seeds, QUICK, 0, None)
     random, pooled = entered[0], entered[1]
     assert (pooled.synthesis_seeds, pooled.count(3), len(random.draws)) == (3, 9, 9)
     for run in range(9):
@@ -130,19 +129,19 @@ def test_a_pooled_row_has_runs_of_every_set_and_as_many_random_draws(digits, see
     assert row["ci95_vs_random"] == pytest.approx(paired_interval(ours.mean(0).tolist(), theirs.mean(0).tolist()))
     assert row["ci95_these_sets"] == pytest.approx(paired_interval(row["accuracy"], against["accuracy"]))
     assert "random real images x3" in table(summary)
-    write_summary(tmp_path, summary)
+    summary.save(tmp_path)
     line = list(csv.DictReader((tmp_path / "summary.csv").open()))[1]
     assert [float(line["low"]), float(line["high"])] == row["ci95_vs_random"]
     assert [float(line["these_sets_low"]), float(line["these_sets_high"])] == row["ci95_these_sets"]
     assert line["equal_bytes_low"] == ""
-    write_summary(tmp_path, {**summary, "rows": [{**row, "ci95_vs_equal_bytes": [0.25, 0.5]}]})
+    replace(summary, rows=[{**row, "ci95_vs_equal_bytes": [0.25, 0.5]}]).save(tmp_path)
     (line,) = csv.DictReader((tmp_path / "summary.csv").open())
     assert (line["equal_bytes_low"], line["equal_bytes_high"]) == ("0.25", "0.5")
 
 
 def test_pooled_soft_rows_train_each_set_with_its_own_labels(digits, seeds, teacher) -> None:
     labelled = [label_set(made, teacher, LabelConfig(), seed=0) for made in seeds]
-    entered = contestants(digits, labelled, replace(QUICK, labels="soft"), 0, teacher)
+    entered = all_entries(digits, labelled, replace(QUICK, labels="soft"), 0, teacher)
     soft = next(row for row in entered if row.labels == "soft" and row.identity)
     assert soft.synthesis_seeds == len(soft.targets) == len({targets.key for targets in soft.targets}) == 3
     dear = [row for row in entered if row.space == "equal bytes"]
@@ -159,7 +158,7 @@ def test_costs_are_those_of_the_manifest(digits, tmp_path) -> None:
     made = replace(distill(digits, "kmeans", 2), factor=2)
     made = changed(made, seconds={"distill": 5.0, "start": 1.0, "select": 2.0, "label": 9.0}, stages=["select"])
     made.save(tmp_path / "set")
-    found = facts([read_given(tmp_path / "set", digits)], labels=False)
+    found = facts([read_set(tmp_path / "set", digits)], labels=False)
     stored = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert found["bytes"] == stored["bytes"]
     assert (found["stored_images"], found["decoded_images"]) == (20, 80)
@@ -181,11 +180,11 @@ def test_the_size_of_an_uneven_set_is_rounded_up() -> None:
 def test_an_uneven_set_stands_beside_real_images_of_its_own_numbers(digits, seeds) -> None:
     short = changed(seeds[0].take(torch.arange(11)), name="short")  # 2 images of five classes, 1 of one, 0 of four
     config = replace(QUICK, baselines=("random", "kmeans", "herding", "kcenter"))
-    alone = contestants(digits, [short], config, 0, None)
+    alone = all_entries(digits, [short], config, 0, None)
     assert [c.counts for c in alone] == [tuple(short.counts)] * 5
     assert all(draw.counts(10) == short.counts for c in alone for draw in c.draws)
     assert len(alone[0].draws) == 5
-    both = contestants(digits, [short, seeds[1]], config, 0, None)
+    both = all_entries(digits, [short, seeds[1]], config, 0, None)
     named = {(c.method, c.space): c for c in both if not c.identity}
     assert len(named) == 5
     assert named["random", None].counts is None
@@ -206,7 +205,7 @@ def test_a_set_with_more_images_than_there_are_real_ones_is_evaluated_and_that_i
     images, labels = few.train.images.repeat(2, 1, 1, 1), few.train.labels.repeat(2)
     twice = SurrogateSet(images, labels, every, {"method": "folder", "name": "twice"})
     config = replace(QUICK, steps=2, baselines=("random", "kmeans", "herding", "kcenter", "bytes"))
-    entered = contestants(few, [twice], config, 0, None)
+    entered = all_entries(few, [twice], config, 0, None)
     assert all(draw.counts(10) == real for c in entered if not c.identity for draw in c.draws)
     found = evaluate(few, [twice], config)
     (told,) = (f for f in found["findings"] if f["kind"] == "fewer real images")

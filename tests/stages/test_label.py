@@ -14,12 +14,12 @@ from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.evaluation.entries import contestants, with_soft_labels
+from gendistill.evaluation.entries import soft_entries
+from gendistill.evaluation.evaluate import all_entries, evaluate
 from gendistill.networks.soft_labelling import label_set, soft_batches
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.stages.distill import distill
-from gendistill.stages.evaluate import evaluate
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
@@ -244,7 +244,7 @@ def test_sets_labelled_in_other_batches_have_baselines_of_their_own(digits, teac
     sizes = (5, 20)
     sets = [label_set(chosen, teacher, LabelConfig(mode=mode, batch_size=size, steps=2)) for size in sizes]
     config = EvaluateConfig(runs=3, labels="soft", baselines=("random",), baseline_cache=None)
-    soft = [row for row in contestants(digits, sets, config, 0, teacher) if row.recipe]
+    soft = [row for row in all_entries(digits, sets, config, 0, teacher) if row.recipe]
     assert [row.identity is None for row in soft] == [True, False, True, False]
     batches = [[len(targets.batches(0)[0]) for targets in row.targets] for row in soft]
     assert batches == [[5] * 5, [5], [20] * 5, [20]]
@@ -284,8 +284,8 @@ def test_views_count_as_much_as_what_they_show(mode, cutmix, digits, teacher, ch
     views = {"min_crop": 0.5, "flip": True, "cutmix": cutmix, "batch_size": 6, "steps": 6}
     labelled = label_set(chosen, teacher, LabelConfig(mode=mode, **views))
     weights = torch.linspace(0.2, 1.8, 20)
-    (even,) = with_soft_labels([(labelled,)], [], teacher)
-    (weighted,) = with_soft_labels([(replace(labelled, weights=weights),)], [], teacher)
+    (even,) = soft_entries([(labelled,)], [], teacher)
+    (weighted,) = soft_entries([(replace(labelled, weights=weights),)], [], teacher)
     seed = labelled.soft_labels.views.seed
     for step in range(5):
         images, plain = even.targets[0].batches(step)

@@ -13,9 +13,10 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.dataset import RealData
-from gendistill.evaluation.checks.finding import Finding, Severity, list_names
+from gendistill.evaluation.checks.finding import Finding, list_names
 from gendistill.evaluation.checks.labels import ODDS, confusion, permutation
 from gendistill.evaluation.copies import Copies, digests
+from gendistill.evaluation.summary import Severity
 
 UNEVEN = 2.0  # times as many images as another class, beyond what the real images have
 

@@ -1,12 +1,12 @@
-"""What is said of a fault: one sentence with what was found, how often, where, and how to mend it."""
+"""A fault of a set: one sentence with what was found, how often, where, and how to fix it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
-Severity = Literal["error", "warning"]
+from gendistill.evaluation.summary import FindingEntry, Severity
+
 SHOWN = 3  # files or classes that a sentence names
 
 
@@ -19,8 +19,8 @@ class Finding:
     severity: Severity = "error"
     set: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_dict(self) -> FindingEntry:
+        return {"kind": self.kind, "text": self.text, "severity": self.severity, "set": self.set}
 
 
 def list_names(names: Sequence[str], most: int = SHOWN) -> str:

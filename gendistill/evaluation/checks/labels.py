@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -19,6 +18,7 @@ from gendistill.data.crops import batch_indices
 from gendistill.evaluation.checks.finding import Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import shares
+from gendistill.evaluation.summary import LabelNumbers, Measure
 from gendistill.surrogate.set import SurrogateSet
 
 ODDS = 1000.0  # to one, that the data must speak for a fault by
@@ -179,7 +179,7 @@ Soft = tuple[Tensor, Tensor]
 
 def label_quality(
     subject: DescribedSet, real: RealReference, soft: Soft | None, classifier: str | None, seed: int
-) -> dict[str, Any]:
+) -> LabelNumbers:
     """``agreement`` (share) and ``entropy`` (nats) of the hard labels' images and of stored soft labels, by class.
 
     Random real images with soft labels are labelled by the same teacher, if that is the ``classifier`` (its hash).
@@ -188,7 +188,12 @@ def label_quality(
     pool = [_quality(p, k) for k, p in enumerate(real.probabilities)]
     hard = [_quality(p, k) for k, p in enumerate(by_class(subject.probabilities, measured.labels, classes))]
     right = (real.held_out.guesses == real.data.validation.labels).double().mean()
-    found: dict[str, Any] = {"hard": shares(pool, hard, seed=seed), "held_out_agreement": float(right), "soft": None}
+    found: LabelNumbers = {
+        "hard": shares(pool, hard, seed=seed),
+        "held_out_agreement": float(right),
+        "soft": None,
+        "soft_reason": None,
+    }
     labels = subject.made.soft_labels
     if labels is None or soft is None:
         return {**found, "soft_reason": _why_none(subject.made)}
@@ -196,7 +201,7 @@ def label_quality(
     if classifier is not None and labels.teacher.get("hash") == classifier:
         pool = [_quality(_tempered(p, labels.temperature), k) for k, p in enumerate(real.probabilities)]
         return {**found, "soft": shares(pool, values, seed=seed), "soft_reason": None}
-    alone = {name: {**value, "random": None} for name, value in shares(pool, values, seed=seed).items()}
+    alone: dict[str, Measure] = {k: {**v, "random": None} for k, v in shares(pool, values, seed=seed).items()}
     reason = "random real images have no labels of that teacher; give it as --teacher"
     return {**found, "soft": alone, "soft_reason": reason}
 

@@ -8,8 +8,10 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.evaluation.evaluator import FULL, RANDOM, Entry, SoftTargets, TrainingRun, entries, evaluate_entries
+from gendistill.evaluation.entries import Entry, SoftTargets
+from gendistill.evaluation.evaluator import TrainingRun, evaluate_entries, planned_rows
 from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.summary import FULL, RANDOM
 from tests.evaluation.test_protocols import some_images
 
 CLASSES = ("dark", "bright")
@@ -72,7 +74,7 @@ def test_labels_of_views_have_no_row_without_augmentation():
     views = SoftTargets("views", 1.0, batches=lambda step: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
     soft = Entry("made", None, 2, (some_images(4, 9),), labels="soft", recipe="per_view", targets=(views,))
     settings = resolve_protocol(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
-    found = entries([*contestants(), soft], settings)
+    found = planned_rows([*contestants(), soft], settings)
     assert len(found) == 4 + 3
     assert sum(c.count(settings.runs) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
 

@@ -1,0 +1,145 @@
+"""Evaluate surrogate sets beside baselines: what every set is worth to a classifier trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gendistill import runtime
+from gendistill.config import EvaluateConfig
+from gendistill.data.dataset import RealData, check_origin, mean_and_std
+from gendistill.environment import command_line, versions
+from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
+from gendistill.evaluation.cache import BaselineCache, RunLog
+from gendistill.evaluation.checks.soft_labels import check_soft_labels
+from gendistill.evaluation.describe import describe
+from gendistill.evaluation.entries import Entry, entries_of, pool_entry, soft_entries
+from gendistill.evaluation.evaluator import (
+    RunRecord,
+    TrainingRun,
+    check_entries,
+    evaluate_entries,
+    planned_rows,
+    resolve_precision,
+)
+from gendistill.evaluation.inputs import by_counts, check_origins, input_findings, pools, size_of, total_bytes
+from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.result import Evaluation
+from gendistill.evaluation.scores import scores
+from gendistill.evaluation.summary import FindingEntry
+from gendistill.io import WorkFolder
+from gendistill.networks.feature_extractors import make_lens
+from gendistill.networks.teacher import Teacher
+from gendistill.progress import follow
+from gendistill.surrogate.set import SurrogateSet
+
+
+def all_entries(
+    data: RealData, sets: Sequence[SurrogateSet], config: EvaluateConfig, seed: int, teacher: Teacher | None
+) -> list[Entry]:
+    """Baselines by IPC, the sets with hard labels, labelled sets after baselines of their recipe, all real images.
+
+    Sets that differ in their synthesis seed alone share an entry, and have as many random draws beside them as runs.
+    """
+    real, hard = Baselines(data, config, seed, teacher), pools(sets, labels=False)
+    soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve_protocol(config).labels == "soft" else []
+    found: list[Entry] = []
+    for ipc in sorted({size_of(pool[0]) for pool in hard}):
+        here = by_counts(pool[0] for pool in hard if size_of(pool[0]) == ipc)
+        large = [(pool, False) for pool in hard if size_of(pool[0]) == ipc and pool[0].factor != 1]
+        large += [(pool, True) for pool in soft if size_of(pool[0]) == ipc]
+        most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
+        totals = [total_bytes(pool, labels=labels) for pool, labels in large]
+        found += real.beside(ipc, most * config.runs, totals, here)
+    beside = list(found)
+    found += [pool_entry(pool) for pool in hard]
+    if soft:
+        found += soft_entries(soft, beside, teacher)
+    return found + real.full()
+
+
+def evaluate(
+    data: RealData,
+    surrogates: Sequence[SurrogateSet],
+    config: EvaluateConfig | None = None,
+    *,
+    seed: int = 0,
+    teacher: Teacher | None = None,
+    folder: WorkFolder | None = None,
+) -> Evaluation:
+    """Train classifiers from scratch on every set and on baselines of the same size, and test each once.
+
+    Every set has a row with hard labels. Where the protocol or ``config.labels`` says soft, labelled sets have a second
+    row, and so have the baselines, which the ``teacher`` labels in the same way.
+
+    Args:
+        data: The real images that the baselines and the test split come from.
+        surrogates: The sets, of any IPC; sets that differ in their synthesis seed alone share a row.
+        config: The protocol and what to change of it.
+        seed: Of the random draws and of the coresets; run r has training seed r whatever it is.
+        teacher: Made the soft labels; coresets compare its features, k-means pixels as well.
+        folder: Keeps finished trainings, so that an interrupted evaluation goes on.
+
+    Returns:
+        The rows with scores, numbers of the sets, and findings.
+
+    Raises:
+        ArtifactError: a set or the teacher belongs to other data, or soft labels to another teacher or protocol.
+        ConfigError: an option does not fit the images, or soft rows lack labels or the teacher.
+        DataError: images of another shape than the test images.
+
+    Example:
+        >>> result = gendistill.evaluate(data, [gendistill.distill(data, "herding", 10)])
+        >>> print(gendistill.table(result))
+    """
+    config = config or EvaluateConfig()
+    check_origins(surrogates, data)
+    if teacher:
+        check_origin("the teacher", teacher.classes, teacher.meta, data)
+    check_soft_labels(surrogates, resolve_protocol(config), teacher)
+    training = TrainingRun(resolve_protocol(config), data.test, len(data.classes))
+    check_entries(entries_of(surrogates), training)  # before anything that takes long
+    config = resolve_precision(config, data)
+    settings, device = resolve_protocol(config), runtime.device()
+    place = folder.path if folder else None
+    extractor = make_lens(config.features, data, teacher, place) if config.describe else None
+    entries = all_entries(data, surrogates, config, seed, teacher)
+    cache, runs = BaselineCache.of(data, config, device), RunLog(folder)
+    made = {surrogate.content_hash(): surrogate for surrogate in surrogates}
+    sets, found = describe(data, made, extractor, seed=seed) if extractor else ({}, [])
+
+    def keep(record: RunRecord) -> None:
+        if record["baseline"] and record["key"] not in runs.done:
+            cache.keep(record["key"], record["outcome"])
+        runs.append(record)
+
+    loop = evaluate_entries(
+        entries,
+        data.test,
+        data.classes,
+        config,
+        device=device,
+        done=runs.done,
+        recall=cache.recall,
+        normal=mean_and_std(data.train),
+    )
+    total = sum(entry.count(settings.runs) for entry, *_ in planned_rows(entries, settings))
+    rows = follow(loop, "evaluate", total, log=keep, every=1, stage="evaluate")
+    return Evaluation(
+        protocol=settings.protocol,
+        data=data.describe(),
+        seed=seed,
+        rows=compare_with_equal_bytes(rows),
+        scores=scores(rows),
+        sets=sets,
+        findings=_united(found, input_findings(surrogates, data)),
+        command=command_line(),
+        versions=versions(),
+        device=str(device),
+        settings=settings.to_dict(),
+    )
+
+
+def _united(seen: list[FindingEntry], read: list[FindingEntry]) -> list[FindingEntry]:
+    """What was seen in the images, and what reading the sets showed besides."""
+    known = {(finding["set"], finding["kind"]) for finding in seen}
+    return seen + [finding for finding in read if (finding["set"], finding["kind"]) not in known]
