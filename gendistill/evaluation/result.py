@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from gendistill.data.dataset import RealData
+    from gendistill.surrogate.set import SurrogateSet
 
 TEXT = ("method", "name", "space", "stage", "labels", "recipe", "augment", "network", "verdict", "step")
 
@@ -170,18 +171,22 @@ class Evaluation(_Result):
     device: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def report(self, path: str | Path, data: RealData | None = None) -> Path:
-        """Write one self-contained HTML page with everything that an evaluation alone can show.
+    def report(self, path: str | Path, *, data: RealData | None = None, sets: Sequence[SurrogateSet] = ()) -> Path:
+        """Write one HTML page that loads nothing else.
 
         Args:
             path: The file to write.
-            data: The real images, which the page then shows beside the numbers.
+            data: The real images; with ``sets`` the page shows the closest pairs and a projection.
+            sets: The sets that were evaluated, for their images.
 
         Returns:
             The path.
+
+        Raises:
+            ArtifactError: ``data`` are other images than those of the evaluation.
         """
-        page = import_module("gendistill.report.page")  # by name: that room is above this one
-        written: Path = page.write_evaluation_report(self, Path(path), data)
+        page = import_module("gendistill.report.page")  # by name, for that room imports this one
+        written: Path = page.write_evaluation_page(self.to_dict(), path, data=data, sets=sets)
         return written
 
     def _shown(self) -> DataFrame:
@@ -261,8 +266,8 @@ class ContinualEvaluation(_Result):
     settings: dict[str, Any] = field(default_factory=dict)
 
     def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML page with the accuracies step by step; returns the path."""
-        tables = import_module("gendistill.report.tables")  # by name: that room is above this one
+        """Write one HTML page with the accuracies step by step, which loads nothing else; returns its path."""
+        tables = import_module("gendistill.report.tables")  # by name, for that room imports this one
         with atomic(Path(path)) as partial:
             partial.write_text(tables.render_continual({**self, "rows": label_rows(self.rows)}), encoding="utf-8")
         return Path(path)
