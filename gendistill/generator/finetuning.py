@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator as Loop
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -77,7 +76,7 @@ def finetune(
         generator.network.load_state_dict(load_file(saved))
     elif config.pretrained is None and config.base_steps:
         adapted = adapt(generator.network, "full", base_hash="")
-        follow(run.loop("base", adapted), "generator", config.base_steps, **run.follow_options("base"))
+        follow(**run.phase("base", adapted))
         run.preview("base")
         generator.network = adapted.merged()
     base = {k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()}
@@ -87,8 +86,7 @@ def finetune(
     base_hash = hash_tensors(base)
     adapted = adapt(generator.network, config.adaptation, rank=config.lora_rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:
-        steps = config.minimax_steps
-        follow(run.loop("minimax", adapted), "minimax fine-tuning", steps, **run.follow_options("minimax"))
+        follow(**run.phase("minimax", adapted))
         run.preview("minimax")
     run.end()
     generator.meta = {
@@ -181,27 +179,32 @@ class _Training:
             device=runtime.device(),
         )
 
-    def loop(self, phase: str, adapted: Adapted) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
-        return train_generator(
+    def phase(self, name: str, adapted: Adapted) -> dict[str, Any]:
+        """Arguments of ``progress.follow``: the loop of one phase, its bar, and its log."""
+        minimax, checkpoints = name == "minimax", self._checkpoints(name)
+        loop = train_generator(
             self.generator,
             self.latents,
             self.config,
             accelerator=self.accelerator,
             adapted=adapted,
-            criteria=self.config.minimax if phase == "minimax" else None,
+            criteria=self.config.minimax if minimax else None,
             seed=self.seed,
-            checkpoints=self._checkpoints(phase),
+            checkpoints=checkpoints,
             callbacks=Callbacks(
-                lambda estimate: note(f"{phase}: {estimate}") if self.is_main else None,
-                lambda step: self.preview(f"{phase}-{step:06d}"),
+                lambda estimate: note(f"{name}: {estimate}") if self.is_main else None,
+                lambda step: self.preview(f"{name}-{step:06d}"),
             ),
         )
-
-    def follow_options(self, phase: str) -> dict[str, Any]:
-        checkpoints = self._checkpoints(phase)
-        done = checkpoints.steps() if checkpoints else []
-        start, log = done[-1] if done else 0, self._log if self.is_main else None
-        return {"start": start, "log": log, "stage": "finetune", "shown": self.is_main}
+        return {
+            "loop": loop,
+            "label": "minimax fine-tuning" if minimax else "generator",
+            "total": self.config.minimax_steps if minimax else self.config.base_steps,
+            "start": max(checkpoints.steps(), default=0) if checkpoints else 0,
+            "log": self._log if self.is_main else None,
+            "stage": "finetune",
+            "shown": self.is_main,
+        }
 
     def end(self) -> None:
         self.accelerator.wait_for_everyone()

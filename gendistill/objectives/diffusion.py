@@ -23,28 +23,50 @@ def _spread(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """xt (Ho et al. 2020, eq. 4)."""
+    """The noised image xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps, (B,C,H,W) (Ho et al. 2020, eq. 4).
+
+    Args:
+        x0: Images or latents, (B,C,H,W).
+        eps: Standard normal noise, (B,C,H,W).
+        alpha_bar: At each image's timestep, (B,), in [0, 1].
+    """
     signal, noise = _spread(alpha_bar, x0)
     return signal * x0 + noise * eps
 
 
 def target(x0: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What the network should output: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
+    """The target of the network: eps, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0, (B,C,H,W).
 
-    Salimans & Ho 2022 (arXiv 2202.00512), section 4 and appendix D.
+    Source of v: Salimans & Ho 2022 (arXiv 2202.00512), section 4 and appendix D.
+
+    Args:
+        x0: Images or latents, (B,C,H,W).
+        eps: The noise added to them, (B,C,H,W).
+        alpha_bar: At each image's timestep, (B,), in [0, 1].
+        prediction_type: ``epsilon`` or ``v_prediction``.
     """
     signal, noise = _spread(alpha_bar, x0)
     return signal * eps - noise * x0 if prediction_type == "v_prediction" else eps
 
 
 def predicted_x0(output: Tensor, xt: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """x0 implied by the network's output; for eps its error grows like sqrt(1 / alpha_bar), for v it does not."""
+    """The x0 that the network's output implies, (B,C,H,W).
+
+    (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar), whose error grows like 1 / sqrt(alpha_bar), or
+    sqrt(alpha_bar) xt - sqrt(1 - alpha_bar) v, whose error does not.
+
+    Args:
+        output: The prediction, eps or v, (B,C,H,W), without a learned variance.
+        xt: The network's input, (B,C,H,W).
+        alpha_bar: At each image's timestep, (B,), in (0, 1].
+        prediction_type: ``epsilon`` or ``v_prediction``.
+    """
     signal, noise = _spread(alpha_bar, xt)
     return signal * xt - noise * output if prediction_type == "v_prediction" else (xt - noise * output) / signal
 
 
 def denoising_loss(output: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error over everything (Ho et al. 2020, eq. 14), in fp32."""
+    """Mean over images, channels and pixels of (output - wanted)^2, a scalar in fp32 (Ho et al. 2020, eq. 14)."""
     return (output.float() - wanted.float()).square().mean()
 
 
@@ -91,10 +113,17 @@ def variational_bound(
     """Each image's term of the variational bound in bits per dimension, (B,), in fp32.
 
     L_t = KL(q(x_{t-1} | xt, x0) || p(x_{t-1} | xt)) for t > 0, -log p(x0 | xt) for t = 0 (Ho et al. 2020, eq. 5 to 7
-    and 13). ``eps``, here the predicted noise, gives p's mean; ``variance``, the network's v (B,C,H,W), its variance.
-    The mean is detached: the bound teaches the variance alone, the squared error teaches eps (Nichol & Dhariwal 2021,
-    section 3.1). x0 should lie in [-1, 1], though the released DiT and Minimax code applies the same decoder to
-    latents. Unlike there, the normal distribution function is exact.
+    and 13). The predicted noise gives the mean of p and is detached: the bound trains only the variance, the squared
+    error trains eps (Nichol & Dhariwal 2021, section 3.1). Where we differ from the released DiT and Minimax code: the
+    normal distribution function is exact.
+
+    Args:
+        x0: Images (B,C,H,W) in [-1, 1]; the released code applies the same decoder to latents.
+        xt: The noised images, (B,C,H,W).
+        eps: The PREDICTED noise, (B,C,H,W).
+        variance: The network's v (B,C,H,W), nominally in [-1, 1].
+        t: Timesteps, (B,) int64 in [0, T).
+        alphas_cumprod: (T,).
     """
     x0, xt, eps = x0.float(), xt.float(), eps.detach().float()
     beta, now, before = _beta(t, alphas_cumprod.float())

@@ -6,10 +6,10 @@ images take part; weight (B,) nonnegative, how much each counts.
 
 Both criteria compare an image with the memory of its own class by cosine. Reductions:
 ``global`` takes one extreme pair a class and averages over the classes present, as the released code does, so one
-image a class gets a gradient; ``per_sample`` gives every image its own extreme and averages over the images, by
-``weight`` where given.
-An image whose class memory is empty, or that is not active, counts for nothing; if none is left, or their weights add
-up to 0, the value is 0.
+image a class gets a gradient; ``per_sample`` gives every image its own extreme and averages over the images, with
+``weight`` where there is one.
+An image whose class memory is empty, or that is not active, does not count; if no image is left, or the weights sum to
+0, the value is 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,21 @@ def representativeness(
     active: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """1 - smallest cosine to the real memory: minimising it pulls toward the FARTHEST real image (eq. 5). In [0, 2].
+    """Representativeness (eq. 5): mean over images of 1 - min over slots m of cos(z, memory[label, m]).
+
+    Minimising it pulls each image toward the FARTHEST real image of its class.
+
+    Args:
+        z: Predicted x0, flattened, (B,D); the gradient flows into it.
+        labels: Class of each image, (B,) int64 in [0, K).
+        memory: Past real images by class, (K,M,D), each of length 1.
+        filled: Which slots hold an image, (K,M) bool.
+        reduction: ``per_sample`` or ``global``; see above.
+        active: Which images take part, (B,) bool; all by default.
+        weight: How much each image counts, (B,), at least 0; only with ``per_sample``.
+
+    Returns:
+        A scalar in [0, 2], in fp32.
 
     Raises:
         ValueError: unknown reduction, ``weight`` with ``global``, or shapes that do not fit.
@@ -49,7 +63,21 @@ def diversity(
     active: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Largest cosine to the generated memory: it pushes from the CLOSEST generated image (eq. 6). In [-1, 1].
+    """Diversity (eq. 6): mean over images of max over slots m of cos(z, memory[label, m]).
+
+    Minimising it pushes each image away from the CLOSEST generated image of its class.
+
+    Args:
+        z: Predicted x0, flattened, (B,D); the gradient flows into it.
+        labels: Class of each image, (B,) int64 in [0, K).
+        memory: Past generated images by class, (K,M,D), each of length 1.
+        filled: Which slots hold an image, (K,M) bool.
+        reduction: ``per_sample`` or ``global``; see above.
+        active: Which images take part, (B,) bool; all by default.
+        weight: How much each image counts, (B,), at least 0; only with ``per_sample``.
+
+    Returns:
+        A scalar in [-1, 1], in fp32.
 
     Raises:
         ValueError: unknown reduction, ``weight`` with ``global``, or shapes that do not fit.

@@ -1,0 +1,74 @@
+"""Fine-tuning and sampling from Python: with a folder or without, the same generator and the same images."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig
+from gendistill.data.dataset import RealData
+from gendistill.errors import ConfigError
+from gendistill.generator.finetuning import finetune
+from gendistill.generator.generator import Generator
+from gendistill.generator.surrogate_sets import sample_set, write_sets
+from gendistill.io import WorkFolder
+from gendistill.surrogate.set import SurrogateSet
+
+MODEL = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
+CONFIG = FinetuneConfig(model=MODEL, base_steps=3, minimax_steps=3, batch_size=10, checkpointing_steps=2)
+SAMPLING = SampleConfig(ipc=(1, 2), pool=3, num_inference_steps=2)
+
+
+@pytest.fixture(scope="module")
+def tuned(digits: RealData) -> Generator:
+    return finetune(digits, CONFIG)[0]
+
+
+def work(path: Path) -> WorkFolder:
+    path.mkdir()
+    return WorkFolder(path, path / "log.jsonl")
+
+
+def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
+    digits: RealData, tuned: Generator, tmp_path: Path
+) -> None:
+    folder = work(tmp_path / "work")
+    generator, base = finetune(digits, CONFIG, folder=folder)
+    assert generator.hash() == tuned.hash()
+    assert {p.name for p in folder.path.iterdir()} == {"base.safetensors", "checkpoints", "log.jsonl", "previews"}
+    phases = [json.loads(line)["phase"] for line in folder.log_path.read_text().splitlines()]
+    assert phases == ["base", "minimax"]
+    again, same = finetune(digits, CONFIG, folder=folder)
+    assert again.hash() == tuned.hash()
+    assert all(torch.equal(base[k], same[k]) for k in base)
+    assert len(folder.log_path.read_text().splitlines()) == 3  # the second call ran the last minimax step only
+
+
+def test_a_generator_to_start_from_keeps_its_classes_by_name(digits: RealData, tuned: Generator) -> None:
+    seven = digits.for_classes(("7", "3"))
+    generator, _ = finetune(seven, replace(CONFIG, base_steps=0, minimax_steps=1), generator=deepcopy(tuned))
+    assert generator.label_map == {"7": 7, "3": 3}
+    assert generator.meta["steps"] == {"base": 0, "minimax": 1}
+
+
+def test_a_set_in_memory_is_the_set_in_a_folder(tuned: Generator, tmp_path: Path) -> None:
+    three = sample_set(tuned, 3, SAMPLING, seed=4)
+    assert three.ipc == 3
+    assert torch.equal(sample_set(tuned, 2, SAMPLING, seed=4).images, three.prefix(2).images)
+    folder = work(tmp_path / "sets")
+    write_sets(tuned, folder, SAMPLING, seed=4)
+    for name, count in (("pool", 3), ("ipc-2", 2), ("ipc-1", 1)):
+        assert torch.equal(SurrogateSet.load(folder.path / name).images, three.prefix(count).images)
+    write_sets(tuned, folder, SAMPLING, seed=4, stage="base")
+    assert SurrogateSet.load(folder.path / "base" / "ipc-2").meta["stage"] == "base"
+    assert not (folder.path / "base" / "pool").exists()
+
+
+def test_a_set_without_images_is_refused(tuned: Generator) -> None:
+    with pytest.raises(ConfigError, match="ipc is 0; expected"):
+        sample_set(tuned, 0)
