@@ -28,7 +28,7 @@ from gendistill.progress import follow
 from gendistill.refine.constraints import chunks
 from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import BarycenterTargets, matched_targets
-from gendistill.refine.refiner import _refine_chunk, pixel_region
+from gendistill.refine.optimization import pixel_region, refine_part
 from gendistill.seeding import derive
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign
@@ -68,7 +68,7 @@ def to_real(selected: SurrogateSet, space: FeatureSpace, config: RefineConfig, s
         atoms[own] = torch.from_numpy(real[assign(means[own].numpy(), real)])
     for place in chunks(labels, config.batch_size):
         targets = BarycenterTargets(atoms[place], torch.ones(len(place)))
-        loop = _refine_chunk(selected, targets, space, config, pixel_region(config), place, derive(seed, "refine"))
+        loop = refine_part(selected, place, targets, space, config, pixel_region(config), derive(seed, "refine"))
         images[place] = follow(loop, "refine", config.steps)
     return replace(selected, images=images)
 

@@ -26,13 +26,13 @@ from gendistill.networks.soft_labelling import soft_batches as soft_batches
 from gendistill.networks.teacher import Teacher as Teacher
 from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
+from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
 from gendistill.report.page import write_evaluation_page as write_evaluation_page
 from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.distill import distill as distill
-from gendistill.stages.refine import refine_set as refine_set
 from gendistill.stages.run import run as run
 from gendistill.surrogate.multi_formation import Decoded as Decoded
 from gendistill.surrogate.multi_formation import decode as decode

@@ -16,7 +16,7 @@ from torch import Tensor
 from gendistill.objectives.moments import row_moments
 
 
-def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor) -> Tensor:
+def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """Mean over images of ||f_i - atom_i||^2 / scale_i, atom i being image i's own (WMDD eq. 9).
 
     ``scale`` (B,) is the class's total feature variance, so 1 means "as far as a typical real image is from its class

@@ -39,7 +39,7 @@ class TrustRegion(ABC):
         """
 
     @torch.no_grad()
-    def hold(self, delta: Tensor, step: int, steps: int) -> None:
+    def project(self, delta: Tensor, step: int, steps: int) -> None:
         """Bring delta back into the region after step ``step`` (1, 2, ...) of ``steps``."""
         if self.blend_every and step % self.blend_every == 0 and step < steps:
             delta.mul_(self.blend)

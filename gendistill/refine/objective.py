@@ -1,14 +1,15 @@
-"""The ``barycenter`` refiner and the ``wmdd`` back-end: pixels descend to their class's Wasserstein barycenter and
-batch-norm statistics (WMDD, arXiv 2311.18531), from noise, from real images or from generated ones.
+"""What refined images descend on: their class's Wasserstein barycenter, batch-norm statistics and the cross-entropy.
 
-From given images atom j starts at image j's own point, so that no image is sent to an arbitrary atom, and a trust
-region keeps the change small enough to stay the image it was.
+WMDD (arXiv 2311.18531) descends from noise. From given images atom j starts at image j's own point, so that no image
+is sent to an arbitrary atom.
+
+Legend: N images, B of a chunk, D dimensions of the feature space, K classes, G classes present, T channels of all
+batch-norm layers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -17,20 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from gendistill.data.pixels import to_float, to_uint8
-from gendistill.errors import ConfigError, DataError
+from gendistill.errors import ConfigError
 from gendistill.networks.statistics import batch_norm_inputs
 from gendistill.networks.teacher import Teacher
 from gendistill.objectives.refinement import (
     RealMoments,
-    feature_loss,
     normalised_gap,
     published_gap,
-    released_feature_loss,
 )
-from gendistill.refine.constraints import RefineAugmentation, TrustRegion
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.transport.barycenter import Barycenter, assign, class_barycenters, kmeans_atoms, wasserstein2
 
@@ -56,6 +52,9 @@ class BarycenterTargets:
 
     atoms: Tensor
     weights: Tensor
+
+    def take(self, positions: Tensor) -> BarycenterTargets:
+        return BarycenterTargets(self.atoms[positions], self.weights[positions])
 
 
 def matched_targets(
@@ -98,115 +97,12 @@ def class_w2(points: Tensor, labels: Tensor, space: FeatureSpace, weights: Tenso
     return torch.tensor(values)
 
 
-def refine_chunk(
-    start: Tensor,
-    labels: Tensor,
-    targets: BarycenterTargets,
-    space: FeatureSpace,
-    *,
-    steps: int,
-    learning_rate: float,
-    objective: RefineObjective,
-    region: TrustRegion,
-    crops: RefineAugmentation,
-    positions: Tensor,
-    total: int,
-    rows: int | None = None,
-    bf16: bool = False,
-) -> Generator[dict[str, Any], None, Tensor]:
-    """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
-
-    ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
-    classes, so the gradient of an image depends on its own class alone, whatever else is in the chunk, but for
-    ``released`` features, whose norm is over all of it. More than ``rows`` images go through the networks in pieces,
-    twice (activation checkpointing), and count as one batch all the same. Deterministic.
-
-    Raises:
-        DataError: the images are no numbers in the end.
-    """
-    device = next(space.networks[0].parameters()).device
-    labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
-    judges = [TeacherTerms.of(teacher, labels, objective, bf16) for teacher in space.teachers]
-    parts = torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
-    pieces = [
-        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
-        for part in parts
-    ]
-    optimizer = torch.optim.Adam([piece.delta for piece in pieces], lr=learning_rate, betas=(0.5, 0.9), fused=True)
-    classes = len(labels.unique())
-    for step in range(steps):  # nothing in here waits for the device
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        points, looks = _seen(pieces, judges, space, crops, step)
-        terms = {"atoms": objective.features * _distance(points, atoms, objective)}
-        found = [judge.terms(look) for judge, look in zip(judges, looks, strict=True)]
-        for name in found[0]:
-            terms[name] = torch.stack([one[name] for one in found]).mean()
-        loss = classes * torch.stack([*terms.values()]).sum()
-        for piece, gradient in zip(pieces, torch.autograd.grad(loss, [p.delta for p in pieces]), strict=True):
-            piece.delta.grad = gradient
-        optimizer.step()
-        for piece in pieces:
-            region.hold(piece.delta, step + 1, steps)
-        yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
-    with torch.no_grad():
-        if not all(piece.delta.isfinite().all() for piece in pieces):
-            raise DataError(
-                "Refinement ended in numbers that are not finite; expected images. Lower the learning rate and the "
-                "weights of the objective, and look whether the teacher recognises its own images."
-            )
-        return torch.cat([to_uint8(piece.images(piece.delta)).cpu() for piece in pieces])
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """Images that go through the networks together: what moves them, their labels, their factors in the ground space
-    and their places among ``total``."""
-
-    delta: Tensor
-    images: Callable[[Tensor], Tensor]
-    labels: Tensor
-    factors: list[Tensor]
-    positions: Tensor
-    total: int
-
-
 TeacherView = dict[str, Tensor]  # by image: moments of all layers (B,T) twice, and cross-entropy (B,)
-
-
-def _seen(
-    pieces: Sequence[MicroBatch],
-    judges: Sequence[TeacherTerms],
-    space: FeatureSpace,
-    crops: RefineAugmentation,
-    step: int,
-) -> tuple[Tensor, list[TeacherView]]:
-    """Points (B,D) of all images in the ground space, and what each judge sees of them."""
-
-    def see(delta: Tensor, piece: MicroBatch) -> tuple[Tensor, list[TeacherView]]:
-        x = piece.images(delta)
-        seen = crops.of(x, piece.positions, piece.total, step).contiguous(memory_format=torch.channels_last)
-        features, looks = zip(*(judge.look(seen, piece.labels) for judge in judges), strict=True)
-        return space.embed(features, x, piece.factors), list(looks)
-
-    if len(pieces) == 1:
-        return see(pieces[0].delta, pieces[0])
-    found = [checkpoint(see, p.delta, p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
-    points, looks = zip(*found, strict=True)
-    return torch.cat(points), [
-        {name: torch.cat([one[name] for one in same]) for name in same[0]} for same in zip(*looks, strict=True)
-    ]
-
-
-def _distance(points: Tensor, atoms: Tensor, objective: RefineObjective) -> Tensor:
-    if objective.feature_form == "released":
-        return released_feature_loss(points, atoms)
-    return feature_loss(points, atoms, torch.ones(len(points), device=points.device))  # in the space's own unit
 
 
 @dataclass(frozen=True)
 class TeacherTerms:
-    """One teacher before images of some classes, and the real moments it holds against them."""
+    """The terms that need one teacher's network, for images of some classes."""
 
     network: nn.Module
     real: RealMoments | None
@@ -219,8 +115,8 @@ class TeacherTerms:
         real = RealMoments.of(labels, *moments) if objective.batch_norm else None
         return cls(teacher.network.eval().requires_grad_(False), real, objective, bf16)
 
-    def look(self, images: Tensor, labels: Tensor) -> tuple[Tensor, TeacherView]:
-        """Features (B,D) of some of the images, and what the terms that need this network are made of."""
+    def view(self, images: Tensor, labels: Tensor) -> tuple[Tensor, TeacherView]:
+        """Features (B,D) of some of the images, and what the terms are computed from."""
         network: Any = self.network
         found = {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
@@ -233,15 +129,15 @@ class TeacherTerms:
             found["cross_entropy"] = F.cross_entropy(logits.float(), labels, reduction="none")
         return features, found
 
-    def terms(self, look: TeacherView) -> dict[str, Tensor]:
+    def terms(self, view: TeacherView) -> dict[str, Tensor]:
         """The weighted terms of all images."""
         wanted, found = self.objective, {}
         if self.real is not None:
             gap = normalised_gap if wanted.batch_norm_form == "normalised" else published_gap
-            moments = self.real.by_class(look["mean"], look["variance"])
+            moments = self.real.by_class(view["mean"], view["variance"])
             found["batch_norm"] = wanted.batch_norm * gap(*moments, self.real)
-        if "cross_entropy" in look:
-            found["cross_entropy"] = wanted.cross_entropy * look["cross_entropy"].mean()
+        if "cross_entropy" in view:
+            found["cross_entropy"] = wanted.cross_entropy * view["cross_entropy"].mean()
         return found
 
 

@@ -1,135 +1,161 @@
-"""Refining a set by chunks of images, which several processes share and a killed stage finds again."""
+"""Refinement of a surrogate set: crop, select, refine, pack and match; each step is recorded in the manifest."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import ObjectiveConfig, RefineConfig
+from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
+from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
 from gendistill.generator.codec import Codec
-from gendistill.io import WorkFolder, atomic
+from gendistill.io import WorkFolder
+from gendistill.matching.distiller import match
+from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher, trained_elsewhere
 from gendistill.progress import follow
-from gendistill.refine.acceptance import gate
-from gendistill.refine.constraints import LatentRegion, PixelRegion, RefineAugmentation, TrustRegion, chunks
-from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, matched_targets, refine_chunk
-from gendistill.seeding import derive
+from gendistill.refine.checks import check_count, check_held_out, check_inputs
+from gendistill.refine.constraints import LatentRegion
+from gendistill.refine.feature_space import FeatureSpace, ground_space
+from gendistill.refine.objective import class_w2
+from gendistill.refine.optimization import refine_images
+from gendistill.refine.pack import pack
+from gendistill.refine.patches import ROWS, best_patches
+from gendistill.refine.select import select
 from gendistill.surrogate.set import SurrogateSet
 
-CHUNKS = "chunks"  # refined images of an interrupted stage
 
-
-def refine_images(
-    start: SurrogateSet,
-    space: FeatureSpace,
-    config: ObjectiveConfig,
+def refine_set(
+    pool: SurrogateSet,
+    teacher: Teacher | Sequence[Teacher],
+    data: RealData,
+    ipc: int,
+    config: RefineConfig | None = None,
     *,
-    seed: int,
+    seed: int = 0,
     held_out: Teacher | None = None,
     folder: WorkFolder | None = None,
-    label: str = "",
-    own: bool = True,
-    region: TrustRegion | None = None,
-) -> SurrogateSet:
-    """The set's images after ``config.steps`` steps; several processes share its chunks, and finished ones are kept.
+    space: FeatureSpace | None = None,
+    codec: Codec | None = None,
+) -> tuple[SurrogateSet, SurrogateSet]:
+    """Select ``ipc`` images of every class of a pool, and move them toward the real images' barycenter.
 
-    meta has the mean class W2 before and after, and what the gate refused. ``own`` as in ``matched_targets``;
-    ``region`` is by default that of the config in pixels.
+    Selection gives every atom of the class's W2 barycenter its own image of the pool (``refine.select``). The images
+    x of the classes c then descend, within a trust region, on
+
+        features * |f(x_i) - atom_i|^2 + batch_norm * gap of the class moments + cross_entropy * CE(x_i, c_i)
+
+    (WMDD, arXiv 2311.18531, eq. 9 to 11, from the selected images instead of noise, with a bound on their change).
+
+    Args:
+        pool: The set to choose from, at least ``ipc`` images (times pack^2) of every class; soft labels are dropped.
+        teacher: Whose features and statistics guide, or several, which count alike.
+        data: The real images; the test split is only compared by fingerprint.
+        ipc: Images per class of the refined set, at least 1.
+        config: Options; ``config.ipc`` is not read. The defaults where None.
+        seed: Of the barycenters, the crops and the matching.
+        held_out: A teacher of another architecture that the acceptance gate asks, with ``config.gate``.
+        folder: Keeps finished parts, so that a killed run continues; several processes need it.
+        space: Of these teachers and data, where a caller has it already.
+        codec: A generator's autoencoder, in whose latents images are refined.
+
+    Returns:
+        (selected, refined). With ``config.pack`` f the first has ipc * f^2 images a class, and the second stores them
+        f x f in one. ``refined.meta["w2"]`` has the mean class W2 before and after.
 
     Raises:
-        ValueError: several processes without a ``folder`` to meet in.
+        ConfigError: the same teacher twice, too few images, or options that the inputs do not allow.
+        ArtifactError: sets, teachers and data of other classes, sizes or splits.
+        DataError: images that are not finite; lower the learning rate.
+
+    Example:
+        >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10, config=gd.RefineConfig(steps=200))
+        >>> refined.save("refined/ipc-10")
     """
-    state = runtime.processes()
-    if folder is None and state.num_processes > 1:
-        raise ValueError("Several processes refine one set through a folder; give one, or run one process.")
-    region, images = region or pixel_region(config), start.images.clone()
-    points = space.points(start.images, start.labels)
-    options: dict[str, Any] = {"weights": config.weights, "solver": config.solver}
-    targets = matched_targets(points, start.labels, space, own=own, seed=seed, **options)
-    parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
-    store = folder.path / CHUNKS / label.replace(" ", "-") if folder else None
-    total = config.steps * len(parts[state.process_index :: state.num_processes])
-    done = 0
-    for i, positions in list(enumerate(parts))[state.process_index :: state.num_processes]:
-        kept = store / f"{i:05d}.safetensors" if store else None
-        if kept is None or not kept.is_file():
-            part = BarycenterTargets(targets.atoms[positions], targets.weights[positions])
-            loop = _refine_chunk(start, part, space, config, region, positions, derive(seed, "refine"))
-            log = folder.log if folder and state.is_main_process else None
-            made = follow(
-                loop,
-                f"refine {label}",
-                total,
-                start=done,
-                log=log,
-                stage="refine",
-                set=label,
-                chunk=i,
-                shown=state.is_main_process,
-            )
-            images[positions] = made
-            if kept is not None:
-                _keep(kept, made)
-        done += config.steps
-    state.wait_for_everyone()
-    if store is not None:
-        for i, positions in enumerate(parts):
-            images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
-        state.wait_for_everyone()  # or the main process would rename the folder under a reader
-    made = _judged(start, images, targets, space, config, held_out.network if held_out else None)
-    if not config.steps:
-        return made
-    bf16 = runtime.wants_bf16(config.mixed_precision, runtime.device())
-    return replace(made, meta=made.meta | {"mixed_precision": "bf16" if bf16 else "no"})
+    config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    check_inputs(pool, teachers, data, config, codec)
+    check_count(pool, data, ipc, config.pack)
+    if held_out:
+        check_held_out(held_out, teachers, data, config)
+    space = space or ground_space(teachers, data, config)
+    pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
+    pool = replace(pool, meta={"data": data.describe(), **pool.meta})
+    selected = select_images(pool, teachers, space, ipc, config, seed=seed, folder=folder)
+    start = time.perf_counter()
+    region = latent_region(config, codec) if codec else None
+    refined = refine_images(
+        selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}", region=region
+    )
+    if codec and config.steps:
+        latents = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
+        refined.meta["latent_space"] = latents
+    stage, name = ("refined", "barycenter") if config.steps else (selected.meta["stage"], None)
+    made = with_meta(refined, teachers, stage, name, start)
+    if config.pack > 1:
+        start = time.perf_counter()
+        made = _with_w2(pack(made, config.pack), space, "packed")
+        made = with_meta(made, teachers, stage, "pack", start)
+    if config.match_iterations and runtime.processes().is_main_process:  # which writes the set
+        start = time.perf_counter()
+        made = _with_w2(match_further(made, data, config, seed, folder), space, "matched")
+        made = with_meta(made, teachers, "refined", "match", start)
+    return selected, made
 
 
-def _refine_chunk(
-    start: SurrogateSet,
-    targets: BarycenterTargets,
-    space: FeatureSpace,
-    config: ObjectiveConfig,
-    region: TrustRegion,
-    positions: Tensor,
+def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
+    """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
+    meta = {k: v for k, v in pool.meta.items() if k not in ("soft_labels", "label_teacher_hash")}
+    meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
+    meta["seconds"] = {stage: s for stage, s in meta.get("seconds", {}).items() if stage != "label"}
+    return replace(pool, soft_labels=None, weights=None, meta=meta)
+
+
+def crop_pool(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    config: RefineConfig,
+    *,
     seed: int,
-) -> Any:
-    device = runtime.device()
-    return refine_chunk(
-        start.images[positions],
-        start.labels[positions],
-        targets,
-        space,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        objective=RefineObjective(
-            features=config.feature_weight,
-            batch_norm=config.batch_norm_weight,
-            cross_entropy=config.cross_entropy_weight,
-            feature_form=config.feature_loss,
-            batch_norm_form=config.batch_norm_loss,
-        ),
-        region=region,
-        crops=RefineAugmentation(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
-        positions=positions,
-        total=len(start.labels),
-        rows=config.batch_size,
-        bf16=runtime.wants_bf16(config.mixed_precision, device),
+    folder: WorkFolder | None = None,
+) -> SurrogateSet:
+    """The pool without soft labels, every image replaced by its best crop where ``config.patches`` is above 1."""
+    pool = drop_soft_labels(pool)
+    if config.patches == 1:
+        return pool
+    start, shown = time.perf_counter(), runtime.processes().is_main_process
+    loop = best_patches(
+        pool,
+        [teacher.network for teacher in teachers],
+        patches=config.patches,
+        min_patch=config.min_patch,
+        factor=config.pack,
+        seed=seed,
     )
+    log, total = folder.log if folder and shown else None, -(-len(pool.labels) // ROWS)
+    made = follow(loop, "patches", total, log=log, every=1, shown=shown, stage="patches")
+    return with_meta(made, teachers, pool.meta.get("stage"), "patches", start)
 
 
-def pixel_region(config: ObjectiveConfig) -> PixelRegion:
-    return PixelRegion(
-        bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
-    )
+def select_images(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    space: FeatureSpace,
+    ipc: int,
+    config: RefineConfig,
+    *,
+    seed: int,
+    folder: WorkFolder | None = None,
+) -> SurrogateSet:
+    """The pool's images that are refined to ``ipc`` stored ones a class: selected, or its first."""
+    start, count, main_process = time.perf_counter(), ipc * config.pack**2, runtime.processes().is_main_process
+    if not config.select:
+        return with_meta(pool.prefix(count), teachers, pool.meta.get("stage"), None, start)
+    log = folder.log if folder and main_process else None
+    loop = select(pool, space, ipc=count, seed=seed, weights=config.weights, solver=config.solver)
+    chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
+    return with_meta(chosen, teachers, "select", "select", start)
 
 
 def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
@@ -143,34 +169,24 @@ def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
     )
 
 
-def _keep(path: Path, images: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as partial:
-        save_file({"images": images.contiguous()}, partial)
-
-
-def _judged(
-    start: SurrogateSet,
-    images: Tensor,
-    targets: BarycenterTargets,
-    space: FeatureSpace,
-    config: ObjectiveConfig,
-    held_out: nn.Module | None,
+def match_further(
+    made: SurrogateSet, data: RealData, config: RefineConfig, seed: int, folder: WorkFolder | None
 ) -> SurrogateSet:
-    """The set with its W2 in meta, and with the images that the gate keeps where there is one."""
-    weights = targets.weights if config.weights == "free" else None
-    verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=held_out)
-    meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
-    if isinstance(config, RefineConfig) and config.gate and config.steps:
-        images = torch.where(verdict.kept[:, None, None, None], images, start.images)
-        meta["w2"]["after"] = verdict.after
-        meta["gate"] = {
-            "images": len(images),
-            "kept": int(verdict.kept.sum()),
-            "refused_images": verdict.images,
-            "refused_classes": verdict.classes,
-        }
-    return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)
+    """The set after distribution matching (method dm) from its own images."""
+    matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
+    wanted = DistillConfig(method="dm", ipc=made.ipc, iterations=config.match_iterations, matching=matching)
+    (run,) = plan_runs(wanted, data)
+    (matched,) = match(data, run, seed=seed, given=made, folder=folder)
+    return replace(
+        made, images=matched.images, meta=made.meta | {"matching": {**matched.meta["matching"], "start": "set"}}
+    )
+
+
+def _with_w2(made: SurrogateSet, space: FeatureSpace, name: str) -> SurrogateSet:
+    """The set with the mean class W2 of its decoded views under ``name``."""
+    views = made.split
+    w2 = float(class_w2(space.points(views.images, views.labels), views.labels, space).mean())
+    return replace(made, meta=made.meta | {"w2": {**made.meta.get("w2", {}), name: w2}})
 
 
 def with_meta(

@@ -16,7 +16,8 @@ from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.refine.checks import check_inputs
 from gendistill.refine.feature_space import FeatureSpace, ground_space
-from gendistill.refine.refiner import refine_images, with_meta
+from gendistill.refine.optimization import refine_images
+from gendistill.refine.refiner import with_meta
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
 

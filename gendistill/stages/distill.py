@@ -23,7 +23,7 @@ from gendistill.matching.methods import MATCHING
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
 from gendistill.refine.feature_space import ground_space
-from gendistill.refine.refiner import CHUNKS
+from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.wmdd import wmdd
 from gendistill.report.terminal import w2_lines
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings

@@ -17,7 +17,8 @@ from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, refine_chunk
+from gendistill.refine.objective import BarycenterTargets, RefineObjective
+from gendistill.refine.optimization import refine_chunk
 from gendistill.seeding import torch_rng
 from tests.benchmarks.released_wmdd import ReleasedLoop
 from tests.benchmarks.test_training import images, in_turn, store

@@ -15,8 +15,8 @@ from gendistill.networks.adapter import WithFeatures, as_classifier
 from gendistill.networks.registry import build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import train_teacher
+from gendistill.refine.refiner import refine_set
 from gendistill.stages.distill import distill
-from gendistill.stages.refine import refine_set
 
 QUICK = TeacherConfig(steps=30)
 

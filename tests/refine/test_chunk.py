@@ -15,7 +15,8 @@ from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, refine_chunk
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2
+from gendistill.refine.optimization import refine_chunk
 from gendistill.stages.distill import distill
 
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "equal", "masked_select", "is_nonzero"}

@@ -23,9 +23,10 @@ from gendistill.generator.generator import Generator, build_generator, load_gene
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.refine.constraints import LatentRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.objective import RefineObjective, matched_targets, refine_chunk
+from gendistill.refine.objective import RefineObjective, matched_targets
+from gendistill.refine.optimization import refine_chunk
+from gendistill.refine.refiner import refine_set
 from gendistill.stages.distill import distill
-from gendistill.stages.refine import refine_set
 from gendistill.surrogate.set import SurrogateSet
 from tests.generator.autoencoders import dc, kl, tiny
 from tests.generator.pretrained import dit_folder
@@ -102,12 +103,12 @@ def test_latents_and_pixels_are_held_in_their_bounds() -> None:
     delta, moved_by = region.around(x0)
     with torch.no_grad():
         delta.normal_(generator=torch.Generator().manual_seed(0))
-    region.hold(delta, 1, 3)
+    region.project(delta, 1, 3)
     assert delta.abs().max() == torch.tensor(0.4)
     moved = moved_by(delta).detach()
     assert 0.09 < (moved - x0).abs().max() <= 0.1 + 1e-6
     assert moved.abs().max() <= 1
-    region.hold(delta, 2, 3)
+    region.project(delta, 2, 3)
     assert delta.abs().max() == torch.tensor(0.2)
 
 

@@ -26,8 +26,8 @@ from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
 from gendistill.refine.pack import pack, through_tile
 from gendistill.refine.patches import best_patches, random_square_crops
+from gendistill.refine.refiner import refine_set
 from gendistill.stages.distill import distill
-from gendistill.stages.refine import refine_set
 from gendistill.surrogate.multi_formation import decode
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill

@@ -26,10 +26,11 @@ from gendistill.progress import finish
 from gendistill.refine.acceptance import cross_entropies, gate
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace, shrunk
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets, refine_chunk
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets
+from gendistill.refine.optimization import refine_chunk
+from gendistill.refine.refiner import refine_set
 from gendistill.refine.select import select
 from gendistill.stages.distill import distill
-from gendistill.stages.refine import refine_set
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
 from tests.helpers import gendistill

@@ -19,7 +19,7 @@ def test_delta_is_held_in_the_bound_and_images_in_their_range():
     delta, moved_by = region.around(x0)
     with torch.no_grad():
         delta.add_(torch.randn(delta.shape, generator=torch.Generator().manual_seed(0)))
-    region.hold(delta, 1, 2)
+    region.project(delta, 1, 2)
     moved = moved_by(delta)
     assert delta.abs().max() == 0.25
     assert (moved - x0).abs().max() <= 0.25 + 1e-6
@@ -53,7 +53,7 @@ def test_blending_shrinks_delta_at_its_steps_alone():
     region = PixelRegion(blend_every=3, blend=0.5)
     delta = torch.full((1, 1, 2, 2), 0.8)
     for step in range(1, 10):
-        region.hold(delta, step, 9)  # not after the ninth, the last, which no step follows
+        region.project(delta, step, 9)  # not after the ninth, the last, which no step follows
         expected = {1: 0.8, 2: 0.8, 3: 0.4, 4: 0.4, 5: 0.4}.get(step, 0.2)
         assert delta.max().item() == torch.tensor(expected).item()
 

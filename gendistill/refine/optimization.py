@@ -1,0 +1,277 @@
+"""The optimisation of images: Adam on the refinement objective, in chunks of whole classes.
+
+Several processes share the chunks of a set, and finished chunks in a work folder are not computed again.
+
+Legend: N images of the set, B of the chunk, (C,H,W) an image, D dimensions of the feature space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gendistill import runtime
+from gendistill.config import ObjectiveConfig, RefineConfig
+from gendistill.data.pixels import to_float, to_uint8
+from gendistill.errors import DataError
+from gendistill.io import WorkFolder, atomic
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.training import cosine
+from gendistill.objectives.refinement import feature_loss, released_feature_loss
+from gendistill.progress import follow
+from gendistill.refine.acceptance import gate
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation, TrustRegion, chunks
+from gendistill.refine.feature_space import FeatureSpace
+from gendistill.refine.objective import BarycenterTargets, RefineObjective, TeacherTerms, TeacherView, matched_targets
+from gendistill.seeding import derive
+from gendistill.surrogate.set import SurrogateSet
+
+CHUNKS = "chunks"  # folder of the refined images of an interrupted computation
+
+
+def refine_images(
+    start: SurrogateSet,
+    space: FeatureSpace,
+    config: ObjectiveConfig,
+    *,
+    seed: int,
+    held_out: Teacher | None = None,
+    folder: WorkFolder | None = None,
+    label: str = "",
+    own: bool = True,
+    region: TrustRegion | None = None,
+) -> SurrogateSet:
+    """The set's images after ``config.steps`` steps.
+
+    Args:
+        start: The images to begin with.
+        space: The teachers, and the real images' points.
+        config: Weights of the objective, steps, bounds.
+        seed: Of the atoms and the augmentation.
+        held_out: A classifier that the acceptance gate asks besides.
+        folder: Keeps finished chunks and the log; several processes need it.
+        label: Of the set, in the log, the progress bar and the chunks' folder.
+        own: As in ``matched_targets``.
+        region: Where images may go; that of the config in pixels where None.
+
+    Returns:
+        The refined set. ``meta`` has the mean class W2 before and after, and what the gate refused.
+
+    Raises:
+        ValueError: several processes without a ``folder``.
+        DataError: images that are not finite.
+    """
+    state = runtime.processes()
+    if folder is None and state.num_processes > 1:
+        raise ValueError("Several processes refine one set through a folder; pass one, or run one process.")
+    images = start.images.clone()
+    points = space.points(start.images, start.labels)
+    targets = matched_targets(
+        points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
+    )
+    region, seed = region or pixel_region(config), derive(seed, "refine")
+    parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
+    mine = list(enumerate(parts))[state.process_index :: state.num_processes]
+    store = folder.path / CHUNKS / label.replace(" ", "-") if folder else None
+    log = folder.log if folder and state.is_main_process else None
+    done, shown = 0, state.is_main_process
+    for i, positions in mine:
+        kept = store / f"{i:05d}.safetensors" if store else None
+        if kept is None or not kept.is_file():
+            loop = refine_part(start, positions, targets.take(positions), space, config, region, seed)
+            fields = {"log": log, "stage": "refine", "set": label, "chunk": i, "shown": shown}
+            images[positions] = follow(loop, f"refine {label}", config.steps * len(mine), start=done, **fields)
+            if kept is not None:
+                _save_chunk(kept, images[positions])
+        done += config.steps
+    state.wait_for_everyone()
+    if store is not None:
+        for i, positions in enumerate(parts):
+            images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
+        state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
+    made = _accepted(start, images, targets, space, config, held_out)
+    if not config.steps:
+        return made
+    bf16 = runtime.wants_bf16(config.mixed_precision, runtime.device())
+    return replace(made, meta=made.meta | {"mixed_precision": "bf16" if bf16 else "no"})
+
+
+def refine_part(
+    start: SurrogateSet,
+    positions: Tensor,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
+    config: ObjectiveConfig,
+    region: TrustRegion,
+    seed: int,
+) -> Generator[dict[str, Any], None, Tensor]:
+    """``refine_chunk`` of the set's images at ``positions`` (B,), as the config says."""
+    return refine_chunk(
+        start.images[positions],
+        start.labels[positions],
+        targets,
+        space,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        objective=RefineObjective(
+            features=config.feature_weight,
+            batch_norm=config.batch_norm_weight,
+            cross_entropy=config.cross_entropy_weight,
+            feature_form=config.feature_loss,
+            batch_norm_form=config.batch_norm_loss,
+        ),
+        region=region,
+        crops=RefineAugmentation(seed=seed, min_crop=config.min_crop, flip=config.flip, roll=config.roll),
+        positions=positions,
+        total=len(start.labels),
+        rows=config.batch_size,
+        bf16=runtime.wants_bf16(config.mixed_precision, runtime.device()),
+    )
+
+
+def pixel_region(config: ObjectiveConfig) -> PixelRegion:
+    return PixelRegion(
+        bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
+    )
+
+
+def refine_chunk(
+    start: Tensor,
+    labels: Tensor,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
+    *,
+    steps: int,
+    learning_rate: float,
+    objective: RefineObjective,
+    region: TrustRegion,
+    crops: RefineAugmentation,
+    positions: Tensor,
+    total: int,
+    rows: int | None = None,
+    bf16: bool = False,
+) -> Generator[dict[str, Any], None, Tensor]:
+    """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
+
+    ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
+    classes, so the gradient of an image depends on its own class alone, except with ``released`` features, whose norm
+    is over the whole chunk. More than ``rows`` images go through the networks in micro-batches, twice (activation
+    checkpointing), and still count as one batch. Deterministic.
+
+    Raises:
+        DataError: the images are not finite in the end.
+    """
+    device = next(space.networks[0].parameters()).device
+    labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
+    teachers = [TeacherTerms.of(teacher, labels, objective, bf16) for teacher in space.teachers]
+    batches = [
+        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
+        for part in torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
+    ]
+    optimizer = torch.optim.Adam([one.delta for one in batches], lr=learning_rate, betas=(0.5, 0.9), fused=True)
+    distance = released_feature_loss if objective.feature_form == "released" else feature_loss
+    rate, classes = cosine(steps), len(labels.unique())
+    for step in range(steps):  # nothing in here waits for the device
+        optimizer.param_groups[0]["lr"] = learning_rate * rate(step)
+        points, views = forward(batches, teachers, space, crops, step)
+        terms = {"atoms": objective.features * distance(points, atoms)}
+        found = [teacher.terms(view) for teacher, view in zip(teachers, views, strict=True)]
+        for name in found[0]:
+            terms[name] = torch.stack([one[name] for one in found]).mean()
+        loss = classes * torch.stack([*terms.values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for one in batches:
+            region.project(one.delta, step + 1, steps)
+        yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
+    with torch.no_grad():
+        if not all(one.delta.isfinite().all() for one in batches):
+            raise DataError(
+                "Refinement ended in numbers that are not finite; expected images. Lower the learning rate and the "
+                "weights of the objective, and look whether the teacher recognises its own images."
+            )
+        return torch.cat([to_uint8(one.images(one.delta)).cpu() for one in batches])
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Images that go through the networks together.
+
+    Attributes:
+        delta: The free variable.
+        images: delta -> images in [-1, 1].
+        labels: (B,).
+        factors: What each part of their points is multiplied with.
+        positions: (B,) their places among ``total``.
+        total: Images of the set.
+    """
+
+    delta: Tensor
+    images: Callable[[Tensor], Tensor]
+    labels: Tensor
+    factors: list[Tensor]
+    positions: Tensor
+    total: int
+
+
+def forward(
+    batches: Sequence[MicroBatch],
+    teachers: Sequence[TeacherTerms],
+    space: FeatureSpace,
+    crops: RefineAugmentation,
+    step: int,
+) -> tuple[Tensor, list[TeacherView]]:
+    """Points (B,D) of all images in the feature space, and what each teacher says of them."""
+
+    def one(delta: Tensor, batch: MicroBatch) -> tuple[Tensor, list[TeacherView]]:
+        x = batch.images(delta)
+        seen = crops.of(x, batch.positions, batch.total, step).contiguous(memory_format=torch.channels_last)
+        features, views = zip(*(teacher.view(seen, batch.labels) for teacher in teachers), strict=True)
+        return space.embed(features, x, batch.factors), list(views)
+
+    if len(batches) == 1:
+        return one(batches[0].delta, batches[0])
+    found = [checkpoint(one, b.delta, b, use_reentrant=False, preserve_rng_state=False) for b in batches]
+    points, views = zip(*found, strict=True)
+    return torch.cat(points), [
+        {name: torch.cat([part[name] for part in same]) for name in same[0]} for same in zip(*views, strict=True)
+    ]
+
+
+def _save_chunk(path: Path, images: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        save_file({"images": images.contiguous()}, partial)
+
+
+def _accepted(
+    start: SurrogateSet,
+    images: Tensor,
+    targets: BarycenterTargets,
+    space: FeatureSpace,
+    config: ObjectiveConfig,
+    held_out: Teacher | None,
+) -> SurrogateSet:
+    """The set with its W2 in meta, and with the images that the gate accepts where there is one."""
+    weights = targets.weights if config.weights == "free" else None
+    network = held_out.network if held_out else None
+    verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=network)
+    meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
+    if isinstance(config, RefineConfig) and config.gate and config.steps:
+        images = torch.where(verdict.kept[:, None, None, None], images, start.images)
+        meta["w2"]["after"] = verdict.after
+        meta["gate"] = {
+            "images": len(images),
+            "kept": int(verdict.kept.sum()),
+            "refused_images": verdict.images,
+            "refused_classes": verdict.classes,
+        }
+    return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)
