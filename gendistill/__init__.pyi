@@ -14,6 +14,7 @@ from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
 from gendistill.data.sources import load_data as load_data
+from gendistill.distillers import distill as distill
 from gendistill.evaluation.continual import evaluate_continual as evaluate_continual
 from gendistill.evaluation.evaluate import evaluate as evaluate
 from gendistill.evaluation.result import ContinualEvaluation as ContinualEvaluation
@@ -28,11 +29,13 @@ from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
 from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
+from gendistill.registry import DISTILLERS as DISTILLERS
+from gendistill.registry import register_coreset as register_coreset
+from gendistill.registry import register_distiller as register_distiller
 from gendistill.report.page import write_evaluation_page as write_evaluation_page
 from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
-from gendistill.stages.distill import distill as distill
 from gendistill.stages.run import run as run
 from gendistill.surrogate.multi_formation import Decoded as Decoded
 from gendistill.surrogate.multi_formation import decode as decode

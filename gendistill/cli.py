@@ -15,6 +15,7 @@ from typing import Any
 
 from gendistill.config import commands
 from gendistill.errors import ConfigError, GendistillError
+from gendistill.registry import CHOICES, import_plugins
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -71,6 +72,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
+            "`gendistill --plugin MODULE COMMAND` imports a module that registers methods of your own first.",
             "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
         ]
     )
@@ -96,6 +98,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file: this command's options, or a whole run's.")
     parser.add_class_arguments(command.options)
+    for action in parser._actions:
+        if registry := CHOICES.get(action.dest):
+            action.help = f"{action.help} One of {', '.join(registry.names())}."
     try:
         values = vars(parser.instantiate(parser.parse_args(_prepared(name, arguments))))
         return command.options(**{k: v for k, v in values.items() if k != "config"})
@@ -170,19 +175,32 @@ def _short(message: str) -> str:
     return " ".join(lines)
 
 
+def _import_plugins(arguments: Sequence[str]) -> list[str]:
+    """Import the modules of every ``--plugin`` and of GENDISTILL_PLUGINS; returns the other arguments."""
+    modules, rest, words = os.environ.get("GENDISTILL_PLUGINS", "").split(","), [], iter(arguments)
+    for word in words:
+        if word == "--plugin" or word.startswith("--plugin="):
+            modules.append(word.partition("=")[2] or next(words, "--plugin"))
+        else:
+            rest.append(word)
+    import_plugins(filter(None, modules))
+    return rest
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return DONE if arguments else USAGE
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("gendistill"))
-        return DONE
-    name, rest = arguments[0], arguments[1:]
+    name = ""
     try:
+        arguments = _import_plugins(sys.argv[1:] if arguments is None else arguments)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+            return DONE if arguments else USAGE
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(version("gendistill"))
+            return DONE
+        name, rest = arguments[0], arguments[1:]
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.")
         return _execute(name, parse(name, rest))
@@ -192,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
     except KeyboardInterrupt:
-        resumes = issubclass(COMMANDS[name].options, commands.StageOptions)
+        resumes = name in COMMANDS and issubclass(COMMANDS[name].options, commands.StageOptions)
         advice = "; go on with --resume_from_checkpoint latest" if resumes else ""
         print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED

@@ -1,72 +1,277 @@
 """What can be plugged in by name: distillers, refiners, networks, data sources and checks of a set.
 
-Ours are named here and imported when they are first asked for. A package adds its own by a decorator or by an entry
-point of the group ``gendistill.distillers``, ``.refiners``, ``.networks``, ``.sources`` or ``.checks``. No torch here.
+Ours are listed here and imported when they are first used. A package adds its own by a decorator (``register_network``
+and so on) or by an entry point of the group ``gendistill.distillers``, ``.refiners``, ``.networks``, ``.sources`` or
+``.checks``, which names a decorated function. docs/extending.md has an example of each. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gendistill.errors import ConfigError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
     """Names and what they stand for, in the order of registration: ours, those of decorators, those of entry points.
 
+    A name that ends in a colon stands for a family: ``timm:`` is found under ``timm:resnet10t``.
+
     Args:
         kind: What one is called in messages, such as ``method``.
         group: The group of entry points.
-        ours: "module:attribute" by name.
+        ours: What stands under each name, or where it is, as "module:attribute".
     """
 
-    def __init__(self, kind: str, group: str, ours: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, group: str, ours: Mapping[str, T | str]) -> None:
         self.kind, self.group = kind, group
-        self._ours, self._added = dict(ours), dict[str, T]()
+        self._ours, self._added, self._functions = dict(ours), dict[str, T](), dict[str, str]()
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that puts a function or class under ``name``.
+    def add(self, name: str, one: T, function: Callable[..., Any]) -> None:
+        """Put ``one``, made of ``function``, under ``name``. A cell of a notebook may define its function anew.
 
         Raises:
             ConfigError: the name is taken.
         """
-
-        def add(one: T) -> T:
-            if name in self._ours or self._added.get(name, one) is not one:
-                raise ConfigError(f"The {self.kind} {name!r} is registered already; give yours another name.")
-            self._added[name] = one
-            return one
-
-        return add
+        defined = f"{function.__module__}.{function.__qualname__}"
+        if name in self._ours or self._functions.get(name, defined) != defined:
+            raise ConfigError(f"The {self.kind} {name!r} is registered already; give yours another name.")
+        self._added[name], self._functions[name] = one, defined
 
     def names(self) -> tuple[str, ...]:
-        """Every name that ``self[name]`` takes."""
-        return tuple(dict.fromkeys([*self._ours, *self._added, *(point.name for point in self._points())]))
+        """Every name that ``self[name]`` takes; a family as ``timm:NAME``."""
+        found = dict.fromkeys([*self._ours, *self._added, *self._points()])
+        return tuple(f"{name}NAME" if name.endswith(":") else name for name in found)
+
+    def added(self) -> tuple[str, ...]:
+        """The names that are not ours."""
+        return tuple(dict.fromkeys([*self._added, *(name for name in self._points() if name not in self._ours)]))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names()
+        return self._key(str(name)) is not None
 
     def __getitem__(self, name: str) -> T:
         """What stands under ``name``, imported where that was not done yet.
 
         Raises:
-            ConfigError: nothing does; the message lists what is there.
+            ConfigError: nothing does, or its package cannot be imported; the message lists what is there.
         """
-        if name in self._ours:
-            module, _, attribute = self._ours[name].partition(":")
-            one: T = getattr(import_module(module), attribute)
-            return one
-        if name in self._added:
-            return self._added[name]
-        for point in self._points():
-            if point.name == name:
-                return self._added.setdefault(name, point.load())
-        raise ConfigError(f"{self.kind} is {name!r}; expected one of {', '.join(self.names())}.")
+        key = self._key(name)
+        if key is None:
+            raise ConfigError(self.unknown(name))
+        if key in self._added:
+            return self._added[key]
+        if key not in self._ours:
+            return self._load(key)
+        return resolve(self._ours[key])
 
-    def _points(self) -> list[EntryPoint]:
-        return [point for point in entry_points(group=self.group) if point.name not in self._ours]
+    def unknown(self, name: str) -> str:
+        """The message for a name that nothing stands under."""
+        close = difflib.get_close_matches(name, self.names(), 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return (
+            f"{self.kind} is {name!r}; expected one of {', '.join(self.names())}.{hint} For one of your own, name the "
+            "module that registers it: gendistill --plugin MODULE COMMAND."
+        )
+
+    def _key(self, name: str) -> str | None:
+        family, colon, _ = name.partition(":")
+        known = {**self._ours, **self._added, **self._points()}
+        return next((key for key in (name, family + colon) if key in known), None)
+
+    def _points(self) -> dict[str, EntryPoint]:
+        return _entry_points(self.group, tuple(sys.path))
+
+    def _load(self, name: str) -> T:
+        """What the module of an entry point registers under its name."""
+        point = self._points()[name]
+        package = point.dist.name if point.dist else point.module
+        try:
+            point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"The {self.kind} {name!r} of the package {package} cannot be imported "
+                f"({type(error).__name__}: {error}). Repair the package or uninstall it."
+            ) from error
+        if name not in self._added:
+            raise ConfigError(
+                f"The package {package} offers a {self.kind} {name!r} as {point.value}, which registers none of that "
+                f"name; expected a function under @gendistill.register_...({name!r})."
+            )
+        return self._added[name]
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """By name; ``path`` is sys.path, on which the packages are found."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def resolve(target: Any) -> Any:
+    """What "module:attribute" names; anything but a string as it is."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register something; those of the current folder are found too.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    for name in modules:
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            import_module(name)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The plugin {name!r} cannot be imported ({type(error).__name__}: {error}); expected a module that "
+                "Python finds here, such as my_methods for my_methods.py."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distiller:
+    """A method that makes surrogate sets straight from the real images, with whatever sets it apart from others.
+
+    Attributes:
+        make: Yields a set for each of ``config.ipc``; see ``distill_sets`` for its arguments.
+        function: Of a coreset, which images it takes of a class; of a method of your own, what makes one set.
+        coreset: Whether ``function`` chooses positions by features.
+        options: Dataclass of the method's options, null where it has none.
+        sections: Fields of DistillConfig that the method reads, beside ``method`` and ``ipc``.
+        needs_teacher: Whether it takes teachers; other methods refuse them.
+        parallel: Whether several processes share its work.
+        resumable: Whether a killed run continues where it was.
+        temporary: Names below its folder that only a resumed run needs.
+        inputs: Hashes of what the options name: called with (data, config), it returns {name: hash}.
+    """
+
+    make: Callable[..., Iterator[Any]] | str
+    function: Callable[..., Any] | str | None = None
+    coreset: bool = False
+    options: type | None = None
+    sections: tuple[str, ...] = ()
+    needs_teacher: bool = False
+    parallel: bool = False
+    resumable: bool = False
+    temporary: tuple[str, ...] = ()
+    inputs: Callable[..., dict[str, str]] | str | None = None
+
+    def parse(self, given: Mapping[str, Any] | None, name: str) -> Any:
+        """An instance of ``options`` from values by name.
+
+        Raises:
+            ConfigError: an unknown name or a value of another type, or values where the method has no options.
+        """
+        if self.options is None:
+            if given:
+                raise ConfigError(f"options is {dict(given)}; expected null with method {name}, which has none.")
+            return None
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(self.options)
+        try:
+            return self.options(**vars(parser.instantiate(parser.parse_object(dict(given or {})))))
+        except ArgumentError as error:
+            known = ", ".join(field.name for field in fields(self.options)) or "nothing"
+            reason = " ".join(str(error).split())
+            text = f"options is {dict(given or {})}; expected those of method {name}, {known}: {reason}"
+            raise ConfigError(text) from error
+
+
+def _coreset(name: str) -> Distiller:
+    function = f"gendistill.coreset.coresets:{name}"
+    return Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
+
+
+_WMDD = Distiller(
+    make="gendistill.distillers:wmdd_sets",
+    sections=("wmdd",),
+    needs_teacher=True,
+    parallel=True,
+    resumable=True,
+    temporary=("chunks",),
+)
+_MATCHING = Distiller(
+    make="gendistill.distillers:matching_sets",
+    sections=("selection", "iterations", "matching"),
+    resumable=True,
+    temporary=("checkpoints",),
+    inputs="gendistill.distillers:start_of_matching",
+)
+DISTILLERS = Registry[Distiller](
+    "method",
+    "gendistill.distillers",
+    {
+        **{name: _coreset(name) for name in ("random", "kmeans", "herding", "kcenter")},
+        "wmdd": _WMDD,
+        **dict.fromkeys(("dc", "dsa", "dm", "idc", "idm"), _MATCHING),
+    },
+)
+
+
+CHOICES: dict[str, Registry[Any]] = {"method": DISTILLERS}  # options whose values are registered names
+
+
+def register_distiller(
+    name: str, *, options: type | None = None, needs_teacher: bool = False, resumable: bool = False
+) -> Callable[[F], F]:
+    """Decorator: a method of your own, a function ``(data, ipc, seed) -> SurrogateSet``.
+
+    Args:
+        name: The method's name.
+        options: A dataclass; its instance comes as ``options=``.
+        needs_teacher: The teachers, a list, come as ``teachers=``.
+        resumable: A WorkFolder, or None, comes as ``work=``; what is in it after a kill is there again.
+
+    Raises:
+        ConfigError: the name is taken, or ``options`` is no dataclass.
+    """
+    if options is not None and not is_dataclass(options):
+        raise ConfigError(f"options of the method {name!r} is {options!r}; expected a dataclass.")
+
+    def add(function: F) -> F:
+        one = Distiller(
+            make="gendistill.distillers:function_sets",
+            function=function,
+            options=options,
+            sections=("options",) if options else (),
+            needs_teacher=needs_teacher,
+            resumable=resumable,
+        )
+        DISTILLERS.add(name, one, function)
+        return function
+
+    return add
+
+
+def register_coreset(name: str) -> Callable[[F], F]:
+    """Decorator: a coreset of your own, a function ``(features, count, seed) -> positions``.
+
+    ``features`` is a float64 array (n,D) of one class, ``positions`` are ``count`` different integers below n.
+    """
+
+    def add(function: F) -> F:
+        one = Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
+        DISTILLERS.add(name, one, function)
+        return function
+
+    return add

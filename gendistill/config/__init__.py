@@ -18,13 +18,11 @@ from gendistill.config.base import (
 from gendistill.config.data import DataConfig
 from gendistill.config.distill import (
     Augmentation,
-    CoresetMethod,
     Distance,
     DistillConfig,
     MatchingConfig,
     MatchingMethod,
     MatchingStart,
-    Method,
     NetworkTraining,
     SelectionKind,
 )
@@ -65,7 +63,6 @@ __all__ = [
     "BatchNormLoss",
     "Compile",
     "ContinualConfig",
-    "CoresetMethod",
     "DataConfig",
     "Distance",
     "DistillConfig",
@@ -80,7 +77,6 @@ __all__ = [
     "MatchingConfig",
     "MatchingMethod",
     "MatchingStart",
-    "Method",
     "MinimaxConfig",
     "ModelConfig",
     "NetworkTraining",

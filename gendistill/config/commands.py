@@ -18,6 +18,7 @@ from gendistill.config import (
     ipc_sizes,
     require,
 )
+from gendistill.registry import DISTILLERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +160,13 @@ class DistillCommand(StageOptions, DistillConfig):
     def __post_init__(self) -> None:
         StageOptions.__post_init__(self)
         DistillConfig.__post_init__(self)
-        alone = self.method != "wmdd"
+        alone = not DISTILLERS[self.method].needs_teacher
         cache, processes = self.statistics_cache, self.num_processes
         require(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
-        require(not alone or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
+        single = not DISTILLERS[self.method].parallel
+        require(not single or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
+        wanted = f"null with method {self.method}" if alone else f"a teacher folder with method {self.method}"
+        require(alone == (self.teacher in (None, [])), "teacher", self.teacher and str(self.teacher), wanted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from gendistill.config.base import Compile, Precision, Sizes, as_tuple, at_least, check_sizes, require
 from gendistill.config.refine import BarycenterWeights, WmddConfig
+from gendistill.errors import ConfigError
+from gendistill.registry import DISTILLERS
 
-CoresetMethod = Literal["random", "kmeans", "herding", "kcenter"]
 MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
-Method = Literal[CoresetMethod, "wmdd", MatchingMethod]
 SelectionKind = Literal["random", "representative"]
 MatchingStart = Literal["noise", "random", "clustered"]
 Distance = Literal["cosine", "mse", "l1"]
@@ -138,25 +138,30 @@ class DistillConfig:
         iterations: Matching methods: outer iterations, a network each; null is the published number.
         wmdd: Options of method wmdd.
         matching: Options of methods dc, dsa, dm, idc and idm.
+        options: Options of a method of your own, by name.
     """
 
-    method: Method = "kmeans"
+    method: str = "kmeans"
     ipc: Sizes = (1, 5, 10)
     selection: SelectionKind = "random"
     iterations: int | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    options: dict[str, bool | int | float | str | None] | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "distill")
         limit = self.iterations
         require(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
-        methods = get_args(MatchingMethod)
-        if self.method != "wmdd":
+        if self.method not in DISTILLERS:
+            raise ConfigError(f"distill.{DISTILLERS.unknown(self.method)}")
+        methods, chosen = get_args(MatchingMethod), DISTILLERS[self.method]
+        chosen.parse(self.options, self.method)
+        if "wmdd" not in chosen.sections:
             given = [f"wmdd.{f.name}" for f in fields(WmddConfig) if getattr(self.wmdd, f.name) != f.default]
             text = f"none of them with method {self.method}; they are options of wmdd"
             require(not given, "distill", ", ".join(given), text)
-        if self.method not in methods:
+        if "matching" not in chosen.sections:
             given = [
                 f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
             ]

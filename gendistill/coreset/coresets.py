@@ -6,7 +6,7 @@ Each takes the features (n,d) of one class, the number k and a seed, and returns
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
+from gendistill.registry import DISTILLERS, resolve
 from gendistill.seeding import derive, numpy_rng
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, kmeans_atoms
@@ -57,14 +58,6 @@ def kcenter(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.array(picks)
 
 
-CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "random": random,
-    "kmeans": kmeans,
-    "herding": herding,
-    "kcenter": kcenter,
-}
-
-
 def coreset_set(
     data: RealData, method: str, ipc: int, *, seed: int = 0, features: Tensor | None = None
 ) -> SurrogateSet:
@@ -102,6 +95,11 @@ def coreset_set(
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
 
+def coresets() -> tuple[str, ...]:
+    """The methods that choose real images."""
+    return tuple(name for name in DISTILLERS.names() if DISTILLERS[name].coreset)
+
+
 Size = int | Sequence[int]  # images of every class, or of each
 
 
@@ -118,8 +116,9 @@ def positions(method: str, split: Split, features: Tensor, classes: tuple[str, .
     Raises:
         ConfigError: unknown method, a class with fewer images than ``ipc``, or none wanted at all.
     """
-    if method not in CORESETS:
-        raise ConfigError(f"method is {method!r}; expected one of {', '.join(CORESETS)}.")
+    if not DISTILLERS[method].coreset:
+        raise ConfigError(f"method is {method!r}; expected a coreset: {', '.join(coresets())}.")
+    choose = resolve(DISTILLERS[method].function)
     wanted = [ipc] * len(classes) if isinstance(ipc, int) else list(ipc)
     found = zip(classes, split.counts(len(classes)), wanted, strict=True)
     small = [f"{name} has {count}" for name, count, most in found if count < most]
@@ -133,6 +132,8 @@ def positions(method: str, split: Split, features: Tensor, classes: tuple[str, .
         if not count:
             continue
         index = split.of_class(label)
-        chosen = CORESETS[method](features[index].double().numpy(), count, derive(seed, method, label))
+        chosen = np.asarray(choose(features[index].double().numpy(), count, derive(seed, method, label)))
+        if len(set(chosen.tolist())) != count or chosen.ndim != 1:
+            raise ConfigError(f"The method {method!r} chose {chosen}; expected {count} different positions.")
         picks.append(index[torch.from_numpy(chosen)])
     return torch.cat(picks)

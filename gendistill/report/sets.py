@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.coreset.coresets import CORESETS
+from gendistill.coreset.coresets import random
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
@@ -159,7 +159,7 @@ def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSe
     drawn, picks = derive(seed, "random draw", 0), []
     for label, count in enumerate(counts):
         index = data.train.of_class(label)
-        chosen = CORESETS[RANDOM](np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
+        chosen = random(np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
         picks.append(index[torch.from_numpy(chosen)])
     split = data.train.take(torch.cat(picks))
     return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})

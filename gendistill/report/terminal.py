@@ -255,7 +255,8 @@ def w2_lines(target: Path) -> Iterator[str]:
     folders = sorted(target.glob("ipc-*/manifest.json"), key=lambda path: int(path.parent.name.removeprefix("ipc-")))
     for path in folders:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        yield f"{path.parent.name}: {_distance(manifest['w2'])}{_gate(manifest.get('gate'))}."
+        if "w2" in manifest:
+            yield f"{path.parent.name}: {_distance(manifest['w2'])}{_gate(manifest.get('gate'))}."
 
 
 def _distance(w2: dict[str, float]) -> str:

@@ -1,20 +1,18 @@
 """One contract for every coreset method; each against a slow loop."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
 
-from gendistill.config import CoresetMethod
-from gendistill.coreset.coresets import CORESETS, choose_coreset
+from gendistill.coreset.coresets import choose_coreset, coresets, herding, kcenter, kmeans, random
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
+from gendistill.registry import DISTILLERS, resolve
 from gendistill.transport.barycenter import kmeans_atoms
 
 CLASSES = ("a", "b", "c")
 COUNTS = (7, 5, 9)
-METHODS = sorted(CORESETS)
+METHODS = sorted(coresets())
 
 
 def features_of_one_class(n=12, d=4, seed=0):
@@ -30,33 +28,37 @@ def some_split():
     return Split(images, labels), torch.randn(len(labels), 4, generator=rng)
 
 
-def test_the_options_name_every_method():
-    assert set(get_args(CoresetMethod)) == set(CORESETS)
+def chosen_by(method):
+    return resolve(DISTILLERS[method].function)
+
+
+def test_they_are_methods_of_distill():
+    assert {"random", "kmeans", "herding", "kcenter"} <= set(METHODS) <= set(DISTILLERS.names())
 
 
 @pytest.mark.parametrize("count", [1, 4, 12])
 @pytest.mark.parametrize("method", METHODS)
 def test_picks_are_different_positions_in_range(method, count):
-    picks = CORESETS[method](features_of_one_class(), count, 0)
+    picks = chosen_by(method)(features_of_one_class(), count, 0)
     assert picks.shape == (count,)
     assert len(set(picks.tolist()) & set(range(12))) == count
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_picks_are_different_where_all_images_are_the_same(method):
-    assert sorted(CORESETS[method](np.ones((6, 3)), 6, 0).tolist()) == list(range(6))
+    assert sorted(chosen_by(method)(np.ones((6, 3)), 6, 0).tolist()) == list(range(6))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seed_repeats_its_picks(method):
     features = features_of_one_class()
-    assert np.array_equal(CORESETS[method](features, 5, 3), CORESETS[method](features, 5, 3))
+    assert np.array_equal(chosen_by(method)(features, 5, 3), chosen_by(method)(features, 5, 3))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_features_are_left_alone(method):
     features = features_of_one_class()
-    CORESETS[method](features, 5, 0)
+    chosen_by(method)(features, 5, 0)
     assert np.array_equal(features, features_of_one_class())
 
 
@@ -101,13 +103,13 @@ def test_an_unknown_method_is_refused_with_the_choices():
 
 def test_random_draws_are_prefixes_of_larger_ones():
     features = features_of_one_class()
-    whole = CORESETS["random"](features, 12, 5)
-    assert all(np.array_equal(CORESETS["random"](features, k, 5), whole[:k]) for k in range(1, 12))
+    whole = random(features, 12, 5)
+    assert all(np.array_equal(random(features, k, 5), whole[:k]) for k in range(1, 12))
 
 
 def test_random_draws_depend_on_the_seed():
     features = features_of_one_class()
-    assert len({tuple(CORESETS["random"](features, 3, seed)) for seed in range(20)}) > 15
+    assert len({tuple(random(features, 3, seed)) for seed in range(20)}) > 15
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -117,7 +119,7 @@ def test_herding_equals_a_slow_loop(seed):
     for _ in range(8):
         means = {i: features[[*picks, i]].mean(0) for i in range(12) if i not in picks}
         picks.append(min(means, key=lambda i: np.linalg.norm(means[i] - features.mean(0))))
-    assert CORESETS["herding"](features, 8, 0).tolist() == picks
+    assert herding(features, 8, 0).tolist() == picks
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -131,7 +133,7 @@ def test_kcenter_equals_a_slow_loop(seed):
     while len(picks) < 8:
         rest = [i for i in range(12) if i not in picks]
         picks.append(max(rest, key=lambda i: min(gap(i, j) for j in picks)))
-    assert CORESETS["kcenter"](features, 8, 0).tolist() == picks
+    assert kcenter(features, 8, 0).tolist() == picks
 
 
 def test_kmeans_picks_the_image_nearest_to_each_centre():
@@ -139,7 +141,7 @@ def test_kmeans_picks_the_image_nearest_to_each_centre():
     features = np.concatenate([features_of_one_class(5, 2, i) + p for i, p in enumerate(places)])
     nearest = np.linalg.norm(features[None] - kmeans_atoms(features, 3)[:, None], axis=-1).argmin(1)
     assert len(set(nearest)) == 3
-    assert CORESETS["kmeans"](features, 3, 0).tolist() == nearest.tolist()
+    assert kmeans(features, 3, 0).tolist() == nearest.tolist()
 
 
 def test_classes_are_drawn_apart(digits: RealData) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, SelectionKind
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
@@ -16,10 +16,11 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, plan_runs
 from gendistill.progress import finish
+from gendistill.registry import DISTILLERS
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
 FEW = {"candidates": 20, "dimensions": 16}  # of representative selection
-METHODS = get_args(MatchingMethod)
+METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 SELECTIONS = get_args(SelectionKind)
 
 

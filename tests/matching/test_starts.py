@@ -10,10 +10,10 @@ import torch
 
 from gendistill.config import DataConfig
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.initialisation import of_set, starts
 from gendistill.networks.registry import build_network
-from gendistill.stages.distill import distill
 
 
 @pytest.fixture(scope="module")

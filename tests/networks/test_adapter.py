@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from gendistill.config import LabelConfig, RefineConfig, TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.networks.adapter import WithFeatures, as_classifier
 from gendistill.networks.registry import build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import train_teacher
 from gendistill.refine.refiner import refine_set
-from gendistill.stages.distill import distill
 
 QUICK = TeacherConfig(steps=30)
 

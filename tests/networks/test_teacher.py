@@ -15,12 +15,12 @@ from sklearn.datasets import load_digits
 from gendistill.cli import USAGE
 from gendistill.config import RefineConfig
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.refine.feature_space import ground_space
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 

@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2
 from gendistill.refine.optimization import refine_chunk
-from gendistill.stages.distill import distill
 
 WAITS = {"_local_scalar_dense", "nonzero", "_unique2", "equal", "masked_select", "is_nonzero"}
 CROPS = RefineAugmentation(min_crop=0.6, flip=True, roll=1)

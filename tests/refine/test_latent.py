@@ -17,6 +17,7 @@ from gendistill.cli import USAGE
 from gendistill.config import ModelConfig, RefineConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
@@ -26,7 +27,6 @@ from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import RefineObjective, matched_targets
 from gendistill.refine.optimization import refine_chunk
 from gendistill.refine.refiner import refine_set
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.generator.autoencoders import dc, kl, tiny
 from tests.generator.pretrained import dit_folder

@@ -19,6 +19,7 @@ from gendistill.config import LabelConfig, RefineConfig
 from gendistill.data.crops import cropped
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
+from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import build_network
 from gendistill.networks.soft_labelling import label_set
@@ -27,7 +28,6 @@ from gendistill.progress import finish
 from gendistill.refine.pack import pack, through_tile
 from gendistill.refine.patches import best_patches, random_square_crops
 from gendistill.refine.refiner import refine_set
-from gendistill.stages.distill import distill
 from gendistill.surrogate.multi_formation import decode
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill

@@ -14,6 +14,7 @@ from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, Matchin
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.matching.distiller import match
@@ -30,7 +31,6 @@ from gendistill.refine.objective import BarycenterTargets, RefineObjective, clas
 from gendistill.refine.optimization import refine_chunk
 from gendistill.refine.refiner import refine_set
 from gendistill.refine.select import select
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, barycenter, kmeans_atoms
 from tests.helpers import gendistill

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.seeding import torch_rng
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from gendistill.data.dataset import RealData, Split
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
 from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, fit, name_on_sheet, shorten
 from gendistill.report.sets import set_names
 from gendistill.report.show import facts_of, numbers, show
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 

@@ -18,6 +18,7 @@ from gendistill.config import EvaluateConfig, TeacherConfig
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation import cache as baseline_cache
 from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, compare_with_equal_bytes
@@ -27,7 +28,6 @@ from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.protocols import Settings
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import derive
-from gendistill.stages.distill import distill
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.set import SurrogateSet
 

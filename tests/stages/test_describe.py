@@ -14,6 +14,7 @@ from torch import Tensor
 from gendistill.cli import DONE, USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.evaluation.describe import describe
 from gendistill.evaluation.evaluate import evaluate
@@ -22,7 +23,6 @@ from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import finding_lines, set_table
 from gendistill.seeding import torch_rng
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.evaluation.evaluate import all_entries, evaluate
 from gendistill.evaluation.inputs import facts, pools, read_set, size_of
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 from tests.surrogate.sets import make

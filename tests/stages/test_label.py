@@ -13,13 +13,13 @@ from gendistill.cli import USAGE
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.entries import soft_entries
 from gendistill.evaluation.evaluate import all_entries, evaluate
 from gendistill.networks.soft_labelling import label_set, soft_batches
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
-from gendistill.stages.distill import distill
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill

@@ -13,20 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig, MatchingMethod, SelectionKind, to_dict
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, SelectionKind, to_dict
 from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.matching.build import build, classes_together
 from gendistill.matching.distiller import match, save_whole
 from gendistill.matching.engine import PARTS
 from gendistill.matching.methods import Images, image_rate, plan_runs
+from gendistill.registry import DISTILLERS
 from gendistill.runtime import Checkpoints, device
-from gendistill.stages.distill import distill
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill, start
 
-METHODS = get_args(MatchingMethod)
+METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 SELECTIONS = get_args(SelectionKind)
 SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
 LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)

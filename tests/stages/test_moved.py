@@ -9,9 +9,9 @@ import pytest
 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.networks.teacher import train_teacher
 from gendistill.report.terminal import w2_lines
-from gendistill.stages.distill import distill
 from tests.helpers import gendistill
 
 

@@ -10,9 +10,9 @@ import torch
 from gendistill.cli import USAGE
 from gendistill.config import TeacherConfig, WmddConfig
 from gendistill.data.dataset import RealData
+from gendistill.distillers import distill
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.refine.wmdd import wmdd
-from gendistill.stages.distill import distill
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, start
 

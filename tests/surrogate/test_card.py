@@ -16,10 +16,10 @@ from gendistill.config import LabelConfig, TeacherConfig
 from gendistill.data.crops import Views
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
+from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
 from gendistill.networks.soft_labelling import label_set, soft_batches
 from gendistill.networks.teacher import Teacher, train_teacher
-from gendistill.stages.distill import distill
 from gendistill.surrogate.card.card import add_evidence, card
 from gendistill.surrogate.card.entry import EVIDENCE, Entry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms

@@ -1,0 +1,205 @@
+"""Surrogate sets straight from the real images by any registered method: coresets, WMDD, matching, one of your own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gendistill.config import DistillConfig, ipc_sizes
+from gendistill.data.dataset import RealData
+from gendistill.environment import command_line, versions
+from gendistill.errors import ConfigError
+from gendistill.io import WorkFolder
+from gendistill.networks.teacher import Teacher
+from gendistill.progress import track
+from gendistill.registry import DISTILLERS, resolve
+from gendistill.surrogate.set import SurrogateSet
+
+
+def distill(
+    data: RealData,
+    method: str,
+    ipc: int,
+    *,
+    teacher: Teacher | Sequence[Teacher] = (),
+    options: Any = None,
+    seed: int = 0,
+    features: Tensor | None = None,
+    config: DistillConfig | None = None,
+) -> SurrogateSet:
+    """``ipc`` images of every class by a distiller.
+
+    Args:
+        data: The real images; the set is made from ``data.train``.
+        method: A name of ``gendistill.DISTILLERS.names()``.
+        ipc: Images of each class.
+        teacher: The teacher, or several, of methods that need one, such as wmdd.
+        options: The method's own: WmddConfig, MatchingConfig, or the dataclass that the method was registered with, or
+            its values by name.
+        seed: Of everything random.
+        features: (N,D) of ``data.train``, which a coreset compares; null compares pixels.
+        config: All options at once; its ``method`` and ``ipc`` are replaced.
+
+    Raises:
+        ConfigError: an unknown method, options of another one, a teacher that is missing or that nothing reads.
+        ArtifactError: a teacher that does not fit the data, or that was trained on test images of theirs.
+
+    Example:
+        >>> made = gd.distill(gd.load_data(), "kmeans", ipc=10)
+        >>> made.save("kmeans/ipc-10")
+    """
+    chosen = DISTILLERS[method]
+    own = {} if options is None else _as_section(method, options)
+    config = replace(config or DistillConfig(), method=method, ipc=ipc, **own)
+    if features is not None:
+        if not chosen.coreset:
+            raise ConfigError(f"features are given with method {method}; expected null: only coresets compare them.")
+        from gendistill.coreset.coresets import coreset_set
+
+        return coreset_set(data, method, ipc, seed=seed, features=features)
+    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    (made,) = distill_sets(data, config, teachers=teachers, seed=seed)
+    return made
+
+
+def distill_sets(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    teachers: Sequence[Teacher] = (),
+    seed: int = 0,
+    work: WorkFolder | None = None,
+    statistics_cache: Path | None = None,
+) -> Iterator[SurrogateSet]:
+    """A set for each of ``config.ipc``, in ascending order within what a method makes together.
+
+    Args:
+        data: The real images.
+        config: The method and its options.
+        teachers: Of a method that needs them, else none.
+        seed: Of everything random.
+        work: Where a method keeps what lets it continue after a kill.
+        statistics_cache: Folder of class statistics, for teachers that were trained on other images.
+    """
+    method = DISTILLERS[config.method]
+    if method.needs_teacher != bool(teachers):
+        wanted = "a teacher" if method.needs_teacher else "none"
+        raise ConfigError(f"{len(teachers)} teachers are given; expected {wanted} with method {config.method}.")
+    made: Iterator[SurrogateSet] = resolve(method.make)(
+        data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache
+    )
+    return made
+
+
+def _as_section(method: str, options: Any) -> dict[str, Any]:
+    """The options of a method under the name of their field in DistillConfig."""
+    chosen = DISTILLERS[method]
+    if chosen.options:
+        return {"options": asdict(options) if is_dataclass(options) and not isinstance(options, type) else options}
+    sections = {name: type(getattr(DistillConfig(), name)) for name in chosen.sections}
+    found = [name for name, kind in sections.items() if is_dataclass(kind) and isinstance(options, kind)]
+    if not found:
+        wanted = [kind.__name__ for kind in sections.values() if is_dataclass(kind)]
+        raise ConfigError(
+            f"options is a {type(options).__name__}; expected {' or '.join(wanted) or 'null'} with method {method}."
+        )
+    return {found[0]: options}
+
+
+# How each kind of method makes its sets. Their libraries are imported when one is used.
+
+
+def coreset_sets(data: RealData, config: DistillConfig, *, seed: int, **_: Any) -> Iterator[SurrogateSet]:
+    from gendistill.coreset.coresets import coreset_set
+
+    with closing(track(ipc_sizes(config.ipc), config.method)) as sizes:  # the bar ends before an error's message
+        for ipc in sizes:
+            yield coreset_set(data, config.method, ipc, seed=seed)
+
+
+def wmdd_sets(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    teachers: Sequence[Teacher],
+    seed: int,
+    work: WorkFolder | None,
+    statistics_cache: Path | None,
+) -> Iterator[SurrogateSet]:
+    from gendistill.refine.feature_space import ground_space
+    from gendistill.refine.wmdd import wmdd
+
+    space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
+    for ipc in ipc_sizes(config.ipc):
+        yield wmdd(data, teachers, ipc, config.wmdd, seed=seed, folder=work, space=space)
+
+
+def matching_sets(
+    data: RealData, config: DistillConfig, *, seed: int, work: WorkFolder | None, **_: Any
+) -> Iterator[SurrogateSet]:
+    from gendistill.matching.distiller import matched, start_set
+
+    return matched(data, config, seed=seed, given=start_set(config, data), folder=work)
+
+
+def start_of_matching(data: RealData, config: DistillConfig) -> dict[str, str]:
+    """The hash of the set that matching starts from, where one is named."""
+    from gendistill.matching.distiller import start_set
+
+    given = start_set(config, data)
+    return {"start": given.content_hash()} if given else {}
+
+
+def function_sets(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    teachers: Sequence[Teacher],
+    seed: int,
+    work: WorkFolder | None,
+    **_: Any,
+) -> Iterator[SurrogateSet]:
+    """By a function that was registered: a set at a time, its provenance completed."""
+    method = DISTILLERS[config.method]
+    function, given = resolve(method.function), {}
+    if method.options:
+        given["options"] = method.parse(config.options, config.method)
+    if method.needs_teacher:
+        given["teachers"] = list(teachers)
+    if method.resumable:
+        given["work"] = work
+    with closing(track(ipc_sizes(config.ipc), config.method)) as sizes:
+        for ipc in sizes:
+            start = time.perf_counter()
+            made = function(data, ipc, seed, **given)
+            yield _complete(made, data, config.method, seed, time.perf_counter() - start)
+
+
+def _complete(made: Any, data: RealData, method: str, seed: int, seconds: float) -> SurrogateSet:
+    """The set with what every manifest holds, unless its own ``meta`` says otherwise."""
+    if not isinstance(made, SurrogateSet):
+        raise ConfigError(f"The method {method!r} returned {type(made).__name__}; expected a SurrogateSet.")
+    if made.classes != data.classes:
+        raise ConfigError(
+            f"The method {method!r} returned a set of the classes {', '.join(made.classes)}; expected those of the "
+            f"data: {', '.join(data.classes)}."
+        )
+    meta: dict[str, Any] = {
+        "method": method,
+        "stages": [],
+        "stage": None,
+        "space": None,
+        "seed": seed,
+        "data": data.describe(),
+        "licence": "as the data",
+        "seconds": {"distill": round(seconds, 2)},
+        "command": command_line(),
+        "versions": versions(),
+    }
+    return replace(made, meta={**meta, **made.meta})
