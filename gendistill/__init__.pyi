@@ -13,6 +13,8 @@ from gendistill.config import TeacherConfig as TeacherConfig
 from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
+from gendistill.data.sources import Item as Item
+from gendistill.data.sources import Source as Source
 from gendistill.data.sources import load_data as load_data
 from gendistill.distillers import distill as distill
 from gendistill.evaluation.continual import evaluate_continual as evaluate_continual
@@ -30,8 +32,12 @@ from gendistill.progress import show_progress as show_progress
 from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
 from gendistill.registry import DISTILLERS as DISTILLERS
+from gendistill.registry import NETWORKS as NETWORKS
+from gendistill.registry import SOURCES as SOURCES
 from gendistill.registry import register_coreset as register_coreset
 from gendistill.registry import register_distiller as register_distiller
+from gendistill.registry import register_network as register_network
+from gendistill.registry import register_source as register_source
 from gendistill.report.page import write_evaluation_page as write_evaluation_page
 from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show

@@ -8,6 +8,7 @@ and so on) or by an entry point of the group ``gendistill.distillers``, ``.refin
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +37,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, group: str, ours: Mapping[str, T | str]) -> None:
         self.kind, self.group = kind, group
-        self._ours, self._added, self._functions = dict(ours), dict[str, T](), dict[str, str]()
+        self._ours, self._added, self._functions = dict(ours), dict[str, T](), dict[str, Callable[..., Any]]()
 
     def add(self, name: str, one: T, function: Callable[..., Any]) -> None:
         """Put ``one``, made of ``function``, under ``name``. A cell of a notebook may define its function anew.
@@ -44,10 +45,11 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: the name is taken.
         """
-        defined = f"{function.__module__}.{function.__qualname__}"
-        if name in self._ours or self._functions.get(name, defined) != defined:
+        before = self._functions.get(name, function)
+        same = (before.__module__, before.__qualname__) == (function.__module__, function.__qualname__)
+        if name in self._ours or not same:
             raise ConfigError(f"The {self.kind} {name!r} is registered already; give yours another name.")
-        self._added[name], self._functions[name] = one, defined
+        self._added[name], self._functions[name] = one, function
 
     def names(self) -> tuple[str, ...]:
         """Every name that ``self[name]`` takes; a family as ``timm:NAME``."""
@@ -57,6 +59,25 @@ class Registry(Generic[T]):
     def added(self) -> tuple[str, ...]:
         """The names that are not ours."""
         return tuple(dict.fromkeys([*self._added, *(name for name in self._points() if name not in self._ours)]))
+
+    def ours(self) -> tuple[str, ...]:
+        """The names that are ours."""
+        return tuple(self._ours)
+
+    def is_added(self, name: str) -> bool:
+        """Whether the name is not ours."""
+        return self._key(name) not in (None, *self._ours)
+
+    def source(self, name: str) -> str | None:
+        """The text of the module that registers a name which is not ours; null where it has none, as a prompt's."""
+        key = self._key(name)
+        if key is None or key in self._ours or self[key] is None:
+            return None
+        function = self._functions[key]
+        try:
+            return inspect.getsource(inspect.getmodule(function) or function)
+        except (OSError, TypeError):
+            return None
 
     def __contains__(self, name: object) -> bool:
         return self._key(str(name)) is not None
@@ -228,7 +249,42 @@ DISTILLERS = Registry[Distiller](
 )
 
 
-CHOICES: dict[str, Registry[Any]] = {"method": DISTILLERS}  # options whose values are registered names
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where real images come from.
+
+    Attributes:
+        function: Called with the DataConfig, it returns a Source.
+        matches: Whether it reads a name; null where it reads its own name and ``name:...``.
+    """
+
+    function: Callable[..., Any] | str
+    matches: Callable[[str], bool] | str | None = None
+
+
+def _source(name: str, matches: str | None = None) -> DataSource:
+    module = "gendistill.data.sources:"
+    return DataSource(function=module + name, matches=matches and module + matches)
+
+
+SOURCES = Registry[DataSource](
+    "data source",
+    "gendistill.sources",
+    {"digits": _source("digits"), "folder": _source("folder", "is_folder"), "hub": _source("hub", "looks_like_hub_id")},
+)
+_NETWORKS = [f"{name}{norm}" for name in ("convnet", "resnet10", "resnet18", "resnetap10") for norm in ("", "_bn")]
+NETWORKS = Registry[Callable[..., Any]](
+    "network",
+    "gendistill.networks",
+    {
+        **{name: f"gendistill.networks.registry:{name}" for name in _NETWORKS},
+        "timm:": "gendistill.networks.registry:timm_network",
+    },
+)
+CHOICES: dict[str, Registry[Any]] = {
+    "method": DISTILLERS,
+    "network": NETWORKS,
+}  # options whose values are registered names
 
 
 def register_distiller(
@@ -272,6 +328,36 @@ def register_coreset(name: str) -> Callable[[F], F]:
     def add(function: F) -> F:
         one = Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
         DISTILLERS.add(name, one, function)
+        return function
+
+    return add
+
+
+def register_network(name: str) -> Callable[[F], F]:
+    """Decorator: a network of your own, a function or class ``(channels, image_size, classes) -> nn.Module``.
+
+    It may also have the parameters ``width`` and ``depth``, which are options of every command that trains networks.
+    The module maps images (B,channels,image_size,image_size) in [-1, 1] to logits (B,classes). It has ``features``
+    (B,D) and ``classify``, which maps those to the logits, or it ends with a Linear layer.
+    """
+
+    def add(factory: F) -> F:
+        NETWORKS.add(name, factory, factory)
+        return factory
+
+    return add
+
+
+def register_source(name: str, *, matches: Callable[[str], bool] | None = None) -> Callable[[F], F]:
+    """Decorator: a data source of your own, a function ``(config) -> Source`` of the DataConfig.
+
+    Args:
+        name: ``--data.name NAME`` and ``--data.name NAME:...`` read it.
+        matches: Whether it reads a data.name, where the name is not to begin so; called before ours are.
+    """
+
+    def add(function: F) -> F:
+        SOURCES.add(name, DataSource(function=function, matches=matches), function)
         return function
 
     return add

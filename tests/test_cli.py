@@ -151,7 +151,7 @@ def test_bad_sizes_and_networks(tmp_path: Path, capsys: pytest.CaptureFixture) -
     message = refused(capsys, "finetune", "--data.name", images, "--output_dir", out)
     assert "18 x 18" in message
     assert "multiple of 4" in message
-    assert "expected convnet" in refused(capsys, "teacher", "--config", TINY, "--network", "vgg", "--output_dir", out)
+    assert "one of convnet" in refused(capsys, "teacher", "--config", TINY, "--network", "vgg", "--output_dir", out)
     assert "timm has no network" in refused(
         capsys, "teacher", "--config", TINY, "--network", "timm:resnet18x", "--output_dir", out
     )

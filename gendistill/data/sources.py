@@ -1,6 +1,6 @@
-"""Data sources behind one door, ``load_data``: digits, a folder of class folders, parquet, or a Hub id.
+"""Reading the real images: digits, a folder of class folders or of parquet files, a Hub id, or a source of your own.
 
-A source yields raw splits {name: [(PIL image or array or None, label, where)]}; the door resizes, counts what it could
+A source lists labelled images that are not decoded yet; ``load_data`` decodes and resizes them, counts what it could
 not read, and makes the three splits.
 """
 
@@ -22,6 +22,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import is_grey, prepare
 from gendistill.errors import DataError
 from gendistill.progress import report_problems
+from gendistill.registry import SOURCES, resolve
 from gendistill.seeding import torch_rng
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -65,24 +66,39 @@ def load_data(config: DataConfig | None = None, **options: object) -> RealData:
 
 
 def find_source(config: DataConfig) -> Source:
-    """Which source a name means: ``digits``, else an existing folder, else a Hub id."""
-    if config.name == "digits":
-        return _digits()
-    path = Path(config.name).expanduser()
-    if path.is_dir():
-        return _parquet(path) if any(path.rglob("*.parquet")) else _image_folder(path)
-    if path.exists():
-        raise DataError(f"data.name is {config.name!r}, a file; expected 'digits', a folder or a Hub id.")
-    looks_like_hub_id = config.name.count("/") <= 1 and not config.name.startswith((".", "/", "~"))
-    if not looks_like_hub_id:
-        raise DataError(
-            f"data.name is {config.name!r}, but there is no such folder. Give 'digits', an existing folder of class "
-            "folders or of parquet files, or a Hub id such as 'uoft-cs/cifar10'."
-        )
-    return _hub(config)
+    """Read the source that ``config.name`` means: one of your own, ``digits``, an existing folder, else a Hub id.
+
+    Raises:
+        DataError: no source reads this name, or the one that does cannot.
+    """
+    scheme = config.name.partition(":")[0]
+    for name in sorted((*SOURCES.added(), *SOURCES.ours()), key=lambda name: name != scheme):
+        kind = SOURCES[name]
+        matches = resolve(kind.matches)
+        if matches(config.name) if matches else scheme == name:
+            found = resolve(kind.function)(config)
+            if not isinstance(found, Source) or "train" not in found.splits:
+                raise DataError(f"The source {name!r} returned {found!r}; expected a Source with a split 'train'.")
+            return found
+    own = "".join(f", {name}:..." for name in SOURCES.added())
+    if Path(config.name).expanduser().exists():
+        raise DataError(f"data.name is {config.name!r}, a file; expected 'digits', a folder or a Hub id{own}.")
+    raise DataError(
+        f"data.name is {config.name!r}, but there is no such folder. Give 'digits', an existing folder of class "
+        f"folders or of parquet files, or a Hub id such as 'uoft-cs/cifar10'{own}."
+    )
 
 
-def _digits() -> Source:
+def is_folder(name: str) -> bool:
+    return Path(name).expanduser().is_dir()
+
+
+def looks_like_hub_id(name: str) -> bool:
+    outside = name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
+    return not outside and name.count("/") <= 1
+
+
+def digits(config: DataConfig) -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -92,6 +108,12 @@ def _digits() -> Source:
         for i, y in enumerate(bunch.target)
     ]
     return Source(tuple(str(d) for d in range(10)), {"train": items}, DIGITS_LICENCE)
+
+
+def folder(config: DataConfig) -> Source:
+    """A folder of parquet files, or of class folders."""
+    root = Path(config.name).expanduser()
+    return _parquet(root) if any(root.rglob("*.parquet")) else _image_folder(root)
 
 
 def _image_folder(root: Path) -> Source:
@@ -158,7 +180,7 @@ def _parquet(root: Path) -> Source:
     return _from_datasets(loaded, str(root))
 
 
-def _hub(config: DataConfig) -> Source:
+def hub(config: DataConfig) -> Source:
     import datasets
 
     try:

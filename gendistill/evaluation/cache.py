@@ -24,6 +24,7 @@ from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
 from gendistill.io import WorkFolder, atomic
+from gendistill.registry import NETWORKS
 
 FORMAT = 1  # another number when the meaning of an outcome changes
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
@@ -108,7 +109,11 @@ class BaselineCache:
             "versions": _versions(LIBRARIES),
             "sources": _sources(PACKAGE),
         }
-        return cls(cache_folder(config.baseline_cache), made_from)
+        networks = resolve_protocol(config).network
+        own = {name: NETWORKS.source(name) for name in networks if NETWORKS.is_added(name)}
+        if None in own.values():  # whether it is the same network another day cannot be known
+            return cls(None, made_from)
+        return cls(cache_folder(config.baseline_cache), made_from | ({"networks": own} if own else {}))
 
     @classmethod
     def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:

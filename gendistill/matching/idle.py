@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gendistill.config import MatchingConfig, MatchingMethod, SelectionKind
 from gendistill.errors import ConfigError
-from gendistill.networks.registry import RESNETS
+from gendistill.networks.registry import takes_option
 
 GRADIENT: tuple[MatchingMethod, ...] = ("dc", "dsa", "idc")
 ONLY: dict[str, tuple[MatchingMethod, ...]] = {  # options that the other methods have no use for
@@ -34,11 +34,11 @@ def check_used(
             expected = f"null with method {method}; it is an option of {', '.join(methods)}"
             raise _refused(name, given, expected)
     network = resolved[0].network or ""
-    if network.removesuffix("_bn") in RESNETS or network.startswith("timm:"):
-        for name in ("width", "depth"):
-            if (value := getattr(given, name)) != (usual := getattr(MatchingConfig(), name)):
-                expected = "null" if usual is None else usual
-                raise _refused(name, given, f"{expected} with network {network}; it is an option of convnet")
+    for name in ("width", "depth"):
+        usual = getattr(MatchingConfig(), name)
+        if getattr(given, name) != usual and not takes_option(network, name):
+            text = f"{'null' if usual is None else usual} with network {network}; it is an option of convnet"
+            raise _refused(name, given, text)
     for name, why in idle(method, selection, resolved[0]).items():
         everywhere = all(name in idle(method, selection, one) for one in resolved)
         value = getattr(given, name)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gendistill.errors import ConfigError
+from gendistill.networks.adapter import as_classifier
 from gendistill.networks.classifiers import ConvNet, ResNet
+from gendistill.registry import NETWORKS
 from gendistill.seeding import derive
-
-RESNETS: dict[str, dict[str, Any]] = {
-    "resnet10": {"blocks": (1, 1, 1, 1)},
-    "resnet18": {"blocks": (2, 2, 2, 2)},
-    "resnetap10": {"blocks": (1, 1, 1, 1), "average_pooling": True},
-}
-NAMES = tuple(f"{name}{norm}" for name in ("convnet", *RESNETS) for norm in ("", "_bn"))
-CHOICES = f"{', '.join(NAMES)}, or timm:NAME (such as timm:resnet10t)"
 
 
 class Classifier(Protocol):
@@ -87,6 +84,39 @@ def _keep_resolution(net: Any, channels: int) -> None:
         stem.pool0 = nn.Identity()
 
 
+convnet, convnet_bn = partial(ConvNet, batch_norm=False), partial(ConvNet, batch_norm=True)
+
+
+def _resnet(blocks: int, *, batch_norm: bool, average_pooling: bool = False) -> Callable[..., ResNet]:
+    """A factory of ResNets of one width, with so many blocks in each of the four stages."""
+
+    def build(*, channels: int, image_size: int, classes: int) -> ResNet:
+        shape: dict[str, Any] = {"channels": channels, "image_size": image_size, "classes": classes}
+        return ResNet(**shape, blocks=(blocks,) * 4, batch_norm=batch_norm, average_pooling=average_pooling)
+
+    return build
+
+
+resnet10, resnet10_bn = _resnet(1, batch_norm=False), _resnet(1, batch_norm=True)
+resnet18, resnet18_bn = _resnet(2, batch_norm=False), _resnet(2, batch_norm=True)
+resnetap10 = _resnet(1, batch_norm=False, average_pooling=True)
+resnetap10_bn = _resnet(1, batch_norm=True, average_pooling=True)
+
+
+def timm_network(variant: str, *, channels: int, image_size: int, classes: int) -> nn.Module:
+    """timm's network of this name, once it has taken an image of this size."""
+    try:
+        network = TimmClassifier(variant, channels=channels, image_size=image_size, classes=classes).eval()
+        with torch.no_grad():
+            network(torch.zeros(2, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"timm:{variant} cannot take {image_size} px images with {channels} channel(s): {reason}"
+        ) from error
+    return network.train()
+
+
 def build_network(
     name: str,
     *,
@@ -99,34 +129,31 @@ def build_network(
 ) -> nn.Module:
     """A freshly initialised classifier for (B,channels,image_size,image_size) images in [-1, 1].
 
-    The same ``seed`` gives the same weights; the global generator is left as it was.
+    Args:
+        name: A registered network, or one of a family such as ``timm:resnet10t``.
+        channels: Of the images.
+        image_size: Side of the images in pixels.
+        classes: Number of logits.
+        width: Of networks that take one, such as a ConvNet.
+        depth: Likewise; null is the network's own.
+        seed: The same seed gives the same weights; the global generator is left as it was.
 
     Raises:
         ConfigError: the name is unknown, or the network cannot take images of this size.
     """
+    factory, variant = NETWORKS[name], name.partition(":")[2]
+    shape: dict[str, Any] = {"channels": channels, "image_size": image_size, "classes": classes}
+    own: dict[str, Any] = {"width": width, "depth": depth}
+    own = {option: value for option, value in own.items() if takes_option(name, option)}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "network", name))
-        base, batch_norm = name.removesuffix("_bn"), name.endswith("_bn")
-        shape: dict[str, Any] = {"channels": channels, "image_size": image_size, "classes": classes}
-        if base == "convnet":
-            return ConvNet(**shape, width=width, depth=depth, batch_norm=batch_norm)
-        if base in RESNETS:
-            return ResNet(**shape, **RESNETS[base], batch_norm=batch_norm)
-        if name.startswith("timm:"):
-            return _timm_network(name, channels, image_size, classes)
-    raise ConfigError(f"network is {name!r}; expected {CHOICES}.")
+        network = factory(variant, **shape) if variant else factory(**shape, **own)
+    return as_classifier(network, **shape) if NETWORKS.is_added(name) else network
 
 
-def _timm_network(name: str, channels: int, image_size: int, classes: int) -> nn.Module:
-    """The network, once it has taken an image of this size."""
-    try:
-        network = TimmClassifier(name[5:], channels=channels, image_size=image_size, classes=classes).eval()
-        with torch.no_grad():
-            network(torch.zeros(2, channels, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"{name} cannot take {image_size} px images with {channels} channel(s): {reason}") from error
-    return network.train()
+def takes_option(name: str, option: str) -> bool:
+    """Whether the factory of a network has a parameter of this name, such as ``width``."""
+    return option in inspect.signature(NETWORKS[name]).parameters
 
 
 def batch_norm_layers(network: nn.Module) -> dict[str, nn.Module]:

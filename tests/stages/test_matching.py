@@ -251,7 +251,10 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
             ("--matching.network", "resnet10_bn", "--method", "dm", "--matching.classes_per_chunk", 4),
             "which sees one class at a time",
         ),
-        (("--method", "dm", "--matching.network", "foo", "--matching.width", 8), "network is 'foo'; expected convnet"),
+        (
+            ("--method", "dm", "--matching.network", "foo", "--matching.width", 8),
+            "network is 'foo'; expected one of",
+        ),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
         (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null with selection random"),
