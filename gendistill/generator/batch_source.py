@@ -1,7 +1,7 @@
 """Class-balanced batches without state: every draw of step s comes from the stream (seed, phase, s).
 
-So a resumed run continues exactly, any number of processes sees slices of the same global batch, and no generator state
-needs saving.
+So a resumed run continues exactly, any number of processes sees slices of the same global batch, and the state of no
+random generator has to be saved.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BatchSource:
     """Batches as a function of (seed, phase, step), sliced by process and micro-batch.
 
     Raises:
-        ConfigError: labels are to be dropped, but the network has no null class.
+        ConfigError: label dropout is on, but the network has no null class.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class BatchSource:
         self.positions = [torch.nonzero(latents.labels == c).flatten() for c in range(len(generator.classes))]
 
     def draw(self, step: int, batch_size: int, part: slice) -> BatchDraw:
-        """The images ``part`` of global batch ``step``; every class has batch_size / K images, give or take one."""
+        """The images ``part`` of global batch ``step``; every class has batch_size / K images, rounded up or down."""
         rng = torch_rng(self.seed, self.phase, "batch", step)
         classes = len(self.positions)
         labels = (torch.arange(batch_size) + int(torch.randint(classes, (), generator=rng))) % classes
@@ -85,7 +85,7 @@ class BatchSource:
 
 
 def check_label_dropout(generator: Generator, label_dropout: float) -> None:
-    """Raises ConfigError where labels are to be dropped without a null class to drop them to."""
+    """Raises ConfigError if label dropout is on and the network has no null class."""
     if label_dropout and generator.null_class is None:
         raise ConfigError(
             f"finetune.label_dropout is {label_dropout}, but the network has no null class to drop labels to; expected "
@@ -106,7 +106,7 @@ def slices(batch_size: int, processes: int, micro_batches: int) -> list[list[sli
 
 
 def prefetch(make: Callable[[int], BatchDraw], count: range, device: torch.device) -> Iterator[BatchDraw]:
-    """make(i) for every i, moved to ``device``; beside an accelerator the next one is made while this one is used."""
+    """make(i) for every i, moved to ``device``; on an accelerator the next one is made while this one is used."""
     if device.type == "cpu":
         yield from (make(i).to(device) for i in count)
         return

@@ -72,13 +72,13 @@ class ClassMapping:
         return mapped
 
     def check(self, trusted: Collection[str] = ()) -> None:
-        """Refuse a class without a condition of its own, and one of ImageNet's classes with another's condition.
+        """Check that each class has its own condition, and that ImageNet's classes have the conditions of their names.
 
         Args:
             trusted: Classes that are not compared with ImageNet.
 
         Raises:
-            ArtifactError: as said.
+            ArtifactError: a class has no condition, a condition has two classes, or an index is not ImageNet's.
         """
         check_label_map(self.classes, self.label_map, self.conditions)
         reference = self.imagenet_names() if self.names else None
@@ -114,13 +114,14 @@ class ClassMapping:
 def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, int] | None = None) -> dict[str, int]:
     """Condition index of every class.
 
-    A class is the condition that has its name; failing that, the one that has it but for case, spaces, hyphens and
-    underscores. A name with commas is a list of names, all of which the condition must have ("maillot, tank suit").
+    A class gets the condition that has its name; if there is none, the one whose name differs only in case, spaces,
+    hyphens and underscores. A name with commas is a list of names, and the condition must have all of them
+    ("maillot, tank suit").
 
     Args:
         classes: Class names of the data, such as ``tench`` or ``n01440764``.
         names: By condition index, without the null class: all that the condition is called.
-        given: Indices that take the place of matching, for all classes or some.
+        given: Condition indices of some or all classes; they replace matching by name.
 
     Raises:
         ArtifactError: a class has no condition or several, or two classes have one.
@@ -155,7 +156,7 @@ def check_label_map(
             leave it out for a model whose 1000 conditions are others.
 
     Raises:
-        ArtifactError: a class is missing, unknown, out of range, not alone, or not where ImageNet has it.
+        ArtifactError: a class is missing or unknown, an index is out of range, used twice, or not ImageNet's.
     """
     if set(label_map) != set(classes):
         odd = sorted(set(label_map) ^ set(classes))
@@ -185,7 +186,7 @@ def check_manifest_labels(what: str, classes: tuple[str, ...], meta: Mapping[str
     """Check the label map in the manifest of a surrogate set, if a generator made the set.
 
     Raises:
-        ArtifactError: a class without a condition of its own.
+        ArtifactError: a class has no condition, or shares one.
     """
     if "label_map" not in meta:
         return
@@ -215,12 +216,12 @@ class _Finder:
         return sorted(found)
 
     def explain(self, name: str, indices: list[int]) -> str:
-        """Why a class has not one condition."""
+        """Why a class does not have exactly one condition."""
         if indices:
             return f"{name!r} can be {self.show(indices)}"
         near = difflib.get_close_matches(_loosen(name), self.loose, 3)
         close = sorted({i for part in near for i in self.loose[part]})
-        return f"the model has no {name!r}" + (f", but {self.show(close)}" if close else " nor a name like it")
+        return f"the model has no {name!r}" + (f", but {self.show(close)}" if close else " and no similar name")
 
     def show(self, indices: list[int]) -> str:
         return " or ".join(f"{i} ({', '.join(self.names[i])})" for i in indices)

@@ -224,7 +224,7 @@ class _Training:
         self.accelerator.log(values, step=record["step"])
 
     def preview(self, name: str) -> None:
-        """Write a grid of samples, a row a class, from the same noise every time."""
+        """Write a grid of samples, one row per class, from the same noise every time."""
         if self.folder is None:
             return
         classes = range(min(PREVIEW_CLASSES, len(self.generator.classes)))

@@ -1,6 +1,6 @@
 """Model folders: from a path or Hub id to a folder, and what the files of a folder hold.
 
-Models are read in fp32 and from safetensors alone, because pickled weights can run code.
+Models are read in fp32 and from safetensors only, because pickled weights can run code.
 """
 
 from __future__ import annotations

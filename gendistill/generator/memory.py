@@ -1,4 +1,4 @@
-"""Per-class first-in-first-out memories for the minimax criteria, as one ring buffer without host syncs."""
+"""Per-class first-in-first-out memories of the minimax criteria, updated without host synchronisation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class ClassMemory:
     """The newest ``size`` vectors of each class, scaled to length 1: ``vectors`` (K,size,D), ``filled`` (K,size).
 
-    The criteria compare by cosine, so scaling each vector once, when it comes in, spares scaling all at every step.
-    Differs from the released code, which keeps Python lists and concatenates 64 tensors a class and step.
+    The criteria compare by cosine, so each vector is scaled once, when it comes in, instead of at every step.
+    Where we differ: the released code keeps Python lists and concatenates 64 tensors per class and step.
     """
 
     def __init__(self, classes: int, size: int, dim: int, device: torch.device | str = "cpu") -> None:
         self.classes, self.size, self.dim = classes, size, dim
-        # One spare row swallows the writes of images that must not be kept.
+        # One extra row takes the writes of images that must not be kept.
         self._rows = torch.zeros(classes * size + 1, dim, device=device)
         self._seen = torch.zeros(classes, dtype=torch.int64, device=device)
 
@@ -60,7 +60,7 @@ class ClassMemory:
         if found != expected:
             raise ArtifactError(
                 f"The stored minimax memory (classes, images, dimensions) is {found}; expected {expected}. Resume with "
-                "the classes, memory_size and image size it was made with, or start anew with --overwrite."
+                "the classes, memory_size and image size it was made with, or start again with --overwrite."
             )
         self.vectors.copy_(state["vectors"])
         self._seen.copy_(state["seen"])

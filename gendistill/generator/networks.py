@@ -1,4 +1,4 @@
-"""The class-conditional networks: diffusers' UNet2DModel and DiTTransformer2DModel, built, loaded and told apart here.
+"""The class-conditional networks: diffusers' UNet2DModel and DiTTransformer2DModel, built and loaded.
 
 Both are called ``network(x, t, class_labels=condition).sample`` with t (B,) long.
 """
@@ -123,7 +123,7 @@ def class_rows(network: Network) -> int:
 
 
 def load_network(pipeline: Path, variant: str | None = None) -> Network:
-    """The network of a diffusers pipeline folder, from safetensors alone, in fp32.
+    """The network of a diffusers pipeline folder, from safetensors only, in fp32.
 
     Raises:
         ArtifactError: the folder has no network of a known class, or its weights are pickled, damaged or missing.
@@ -140,5 +140,5 @@ def load_network(pipeline: Path, variant: str | None = None) -> Network:
     network = load_model(kind, folder, variant)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # it would draw from the process's own stream, and no run could be repeated
+            module.p = 0.0  # it would draw from the global random stream, and no run could be repeated
     return drop_no_labels(network)

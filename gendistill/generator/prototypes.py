@@ -54,7 +54,7 @@ def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
         distances = (reduced**2).sum(1)[:, None] - 2 * reduced @ atoms.T + (atoms**2).sum(1)
     cluster = distances.argmin(1)
     members = [np.flatnonzero(cluster == j) for j in range(count)]
-    # Fewer different images than modes leave clusters empty: the image nearest to the atom stands in.
+    # Fewer different images than modes leave clusters empty: the image nearest to the atom takes their place.
     members = [m if len(m) else distances[:, j].argmin(keepdims=True) for j, m in enumerate(members)]
     members.sort(key=lambda m: (-len(m), m[0]))
     return np.stack([points[m].mean(0, dtype=np.float64) for m in members]).astype(np.float32)

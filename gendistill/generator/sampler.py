@@ -1,4 +1,4 @@
-"""Sampling: each image is a function of (generator, seed, class, index) and nothing else.
+"""Sampling: each image is a function of the generator, the options, the seed, its class and its index.
 
 Noise comes from the image's own stream, and on CPU networks see batches of one constant shape, the last one padded,
 because kernels round differently for another shape.
@@ -82,7 +82,7 @@ def _power_of_two(count: int) -> int:
 
 
 def check_guidance(generator: Generator, config: SampleConfig) -> None:
-    """Refuse classifier-free guidance for a network without a null class, or with one that was never trained."""
+    """Raises ConfigError for classifier-free guidance of a network without a trained null class."""
     if config.guidance_scale == 1:
         return
     if generator.null_class is None:
@@ -123,7 +123,7 @@ def _denoise(
     modes = None
     if prototypes is not None:
         modes = prototypes[[r.label for r in batch], [r.index % prototypes.shape[1] for r in batch]].to(eps)
-    # Solvers keep a history: a fresh one a batch.
+    # Solvers keep a history, so each batch gets a new one.
     steps = make_scheduler(generator, config.scheduler, config.num_inference_steps)
     x, timesteps = start_from(steps, eps, modes if config.start == "prototypes" else None, config.strength)
     for t in timesteps:
@@ -143,8 +143,8 @@ def predict(
 ) -> tuple[Tensor, Tensor | None]:
     """The guided prediction (B,c,h,w) and the variance values of a learned sigma, at one timestep t ().
 
-    Classifier-free guidance acts within its interval alone, elsewhere the null pass is left out; mode guidance acts on
-    its result, until the noise is down to ``mode_stop``. The variance is that of the class.
+    Classifier-free guidance acts only within its interval; outside, the pass of the null class is left out. Mode
+    guidance acts on the result, down to the noise level ``mode_stop``. The variance is that of the class.
     """
     level, alpha_bar = float(t) / len(generator.alphas_cumprod), generator.alphas_cumprod[round(float(t))]
     if config.guidance_scale != 1 and acts_at(level, config.guidance_interval):
@@ -162,7 +162,7 @@ def predict(
 
 
 def _run(generator: Generator, x: Tensor, t: Tensor, condition: Tensor, precision: str) -> Tensor:
-    """The network's output in fp32; t is a long, or a float where Heun stands between two timesteps.
+    """The network's output in fp32; t is a long, or a float between two timesteps (Heun).
 
     On CPU it always sees ``CPU_ROWS`` rows, whatever the batch size, because its kernels round by shape.
     """
@@ -184,7 +184,7 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 def _decode(codec: Codec, x: Tensor) -> Tensor:
-    """uint8 (b,C,H,W) on the CPU, a fixed number at once: memory and rounding are those of that number alone."""
+    """uint8 (b,C,H,W) on the CPU, always as many at once: memory and rounding do not depend on the batch."""
     images = []
     for part in x.split(DECODED_AT_ONCE):
         images.append(to_uint8(codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]).cpu())

@@ -90,11 +90,12 @@ def make_scheduler(generator: Generator, name: str, num_inference_steps: int) ->
 
 
 def usable_timesteps(generator: Generator, name: str) -> int:
-    """How many timesteps, from the cleanest, sampling uses; the others hold nothing but noise, nearly.
+    """How many timesteps, from the cleanest, sampling uses; the others are nearly pure noise.
 
     The error of an epsilon prediction is 1 / sqrt(alpha_bar) times as large in its x0, 20 000 times at the end of a
-    cosine schedule, so sampling starts where the signal-to-noise ratio of an image's mean, alpha_bar h w, is 0.2. So it
-    does with Heun, whose first step from such noise would be as wrong. Else alpha_bar only has to be positive.
+    cosine schedule, so sampling starts where the signal-to-noise ratio of an image's mean, alpha_bar h w, is 0.2.
+    The same holds for Heun, whose first step from such noise would be as wrong. Otherwise alpha_bar only has to be
+    positive.
     """
     alpha_bar, (_, height, width) = generator.alphas_cumprod, generator.sample_shape
     amplifies = name == "heun" or generator.prediction_type == "epsilon"
@@ -103,7 +104,7 @@ def usable_timesteps(generator: Generator, name: str) -> int:
 
 
 def _variance_type(generator: Generator, name: str) -> str | None:
-    """DDPM's; the other solvers get the prediction alone (DPM-Solver would cut it to three channels by itself)."""
+    """Of DDPM; the other solvers only get the prediction (DPM-Solver would cut it to three channels by itself)."""
     if name != "ddpm":
         return None
     if generator.learned_sigma:
@@ -138,7 +139,7 @@ def scheduler_step(
 ) -> Tensor:
     """One solver step; the stochastic one (DDPM) draws from each image's own stream, and nothing in its last step.
 
-    diffusers leaves the noise out at t = 0 alone, where trailing timesteps do not end.
+    diffusers leaves the noise out only at t = 0, where trailing timesteps do not end.
     """
     if not isinstance(steps, DDPMScheduler):
         return steps.step(prediction, t, x).prev_sample

@@ -42,7 +42,7 @@ def sample_set(
 ) -> SurrogateSet:
     """Sample a surrogate set with ``ipc`` images of every class.
 
-    An image depends on the generator, the options, the seed, its class and its index alone: on a CPU the batch size
+    An image depends on the generator, the options, the seed, its class and its index: on a CPU the batch size
     changes no byte, and a smaller set with the same seed is a prefix of a larger one.
 
     Args:
@@ -103,7 +103,7 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
     """Check the real images, where the options need them.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no real images.
         ArtifactError: they have another size or lack a class.
     """
     if not config.needs_real_images:

@@ -159,7 +159,7 @@ def train_generator(
 def step_losses(
     generator: Generator, network: nn.Module, batch: BatchDraw, alphas: Tensor, memories: MinimaxMemories | None
 ) -> dict[str, Tensor]:
-    """The weighted terms of a micro-batch's loss by name; the memories take up the batch after them.
+    """The weighted terms of a micro-batch's loss by name; the batch is added to the memories afterwards.
 
     denoising, with learned sigma + variational bound, and with memories + w_r * representativeness + w_d * diversity
     (arXiv 2311.15529, eq. 7) on the predicted x0 of images that keep their label and have alpha_bar(t) >=
@@ -228,7 +228,7 @@ def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
     """Leave the plain network behind, in evaluation mode, and this phase's optimiser out of the next one."""
     if prepared is adapted.network or not hasattr(prepared, "_orig_mod"):
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # or the network would go on under autocast
-    else:  # compiled: autocast is around the compiled wrapper alone, and unwrapping would break the network inside
+    else:  # compiled: autocast is only around the compiled wrapper, and unwrapping would break the network inside
         vars(adapted.network).pop("_original_forward", None)
     accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
     adapted.network.disable_gradient_checkpointing()

@@ -79,7 +79,7 @@ class TrainingState:
         if {k: tuple(v.shape) for k, v in weights.items()} != shapes:
             raise ArtifactError(
                 f"The checkpoint of step {step} in {checkpoints.folder if checkpoints else ''} belongs to another "
-                "model or adaptation; resume with the settings it was made with, or start anew with --overwrite."
+                "model or adaptation; resume with the settings it was made with, or start again with --overwrite."
             )
         for shadow, (name, parameter) in zip(self.ema.shadow_params, self.named.items(), strict=True):
             parameter.copy_(sharded_like(weights[name], parameter))
