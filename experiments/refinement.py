@@ -21,9 +21,11 @@ import numpy as np
 import gendistill as gd
 from gendistill import runtime
 from gendistill.config import (
+    Blend,
     DataConfig,
     EvaluateConfig,
     LabelConfig,
+    Online,
     RefineConfig,
     SampleConfig,
     TeacherConfig,
@@ -53,7 +55,7 @@ VARIANTS = {  # what is added to the selection
     "select + all, no trust region": {"trust_region": 2.0, "learning_rate": 0.1},
     "select + all, crops from half the area": {"min_crop": 0.5},
     "select + all, changes of 16 px": {"delta_size": 16},
-    "select + all, blended every 50 steps": {"blend_every": 50},
+    "select + all, blended every 50 steps": {"blend": Blend(every=50)},
     "select + all, gate": {"gate": True},
     "select + all, free weights": {"weights": "free"},
 }
@@ -164,7 +166,7 @@ def judged(
 ) -> list[dict]:
     """Rows of these named sets and of the baselines; soft ones as well for those in ``SOFT``, where asked."""
     if args.soft:
-        labels = LabelConfig(mode="online", min_crop=0.5, flip=args.flip, cutmix=1.0)
+        labels = LabelConfig(mode=Online(cutmix=1.0), min_crop=0.5, flip=args.flip)
         made = [(n, gd.label_set(one, teacher, labels, seed=seed) if n in SOFT else one) for n, one in made]
     config = EvaluateConfig(
         network="convnet",

@@ -1,15 +1,27 @@
 # The public names of gendistill, one a line: what type checkers see, and what __init__.py loads when it is used.
+from gendistill.config import Blend as Blend
+from gendistill.config import ClassifierFree as ClassifierFree
 from gendistill.config import DataConfig as DataConfig
 from gendistill.config import DistillConfig as DistillConfig
+from gendistill.config import DiT as DiT
 from gendistill.config import EvaluateConfig as EvaluateConfig
 from gendistill.config import FinetuneConfig as FinetuneConfig
 from gendistill.config import LabelConfig as LabelConfig
+from gendistill.config import LoRA as LoRA
 from gendistill.config import MatchingConfig as MatchingConfig
 from gendistill.config import MinimaxConfig as MinimaxConfig
+from gendistill.config import ModeGuidance as ModeGuidance
 from gendistill.config import ModelConfig as ModelConfig
+from gendistill.config import Online as Online
+from gendistill.config import Patches as Patches
+from gendistill.config import PerImage as PerImage
+from gendistill.config import PerView as PerView
+from gendistill.config import Prototypes as Prototypes
 from gendistill.config import RefineConfig as RefineConfig
 from gendistill.config import SampleConfig as SampleConfig
 from gendistill.config import TeacherConfig as TeacherConfig
+from gendistill.config import UNet as UNet
+from gendistill.config import WmddConfig as WmddConfig
 from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.config import commands
+from gendistill.config.base import Options
+from gendistill.config.flat import flatten, options_of, unflatten
 from gendistill.errors import ConfigError, GendistillError
 from gendistill.registry import CHOICES, import_plugins
 
@@ -29,7 +31,7 @@ class Command:
     """
 
     summary: str
-    options: type
+    options: type[Options]
     entry: str
     positional: str | None = None
 
@@ -97,15 +99,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file: this command's options, or a whole run's.")
-    parser.add_class_arguments(command.options)
+    parser.add_class_arguments(flatten(command.options))
     for action in parser._actions:
         if registry := CHOICES.get(action.dest):
             action.help = f"{action.help} One of {', '.join(registry.names())}."
     try:
-        values = vars(parser.instantiate(parser.parse_args(_prepared(name, arguments))))
-        return command.options(**{k: v for k, v in values.items() if k != "config"})
+        values = parser.parse_args(_prepared(name, arguments)).as_dict()
     except ArgumentError as error:
-        raise ConfigError(_short(str(error))) from error
+        raise ConfigError(" ".join(str(error).split())) from error
+    return unflatten(command.options, {key: value for key, value in values.items() if key != "config"})
 
 
 def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
@@ -127,7 +129,7 @@ def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
         if not isinstance(loaded, dict):
             raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
         own = _own_part(name, loaded)
-        for field in fields(COMMANDS[name].options):
+        for field in fields(flatten(COMMANDS[name].options)):
             if is_dataclass(field.type) and field.name in own and not isinstance(own[field.name], dict):
                 raise ConfigError(
                     f"--config {path} has {own[field.name]!r} as {field.name}; expected its options below it."
@@ -166,13 +168,8 @@ def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
     sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
     if name == "run" or not sections:
         return loaded
-    options = {field.name for field in fields(COMMANDS[name].options)}
-    return {**loaded.get(name, {}), **{k: v for k, v in loaded.items() if k in options & {"data", "seed"}}}
-
-
-def _short(message: str) -> str:
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    return " ".join(lines)
+    shared = {"data", "seed"} & options_of(COMMANDS[name].options).keys()
+    return {**loaded.get(name, {}), **{k: v for k, v in loaded.items() if k in shared}}
 
 
 def _import_plugins(arguments: Sequence[str]) -> list[str]:

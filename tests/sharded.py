@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from gendistill import runtime
-from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.config import DiT, FinetuneConfig, MinimaxConfig, ModelConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.generator.adaptation import adapt
@@ -30,9 +30,9 @@ from gendistill.generator.trainer import TrainingState, step_losses
 from gendistill.seeding import torch_rng
 
 DIT = ModelConfig(
-    architecture="dit", num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True,
+    architecture=DiT(num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True),
     prediction_type="epsilon",
-)  # fmt: skip
+)
 CRITERIA = MinimaxConfig(min_alpha_bar=0, memory_size=8, share_memory=False)
 CONFIG = FinetuneConfig(batch_size=10)
 HALF, STEPS = 2, 4

@@ -11,9 +11,9 @@ from gendistill.config.base import (
     Sizes,
     as_tuple,
     ipc_sizes,
+    kind_of,
     require,
     stage_options,
-    to_dict,
 )
 from gendistill.config.data import DataConfig
 from gendistill.config.distill import (
@@ -27,43 +27,48 @@ from gendistill.config.distill import (
     SelectionKind,
 )
 from gendistill.config.evaluate import FEATURES, Baseline, ContinualConfig, EvaluateConfig, Labels, Protocol, Task
+from gendistill.config.flat import to_dict
 from gendistill.config.generator import (
-    Adaptation,
-    Architecture,
+    DiT,
     FinetuneConfig,
+    LoRA,
     MinimaxConfig,
     ModelConfig,
     Prediction,
     Reduction,
     Tracker,
+    UNet,
     Weighting,
 )
-from gendistill.config.label import LabelConfig, LabelMode
+from gendistill.config.label import LabelConfig, Online, PerImage, PerView
 from gendistill.config.refine import (
     BarycenterSolver,
     BarycenterWeights,
     BatchNormLoss,
+    Blend,
     FeatureLoss,
     ObjectiveConfig,
+    Patches,
     RefineConfig,
     WmddConfig,
     WmddStart,
 )
-from gendistill.config.sample import Guidance, SampleConfig, Scheduler, Start
+from gendistill.config.sample import ClassifierFree, Guidance, ModeGuidance, Prototypes, SampleConfig, Scheduler, Start
 from gendistill.config.teacher import TeacherConfig
 
 __all__ = [
     "FEATURES",
-    "Adaptation",
-    "Architecture",
     "Augmentation",
     "BarycenterSolver",
     "BarycenterWeights",
     "Baseline",
     "BatchNormLoss",
+    "Blend",
+    "ClassifierFree",
     "Compile",
     "ContinualConfig",
     "DataConfig",
+    "DiT",
     "Distance",
     "DistillConfig",
     "EvaluateConfig",
@@ -72,19 +77,25 @@ __all__ = [
     "Format",
     "Guidance",
     "LabelConfig",
-    "LabelMode",
     "Labels",
+    "LoRA",
     "MatchingConfig",
     "MatchingMethod",
     "MatchingStart",
     "MinimaxConfig",
+    "ModeGuidance",
     "ModelConfig",
     "NetworkTraining",
     "ObjectiveConfig",
+    "Online",
+    "Patches",
+    "PerImage",
+    "PerView",
     "Precision",
     "Prediction",
     "Projection",
     "Protocol",
+    "Prototypes",
     "Reduction",
     "RefineConfig",
     "SampleConfig",
@@ -95,11 +106,13 @@ __all__ = [
     "Task",
     "TeacherConfig",
     "Tracker",
+    "UNet",
     "Weighting",
     "WmddConfig",
     "WmddStart",
     "as_tuple",
     "ipc_sizes",
+    "kind_of",
     "require",
     "stage_options",
     "to_dict",

@@ -1,40 +1,242 @@
-"""What every stage's options share: their checks, and how they are read and told."""
+"""What every stage's options share: how they are checked and named. No torch in here."""
 
-from dataclasses import fields, is_dataclass
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from gendistill.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+INFINITE = float("inf")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes: from ``low`` to ``high``, without an end that is open."""
+
+    low: float = -INFINITE
+    high: float = INFINITE
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.low > -INFINITE and self.high < INFINITE and not (self.open_low or self.open_high):
+            return f"from {self.low:g} to {self.high:g}"
+        low = f"{'more than' if self.open_low else 'of at least'} {self.low:g}" if self.low > -INFINITE else ""
+        high = f"{'less than' if self.open_high else 'at most'} {self.high:g}" if self.high < INFINITE else ""
+        return " and ".join(filter(None, (low, high)))
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, open_low=True)]
 
 Precision = Literal["auto", "no", "bf16"]
 Compile = bool | Literal["auto"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
-Sizes = int | tuple[int, ...]
+Sizes = Count | tuple[Count, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every options dataclass: its values are checked when it is made, in Python as on the command line.
+
+    ``section`` is the prefix of its options in messages. ``check`` holds the rules between several options; it calls
+    ``super().check()`` first. A class that a union chooses has a ``kind``, its name on the command line, and where its
+    options stand in a section of their own there, that section's name is ``below``; ``order`` is the order of the flat
+    options where it is not that of the fields (see flat.py).
+    """
+
+    section: ClassVar[str] = ""
+    kind: ClassVar[str | None] = None
+    below: ClassVar[str | None] = None
+    order: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        unknown = [name for name in options if name not in {f.name for f in fields(cls)}]
+        if unknown:
+            raise ConfigError(_unknown(cls, unknown[0]))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, hint in hints(type(self)).items():
+            value = getattr(self, name)
+            try:
+                found = conform(hint, value)
+            except TypeError as error:
+                raise ConfigError(f"{option_name(type(self), name)} is {shown(value)}; expected {error}.") from None
+            if found is not value:
+                object.__setattr__(self, name, found)
+        self.check()
+
+    def check(self) -> None:
+        """Rules between options."""
+
+
+def cached(function: F) -> F:
+    """``functools.cache`` with the types of the function."""
+    return cast(F, cache(function))
+
+
+@cached
+def hints(cls: type) -> dict[str, Any]:
+    """The type of each option, with its metadata."""
+    found = get_type_hints(cls, include_extras=True)
+    return {f.name: found[f.name] for f in fields(cls)}
+
+
+def option_name(cls: type, name: str) -> str:
+    """``section.option``, as the command line has it."""
+    flat = flat_of(hints(cls)[name])
+    sections = [c.__dict__["section"] for c in cls.__mro__ if "section" in c.__dict__ and name in hints(c)]
+    section = sections[0] if sections else ""
+    return f"{section}.{(flat and flat.name) or name}".removeprefix(".")
+
+
+@dataclass(frozen=True)
+class Flat:
+    """How an option of a union's member stands on the command line.
+
+    Attributes:
+        name: Its option there; null for the same name.
+        default: Its value there where the member has no default.
+        off: The value that means that the member is not chosen at all, where no option of its own says so.
+    """
+
+    name: str | None = None
+    default: Any = None
+    off: Any = None
+
+
+def flat_of(hint: Any) -> Flat | None:
+    extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((extra for extra in extras if isinstance(extra, Flat)), None)
+
+
+def conform(hint: Any, value: Any) -> Any:
+    """``value`` as the type takes it: a list where a tuple is wanted becomes one, and text where a path is.
+
+    Raises:
+        TypeError: it does not fit; the message is what was expected.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [extra for extra in arguments[1:] if isinstance(extra, Range)]
+        try:
+            found = conform(arguments[0], value)
+        except TypeError:
+            raise TypeError(expected(hint)) from None
+        if any(found not in bound for bound in bounds):
+            raise TypeError(expected(hint))
+        return found
+    if origin in (Union, types.UnionType):
+        for arm in arguments:
+            try:
+                return conform(arm, value)
+            except TypeError:
+                continue
+    elif origin is Literal:
+        if any(type(value) is type(one) and value == one for one in arguments):
+            return value
+    elif origin in (tuple, list) and isinstance(value, (tuple, list)):
+        repeated = origin is list or arguments[-1] is Ellipsis
+        if repeated or len(value) == len(arguments):
+            kinds = [arguments[0]] * len(value) if repeated else arguments
+            found = origin(conform(kind, one) for kind, one in zip(kinds, value, strict=True))
+            return value if found == value and type(value) is origin else found
+    elif origin is dict and isinstance(value, Mapping):
+        return {conform(arguments[0], k): conform(arguments[1], v) for k, v in value.items()}
+    elif origin is None and _is_a(hint, value):
+        return Path(value) if hint is Path else value
+    raise TypeError(expected(hint))
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is of a plain type: an int is a float too, but a bool is neither."""
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, (Path, str) if kind is Path else kind)
+
+
+PLAIN = {
+    types.NoneType: "null",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "true or false",
+}
+
+
+def expected(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [str(extra) for extra in arguments[1:] if isinstance(extra, Range)]
+        text = " ".join([expected(arguments[0]), *bounds])
+    elif origin in (Union, types.UnionType):
+        text = " or ".join(map(expected, sorted(arguments, key=lambda arm: arm is not types.NoneType)))
+    elif origin is Literal:
+        text = f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    elif origin in (tuple, list):
+        count = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} of them, "
+        text = f"a list ({count}each {' or '.join(expected(a) for a in dict.fromkeys(arguments) if a is not Ellipsis)})"
+    elif origin is dict:
+        text = "a mapping of names"
+    else:
+        text = PLAIN.get(hint) or f"{hint.__name__}(...)"
+    return text
+
+
+def _unknown(cls: type, name: str) -> str:
+    """Why an option is not taken, and where it is."""
+    for field, hint in hints(cls).items():
+        for member in members(hint):
+            for own, kind in hints(member).items():
+                flat = flat_of(kind)
+                if name in (own, flat and flat.name):
+                    return f"{cls.__name__} has no {name}; expected it as {field}={member.__name__}({own}=...)."
+    return f"{cls.__name__} has no {name}; expected some of {', '.join(hints(cls))}."
+
+
+def members(hint: Any) -> tuple[type[Options], ...]:
+    """The options classes among which a field chooses, none for a field that is no such union."""
+    return tuple(arm for arm in arms(hint) if isinstance(arm, type) and issubclass(arm, Options) and arm.kind)
+
+
+def arms(hint: Any) -> tuple[Any, ...]:
+    """The types that a union joins; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it."""
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:
     if not condition:
-        raise ConfigError(f"{option} is {value!r}; expected {expected}.")
+        raise ConfigError(f"{option} is {shown(value)}; expected {expected}.")
 
 
-def at_least(config: Any, section: str, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value >= low, f"{section}.{name}", value, f"a number of at least {low:g}")
-
-
-def in_unit(config: Any, section: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{section}.{name}", value, "a number from 0 to 1")
-
-
-def check_sizes(config: Any, section: str) -> None:
-    found = ipc_sizes(config.ipc)
-    require(len(found) > 0, f"{section}.ipc", config.ipc, "at least one number")
-    require(all(ipc >= 1 for ipc in found), f"{section}.ipc", config.ipc, "images per class of at least 1")
-    require(len(set(found)) == len(found), f"{section}.ipc", config.ipc, "each number once")
+def check_sizes(ipc: Sizes, option: str) -> None:
+    found = ipc_sizes(ipc)
+    require(len(found) > 0, option, ipc, "at least one number")
+    require(len(set(found)) == len(found), option, ipc, "each number once")
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -47,15 +249,11 @@ def ipc_sizes(ipc: Sizes) -> tuple[int, ...]:
     return (ipc,) if isinstance(ipc, int) else tuple(sorted(ipc))
 
 
+def kind_of(choice: Any) -> Any:
+    """The name that a choice has on the command line."""
+    return choice.kind if isinstance(choice, Options) else choice
+
+
 def stage_options(config: Any, kind: type) -> Any:
     """The fields of ``config`` that belong to its base ``kind``, as a plain ``kind``: a command's stage options."""
     return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
-
-
-def to_dict(config: Any) -> Any:
-    """Plain data (for YAML and JSON) of a config: paths as text, tuples as lists."""
-    if is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
-    if isinstance(config, (tuple, list)):
-        return [to_dict(v) for v in config]
-    return str(config) if isinstance(config, Path) else config

@@ -18,11 +18,12 @@ from gendistill.config import (
     ipc_sizes,
     require,
 )
+from gendistill.config.base import Count, Options
 from gendistill.registry import DISTILLERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions:
+class StageOptions(Options):
     """What every command takes.
 
     Attributes:
@@ -37,7 +38,8 @@ class StageOptions:
     resume_from_checkpoint: Literal["latest"] | None = None
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         both = self.overwrite and self.resume_from_checkpoint
         require(not both, "overwrite", True, "false together with resume_from_checkpoint")
 
@@ -62,8 +64,8 @@ class RunConfig(StageOptions):
     refine: RefineConfig = field(default_factory=RefineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         largest, tiles = max(ipc_sizes(self.refine.ipc)), self.refine.pack**2
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
         require(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
@@ -95,10 +97,6 @@ class TeacherCommand(StageOptions, TeacherConfig):
 
     data: DataConfig = field(default_factory=DataConfig)
 
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        TeacherConfig.__post_init__(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneCommand(StageOptions, FinetuneConfig):
@@ -110,11 +108,7 @@ class FinetuneCommand(StageOptions, FinetuneConfig):
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    num_processes: int | None = None
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        FinetuneConfig.__post_init__(self)
+    num_processes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +127,7 @@ class SampleCommand(StageOptions, SampleConfig):
     revision: str | None = None
     adapter: Path | None = None
     data: DataConfig | None = None
-    num_processes: int | None = None
-
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        SampleConfig.__post_init__(self)
+    num_processes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +145,10 @@ class DistillCommand(StageOptions, DistillConfig):
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Path | list[Path] | None = None
     statistics_cache: Path | None = None
-    num_processes: int | None = None
+    num_processes: Count | None = None
 
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        DistillConfig.__post_init__(self)
+    def check(self) -> None:
+        super().check()
         alone = not DISTILLERS[self.method].needs_teacher
         cache, processes = self.statistics_cache, self.num_processes
         require(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
@@ -190,14 +179,13 @@ class RefineCommand(StageOptions, RefineConfig):
     generator: Path | None = None
     held_out: Path | None = None
     statistics_cache: Path | None = None
-    num_processes: int | None = None
+    num_processes: Count | None = None
 
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
+    def check(self) -> None:
+        super().check()
         require(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
         if self.generator is None:
             _need_pixels(self, "", "without generator")
-        RefineConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +202,9 @@ class LabelCommand(StageOptions, LabelConfig):
     teacher: Path
     revision: str | None = None
 
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        LabelConfig.__post_init__(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand:
+class ExportCommand(Options):
     """Write surrogate sets in a format of other tools, and push them to the Hub.
 
     Attributes:
@@ -243,14 +227,15 @@ class ExportCommand:
     revision: str | None = None
     private: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         for name in ("revision", "private"):
             value = getattr(self, name)
             require(not value or self.push_to_hub is not None, name, value, "nothing without push_to_hub")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyCommand:
+class VerifyCommand(Options):
     """Say whether surrogate sets are complete and unchanged.
 
     Attributes:
@@ -261,7 +246,7 @@ class VerifyCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowCommand:
+class ShowCommand(Options):
     """Look inside surrogate sets: contact sheets, a projection beside the real images, copies of real images.
 
     Attributes:
@@ -283,7 +268,8 @@ class ShowCommand:
     projection: Projection = "pca"
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         real = self.data is not None or self.teacher is not None
         require(real or self.projection == "pca", "projection", self.projection, "pca, unless data or teacher is given")
 
@@ -306,15 +292,14 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Path | None = None
 
-    def __post_init__(self) -> None:
-        StageOptions.__post_init__(self)
-        EvaluateConfig.__post_init__(self)
+    def check(self) -> None:
+        super().check()
         alone = self.task == "continual" and self.teacher is not None
         require(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand:
+class ReportCommand(Options):
     """One page, with its numbers as JSON and CSV, of finished runs and evaluations of the same images.
 
     Attributes:
@@ -327,7 +312,8 @@ class ReportCommand:
     output_dir: Path | None = None
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         alone = not isinstance(self.run, list) or len(self.run) == 1
         require(self.run != [], "run", self.run, "at least one folder")
         require(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")

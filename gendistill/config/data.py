@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from gendistill.config.base import require
+from gendistill.config.base import Options, Range, require
+
+Fraction = Annotated[float, Range(0, 0.9, open_low=True, open_high=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Options):
     """The real images.
 
     Attributes:
@@ -22,12 +25,14 @@ class DataConfig:
             Hub dataset says of itself.
     """
 
+    section: ClassVar[str] = "data"
+
     name: str = "digits"
-    image_size: int | None = None
-    test_fraction: float = 0.25
-    validation_fraction: float = 0.1
+    image_size: Annotated[int, Range(4)] | None = None
+    test_fraction: Fraction = 0.25
+    validation_fraction: Fraction = 0.1
     split_seed: int = 0
-    max_per_class: int | None = None
+    max_per_class: Annotated[int, Range(4)] | None = None
     revision: str | None = None
     licence: str | None = None
 
@@ -37,12 +42,6 @@ class DataConfig:
         path = Path(self.name).expanduser()
         return path if self.name != "digits" and path.is_dir() else None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         require(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
-        size = self.image_size
-        require(size is None or size >= 4, "data.image_size", size, "null or at least 4 pixels")
-        limit = self.max_per_class
-        require(limit is None or limit >= 4, "data.max_per_class", limit, "null or at least 4")
-        for name in ("test_fraction", "validation_fraction"):
-            value = getattr(self, name)
-            require(0 < value < 0.9, f"data.{name}", value, "a share between 0 and 0.9")

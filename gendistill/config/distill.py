@@ -2,9 +2,23 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from gendistill.config.base import Compile, Precision, Sizes, as_tuple, at_least, check_sizes, require
+from gendistill.config.base import (
+    Compile,
+    Count,
+    NonNegative,
+    Options,
+    Positive,
+    Precision,
+    Range,
+    Share,
+    Sizes,
+    Whole,
+    as_tuple,
+    check_sizes,
+    require,
+)
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
@@ -18,7 +32,7 @@ NetworkTraining = Literal["none", "surrogate", "real"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingConfig:
+class MatchingConfig(Options):
     """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
 
     Attributes:
@@ -73,62 +87,53 @@ class MatchingConfig:
             ``previews/``; 0 is none.
     """
 
+    section: ClassVar[str] = "distill.matching"
+
     network: str | None = None
-    width: int = 128
-    depth: int | None = None
+    width: Count = 128
+    depth: Count | None = None
     start: MatchingStart | Path | None = None
-    factor: int | list[int] | None = None
-    inner_steps: int | None = None
-    learning_rate: float | None = None
-    momentum: float = 0.5
-    real_batch: int | None = None
-    most_views: int | None = None
-    interval: int | None = None
-    per_cluster: int = 1
+    factor: Count | list[Count] | None = None
+    inner_steps: Count | None = None
+    learning_rate: Positive | None = None
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
+    real_batch: Count | None = None
+    most_views: Whole | None = None
+    interval: Count | None = None
+    per_cluster: Count = 1
     cluster_weights: BarycenterWeights = "fixed"
-    candidates: int | None = None
-    dimensions: int = 256
+    candidates: Whole | None = None
+    dimensions: Whole = 256
     distance: Distance | None = None
     match_head: bool | None = None
-    feature_weight: float | None = None
-    class_aware: float | None = None
+    feature_weight: NonNegative | None = None
+    class_aware: NonNegative | None = None
     augmentation: Augmentation | None = None
     flip: bool = False
     train_on: NetworkTraining | None = None
-    train_steps: int | None = None
-    warm_steps: int | None = None
-    train_batch: int | None = None
-    train_learning_rate: float = 0.01
-    cutmix: float | None = None
-    queue_size: int | None = None
-    queue_interval: int | None = None
-    queue_most_steps: int = 0
-    classes_per_chunk: int | None = None
+    train_steps: Whole | None = None
+    warm_steps: Whole | None = None
+    train_batch: Count | None = None
+    train_learning_rate: NonNegative = 0.01
+    cutmix: Share | None = None
+    queue_size: Count | None = None
+    queue_interval: Count | None = None
+    queue_most_steps: Whole = 0
+    classes_per_chunk: Count | None = None
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
-    checkpoint_every: int | None = None
-    snapshot_every: int = 0
+    checkpoint_every: Count | None = None
+    snapshot_every: Whole = 0
 
-    def __post_init__(self) -> None:
-        section = "distill.matching"
-        counts = ("inner_steps", "real_batch", "interval", "train_batch", "queue_size", "queue_interval")
-        others = ("classes_per_chunk", "checkpoint_every")
-        given = [name for name in (*counts, *others) if getattr(self, name) is not None]
-        at_least(self, section, 1, "width", "per_cluster", *given)
-        weights = ("learning_rate", "candidates", "most_views", "feature_weight", "class_aware", "train_steps")
-        given = [name for name in (*weights, "warm_steps", "cutmix") if getattr(self, name) is not None]
-        at_least(self, section, 0, "dimensions", "queue_most_steps", "snapshot_every", *given)
-        at_least(self, section, 0, "momentum", "train_learning_rate")
+    def check(self) -> None:
+        super().check()
         sides = () if self.factor is None else as_tuple(self.factor)
-        fits = self.factor is None or (min(sides, default=0) >= 1 and len(set(sides)) == len(sides))
-        require(fits, f"{section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
-        require(self.momentum < 1, f"{section}.momentum", self.momentum, "less than 1")
-        require(self.learning_rate != 0, f"{section}.learning_rate", 0, "more than 0, or null for the method's own")
-        require(self.cutmix is None or self.cutmix <= 1, f"{section}.cutmix", self.cutmix, "a probability")
+        fits = self.factor is None or len(set(sides)) == len(sides) > 0
+        require(fits, f"{self.section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Options):
     """A distiller run straight on the real images.
 
     Attributes:
@@ -141,18 +146,19 @@ class DistillConfig:
         options: Options of a method of your own, by name.
     """
 
+    section: ClassVar[str] = "distill"
+
     method: str = "kmeans"
     ipc: Sizes = (1, 5, 10)
     selection: SelectionKind = "random"
-    iterations: int | None = None
+    iterations: Count | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     options: dict[str, bool | int | float | str | None] | None = None
 
-    def __post_init__(self) -> None:
-        check_sizes(self, "distill")
-        limit = self.iterations
-        require(limit is None or limit >= 1, "distill.iterations", limit, "null or at least 1")
+    def check(self) -> None:
+        super().check()
+        check_sizes(self.ipc, "distill.ipc")
         if self.method not in DISTILLERS:
             raise ConfigError(f"distill.{DISTILLERS.unknown(self.method)}")
         methods, chosen = get_args(MatchingMethod), DISTILLERS[self.method]

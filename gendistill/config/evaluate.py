@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Compile, Precision, as_tuple, at_least, require, to_dict
+from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Range, Whole, as_tuple, require
 
 Labels = Literal["hard", "soft"]
 Task = Literal["classification", "continual"]
@@ -14,7 +14,7 @@ FEATURES = ("auto", "teacher", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinualConfig:
+class ContinualConfig(Options):
     """Class-incremental learning from a memory that is the surrogate set.
 
     Attributes:
@@ -22,17 +22,14 @@ class ContinualConfig:
         orders: Orders of the classes, drawn from the seed, that the runs go round; null: one for every run.
     """
 
-    steps: int = 5
-    orders: int | None = None
+    section: ClassVar[str] = "evaluate.continual"
 
-    def __post_init__(self) -> None:
-        section = "evaluate.continual"
-        at_least(self, section, 1, "steps")
-        require(self.orders is None or self.orders >= 1, f"{section}.orders", self.orders, "null or at least 1")
+    steps: Count = 5
+    orders: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Options):
     """The judge: classifiers trained from scratch on each set, tested once at the last step.
 
     Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null
@@ -78,18 +75,20 @@ class EvaluateConfig:
         continual: Options of task continual.
     """
 
+    section: ClassVar[str] = "evaluate"
+
     task: Task = "classification"
     protocol: Protocol = "gendistill"
     network: str | tuple[str, ...] | None = None
-    width: int | None = None
-    depth: int | None = None
-    runs: int = 5
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    shift: int | None = None
+    width: Count | None = None
+    depth: Count | None = None
+    runs: Annotated[int, Range(3)] = 5
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: NonNegative | None = None
+    weight_decay: NonNegative | None = None
+    shift: Whole | None = None
     flip: bool | None = None
     augment: bool | tuple[bool, ...] = True
     labels: Labels | None = None
@@ -102,13 +101,9 @@ class EvaluateConfig:
     features: str = "auto"
     continual: ContinualConfig = field(default_factory=ContinualConfig)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         section = "evaluate"
-        at_least(self, section, 3, "runs")
-        counts = ("width", "steps", "epochs", "batch_size")
-        at_least(self, section, 1, *(name for name in counts if getattr(self, name) is not None))
-        weights = ("learning_rate", "weight_decay", "shift")
-        at_least(self, section, 0, *(name for name in weights if getattr(self, name) is not None))
         both = self.steps is not None and self.epochs is not None
         require(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
         names = as_tuple(self.network)
@@ -124,7 +119,7 @@ class EvaluateConfig:
         require(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
         if self.task == "classification":
             unread = self.continual == ContinualConfig()
-            require(unread, "evaluate.continual", to_dict(self.continual), "left alone without task continual")
+            require(unread, "evaluate.continual", self.continual, "left alone without task continual")
         else:
             require(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
             require(len(names) == 1, "evaluate.network", names, "one network with task continual")

@@ -2,74 +2,91 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Precision, at_least, in_unit, require
+from gendistill.config.base import Count, Flat, NonNegative, Options, Precision, Share, Whole, require
 
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
-Architecture = Literal["unet", "dit"]
-Adaptation = Literal["full", "difffit", "lora"]
 Weighting = Literal["none", "alpha_bar"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class UNet(Options):
+    """diffusers' UNet2DModel.
+
+    Attributes:
+        block_out_channels: Channels by resolution, finest first; the side must divide by 2^(levels - 1).
+        layers_per_block: Residual layers a resolution.
+        attention_levels: How many of the coarsest resolutions carry self-attention.
+        norm_num_groups: Groups of the group norms.
+    """
+
+    section: ClassVar[str] = "finetune.model"
+    kind: ClassVar[str | None] = "unet"
+
+    block_out_channels: tuple[Count, ...] = (64, 128, 128)
+    layers_per_block: Count = 1
+    attention_levels: Whole = 0
+    norm_num_groups: Count = 16
+
+    def check(self) -> None:
+        super().check()
+        channels, groups, levels = self.block_out_channels, self.norm_num_groups, self.attention_levels
+        name = f"{self.section}.block_out_channels"
+        require(len(channels) > 0, name, channels, "one number a resolution")
+        require(all(c % groups == 0 for c in channels), name, channels, f"multiples of norm_num_groups = {groups}")
+        require(levels <= len(channels), f"{self.section}.attention_levels", levels, f"0 to {len(channels)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiT(Options):
+    """A diffusion transformer (arXiv 2212.09748): diffusers' DiTTransformer2DModel.
+
+    Attributes:
+        num_layers: Transformer blocks.
+        num_attention_heads: Heads a block.
+        attention_head_dim: Channels a head.
+        patch_size: Side of a patch; the side of the image or latent must divide by it.
+        learned_sigma: Predict the reverse variance as well, trained by its variational bound.
+    """
+
+    section: ClassVar[str] = "finetune.model"
+    kind: ClassVar[str | None] = "dit"
+
+    num_layers: Count = 8
+    num_attention_heads: Count = 4
+    attention_head_dim: Count = 64
+    patch_size: Count = 2
+    learned_sigma: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Options):
     """The class-conditional network that is trained from scratch: diffusers' UNet2DModel or DiTTransformer2DModel.
 
     Attributes:
         architecture: ``unet``, or ``dit`` (a diffusion transformer, arXiv 2212.09748).
-        block_out_channels: unet: channels by resolution, finest first; the side must divide by 2^(levels - 1).
-        layers_per_block: unet: residual layers a resolution.
-        attention_levels: unet: how many of the coarsest resolutions carry self-attention.
-        norm_num_groups: unet: groups of the group norms.
-        num_layers: dit: transformer blocks.
-        num_attention_heads: dit: heads a block.
-        attention_head_dim: dit: channels a head.
-        patch_size: dit: side of a patch; the side of the image or latent must divide by it.
-        learned_sigma: dit: predict the reverse variance as well, trained by its variational bound.
         prediction_type: What the network predicts; v (Salimans & Ho 2022, eq. 12) learns faster from scratch.
         noise_schedule: diffusers' name of the beta schedule over 1000 timesteps.
     """
 
-    architecture: Architecture = "unet"
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
-    layers_per_block: int = 1
-    attention_levels: int = 0
-    norm_num_groups: int = 16
-    num_layers: int = 8
-    num_attention_heads: int = 4
-    attention_head_dim: int = 64
-    patch_size: int = 2
-    learned_sigma: bool = False
+    section: ClassVar[str] = "finetune.model"
+
+    architecture: UNet | DiT = UNet()
     prediction_type: Prediction = "v_prediction"
     noise_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
 
-    def __post_init__(self) -> None:
-        section = "finetune.model"
-        at_least(self, section, 1, "layers_per_block", "norm_num_groups")
-        at_least(self, section, 1, "num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
-        channels = self.block_out_channels
-        require(len(channels) > 0, f"{section}.block_out_channels", channels, "one number a resolution")
-        require(
-            all(c > 0 and c % self.norm_num_groups == 0 for c in channels),
-            f"{section}.block_out_channels",
-            channels,
-            f"multiples of norm_num_groups = {self.norm_num_groups}",
-        )
-        levels = self.attention_levels
-        require(0 <= levels <= len(channels), f"{section}.attention_levels", levels, f"0 to {len(channels)}")
-        require(
-            not self.learned_sigma or (self.architecture == "dit" and self.prediction_type == "epsilon"),
-            f"{section}.learned_sigma",
-            self.learned_sigma,
-            "false, or architecture dit with prediction_type epsilon, whose variational bound is defined",
-        )
+    def check(self) -> None:
+        super().check()
+        learned = isinstance(self.architecture, DiT) and self.architecture.learned_sigma
+        expected = "false, or prediction_type epsilon, whose variational bound is defined"
+        require(not learned or self.prediction_type == "epsilon", "finetune.model.learned_sigma", True, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinimaxConfig:
+class MinimaxConfig(Options):
     """The two criteria of Minimax Diffusion (arXiv 2311.15529, eq. 4 to 7).
 
     Attributes:
@@ -82,29 +99,39 @@ class MinimaxConfig:
         share_memory: Several processes fill one memory together; false keeps one each, as the released code.
     """
 
-    representativeness: float = 0.02
-    diversity: float = 0.05
+    section: ClassVar[str] = "finetune.minimax"
+
+    representativeness: NonNegative = 0.02
+    diversity: NonNegative = 0.05
     reduction: Reduction = "per_sample"
-    memory_size: int = 64
-    min_alpha_bar: float = 0.2
+    memory_size: Count = 64
+    min_alpha_bar: Share = 0.2
     weighting: Weighting = "none"
     share_memory: bool = True
 
-    def __post_init__(self) -> None:
-        section = "finetune.minimax"
-        at_least(self, section, 0, "representativeness", "diversity")
-        at_least(self, section, 1, "memory_size")
-        in_unit(self, section, "min_alpha_bar")
-        require(
-            self.weighting == "none" or self.reduction == "per_sample",
-            f"{section}.weighting",
-            self.weighting,
-            "none with reduction global, where one pair a class counts",
-        )
+    def check(self) -> None:
+        super().check()
+        fits = self.weighting == "none" or self.reduction == "per_sample"
+        expected = "none with reduction global, where one pair a class counts"
+        require(fits, "finetune.minimax.weighting", self.weighting, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class LoRA(Options):
+    """Low-rank matrices beside the frozen weights (arXiv 2106.09685).
+
+    Attributes:
+        rank: Rank of the LoRA matrices.
+    """
+
+    section: ClassVar[str] = "finetune"
+    kind: ClassVar[str | None] = "lora"
+
+    rank: Annotated[Count, Flat("lora_rank")] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Options):
     """Training of the generator: plain diffusion first, then the minimax criteria on top.
 
     Attributes:
@@ -119,7 +146,6 @@ class FinetuneConfig:
         minimax: The criteria of the second phase.
         adaptation: What the second phase trains: ``full``, ``difffit`` (biases, norms, scales, class embedding) or
             ``lora``.
-        lora_rank: Rank of the LoRA matrices.
         base_steps: Optimiser steps of plain diffusion training.
         minimax_steps: Optimiser steps with the criteria added.
         batch_size: Images an optimiser step, over all processes together.
@@ -139,6 +165,8 @@ class FinetuneConfig:
         report_to: Tracker beside log.jsonl: ``tensorboard`` or ``wandb``.
     """
 
+    section: ClassVar[str] = "finetune"
+
     pretrained: str | None = None
     revision: str | None = None
     label_map: dict[str, int] | None = None
@@ -147,52 +175,36 @@ class FinetuneConfig:
     latent_cache: Path | None = None
     flip: bool = False
     minimax: MinimaxConfig = field(default_factory=MinimaxConfig)
-    adaptation: Adaptation = "full"
-    lora_rank: int = 16
-    base_steps: int = 400
-    minimax_steps: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    minimax_learning_rate: float = 3e-4
-    weight_decay: float = 0.0
-    label_dropout: float = 0.1
-    ema_decay: float = 0.99
-    max_grad_norm: float = 1.0
-    gradient_accumulation_steps: int = 1
+    adaptation: Literal["full", "difffit"] | LoRA = "full"
+    base_steps: Whole = 400
+    minimax_steps: Whole = 100
+    batch_size: Count = 128
+    learning_rate: NonNegative = 1e-3
+    minimax_learning_rate: NonNegative = 3e-4
+    weight_decay: NonNegative = 0.0
+    label_dropout: Share = 0.1
+    ema_decay: Share = 0.99
+    max_grad_norm: NonNegative = 1.0
+    gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
     mixed_precision: Precision = "auto"
     compile: bool = False
-    checkpointing_steps: int = 100
-    checkpoints_total_limit: int = 2
-    preview_steps: int = 0
+    checkpointing_steps: Count = 100
+    checkpoints_total_limit: Count = 2
+    preview_steps: Whole = 0
     report_to: Tracker = "none"
 
-    def __post_init__(self) -> None:
-        section = "finetune"
-        at_least(self, section, 0, "base_steps", "minimax_steps", "weight_decay", "preview_steps")
-        at_least(self, section, 0, "learning_rate", "minimax_learning_rate", "max_grad_norm")
-        at_least(self, section, 1, "batch_size", "gradient_accumulation_steps", "checkpointing_steps")
-        at_least(self, section, 1, "checkpoints_total_limit", "lora_rank")
-        in_unit(self, section, "label_dropout", "ema_decay")
-        parts = self.gradient_accumulation_steps
-        require(
-            self.batch_size % parts == 0,
-            f"{section}.batch_size",
-            self.batch_size,
-            f"a multiple of {parts} micro-batches",
-        )
+    def check(self) -> None:
+        super().check()
+        parts, section = self.gradient_accumulation_steps, "finetune"
+        whole = self.batch_size % parts == 0
+        require(whole, f"{section}.batch_size", self.batch_size, f"a multiple of {parts} micro-batches")
         alone = "pixels when pretrained is given, which brings its own codec"
         require(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
         latent = self.pretrained is not None or self.codec != "pixels"
-        require(
-            self.latent_cache is None or latent,
-            f"{section}.latent_cache",
-            str(self.latent_cache),
-            "null with codec pixels, where nothing is encoded",
-        )
-        require(
-            self.label_map is None or self.pretrained is not None,
-            f"{section}.label_map",
-            self.label_map,
-            "null without finetune.pretrained: a model trained from scratch numbers its classes itself",
-        )
+        cached = self.latent_cache
+        expected = "null with codec pixels, where nothing is encoded"
+        require(cached is None or latent, f"{section}.latent_cache", cached, expected)
+        numbered = self.label_map is None or self.pretrained is not None
+        expected = "null without finetune.pretrained: a model trained from scratch numbers its classes itself"
+        require(numbered, f"{section}.label_map", self.label_map, expected)

@@ -1,17 +1,97 @@
 """Options of sampling."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Precision, Sizes, at_least, check_sizes, in_unit, require
+from gendistill.config.base import (
+    Count,
+    Flat,
+    NonNegative,
+    Options,
+    PositiveShare,
+    Precision,
+    Range,
+    Share,
+    Sizes,
+    Whole,
+    check_sizes,
+    require,
+)
 
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
-Guidance = Literal["none", "cfg", "mode"]
-Start = Literal["noise", "prototypes"]
+
+
+def _check_interval(interval: tuple[float, float]) -> None:
+    low, high = interval
+    require(low < high, "sample.guidance_interval", [low, high], "two ascending numbers from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class ClassifierFree(Options):
+    """Classifier-free guidance (arXiv 2207.12598).
+
+    Attributes:
+        scale: Scale of classifier-free guidance; beside mode guidance, 1 is off and halves the cost.
+        interval: Noise levels t/T between which classifier-free guidance acts.
+    """
+
+    section: ClassVar[str] = "sample"
+    kind: ClassVar[str | None] = "cfg"
+
+    scale: Annotated[float, Range(1, open_low=True), Flat("guidance_scale", 1.0)]
+    interval: Annotated[tuple[Share, Share], Flat("guidance_interval")] = (0.0, 1.0)
+
+    def check(self) -> None:
+        _check_interval(self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeGuidance(Options):
+    """Guidance toward k-means modes of the real images (MGD3, arXiv 2505.18963), alone or beside classifier-free.
+
+    Attributes:
+        guidance_scale: Of classifier-free guidance beside it; 1 is off.
+        guidance_interval: Noise levels t/T between which that acts.
+        scale: Strength of mode guidance.
+        stop: Mode guidance ends at this noise level t/T, so that the model alone finishes the details.
+        modes: k-means clusters a class; image i takes cluster i mod modes.
+    """
+
+    section: ClassVar[str] = "sample"
+    kind: ClassVar[str | None] = "mode"
+
+    guidance_scale: Annotated[float, Range(1)] = 1.0
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    scale: Annotated[NonNegative, Flat("mode_scale")] = 0.1
+    stop: Annotated[Share, Flat("mode_stop")] = 0.5
+    modes: Count = 10
+
+    def check(self) -> None:
+        _check_interval(self.guidance_interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototypes(Options):
+    """Start from cluster centres of the real images, noised and denoised again (D4M, arXiv 2407.15138).
+
+    Attributes:
+        modes: k-means clusters a class; image i takes cluster i mod modes.
+        strength: How much noise prototypes get: the share of the denoising steps that are run.
+    """
+
+    section: ClassVar[str] = "sample"
+    kind: ClassVar[str | None] = "prototypes"
+
+    modes: Count = 10
+    strength: PositiveShare = 0.7
+
+
+Guidance = Literal["none"] | ClassifierFree | ModeGuidance
+Start = Literal["noise"] | Prototypes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Options):
     """Sampling surrogate sets from one generator; the IPC-5 set is the first five of the IPC-10 set.
 
     Attributes:
@@ -22,35 +102,25 @@ class SampleConfig:
         num_inference_steps: Denoising steps.
         scheduler: Solver by name.
         guidance: ``none``, ``cfg`` (classifier-free), or ``mode`` (toward k-means modes of the real images, MGD3).
-        guidance_scale: Of classifier-free guidance, alone or beside mode guidance; 1 is off and halves the cost.
-        guidance_interval: Noise levels t/T between which classifier-free guidance acts.
-        mode_scale: Strength of mode guidance.
-        mode_stop: Mode guidance ends at this noise level t/T, so that the model alone finishes the details.
-        modes: k-means clusters a class, of mode guidance and of prototypes; image i takes cluster i mod modes.
         start: ``noise``, or ``prototypes``: cluster centres of the real images, noised and denoised again (D4M).
-        strength: How much noise prototypes get: the share of the denoising steps that are run.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
         compile: torch.compile the network; on two CPU cores 1.7 times the speed for a DiT, after 16 s of compiling.
         batch_size: Images denoised at once; changes speed and memory, on CPU never the images.
     """
 
+    section: ClassVar[str] = "sample"
+
     ipc: Sizes = (1, 5, 10)
     classes: tuple[str | int, ...] | None = None
-    pool: int = 100
+    pool: Whole = 100
     base: bool = True
-    num_inference_steps: int = 10
+    num_inference_steps: Annotated[int, Range(1, 1000)] = 10
     scheduler: Scheduler = "dpmsolver++"
     guidance: Guidance = "none"
-    guidance_scale: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    mode_scale: float = 0.1
-    mode_stop: float = 0.5
-    modes: int = 10
     start: Start = "noise"
-    strength: float = 0.7
     mixed_precision: Precision = "auto"
     compile: bool = False
-    batch_size: int = 128
+    batch_size: Count = 128
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -58,25 +128,26 @@ class SampleConfig:
         return None if self.classes is None else tuple(str(name) for name in self.classes)
 
     @property
-    def needs_real_images(self) -> bool:
-        return self.guidance == "mode" or self.start == "prototypes"
+    def modes(self) -> int | None:
+        """k-means clusters a class of the real images, where sampling needs those images."""
+        chosen = (self.guidance, self.start)
+        return next((one.modes for one in chosen if isinstance(one, (ModeGuidance, Prototypes))), None)
 
-    def __post_init__(self) -> None:
-        section = "sample"
-        check_sizes(self, section)
-        at_least(self, section, 1, "num_inference_steps", "batch_size", "guidance_scale", "modes")
+    @property
+    def classifier_free(self) -> tuple[float, tuple[float, float]]:
+        """Scale of classifier-free guidance, 1 where there is none, and the noise levels between which it acts."""
+        if isinstance(self.guidance, ClassifierFree):
+            return self.guidance.scale, self.guidance.interval
+        if isinstance(self.guidance, ModeGuidance):
+            return self.guidance.guidance_scale, self.guidance.guidance_interval
+        return 1.0, (0.0, 1.0)
+
+    def check(self) -> None:
+        super().check()
+        check_sizes(self.ipc, "sample.ipc")
         names = self.class_names
-        require(
-            names is None or len(set(names)) == len(names) > 0, "sample.classes", names, "null, or names, each once"
-        )
-        require(
-            self.num_inference_steps <= 1000, "sample.num_inference_steps", self.num_inference_steps, "at most 1000"
-        )
-        at_least(self, section, 0, "pool", "mode_scale")
-        in_unit(self, section, "mode_stop", "strength")
-        require(self.strength > 0, "sample.strength", self.strength, "more than 0")
-        low, high = self.guidance_interval
-        require(0 <= low < high <= 1, "sample.guidance_interval", [low, high], "two ascending numbers from 0 to 1")
-        scale = self.guidance_scale
-        require(self.guidance != "none" or scale == 1, "sample.guidance_scale", scale, "1 with guidance none; say cfg")
-        require(self.guidance != "cfg" or scale > 1, "sample.guidance_scale", scale, "more than 1 with guidance cfg")
+        unique = names is None or len(set(names)) == len(names) > 0
+        require(unique, "sample.classes", names, "null, or names, each once")
+        if isinstance(self.guidance, ModeGuidance) and isinstance(self.start, Prototypes):
+            wanted = f"{self.guidance.modes}, as the prototypes' clusters are those of guidance mode"
+            require(self.start.modes == self.guidance.modes, "sample.modes", self.start.modes, wanted)

@@ -1,12 +1,13 @@
 """Options of the teacher."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from gendistill.config.base import Compile, Precision, at_least
+from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
+class TeacherConfig(Options):
     """The classifier whose features and batch-norm statistics guide selection and refinement.
 
     Attributes:
@@ -26,18 +27,16 @@ class TeacherConfig:
             does on such a CPU where the work makes up for that.
     """
 
+    section: ClassVar[str] = "teacher"
+
     network: str = "convnet_bn"
-    width: int = 64
-    depth: int | None = None
-    steps: int = 400
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    shift: int = 0
+    width: Count = 64
+    depth: Count | None = None
+    steps: Count = 400
+    batch_size: Count = 64
+    learning_rate: NonNegative = 2e-3
+    weight_decay: NonNegative = 1e-2
+    shift: Whole = 0
     flip: bool = False
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
-
-    def __post_init__(self) -> None:
-        at_least(self, "teacher", 1, "width", "steps", "batch_size")
-        at_least(self, "teacher", 0, "learning_rate", "weight_decay", "shift")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection
@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gendistill.config import Adaptation
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.networks import KINDS, Network, drop_no_labels, kind_of
 from gendistill.hashing import hash_tensors
@@ -29,6 +28,7 @@ from gendistill.seeding import torch_rng
 WEIGHTS, RECORD, FORMAT = "adapter.safetensors", "adapter.json", 1
 GAMMA, DOWN, UP = ".gamma", ".lora_A.weight", ".lora_B.weight"
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+Adaptation = Literal["full", "difffit", "lora"]
 TABLES = ("class_embedding.weight", "class_embedder.embedding_table.weight")
 
 

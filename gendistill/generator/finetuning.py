@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import FinetuneConfig, SampleConfig
+from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
 from gendistill.errors import ArtifactError, ConfigError
@@ -84,13 +84,14 @@ def finetune(
         with atomic(saved) as partial:
             save_file(base, partial)
     base_hash = hash_tensors(base)
-    adapted = adapt(generator.network, config.adaptation, rank=config.lora_rank, seed=seed, base_hash=base_hash)
+    rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
+    adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:
         follow(**run.phase("minimax", adapted))
         run.preview("minimax")
     run.end()
     generator.meta = {
-        "adaptation": config.adaptation,
+        "adaptation": kind_of(config.adaptation),
         "licence": licence,
         "given_labels": config.label_map,
         "data": data.describe(),
@@ -147,7 +148,7 @@ def check_training(generator: Generator, config: FinetuneConfig) -> None:
     """
     slices(config.batch_size, runtime.processes().num_processes, config.gradient_accumulation_steps)
     check_label_dropout(generator, config.label_dropout)
-    if config.adaptation == "lora":
+    if isinstance(config.adaptation, LoRA):
         require_peft()
     runtime.require_tracker(config.report_to)
     if config.latent_cache and isinstance(generator.codec, PixelCodec):
@@ -213,7 +214,8 @@ class _Training:
     def _checkpoints(self, phase: str) -> runtime.Checkpoints | None:
         if self.folder is None or runtime.owns_optimizer(self.accelerator):
             return None
-        config, identity = self.config, {"phase": phase, "seed": str(self.seed), "adaptation": self.config.adaptation}
+        config = self.config
+        identity = {"phase": phase, "seed": str(self.seed), "adaptation": kind_of(config.adaptation)}
         folder = self.folder.path / CHECKPOINTS / phase
         return runtime.Checkpoints(folder, config.checkpointing_steps, config.checkpoints_total_limit, identity)
 

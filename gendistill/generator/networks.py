@@ -12,7 +12,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from gendistill.config import ModelConfig
+from gendistill.config import DiT, ModelConfig, UNet
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import load_model
 from gendistill.seeding import derive
@@ -39,11 +39,12 @@ def build_network(config: ModelConfig, classes: int, sample_shape: tuple[int, in
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "generator"))
-        build = _unet if config.architecture == "unet" else _dit
-        return build(config, classes, *sample_shape[:2])
+        if isinstance(config.architecture, UNet):
+            return _unet(config.architecture, classes, *sample_shape[:2])
+        return _dit(config.architecture, classes, *sample_shape[:2])
 
 
-def _unet(config: ModelConfig, classes: int, channels: int, size: int) -> UNet2DModel:
+def _unet(config: UNet, classes: int, channels: int, size: int) -> UNet2DModel:
     levels = len(config.block_out_channels)
     factor = 2 ** (levels - 1)
     if size % factor or size // factor < 2:
@@ -67,7 +68,7 @@ def _unet(config: ModelConfig, classes: int, channels: int, size: int) -> UNet2D
     )
 
 
-def _dit(config: ModelConfig, classes: int, channels: int, size: int) -> DiTTransformer2DModel:
+def _dit(config: DiT, classes: int, channels: int, size: int) -> DiTTransformer2DModel:
     if size % config.patch_size:
         raise ConfigError(
             f"Samples of {size} x {size} do not divide into patches of finetune.model.patch_size = "

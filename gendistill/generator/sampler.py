@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.config import SampleConfig
+from gendistill.config import ModeGuidance, Prototypes, SampleConfig
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
@@ -83,25 +83,26 @@ def _power_of_two(count: int) -> int:
 
 def check_guidance(generator: Generator, config: SampleConfig) -> None:
     """Raises ConfigError for classifier-free guidance of a network without a trained null class."""
-    if config.guidance_scale == 1:
+    scale, _ = config.classifier_free
+    if scale == 1:
         return
     if generator.null_class is None:
         raise ConfigError(
-            f"sample.guidance_scale is {config.guidance_scale}, but the network has no null class to be guided away "
+            f"sample.guidance_scale is {scale}, but the network has no null class to be guided away "
             "from; expected 1, with guidance none or mode. A network trained here has a null class."
         )
     if generator.meta.get("null_class_trained") is False:
         raise ConfigError(
-            f"sample.guidance_scale is {config.guidance_scale}, but the generator was trained with label_dropout 0, so "
+            f"sample.guidance_scale is {scale}, but the generator was trained with label_dropout 0, so "
             "its null class means nothing; expected 1, or train with finetune.label_dropout 0.1."
         )
 
 
 def _check(generator: Generator, config: SampleConfig, prototypes: Tensor | None) -> None:
     check_guidance(generator, config)
-    if not config.needs_real_images:
+    if config.modes is None:
         return
-    option = "guidance mode" if config.guidance == "mode" else "start prototypes"
+    option = "guidance mode" if isinstance(config.guidance, ModeGuidance) else "start prototypes"
     if prototypes is None:
         raise ConfigError(f"sample.{option} needs cluster centres of the real images; give prototypes, or the data.")
     wanted = (len(generator.classes), *generator.sample_shape)
@@ -125,7 +126,10 @@ def _denoise(
         modes = prototypes[[r.label for r in batch], [r.index % prototypes.shape[1] for r in batch]].to(eps)
     # Solvers keep a history, so each batch gets a new one.
     steps = make_scheduler(generator, config.scheduler, config.num_inference_steps)
-    x, timesteps = start_from(steps, eps, modes if config.start == "prototypes" else None, config.strength)
+    if isinstance(config.start, Prototypes):
+        x, timesteps = start_from(steps, eps, modes, config.start.strength)
+    else:
+        x, timesteps = start_from(steps, eps, None, 1.0)
     for t in timesteps:
         xt = steps.scale_model_input(x, t)
         prediction, variance = predict(generator, xt, t, condition, config, modes)
@@ -147,17 +151,19 @@ def predict(
     guidance acts on the result, down to the noise level ``mode_stop``. The variance is that of the class.
     """
     level, alpha_bar = float(t) / len(generator.alphas_cumprod), generator.alphas_cumprod[round(float(t))]
-    if config.guidance_scale != 1 and acts_at(level, config.guidance_interval):
+    scale, interval = config.classifier_free
+    if scale != 1 and acts_at(level, interval):
         without = torch.full_like(condition, generator.null_class or 0)
         output = _run(generator, torch.cat([xt, xt]), t, torch.cat([condition, without]), config.mixed_precision)
         (prediction, variance), (null, _) = (diffusion.split_prediction(o, xt.shape[1]) for o in output.chunk(2))
-        prediction = classifier_free(prediction, null, config.guidance_scale)
+        prediction = classifier_free(prediction, null, scale)
     else:
         output = _run(generator, xt, t, condition, config.mixed_precision)
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
-    if config.guidance == "mode" and modes is not None and level > config.mode_stop:
+    mode = config.guidance
+    if isinstance(mode, ModeGuidance) and modes is not None and level > mode.stop:
         alpha_bar = alpha_bar.to(xt).expand(len(xt))
-        prediction = mode_guidance(prediction, xt, modes, alpha_bar, config.mode_scale, generator.prediction_type)
+        prediction = mode_guidance(prediction, xt, modes, alpha_bar, mode.scale, generator.prediction_type)
     return prediction, variance
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import SampleConfig, ipc_sizes, to_dict
+from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
@@ -92,7 +92,7 @@ def _images(
 def _centres(generator: Generator, config: SampleConfig, data: RealData | None, seed: int) -> Tensor | None:
     """Cluster centres (K,M,c,h,w) of the real images in the generator's space, where the options need them."""
     check_images(generator, config, data)
-    if data is None or not config.needs_real_images:
+    if data is None or config.modes is None:
         return None
     chosen = data.for_classes(generator.classes)
     latents = real_latents(generator.codec.to(runtime.device()), chosen.train, fingerprint=chosen.fingerprint())
@@ -106,10 +106,10 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
         ConfigError: there are no real images.
         ArtifactError: they have another size or lack a class.
     """
-    if not config.needs_real_images:
+    if config.modes is None:
         return
     if data is None:
-        option = "guidance mode" if config.guidance == "mode" else "start prototypes"
+        option = "guidance mode" if isinstance(config.guidance, ModeGuidance) else "start prototypes"
         raise ConfigError(f"sample.{option} needs the real images; give --data.name.")
     wanted = (data.channels, data.image_size, data.image_size)
     if generator.image_shape != wanted:

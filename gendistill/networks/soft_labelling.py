@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import LabelConfig
+from gendistill.config import LabelConfig, PerImage, PerView, kind_of
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
 from gendistill.environment import command_line, versions
@@ -113,35 +113,38 @@ def label_set(
         ConfigError: ``top_k`` is larger than the number of classes.
 
     Example:
-        >>> labelled = gd.label_set(surrogate, teacher, gd.LabelConfig(views=8, min_crop=0.5))
+        >>> labelled = gd.label_set(surrogate, teacher, gd.LabelConfig(mode=gd.PerImage(views=8), min_crop=0.5))
         >>> labelled.save("labelled")
     """
     config, start = config or LabelConfig(), time.perf_counter()
     check_teacher_fits(surrogate, teacher, config)
     images = surrogate.split.images
+    mode = config.mode
+    steps = mode.steps if isinstance(mode, PerView) else 0
+    batches = PerView() if isinstance(mode, PerImage) else mode
     views = Views(
         seed=derive(seed, "label"),
-        batch_size=config.batch_size,
+        batch_size=batches.batch_size,
         min_crop=config.min_crop,
         flip=config.flip,
-        cutmix=config.cutmix,
+        cutmix=batches.cutmix,
     )
     recipe = SoftLabels(
-        config.mode,
+        kind_of(mode),
         len(surrogate.classes),
         config.temperature,
         views,
         teacher.facts(),
         config.top_k,
-        config.views,
+        mode.views if isinstance(mode, PerImage) else 1,
     )
-    _note_size(recipe, len(images), config.steps)
-    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, config.steps)
-    total = {"per_image": -(-len(images) // ROWS), "per_view": config.steps, "online": 0}[config.mode]
+    _note_size(recipe, len(images), steps)
+    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps)
+    total = -(-len(images) // ROWS) if isinstance(mode, PerImage) else steps
     labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
     meta = surrogate.meta | {
         "stages": [*surrogate.meta.get("stages", []), "label"],
-        "soft_labels": {"mode": config.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
+        "soft_labels": {"mode": recipe.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
         "label_teacher_hash": teacher.hash(),
         "seconds": {**surrogate.meta.get("seconds", {}), "label": round(time.perf_counter() - start, 2)},
         "command": command_line(),

@@ -137,9 +137,8 @@ def refine_part(
 
 
 def pixel_region(config: ObjectiveConfig) -> PixelRegion:
-    return PixelRegion(
-        bound=config.trust_region, size=config.delta_size, blend_every=config.blend_every, blend=config.blend
-    )
+    every, blend = config.blending
+    return PixelRegion(bound=config.trust_region, size=config.delta_size, blend_every=every, blend=blend)
 
 
 def refine_chunk(

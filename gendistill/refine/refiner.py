@@ -120,16 +120,16 @@ def crop_pool(
     seed: int,
     folder: WorkFolder | None = None,
 ) -> SurrogateSet:
-    """The pool without soft labels, every image replaced by its best crop where ``config.patches`` is above 1."""
+    """The pool without soft labels, every image replaced by its best crop with ``config.patches``."""
     pool = drop_soft_labels(pool)
-    if config.patches == 1:
+    if config.patches is None:
         return pool
     start, shown = time.perf_counter(), runtime.processes().is_main_process
     loop = best_patches(
         pool,
         [teacher.network for teacher in teachers],
-        patches=config.patches,
-        min_patch=config.min_patch,
+        patches=config.patches.count,
+        min_patch=config.patches.smallest,
         factor=config.pack,
         seed=seed,
     )
@@ -160,12 +160,13 @@ def select_images(
 
 def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
     """Its codec on this process's device."""
+    every, blend = config.blending
     return LatentRegion(
         codec=codec.to(runtime.device()),
         bound=config.latent_trust_region,
         change=config.trust_region,
-        blend_every=config.blend_every,
-        blend=config.blend,
+        blend_every=every,
+        blend=blend,
     )
 
 

@@ -65,7 +65,7 @@ def run_stage(
         state.wait_for_everyone()
         space = ground_space(teachers, data, config, cache=statistics_cache)
         pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
-        config = replace(config, patches=1, min_patch=RefineConfig.min_patch)  # crops are the same at every IPC
+        config = replace(config, patches=None)  # crops are the same at every IPC
         for ipc in ipc_sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,

@@ -101,7 +101,7 @@ def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) 
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
             "take; expected at most that. Lower sample.ipc, refine.ipc or refine.pack."
         )
-    if config.sample.needs_real_images and config.sample.modes > least:
+    if config.sample.modes is not None and config.sample.modes > least:
         raise ArtifactError(
             f"sample.modes is {config.sample.modes}, but class {name!r} has {least} training images; expected at most "
             "that."

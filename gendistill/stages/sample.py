@@ -33,7 +33,7 @@ def run_stage(
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     check_images(generator, config, data)
-    real = data.fingerprint() if data and config.needs_real_images else None
+    real = data.fingerprint() if data and config.modes is not None else None
     options = {k: v for k, v in to_dict(config).items() if k != "batch_size"}  # which never changes an image
     settings = stage_settings(options, seed, generator=generator.hash(), data=real)
     if finished(target, "sample", settings):
@@ -60,7 +60,7 @@ def main(command: SampleCommand) -> None:
     inputs = (source if source.is_dir() else None, command.adapter, command.data.folder if command.data else None)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()
-        data = read_data(command.data) if command.data and config.needs_real_images else None
+        data = read_data(command.data) if command.data and config.modes is not None else None
         run_stage(
             command.generator,
             config,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gendistill.config import ModelConfig, SampleConfig
+from gendistill.config import ClassifierFree, DiT, ModelConfig, SampleConfig, UNet
 from gendistill.data.pixels import to_pil, to_uint8
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
@@ -21,8 +21,8 @@ from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateWriter
 from tests.benchmarks.test_training import build, in_turn, store
 
-DIT = ModelConfig(architecture="dit", num_layers=8, num_attention_heads=4, attention_head_dim=64, patch_size=4)
-CONFIG = SampleConfig(num_inference_steps=10, guidance="cfg", guidance_scale=4.0, batch_size=40)
+DIT = ModelConfig(architecture=DiT(num_layers=8, num_attention_heads=4, attention_head_dim=64, patch_size=4))
+CONFIG = SampleConfig(num_inference_steps=10, guidance=ClassifierFree(scale=4.0), batch_size=40)
 FAST = replace(CONFIG, compile=True)
 
 
@@ -79,7 +79,7 @@ print(json.dumps([peak_memory(), 10 * config.ipc / (time.perf_counter() - start)
 
 def test_memory_and_speed_do_not_grow_with_ipc(benchmark: Any, tmp_path: Path) -> None:
     """IPC 10 and 100 of a 64 px UNet, each in a process of its own; IPC 1 runs too, but fills no batch."""
-    model = ModelConfig(block_out_channels=(32, 32, 64), norm_num_groups=16)
+    model = ModelConfig(architecture=UNet(block_out_channels=(32, 32, 64), norm_num_groups=16))
     build(model, 10, 64, PixelCodec(3)).save_pretrained(tmp_path / "generator")
     found: dict[int, tuple[float, float]] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.config import DiT, FinetuneConfig, MinimaxConfig, ModelConfig
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.generator.adaptation import adapt
@@ -25,9 +25,9 @@ from tests.benchmarks.released import ReleasedLoop
 from tests.generator.autoencoders import kl
 
 DIT = ModelConfig(
-    architecture="dit", num_layers=8, num_attention_heads=4, attention_head_dim=64, patch_size=4,
-    prediction_type="epsilon", learned_sigma=True,
-)  # fmt: skip
+    architecture=DiT(num_layers=8, num_attention_heads=4, attention_head_dim=64, patch_size=4, learned_sigma=True),
+    prediction_type="epsilon",
+)
 
 
 def in_turn(benchmark: Any, ours: Callable[[], Any], reference: Callable[[], Any], rounds: int = 5) -> list[float]:
@@ -70,7 +70,8 @@ def test_minimax_criteria_cost_little_of_a_step(benchmark: Any, classes: int) ->
     config = FinetuneConfig(base_steps=1000, minimax_steps=1000, batch_size=64)
     loops = []
     for criteria in (MinimaxConfig(), None):
-        generator = build(replace(DIT, num_layers=10), classes, 32, PixelCodec(3))
+        deep = replace(DIT.architecture, num_layers=10)
+        generator = build(replace(DIT, architecture=deep), classes, 32, PixelCodec(3))
         latents = real_latents(generator.codec, data, fingerprint="")
         loops.append(train_generator(generator, latents, config, accelerator=make_accelerator(), criteria=criteria))
     for _ in range(2):  # the memories fill

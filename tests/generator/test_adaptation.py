@@ -14,17 +14,17 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.config import ModelConfig
+from gendistill.config import DiT, ModelConfig, UNet
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import RECORD, WEIGHTS, Adapted, Scaled, adapt, copies, load_adapter, save_adapter
 from gendistill.generator.networks import Network, build_network
 from gendistill.hashing import hash_tensors
 
 DIT = ModelConfig(
-    architecture="dit", num_layers=3, num_attention_heads=2, attention_head_dim=4, learned_sigma=True,
+    architecture=DiT(num_layers=3, num_attention_heads=2, attention_head_dim=4, learned_sigma=True),
     prediction_type="epsilon",
-)  # fmt: skip
-UNET = ModelConfig(block_out_channels=(8, 16), attention_levels=1, norm_num_groups=4)
+)
+UNET = ModelConfig(architecture=UNet(block_out_channels=(8, 16), attention_levels=1, norm_num_groups=4))
 CLASSES, SHAPE = 5, (3, 8, 8)
 D, LAYERS = 8, 3  # of DIT
 METHODS = ["full", "difffit", "lora"]
@@ -295,8 +295,8 @@ def test_gradients_are_the_same_under_checkpointing(build: Builder, method: str)
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(replace(DIT, num_layers=2), id="dit"),
-        pytest.param(replace(UNET, block_out_channels=(8,), attention_levels=0), id="unet"),
+        pytest.param(replace(DIT, architecture=replace(DIT.architecture, num_layers=2)), id="dit"),
+        pytest.param(ModelConfig(architecture=UNet(block_out_channels=(8,), norm_num_groups=4)), id="unet"),
     ],
 )
 def test_gradients_are_the_same_under_compile(config: ModelConfig, method: str) -> None:
@@ -344,7 +344,7 @@ def test_an_adapter_file_of_a_unet_brings_back_the_merged_network(method: str, t
 
 @pytest.mark.parametrize("method", FEW)
 def test_an_adapter_is_far_smaller_than_the_network(method: str, tmp_path: Path) -> None:
-    config = ModelConfig(architecture="dit", num_layers=4, num_attention_heads=4, attention_head_dim=32)
+    config = ModelConfig(architecture=DiT(num_layers=4, num_attention_heads=4, attention_head_dim=32))
     network = build_network(config, CLASSES, SHAPE, seed=0)
     whole = sum(p.numel() * p.element_size() for p in network.parameters())
     save_adapter(tmp_path, adapt(network, method, rank=2))  # type: ignore[arg-type]

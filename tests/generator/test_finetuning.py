@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig
+from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.generator.finetuning import finetune
@@ -19,7 +19,7 @@ from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder
 from gendistill.surrogate.set import SurrogateSet
 
-MODEL = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
+MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
 CONFIG = FinetuneConfig(model=MODEL, base_steps=3, minimax_steps=3, batch_size=10, checkpointing_steps=2)
 SAMPLING = SampleConfig(ipc=(1, 2), pool=3, num_inference_steps=2)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.config import DiT, FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import adapt
@@ -25,12 +25,12 @@ from gendistill.runtime import Checkpoints, make_accelerator
 from gendistill.seeding import torch_rng
 from tests.generator.autoencoders import kl
 
-UNET = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8, attention_levels=1)
+UNET = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8, attention_levels=1))
 DIT = ModelConfig(
-    architecture="dit", num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True,
+    architecture=DiT(num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True),
     prediction_type="epsilon",
-)  # fmt: skip
-CONFIG = FinetuneConfig(base_steps=6, minimax_steps=6, batch_size=10, lora_rank=2)
+)
+CONFIG = FinetuneConfig(base_steps=6, minimax_steps=6, batch_size=10)
 
 
 def start(data: RealData, model: ModelConfig, latent: bool = False) -> tuple[Generator, RealLatents]:
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_training_is_refused(digits: RealData, tmp_path:
     with pytest.raises(ArtifactError, match="another model or adaptation"):
         train(digits, DIT, "lora", checkpoints=checkpoints)
     with pytest.raises(ArtifactError, match="another model or adaptation"):
-        train(digits, replace(DIT, num_layers=1), "difffit", checkpoints=checkpoints)
+        train(digits, replace(DIT, architecture=DiT(num_layers=1)), "difffit", checkpoints=checkpoints)
     state = tmp_path / "step-000002" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="cannot be read"):

@@ -11,7 +11,8 @@ import torch
 from diffusers import DDPMScheduler, DiTPipeline, UNet2DModel
 from torch import Tensor
 
-from gendistill.config import ModelConfig, SampleConfig
+from gendistill.config import ClassifierFree, DiT, ModeGuidance, ModelConfig, SampleConfig, UNet
+from gendistill.config.flat import unflatten
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator import sampler, schedulers
@@ -28,9 +29,10 @@ from tests.generator.pretrained import dit_folder
 ODES = [name for name in SCHEDULERS if name != "ddpm"]
 NAMES = ("a", "b", "c")
 DIT = ModelConfig(
-    architecture="dit", num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True,
-    prediction_type="epsilon", noise_schedule="linear",
-)  # fmt: skip
+    architecture=DiT(num_layers=2, num_attention_heads=2, attention_head_dim=8, learned_sigma=True),
+    prediction_type="epsilon",
+    noise_schedule="linear",
+)
 EVERYTHING: dict[str, Any] = {
     "guidance": "mode", "guidance_scale": 2.0, "guidance_interval": (0.1, 0.7), "mode_stop": 0.3, "start": "prototypes",
 }  # fmt: skip
@@ -39,7 +41,7 @@ EVERYTHING: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def unet() -> Generator:
     """v in pixels, cosine schedule."""
-    config = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
+    config = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
     return build_generator(config, NAMES, 8, 0, codec=PixelCodec(1))
 
 
@@ -82,7 +84,8 @@ def centres(generator: Generator, modes: int = 2) -> Tensor:
 def images(
     generator: Generator, requests: list[Request], seed: int = 0, prototypes: Tensor | None = None, **options: Any
 ) -> dict[Request, Tensor]:
-    config = SampleConfig(**{"num_inference_steps": 5, "batch_size": 4, "mixed_precision": "no", **options})
+    flat = {"num_inference_steps": 5, "batch_size": 4, "mixed_precision": "no", **options}
+    config = unflatten(SampleConfig, flat)
     made: dict[Request, Tensor] = {}
     for batch, values in sample(generator, requests, config, seed=seed, prototypes=prototypes):
         made |= dict(zip(batch, values, strict=True))
@@ -91,7 +94,7 @@ def images(
 
 def final_x(generator: Generator, requests: list[Request], prototypes: Tensor | None = None, **options: Any) -> Tensor:
     """What is decoded, before it is."""
-    config = SampleConfig(**{"num_inference_steps": 5, "mixed_precision": "no", **options})
+    config = unflatten(SampleConfig, {"num_inference_steps": 5, "mixed_precision": "no", **options})
     with torch.no_grad():
         return sampler._denoise(generator, requests, config, 0, prototypes)
 
@@ -329,7 +332,7 @@ def test_classifier_free_guidance_extrapolates_and_keeps_the_variance_of_the_cla
         without = generator.denoise(x, t.expand(2), null)
         plain, _ = predict(generator, x, t, labels, SampleConfig(mixed_precision="no"))
         guided, variance = predict(
-            generator, x, t, labels, SampleConfig(guidance="cfg", guidance_scale=3, mixed_precision="no")
+            generator, x, t, labels, SampleConfig(guidance=ClassifierFree(scale=3), mixed_precision="no")
         )
     wanted = without + 3 * (with_class - without)
     torch.testing.assert_close(plain, with_class[:, :channels])
@@ -381,7 +384,7 @@ def test_mode_guidance_pulls_the_image_to_its_mode(generator: Generator, schedul
 def test_mode_guidance_ends_at_its_stop(unet: Generator) -> None:
     x, _, labels = some(unet)
     modes = centres(unet)[[0, 2], 0]
-    config = SampleConfig(guidance="mode", mode_scale=1.0, mode_stop=0.5, mixed_precision="no")
+    config = SampleConfig(guidance=ModeGuidance(scale=1.0, stop=0.5), mixed_precision="no")
     with torch.no_grad():
         for t, acts in ((501, True), (500, False), (10, False)):
             plain, _ = predict(unet, x, torch.tensor(t), labels, SampleConfig(mixed_precision="no"))

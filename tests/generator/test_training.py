@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig
+from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.generator.batch_source import BatchSource, slices
@@ -20,7 +20,7 @@ from gendistill.generator.trainer import learning_rate_at, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
 
-MODEL = ModelConfig(block_out_channels=(16, 32), norm_num_groups=8)
+MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
 GOLDEN = [0.95584, 0.92894, 0.79107, 0.69253, 0.73793, 0.70216, 0.65245, 0.68193]  # torch 2.15, CPU, fp32
 CONFIG = FinetuneConfig(model=MODEL, base_steps=8, minimax_steps=8, batch_size=20)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendistill.cli import USAGE
-from gendistill.config import ModelConfig, RefineConfig, TeacherConfig
+from gendistill.config import Blend, ModelConfig, RefineConfig, TeacherConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
 from gendistill.distillers import distill
@@ -34,7 +34,7 @@ from tests.helpers import files, gendistill, start
 
 every_kind = pytest.mark.parametrize("build", [kl, tiny, dc])
 CONFIG = RefineConfig(steps=30)
-UNET = ModelConfig(block_out_channels=(8,), norm_num_groups=4)
+UNET = ModelConfig(architecture=UNet(block_out_channels=(8,), norm_num_groups=4))
 
 
 def images(count: int = 3, channels: int = 3, side: int = 16) -> Tensor:
@@ -143,12 +143,12 @@ def test_a_set_refined_in_latents_lowers_w2_and_says_so(
 
 
 def test_options_of_the_region_reach_it(digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec) -> None:
-    def run(**changes: float) -> tuple[SurrogateSet, SurrogateSet]:
+    def run(**changes: object) -> tuple[SurrogateSet, SurrogateSet]:
         return refine_set(pool, teacher, digits, 1, replace(CONFIG, steps=10, **changes), codec=codec)
 
     reference, again = run()[1].images, run()[1].images
     assert torch.equal(again, reference)
-    for changes in ({"latent_trust_region": 0.02}, {"blend_every": 2}, {"learning_rate": 0.01}):
+    for changes in ({"latent_trust_region": 0.02}, {"blend": Blend(every=2)}, {"learning_rate": 0.01}):
         assert not torch.equal(run(**changes)[1].images, reference), changes
     selected, refined = run(latent_trust_region=0.0)
     assert torch.equal(selected.images, refined.images)

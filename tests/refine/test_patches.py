@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.cli import USAGE
-from gendistill.config import LabelConfig, RefineConfig
+from gendistill.config import LabelConfig, Patches, RefineConfig
 from gendistill.data.crops import cropped
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
@@ -246,7 +246,7 @@ def test_the_stage_cuts_once_what_a_set_alone_would(
 ) -> None:
     paths = ("--teacher", folders[0], "--surrogate", folders[1], "--output_dir", tmp_path / "out")
     assert gendistill("refine", *paths, "--ipc", "[1,2]", "--steps", 0, "--pack", 2, "--patches", 3, "--seed", 1) == 0
-    config = RefineConfig(steps=0, pack=2, patches=3)
+    config = RefineConfig(steps=0, pack=2, patches=Patches(count=3))
     for ipc in (1, 2):
         alone = refine_set(pool, teacher, digits, ipc, config, seed=1)[1]
         assert torch.equal(SurrogateSet.load(tmp_path / "out" / f"ipc-{ipc}").images, alone.images)
@@ -286,7 +286,7 @@ def test_labels_of_the_pool_are_neither_packed_nor_claimed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--patches", 5, "--min_patch", 1], "expected 1 with min_patch 1"),
+        (["--patches", 5, "--min_patch", 1], "refine.min_patch is 1.0; expected a number more than 0 and less than 1"),
         (["--patches", 0], "refine.patches is 0"),
         (["--patches", 2, "--min_patch", 0], "refine.min_patch is 0"),
         (["--pack", 9], "pack is 9; expected 1 to 8 for images of 8x8 px"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendistill.cli import DONE, USAGE
-from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
+from gendistill.config import EvaluateConfig, LabelConfig, PerView, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.errors import ConfigError
@@ -136,8 +136,8 @@ def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: Featur
 def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
     digits: RealData, teacher: Teacher, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
-    soft = label_set(drawn, teacher, LabelConfig(mode="per_image", temperature=4.0))
-    views = label_set(drawn, teacher, LabelConfig(mode="per_view", steps=3, batch_size=20))
+    soft = label_set(drawn, teacher, LabelConfig(temperature=4.0))
+    views = label_set(drawn, teacher, LabelConfig(mode=PerView(steps=3, batch_size=20)))
     numbers, findings = describe(digits, {"soft": soft, "views": views}, lens)
     first, second = numbers.values()
     value = first["labels"]["soft"]["entropy"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gendistill.cli import USAGE
-from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
+from gendistill.config import EvaluateConfig, LabelConfig, Online, PerImage, PerView, TeacherConfig
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
@@ -24,7 +24,8 @@ from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
-VIEWS = {"min_crop": 0.6, "flip": True, "cutmix": 1.0, "steps": 4, "batch_size": 8}
+VIEWS = {"min_crop": 0.6, "flip": True}
+BATCHES = {"cutmix": 1.0, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,10 @@ def command(folders: Path, target: Path, *options: object) -> int:
 
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_online_and_stored_labels_give_the_same_batches(teacher, chosen, tmp_path, top_k):
-    label_set(chosen, teacher, LabelConfig(mode="per_view", top_k=top_k, **VIEWS)).save(tmp_path / "stored")
+    mode = PerView(top_k=top_k, steps=4, **BATCHES)
+    label_set(chosen, teacher, LabelConfig(mode=mode, **VIEWS)).save(tmp_path / "stored")
     stored = SurrogateSet.load(tmp_path / "stored")
-    online = label_set(chosen, teacher, LabelConfig(mode="online", **VIEWS))
+    online = label_set(chosen, teacher, LabelConfig(mode=Online(**BATCHES), **VIEWS))
     online = replace(online, soft_labels=replace(online.soft_labels, top_k=top_k))
     online.save(tmp_path / "online")
     first, second = soft_batches(stored), soft_batches(SurrogateSet.load(tmp_path / "online"), teacher.network)
@@ -70,7 +72,7 @@ def test_online_and_stored_labels_give_the_same_batches(teacher, chosen, tmp_pat
 
 
 def test_views_differ_by_step_and_from_the_images(teacher, chosen):
-    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode="online", **VIEWS)), teacher.network)
+    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode=Online(**BATCHES), **VIEWS)), teacher.network)
     plain = {tuple(image.flatten().tolist()) for image in (chosen.images.float() / 127.5 - 1)}
     seen = [tuple(image.flatten().tolist()) for step in range(3) for image in batches(step)[0]]
     assert not plain & set(seen)
@@ -78,14 +80,14 @@ def test_views_differ_by_step_and_from_the_images(teacher, chosen):
 
 
 def test_steps_beyond_the_stored_ones_are_refused(teacher, chosen):
-    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode="per_view", **VIEWS)))
+    batches = soft_batches(label_set(chosen, teacher, LabelConfig(mode=PerView(steps=4, **BATCHES), **VIEWS)))
     with pytest.raises(ArtifactError, match="Step 4 is beyond the 4"):
         batches(4)
 
 
 def test_online_labels_need_their_teacher(teacher, chosen):
     with pytest.raises(ArtifactError, match="teacher"):
-        soft_batches(label_set(chosen, teacher, LabelConfig(mode="online")))
+        soft_batches(label_set(chosen, teacher, LabelConfig(mode=Online())))
 
 
 # labels of images
@@ -100,9 +102,9 @@ def test_labels_of_images_are_the_teachers_probabilities(teacher, chosen):
 
 def test_labels_are_the_mean_over_views(teacher, chosen):
     one = label_set(chosen, teacher, LabelConfig()).soft_labels
-    many = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4)).soft_labels
-    again = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4)).soft_labels
-    other = label_set(chosen, teacher, LabelConfig(views=6, min_crop=0.4), seed=1).soft_labels
+    many = label_set(chosen, teacher, LabelConfig(mode=PerImage(views=6), min_crop=0.4)).soft_labels
+    again = label_set(chosen, teacher, LabelConfig(mode=PerImage(views=6), min_crop=0.4)).soft_labels
+    other = label_set(chosen, teacher, LabelConfig(mode=PerImage(views=6), min_crop=0.4), seed=1).soft_labels
     assert torch.equal(many.values, again.values)
     assert not torch.equal(many.values, other.values)
     assert not torch.equal(many.values, one.values)
@@ -125,7 +127,7 @@ def test_a_prefix_takes_its_labels_along_and_refuses_those_of_batches(teacher, c
     index = torch.tensor([8 * c + v for c in range(10) for v in range(4)])
     assert torch.equal(first.soft_labels.values, labelled.soft_labels.values[index])
     with pytest.raises(ArtifactError, match="label the smaller set"):
-        label_set(chosen, teacher, LabelConfig(mode="per_view", **VIEWS)).prefix(1)
+        label_set(chosen, teacher, LabelConfig(mode=PerView(steps=4, **BATCHES), **VIEWS)).prefix(1)
 
 
 # the command
@@ -134,7 +136,8 @@ def test_a_prefix_takes_its_labels_along_and_refuses_those_of_batches(teacher, c
 @pytest.mark.parametrize("mode", ["per_image", "per_view", "online"])
 def test_the_command_keeps_the_images_and_counts_the_bytes(folders, tmp_path, capsys, mode):
     target = tmp_path / "labelled"
-    assert command(folders, target, "--mode", mode, "--steps", 3) == 0
+    steps = ("--steps", 3) if mode == "per_view" else ()
+    assert command(folders, target, "--mode", mode, *steps) == 0
     assert files(target) == files(folders / "set")
     manifest = read_manifest(target)
     size = sum(p.stat().st_size for p in target.glob("soft_labels.*"))
@@ -162,9 +165,9 @@ def test_a_finished_command_does_nothing_again(folders, tmp_path):
     [
         (["--top_k", 11], "at most the 10 classes"),
         (["--temperature", 0], "more than 0"),
-        (["--cutmix", 1], "mode per_image"),
+        (["--cutmix", 1], "expected 0.0, as it belongs to mode per_view or mode online"),
         (["--views", 3], "min_crop nor flip"),
-        (["--mode", "online", "--top_k", 2], "stores nothing"),
+        (["--mode", "online", "--top_k", 2], "expected null, as it belongs to mode per_image or mode per_view"),
         (["--mode", "per_pixel"], "per_pixel"),
     ],
     ids=str,
@@ -210,9 +213,9 @@ def test_damaged_labels_are_refused(folders, tmp_path, capsys, damage):
 
 def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_recipe(digits, teacher, chosen):
     sets = [
-        label_set(chosen, teacher, LabelConfig(mode="per_view", steps=6, batch_size=16, cutmix=1.0)),
-        label_set(chosen, teacher, LabelConfig(mode="online", batch_size=16, cutmix=1.0)),
-        label_set(chosen, teacher, LabelConfig(top_k=3)),
+        label_set(chosen, teacher, LabelConfig(mode=PerView(steps=6, batch_size=16, cutmix=1.0))),
+        label_set(chosen, teacher, LabelConfig(mode=Online(batch_size=16, cutmix=1.0))),
+        label_set(chosen, teacher, LabelConfig(mode=PerImage(top_k=3))),
     ]
     config = EvaluateConfig(runs=3, steps=6, width=8, labels="soft", describe=False)
     summary = evaluate(digits, sets, config, teacher=teacher)
@@ -239,10 +242,10 @@ def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_r
     assert all(entry["lrs"]["score"] is not None for entry in summary["scores"])
 
 
-@pytest.mark.parametrize("mode", ["online", "per_view"])
+@pytest.mark.parametrize("mode", [Online(), PerView(steps=2)])
 def test_sets_labelled_in_other_batches_have_baselines_of_their_own(digits, teacher, chosen, mode):
     sizes = (5, 20)
-    sets = [label_set(chosen, teacher, LabelConfig(mode=mode, batch_size=size, steps=2)) for size in sizes]
+    sets = [label_set(chosen, teacher, LabelConfig(mode=replace(mode, batch_size=size))) for size in sizes]
     config = EvaluateConfig(runs=3, labels="soft", baselines=("random",), baseline_cache=None)
     soft = [row for row in all_entries(digits, sets, config, 0, teacher) if row.recipe]
     assert [row.identity is None for row in soft] == [True, False, True, False]
@@ -255,7 +258,7 @@ def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teac
     soft = EvaluateConfig(runs=3, steps=6, labels="soft")
     with pytest.raises(ConfigError, match="no set has soft labels"):
         evaluate(digits, [chosen], soft, teacher=teacher)
-    labelled = label_set(chosen, teacher, LabelConfig(mode="per_view", steps=5, batch_size=8))
+    labelled = label_set(chosen, teacher, LabelConfig(mode=PerView(steps=5, batch_size=8)))
     with pytest.raises(ConfigError, match="--teacher"):
         evaluate(digits, [labelled], soft)
     with pytest.raises(ArtifactError, match="soft labels for 5 steps"):
@@ -278,11 +281,11 @@ def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teach
     assert weighted != even
 
 
-@pytest.mark.parametrize("mode", ["per_view", "online"])
+@pytest.mark.parametrize("mode", [PerView(steps=6), Online()])
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_views_count_as_much_as_what_they_show(mode, cutmix, digits, teacher, chosen):
-    views = {"min_crop": 0.5, "flip": True, "cutmix": cutmix, "batch_size": 6, "steps": 6}
-    labelled = label_set(chosen, teacher, LabelConfig(mode=mode, **views))
+    mode = replace(mode, cutmix=cutmix, batch_size=6)
+    labelled = label_set(chosen, teacher, LabelConfig(mode=mode, min_crop=0.5, flip=True))
     weights = torch.linspace(0.2, 1.8, 20)
     (even,) = soft_entries([(labelled,)], [], teacher)
     (weighted,) = soft_entries([(replace(labelled, weights=weights),)], [], teacher)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.config import ModelConfig
+from gendistill.config import ModelConfig, UNet
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import build_generator
 from gendistill.runtime import Checkpoints
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator, untrained, whose images are larger than the other files of a set."""
-    model = ModelConfig(block_out_channels=(8, 16), norm_num_groups=4, attention_levels=0)
+    model = ModelConfig(architecture=UNet(block_out_channels=(8, 16), norm_num_groups=4, attention_levels=0))
     out = tmp_path_factory.mktemp("large") / "generator"
     build_generator(model, ("ant", "bee"), 64, 0, codec=PixelCodec(3)).save_pretrained(out)
     return out

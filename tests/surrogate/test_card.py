@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gendistill.config import LabelConfig, TeacherConfig
+from gendistill.config import LabelConfig, Online, PerImage, PerView, TeacherConfig
 from gendistill.data.crops import Views
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
@@ -146,7 +146,8 @@ def labelled(digits: RealData, teacher: Teacher) -> Callable[[str], SurrogateSet
     chosen = distill(digits, "random", 1)
 
     def label(mode: str) -> SurrogateSet:
-        return label_set(chosen, teacher, LabelConfig(mode=mode, steps=3, batch_size=4, min_crop=0.6))  # type: ignore[arg-type]
+        modes = {"per_image": PerImage(), "per_view": PerView(steps=3, batch_size=4), "online": Online(batch_size=4)}
+        return label_set(chosen, teacher, LabelConfig(mode=modes[mode], min_crop=0.6))
 
     return label
 

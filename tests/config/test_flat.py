@@ -1,0 +1,193 @@
+"""The flat form of options: one round trip for all, unions on the command line, and files as they were."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gendistill import config
+from gendistill.cli import COMMANDS, parse
+from gendistill.config import (
+    Blend,
+    ClassifierFree,
+    DiT,
+    LabelConfig,
+    LoRA,
+    ModeGuidance,
+    Online,
+    Patches,
+    PerImage,
+    PerView,
+    Prototypes,
+    UNet,
+    to_dict,
+)
+from gendistill.config.base import Options, Range, arms, hints
+from gendistill.config.flat import flatten, options_of, unflatten
+from gendistill.errors import ConfigError
+from tests.config.test_options import classes
+from tests.helpers import ROOT, TINY
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that a type takes."""
+    origin, inner = get_origin(hint), get_args(hint)
+    plain = {int: st.integers(0, 9), float: st.floats(0, 1), bool: st.booleans(), Path: st.just(Path("p"))}
+    if origin is Annotated:
+        bound = next((extra for extra in inner[1:] if isinstance(extra, Range)), None)
+        found = in_range(inner[0], bound) if bound else values(inner[0])
+    elif origin is Literal:
+        found = st.sampled_from(inner)
+    elif origin is tuple and inner[-1] is not Ellipsis:
+        found = st.tuples(*map(values, inner))
+    elif origin in (tuple, list):
+        found = st.lists(values(inner[0]), min_size=1, max_size=3, unique=True).map(origin)
+    elif len(arms(hint)) > 1:
+        found = st.one_of(map(values, arms(hint)))
+    elif isinstance(hint, type) and issubclass(hint, Options):
+        found = made(hint)
+    else:
+        found = plain.get(hint, st.just("name") if hint is str else st.none())
+    return found
+
+
+def in_range(kind: type, bound: Range) -> st.SearchStrategy[Any]:
+    low, high = max(bound.low, -8), min(bound.high, 64)
+    if kind is int:
+        return st.integers(int(low), int(high))
+    return st.floats(low, high, exclude_min=bound.open_low, exclude_max=bound.open_high)
+
+
+def made(cls: type[Options]) -> st.SearchStrategy[Options]:
+    """Options with any values that go together."""
+
+    @st.composite
+    def draw(rng: Any) -> Options:
+        types = hints(cls)
+        chosen = rng(st.sets(st.sampled_from(sorted(types)), max_size=4)) if types else set()
+        required = {name for name in types if name in ("scale", "every", "count", "output_dir")}
+        given = {name: rng(values(types[name])) for name in sorted(chosen | (required & needed(cls)))}
+        try:
+            return cls(**given)
+        except ConfigError:
+            assume(False)
+            raise
+
+    return draw()
+
+
+def needed(cls: type[Options]) -> set[str]:
+    return {name for name in hints(cls) if not hasattr(cls, name) and name not in optional(cls)}
+
+
+def optional(cls: type[Options]) -> set[str]:
+    return {f.name for f in cls.__dataclass_fields__.values() if repr(f.default_factory) != repr(f.default)}
+
+
+STAGES = [cls for cls in classes() if cls.__name__.endswith("Config") and cls.__name__ != "RunConfig"]
+
+
+@pytest.mark.parametrize("cls", STAGES, ids=lambda cls: cls.__name__)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_flat_form_says_everything(cls: type[Options], data: st.DataObject) -> None:
+    """Options -> flat -> YAML -> flat -> options is the identity."""
+    options = data.draw(made(cls))
+    flat = yaml.safe_load(yaml.safe_dump(to_dict(options), sort_keys=False))
+    assert list(flat) == list(options_of(cls))
+    assert unflatten(cls, flat) == options
+    assert to_dict(unflatten(cls, flat)) == flat
+
+
+FLAT = {
+    "cfg": (
+        ["sample", "--generator", "g", "--guidance", "cfg", "--guidance_scale", "4", "--guidance_interval", "[0.1,1]"],
+        {"guidance": ClassifierFree(scale=4.0, interval=(0.1, 1.0)), "start": "noise"},
+    ),
+    "mode": (
+        ["sample", "--generator", "g", "--guidance", "mode", "--start", "prototypes", "--modes=3", "--strength=1"],
+        {"guidance": ModeGuidance(modes=3), "start": Prototypes(modes=3, strength=1.0)},
+    ),
+    "lora": (["finetune", "--adaptation", "lora", "--lora_rank", "4"], {"adaptation": LoRA(rank=4)}),
+    "difffit": (["finetune", "--adaptation", "difffit"], {"adaptation": "difffit"}),
+    "dit": (
+        ["finetune", "--model.architecture", "dit", "--model.num_layers", "2", "--model.noise_schedule", "linear"],
+        {"model": config.ModelConfig(architecture=DiT(num_layers=2), noise_schedule="linear")},
+    ),
+    "unet": (
+        ["finetune", "--model.block_out_channels", "[16,32]"],
+        {"model": config.ModelConfig(architecture=UNet(block_out_channels=(16, 32)))},
+    ),
+    "per view": (
+        ["label", "--surrogate", "s", "--teacher", "t", "--mode", "per_view", "--steps", "9", "--top_k", "2"],
+        {"mode": PerView(steps=9, top_k=2)},
+    ),
+    "patches": (
+        ["refine", "--surrogate", "s", "--teacher", "t", "--patches", "3", "--blend_every", "50"],
+        {"patches": Patches(count=3), "blend": Blend(every=50)},
+    ),
+    "no patches": (["refine", "--surrogate", "s", "--teacher", "t"], {"patches": None, "blend": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_flags_choose_a_kind_and_its_options(case: str) -> None:
+    (command, *flags), expected = FLAT[case]
+    options = parse(command, [*flags, "--output_dir", "x"])
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+IDLE = {
+    "scale": (["sample", "--generator", "g", "--guidance_scale", "4"], "sample.guidance_scale is 4.0; expected 1.0"),
+    "modes": (["sample", "--generator", "g", "--modes", "3"], "guidance mode or start prototypes"),
+    "rank": (["finetune", "--lora_rank", "4"], "finetune.lora_rank is 4; expected 16, as it belongs to adap"),
+    "layers": (["finetune", "--model.num_layers", "2"], "finetune.model.num_layers is 2; expected 8"),
+    "views": (["label", "--surrogate", "s", "--teacher", "t", "--mode", "online", "--views", "2"], "label.views is 2"),
+    "top k": (["label", "--surrogate", "s", "--teacher", "t", "--mode", "online", "--top_k", "2"], "expected null, as"),
+    "blend": (["refine", "--surrogate", "s", "--teacher", "t", "--blend", "0.1"], "belongs to blend_every above 0"),
+    "crop": (["refine", "--surrogate", "s", "--teacher", "t", "--min_patch", "0.1"], "belongs to patches above 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_an_option_of_another_kind_is_refused(case: str) -> None:
+    (command, *flags), text = IDLE[case]
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        parse(command, [*flags, "--output_dir", "x"])
+
+
+def test_two_choices_cannot_disagree_on_what_they_share() -> None:
+    with pytest.raises(ConfigError, match=r"sample\.modes is 4; expected 3, as"):
+        config.SampleConfig(guidance=ModeGuidance(modes=3), start=Prototypes(modes=4))
+
+
+def test_help_says_which_kind_an_option_belongs_to() -> None:
+    text = " ".join((flatten(LabelConfig).__doc__ or "").split())
+    assert "views: per_image: views averaged" in text
+    assert "batch_size: per_view, online: images a batch" in text
+
+
+@pytest.mark.parametrize("mode", [PerImage(views=2), PerView(), Online()], ids=lambda mode: mode.kind)
+def test_a_flat_form_has_every_option_whatever_was_chosen(mode: Any) -> None:
+    flat = to_dict(LabelConfig(mode=mode, flip=True))
+    assert list(flat) == LabelConfig.order.split()
+    assert flat["mode"] == mode.kind
+
+
+def test_the_readmes_commands_are_parsed() -> None:
+    text = re.sub(r"\\\n\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    lines = re.findall(r"^gendistill (\w+) ([^\n#]*)", text, re.M)
+    parsed = [parse(name, shlex.split(flags)) for name, flags in lines if name in COMMANDS and "..." not in flags]
+    assert len(parsed) > 5
+
+
+def test_the_tests_own_file_is_parsed() -> None:
+    options = parse("run", ["--config", str(TINY), "--output_dir", "x"])
+    assert options.finetune.model.architecture == UNet(block_out_channels=(16, 32), norm_num_groups=8)
