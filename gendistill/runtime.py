@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gendistill import progress
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.io import read_tensors, write_tensors
 
 T = TypeVar("T")
 
@@ -208,9 +207,9 @@ class Checkpoints:
         partial = self.folder / f"partial-{step:06d}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        plain = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        plain = {k: v.detach().cpu().clone() for k, v in state.items()}  # a file holds no shared memory
         try:
-            save_file(plain, partial / "state.safetensors", metadata=self.identity)
+            write_tensors(partial / "state.safetensors", plain, self.identity)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room, and half a state is none
             raise
@@ -230,14 +229,7 @@ class Checkpoints:
         if not steps:
             return None
         path = self.folder / f"step-{steps[-1]:06d}" / "state.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = file.metadata() or {}
-            state = load_file(path)
-        except Exception as error:
-            raise ArtifactError(
-                f"The checkpoint {path} cannot be read ({error}); delete its folder and resume."
-            ) from error
+        state, found = read_tensors(path, fix="Delete the folder of this checkpoint and resume.")
         other = [f"{k}: {found.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if found.get(k) != v]
         if other:
             raise ArtifactError(

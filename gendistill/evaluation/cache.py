@@ -145,7 +145,7 @@ class BaselineCache:
         entry = {"key": key, "outcome": outcome, "content": hash_json(outcome)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as partial:
+            with atomic(path, shared=True) as partial:
                 partial.write_text(json.dumps(entry) + "\n", encoding="utf-8")
             self.fresh.add(run)
         except OSError as error:  # costs time later, but no result now

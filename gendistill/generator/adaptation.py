@@ -6,7 +6,6 @@ time; ``Adapted.merged`` makes a plain diffusers network of it, and the adapter 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,13 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.networks import KINDS, Network, drop_no_labels, kind_of
 from gendistill.hashing import hash_tensors
+from gendistill.io import read_json, read_tensors, write_json, write_tensors
 from gendistill.runtime import full_tensor
 from gendistill.seeding import torch_rng
 
@@ -214,7 +212,7 @@ def save_adapter(
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors)
     own = {
         "format": FORMAT,
         "method": adapted.method,
@@ -222,8 +220,7 @@ def save_adapter(
         "base_hash": adapted.base_hash,
         "adapter_hash": hash_tensors(tensors),
     }
-    text = json.dumps({**own, **(record or {}), **own}, indent=2, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / RECORD, {**own, **(record or {}), **own})
 
 
 def load_adapter(network: Network, folder: str | Path) -> Network:
@@ -262,29 +259,17 @@ def read_adapter_record(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(
-            f"{folder} holds no adapter: it has no {RECORD}. `gendistill finetune` with --adaptation difffit or lora "
-            "writes one."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{folder / RECORD} is damaged: {error}. Copy the adapter again.") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise ArtifactError(f"{folder / RECORD} has format {found!r}; this version reads {FORMAT}. Fine-tune again.")
-    missing = [key for key in ("method", "rank", "base_hash", "adapter_hash") if key not in record]
-    if missing:
-        raise ArtifactError(f"{folder / RECORD} lacks {', '.join(missing)}. Copy the adapter again.")
-    return record
+    return read_json(
+        folder / RECORD,
+        kind="an adapter",
+        required=("method", "rank", "base_hash", "adapter_hash"),
+        format=FORMAT,
+        fix="Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora.",
+    )
 
 
 def _read_tensors(folder: Path, wanted: str) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS} is missing or damaged: {error}. Copy the adapter again.") from error
+    tensors, _ = read_tensors(folder / WEIGHTS, fix="Copy the adapter again.")
     if hash_tensors(tensors) != wanted:
         raise ArtifactError(f"{folder / WEIGHTS} is not the file that {RECORD} tells of. Copy the adapter again.")
     return tensors

@@ -8,7 +8,6 @@ give [-1, 1] (AutoencoderTiny turns it into [0, 1] inside).
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import load_model, resolve_model_folder
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.hub import reason
+from gendistill.io import read_json
 
 PIXELS = "pixels"
 SUBFOLDERS = ("vae", "vqvae")
@@ -276,7 +276,4 @@ def _find_autoencoder(folder: Path) -> tuple[Path, Any]:
 
 
 def _class_name(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is damaged: {reason(error)} Get or save the folder again.") from error
+    return read_json(path, kind="an autoencoder", fix="Get or save the folder again.").get("_class_name")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gendistill import runtime
@@ -21,7 +21,7 @@ from gendistill.generator.loading import licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import Callbacks, train_generator
 from gendistill.hashing import hash_tensors
-from gendistill.io import WorkFolder, atomic
+from gendistill.io import WorkFolder, atomic, write_tensors
 from gendistill.progress import follow, note
 
 LATENTS, CHECKPOINTS, BASE_WEIGHTS = "latents", "checkpoints", "base.safetensors"
@@ -81,8 +81,7 @@ def finetune(
         generator.network = adapted.merged()
     base = {k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()}
     if saved is not None and config.pretrained is None and run.is_main:
-        with atomic(saved) as partial:
-            save_file(base, partial)
+        write_tensors(saved, base)
     base_hash = hash_tensors(base)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)

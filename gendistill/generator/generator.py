@@ -32,13 +32,13 @@ from gendistill.generator.loading import (
     GeneratorRecord,
     licence_of,
     read_condition_names,
-    read_json,
+    read_generator_json,
     read_record,
     resolve_model_folder,
-    write_json,
 )
 from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
+from gendistill.io import write_json
 
 BASE = "base"
 
@@ -173,7 +173,7 @@ class Generator:
             copy.load_state_dict(dict(base))
             copy.save_pretrained(folder / folder_of(self.network), variant=BASE)
         names = {str(i): ", ".join(names) for i, names in enumerate(self.mapping.names)}
-        write_json(folder / INDEX, {**read_json(folder / INDEX), "id2label": names})
+        write_json(folder / INDEX, {**read_generator_json(folder / INDEX), "id2label": names})
         record: GeneratorRecord = {
             "format": FORMAT,
             "classes": list(self.classes),
@@ -264,7 +264,7 @@ def load_generator_codec(folder: Path, channels: int) -> Codec:
         ArtifactError: it is no generator, is damaged, or its autoencoder is not the one it was trained with.
         ConfigError: an autoencoder of grey images for images in colour.
     """
-    read_json(folder / INDEX)
+    read_generator_json(folder / INDEX)
     codec = load_codec(str(folder) if _has_autoencoder(folder) else PIXELS, channels)
     if (folder / FILE).is_file():
         _check_codec(folder, codec, read_record(folder)["codec"])
@@ -311,7 +311,9 @@ def _check_codec(folder: Path, codec: Codec, record: CodecRecord) -> None:
 def _codec(folder: Path, channels: int) -> Codec:
     if _has_autoencoder(folder):
         return load_codec(str(folder), channels)
-    network = read_json(next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json")
+    network = read_generator_json(
+        next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json"
+    )
     return PixelCodec(int(network["in_channels"]))
 
 

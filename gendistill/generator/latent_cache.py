@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gendistill.data.dataset import Split
@@ -29,10 +27,11 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors
+from gendistill.io import partial_of, read_json, write_json, write_tensors
 from gendistill.progress import track
 from gendistill.runtime import processes
 
-FILE, FORMAT, LOCK, PARTIAL = "latents.json", 1, ".lock", ".partial"
+FILE, FORMAT, LOCK = "latents.json", 1, ".lock"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
 SHARD_SIZE = 2048
 MEND = "Delete the folder to encode anew, or give another finetune.latent_cache."
@@ -215,7 +214,8 @@ def write_cache(
         record = _open(folder, key, shard_size)
         for number, shard in _encode(codec, split, _missing(folder, record), flip, batch_size):
             path = folder / _name(number)
-            write_whole(path, partial(save_file, shard))
+            with _write_errors(path):
+                write_tensors(path, shard)
             record["shards"][path.name] = _hash(path)
             _write_record(folder, record)
     return read_cache(folder, key)
@@ -296,7 +296,7 @@ def _alone(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # a file system without locks
-        for leftover in (folder / f"{FILE}{PARTIAL}", *folder.glob(f"latents-*.safetensors{PARTIAL}")):
+        for leftover in (partial_of(folder / FILE), *folder.glob("latents-*.safetensors.partial")):
             leftover.unlink(missing_ok=True)
         yield
 
@@ -305,7 +305,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Nothing is written to, or cleared from, a folder that holds anything but latents."""
     if not folder.is_dir() or (folder / FILE).exists():
         return
-    own = (LOCK, f"{FILE}{PARTIAL}")
+    own = (LOCK, partial_of(folder / FILE).name)
     others = sorted(p.name for p in folder.iterdir() if p.name not in own)
     if others:
         raise ArtifactError(
@@ -324,17 +324,13 @@ def _open(folder: Path, key: Mapping[str, Any], shard_size: int) -> dict[str, An
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] == FORMAT and {*record} >= {"key", "shard_size", "shards"}:
-            return record
-        found = f"has format {record['format']!r} and {sorted(record)}; this version reads format {FORMAT}"
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} holds no latents: it has no {FILE}. Encode the images first.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error!r}. {MEND}") from error
-    raise ArtifactError(f"{path} {found}. {MEND}")
+    return read_json(
+        folder / FILE,
+        kind="a cache of latents",
+        required=("key", "shard_size", "shards"),
+        format=FORMAT,
+        fix=MEND,
+    )
 
 
 def _record_of(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,18 +368,16 @@ def _hash(path: Path) -> str:
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with _write_errors(folder / FILE):
+        write_json(folder / FILE, record)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file of another name, and rename it to ``path`` when it is done."""
-    unfinished = path.with_name(path.name + PARTIAL)
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn the error of a write into a StorageError that says how to continue."""
     try:
-        write(unfinished)
-        unfinished.replace(path)
+        yield
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)  # a full disk needs the room
         raise StorageError(
             f"{path} cannot be written ({error}). What was finished is kept: make room, or give another "
             "finetune.latent_cache, and run the same command again (with --resume_from_checkpoint latest)."

@@ -5,7 +5,6 @@ Models are read in fp32 and from safetensors only, because pickled weights can r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from gendistill.errors import ArtifactError
 from gendistill.generator.class_mapping import check_label_map
 from gendistill.hub import fetch, local_folder, reason
+from gendistill.io import read_json
 
 FILE, FORMAT = "gendistill.json", 2
 INDEX = "model_index.json"
@@ -132,7 +132,7 @@ def read_record(folder: Path) -> GeneratorRecord:
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
-    record = read_json(folder / FILE)
+    record = read_generator_json(folder / FILE)
     if record.get("format") != FORMAT:
         raise ArtifactError(
             f"{folder / FILE} has format {record.get('format')!r}; this version reads {FORMAT}. Run `gendistill "
@@ -162,7 +162,7 @@ def read_condition_names(folder: Path) -> dict[int, tuple[str, ...]]:
         ArtifactError: the folder is no pipeline, or the table is damaged.
     """
     try:
-        table = read_json(folder / INDEX).get("id2label") or {}
+        table = read_generator_json(folder / INDEX).get("id2label") or {}
         lists = {int(i): [name.strip() for name in str(text).split(",")] for i, text in table.items()}
         return {i: tuple(name for name in names if name) for i, names in lists.items()}
     except (AttributeError, ValueError) as error:
@@ -180,20 +180,7 @@ def licence_of(folder: Path) -> str:
     return str((front or {}).get("license", "unknown"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(
-            f"{path.parent} is not a generator folder: it has no {path.name}. Make one with `gendistill finetune`, or "
-            "give a diffusers pipeline folder."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged: {error}. Copy it, or run `gendistill finetune` again.") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} is damaged: it holds {type(value).__name__}, expected an object.")
-    return value
+def read_generator_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a generator folder."""
+    fix = "Make one with `gendistill finetune`, or give a diffusers pipeline folder."
+    return read_json(path, kind="a generator folder", fix=fix)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hashing import hash_json
 from gendistill.hub import fetch, local_folder, reason
+from gendistill.io import write_tensors
 from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import train_classifier
@@ -257,10 +258,7 @@ def trained(data: RealData, folder: Path | None = None) -> nn.Module:
     )
     network = follow(loop, "reference network", options.steps)
     if folder:
-        path = folder / REFERENCE
-        partial = path.with_name(path.name + ".partial")
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial, {"key": key})
-        partial.rename(path)
+        write_tensors(folder / REFERENCE, network.state_dict(), {"key": key})
     return network
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.registry import batch_norm_layers
 from gendistill.objectives.moments import row_sums
 from gendistill.progress import track
@@ -120,16 +120,11 @@ class ClassStatistics:
         return {"features": self.features, "labels": self.labels, **layers}
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        save_file(self.tensors(), path, metadata=None if metadata is None else dict(metadata))
+        write_tensors(path, self.tensors(), metadata)
 
     @classmethod
     def load(cls, path: Path) -> ClassStatistics:
-        try:
-            stored = load_file(path)
-        except Exception as error:
-            raise ArtifactError(
-                f"Cannot read the class statistics {path}: {error}. Run `gendistill teacher`."
-            ) from error
+        stored, _ = read_tensors(path, fix="Make class statistics with `gendistill teacher`.")
         if not {"features", "labels"} <= stored.keys():
             raise ArtifactError(f"{path} holds no class statistics. Run `gendistill teacher`.")
         means = {k[5:]: v for k, v in stored.items() if k.startswith("mean/")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from gendistill.data.dataset import Split
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.hashing import hash_json, hash_tensors
+from gendistill.io import atomic
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.progress import note
 from gendistill.runtime import processes
@@ -115,12 +115,9 @@ def _make(folder: Path) -> None:
 
 def _write(path: Path, statistics: ClassStatistics, key: Mapping[str, Any]) -> None:
     """Whole or not at all, whoever else writes the same."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    record = {"key": key, "content": hash_tensors(statistics.tensors())}
     try:
-        record = {"key": key, "content": hash_tensors(statistics.tensors())}
-        statistics.save(partial, {RECORD: json.dumps(record, sort_keys=True)})
-        partial.replace(path)
+        with atomic(path, shared=True) as partial:
+            statistics.save(partial, {RECORD: json.dumps(record, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} cannot be written ({error}). {MEND}") from error
-    finally:
-        partial.unlink(missing_ok=True)

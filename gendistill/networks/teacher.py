@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from gendistill import runtime
@@ -16,7 +15,7 @@ from gendistill.data.dataset import RealData, Split, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, read_json, write_json, write_tensors
 from gendistill.networks.adapter import as_classifier
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
@@ -110,11 +109,10 @@ class Teacher:
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", self.network.state_dict())
         self.statistics.save(folder / "statistics.safetensors")
         record = {"format": FORMAT, "classes": list(self.classes), "network": self.spec, **self.meta}
-        (folder / FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / FILE, record)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Teacher:
@@ -124,15 +122,12 @@ class Teacher:
             ArtifactError: the folder is not a teacher's, is damaged, or its weights do not fit.
         """
         folder = Path(folder)
-        try:
-            record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder} is not a teacher folder ({FILE}: {error}). Make one with `gendistill teacher`."
-            ) from error
-        missing = [key for key in ("network", "classes") if not (isinstance(record, dict) and key in record)]
-        if missing:
-            raise ArtifactError(f"{folder / FILE} has no {' and no '.join(missing)}, so it is of no teacher.")
+        record = read_json(
+            folder / FILE,
+            kind="a teacher folder",
+            required=("network", "classes"),
+            fix="Make one with `gendistill teacher`.",
+        )
         network = build_network(**record["network"])
         try:
             network.load_state_dict(load_file(folder / "model.safetensors"))

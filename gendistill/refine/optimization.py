@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +20,7 @@ from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import DataError
-from gendistill.io import WorkFolder, atomic
+from gendistill.io import WorkFolder, write_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import cosine
 from gendistill.objectives.refinement import feature_loss, released_feature_loss
@@ -89,7 +88,8 @@ def refine_images(
             fields = {"log": log, "stage": "refine", "set": label, "chunk": i, "shown": shown}
             images[positions] = follow(loop, f"refine {label}", config.steps * len(mine), start=done, **fields)
             if kept is not None:
-                _save_chunk(kept, images[positions])
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(kept, {"images": images[positions]})
         done += config.steps
     state.wait_for_everyone()
     if store is not None:
@@ -243,12 +243,6 @@ def forward(
     return torch.cat(points), [
         {name: torch.cat([part[name] for part in same]) for name in same[0]} for same in zip(*views, strict=True)
     ]
-
-
-def _save_chunk(path: Path, images: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as partial:
-        save_file({"images": images.contiguous()}, partial)
 
 
 def _accepted(

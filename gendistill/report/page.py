@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
 from gendistill.evaluation.copies import PIXELS, Reference
-from gendistill.io import write_whole
+from gendistill.io import write_json, write_text
 from gendistill.report import tables
 from gendistill.report.charts import chart, cost_chart, scatter
 from gendistill.report.formatting import RANDOM_LABEL, render_template
@@ -81,16 +80,16 @@ def write_evaluation_page(
     path = Path(path)
     facts = facts_of_evaluation(summary, data, sets)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(facts))
+    write_text(path, render(facts))
     return path
 
 
 def write_report_files(facts: ReportFacts, folder: Path) -> Path:
     """The page, its numbers and its rows as a table; returns the page's path."""
     numbers = {"command": command_line(), "versions": versions(), **as_json(facts)}
-    write_whole(folder / REPORT, render(facts))
-    write_whole(folder / NUMBERS, json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
-    write_whole(folder / TABLE, as_csv(facts.rows))
+    write_text(folder / REPORT, render(facts))
+    write_json(folder / NUMBERS, numbers)
+    write_text(folder / TABLE, as_csv(facts.rows))
     return folder / REPORT
 
 

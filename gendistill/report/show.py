@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -18,7 +17,7 @@ from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, Reference
 from gendistill.evaluation.projection import Projection, pixels, project_sets
-from gendistill.io import write_whole
+from gendistill.io import write_json, write_text
 from gendistill.networks.feature_extractors import features_of
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter
@@ -70,7 +69,7 @@ def show(
     if data:
         _check(sets, data, teacher)
         checks, projection = _compare(splits, data, teacher, method, seed)
-        write_whole(folder / PROJECTION, render_projection(projection))
+        write_text(folder / PROJECTION, render_projection(projection))
         parts = [(name, found.closest(MOST_PAIRS), splits[name]) for name, found in checks.items()]
         pair_sheet(parts, data).save(folder / PAIRS)
     shown = [
@@ -85,7 +84,7 @@ def show(
     page = ShowFacts(
         sets=shown, data=data, projection=projection, command=command_line(), date=date.today().isoformat()
     )
-    write_whole(folder / SHOW_PAGE, render_show(page))
+    write_text(folder / SHOW_PAGE, render_show(page))
     record = {
         "sets": {name: numbers(made, checks.get(name)) for name, made in sets.items()},
         "projection": projection.summary() if projection else None,
@@ -94,7 +93,7 @@ def show(
         "command": command_line(),
         "versions": versions(),
     }
-    write_whole(folder / SHOW_RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / SHOW_RECORD, record)
     return record
 
 

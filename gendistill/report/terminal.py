@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
+from gendistill.surrogate.manifest import read_manifest
 
 WIDTH = 31  # of a row's name
 
@@ -254,7 +254,7 @@ def w2_lines(target: Path) -> Iterator[str]:
     """A line of each refined set below ``target``: squared W2 in the ground space, mean over the classes."""
     folders = sorted(target.glob("ipc-*/manifest.json"), key=lambda path: int(path.parent.name.removeprefix("ipc-")))
     for path in folders:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_manifest(path.parent)
         if "w2" in manifest:
             yield f"{path.parent.name}: {_distance(manifest['w2'])}{_gate(manifest.get('gate'))}."
 

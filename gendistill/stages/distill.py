@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from gendistill.registry import DISTILLERS, resolve
 from gendistill.report.terminal import w2_lines
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 from gendistill.stages.refine import save_anew
+from gendistill.surrogate.manifest import read_manifest
 
 
 def run_stage(
@@ -85,7 +85,7 @@ def main(command: DistillCommand) -> None:
 def _times(target: Path) -> Iterator[str]:
     """A line of each set's time by part, where it has parts; sets that were made together have the same."""
     for manifest in sorted(target.glob("ipc-*/manifest.json")):
-        made = json.loads(manifest.read_text(encoding="utf-8"))
+        made = read_manifest(manifest.parent)
         parts, total = made["seconds"], made["seconds"].pop("distill", 0)
         if "iterations" in made and parts:
             shares = ", ".join(f"{name} {100 * value / max(total, 1e-9):.0f} %" for name, value in parts.items())

@@ -25,7 +25,7 @@ from gendistill.config.commands import RunConfig, StageOptions
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_whole
+from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_json, write_text
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
 
@@ -318,7 +318,7 @@ def _close(folder: StageFolder, target: Path, record: dict[str, Any]) -> None:
     """Write the record and the settings, and let the folder appear as ``target``."""
     made = {"command": command_line(), "versions": versions(), "scaffold": list(folder.scaffold), **folder.facts}
     _write_record(folder.path, {**record, "state": "finished", **made})
-    write_whole(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
+    write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     if target.is_dir():
         target.rmdir()  # empty, or the command would have been refused
     folder.path.rename(target)
@@ -335,8 +335,7 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    write_whole(folder / RECORD, text + "\n")
+    write_json(folder / RECORD, record, default=str)
 
 
 def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:

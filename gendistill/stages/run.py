@@ -18,7 +18,7 @@ from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
 from gendistill.generator.sampler import check_guidance
-from gendistill.io import CONFIG, LOG, write_whole
+from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.registry import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
@@ -141,7 +141,7 @@ def _save_config(config: RunConfig, out: Path) -> None:
                 f"{out} was made with other settings ({difference(stored, wanted)}). Resume with the same ones, "
                 "start anew with --overwrite, or give another --output_dir."
             )
-    write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def main(command: RunConfig) -> None:

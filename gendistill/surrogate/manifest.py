@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import quote, unquote
 
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
+from gendistill.io import read_json, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.multi_formation import Factor, views_in
@@ -65,7 +65,7 @@ def write_manifest(
     labels = [name for name in LABELS if (folder / name).is_file()]
     images = [f"{TRAIN}/{name}/{image_name(i)}" for name, n in zip(folders, counts, strict=True) for i in range(n)]
     lines = "".join(f"{digest}  {name}\n" for name, digest in digests(folder, [*images, *labels]))
-    (folder / CHECKSUMS).write_text(lines, encoding="utf-8")
+    write_text(folder / CHECKSUMS, lines)
     manifest = {
         "format": FORMAT,
         "classes": list(classes),
@@ -84,14 +84,8 @@ def write_manifest(
         "checksums": hash_bytes(lines.encode()),
         **meta,
     }
-    (folder / MANIFEST).write_text(_json(manifest) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def _json(value: Any) -> str:
-    """Readable text that UTF-8 can hold: names that are no Unicode (folders in another encoding) are escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return text if text.isascii() or text.encode(errors="replace").decode() == text else json.dumps(value, indent=2)
 
 
 COUNTED = {
@@ -120,17 +114,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ArtifactError: there is none, it is damaged, of another format, or names an unsafe folder.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(
-            f"{folder} is not a surrogate set: it has no {MANIFEST}. Expected a folder such as RUN/samples/ipc-10."
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise ArtifactError(f"{path} has format {found!r}; this version reads {FORMAT}.")
+    fix = "Expected a folder such as RUN/samples/ipc-10; copy or make the set again."
+    manifest = read_json(path, kind="a surrogate set", format=FORMAT, fix=fix)
     wrong = [key for key, holds in _SHAPE.items() if not holds(manifest.get(key))]
     lists = [manifest.get(key) for key in ("classes", "folders", "counts")]
     if not wrong and len({len(found) for found in lists if found is not None}) > 1:
@@ -141,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not wrong and weights is not None and len(weights) != manifest["stored_images"]:
         wrong = ["weights", "stored_images"]
     if wrong:
-        raise ArtifactError(f"{path} is damaged: look at {', '.join(wrong)}.")
+        raise ArtifactError(f"{path} is damaged: look at {', '.join(wrong)}. {fix}")
     for name in manifest["folders"]:
         if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
             raise ArtifactError(f"{path} names the unsafe folder {name!r}; expected a plain name.")

@@ -113,8 +113,6 @@ def link_prefix(source: Path, target: Path, classes: Sequence[str], ipc: int) ->
     for name in folder_names(classes):
         folder = Path(TRAIN) / name
         (target / folder).mkdir(parents=True, exist_ok=True)
-        for leftover in (target / folder).glob(".*.part"):  # of a process that was killed
-            leftover.unlink()
         for index in range(ipc):
             link(source / folder / image_name(index), target / folder / image_name(index))
 

@@ -5,19 +5,20 @@ Legend: N decoded images, K classes, B images a batch, S batches, k kept classes
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError
+from gendistill.io import read_json, read_tensors, write_json, write_tensors
 
 TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
+KEYS = ("mode", "classes", "temperature", "views", "teacher", "top_k", "averaged", "steps")
+AGAIN = "Copy the set again, or label it again with `gendistill label`."
 Mode = Literal["per_image", "per_view", "online"]
 
 
@@ -112,8 +113,8 @@ class SoftLabels:
             "teacher": self.teacher,
         }
         if self.tensors:
-            save_file(self.tensors, folder / TENSORS)
-        (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_tensors(folder / TENSORS, self.tensors)
+        write_json(folder / RECORD, record)
 
     @classmethod
     def load(cls, folder: Path, images: int) -> SoftLabels | None:
@@ -125,29 +126,17 @@ class SoftLabels:
         path = folder / RECORD
         if not path.exists():
             return None
+        record = read_json(path, kind="a set with soft labels", required=KEYS, format=FORMAT, fix=AGAIN)
+        if record["mode"] not in get_args(Mode):
+            raise ArtifactError(f"{path} has mode {record['mode']!r}; expected {', '.join(get_args(Mode))}. {AGAIN}")
+        tensors = {} if record["mode"] == "online" else read_tensors(folder / TENSORS, fix=AGAIN)[0]
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT or record["mode"] not in get_args(Mode):
-                raise ValueError(f"format {record['format']!r}, mode {record['mode']!r}")
-            tensors = {} if record["mode"] == "online" else load_file(folder / TENSORS)
-            found = cls(
-                record["mode"],
-                record["classes"],
-                record["temperature"],
-                Views(**record["views"]),
-                record["teacher"],
-                record["top_k"],
-                record["averaged"],
-                tensors.get("values"),
-                tensors.get("indices"),
-            )
-            steps = record["steps"]
-        except Exception as error:
-            raise ArtifactError(
-                f"The soft labels in {folder} cannot be read ({type(error).__name__}: {error}). Copy the set again, "
-                "or label it again with `gendistill label`."
-            ) from error
-        found._check(folder, images, steps)
+            views = Views(**record["views"])
+        except TypeError as error:
+            raise ArtifactError(f"{path} is damaged: {error}. {AGAIN}") from error
+        options = {key: record[key] for key in KEYS[:-1]} | {"views": views}
+        found = cls(**options, values=tensors.get("values"), indices=tensors.get("indices"))
+        found._check(folder, images, record["steps"])
         return found
 
     def _check(self, folder: Path, images: int, steps: int | None) -> None:

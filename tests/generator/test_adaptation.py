@@ -385,7 +385,7 @@ def test_another_base_is_refused_and_left_alone(saved: Path) -> None:
 def test_missing_and_damaged_files_are_refused(saved: Path) -> None:
     good, record = (saved / WEIGHTS).read_bytes(), (saved / RECORD).read_text()
     for text, message in [
-        ("{", "damaged"), ("[]", "format 'list'"), (record.replace('"format": 1', '"format": 7'), "format 7"),
+        ("{", "damaged"), ("[]", "holds list"), (record.replace('"format": 1', '"format": 7'), "format 7"),
         (json.dumps({"format": 1}), "lacks method, rank, base_hash, adapter_hash"),
     ]:  # fmt: skip
         (saved / RECORD).write_text(text)
@@ -401,7 +401,7 @@ def test_missing_and_damaged_files_are_refused(saved: Path) -> None:
     with pytest.raises(ArtifactError, match="missing or damaged"):
         load_adapter(dit(), saved)
     (saved / RECORD).unlink()
-    with pytest.raises(ArtifactError, match="holds no adapter"):
+    with pytest.raises(ArtifactError, match="is not an adapter"):
         load_adapter(dit(), saved)
 
 

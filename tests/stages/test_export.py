@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_old_export_and_nothing_else(tmp_path: Path, sets
     before = tree(tmp_path)
     with no_file_above(1000):
         message = refused(capsys, *arguments, "--format", "webdataset", "--overwrite")
-    assert "took no more" in message
+    assert "has no room left" in message
     assert "resume" not in message
     assert tree(tmp_path) == before
 

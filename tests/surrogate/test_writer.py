@@ -201,7 +201,7 @@ def test_without_hard_links_the_bytes_are_copied_whole(tmp_path: Path) -> None:
         with no_file_above(2000), pytest.raises(OSError, match="File too large"):
             link_prefix(tmp_path / "all", target, CLASSES, 2)
         assert not files(target, "**/*")
-        killed = target / TRAIN / "ant" / ".00000.png.1.part"
+        killed = target / TRAIN / "ant" / "00000.png.partial"
         killed.write_bytes(b"half of it")
         link_prefix(tmp_path / "all", target, CLASSES, 2)
         assert files(target, "**/*") == files(tmp_path / "all", "**/*")

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from gendistill.errors import ArtifactError
-from gendistill.io import atomic
+from gendistill.io import write_json, write_text
 from gendistill.surrogate.card import facts
 from gendistill.surrogate.card.entry import EVIDENCE, Entry, evidence_problem, read_entry
 from gendistill.surrogate.card.facts import block, code, plain
@@ -38,11 +38,9 @@ def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
     problem = evidence_problem(evidence)
     if problem:
         raise ArtifactError(f"The evidence for {folder} is not written: {problem}.")
-    text = json.dumps(evidence, indent=2, ensure_ascii=False) + "\n"
     shown = card([replace(entry, evidence=evidence)], format="imagefolder")
-    for name, content in ((EVIDENCE, text), (CARD, shown)):
-        with atomic(folder / name) as partial:
-            partial.write_text(content, encoding="utf-8", errors="replace")
+    write_json(folder / EVIDENCE, evidence)
+    write_text(folder / CARD, shown, errors="replace")
 
 
 CARD = "README.md"
@@ -50,9 +48,7 @@ CARD = "README.md"
 
 def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     """README.md of a set from its manifest, and from soft_labels.json and evidence.json where they are there."""
-    text = card([read_entry(folder, manifest)], format="imagefolder")
-    with atomic(folder / CARD) as partial:
-        partial.write_text(text, encoding="utf-8", errors="replace")
+    write_text(folder / CARD, card([read_entry(folder, manifest)], format="imagefolder"), errors="replace")
 
 
 def card(entries: Sequence[Entry], *, format: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gendistill.errors import ArtifactError
+from gendistill.io import read_json
 from gendistill.surrogate import soft_labels
 
 EVIDENCE = "evidence.json"
@@ -22,16 +22,12 @@ def read_evidence(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is damaged.
     """
-    path = folder / EVIDENCE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path, fix = folder / EVIDENCE, "Delete it and measure again."
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Delete it and measure again.") from error
-    problem = evidence_problem(found)
-    if problem:
-        raise ArtifactError(f"{path} is damaged: {problem}. Delete it and measure again.")
+    found = read_json(path, kind="a set with evidence", fix=fix)
+    if problem := evidence_problem(found):
+        raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
     return found
 
 
@@ -70,13 +66,8 @@ def read_entry(source: Path, manifest: dict[str, Any], *, config: str | None = N
 
 def _soft(source: Path) -> dict[str, Any]:
     path = source / soft_labels.RECORD
-    if not path.is_file():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Copy the set again, or label it again.") from error
-    return found
+    fix = "Copy the set again, or label it again."
+    return read_json(path, kind="a set with soft labels", fix=fix) if path.is_file() else {}
 
 
 def evidence_problem(found: Any) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gendistill.errors import ArtifactError
+from gendistill.io import read_json, write_json, write_text
 from gendistill.surrogate.export.stored import StoredImage, StoredSet
 
 if TYPE_CHECKING:
     from datasets import Features
 import io
-import json
 import math
 import shutil
 import tarfile
@@ -152,11 +152,10 @@ RECORD, FORMAT = "export.json", 1
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a finished export, or None: {"export": 1, "format", "sets": {config: {"folder", "checksums"}}}."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / RECORD, kind="an export", required=("export", "format", "sets"), fix="")
+    except ArtifactError:
         return None
-    known = isinstance(record, dict) and record.get("export") == FORMAT
-    return record if known and isinstance(record.get("sets"), dict) and "format" in record else None
+    return record if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
 
 
 WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
@@ -232,21 +231,17 @@ def export(
         _write_companions(stored, target, format, entry.evidence)
         entries.append(entry)
         record[stored.config] = {"folder": part, "checksums": stored.manifest["checksums"]}
-    (folder / CARD).write_text(card(entries, format=format), encoding="utf-8", errors="replace")
-    _write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **(facts or {})})
+    write_text(folder / CARD, card(entries, format=format), errors="replace")
+    write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **(facts or {})})
 
 
 def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: dict[str, Any]) -> None:
     shutil.copyfile(stored.folder / MANIFEST, target / MANIFEST)
     if evidence:
-        _write_json(target / EVIDENCE, evidence)
+        write_json(target / EVIDENCE, evidence)
     if (stored.folder / PAIRS).is_file():
         shutil.copyfile(stored.folder / PAIRS, target / PAIRS)
     inside = stored.labelled and format != "imagefolder"
     for name in (soft_labels.RECORD, *(() if inside else (soft_labels.TENSORS,))):
         if (stored.folder / name).is_file():
             shutil.copyfile(stored.folder / name, target / name)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

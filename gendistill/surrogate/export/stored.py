@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gendistill.errors import ArtifactError
+from gendistill.io import read_json
 from gendistill.progress import track
 from gendistill.surrogate.image_files import read_images
 from gendistill.surrogate.manifest import image_paths, read_manifest, verify
@@ -106,11 +106,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: there is none, or it is something else.
     """
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"evaluation {path} cannot be read: {error}. Give the summary.json of one.") from error
-    rows = summary.get("rows") if isinstance(summary, dict) else None
+    summary = read_json(path, kind="an evaluation", required=("rows",), fix="Give the summary.json of one.")
+    rows = summary["rows"]
     if not isinstance(rows, list) or not all(isinstance(r, dict) and r.keys() >= NEEDED for r in rows):
         raise ArtifactError(f"evaluation {path} is no summary of an evaluation: it has no rows. Give its summary.json.")
     return summary
