@@ -20,23 +20,20 @@ from torch import Tensor
 
 from gendistill.config import ModelConfig
 from gendistill.errors import ArtifactError
+from gendistill.generator import loading
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.class_mapping import ClassMapping, Names, check_label_map
 from gendistill.generator.codec import PIXELS, SUBFOLDERS, Codec, LatentCodec, PixelCodec, load_codec
-from gendistill.generator.loading import (
-    FILE,
-    FORMAT,
-    INDEX,
-    CodecRecord,
-    GeneratorMeta,
-    GeneratorRecord,
-    licence_of,
-    read_condition_names,
-    read_generator_json,
-    read_record,
-    resolve_model_folder,
+from gendistill.generator.loading import FILE, INDEX, CodecRecord, GeneratorMeta, GeneratorRecord
+from gendistill.generator.networks import (
+    Network,
+    build_network,
+    class_rows,
+    folder_of,
+    kind_of,
+    load_network,
+    load_scheduler,
 )
-from gendistill.generator.networks import Network, build_network, class_rows, folder_of, kind_of, load_network
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import write_json
 
@@ -173,9 +170,9 @@ class Generator:
             copy.load_state_dict(dict(base))
             copy.save_pretrained(folder / folder_of(self.network), variant=BASE)
         names = {str(i): ", ".join(names) for i, names in enumerate(self.mapping.names)}
-        write_json(folder / INDEX, {**read_generator_json(folder / INDEX), "id2label": names})
+        write_json(folder / INDEX, {**loading.read_generator_json(folder / INDEX), "id2label": names})
         record: GeneratorRecord = {
-            "format": FORMAT,
+            "format": loading.FORMAT,
             "classes": list(self.classes),
             "label_map": self.label_map,
             "conditions": self.conditions,
@@ -207,18 +204,18 @@ class Generator:
             ArtifactError: it is no generator, is damaged, or lacks the variant.
             ConfigError: a revision of a folder, or an autoencoder for grey images where they are in colour.
         """
-        folder = resolve_model_folder(str(source), revision)
-        names = read_condition_names(folder)
-        record = read_record(folder) if (folder / FILE).is_file() else None
+        folder = loading.resolve_model_folder(str(source), revision)
+        names = loading.read_condition_names(folder)
+        record = loading.read_record(folder) if (folder / FILE).is_file() else None
         known = record["variants"] if record else []
         if variant is not None and variant not in known:
             raise ArtifactError(f"{folder} has no variant {variant!r}; it has {known or 'none'}.")
         network = load_network(folder, variant)
-        scheduler = _scheduler(folder, network)
+        scheduler = load_scheduler(folder, network)
         if record is None:
             codec = _codec(folder, channels)
             mapping = _mapping(network, names)
-            meta: GeneratorMeta = {"licence": licence_of(folder), "parent": str(folder.name), "variants": []}
+            meta: GeneratorMeta = {"licence": loading.licence_of(folder), "parent": str(folder.name), "variants": []}
         else:
             codec = _codec(folder, record["codec"]["channels"])
             _check_codec(folder, codec, record["codec"])
@@ -264,10 +261,10 @@ def load_generator_codec(folder: Path, channels: int) -> Codec:
         ArtifactError: it is no generator, is damaged, or its autoencoder is not the one it was trained with.
         ConfigError: an autoencoder of grey images for images in colour.
     """
-    read_generator_json(folder / INDEX)
+    loading.read_generator_json(folder / INDEX)
     codec = load_codec(str(folder) if _has_autoencoder(folder) else PIXELS, channels)
     if (folder / FILE).is_file():
-        _check_codec(folder, codec, read_record(folder)["codec"])
+        _check_codec(folder, codec, loading.read_record(folder)["codec"])
     return codec
 
 
@@ -311,24 +308,10 @@ def _check_codec(folder: Path, codec: Codec, record: CodecRecord) -> None:
 def _codec(folder: Path, channels: int) -> Codec:
     if _has_autoencoder(folder):
         return load_codec(str(folder), channels)
-    network = read_generator_json(
+    network = loading.read_generator_json(
         next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json"
     )
     return PixelCodec(int(network["in_channels"]))
-
-
-def _scheduler(folder: Path, network: Network) -> DDPMScheduler:
-    try:
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    except Exception as error:
-        raise ArtifactError(f"{folder / 'scheduler'} cannot be read: {error}") from error
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ArtifactError(
-            f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."
-        )
-    if scheduler.config.prediction_type != "epsilon" and network.config.out_channels == 2 * network.config.in_channels:
-        raise ArtifactError(f"The network in {folder} learns sigma but predicts v; expected epsilon with it.")
-    return scheduler
 
 
 def _pipeline(generator: Generator) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from gendistill.config import DiT, ModelConfig, UNet
@@ -143,3 +143,22 @@ def load_network(pipeline: Path, variant: str | None = None) -> Network:
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # it would draw from the global random stream, and no run could be repeated
     return drop_no_labels(network)
+
+
+def load_scheduler(folder: Path, network: Network) -> DDPMScheduler:
+    """The noise schedule of a diffusers pipeline folder, which must fit the network.
+
+    Raises:
+        ArtifactError: it cannot be read, or predicts something other than epsilon or v.
+    """
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except Exception as error:
+        raise ArtifactError(f"{folder / 'scheduler'} cannot be read: {error}") from error
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ArtifactError(
+            f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."
+        )
+    if scheduler.config.prediction_type != "epsilon" and network.config.out_channels == 2 * network.config.in_channels:
+        raise ArtifactError(f"The network in {folder} learns sigma but predicts v; expected epsilon with it.")
+    return scheduler
