@@ -1,4 +1,4 @@
-"""Devices and processes: the only module that knows accelerate."""
+"""Devices, precision, compilation, processes and checkpoints; the only module that imports accelerate."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ COMPILING = 2e12  # FLOP that take an eager fp32 core half a minute; compiling t
 
 
 def processes() -> PartialState:
-    """This process's rank, world size and device; checks that the launcher's world is the one in use.
+    """This process's rank, world size and device.
 
     Raises:
-        ConfigError: WORLD_SIZE says more processes than run together, so that work would silently be repeated.
+        ConfigError: the launcher started another number of processes than run together, so each would do all the work.
     """
-    # The others wait while the main process encodes images, for longer than any default allows.
+    # The timeout is long, because the other processes wait while the main one encodes images.
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(days=2))
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != asked:
@@ -48,12 +48,12 @@ def processes() -> PartialState:
 
 
 def _on_cpu() -> bool:
-    """Several processes without a GPU: accelerate must be told, or it runs one of them alone."""
+    """Several processes without a GPU: without this option accelerate runs each of them on its own."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
 
 
 def check_processes(expected: int | None) -> None:
-    """Fail loudly when another number of processes runs than the user asked for (``--num_processes``)."""
+    """Raises ConfigError when another number of processes runs than the user asked for (``--num_processes``)."""
     running = processes().num_processes
     if expected is not None and running != expected:
         script = f"`torchrun --nproc_per_node {expected} SCRIPT ...`, SCRIPT being the command's in train/ or sample/"
@@ -67,12 +67,12 @@ def device() -> torch.device:
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on the device; what goes to CUDA is staged by the driver, so the host need not wait for its queue."""
+    """``value`` on the device; a copy to CUDA does not wait for the work that is queued there."""
     return value.to(device, non_blocking=device.type == "cuda")
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 itself: most GPUs of today, CPUs with AVX512_BF16 or AMX."""
+    """Whether the device has bf16 units: recent GPUs, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -80,7 +80,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def wants_bf16(mixed_precision: str, device: torch.device) -> bool:
-    """Whether a network is to run under bf16 autocast: ``auto`` says so where the device computes in it."""
+    """Whether a network runs under bf16 autocast: ``auto`` means on devices with bf16 units."""
     return mixed_precision == "bf16" or (mixed_precision == "auto" and native_bf16(device))
 
 
@@ -92,11 +92,17 @@ class ExecutionMode(NamedTuple):
 
 
 def execution_mode(mixed_precision: str, compile: bool | str, device: torch.device, flop: float = 0.0) -> ExecutionMode:
-    """What ``auto`` comes to for so many floating-point operations of training that share what is compiled.
+    """Resolve ``auto`` for precision and compilation.
 
-    On a CPU with bf16 units compiled bf16 takes a third of the time of eager fp32, and eager bf16 more time than eager
-    fp32: so it is both or none, both where the work is worth ``COMPILING``. On a GPU bf16; nothing of it was measured
-    there.
+    On a CPU with bf16 units, compiled bf16 takes a third of the time of eager fp32, and eager bf16 takes more time than
+    eager fp32. So ``auto`` chooses both or neither: both if the work exceeds ``COMPILING``. On a GPU it chooses eager
+    bf16; that was not measured.
+
+    Args:
+        mixed_precision: ``auto``, ``no`` or ``bf16``.
+        compile: True, False or ``auto``.
+        device: Where the network runs.
+        flop: Floating-point operations of all training that shares the compiled code.
     """
     if compile == "auto":
         able = device.type == "cpu" and native_bf16(device) and mixed_precision != "no" and _has_compiler()
@@ -107,23 +113,23 @@ def execution_mode(mixed_precision: str, compile: bool | str, device: torch.devi
 
 @cache
 def _has_compiler() -> bool:
-    """torch.compile calls one for a CPU."""
+    """torch.compile needs a C++ compiler for a CPU."""
     return sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 @cache
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """torch.compile(function), one for all callers: networks of one structure share code, every shape has its own."""
+    """torch.compile(function), shared by all callers: networks of one structure share code, each shape has its own."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # beyond it eager, silently
     return compiled_anew(function, dynamic=False)
 
 
 def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T]:
-    """torch.compile(function), for one caller; the function as it is, once the compiler has failed on it.
+    """torch.compile(function) for one caller; if the compiler fails, the function runs uncompiled.
 
-    It does on some networks: torch 2.14 writes wrong C++ for the bf16 gradients of a ResNetAP of 128 px.
+    torch 2.14, for one, generates wrong C++ for the bf16 gradients of a ResNetAP of 128 px.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no CUDA is no news
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns when CUDA is missing
     fast = torch.compile(function, **options)
     from torch._dynamo.exc import BackendCompilerFailed  # a second of imports, which torch.compile needs too
 
@@ -150,9 +156,14 @@ def make_accelerator(
     tracker: str = "none",
     folder: Path | None = None,
 ) -> Accelerator:
-    """An Accelerator; ``auto`` precision is bf16 on a GPU that has it and fp32 on CPU, where runs repeat to the byte.
+    """An Accelerator.
 
-    ``tracker`` (``tensorboard`` or ``wandb``) also gets what is logged, below ``folder``.
+    Args:
+        mixed_precision: ``no``, ``bf16``, or ``auto``: bf16 on a GPU that has it, fp32 on a CPU, where runs are then
+            reproducible to the byte.
+        gradient_accumulation_steps: Micro-batches per optimiser step.
+        tracker: ``none``, ``tensorboard`` or ``wandb``; it also gets what is logged.
+        folder: Where the tracker writes.
 
     Raises:
         ConfigError: the tracker is not installed.
@@ -181,15 +192,19 @@ def owns_optimizer(accelerator: Accelerator) -> bool:
 
 
 def require_tracker(name: str) -> None:
-    """Raises ConfigError where it is not installed."""
+    """Raises ConfigError if it is not installed."""
     if name != "none" and find_spec(name) is None:
         raise ConfigError(f"report_to is {name!r}, which is not installed; run `pip install {name}`.")
 
 
 class Checkpoints:
-    """Training states as safetensors in ``folder/step-000100/``, written whole or not at all; nothing is pickled.
+    """Training states as safetensors in ``folder/step-000100/``, each written completely or not at all.
 
-    ``identity`` (plain text values) says what they belong to; states of another identity are refused.
+    Args:
+        folder: Where the states are.
+        every: Steps between two checkpoints.
+        keep: How many of the newest are kept.
+        identity: What they belong to, as text; states of another identity are refused.
     """
 
     def __init__(self, folder: Path, every: int, keep: int, identity: Mapping[str, str] | None = None) -> None:
@@ -234,7 +249,7 @@ class Checkpoints:
         if other:
             raise ArtifactError(
                 f"The checkpoint {path} belongs to another training ({', '.join(other)}); resume with the settings it "
-                "was made with, or start anew with --overwrite."
+                "was made with, or start again with --overwrite."
             )
         return steps[-1], state
 
