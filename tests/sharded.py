@@ -22,10 +22,9 @@ from gendistill.config import DiT, FinetuneConfig, MinimaxConfig, ModelConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.generator.adaptation import adapt
-from gendistill.generator.batch_source import BatchSource
+from gendistill.generator.batch_source import BatchSource, PixelLatents
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import build_generator
-from gendistill.generator.latent_cache import PixelLatents
 from gendistill.generator.trainer import TrainingState, step_losses
 from gendistill.seeding import torch_rng
 

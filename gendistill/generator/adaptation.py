@@ -1,7 +1,7 @@
 """What of a class-conditional network trains: all of it, DiffFit's few parameters, or LoRA matrices.
 
 Adapting changes the network in place and leaves its function as it was. The adapted network samples as it is, at any
-time; ``Adapted.merged`` makes a plain diffusers network of it, and the adapter file keeps the trained tensors alone.
+time; ``Adapted.merged`` makes a plain diffusers network of it, and the adapter file keeps only the trained tensors.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection
 from torch import Tensor, nn
 
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.loading import GeneratorMeta
 from gendistill.generator.networks import KINDS, Network, drop_no_labels, kind_of
 from gendistill.hashing import hash_tensors
 from gendistill.io import read_json, read_tensors, write_json, write_tensors
@@ -28,6 +29,25 @@ GAMMA, DOWN, UP = ".gamma", ".lora_A.weight", ".lora_B.weight"
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 Adaptation = Literal["full", "difffit", "lora"]
 TABLES = ("class_embedding.weight", "class_embedder.embedding_table.weight")
+
+
+class AdapterOrigin(TypedDict, total=False):
+    """What a generator needs besides the adapter's tensors: its pretrained model, classes and provenance."""
+
+    pretrained: str | None
+    classes: list[str]
+    label_map: dict[str, int]
+    meta: GeneratorMeta
+
+
+class AdapterRecord(AdapterOrigin):
+    """adapter.json of an adapter folder."""
+
+    format: int
+    method: Adaptation
+    rank: int
+    base_hash: str
+    adapter_hash: str
 
 
 class Places(NamedTuple):
@@ -95,7 +115,7 @@ def adapt(
     Args:
         network: Untouched diffusers network; its label dropout is turned off.
         rank: Of the LoRA matrices.
-        seed: Of their initial values, which depend on it and the layer's name alone.
+        seed: Of their initial values, which depend only on it and the layer's name.
         base_hash: ``hash_tensors(network.state_dict())``, where known.
 
     Raises:
@@ -201,9 +221,9 @@ def _inject_lora(network: Network, layers: list[str], rank: int, seed: int) -> N
 
 
 def save_adapter(
-    folder: str | Path, adapted: Adapted, record: Mapping[str, Any] | None = None, *, main_process: bool = True
+    folder: str | Path, adapted: Adapted, origin: AdapterOrigin | None = None, *, main_process: bool = True
 ) -> None:
-    """Write adapter.safetensors (what trains, by plain name) and adapter.json (what it belongs to, and ``record``).
+    """Write adapter.safetensors (what trains, by plain name) and adapter.json (what it belongs to, and ``origin``).
 
     Every process calls it, so that sharded parameters can be gathered; the main one writes.
     """
@@ -213,14 +233,15 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
-    own = {
+    record: AdapterRecord = {
         "format": FORMAT,
         "method": adapted.method,
         "rank": adapted.rank,
         "base_hash": adapted.base_hash,
         "adapter_hash": hash_tensors(tensors),
+        **(origin or {}),
     }
-    write_json(folder / RECORD, {**own, **(record or {}), **own})
+    write_json(folder / RECORD, record)
 
 
 def load_adapter(network: Network, folder: str | Path) -> Network:
@@ -253,23 +274,24 @@ def load_adapter(network: Network, folder: str | Path) -> Network:
     return network
 
 
-def read_adapter_record(folder: Path) -> dict[str, Any]:
+def read_adapter_record(folder: Path) -> AdapterRecord:
     """adapter.json of a folder, checked.
 
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
-    return read_json(
+    record = read_json(
         folder / RECORD,
         kind="an adapter",
         required=("method", "rank", "base_hash", "adapter_hash"),
         format=FORMAT,
         fix="Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora.",
     )
+    return cast("AdapterRecord", record)
 
 
 def _read_tensors(folder: Path, wanted: str) -> dict[str, Tensor]:
     tensors, _ = read_tensors(folder / WEIGHTS, fix="Copy the adapter again.")
     if hash_tensors(tensors) != wanted:
-        raise ArtifactError(f"{folder / WEIGHTS} is not the file that {RECORD} tells of. Copy the adapter again.")
+        raise ArtifactError(f"{folder / WEIGHTS} does not match its hash in {RECORD}. Copy the adapter again.")
     return tensors

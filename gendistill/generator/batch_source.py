@@ -1,7 +1,10 @@
-"""Class-balanced batches without state: every draw of step s comes from the stream (seed, phase, s).
+"""Real x0 (pixels, or encoded latents), and class-balanced batches of them without state.
 
-So a resumed run continues exactly, any number of processes sees slices of the same global batch, and the state of no
-random generator has to be saved.
+Every draw of step s comes from the stream (seed, phase, s). So a resumed run continues exactly, any number of processes
+sees slices of the same global batch, and the state of no random generator has to be saved.
+
+Legend: N images, c x h x w a latent; in a shard of encoded images n images and o orientations (the image, and its
+mirror image where flip is asked for).
 """
 
 from __future__ import annotations
@@ -9,14 +12,97 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from gendistill.data.dataset import Split
+from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.generator.generator import Generator
-from gendistill.generator.latent_cache import RealLatents
 from gendistill.seeding import torch_rng
+
+
+class RealLatents(Protocol):
+    """Where training draws from: ``labels`` int64 (N,), ``shape`` (c,h,w) of one x0."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether x0 is a draw, of the noise given, from a distribution by image."""
+
+    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
+        """float32 (b,c,h,w) on the CPU of the images ``index`` int64 (b,), mirrored where ``flipped`` bool (b,).
+
+        ``noise`` (b,c,h,w) is standard normal; without it, or where none is needed, x0 is the mean.
+        """
+
+
+@dataclass(frozen=True)
+class PixelLatents:
+    """The images themselves, in [-1, 1], turned to floats when drawn."""
+
+    split: Split
+    needs_noise: ClassVar[bool] = False
+
+    @property
+    def labels(self) -> Tensor:
+        return self.split.labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.split.images.shape[1:])
+
+    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
+        images = self.split.images[index]
+        return to_float(torch.where(flipped[:, None, None, None], images.flip(-1), images))
+
+
+@dataclass(frozen=True)
+class CachedLatents:
+    """x0 = mean + std * noise, from shards of one size but the last; means and stds each (n,o,c,h,w) a shard.
+
+    Shards read from a folder are mapped into memory: they take room only while the system has it to spare.
+    """
+
+    labels: Tensor
+    means: tuple[Tensor, ...]
+    stds: tuple[Tensor, ...] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.means[0].shape[2:])
+
+    @property
+    def needs_noise(self) -> bool:
+        return self.stds is not None
+
+    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
+        if self.means[0].shape[1] == 1 and bool(flipped.any()):
+            raise ValueError("a mirrored image is asked for, but the latents were encoded without flip.")
+        mean = _gather(self.means, index, flipped)
+        if self.stds is None or noise is None:
+            return mean
+        if noise.shape != mean.shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}; expected {tuple(mean.shape)}.")
+        return mean + _gather(self.stds, index, flipped) * noise
+
+
+def _gather(shards: tuple[Tensor, ...], index: Tensor, flipped: Tensor) -> Tensor:
+    """Rows (b,c,h,w) of shards (n,o,c,h,w)."""
+    size = len(shards[0])
+    shard, row, side = index // size, index % size, flipped.long()
+    rows = torch.empty(len(index), *shards[0].shape[2:])
+    for number in shard.unique().tolist():
+        at = shard == number
+        rows[at] = shards[number][row[at], side[at]]
+    return rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.adaptation import Adapted, adapt, require_peft, save_adapter
+from gendistill.generator.adaptation import Adapted, AdapterOrigin, adapt, require_peft, save_adapter
 from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
@@ -99,9 +99,13 @@ def finetune(
         "base_hash": base_hash,
     }
     if folder and config.adaptation != "full":
-        mapping = {"classes": list(data.classes), "label_map": generator.label_map}
-        record = {"pretrained": config.pretrained, **mapping, "meta": generator.meta}
-        save_adapter(folder.path / ADAPTER, adapted, record, main_process=run.is_main)
+        origin: AdapterOrigin = {
+            "pretrained": config.pretrained,
+            "classes": list(data.classes),
+            "label_map": generator.label_map,
+            "meta": generator.meta,
+        }
+        save_adapter(folder.path / ADAPTER, adapted, origin, main_process=run.is_main)
     generator.network = adapted.merged()
     return generator, base
 

@@ -158,7 +158,7 @@ class Generator:
         classes, meta = tuple(record["classes"]), record["meta"]
         check_label_map(classes, record["label_map"], self.conditions)
         mapping = self.mapping.select(classes, record["label_map"])
-        licence = self.meta.get("licence", meta.get("licence"))
+        licence = self.meta.get("licence", meta.get("licence", "unknown"))
         return replace(self, network=network, mapping=mapping, meta={**meta, "licence": licence})
 
     def save_pretrained(self, folder: str | Path, base: Mapping[str, Tensor] | None = None) -> None:

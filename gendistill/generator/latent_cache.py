@@ -1,4 +1,4 @@
-"""Real x0 for training: pixels as they are, or latents encoded once and kept.
+"""Real images encoded once and kept as latents.
 
 Legend: N images, c x h x w a latent, o orientations (the image, and its mirror image where flip is asked). A cache
 folder holds ``latents-00000.safetensors`` and so on, with mean and std (n,o,c,h,w) and labels (n,), and
@@ -11,11 +11,10 @@ import fcntl
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from torch import Tensor
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, StorageError
+from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors
 from gendistill.io import partial_of, read_json, write_json, write_tensors
@@ -34,88 +34,30 @@ from gendistill.runtime import processes
 FILE, FORMAT, LOCK = "latents.json", 1, ".lock"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
 SHARD_SIZE = 2048
-MEND = "Delete the folder to encode anew, or give another finetune.latent_cache."
+FIX = "Delete the folder to encode the images again, or give another finetune.latent_cache."
 
 
-class RealLatents(Protocol):
-    """Where training draws from: ``labels`` int64 (N,), ``shape`` (c,h,w) of one x0."""
+class CacheKey(TypedDict):
+    """All that decides the latents of a split: equal keys, equal latents."""
 
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether x0 is a draw, of the noise given, from a distribution by image."""
-
-    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
-        """float32 (b,c,h,w) on the CPU of the images ``index`` int64 (b,), mirrored where ``flipped`` bool (b,).
-
-        ``noise`` (b,c,h,w) is standard normal; without it, or where none is needed, x0 is the mean.
-        """
+    data: str
+    images: int
+    labels: str
+    image_size: int
+    channels: int
+    transform: str
+    codec: str
+    flip: bool
 
 
-@dataclass(frozen=True)
-class PixelLatents:
-    """The images themselves, in [-1, 1], turned to floats when drawn."""
+class CacheRecord(TypedDict):
+    """latents.json: the key, and the BLAKE2b of each finished shard by its file name."""
 
-    split: Split
-    needs_noise: ClassVar[bool] = False
-
-    @property
-    def labels(self) -> Tensor:
-        return self.split.labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.split.images.shape[1:])
-
-    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
-        images = self.split.images[index]
-        return to_float(torch.where(flipped[:, None, None, None], images.flip(-1), images))
-
-
-@dataclass(frozen=True)
-class CachedLatents:
-    """x0 = mean + std * noise, from shards of one size but the last; means and stds each (n,o,c,h,w) a shard.
-
-    Shards read from a folder are mapped into memory: they take room only while the system has it to spare.
-    """
-
-    labels: Tensor
-    means: tuple[Tensor, ...]
-    stds: tuple[Tensor, ...] | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.means[0].shape[2:])
-
-    @property
-    def needs_noise(self) -> bool:
-        return self.stds is not None
-
-    def x0(self, index: Tensor, flipped: Tensor, noise: Tensor | None = None) -> Tensor:
-        if self.means[0].shape[1] == 1 and bool(flipped.any()):
-            raise ValueError("a mirrored image is asked for, but the latents were encoded without flip.")
-        mean = _gather(self.means, index, flipped)
-        if self.stds is None or noise is None:
-            return mean
-        if noise.shape != mean.shape:
-            raise ValueError(f"noise is {tuple(noise.shape)}; expected {tuple(mean.shape)}.")
-        return mean + _gather(self.stds, index, flipped) * noise
-
-
-def _gather(shards: tuple[Tensor, ...], index: Tensor, flipped: Tensor) -> Tensor:
-    """Rows (b,c,h,w) of shards (n,o,c,h,w)."""
-    size = len(shards[0])
-    shard, row, side = index // size, index % size, flipped.long()
-    rows = torch.empty(len(index), *shards[0].shape[2:])
-    for number in shard.unique().tolist():
-        at = shard == number
-        rows[at] = shards[number][row[at], side[at]]
-    return rows
+    format: int
+    key: CacheKey
+    shard_size: int
+    dtype: str
+    shards: dict[str, str]
 
 
 def real_latents(
@@ -158,8 +100,8 @@ def real_latents(
     return latents
 
 
-def cache_key(codec: Codec, split: Split, *, flip: bool, fingerprint: str) -> dict[str, Any]:
-    """All that decides the latents of a split of the data with this fingerprint; equal keys, equal latents."""
+def cache_key(codec: Codec, split: Split, *, flip: bool, fingerprint: str) -> CacheKey:
+    """The key of a split of the data with this fingerprint."""
     return {
         "data": fingerprint,
         "images": len(split),
@@ -177,7 +119,7 @@ def write_cache(
     split: Split,
     folder: Path | None,
     *,
-    key: Mapping[str, Any],
+    key: CacheKey,
     flip: bool,
     batch_size: int = 64,
     device: torch.device | str | None = None,
@@ -207,7 +149,7 @@ def write_cache(
     if folder is None:
         spans = _spans(len(split), shard_size)
         return _assemble([shard for _, shard in _encode(codec, split, spans, flip, batch_size)])
-    if (folder / FILE).is_file() and not _missing(folder, _record_of(folder, key)):
+    if (folder / FILE).is_file() and not _missing(folder, _read_record(folder, key)):
         return read_cache(folder, key)  # which may be read-only
     _refuse_foreign(folder)
     with _alone(folder):
@@ -221,13 +163,13 @@ def write_cache(
     return read_cache(folder, key)
 
 
-def read_cache(folder: Path, key: Mapping[str, Any]) -> CachedLatents:
+def read_cache(folder: Path, key: CacheKey) -> CachedLatents:
     """The latents in ``folder``, every shard checked against its hash and mapped into memory.
 
     Raises:
         ArtifactError: there are none, others, too few, or damaged ones.
     """
-    record = _record_of(folder, key)
+    record = _read_record(folder, key)
     spans, missing = _spans(key["images"], record["shard_size"]), _missing(folder, record)
     if missing:
         raise ArtifactError(
@@ -314,50 +256,47 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _open(folder: Path, key: Mapping[str, Any], shard_size: int) -> dict[str, Any]:
+def _open(folder: Path, key: CacheKey, shard_size: int) -> CacheRecord:
     """latents.json of this key, made in an empty folder."""
     if (folder / FILE).exists():
-        return _record_of(folder, key)
-    record = {"format": FORMAT, "key": dict(key), "shard_size": shard_size, "dtype": "float32", "shards": {}}
+        return _read_record(folder, key)
+    record: CacheRecord = {
+        "format": FORMAT,
+        "key": key,
+        "shard_size": shard_size,
+        "dtype": "float32",
+        "shards": {},
+    }
     _write_record(folder, record)
     return record
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    return read_json(
-        folder / FILE,
-        kind="a cache of latents",
-        required=("key", "shard_size", "shards"),
-        format=FORMAT,
-        fix=MEND,
-    )
-
-
-def _record_of(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
-    """latents.json, refused where its key is another."""
-    record = _read_record(folder)
-    found = record["key"]
-    names = [name for name in {**key, **found} if found.get(name) != key.get(name)]
+def _read_record(folder: Path, key: CacheKey) -> CacheRecord:
+    """latents.json of a folder, refused if its key is another."""
+    required = ("key", "shard_size", "shards")
+    record = read_json(folder / FILE, kind="a cache of latents", required=required, format=FORMAT, fix=FIX)
+    found, wanted = record["key"], dict(key)
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if names:
-        differences = "; ".join(f"{name} was {found.get(name)!r}, is now {key.get(name)!r}" for name in names)
-        raise ArtifactError(f"The latents in {folder} are of other images or another codec: {differences}. {MEND}")
-    return record
+        differences = "; ".join(f"{name} was {found.get(name)!r}, is now {wanted.get(name)!r}" for name in names)
+        raise ArtifactError(f"The latents in {folder} are of other images or another codec: {differences}. {FIX}")
+    return cast("CacheRecord", record)
 
 
-def _missing(folder: Path, record: Mapping[str, Any]) -> dict[int, range]:
+def _missing(folder: Path, record: CacheRecord) -> dict[int, range]:
     """The shards that were never finished, or are gone."""
     spans = _spans(record["key"]["images"], record["shard_size"])
     there = {name for name in record["shards"] if (folder / name).is_file()}
     return {number: span for number, span in spans.items() if _name(number) not in there}
 
 
-def _read_shard(folder: Path, record: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+def _read_shard(folder: Path, record: CacheRecord, number: int) -> dict[str, Tensor]:
     path = folder / _name(number)
     expected, found = record["shards"][path.name], _hash(path)
     if found != expected:
         raise ArtifactError(
             f"{path} is damaged: its BLAKE2b is {found}, {FILE} says {expected}. Delete this file and run the same "
-            "command again: only this one is encoded anew."
+            "command again: only this one is encoded again."
         )
     return load_file(path)
 
@@ -367,7 +306,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def _write_record(folder: Path, record: CacheRecord) -> None:
     with _write_errors(folder / FILE):
         write_json(folder / FILE, record)
 

@@ -132,15 +132,8 @@ def read_record(folder: Path) -> GeneratorRecord:
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
-    record = read_generator_json(folder / FILE)
-    if record.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{folder / FILE} has format {record.get('format')!r}; this version reads {FORMAT}. Run `gendistill "
-            "finetune` again."
-        )
-    missing = [key for key in REQUIRED if key not in record]
-    if missing:
-        raise ArtifactError(f"{folder / FILE} lacks {', '.join(missing)}. Run `gendistill finetune` again.")
+    fix = "Run `gendistill finetune` again."
+    record = read_json(folder / FILE, kind="a generator folder", required=REQUIRED, format=FORMAT, fix=fix)
     shapes = {
         "classes": isinstance(record["classes"], list) and all(isinstance(c, str) for c in record["classes"]),
         "label_map": isinstance(record["label_map"], dict),
@@ -150,7 +143,7 @@ def read_record(folder: Path) -> GeneratorRecord:
     }
     wrong = [name for name, right in shapes.items() if not right]
     if wrong:
-        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. Run `gendistill finetune` again.")
+        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. {fix}")
     check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
     return cast("GeneratorRecord", record)
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gendistill.errors import ConfigError
-from gendistill.generator.latent_cache import RealLatents
+from gendistill.generator.batch_source import RealLatents
 from gendistill.seeding import derive
 from gendistill.transport.barycenter import kmeans_atoms
 

@@ -19,9 +19,8 @@ from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig
 from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
-from gendistill.generator.batch_source import BatchDraw, BatchSource, prefetch, slices
+from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
-from gendistill.generator.latent_cache import RealLatents
 from gendistill.generator.memory import MinimaxMemories
 from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (

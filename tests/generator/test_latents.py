@@ -19,16 +19,9 @@ from torch import Tensor
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, StorageError
+from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, LatentCodec, Moments, PixelCodec
-from gendistill.generator.latent_cache import (
-    CachedLatents,
-    PixelLatents,
-    RealLatents,
-    cache_key,
-    read_cache,
-    real_latents,
-    write_cache,
-)
+from gendistill.generator.latent_cache import cache_key, read_cache, real_latents, write_cache
 from gendistill.hashing import hash_bytes
 from gendistill.progress import show_progress
 from tests.generator.autoencoders import kl, tiny

@@ -15,10 +15,10 @@ from gendistill.config import DiT, FinetuneConfig, MinimaxConfig, ModelConfig, U
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import adapt
-from gendistill.generator.batch_source import BatchSource
+from gendistill.generator.batch_source import BatchSource, RealLatents
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.latent_cache import RealLatents, real_latents
+from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.trainer import Callbacks, Estimate, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator

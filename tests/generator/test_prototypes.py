@@ -10,8 +10,9 @@ from threadpoolctl import threadpool_limits
 
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
+from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import LatentCodec
-from gendistill.generator.latent_cache import PixelLatents, real_latents
+from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.prototypes import prototypes
 from tests.generator.autoencoders import kl
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
-from gendistill.generator.batch_source import BatchSource, slices
+from gendistill.generator.batch_source import BatchSource, PixelLatents, slices
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.latent_cache import PixelLatents
 from gendistill.generator.trainer import learning_rate_at, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
