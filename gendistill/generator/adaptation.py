@@ -1,7 +1,7 @@
-"""What of a class-conditional network trains: all of it, DiffFit's few parameters, or LoRA matrices.
+"""Which parameters of a class-conditional network train: all, those of DiffFit, or LoRA matrices.
 
-Adapting changes the network in place and leaves its function as it was. The adapted network samples as it is, at any
-time; ``Adapted.merged`` makes a plain diffusers network of it, and the adapter file keeps only the trained tensors.
+Adapting changes the network in place and does not change its function. The adapted network can sample at any time;
+``Adapted.merged`` makes a plain diffusers network of it, and the adapter file keeps only the trained tensors.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AdapterRecord(AdapterOrigin):
 
 
 class Places(NamedTuple):
-    """Ends of the names of the layers that get a scale, and of those that get LoRA matrices."""
+    """Suffixes of the names of the layers that get a scale, and of those that get LoRA matrices."""
 
     scaled: tuple[str, ...]
     lora: tuple[str, ...]
@@ -65,7 +65,7 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Adapted:
-    """A network, adapted in place; ``network`` is the module to call in training and in sampling alike."""
+    """A network, adapted in place; ``network`` is the module to call in training and in sampling."""
 
     network: Network
     method: Adaptation
@@ -110,13 +110,13 @@ def adapt(
     attention and feed-forward (UNet: attention and residual convolutions), alpha = rank, and the class table.
 
     Where all blocks of a DiT hold equal copies of a conditioning parameter (the class table, as in the converted
-    facebook/DiT-XL-2-256), the copies train as the one that the original has; copies that differ train apart.
+    facebook/DiT-XL-2-256), the copies train as one, as in the original; copies that differ train separately.
 
     Args:
         network: Untouched diffusers network; its label dropout is turned off.
         rank: Of the LoRA matrices.
         seed: Of their initial values, which depend only on it and the layer's name.
-        base_hash: ``hash_tensors(network.state_dict())``, where known.
+        base_hash: ``hash_tensors(network.state_dict())``, if it is known already.
 
     Raises:
         ConfigError: ``lora`` without peft, or an unknown method.

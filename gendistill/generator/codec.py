@@ -1,8 +1,8 @@
-"""Codecs: between images and what the diffusion model denoises. The one home of the latent scale.
+"""Codecs: between images and what the diffusion model denoises. The latent scale is defined only here.
 
 Legend: images x (B,C,H,W) float in [-1, 1], C = 1 or 3; latents z (B,c,h,w) in the scaled space of the diffusion
-model, h = H / factor. ``data.images`` is the home of pixel ranges; the three autoencoders of diffusers all take and
-give [-1, 1] (AutoencoderTiny turns it into [0, 1] inside).
+model, h = H / factor. ``data.pixels`` defines the pixel ranges; the three autoencoders of diffusers all take and
+return [-1, 1] (AutoencoderTiny converts it to [0, 1] inside).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Codec(ABC):
 
         Raises:
             ConfigError: a side does not divide by the down-sampling.
-            ValueError: other channels, or no floats.
+            ValueError: another number of channels, or not floats.
         """
         if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise ValueError(
@@ -100,11 +100,11 @@ class Codec(ABC):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B,c,h,w) -> images (B,C,H,W) about [-1, 1], not clipped; ``data.images.to_uint8`` clips."""
+        """Scaled latents (B,c,h,w) -> images (B,C,H,W) about [-1, 1], not clipped; ``data.pixels.to_uint8`` clips."""
         return self.decode_with_grad(z)
 
     def decode_with_grad(self, z: Tensor) -> Tensor:
-        """``decode``, with a gradient for ``z`` where it asks for one; the codec's weights never get any."""
+        """``decode``, with a gradient for ``z`` if it requires one; the codec's weights never get one."""
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
             raise ValueError(f"latents are {tuple(z.shape)}; expected (B,{self.latent_channels},h,w).")
         return self._decode(z)
@@ -159,7 +159,7 @@ class LatentCodec(Codec):
     """
 
     def __init__(self, autoencoder: Any, channels: int) -> None:
-        """Take over ``autoencoder``.
+        """Use ``autoencoder``, which is changed to fp32 and evaluation mode.
 
         Raises:
             ArtifactError: another class, or a config that its own output contradicts.
@@ -181,7 +181,7 @@ class LatentCodec(Codec):
         self._probe()
 
     def hash(self) -> str:
-        """Of weights and config, without where it was loaded from and what diffusers fills in by default."""
+        """Of the weights and the config, without its path and without diffusers' defaults."""
         defaults = {k: p.default for k, p in inspect.signature(self._kind.cls.__init__).parameters.items()}
         config = {k: v for k, v in self.autoencoder.config.items() if k in defaults and not _same(v, defaults[k])}
         return hash_json([self.name, config, hash_tensors(self.autoencoder.state_dict())])
@@ -206,7 +206,7 @@ class LatentCodec(Codec):
         return images.mean(1, keepdim=True) if self.channels < self._inner else images
 
     def _probe(self) -> None:
-        """The smallest image there and back: shapes that do not follow the config are found here, not in training."""
+        """Encode and decode the smallest image, so that shapes that contradict the config are found before training."""
         image = torch.zeros(1, self.channels, 2 * self.factor, 2 * self.factor, device=self.device)
         wanted = (1, *self.latent_shape(2 * self.factor))
         try:
@@ -239,7 +239,7 @@ def _scaling(name: str, config: Any) -> tuple[list[float], list[float]]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal where config.json turns tuples into lists."""
+    """Equal, apart from tuples that config.json turns into lists."""
     return hash_json(a) == hash_json(b)
 
 

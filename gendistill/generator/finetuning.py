@@ -63,7 +63,7 @@ def finetune(
             micro-batches, the network has no null class to drop labels to, or a package is missing.
 
     Example:
-        >>> generator, base = finetune(load_data("digits"), FinetuneConfig(base_steps=400, minimax_steps=100))
+        >>> generator, base = finetune(load_data(name="digits"), FinetuneConfig(base_steps=400, minimax_steps=100))
         >>> generator.save_pretrained("generator", base=base)
     """
     config = config or FinetuneConfig()

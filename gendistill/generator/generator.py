@@ -1,8 +1,8 @@
 """Generator: a class-conditional network with its codec, noise schedule and label map, as a diffusers pipeline folder.
 
 The folder holds ``unet/`` or ``transformer/`` (the fine-tuned weights, and beside them the plain-diffusion weights as
-diffusers' variant ``base``), the autoencoder where there is one, ``scheduler/``, ``model_index.json`` and
-``gendistill.json`` (classes, label map, codec, parents, licence). A folder of diffusers alone, such as
+diffusers' variant ``base``), the autoencoder if there is one, ``scheduler/``, ``model_index.json`` and
+``gendistill.json`` (classes, label map, codec, parents, licence). A folder that diffusers wrote, such as
 facebook/DiT-XL-2-256, is read as well: its conditions are then the classes.
 """
 
@@ -45,9 +45,9 @@ class Generator:
     """A class-conditional diffusion model of images.
 
     Attributes:
-        network: Predicts epsilon or v for noisy pixels or latents, with a learned variance after it where it has one.
+        network: Predicts epsilon or v for noisy pixels or latents, and a learned variance if it has one.
         scheduler: The noise schedule of training.
-        codec: Between images and what the network denoises.
+        codec: Converts between images and what the network denoises.
         mapping: The classes and the conditions of the network.
         meta: Where the generator comes from.
 
@@ -81,7 +81,7 @@ class Generator:
 
     @property
     def null_class(self) -> int | None:
-        """The condition that stands for "no class", the row after the last condition; None where there is none."""
+        """The condition that stands for "no class", the row after the last condition; None if the network has none."""
         return self.conditions if class_rows(self.network) > self.conditions else None
 
     @property
@@ -123,7 +123,7 @@ class Generator:
         return self
 
     def hash(self) -> str:
-        """Of all that decides a sample: equal generators, equal hash."""
+        """Hash of everything that decides a sample."""
         parts = [hash_tensors(self.network.state_dict()), self.codec.hash(), self.classes, self.label_map]
         return hash_json([*parts, self.prediction_type, hash_tensors({"alphas": self.alphas_cumprod})])
 
@@ -188,14 +188,14 @@ class Generator:
     ) -> Generator:
         """Load a generator from a folder or the Hugging Face Hub.
 
-        A folder of diffusers alone, such as facebook/DiT-XL-2-256, is read as well: its conditions are then the
+        A folder that diffusers wrote, such as facebook/DiT-XL-2-256, is read as well: its conditions are then the
         classes, each by its first name.
 
         Args:
             source: A folder that ``save_pretrained`` or a diffusers pipeline wrote, or a Hub id.
             variant: None for the fine-tuned weights, ``base`` for those of plain diffusion training.
             revision: Branch, tag or commit of a Hub id.
-            channels: Of the images, 1 or 3; matters only for a diffusers folder with an autoencoder and grey images.
+            channels: Of the images, 1 or 3; only needed for grey images and a folder that diffusers wrote.
 
         Returns:
             The generator in fp32 on the CPU, in evaluation mode.

@@ -94,7 +94,7 @@ def real_latents(
     if folder is not None and not state.is_main_process:
         state.wait_for_everyone()
         return read_cache(folder, key)
-    latents = write_cache(codec, split, folder, key=key, flip=flip, batch_size=batch_size, device=device)
+    latents = write_cache(codec, split, folder, key=key, batch_size=batch_size, device=device)
     if folder is not None:
         state.wait_for_everyone()
     return latents
@@ -120,41 +120,38 @@ def write_cache(
     folder: Path | None,
     *,
     key: CacheKey,
-    flip: bool,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> CachedLatents:
-    """Encode every image of the split, once or with its mirror image, and return the latents.
+    """Encode every image of the split and return the latents.
 
-    Shards that ``folder`` has of this key are kept: what was interrupted goes on, what is whole is only read.
+    Shards of this key that are in ``folder`` already are kept, so an interrupted encoding continues.
 
     Args:
-        folder: Where the latents are kept; None keeps them in memory alone.
-        key: ``cache_key`` of the same codec, split and flip.
-        batch_size: Images encoded at once; the latents do not depend on it but for rounding.
+        folder: Where the latents are kept; None keeps them in memory only.
+        key: ``cache_key`` of the same codec and split; its ``flip`` decides whether mirror images are encoded too.
+        batch_size: Images encoded at once; it changes the latents by rounding only.
         device: Where to move the codec; None leaves it where it is.
-        shard_size: Images a file, of a new folder.
+        shard_size: Images per file, in a new folder.
 
     Raises:
         ArtifactError: ``folder`` has other latents or other files, is damaged, or is being written by another process;
             or the autoencoder gives no finite latents.
-        StorageError: the disk took no more; finished shards are kept.
+        StorageError: the disk is full; finished shards are kept.
     """
-    if key["flip"] != flip:
-        raise ValueError(f"flip is {flip}, but the key says {key['flip']}.")
     if device is not None:
         codec.to(device)
     codec.latent_shape(int(split.images.shape[-1]))
     if folder is None:
         spans = _spans(len(split), shard_size)
-        return _assemble([shard for _, shard in _encode(codec, split, spans, flip, batch_size)])
+        return _assemble([shard for _, shard in _encode(codec, split, spans, key["flip"], batch_size)])
     if (folder / FILE).is_file() and not _missing(folder, _read_record(folder, key)):
         return read_cache(folder, key)  # which may be read-only
     _refuse_foreign(folder)
     with _alone(folder):
         record = _open(folder, key, shard_size)
-        for number, shard in _encode(codec, split, _missing(folder, record), flip, batch_size):
+        for number, shard in _encode(codec, split, _missing(folder, record), key["flip"], batch_size):
             path = folder / _name(number)
             with _write_errors(path):
                 write_tensors(path, shard)
@@ -164,10 +161,10 @@ def write_cache(
 
 
 def read_cache(folder: Path, key: CacheKey) -> CachedLatents:
-    """The latents in ``folder``, every shard checked against its hash and mapped into memory.
+    """Read the latents in ``folder``: every shard is checked against its hash and mapped into memory.
 
     Raises:
-        ArtifactError: there are none, others, too few, or damaged ones.
+        ArtifactError: the folder has no latents, incomplete or damaged ones, or those of other images.
     """
     record = _read_record(folder, key)
     spans, missing = _spans(key["images"], record["shard_size"]), _missing(folder, record)
@@ -191,7 +188,7 @@ def _name(number: int) -> str:
 def _encode(
     codec: Codec, split: Split, spans: Mapping[int, range], flip: bool, batch_size: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """(shard number, its tensors) one after another."""
+    """Yield (shard number, its tensors)."""
     jobs = [(n, span[i : i + batch_size]) for n, span in spans.items() for i in range(0, len(span), batch_size)]
     for number, batches in groupby(track(jobs, "encode images") if jobs else (), key=itemgetter(0)):
         parts = [_moments(codec, split, batch, flip) for _, batch in batches]
@@ -220,7 +217,7 @@ def _assemble(shards: list[dict[str, Tensor]]) -> CachedLatents:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, which ends with the process; remove what a killed one left half written."""
+    """Make the folder and lock it, as long as the process lives; remove the unfinished files of a killed one."""
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; expected a folder for latents. Give another finetune.latent_cache.")
     try:
@@ -244,7 +241,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Nothing is written to, or cleared from, a folder that holds anything but latents."""
+    """Raises ArtifactError if the folder holds anything other than latents."""
     if not folder.is_dir() or (folder / FILE).exists():
         return
     own = (LOCK, partial_of(folder / FILE).name)
@@ -257,7 +254,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _open(folder: Path, key: CacheKey, shard_size: int) -> CacheRecord:
-    """latents.json of this key, made in an empty folder."""
+    """Read latents.json, or create it in an empty folder."""
     if (folder / FILE).exists():
         return _read_record(folder, key)
     record: CacheRecord = {
@@ -284,7 +281,7 @@ def _read_record(folder: Path, key: CacheKey) -> CacheRecord:
 
 
 def _missing(folder: Path, record: CacheRecord) -> dict[int, range]:
-    """The shards that were never finished, or are gone."""
+    """The shards that are not finished, or were deleted."""
     spans = _spans(record["key"]["images"], record["shard_size"])
     there = {name for name in record["shards"] if (folder / name).is_file()}
     return {number: span for number, span in spans.items() if _name(number) not in there}

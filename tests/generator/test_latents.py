@@ -58,7 +58,7 @@ def key_of(split: Split, codec: Codec, flip: bool = True) -> dict[str, Any]:
 
 def encode(split: Split, folder: Path | None, codec: Codec | None = None, flip: bool = True) -> CachedLatents:
     codec = codec or LatentCodec(kl(), 1)
-    return write_cache(codec, split, folder, key=key_of(split, codec, flip), flip=flip, **OPTIONS)
+    return write_cache(codec, split, folder, key=key_of(split, codec, flip), **OPTIONS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -214,7 +214,7 @@ def test_a_cache_of_another_key_is_never_used(split: Split, tmp_path: Path, name
     message = re.escape(f"{name} was {key[name]!r}, is now {other[name]!r}. Delete the folder")
     for call in (
         lambda: read_cache(tmp_path, other),
-        lambda: write_cache(codec, split, tmp_path, key=other, flip=other["flip"], **OPTIONS),
+        lambda: write_cache(codec, split, tmp_path, key=other, **OPTIONS),
     ):
         with pytest.raises(ArtifactError, match=message) as error:
             call()
@@ -240,12 +240,6 @@ def test_every_change_of_input_changes_the_key(split: Split, digits: RealData) -
         assert {k for k in key if key[k] != other[k]} <= {name, "labels"}
 
 
-def test_a_key_that_contradicts_flip_is_refused(split: Split) -> None:
-    codec = LatentCodec(kl(), 1)
-    with pytest.raises(ValueError, match="the key says True"):
-        write_cache(codec, split, None, key=key_of(split, codec), flip=False)
-
-
 # --- interruptions
 
 
@@ -261,13 +255,13 @@ def test_an_interrupted_encoding_goes_on_and_ends_with_the_same_bytes(
     codec.before = interrupt
     key = json.loads(whole["latents.json"])["key"]
     with pytest.raises(KeyboardInterrupt):
-        write_cache(codec, split, tmp_path, key=key, flip=True, **OPTIONS)
+        write_cache(codec, split, tmp_path, key=key, **OPTIONS)
     finished = at // (2 * SHARD)
     assert [p.name for p in sorted(tmp_path.glob("*.safetensors*"))] == SHARDS[:finished]
     with pytest.raises(ArtifactError, match=rf"lacks {3 - finished} of 3 shards.*{SHARDS[finished]}; run the same"):
         read_cache(tmp_path, key)
     again = Watched(kl(), 1)
-    write_cache(again, split, tmp_path, key=key, flip=True, **{**OPTIONS, "shard_size": 5})  # the folder's size counts
+    write_cache(again, split, tmp_path, key=key, **{**OPTIONS, "shard_size": 5})  # the folder's size counts
     assert again.encoded == 2 * (COUNT - SHARD * finished)
     assert contents(tmp_path) == whole
 
@@ -315,7 +309,7 @@ def test_a_full_disk_keeps_whole_shards_and_nothing_else(split: Split, tmp_path:
     key = json.loads(whole["latents.json"])["key"]
     said = rf"{SHARDS[1]} cannot be written .*File too large.*make room"
     with ExitStack() as full, pytest.raises(StorageError, match=said):
-        write_cache(codec, split, tmp_path, key=key, flip=True, **OPTIONS)
+        write_cache(codec, split, tmp_path, key=key, **OPTIONS)
     assert set(contents(tmp_path)) == {SHARDS[0], "latents.json", ".lock"}
     encode(split, tmp_path)
     assert contents(tmp_path) == whole
@@ -341,7 +335,7 @@ def test_a_damaged_shard_is_named_and_alone_encoded_anew(
             call()
     path.unlink()
     codec = Watched(kl(), 1)
-    write_cache(codec, split, tmp_path, key=key, flip=True, **OPTIONS)
+    write_cache(codec, split, tmp_path, key=key, **OPTIONS)
     assert codec.encoded == 2 * SHARD
     assert contents(tmp_path) == whole
 
