@@ -1,7 +1,7 @@
-"""Loops yield records; whoever drives one decides what the user sees.
+"""What the user sees of a long computation: bars and notes inside ``show_progress``, nothing outside.
 
-``track`` draws a bar with the time left when the process is interactive about it (see ``show_progress``), and nothing
-in library use. It also carries a loop's return value through.
+``track`` passes items on under a bar. A training loop is a generator that yields a record of every step and returns its
+result: ``follow`` runs one under a bar and logs its records, ``finish`` runs one without either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ _shown: ContextVar[bool] = ContextVar("gendistill_show_progress", default=False)
 
 @contextmanager
 def show_progress(shown: bool = True) -> Iterator[None]:
-    """Draw progress bars inside this block; entry points use it, the library is silent by default."""
+    """Draw progress bars and print notes on standard error inside this block; the library is silent outside.
+
+    Args:
+        shown: False silences a block inside another.
+
+    Example:
+        >>> with gd.show_progress():
+        ...     teacher = gd.train_teacher(data)
+    """
     token = _shown.set(shown)
     try:
         yield

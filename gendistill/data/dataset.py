@@ -24,7 +24,12 @@ Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int] | Sequen
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N,C,H,W) with labels int64 (N,) that index the class names."""
+    """Images with their labels.
+
+    Attributes:
+        images: uint8 (N,C,H,W) in [0, 255].
+        labels: int64 (N,), positions in the class names.
+    """
 
     images: Tensor
     labels: Tensor
@@ -54,10 +59,16 @@ def mean_and_std(split: Split) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class RealData:
-    """The real images: ``train`` teaches, ``validation`` is held out, ``test`` is read once.
+    """The real images in three splits. Made by ``load_data``, ``from_arrays`` or ``from_dataset``.
 
-    ``classes`` are names in index order; ``problems`` lists what was skipped or altered while reading; ``licence`` is
-    None where nobody said it.
+    Attributes:
+        name: What manifests and reports call the data.
+        classes: Names in index order.
+        train: The images that sets are made from and teachers are trained on.
+        validation: Images kept from every training and from the test.
+        test: Images that evaluations alone read, once.
+        problems: What was skipped or altered while reading.
+        licence: Of the images, as the Hub spells it; None where it is unknown.
     """
 
     name: str

@@ -51,10 +51,21 @@ class Source:
 
 
 def load_data(config: DataConfig | None = None, **options: object) -> RealData:
-    """Read, resize and split the real images that ``config`` (or its fields as keywords) names.
+    """Read, resize and split the real images of a name: digits, a folder, parquet files or a Hub id.
+
+    Args:
+        config: What to read and how to split it.
+        options: The fields of ``DataConfig`` as keywords, instead of ``config``.
+
+    Returns:
+        The data. ``problems`` lists images that were skipped or altered.
 
     Raises:
-        DataError: nothing is there, a class is empty, or an image cannot be used and nothing is left without it.
+        DataError: nothing is there, a class is empty, or no image can be read.
+        ConfigError: an option out of its range.
+
+    Example:
+        ``load_data(name="uoft-cs/cifar10", max_per_class=500)``
     """
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     source = find_source(config)

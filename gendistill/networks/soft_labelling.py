@@ -188,6 +188,10 @@ def soft_batches(surrogate: SurrogateSet, teacher: nn.Module | None = None) -> B
     stored (per_view) or are made now (online, which needs ``teacher``). per_image labels come with the images as they
     are, walked in the order of the same stream.
 
+    Args:
+        surrogate: A set with soft labels.
+        teacher: The network of the teacher, images (B,C,H,W) in [-1, 1] -> logits (B,K); for online labels alone.
+
     Raises:
         ArtifactError: no soft labels, no teacher for online ones, or a step beyond those that are stored.
     """

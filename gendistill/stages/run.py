@@ -1,4 +1,4 @@
-"""The whole corridor: pixels to report, each stage a folder, nothing finished done twice."""
+"""All stages in a row, from images to the report, each in its folder; what is finished is not done again."""
 
 from __future__ import annotations
 
@@ -38,64 +38,60 @@ FOLDERS = {
 
 
 def run(config: RunConfig) -> Evaluation:
-    """All stages into ``config.output_dir``; returns the evaluation.
+    """All stages, from images to the report, each in a folder of its own below ``config.output_dir``.
 
-    With ``resume_from_checkpoint`` finished stages are kept and the interrupted one goes on.
+    Args:
+        config: The options of all stages. With ``resume_from_checkpoint`` finished stages are kept and the interrupted
+            one goes on.
+
+    Returns:
+        The evaluation of the sets of every stage beside the baselines.
+
+    Raises:
+        GendistillError: the options do not fit the images; this is found before anything is trained.
+        ArtifactError: the folder was made with other settings.
     """
     runtime.check_processes(1)
+    out, sets = config.output_dir, surrogate_folders(config)
     pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
     cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
-        check_sizes(config, data.train.counts(len(data.classes)), data.classes)
+        check_sizes(config, data)
         check_networks(config, data)
-        return run_stages(config, data)
-
-
-def run_stages(config: RunConfig, data: RealData) -> Evaluation:
-    """The corridor itself, for images and options that were found to fit."""
-    out, seed = config.output_dir, config.seed
-    log = out / LOG
-    out.mkdir(parents=True, exist_ok=True)
-    _save_config(config, out)
-    teacher.run_stage(data, config.data, config.teacher, out / "teacher", seed=seed, log_path=log)
-    finetune.run_stage(data, config.finetune, out / "generator", seed=seed, log_path=log)
-    sample.run_stage(out / "generator", config.sample, out / "samples", seed=seed, data=data, log_path=log)
-    refine.run_stage(
-        out / "samples" / "pool", [out / "teacher"], data, config.refine, out / "refined", seed=seed, log_path=log
-    )
-    result = evaluate.run_stage(
-        data,
-        surrogate_folders(config),
-        config.evaluate,
-        out / "evaluation",
-        seed=seed,
-        teacher_dir=out / "teacher",
-        log_path=log,
-    )
-    assert isinstance(result, Evaluation)
-    record_evidence(surrogate_folders(config), result.to_dict(), data)
-    write_report(out, data)
-    return result
+        out.mkdir(parents=True, exist_ok=True)
+        _save_config(config, out)
+        made = {stage: out / folder for stage, folder in FOLDERS.items()}
+        common: dict[str, Any] = {"seed": config.seed, "log_path": out / LOG}
+        teacher.run_stage(data, config.data, config.teacher, made["teacher"], **common)
+        finetune.run_stage(data, config.finetune, made["finetune"], **common)
+        sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, **common)
+        refine.run_stage(made["sample"] / "pool", [made["teacher"]], data, config.refine, made["refine"], **common)
+        found = evaluate.run_stage(data, sets, config.evaluate, made["evaluate"], teacher_dir=made["teacher"], **common)
+        assert isinstance(found, Evaluation)
+        record_evidence(sets, found.to_dict(), data)
+        write_report(out, data)
+    return found
 
 
 def surrogate_folders(config: RunConfig) -> list[Path]:
     """The sets that are evaluated, stage by stage."""
-    out = config.output_dir
-    found = []
-    if config.sample.base:
-        found += [out / "samples" / "base" / f"ipc-{ipc}" for ipc in ipc_sizes(config.sample.ipc)]
-    found += [out / "samples" / f"ipc-{ipc}" for ipc in ipc_sizes(config.sample.ipc)]
-    found += [
-        out / "refined" / "selected" / f"ipc-{ipc * config.refine.pack**2}" for ipc in ipc_sizes(config.refine.ipc)
-    ]
-    return found + [out / "refined" / f"ipc-{ipc}" for ipc in ipc_sizes(config.refine.ipc)]
+    samples, refined = config.output_dir / FOLDERS["sample"], config.output_dir / FOLDERS["refine"]
+    sampled, sizes = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
+    by_folder = {
+        samples / "base": sampled if config.sample.base else (),
+        samples: sampled,
+        refined / "selected": tuple(ipc * config.refine.pack**2 for ipc in sizes),
+        refined: sizes,
+    }
+    return [folder / f"ipc-{ipc}" for folder, ipcs in by_folder.items() for ipc in ipcs]
 
 
-def check_sizes(config: RunConfig, counts: list[int], classes: tuple[str, ...]) -> None:
-    """Refuse, before any training, an IPC that some class cannot give to the coreset rows."""
+def check_sizes(config: RunConfig, data: RealData) -> None:
+    """Refuse, before any training, more images per class than the coresets can take of some class."""
     largest = max(*ipc_sizes(config.sample.ipc), max(ipc_sizes(config.refine.ipc)) * config.refine.pack**2)
-    name, least = min(zip(classes, counts, strict=True), key=lambda pair: pair[1])
+    counts = data.train.counts(len(data.classes))
+    name, least = min(zip(data.classes, counts, strict=True), key=lambda pair: pair[1])
     if largest > least:
         raise ArtifactError(
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "

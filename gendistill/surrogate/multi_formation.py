@@ -46,6 +46,10 @@ def decode(images: Tensor, factor: Factor) -> Tensor:
     Tiles end at the rounded multiples of H/factor and W/factor and are enlarged bilinearly (half-pixel centres). The
     official code instead pads sides that the factor does not divide; elsewhere both agree but for rounding to uint8.
 
+    Args:
+        images: uint8 (N,C,H,W), as they are stored.
+        factor: f for f x f views of each, or several factors; V is the number of views in all.
+
     Raises:
         ValueError: a factor is below 1, or above the side.
     """
@@ -95,7 +99,12 @@ def bounds(side: int, factor: int) -> list[tuple[int, int]]:
 class Decoded(torch.utils.data.Dataset[tuple[Any, int]]):
     """A dataset of (stored image, label), such as torchvision's ImageFolder, seen as its decoded views.
 
-    Item i is view i mod V of stored image i div V, which holds V: a Pillow image, given to ``transform``.
+    Item i is view i mod V of stored image i div V, which holds V: a Pillow image, after ``transform``.
+
+    Args:
+        stored: The dataset of stored images; a Pillow image or an array (H,W) or (H,W,C) each.
+        factor: That of the set's manifest.
+        transform: What is done to each view.
     """
 
     def __init__(self, stored: Sequence[tuple[Any, int]], factor: Factor, transform: Any = None) -> None:

@@ -129,11 +129,16 @@ def link(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class SurrogateSet:
-    """Stored images uint8 (N,C,H,W) with labels (N,) into ``classes``; ``meta`` is the provenance for the manifest.
+    """A small labelled set of images that classifiers are trained on, with its provenance.
 
-    Every stored image holds ``factor`` x ``factor`` views to train on, or those of several factors (decode.py); soft
-    labels belong to the views.
-    ``weights`` (N,), of mean 1 in every class, say how much each stored image counts in training; None is 1 for all.
+    Attributes:
+        images: Stored images, uint8 (N,C,H,W) in [0, 255], class after class.
+        labels: int64 (N,), positions in ``classes``.
+        classes: Names in index order.
+        meta: What the manifest says of how the set was made.
+        factor: f, where each stored image holds f x f views to train on, or several such numbers (``decode``).
+        soft_labels: Probabilities of the views, where a teacher labelled them.
+        weights: (N,), of mean 1 in every class: how much each stored image counts in training; None is 1 for all.
     """
 
     images: Tensor
@@ -143,6 +148,13 @@ class SurrogateSet:
     factor: Factor = 1
     soft_labels: SoftLabels | None = None
     weights: Tensor | None = None
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        views = "" if self.factor == 1 else f", {self.views} views of each"
+        soft = f", {self.soft_labels.mode} soft labels" if self.soft_labels else ""
+        name = self.meta.get("method", "unknown method")
+        return f"SurrogateSet({name}, {len(self.classes)} classes, {len(self.labels)} images of {size}{views}{soft})"
 
     @property
     def ipc(self) -> int:

@@ -1,4 +1,4 @@
-"""The corridor in miniature, by the command line: contracts, same bytes, kill and resume, refusals."""
+"""All stages in miniature, by the command line: contracts, same bytes, kill and resume, refusals."""
 
 from __future__ import annotations
 
