@@ -27,7 +27,7 @@ from gendistill.evaluation.result import Evaluation
 from gendistill.evaluation.scores import scores
 from gendistill.evaluation.summary import FindingEntry
 from gendistill.io import WorkFolder
-from gendistill.networks.feature_extractors import make_lens
+from gendistill.networks.feature_extractors import make_feature_extractor
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow
 from gendistill.surrogate.set import SurrogateSet
@@ -101,7 +101,7 @@ def evaluate(
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
     place = folder.path if folder else None
-    extractor = make_lens(config.features, data, teacher, place) if config.describe else None
+    extractor = make_feature_extractor(config.features, data, teacher, place) if config.describe else None
     entries = all_entries(data, surrogates, config, seed, teacher)
     cache, runs = BaselineCache.of(data, config, device), RunLog(folder)
     made = {surrogate.content_hash(): surrogate for surrogate in surrogates}

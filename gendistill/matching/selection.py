@@ -13,7 +13,6 @@ Split, int64 on the CPU, a tensor a class.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -29,6 +28,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter
+from gendistill.transport.kmeans import kmeans_centres
 
 CPU_BATCH = 32  # activations that still fit in the caches: a ConvNet-3 embeds in 0.6 of the time of batches of 128
 BATCH = 256
@@ -237,23 +237,10 @@ def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 
         )
     points = features.numpy()
     with threadpool_limits(1):  # sums over threads come in no fixed order
-        centres = kmeans_centres(points, count // per_cluster, seed)
+        centres = kmeans_centres(points, count // per_cluster, seed, starts=1)
         if weights == "fixed":
             centres = solve_barycenter(points, centres, tolerance=TOLERANCE).atoms
         return torch.from_numpy(assign(np.repeat(centres, per_cluster, 0), points))
-
-
-def kmeans_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Centres (count,d) of one run of k-means; scikit-learn moves a centre that lost its points to the farthest point.
-
-    Where points coincide, so that fewer places than centres are left, centres coincide too.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer places than centres
-        return KMeans(count, n_init=1, random_state=derive(seed, "kmeans") % 2**32).fit(points).cluster_centers_
 
 
 def batch_mmd(features: Tensor, batch: Tensor) -> Tensor:

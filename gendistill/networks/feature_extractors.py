@@ -1,6 +1,6 @@
-"""Networks of others as features: timm and transformers models with the preprocessing that they were trained with.
+"""Feature extractors: a teacher, a network trained here, or timm's and transformers' pretrained models.
 
-Legend: B images, C channels, D features.
+Legend: B images, C channels, D features, K classes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gendistill.hub import fetch, local_folder, reason
 from gendistill.io import write_tensors
 from gendistill.networks.registry import build_network
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.training import train_classifier
-from gendistill.progress import follow, track
+from gendistill.networks.training import infer, train_classifier
+from gendistill.progress import follow
 
 FILES = ("*.json", "*.safetensors")
 ROWS = 64  # images that a large network sees at once
@@ -68,12 +68,13 @@ class Backbone:
     preprocessing: Preprocessing
     device: torch.device
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 images (B,C,H,H) -> float32 (B,D), on the CPU."""
-        batches = images.split(ROWS)
-        shown = track(batches, "features", len(batches))
-        return torch.cat([self.network(self.preprocessing(x.to(self.device))).float().cpu() for x in shown])
+
+        def batch(x: Tensor) -> Tensor:
+            return self.network(self.preprocessing(x.to(self.device))).float().cpu()
+
+        return infer(batch, images, batch_size=ROWS, label="features")
 
 
 def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
@@ -81,7 +82,7 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
 
     Raises:
         ConfigError: another kind of name, or a network that gives no features.
-        ArtifactError: the files cannot be had (offline), are pickled, or do not fit.
+        ArtifactError: the files are missing (offline), pickled, or do not fit.
     """
     kind, _, source = name.partition(":")
     if kind not in LOADERS or not source:
@@ -132,16 +133,21 @@ def _timm_id(name: str) -> str:
 
 
 def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
-    from transformers import AutoModel, logging
-
+    try:
+        from transformers import AutoModel, logging
+    except ImportError as error:
+        raise ConfigError(
+            f"transformers:{source} needs the package transformers ({error}); run "
+            "`pip install 'gendistill[transformers]'`, or take timm:NAME."
+        ) from error
     folder = _folder(source, source)
-    logging.set_verbosity_error()  # its report of unused weights is no news: a head is left out on purpose
+    logging.set_verbosity_error()  # it reports unused weights: the head is left out on purpose
     logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         raise ArtifactError(f"{folder} cannot be loaded by transformers: {reason(error)}") from error
-    tower = getattr(model, "vision_model", model)  # of CLIP and its kin
+    tower = getattr(model, "vision_model", model)  # of CLIP and similar models
     missing = [key for key in info["missing_keys"] if "pooler" not in key and "text_model" not in key]
     if missing:
         raise ArtifactError(f"{folder} lacks {len(missing)} weight(s) of its model, such as {missing[0]!r}.")
@@ -214,23 +220,28 @@ class FeatureExtractor:
     classifier: str | None = None
 
 
-def make_lens(
+def make_feature_extractor(
     features: str, data: RealData, teacher: Teacher | None = None, folder: Path | None = None
 ) -> FeatureExtractor:
-    """``teacher`` or ``trained`` (``auto``: the teacher where there is one), ``timm:NAME`` or ``transformers:NAME``.
+    """The network that measures images, by name.
 
-    A foreign network classifies nothing: the teacher, or else a network trained here, stands beside it. ``folder``
-    keeps that one.
+    Args:
+        features: ``teacher``, ``trained`` (a network trained here), ``auto`` (the teacher where there is one, else
+            ``trained``), ``timm:NAME`` or ``transformers:NAME``. The last two give features alone; the teacher, or
+            else a network trained here, classifies.
+        data: The real images.
+        teacher: Trained on them.
+        folder: Keeps the network that is trained here.
 
     Raises:
-        ConfigError: ``teacher`` without one, or an unknown name.
-        ArtifactError: a foreign network cannot be had.
+        ConfigError: ``teacher`` without one, an unknown name, or transformers is not installed.
+        ArtifactError: the files of a network are missing or damaged.
     """
     if features == "teacher" and teacher is None:
         raise ConfigError("evaluate.features is 'teacher', but no teacher is given; give --teacher, or 'trained'.")
     foreign = load_backbone(features, runtime.device()) if ":" in features else None
     own = teacher is not None and features != "trained"
-    network = teacher.network.to(runtime.device()).eval() if teacher and own else trained(data, folder)
+    network = teacher.network.to(runtime.device()).eval() if teacher and own else reference_network(data, folder)
     embed, classify = features_of(network), _probabilities(network)
     space = f"the teacher ({teacher.spec['name']})" if teacher and own else f"a network trained here ({SPEC['name']})"
     return FeatureExtractor(
@@ -241,9 +252,9 @@ def make_lens(
 SPEC = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth": None}
 
 
-def trained(data: RealData, folder: Path | None = None) -> nn.Module:
+def reference_network(data: RealData, folder: Path | None = None) -> nn.Module:
     """A network like a default teacher's, trained on ``data.train`` from a fixed seed, or read from ``folder``."""
-    found = cached_features(data, folder) if folder else None
+    found = saved_reference_network(data, folder) if folder else None
     if found is not None:
         return found
     options, (network, key) = TeacherConfig(), _untrained(data)
@@ -262,7 +273,7 @@ def trained(data: RealData, folder: Path | None = None) -> nn.Module:
     return network
 
 
-def cached_features(data: RealData, folder: Path) -> nn.Module | None:
+def saved_reference_network(data: RealData, folder: Path) -> nn.Module | None:
     """The network that an evaluation of ``data`` left in ``folder``, if there is one."""
     path = folder / REFERENCE
     if not path.is_file():
@@ -287,20 +298,16 @@ def _untrained(data: RealData) -> tuple[nn.Module, str]:
 
 def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """uint8 (B,C,H,W) -> features (B,D), on the CPU."""
-    look: Any = network.features
-    return _batched("features", look)
+    features: Any = network.features
+    return _batched("features", features)
 
 
 def _probabilities(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return _batched("classes", lambda images: network(images).softmax(1))
 
 
-def _batched(label: str, look: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _batched(label: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     device = runtime.device()
-
-    @torch.no_grad()
-    def seen(images: Tensor) -> Tensor:
-        batches = images.split(BATCH)
-        return torch.cat([look(to_float(x).to(device)).float().cpu() for x in track(batches, label, len(batches))])
-
-    return seen
+    return lambda images: infer(
+        lambda x: function(to_float(x).to(device)).float().cpu(), images, batch_size=BATCH, label=label
+    )

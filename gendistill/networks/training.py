@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.registry import batch_norm_layers
+from gendistill.progress import track
 
 Rate = Callable[[int], float]
 
@@ -150,17 +151,38 @@ def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> No
         )
 
 
+Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
+
+
 @torch.no_grad()
+def infer(function: Callable[..., Output], *inputs: Tensor, batch_size: int, label: str | None = None) -> Output:
+    """``function`` of ``inputs`` (N,...) batch by batch, without gradients, joined on the CPU.
+
+    Args:
+        function: Maps a batch of every input to a tensor (B,...), or to two.
+        inputs: Tensors of one length.
+        batch_size: Rows of a batch; the last one may have fewer.
+        label: Draws a progress bar of this name.
+    """
+    batches = list(zip(*(one.split(batch_size) for one in inputs), strict=True))
+    found = [function(*batch) for batch in (track(batches, label, len(batches)) if label else batches)]
+    if isinstance(found[0], Tensor):
+        return torch.cat(found).cpu()
+    first, second = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return first, second
+
+
 def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
     """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
     rows, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
-    look, found = runtime.compiled(predict_batch) if compile else predict_batch, []
-    for images in split.images.split(rows):
-        call = look if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
-        found.append(call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16))
-    classes, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return classes, probabilities
+    fast = runtime.compiled(predict_batch) if compile else predict_batch
+
+    def batch(images: Tensor) -> tuple[Tensor, Tensor]:
+        call = fast if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
+        return call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16)
+
+    return infer(batch, split.images, batch_size=rows)
 
 
 def predict_batch(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:

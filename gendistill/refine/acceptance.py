@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.data.pixels import to_float
+from gendistill.networks.training import infer
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import class_w2
 
@@ -64,9 +65,8 @@ def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_si
     """Cross-entropy (N,) of each uint8 image."""
     device = next(network.parameters()).device
     network.eval()
-    found = []
-    for start in range(0, len(labels), batch_size):
-        logits = network(to_float(images[start : start + batch_size]).to(device)).float()
-        wanted = labels[start : start + batch_size].to(device)
-        found.append(F.cross_entropy(logits, wanted, reduction="none").cpu())
-    return torch.cat(found)
+
+    def batch(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(network(to_float(x).to(device)).float(), y.to(device), reduction="none")
+
+    return infer(batch, images, labels, batch_size=batch_size)

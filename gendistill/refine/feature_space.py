@@ -25,6 +25,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
+from gendistill.networks.training import infer
 
 SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more
 ROWS = 512
@@ -98,17 +99,16 @@ class FeatureSpace:
         """Real points (n,D) of one class."""
         return self.real[self.labels == label].numpy()
 
-    @torch.no_grad()
-    def points(self, images: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+    def points(self, images: Tensor, labels: Tensor) -> Tensor:
         """Stored uint8 images (N,C,H,W) -> points (N,D) on the CPU."""
         device = next(self.networks[0].parameters()).device
-        found = []
-        for start in range(0, len(labels), batch_size):
-            x = to_float(images[start : start + batch_size]).to(device)
-            y = labels[start : start + batch_size].to(device)
+
+        def batch(x: Tensor, y: Tensor) -> Tensor:
+            x = to_float(x).to(device)
             features = [network.features(x) for network in self.networks]  # type: ignore[operator]
-            found.append(self.embed(features, x, self.factors(y)).cpu())
-        return torch.cat(found)
+            return self.embed(features, x, self.factors(y.to(device))).cpu()
+
+        return infer(batch, images, labels, batch_size=ROWS)
 
 
 def shrunk(images: Tensor) -> Tensor:

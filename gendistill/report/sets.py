@@ -23,7 +23,7 @@ from gendistill.evaluation.copies import FEATURES, PIXELS
 from gendistill.evaluation.inputs import size_of
 from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.evaluation.summary import LABELS, RANDOM, row_label
-from gendistill.networks.feature_extractors import cached_features, features_of
+from gendistill.networks.feature_extractors import features_of, saved_reference_network
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.results import Judged, Row, merged, ordered
@@ -205,7 +205,7 @@ def open_feature_extractor(found: Sequence[Finished], data: RealData) -> Feature
         return FeatureSource(
             FEATURES, features_of(Teacher.from_pretrained(teacher).network.to(runtime.device()).eval())
         )
-    network = next((n for f in found if (n := cached_features(data, f.path)) is not None), None)
+    network = next((n for f in found if (n := saved_reference_network(data, f.path)) is not None), None)
     note = "The reference network was trained on the real images by the evaluation."
     return None if network is None else FeatureSource(TRAINED, features_of(network), note)
 

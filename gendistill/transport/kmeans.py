@@ -1,9 +1,13 @@
 """k-means: the exact barycenter of one measure when the atoms' weights are free as well as their places.
 
+scikit-learn's, for the whole project: coresets, prototypes, the barycenters' starts and the representative selection.
+
 Legend: points (n,d) of mass (n,), sum 1; atoms (k,d); float64 NumPy inside.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import ot
@@ -18,16 +22,36 @@ SAME = 1e-12  # squared distance in variances, above the rounding of squared dis
 def kmeans_atoms(points: ArrayLike, count: int, seed: int = 0, mass: ArrayLike | None = None) -> np.ndarray:
     """Centres (k,d) of k-means, the best of four k-means++ starts: a good start for atoms of equal weight.
 
-    Raises:
-        ValueError: inputs that are no point cloud with masses, or more centres than points of positive mass.
-    """
-    from sklearn.cluster import KMeans
+    Args:
+        points: (n,d).
+        count: k, 1 to the number of points with mass.
+        seed: Of the starts.
+        mass: (n,) of any positive sum; uniform where None.
 
+    Raises:
+        ValueError: inputs that are not a point cloud with masses, or more centres than points of positive mass.
+    """
     points = as_points("points", points)
     weight = None if mass is None else as_mass("mass", mass, len(points))
     at_most(count, len(points) if weight is None else int(np.count_nonzero(weight)))
-    clusters = KMeans(count, n_init=4, random_state=derive(seed, "kmeans") % 2**32)
-    return clusters.fit(points, sample_weight=weight).cluster_centers_
+    return kmeans_centres(points, count, seed, starts=4, mass=weight)
+
+
+def kmeans_centres(
+    points: np.ndarray, count: int, seed: int, *, starts: int, mass: np.ndarray | None = None
+) -> np.ndarray:
+    """Centres (k,d) of the best of ``starts`` k-means++ starts, in the dtype of ``points`` (n,d), n >= k.
+
+    A centre that lost its points moves to the farthest point. Where there are fewer different points than centres,
+    centres coincide too.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    clusters = KMeans(count, n_init=starts, random_state=derive(seed, "kmeans") % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than centres
+        return clusters.fit(points, sample_weight=mass).cluster_centers_
 
 
 def at_most(count: int, points: int) -> None:

@@ -190,7 +190,10 @@ BAD = [
 def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
     digits, chosen, monkeypatch, options, size, error, words
 ) -> None:
-    for slow in ("gendistill.evaluation.evaluate.all_entries", "gendistill.networks.feature_extractors.trained"):
+    for slow in (
+        "gendistill.evaluation.evaluate.all_entries",
+        "gendistill.networks.feature_extractors.reference_network",
+    ):
         monkeypatch.setattr(slow, None)  # which would fail with another error
     images = chosen.images.repeat(1, 1, size // 8, size // 8)
     with pytest.raises(error, match=words):

@@ -18,7 +18,12 @@ from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.evaluation.describe import describe
 from gendistill.evaluation.evaluate import evaluate
-from gendistill.networks.feature_extractors import REFERENCE, FeatureExtractor, make_lens, trained
+from gendistill.networks.feature_extractors import (
+    REFERENCE,
+    FeatureExtractor,
+    make_feature_extractor,
+    reference_network,
+)
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import finding_lines, set_table
@@ -36,7 +41,7 @@ def teacher(digits: RealData) -> Teacher:
 
 @pytest.fixture(scope="module")
 def lens(digits: RealData, teacher: Teacher) -> FeatureExtractor:
-    return make_lens("auto", digits, teacher)
+    return make_feature_extractor("auto", digits, teacher)
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +159,9 @@ def test_the_reference_network_is_kept_and_read_again(
     digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gendistill.networks.feature_extractors.TeacherConfig", lambda: TeacherConfig(steps=3, width=8))
-    first = trained(digits, tmp_path)
+    first = reference_network(digits, tmp_path)
     written = (tmp_path / REFERENCE).stat().st_mtime_ns
-    again = trained(digits, tmp_path)
+    again = reference_network(digits, tmp_path)
     assert (tmp_path / REFERENCE).stat().st_mtime_ns == written
     image = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(first.eval()(image), again(image))
@@ -194,7 +199,7 @@ def test_the_table_names_sets_of_any_size_in_order(
 
 def test_teacher_features_need_a_teacher(digits: RealData) -> None:
     with pytest.raises(ConfigError, match="give --teacher"):
-        make_lens("teacher", digits)
+        make_feature_extractor("teacher", digits)
     with pytest.raises(ConfigError, match=r"evaluate.features is 'dino'; expected auto, teacher, trained, timm:NAME"):
         EvaluateConfig(features="dino")
 

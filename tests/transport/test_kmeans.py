@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.transport.barycenter import assign, kmeans_atoms, wasserstein2
-from gendistill.transport.kmeans import lloyd, without_empty
+from gendistill.transport.kmeans import kmeans_centres, lloyd, without_empty
 from tests.transport.clouds import SEED, cloud
 
 
@@ -63,3 +63,9 @@ def test_more_atoms_than_places_share_the_mass_there():
     assert w2 == 0
     for place, share in zip(points, mass, strict=True):
         assert weights[(atoms == place).all(1)].sum() == pytest.approx(share)
+
+
+def test_centres_keep_the_dtype_of_the_points():
+    points = cloud(3, 30).astype(np.float32)
+    assert kmeans_centres(points, 4, 0, starts=1).dtype == np.float32
+    assert np.array_equal(kmeans_atoms(points, 4), kmeans_centres(points.astype(np.float64), 4, 0, starts=4))

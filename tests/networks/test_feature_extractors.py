@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,9 @@ def test_what_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ArtifactError, match=r"preprocessor_config.json does not say how images are resized"):
         load_backbone(f"transformers:{tmp_path}")
+
+
+def test_without_transformers_the_way_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"gendistill\[transformers\]"):
+        load_backbone("transformers:facebook/dinov2-small")
