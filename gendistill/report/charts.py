@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.projection import Cloud, Projection
 from gendistill.report.formatting import CLASSES, kilo, percent, shortened
-from gendistill.report.results import Row, full_row, is_random
+from gendistill.report.results import ReportRow, full_row, ipc_of, is_random
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Chart:
     """Curves in an SVG of ``width`` by ``height``; ticks are (position, words), ``band`` is a path, ``levels`` are
     of random real images, which cost nothing.
 
+    ``of``, ``measured`` and ``last`` name the curves, the vertical axis and the legend's numbers.
     ``table`` are the same numbers: (set, IPC, what the chart is against, accuracy), in words.
     """
 
@@ -130,6 +132,9 @@ class Chart:
     full: Line | None
     title: str = ""
     against: str = ""
+    of: str = "Set"
+    measured: str = "test accuracy, %"
+    last: str = "%, at its largest IPC"
     band: str = ""
     levels: list[Line] = field(default_factory=list)
     table: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -141,13 +146,13 @@ class Chart:
     height: float = BOTTOM + 52
 
 
-def chart(rows: Sequence[Row]) -> Chart | None:
+def chart(rows: Sequence[ReportRow]) -> Chart | None:
     """Every method's mean and its 95 % t interval, see ``mean_interval``; methods stand side by side at each IPC."""
     sized = [r for r in rows if r["ipc"] is not None]
     if not sized:
         return None
     y, y_ticks = _accuracy_axis(rows, BOTTOM)
-    sizes = sorted({r["ipc"] for r in sized})
+    sizes = sorted({ipc_of(r) for r in sized})
     room = (RIGHT - LEFT) / len(sizes)
     centres = {ipc: LEFT + room * (i + 0.5) for i, ipc in enumerate(sizes)}
     groups = by_label(sized)
@@ -155,7 +160,7 @@ def chart(rows: Sequence[Row]) -> Chart | None:
     curves = []
     for i, group in enumerate(groups.values()):
         x = {ipc: c + gap * (i - (len(groups) - 1) / 2) for ipc, c in centres.items()}
-        curves.append(curve(group, y, [x[r["ipc"]] for r in group]))
+        curves.append(curve(group, y, [x[ipc_of(r)] for r in group]))
     return Chart(
         title="Test accuracy by images per class",
         against="images per class (IPC)",
@@ -167,7 +172,7 @@ def chart(rows: Sequence[Row]) -> Chart | None:
     )
 
 
-def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
+def cost_chart(rows: Sequence[ReportRow], what: str) -> Chart | None:
     """Accuracy against ``seconds`` of synthesis or stored ``bytes``, on a log axis; None without two such rows."""
     told = [(r, c) for r in rows if r["ipc"] is not None and (c := cost(r, what))]
     if len(told) < 2:
@@ -195,7 +200,7 @@ def cost_chart(rows: Sequence[Row], what: str) -> Chart | None:
     )
 
 
-def cost(row: Row, what: str) -> float | None:
+def cost(row: ReportRow, what: str) -> float | None:
     """Seconds of synthesis, or bytes of images and labels as stored; None where nothing positive is known."""
     if what == "seconds":
         return row.get("synthesis_seconds") or None
@@ -203,7 +208,7 @@ def cost(row: Row, what: str) -> float | None:
     return (stored.get("images") or 0) + (stored.get("labels") or 0) or None
 
 
-def curve(rows: Sequence[Row], y: Axis, x: Sequence[float], *, named: bool = False) -> Curve:
+def curve(rows: Sequence[ReportRow], y: Axis, x: Sequence[float], *, named: bool = False) -> Curve:
     """The points of one method's rows, ascending in IPC, at the positions ``x``; ``named`` by their IPC."""
     points = []
     for row, at in zip(rows, x, strict=True):
@@ -233,11 +238,11 @@ def marker(colour: str, shape: int) -> str:
     return shapes[(list(MARKERS).index(colour) + shape) % len(shapes)]
 
 
-def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_label(rows: Sequence[ReportRow]) -> dict[str, list[ReportRow]]:
     return {label: [r for r in rows if r["label"] == label] for label in dict.fromkeys(r["label"] for r in rows)}
 
 
-def mean_interval(row: Row) -> tuple[float, float]:
+def mean_interval(row: Mapping[str, Any]) -> tuple[float, float]:
     """95 % t interval of a row's mean over runs, over the sets where it pools several, kept within [0, 1]; the mean
     alone where there is one run."""
     low, high = row_interval(row, {"accuracy": [0.0] * len(row["accuracy"])}) or (row["mean"], row["mean"])
@@ -251,21 +256,21 @@ def seconds_in_words(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _accuracy_axis(rows: Sequence[Row], bottom: float) -> tuple[Axis, list[tuple[float, str]]]:
+def _accuracy_axis(rows: Sequence[ReportRow], bottom: float) -> tuple[Axis, list[tuple[float, str]]]:
     ends = [v for r in rows for v in (mean_interval(r) if r["ipc"] is not None else (r["mean"],))]
     steps = ticks(min(ends), max(ends))
     y = Axis(steps[0], steps[-1], bottom, TOP)
     return y, [(y(v), f"{100 * v:.0f}") for v in steps]
 
 
-def _full(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> Line | None:
+def _full(rows: Sequence[ReportRow], y: Axis, curves: Sequence[Curve]) -> Line | None:
     full = full_row(rows)
     if full is None:
         return None
     return _line(y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %", curves)
 
 
-def _levels(rows: Sequence[Row], y: Axis, curves: Sequence[Curve]) -> list[Line]:
+def _levels(rows: Sequence[ReportRow], y: Axis, curves: Sequence[Curve]) -> list[Line]:
     """A line for each row; those whose name would lie on the one before have none."""
     found: list[Line] = []
     for row in sorted(rows, key=lambda r: -r["mean"]):
@@ -281,15 +286,15 @@ def _line(at: float, name: str, curves: Sequence[Curve]) -> Line:
     return Line(at, name, left=len(near) - right <= right)
 
 
-def _in_words(row: Row, cost: str) -> tuple[str, str, str, str]:
+def _in_words(row: ReportRow, cost: str) -> tuple[str, str, str, str]:
     return row["label"], f"{row['ipc']}", cost, f"{percent(row['mean'])} ± {percent(row['std'])}"
 
 
-def _band(rows: Sequence[Row], y: Axis, centres: dict[int, float]) -> str:
+def _band(rows: Sequence[ReportRow], y: Axis, centres: dict[int, float]) -> str:
     """The interval of the random draws as an area, level beyond the first and last IPC."""
     if not rows or len({r["ipc"] for r in rows}) < len(rows):
         return ""  # draws of several runs: no one band
-    at = [LEFT, *(centres[r["ipc"]] for r in rows), RIGHT]
+    at = [LEFT, *(centres[ipc_of(r)] for r in rows), RIGHT]
     ends = [mean_interval(r) for r in (rows[0], *rows, rows[-1])]
     upper = [f"{x:g} {y(high)}" for x, (_, high) in zip(at, ends, strict=True)]
     lower = [f"{x:g} {y(low)}" for x, (low, _) in zip(at, ends, strict=True)]
@@ -421,11 +426,11 @@ def _legend(names: list[tuple[str, str]], width: int, top: int) -> tuple[list[tu
     return placed, placed[-1][3]
 
 
-def grouped_rows(rows: Sequence[Row]) -> list[list[Row]]:
+def grouped_rows(rows: Sequence[ReportRow]) -> list[list[ReportRow]]:
     """The rows in groups of one IPC; compared rows have ``forest``, their interval's low, middle, high, zero in %."""
     ends = [v for r in rows for v in r["ci95_vs_random"] or ()]
     axis = Axis(min([0.0, *ends]), max([0.0, *ends]), 3, 97)
-    groups: dict[int | None, list[Row]] = {}
+    groups: dict[int | None, list[ReportRow]] = {}
     for row in rows:
         low, high = row["ci95_vs_random"] or (0.0, 0.0)
         forest = [axis(v) for v in (low, (low + high) / 2, high, 0.0)] if row["ci95_vs_random"] else None

@@ -19,7 +19,7 @@ from gendistill.report.formatting import RANDOM_LABEL, render_template
 from gendistill.report.images import gallery
 from gendistill.report.nearest import MOST_MEASURED, Closest, closest_of_evaluation, closest_of_run
 from gendistill.report.results import (
-    Row,
+    ReportRow,
     condition,
     full_row,
     mean,
@@ -110,7 +110,7 @@ def render(facts: ReportFacts) -> str:
     )
 
 
-def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+def _words(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]:
     judged = [run.judged for run in facts.runs]
     said, faulty = verdicts(rows), left_out(rows)
     return {
@@ -127,7 +127,7 @@ def _words(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
+def _numbers(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]:
     judged, main = [run.judged for run in facts.runs], under(rows, primary(rows))
     scored, unscored = tables.scores(judged, rows)
     return {
@@ -145,7 +145,7 @@ def _numbers(facts: ReportFacts, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _pictures(facts: ReportFacts) -> dict[str, Any]:
+def _pictures(facts: ReportFacts) -> dict[str, object]:
     shown = [(run, [gallery(ipc, run.sets[ipc]) for ipc in sorted(run.sets, reverse=True)]) for run in facts.runs]
     return {
         "galleries": shown,
@@ -156,7 +156,7 @@ def _pictures(facts: ReportFacts) -> dict[str, Any]:
     }
 
 
-def _records(facts: ReportFacts) -> dict[str, Any]:
+def _records(facts: ReportFacts) -> dict[str, object]:
     """What the stages of runs cost and moved."""
     teachers = {
         run.name: next((r["accuracy"] for r in run.records if r.get("stage") == "teacher" and "accuracy" in r), None)
@@ -199,16 +199,15 @@ COLUMNS = (
     "high_equal_bytes", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
     "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "fault", "set",
 )  # fmt: skip
-INTERVALS = {"": "ci95_vs_random", "_these_sets": "ci95_these_sets", "_equal_bytes": "ci95_vs_equal_bytes"}
 OURS = ("noun", "judged", "alike", "colour", "shape", "forest")  # of the page alone
 
 
-def plain_row(row: Row) -> dict[str, Any]:
+def plain_row(row: ReportRow) -> dict[str, object]:
     """A row of the summary with ``runs``, ``label``, ``given`` and ``set_name``."""
     return {k: v for k, v in row.items() if k not in OURS}
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[ReportRow]) -> str:
     """One line a row; lists of accuracies are left to the JSON, but for the means of what is not the accuracy."""
     file = io.StringIO()
     writer = csv.writer(file)
@@ -219,11 +218,16 @@ def as_csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def _flat(row: Row) -> Mapping[str, Any]:
+def _flat(row: ReportRow) -> Mapping[str, object]:
+    intervals = {
+        "": row.get("ci95_vs_random"),
+        "_these_sets": row.get("ci95_these_sets"),
+        "_equal_bytes": row.get("ci95_vs_equal_bytes"),
+    }
     ends = {
         f"{end}{name}": value
-        for name, key in INTERVALS.items()
-        for end, value in zip(("low", "high"), row.get(key) or (None, None), strict=True)
+        for name, interval in intervals.items()
+        for end, value in zip(("low", "high"), interval or (None, None), strict=True)
     }
     stored = row.get("bytes") or {}
     named = row.get("set")
@@ -235,11 +239,12 @@ def _flat(row: Row) -> Mapping[str, Any]:
         "trainings": len(row["accuracy"]),
         "bytes_images": stored.get("images"),
         "bytes_labels": stored.get("labels"),
-        **{name: mean(row.get(name)) for name in ("legacy_best", "ece")},
+        "legacy_best": mean(row.get("legacy_best")),
+        "ece": mean(row.get("ece")),
     }
 
 
-def as_json(facts: ReportFacts) -> dict[str, Any]:
+def as_json(facts: ReportFacts) -> dict[str, object]:
     """Everything that the page says in numbers; ``rows`` with the ``runs`` they are from."""
     rows = facts.rows
     main = under(rows, primary(rows))
@@ -259,12 +264,12 @@ def as_json(facts: ReportFacts) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def _verdict(verdict: Verdict) -> dict[str, object]:
     told = {name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes")}
     return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, **told}
 
 
-def _run(run: RunFacts) -> dict[str, Any]:
+def _run(run: RunFacts) -> dict[str, object]:
     told = {k: run.summary.get(k) for k in ("protocol", "settings", "seed", "device")}
     return {
         "name": run.name,

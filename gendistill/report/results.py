@@ -1,22 +1,18 @@
-"""The rows that the page shows: which are compared, which are products, and their colours, order and groups.
-
-A row is one of a summary with what ``merge`` adds: ``label`` and ``noun`` for readers, ``runs``, ``judged`` and
-``given``.
-"""
+"""The rows that the page shows: which are compared, which are products, and their colours, order and groups."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Required, TypeVar, cast
 
-from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM
+from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row
 from gendistill.report.formatting import NAMES, listed
 
-Row = dict[str, Any]
 Condition = tuple[Any, ...]
 Interval = tuple[float, float]
+R = TypeVar("R", bound=Mapping[str, Any])  # a row of either task
 
 KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
 CORESETS = (KMEANS, HERDING, KCENTER)
@@ -25,29 +21,29 @@ COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purp
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 
 
-def condition(row: Row) -> Condition:
+def condition(row: ReportRow) -> Condition:
     """What a row must share with another to be compared with it: labels, recipe, network, augmentation, settings."""
     return (row["labels"], row.get("recipe"), row["network"], bool(row.get("augment")), row["judged"])
 
 
-def primary(rows: Sequence[Row]) -> Condition | None:
+def primary(rows: Sequence[ReportRow]) -> Condition | None:
     """The condition that the verdict speaks of: the first with hard labels that has sets."""
     sized = [r for r in rows if r["ipc"] is not None]
     first = next((r for r in sized if r["labels"] == "hard"), sized[0] if sized else None)
     return condition(first) if first else None
 
 
-def under(rows: Sequence[Row], wanted: Condition | None) -> list[Row]:
+def under(rows: Sequence[ReportRow], wanted: Condition | None) -> list[ReportRow]:
     """The rows of one condition."""
     return [r for r in rows if condition(r) == wanted]
 
 
-def is_random(row: Row) -> bool:
+def is_random(row: Mapping[str, Any]) -> bool:
     """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
     return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("given")
 
 
-def random_of(row: Row, rows: Sequence[Row]) -> Row | None:
+def random_of(row: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
     """The random draws that a row is compared with, of as many images of each class, of its own run where there are
     several."""
     sized = [r for r in rows if is_random(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
@@ -55,7 +51,7 @@ def random_of(row: Row, rows: Sequence[Row]) -> Row | None:
     return next((r for r in found if set(r["runs"]) & set(row["runs"])), found[0] if found else None)
 
 
-def products(rows: Sequence[Row]) -> list[Row]:
+def products(rows: Sequence[ReportRow]) -> list[ReportRow]:
     """The sets that were to be judged, of every run the last stage alone; coresets where there is nothing else."""
     given = [r for r in rows if r["given"] and r["ipc"] is not None]
     made = [r for r in given if r["method"] not in BASELINES] or given
@@ -66,7 +62,7 @@ def products(rows: Sequence[Row]) -> list[Row]:
     return [r for r in made if r["stage"] not in NAMES or any(last[run] == r["stage"] for run in r["runs"])]
 
 
-def seeds_of(row: Row) -> int:
+def seeds_of(row: ReportRow) -> int:
     """The sets of other synthesis seeds that the row pools; run r is of set r mod them."""
     return int(row.get("synthesis_seeds") or 1)
 
@@ -75,7 +71,7 @@ def mean(values: Sequence[float] | None) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
+def ordered(rows: Sequence[R]) -> list[R]:
     """By IPC, full data last, the baselines before the sets; each with its label's ``colour`` and ``shape``."""
     wanted = {r["label"]: COLOURS.get(r["stage"] or r["method"]) for r in rows}
     inks: dict[str, tuple[str, int]] = {}
@@ -89,13 +85,54 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     for i, label in enumerate(others):
         colour = free[i % len(free)]
         inks[label] = (colour, [c for c, _ in inks.values()].count(colour))
-    found = [{**r, "colour": inks[r["label"]][0], "shape": inks[r["label"]][1]} for r in rows]
+    found = [cast("R", {**r, "colour": inks[r["label"]][0], "shape": inks[r["label"]][1]}) for r in rows]
     return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_random(r)))
 
 
-def full_row(rows: Sequence[Row]) -> Row | None:
+def ipc_of(row: Mapping[str, Any]) -> int:
+    """Its images per class; 0 of all real images."""
+    return row["ipc"] or 0
+
+
+def full_row(rows: Sequence[ReportRow]) -> ReportRow | None:
     """The row of all real images."""
     return next((r for r in rows if r["method"] == FULL), None)
+
+
+class ReportRow(Row, total=False):
+    """A row of a summary with what the report adds.
+
+    Attributes:
+        label: What a table calls it; no other row of its IPC and condition has the same.
+        noun: What a sentence calls it.
+        runs: Names of the runs that evaluated it.
+        judged: A number for each different settings of the training: only rows with one number are compared.
+        alike: The names of the runs with these settings, where they are not those of the first run.
+        given: Whether it is a set that was to be evaluated, not a baseline.
+        set_name: The short name of its folder.
+        fault: Whether the evaluation found an error in the set.
+        colour: The colour of its label.
+        shape: Counts the labels with that colour, whose markers differ.
+        forest: Its interval against random images: low, middle, high and zero, in per cent of the column's width.
+        legacy: Mean of ``legacy_best``.
+        calibration: Mean of ``ece``.
+        stored: Bytes of images and labels together.
+    """
+
+    label: Required[str]
+    noun: str
+    runs: list[str]
+    judged: int
+    alike: str
+    given: bool
+    set_name: str | None
+    fault: bool
+    colour: str
+    shape: int
+    forest: list[float] | None
+    legacy: float | None
+    calibration: float | None
+    stored: int | None
 
 
 SAME = ("method", "stage", "space", "ipc", "counts", "labels", "recipe", "augment", "network", "set")
@@ -111,14 +148,14 @@ class Judged:
     given: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def merged(runs: Sequence[Judged]) -> list[Row]:
+def merged(runs: Sequence[Judged]) -> list[ReportRow]:
     """Every row once, with ``runs`` (names), ``judged`` (a number for each different settings), ``given`` (a set that
     was to be judged), ``fault`` (an error was found in it), and the ``label`` and ``noun`` of no other row of its IPC
     and condition.
 
     Of rows that differ in their number of trainings alone the one with more is kept.
     """
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ReportRow]] = {}
     numbers = settings_numbers(runs)
     for run, judged in zip(runs, numbers, strict=True):
         alike = [other.name for other, number in zip(runs, numbers, strict=True) if number == judged]
@@ -130,13 +167,16 @@ def merged(runs: Sequence[Judged]) -> list[Row]:
                 same.append(new)
                 continue
             longer = max(twin, new, key=lambda r: len(r["accuracy"]))
-            both = {name: twin[name] or new[name] for name in ("given", "fault")}
-            both["runs"] = [*twin["runs"], run.name]
-            same[same.index(twin)] = {**longer, **both}
+            same[same.index(twin)] = {
+                **longer,
+                "given": twin["given"] or new["given"],
+                "fault": twin["fault"] or new["fault"],
+                "runs": [*twin["runs"], run.name],
+            }
     return _told_apart([row for same in found.values() for row in same])
 
 
-def _row(row: Row, run: Judged, judged: int, alike: str) -> Row:
+def _row(row: ReportRow, run: Judged, judged: int, alike: str) -> ReportRow:
     names = [run.given[h] for h in hashes(row) if h in run.given]
     return {
         "ci95_vs_random": None,
@@ -155,7 +195,7 @@ def _with_errors(run: Judged) -> set[str | None]:
     return {entry.get("set") for entry in run.summary.get("findings") or () if entry.get("severity") == "error"}
 
 
-def _one_continues(row: Row, other: Row) -> bool:
+def _one_continues(row: ReportRow, other: ReportRow) -> bool:
     """Whether both are the same trainings, one of them maybe more."""
     return all(a == b for a, b in zip(row["accuracy"], other["accuracy"], strict=False))
 
@@ -170,15 +210,15 @@ def settings_numbers(runs: Sequence[Judged]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def hashes(row: Row) -> list[str]:
+def hashes(row: ReportRow) -> list[str]:
     """The content hashes of the sets that a row stands for."""
     found = row.get("set")
     return [found] if isinstance(found, str) else list(found or ())
 
 
-def _told_apart(rows: list[Row]) -> list[Row]:
+def _told_apart(rows: list[ReportRow]) -> list[ReportRow]:
     """Labels with the set's name, the run's, both, or the set's hash: the first that tells all of one label apart."""
-    found: dict[int, Row] = {}
+    found: dict[int, ReportRow] = {}
     for label in dict.fromkeys(r["label"] for r in rows):
         same = [r for r in rows if r["label"] == label]
         tag = next((t for t in TAGS if _unique(same, t)), HASH)
@@ -187,16 +227,16 @@ def _told_apart(rows: list[Row]) -> list[Row]:
     return [found[id(row)] for row in rows]
 
 
-def _unique(rows: Sequence[Row], tag: Callable[[Row], str]) -> bool:
+def _unique(rows: Sequence[ReportRow], tag: Callable[[ReportRow], str]) -> bool:
     keys = [(tag(r), r["ipc"], r["labels"], r.get("recipe"), r["network"], bool(r.get("augment"))) for r in rows]
     return len(set(keys)) == len(keys)
 
 
-def _tag(*names: str) -> Callable[[Row], str]:
-    def words(row: Row) -> str:
+def _tag(*names: str) -> Callable[[ReportRow], str]:
+    def words(row: ReportRow) -> str:
         told = {"set": row["set_name"], "settings": row["alike"], "run": listed(row["runs"])}
         told["hash"] = " ".join(content[:8] for content in hashes(row))
-        return ", ".join(told[name] for name in names if told[name])
+        return ", ".join(word for name in names if (word := told[name]))
 
     return words
 
@@ -209,7 +249,7 @@ def _with(label: str, tag: str) -> str:
     return f"{label}, {tag}" if tag else label
 
 
-def _noun(row: Row, tag: str) -> str:
+def _noun(row: ReportRow, tag: str) -> str:
     """What a sentence calls the row: "refined set of digits"."""
     if row["stage"] in NAMES:
         return f"{NAMES[row['stage']]} of {tag}" if tag else NAMES[row["stage"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,9 +18,10 @@ from gendistill.errors import ArtifactError
 from gendistill.io import CONFIG, LOG, RECORD
 
 COMMANDS = ("gendistill", "evaluate")
+Options = dict[str, Any]  # of a command, by dotted name, as YAML reads them
 
 
-def recorded_options(command: str, folder: Path) -> dict[str, Any]:
+def recorded_options(command: str, folder: Path) -> Options:
     """Its options by dotted name, those of its --config among them; nothing of a command that is not `evaluate`.
 
     Relative paths start from where the command was given: of a relative output_dir that is known from ``folder``.
@@ -38,7 +39,7 @@ def recorded_options(command: str, folder: Path) -> dict[str, Any]:
     return {**options, "start": start}
 
 
-def recorded_data(options: dict[str, Any]) -> DataConfig | None:
+def recorded_data(options: Options) -> DataConfig | None:
     """The real images, where the command is known."""
     given = {k.removeprefix("data."): v for k, v in options.items() if k.startswith("data.")}
     if not options:
@@ -51,13 +52,13 @@ def recorded_data(options: dict[str, Any]) -> DataConfig | None:
         return None
 
 
-def recorded_paths(options: dict[str, Any], name: str) -> list[Path]:
+def recorded_paths(options: Options, name: str) -> list[Path]:
     """The folders that an option named, there or not."""
     found = options.get(name) or []
     return [options["start"] / str(path) for path in (found if isinstance(found, list) else [found])]
 
 
-def _options(tokens: list[str]) -> dict[str, Any]:
+def _options(tokens: list[str]) -> Options:
     """``--name value``, ``--name=value`` or several values; what comes before the first option is left out."""
     found: dict[str, list[Any]] = {}
     name = None
@@ -85,7 +86,7 @@ def _start(output_dir: Any, folder: Path) -> Path:
     return Path(*place.parts[: len(place.parts) - len(parts)]) if place.parts[-len(parts) :] == parts else Path.cwd()
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> Options:
     """What `evaluate` reads of a YAML file, of a whole run's too."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -97,7 +98,7 @@ def _config(path: Path) -> dict[str, Any]:
     return {**(own if isinstance(own, dict) else {}), **loaded}
 
 
-def _flat(loaded: dict[str, Any]) -> dict[str, Any]:
+def _flat(loaded: Options) -> Options:
     data = loaded.get("data")
     nested = {f"data.{k}": v for k, v in data.items()} if isinstance(data, dict) else {}
     return {k: v for k, v in loaded.items() if not isinstance(v, dict)} | nested
@@ -116,8 +117,8 @@ class Finished:
 
     path: Path
     is_run: bool
-    summary: dict[str, Any]
-    records: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+    records: list[Mapping[str, Any]]
     config: str
     date: str
 
@@ -128,11 +129,11 @@ class Finished:
     @property
     def hashes(self) -> list[str]:
         """Content hashes of the sets that were judged, in the order they were given."""
-        judged: dict[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
+        judged: Mapping[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
         return list(judged.get("settings", {}).get("inputs", {}).get("surrogates", ()))
 
     @cached_property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Of the recorded command."""
         return {} if self.is_run else recorded_options(str(self.summary.get("command", "")), self.path)
 
@@ -225,7 +226,7 @@ def _read(run: Path, name: Path, parse: Callable[[str], Any]) -> Any:
         raise ArtifactError(f"{run / name} is damaged: {error}. Copy the run again, or make it again.") from error
 
 
-def _summary(text: str) -> dict[str, Any]:
+def _summary(text: str) -> Mapping[str, Any]:
     found = json.loads(text)
     if not (isinstance(found, dict) and isinstance(found.get("rows"), list) and "fingerprint" in found.get("data", {})):
         raise ValueError("it is not a summary with `rows` and `data`")

@@ -26,7 +26,7 @@ from gendistill.evaluation.summary import LABELS, RANDOM, row_label
 from gendistill.networks.feature_extractors import features_of, saved_reference_network
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.results import Judged, Row, merged, ordered
+from gendistill.report.results import Judged, ReportRow, merged, ordered
 from gendistill.report.run_folder import Finished
 from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
@@ -88,7 +88,7 @@ def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets:
     return ReportFacts(runs=[run], data=data, projection=project([run], data, None) if data else None)
 
 
-def _labelled(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _labelled(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**summary, "rows": [{**row, "label": row_label(row)} for row in summary["rows"]]}
 
 
@@ -287,7 +287,7 @@ def set_names(paths: Sequence[Path]) -> list[str]:
     return [f"{i + 1}-{name}" for i, name in enumerate(names)]
 
 
-def merged_versions(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+def merged_versions(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The version of every library; several where the stages ran with different ones."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
@@ -323,14 +323,14 @@ class RunFacts:
     """
 
     name: str
-    summary: dict[str, Any]
+    summary: Mapping[str, Any]
     date: str
     folder: str = ""
     given: dict[str, str | None] = field(default_factory=dict)
     sets: dict[int, dict[str, SurrogateSet]] = field(default_factory=dict)
     is_run: bool = True
     missing: Sequence[str] = ()
-    records: Sequence[dict[str, Any]] = ()
+    records: Sequence[Mapping[str, Any]] = ()
     config: str = ""
 
     @property
@@ -362,7 +362,7 @@ class ReportFacts:
     look: FeatureSource | None = None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ReportRow]:
         """Those of all runs, each once, in order and with colours."""
         return ordered(merged([run.judged for run in self.runs]))
 

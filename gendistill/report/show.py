@@ -205,9 +205,9 @@ def origin_of(made: SurrogateSet) -> str:
     return ", ".join(str(made.meta[key]) for key in ("method", "stage") if made.meta.get(key)) or "unknown method"
 
 
-def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
+def numbers(made: SurrogateSet, copies: Copies | None) -> Mapping[str, Any]:
     """Plain data; images are named by their files, real ones by split and position."""
-    record: dict[str, Any] = {
+    record: Mapping[str, Any] = {
         "method": made.meta.get("method"),
         "stage": made.meta.get("stage"),
         "counts": dict(zip(made.classes, made.counts, strict=True)),
@@ -219,7 +219,7 @@ def numbers(made: SurrogateSet, copies: Copies | None) -> dict[str, Any]:
         return record
     files = files_of(made)
 
-    def row(image: int, split: str, position: int, distance: float) -> dict[str, Any]:
+    def row(image: int, split: str, position: int, distance: float) -> Mapping[str, object]:
         stored, view = divmod(image, made.views)
         return {"file": files[stored], "view": view, "split": split, "position": position, "distance": distance}
 

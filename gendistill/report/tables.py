@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, Required
 
 from gendistill.config import as_tuple
 from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
-from gendistill.report.charts import MARKERS, Axis, Chart, Curve, Point, grouped_rows, mean_interval, ticks
+from gendistill.evaluation.summary import ContinualRow, Score, ScoreEntry, Step
+from gendistill.report.charts import (
+    BOTTOM,
+    LEFT,
+    MARKERS,
+    RIGHT,
+    Axis,
+    Chart,
+    Curve,
+    Point,
+    grouped_rows,
+    mean_interval,
+    ticks,
+)
 from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent, render_template
-from gendistill.report.results import Judged, Row, hashes, mean, ordered, random_of
+from gendistill.report.results import Judged, ReportRow, hashes, ipc_of, mean, ordered, random_of
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -36,7 +49,7 @@ class FindingLine:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreLine:
     """A set's robust scores: (score, std or None), and the two differences that LRS is made of, as fractions."""
 
     label: str
@@ -50,7 +63,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureCell:
     """A number of a set; ``random`` is that of random real sets of its size, ``std`` their deviation."""
 
     value: float
@@ -59,15 +72,15 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Measures:
+class MeasureTable:
     """``heads`` are (title, which way is better), ``groups`` (IPC, lines), lines (label, a measure or None a head)."""
 
     heads: list[tuple[str, str]]
-    groups: list[tuple[Any, list[tuple[str, list[Measure | None]]]]]
+    groups: list[tuple[Any, list[tuple[str, list[MeasureCell | None]]]]]
     reasons: list[str]
 
 
-def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[FindingLine]:
+def findings(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> list[FindingLine]:
     """Of all runs, each once, errors first."""
     found = {}
     for run in runs:
@@ -78,39 +91,46 @@ def findings(runs: Sequence[Judged], rows: Sequence[Row]) -> list[FindingLine]:
     return sorted(found.values(), key=lambda f: not f.error)
 
 
-def scores(runs: Sequence[Judged], rows: Sequence[Row]) -> tuple[list[tuple[tuple[str, str], list[Score]]], list[str]]:
+def scores(
+    runs: Sequence[Judged], rows: Sequence[ReportRow]
+) -> tuple[list[tuple[tuple[str, str], list[ScoreLine]]], list[str]]:
     """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed)."""
-    found: dict[Score, bool] = {}
+    found: dict[ScoreLine, bool] = {}
     missing: dict[str, None] = {}
     for run in runs:
         for entry in run.summary.get("scores") or ():
             score = _score(entry, run, rows)
             found[score] = score.labels != "hard"
             missing |= dict.fromkeys(entry.get("missing") or ())
-    groups: dict[tuple[str, str], list[Score]] = {}
+    groups: dict[tuple[str, str], list[ScoreLine]] = {}
     for score in sorted(found, key=lambda s: (found[s], s.ipc)):
         groups.setdefault((score.labels, score.network), []).append(score)
     return list(groups.items()), list(missing)
 
 
-def _score(entry: Mapping[str, Any], run: Judged, rows: Sequence[Row]) -> Score:
+def _score(entry: ScoreEntry, run: Judged, rows: Sequence[ReportRow]) -> ScoreLine:
     keys = ("method", "stage", "space", "ipc", "set")
-    same = (r for r in rows if run.name in r["runs"] and all(k not in entry or r.get(k) == entry[k] for k in keys))
-    row = next(same, None)
-    lrs, ars = entry.get("lrs") or {}, entry.get("ars") or {}
-    return Score(
+    wanted: Mapping[str, object] = {k: v for k, v in entry.items() if k in keys}
+    same = (r for r in rows if run.name in r["runs"] and all(r.get(k) == v for k, v in wanted.items()))
+    row, lrs = next(same, None), entry.get("lrs")
+    return ScoreLine(
         label=row["label"] if row else str(entry.get("stage") or entry["method"]),
         ipc=entry["ipc"],
         labels=entry.get("recipe") or entry["labels"],
         network=entry["network"],
-        lrs=(lrs["score"], lrs.get("std")) if lrs.get("score") is not None else None,
-        ars=(ars["score"], ars.get("std")) if ars.get("score") is not None else None,
-        hlr=lrs.get("hlr"),
-        ior=lrs.get("ior"),
+        lrs=_with_std(lrs),
+        ars=_with_std(entry.get("ars")),
+        hlr=lrs.get("hlr") if lrs else None,
+        ior=lrs.get("ior") if lrs else None,
     )
 
 
-def measures(runs: Sequence[Judged], rows: Sequence[Row]) -> Measures | None:
+def _with_std(found: Score | None) -> tuple[float, float | None] | None:
+    score = found.get("score") if found else None
+    return (score, found.get("std")) if found and score is not None else None
+
+
+def measures(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> MeasureTable | None:
     """What is ``SHOWN`` of every set that was measured, each once, in the order of the rows."""
     told: dict[str, Mapping[str, Any]] = {}
     for run in runs:
@@ -122,14 +142,14 @@ def measures(runs: Sequence[Judged], rows: Sequence[Row]) -> Measures | None:
         return None
     order = list(dict.fromkeys(h for r in rows for h in hashes(r)))
     place = {content: i for i, content in enumerate(order)}
-    groups: dict[Any, list[tuple[str, list[Measure | None]]]] = {}
+    groups: dict[Any, list[tuple[str, list[MeasureCell | None]]]] = {}
     for content in sorted(found, key=lambda h: place.get(h, len(order))):
         row = _row_of(content, rows)
         label, ipc = (row["label"], row["ipc"]) if row else (f"set {content[:8]}", "")
         groups.setdefault(ipc, []).append((label, [found[content][i] for i in shown]))
     said = (_at(entry, SHOWN[i][0]).get("reason") for entry in told.values() for i in shown)
     heads = [(title, better) for _, title, better in (SHOWN[i] for i in shown)]
-    return Measures(heads, list(groups.items()), [reason for reason in dict.fromkeys(said) if reason])
+    return MeasureTable(heads, list(groups.items()), [reason for reason in dict.fromkeys(said) if reason])
 
 
 def _at(entry: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
@@ -138,12 +158,12 @@ def _at(entry: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
     return entry
 
 
-def _measure(told: Mapping[str, Any]) -> Measure | None:
+def _measure(told: Mapping[str, Any]) -> MeasureCell | None:
     random = told.get("random") or {}
-    return None if told.get("mean") is None else Measure(told["mean"], random.get("mean"), random.get("std"))
+    return None if told.get("mean") is None else MeasureCell(told["mean"], random.get("mean"), random.get("std"))
 
 
-def _row_of(content: str | None, rows: Sequence[Row]) -> Row | None:
+def _row_of(content: str | None, rows: Sequence[ReportRow]) -> ReportRow | None:
     return next((r for r in rows if content is not None and content in hashes(r)), None)
 
 
@@ -184,33 +204,33 @@ class ClassTable:
         return max((abs(r.gain) for r in self.rows if r.gain is not None), default=0.0) or 1.0
 
 
-def class_tables(shown: Sequence[Row], rows: Sequence[Row], classes: Sequence[str]) -> list[ClassTable]:
+def class_tables(shown: Sequence[ReportRow], rows: Sequence[ReportRow], classes: Sequence[str]) -> list[ClassTable]:
     """One for each of the ``shown`` rows that knows its accuracy by class, the largest IPC first."""
     told = [r for r in shown if r.get("per_class")]
-    return [_table(r, random_of(r, rows), classes) for r in sorted(told, key=lambda r: -r["ipc"])]
+    return [_table(r, random_of(r, rows), classes) for r in sorted(told, key=lambda r: -ipc_of(r))]
 
 
-def _table(row: Row, random: Row | None, classes: Sequence[str]) -> ClassTable:
-    theirs = (random or {}).get("per_class") or [None] * len(row["per_class"])
+def _table(row: ReportRow, random: ReportRow | None, classes: Sequence[str]) -> ClassTable:
+    theirs = (random.get("per_class") if random else None) or [None] * len(row["per_class"])
     names = classes if len(classes) == len(row["per_class"]) else [f"class {i}" for i in range(len(row["per_class"]))]
     found = [ClassRow(*entry) for entry in zip(names, row["per_class"], theirs, strict=True)]
     found.sort(key=lambda r: (r.accuracy is None, -(r.accuracy or 0.0)))
     if len(found) <= MOST:
-        return ClassTable(row["label"], row["ipc"], found, [], 0)
+        return ClassTable(row["label"], ipc_of(row), found, [], 0)
     tested = [r for r in found if r.accuracy is not None]
     best, worst = tested[:EXTREMES], tested[EXTREMES:][-EXTREMES:]
-    return ClassTable(row["label"], row["ipc"], best, worst, len(found) - len(best) - len(worst))
+    return ClassTable(row["label"], ipc_of(row), best, worst, len(found) - len(best) - len(worst))
 
 
 EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: the key that some row has
 
 
 @dataclass(frozen=True)
-class Line:
+class MatrixLine:
     """A set under every condition; ``cells`` are its rows, None where it was not judged."""
 
-    row: Row
-    cells: list[Row | None]
+    row: ReportRow
+    cells: list[ReportRow | None]
 
 
 @dataclass(frozen=True)
@@ -218,7 +238,7 @@ class Matrix:
     """Sets by network and augmentation: ``heads`` name the conditions, ``groups`` are (IPC, lines)."""
 
     heads: list[str]
-    groups: list[tuple[int | None, list[Line]]]
+    groups: list[tuple[int | None, list[MatrixLine]]]
 
 
 @dataclass(frozen=True)
@@ -230,12 +250,12 @@ class Section:
 
     title: str
     network: str
-    groups: list[list[Row]]
+    groups: list[list[ReportRow]]
     columns: set[str]
     matrix: Matrix | None
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
+def sections(rows: Sequence[ReportRow]) -> list[Section]:
     """One for every recipe of labels and for every settings."""
     trainings = {r["judged"] for r in rows}
     kinds = list(dict.fromkeys(_kind(r) for r in rows if r["ipc"] is not None))
@@ -243,11 +263,11 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     return [_section([r for r in rows if _kind(r) == kind], len(trainings) > 1) for kind in kinds]
 
 
-def _kind(row: Row) -> tuple[str, str | None, int]:
+def _kind(row: ReportRow) -> tuple[str, str | None, int]:
     return row["labels"], row.get("recipe"), row["judged"]
 
 
-def _section(rows: Sequence[Row], several: bool) -> Section:
+def _section(rows: Sequence[ReportRow], several: bool) -> Section:
     conditions = list(dict.fromkeys(_condition(r) for r in rows if r["ipc"] is not None)) or [_condition(rows[0])]
     main = [_told(r) for r in rows if _condition(r) == conditions[0]]
     labels, recipe, _ = _kind(rows[0])
@@ -264,7 +284,7 @@ def _section(rows: Sequence[Row], several: bool) -> Section:
     )
 
 
-def _condition(row: Row) -> tuple[str, bool]:
+def _condition(row: ReportRow) -> tuple[str, bool]:
     return row["network"], bool(row.get("augment"))
 
 
@@ -272,48 +292,53 @@ def _head(network: str, augment: bool, told: bool) -> str:
     return f"{network}, augmented" if augment else f"{network}, not augmented" if told else network
 
 
-def _matrix(rows: Sequence[Row], conditions: Sequence[tuple[str, bool]]) -> Matrix:
-    found: dict[int | None, dict[str, dict[tuple[str, bool], Row]]] = {}
+def _matrix(rows: Sequence[ReportRow], conditions: Sequence[tuple[str, bool]]) -> Matrix:
+    found: dict[int | None, dict[str, dict[tuple[str, bool], ReportRow]]] = {}
     for row in rows:
         found.setdefault(row["ipc"], {}).setdefault(row["label"], {})[_condition(row)] = row
     told = len({c[1] for c in conditions}) > 1
     groups = [
-        (ipc, [Line(next(iter(by.values())), [by.get(c) for c in conditions]) for by in labels.values()])
+        (ipc, [MatrixLine(next(iter(by.values())), [by.get(c) for c in conditions]) for by in labels.values()])
         for ipc, labels in found.items()
     ]
     return Matrix([_head(*c, told) for c in conditions], groups)
 
 
-def _told(row: Row) -> Row:
+def _told(row: ReportRow) -> ReportRow:
     """With the means of ``legacy_best`` and ``ece``, and the bytes of images and labels together."""
     stored = row.get("bytes") or {}
     total = (stored.get("images") or 0) + (stored.get("labels") or 0) or None
-    return {**row, "legacy": mean(row.get("legacy_best")), "ece": mean(row.get("ece")), "stored": total}
+    return {**row, "legacy": mean(row.get("legacy_best")), "calibration": mean(row.get("ece")), "stored": total}
 
 
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 36.0, 436.0
-MOST_TICKS, GAP = 12, 7.0
+TOP, MOST_TICKS, GAP = 36.0, 12, 7.0
+
+
+class MemoryRow(ContinualRow, total=False):
+    """A row of continual learning with what readers call it, its colour, and a count of the labels with that colour."""
+
+    label: Required[str]
+    colour: str
+    shape: int
 
 
 @dataclass(frozen=True)
-class Panel:
+class ContinualPanel:
     """One IPC: its rows with ``label`` and ``colour``, what is said of them, and their chart."""
 
     ipc: int
-    rows: list[dict[str, Any]]
+    rows: list[MemoryRow]
     sentences: list[str]
     chart: Chart
 
 
-def render_continual(summary: dict[str, Any]) -> str:
+def render_continual(summary: Mapping[str, Any]) -> str:
     """The page of a summary whose rows have a ``label``."""
     counts = summary["classes"]
-    rows = ordered(summary["rows"])
-    groups = {ipc: [r for r in rows if r["ipc"] == ipc] for ipc in dict.fromkeys(r["ipc"] for r in rows)}
+    rows: list[MemoryRow] = ordered(summary["rows"])
+    groups = {ipc: [r for r in rows if ipc_of(r) == ipc] for ipc in dict.fromkeys(map(ipc_of, rows))}
     panels = [
-        Panel(
-            ipc, group, [sentence(r) for r in group if r["average"]["ci95_vs_random"]], continual_chart(group, counts)
-        )
+        ContinualPanel(ipc, group, [said for r in group if (said := sentence(r))], continual_chart(group, counts))
         for ipc, group in groups.items()
     ]
     settings = summary["settings"]
@@ -333,16 +358,18 @@ def length(settings: Mapping[str, Any]) -> str:
     return f"{epochs:,} epochs"
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """What the intervals allow to say, after the last step and over all of them."""
-    last, average = row["steps"][-1], row["average"]
+def sentence(row: MemoryRow) -> str:
+    """What the intervals allow to say, after the last step and over all of them; empty for the reference."""
+    last, average = row["steps"][-1].get("ci95_vs_random"), row["average"].get("ci95_vs_random")
+    if not last or not average:
+        return ""
     return (
-        f"{row['label']} {comparison(RANDOM_LABEL, last['ci95_vs_random'])} after the last step, and "
-        f"{comparison('them', average['ci95_vs_random'])} on average over the steps."
+        f"{row['label']} {comparison(RANDOM_LABEL, last)} after the last step, and {comparison('them', average)} on "
+        "average over the steps."
     )
 
 
-def continual_chart(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> Chart:
+def continual_chart(rows: Sequence[MemoryRow], counts: Sequence[int]) -> Chart:
     """Means and their 95 % t intervals over runs, against the number of classes."""
     ends = [value for row in rows for step in row["steps"] for value in mean_interval(step)]
     steps = ticks(min(ends), max(ends))
@@ -353,12 +380,12 @@ def continual_chart(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> Ch
         points = [_point(row["label"], n, step, x(n) + aside, y) for n, step in zip(counts, row["steps"], strict=True)]
         curves.append(Curve(row["label"], row["colour"], MARKERS[row["colour"]], points, row["steps"][-1]["mean"]))
     return Chart(
-        left=LEFT,
-        right=RIGHT,
+        title=f"Test accuracy by classes seen, at IPC {ipc_of(rows[0])}",
+        against="classes seen",
+        of="Memory",
+        measured="test accuracy on the classes seen, %",
+        last="%, last step",
         top=TOP,
-        bottom=BOTTOM,
-        width=RIGHT + 8,
-        height=BOTTOM + 60,
         x_ticks=[(x(counts[i]), f"{counts[i]}") for i in evenly_spaced(len(counts), MOST_TICKS)],
         y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
         curves=sorted(curves, key=lambda curve: -curve.last),
@@ -366,7 +393,7 @@ def continual_chart(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> Ch
     )
 
 
-def _point(label: str, classes: int, step: dict[str, Any], x: float, y: Axis) -> Point:
+def _point(label: str, classes: int, step: Step, x: float, y: Axis) -> Point:
     low, high = mean_interval(step)
     title = f"{label}, {classes} classes: {percent(step['mean'])} % ({percent(low)} to {percent(high)})"
     return Point(round(x, 2), y(step["mean"]), y(low), y(high), title)
@@ -405,15 +432,15 @@ class Ablation:
     steps: list[tuple[str, list[Gain | None]]]
 
 
-def ablations(rows: Sequence[Row]) -> list[Ablation]:
+def ablations(rows: Sequence[ReportRow]) -> list[Ablation]:
     """One for every run that judged at least two stages, from rows of one condition."""
     found = [_of_run(run, rows) for run in dict.fromkeys(run for r in rows for run in r["runs"])]
     unlike = {str((a.sizes, a.steps)): a for a in reversed(found) if a.steps}  # runs may share all their stages
     return list(reversed(unlike.values()))
 
 
-def _of_run(run: str, rows: Sequence[Row]) -> Ablation:
-    at: dict[int, dict[str, Row]] = {}
+def _of_run(run: str, rows: Sequence[ReportRow]) -> Ablation:
+    at: dict[int, dict[str, ReportRow]] = {}
     for row in rows:
         if run in row["runs"] and row["stage"] in NAMES and row["ipc"] is not None:
             at.setdefault(row["ipc"], {}).setdefault(row["stage"], row)
@@ -433,41 +460,50 @@ def _name(pair: tuple[str, str], there: Sequence[str]) -> str:
     return f"all of it, {NAMES[pair[0]]} to {NAMES[pair[1]]}" if whole else f"{NAMES[pair[0]]} to {NAMES[pair[1]]}"
 
 
-def _gain(stages: dict[str, Row], before: str, after: str) -> Gain | None:
+def _gain(stages: dict[str, ReportRow], before: str, after: str) -> Gain | None:
     if before not in stages or after not in stages:
         return None
     interval = row_interval(stages[after], stages[before])
     return Gain(*interval) if interval else None
 
 
-def costs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds and peak memory by stage, with their ``share`` and ``memory_share`` of the largest in per cent."""
+class Cost(NamedTuple):
+    """Seconds and peak memory (MiB) of a stage, and their shares of the largest in per cent."""
+
+    stage: str
+    seconds: float
+    memory: int
+    share: float
+    memory_share: float
+
+
+def costs(records: Sequence[Mapping[str, Any]]) -> list[Cost]:
+    """What every stage took that recorded its time."""
     done = [(r["stage"], r["seconds"], r.get("peak_memory_mib", 0)) for r in records if "seconds" in r]
     longest = max((seconds for _, seconds, _ in done), default=0) or 1
     most = max((memory for _, _, memory in done), default=0) or 1
-    return [
-        {
-            "stage": stage,
-            "seconds": seconds,
-            "memory": memory,
-            "share": 100 * seconds / longest,
-            "memory_share": 100 * memory / most,
-        }
-        for stage, seconds, memory in done
-    ]
+    return [Cost(name, time, memory, 100 * time / longest, 100 * memory / most) for name, time, memory in done]
 
 
-def w2(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Before and after refinement by IPC, with their shares of the largest in per cent."""
+class Distance(NamedTuple):
+    """Squared W2 to the real images before and after refinement, the relative change, and shares of the largest in per
+    cent."""
+
+    ipc: int
+    before: float
+    after: float
+    change: float
+    share_before: float
+    share_after: float
+
+
+def w2(records: Sequence[Mapping[str, Any]]) -> list[Distance]:
+    """One line for each IPC, of the first stage that recorded distances."""
     found: dict[str, dict[str, float]] = next((r["w2"] for r in records if r.get("w2")), {})
     most = max((v for pair in found.values() for v in pair.values()), default=0) or 1
-    return [
-        {
-            "ipc": int(ipc),
-            **pair,
-            "change": pair["after"] / pair["before"] - 1 if pair["before"] else 0.0,
-            "share_before": 100 * pair["before"] / most,
-            "share_after": 100 * pair["after"] / most,
-        }
-        for ipc, pair in sorted(found.items(), key=lambda item: int(item[0]))
-    ]
+    lines = []
+    for ipc, pair in found.items():
+        before, after = pair["before"], pair["after"]
+        change = after / before - 1 if before else 0.0
+        lines.append(Distance(int(ipc), before, after, change, 100 * before / most, 100 * after / most))
+    return sorted(lines)

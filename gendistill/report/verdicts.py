@@ -15,8 +15,9 @@ from gendistill.report.results import (
     KMEANS,
     Condition,
     Interval,
-    Row,
+    ReportRow,
     condition,
+    ipc_of,
     is_random,
     primary,
     products,
@@ -36,7 +37,7 @@ class Verdict:
     that take as many bytes as this very row, as the evaluation found it; None where there are no such images.
     """
 
-    row: Row
+    row: ReportRow
     among: int
     against_random: Interval | None
     coreset: tuple[str, Interval] | None
@@ -44,7 +45,7 @@ class Verdict:
 
     @property
     def ipc(self) -> int:
-        return int(self.row["ipc"])
+        return ipc_of(self.row)
 
     @property
     def good(self) -> bool:
@@ -64,15 +65,15 @@ class Verdict:
         return f"At IPC {self.ipc} the {self.row['noun']}{seeds} {text}."
 
 
-def verdicts(rows: Sequence[Row], wanted: Condition | None = None) -> list[Verdict]:
+def verdicts(rows: Sequence[ReportRow], wanted: Condition | None = None) -> list[Verdict]:
     """One for every IPC at which a set without a fault was judged, under one condition, else the ``primary`` one."""
     same = under(rows, wanted or primary(rows))
     made = [r for r in products(same) if not r["fault"]]
-    sizes = sorted({r["ipc"] for r in made})
+    sizes = sorted({ipc_of(r) for r in made})
     return [_verdict([r for r in made if r["ipc"] == ipc], same) for ipc in sizes]
 
 
-def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
+def _verdict(made: Sequence[ReportRow], rows: Sequence[ReportRow]) -> Verdict:
     best = max(made, key=lambda r: r["mean"])
     random = random_of(best, rows)
     interval = best.get("ci95_vs_random") or (row_interval(best, random) if random else None)
@@ -88,18 +89,18 @@ def _verdict(made: Sequence[Row], rows: Sequence[Row]) -> Verdict:
     )
 
 
-def _against(row: Row, rival: Row | None) -> tuple[str, Interval] | None:
+def _against(row: ReportRow, rival: ReportRow | None) -> tuple[str, Interval] | None:
     interval = row_interval(row, rival) if rival else None
     return (_name(rival), interval) if rival and interval else None
 
 
-def _name(row: Row) -> str:
+def _name(row: ReportRow) -> str:
     if row["method"] == KMEANS:
         return f"k-means on {row['space']}" if row.get("space") else "k-means"
     return {HERDING: "herding", KCENTER: "k-centre"}[row["method"]]
 
 
-def left_out(rows: Sequence[Row]) -> list[str]:
+def left_out(rows: Sequence[ReportRow]) -> list[str]:
     """The sets that verdicts pass over because an error was found in them, a name each."""
     faulty = [r for r in products(under(rows, primary(rows))) if r["fault"]]
     return [f"{r['label']} (IPC {r['ipc']})" for r in faulty]
@@ -124,7 +125,7 @@ def predicates(found: Sequence[Verdict]) -> list[str]:
     return [over_sizes(n, o) for n, o in ((RANDOM_LABEL, random), (name, coreset)) if o]
 
 
-def elsewhere(rows: Sequence[Row]) -> list[str]:
+def elsewhere(rows: Sequence[ReportRow]) -> list[str]:
     """One sentence for every other condition: other networks, augmentation, soft labels."""
     first = primary(rows)
     said = []
@@ -137,7 +138,7 @@ def elsewhere(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def label_gains(rows: Sequence[Row]) -> list[str]:
+def label_gains(rows: Sequence[ReportRow]) -> list[str]:
     """What soft labels alone do: the accuracy of the same random real images with either, one sentence a recipe."""
     found: dict[Condition, list[str]] = {}
     for row in rows:
@@ -154,7 +155,7 @@ def label_gains(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def where(other: Condition, first: Condition, rows: Sequence[Row]) -> str:
+def where(other: Condition, first: Condition, rows: Sequence[ReportRow]) -> str:
     """In what a condition differs: "On resnet18, with augmentation,"."""
     labels, recipe, network, augment, judged = other
     parts = [f"on {network}"] * (network != first[2])

@@ -14,7 +14,16 @@ from gendistill.evaluation.intervals import row_interval
 from gendistill.report.charts import chart, cost_chart, log_ticks, mean_interval
 from gendistill.report.page import as_csv
 from gendistill.report.results import Judged, condition, merged, ordered, primary, products, random_of, under
-from gendistill.report.tables import EXTREMES, Measure, ablations, class_tables, findings, measures, scores, sections
+from gendistill.report.tables import (
+    EXTREMES,
+    MeasureCell,
+    ablations,
+    class_tables,
+    findings,
+    measures,
+    scores,
+    sections,
+)
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 from tests.evaluation.summaries import RANDOM, make_row
 
@@ -302,7 +311,7 @@ def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_b
     assert found is not None
     assert found.heads == [("KID (MMD²)", "lower is better"), ("label agreement", "best as random")]
     ((ipc, ((label, (first, second)),)),) = found.groups
-    assert (ipc, label, first, second) == (1, "dm", Measure(0.9, 0.8, 0.01), Measure(0.97, 0.9, None))
+    assert (ipc, label, first, second) == (1, "dm", MeasureCell(0.9, 0.8, 0.01), MeasureCell(0.97, 0.9, None))
     assert found.reasons == ["few"]
     assert measures([judged("run", rows)], rows_of(run)) is None
 
