@@ -18,9 +18,8 @@ from gendistill.data.dataset import Split
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
 from gendistill.io import atomic
-from gendistill.surrogate import image_files
 from gendistill.surrogate.card.card import write_card
-from gendistill.surrogate.image_files import BLOCK, Ask, exhaust, in_workers, read_images, request
+from gendistill.surrogate.image_files import read_images, write_files, write_image
 from gendistill.surrogate.manifest import (
     COUNTED,
     MANIFEST,
@@ -57,7 +56,7 @@ class SurrogateWriter:
     def put(self, label: int, index: int, image: Tensor) -> None:
         """Queue one uint8 image (C,H,W)."""
         self._collect(WAITING - 1)
-        self._pending.append(self._pool.submit(_write, self.path(label, index), image))
+        self._pending.append(self._pool.submit(write_image, self.path(label, index), image))
 
     def _collect(self, allowed: int) -> None:
         while self._pending and (len(self._pending) > allowed or self._pending[0].done()):
@@ -78,26 +77,7 @@ def write_images(folder: Path, classes: Sequence[str], images: Tensor, labels: T
     """Write uint8 images (N,C,H,W) with labels (N,) where ``SurrogateWriter`` would, each class in its order."""
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     paths = [here / image_name(i) for here, n in zip(_folders(folder, classes), counts, strict=True) for i in range(n)]
-    order = torch.argsort(labels, stable=True)
-    channels, height, width = images.shape[1:]
-    step = max(1, BLOCK // (channels * height * width))
-
-    def put(start: int, ask: Ask) -> Sequence[Path]:
-        here, pixels = paths[start : start + step], _pixels(images[order[start : start + step]])
-        if not ask(request(here, width, height, channels, pixels), memoryview(bytearray(1))):
-            image_files.write(here, pixels, width, height, channels)
-        return here
-
-    exhaust(in_workers(put, range(0, len(paths), step), images.nbytes), "write set", len(paths))
-
-
-def _pixels(images: Tensor) -> bytes:
-    return images.movedim(1, -1).cpu().contiguous().numpy().tobytes()
-
-
-def _write(path: Path, image: Tensor) -> None:
-    channels, height, width = image.shape
-    image_files.write([path], _pixels(image[None]), width, height, channels)
+    write_files(paths, images, torch.argsort(labels, stable=True))
 
 
 def _folders(folder: Path, classes: Sequence[str]) -> list[Path]:

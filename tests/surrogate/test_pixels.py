@@ -20,18 +20,15 @@ from torch import Tensor
 
 from gendistill.errors import ArtifactError
 from gendistill.progress import show_progress
-from gendistill.surrogate import image_files as workers
+from gendistill.surrogate import image_files
 from gendistill.surrogate.image_files import SIGNATURE, decode, encode, read_images
-
-CHILDREN = Path("/proc/thread-self/children")
 
 
 @pytest.fixture
 def spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three workers and small blocks, however few the images."""
-    monkeypatch.setattr(workers, "ALONE", 0)
-    monkeypatch.setattr(workers, "CORES", 3)
-    monkeypatch.setattr("gendistill.surrogate.image_files.BLOCK", 8 * 8 * 3 * 4)
+    """Three threads and small blocks, however few the images."""
+    monkeypatch.setattr(image_files, "THREADS", 3)
+    monkeypatch.setattr(image_files, "BLOCK", 4)
 
 
 def pictures(count: int, size: int = 8, channels: int = 3) -> Tensor:
@@ -73,7 +70,7 @@ def test_any_image_comes_back_and_pillow_sees_the_same(
 ) -> None:
     seed, levels = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.sampled_from([1, 2, 256]))
     array = np.random.default_rng(seed).integers(0, levels, (height, width, channels), dtype=np.uint8)
-    written = encode(array.tobytes(), width, height, channels)
+    written = encode(torch.from_numpy(array).movedim(-1, 0))
     with Image.open(io.BytesIO(written)) as image:
         assert (image.mode, image.size) == ("L" if channels == 1 else "RGB", (width, height))
         assert image.tobytes() == array.tobytes()
@@ -97,7 +94,7 @@ def test_no_files_are_no_images() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_file_cut_anywhere_is_refused(channels: int) -> None:
-    data = encode(pictures(1, 4, channels).movedim(1, -1).numpy().tobytes(), 4, 4, channels)
+    data = encode(pictures(1, 4, channels)[0])
     for kept in range(len(data)):
         with pytest.raises(ValueError, match="is cut short" if kept >= len(SIGNATURE) else "is no PNG"):
             decode(data[:kept], channels, 4)
@@ -105,7 +102,7 @@ def test_a_file_cut_anywhere_is_refused(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_bit_changed_anywhere_is_noticed(channels: int) -> None:
-    data = encode(pictures(1, 4, channels).movedim(1, -1).numpy().tobytes(), 4, 4, channels)
+    data = encode(pictures(1, 4, channels)[0])
     for bit in range(8 * len(data)):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
@@ -171,10 +168,18 @@ def test_a_size_that_no_memory_holds_is_refused_by_the_first_file(tmp_path: Path
         read_images(store(tmp_path, pictures(1)), 3, 10**7)
 
 
-def test_a_second_header_does_not_count() -> None:
-    bomb = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 3, 0, 0, 0))
-    data = file(1, 1, 8, 3, b"\0\0", bomb, chunk(b"PLTE", b"abc"))
-    assert decode(data, 3, 1) == b"abc"
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("size", [10000, 60000])
+def test_a_second_header_is_refused(size: int) -> None:
+    bomb = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 3, 0, 0, 0))
+    with pytest.raises(ValueError, match="is damaged"):
+        decode(file(1, 1, 8, 3, b"\0\0", bomb, chunk(b"PLTE", b"abc")), 3, 1)
+
+
+def test_the_file_of_a_large_image_has_one_chunk_of_pixels() -> None:
+    data = encode(pictures(1, 256)[0])
+    assert len(data) > 2**16
+    assert data.count(b"IDAT") == 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP", "text", "empty"])
@@ -265,10 +270,9 @@ def test_what_would_be_lost_is_refused(tmp_path: Path, name: str, channels: int)
 
 @pytest.mark.usefixtures("spread_out")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_workers_read_the_same_in_the_same_order(tmp_path: Path, channels: int) -> None:
+def test_threads_read_the_same_in_the_same_order(tmp_path: Path, channels: int) -> None:
     images = pictures(50, channels=channels)
     assert torch.equal(read_images(store(tmp_path, images), channels, 8), images)
-    assert not CHILDREN.exists() or not CHILDREN.read_text().split()
 
 
 @pytest.mark.usefixtures("spread_out")
@@ -279,57 +283,30 @@ def test_of_several_damaged_files_the_first_is_named(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(ArtifactError, match=r"/23\.png is cut short"):
             read_images(paths, 3, 8)
-    assert not CHILDREN.exists() or not CHILDREN.read_text().split()
-
-
-@pytest.mark.usefixtures("spread_out")
-@pytest.mark.parametrize("fault", ["raise SystemExit(1)", "import os; os.kill(os.getpid(), 9)", "print('hello')"])
-def test_without_workers_all_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(workers, "SERVE", fault)
-    images = pictures(50)
-    assert torch.equal(read_images(store(tmp_path, images), 3, 8), images)
-
-
-@pytest.mark.usefixtures("spread_out")
-def test_the_working_folder_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for paths from there, nor for modules that lie there."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "struct.py").write_text("raise SystemExit('the wrong module')")
-    (tmp_path / "PIL.py").write_text("raise SystemExit('the wrong module')")
-    images = pictures(20)
-    paths = store(tmp_path / "images", images)
-    monkeypatch.chdir(tmp_path)
-    assert torch.equal(read_images([path.relative_to(tmp_path) for path in paths], 3, 8), images)
-    with workers._worker() as ask:
-        assert ask(workers.request([Path("images/3.png")], 8, 8, 3), memoryview(bytearray(192)))
 
 
 @pytest.mark.usefixtures("spread_out")
 @pytest.mark.skipif(os.name == "nt", reason="names of bytes")
-def test_workers_find_files_of_any_name(tmp_path: Path) -> None:
+def test_files_of_any_name_are_found(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"line\nbreak \xff \xc3\xa9")
     folder.mkdir()
     images = pictures(20)
     assert torch.equal(read_images(store(folder, images), 3, 8), images)
-    with workers._worker() as ask:
-        assert ask(workers.request([folder / "3.png"], 8, 8, 3), memoryview(bytearray(192)))
 
 
 @pytest.mark.usefixtures("spread_out")
-def test_an_interrupt_ends_the_workers() -> None:
+def test_an_interrupt_ends_the_work() -> None:
     done: list[int] = []
 
-    def slow(block: int, ask: workers.Ask) -> list[int]:
+    def slow(positions: range) -> None:
         time.sleep(0.02)
-        done.append(block)
-        if block == 20:  # a real signal may fall into a callback of the garbage collector, which drops it
+        done.append(positions.start)
+        if positions.start == 80:  # a real signal may fall into a callback of the garbage collector, which drops it
             raise KeyboardInterrupt
-        return [block]
 
     with pytest.raises(KeyboardInterrupt):
-        workers.exhaust(workers.in_workers(slow, range(1000), 1), "slow", 1000)
+        image_files._in_threads(slow, 4000, "slow")
     assert 20 < len(done) < 500
-    assert not CHILDREN.exists() or not CHILDREN.read_text().split()
 
 
 def test_a_bar_is_drawn_for_many_images_alone(
@@ -339,7 +316,7 @@ def test_a_bar_is_drawn_for_many_images_alone(
     with show_progress():
         read_images(paths, 3, 8)
         assert not capsys.readouterr().err
-        monkeypatch.setattr(workers, "MANY", 9)
+        monkeypatch.setattr(image_files, "MANY", 9)
         read_images(paths, 3, 8)
     said = capsys.readouterr().err
     assert "read set" in said

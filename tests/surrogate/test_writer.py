@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gendistill.errors import ArtifactError
 from gendistill.surrogate import image_files as png
-from gendistill.surrogate import image_files as workers
 from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.manifest import TRAIN, write_manifest
 from gendistill.surrogate.set import WAITING, SurrogateSet, SurrogateWriter, link_prefix, write_images
@@ -93,9 +92,9 @@ def test_an_error_in_the_block_keeps_its_place_and_whole_files(tmp_path: Path) -
 def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, image, encode = threading.Event(), pictures(1)[0], png.encode
 
-    def slow(pixels: bytes, width: int, height: int, channels: int) -> bytes:
+    def slow(image: Tensor) -> bytes:
         disk.wait(60)
-        return encode(pixels, width, height, channels)
+        return encode(image)
 
     monkeypatch.setattr(png, "encode", slow)
     with SurrogateWriter(tmp_path, CLASSES) as writer:
@@ -115,18 +114,17 @@ def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture
 def spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three workers and blocks of four images, however few they are."""
-    monkeypatch.setattr(workers, "ALONE", 0)
-    monkeypatch.setattr(workers, "CORES", 3)
-    monkeypatch.setattr("gendistill.surrogate.set.BLOCK", 8 * 8 * 3 * 4)
+    """Three threads and blocks of four images, however few they are."""
+    monkeypatch.setattr(png, "THREADS", 3)
+    monkeypatch.setattr(png, "BLOCK", 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
-def test_workers_write_the_same_bytes(
+def test_threads_write_the_same_bytes(
     tmp_path: Path, request: pytest.FixtureRequest, channels: int, layout: str
 ) -> None:
-    """As this process alone does, and one image after another; in any layout of memory."""
+    """As one image after another; in any layout of memory."""
     images, labels = pictures(50)[:, :channels], torch.arange(50) % 3
     write(tmp_path / "one", list(range(50)), images)
     if layout == "columns":
@@ -139,7 +137,7 @@ def test_workers_write_the_same_bytes(
 
 
 @pytest.mark.usefixtures("spread_out")
-def test_workers_report_a_full_disk_and_leave_no_part_of_a_file(tmp_path: Path) -> None:
+def test_threads_report_a_full_disk_and_leave_no_part_of_a_file(tmp_path: Path) -> None:
     images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
     images[17] = pictures(1)[0]  # which alone takes more than 150 bytes
     with no_file_above(150), pytest.raises(OSError, match="File too large"):
@@ -151,16 +149,7 @@ def test_workers_report_a_full_disk_and_leave_no_part_of_a_file(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("spread_out")
-def test_without_workers_all_is_written_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = pictures(30), torch.arange(30) % 3
-    write_images(tmp_path / "workers", CLASSES, images, labels)
-    monkeypatch.setattr(workers, "SERVE", "raise SystemExit(1)")
-    write_images(tmp_path / "none", CLASSES, images, labels)
-    assert files(tmp_path / "none", "**/*") == files(tmp_path / "workers", "**/*")
-
-
-@pytest.mark.usefixtures("spread_out")
-def test_a_set_spread_over_workers_is_sealed_and_read(tmp_path: Path) -> None:
+def test_a_set_spread_over_threads_is_written_and_read(tmp_path: Path) -> None:
     """A class without images and one with many; a damaged file is found among them all."""
     images, labels = pictures(50), torch.tensor([2] * 45 + [0] * 5)
     SurrogateSet(images, labels, CLASSES).save(tmp_path / "set")
