@@ -115,7 +115,7 @@ def _score(entry: ScoreEntry, run: Judged, rows: Sequence[ReportRow]) -> ScoreLi
     row, lrs = next(same, None), entry.get("lrs")
     return ScoreLine(
         label=row["label"] if row else str(entry.get("stage") or entry["method"]),
-        ipc=entry["ipc"],
+        ipc=ipc_of(entry),
         labels=entry.get("recipe") or entry["labels"],
         network=entry["network"],
         lrs=_with_std(lrs),
