@@ -56,11 +56,19 @@ SCHEDULERS = {
 
 
 def make_scheduler(generator: Generator, name: str, num_inference_steps: int) -> SchedulerMixin:
-    """The named solver on the generator's own noise schedule, its timesteps on the CPU, ready to step.
+    """A solver on the generator's own noise schedule, with its timesteps set (on the CPU).
 
     Trailing timesteps end the schedule at its noisiest one, where pure noise belongs (Lin et al. 2024, arXiv
     2305.08891); at 10 steps that halves the distance to the exact solution. Heun spaces its steps after Karras et al.
     2022 (arXiv 2206.00364, eq. 5): its error grows with the ratio of one step's noise to the next.
+
+    Args:
+        generator: Its noise schedule, prediction type and codec decide the solver's options.
+        name: A key of ``SCHEDULERS``.
+        num_inference_steps: From 1 to the number of timesteps in training.
+
+    Raises:
+        ConfigError: an unknown name, or too few or too many steps.
     """
     if name not in SCHEDULERS:
         raise ConfigError(f"sample.scheduler is {name!r}; expected one of {', '.join(SCHEDULERS)}.")
@@ -68,8 +76,8 @@ def make_scheduler(generator: Generator, name: str, num_inference_steps: int) ->
     if not 1 <= num_inference_steps <= trained:
         raise ConfigError(f"sample.num_inference_steps is {num_inference_steps}; expected 1 to {trained}.")
     usable = usable_timesteps(generator, name)
-    # Without its note of what was left at a default: diffusers would then take the solver's own defaults for a fresh
-    # generator, but the stored values for a loaded one.
+    # Without diffusers' list of options left at their defaults, by which a fresh generator would get the solver's own
+    # defaults, but a loaded one the stored values.
     config: dict[str, Any] = {k: v for k, v in given.config.items() if k != "_use_default_values"}
     config |= {
         "trained_betas": given.betas[:usable].tolist(),
