@@ -183,7 +183,8 @@ class LatentCodec(Codec):
     def hash(self) -> str:
         """Of the weights and the config, without its path and without diffusers' defaults."""
         defaults = {k: p.default for k, p in inspect.signature(self._kind.cls.__init__).parameters.items()}
-        config = {k: v for k, v in self.autoencoder.config.items() if k in defaults and not _same(v, defaults[k])}
+        config = self.autoencoder.config.items()  # compared by hash, because config.json turns tuples into lists
+        config = {k: v for k, v in config if k in defaults and hash_json(v) != hash_json(defaults[k])}
         return hash_json([self.name, config, hash_tensors(self.autoencoder.state_dict())])
 
     def to(self, device: torch.device | str) -> Self:
@@ -238,11 +239,6 @@ def _scaling(name: str, config: Any) -> tuple[list[float], list[float]]:
     return [config.get("shift_factor") or 0.0], [factor]
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal, apart from tuples that config.json turns into lists."""
-    return hash_json(a) == hash_json(b)
-
-
 def _by_channel(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
@@ -266,14 +262,12 @@ def _find_autoencoder(folder: Path) -> tuple[Path, Any]:
     """The first of the folder and its subfolders ``vae`` and ``vqvae`` with a config.json of a known class, and that
     class; without one, the first config.json of any."""
     paths = (folder / "config.json", *(folder / sub / "config.json" for sub in SUBFOLDERS))
-    found = [(path.parent, _class_name(path)) for path in paths if path.is_file()]
+    fix = "Get or save the folder again."
+    configs = {path.parent: read_json(path, kind="an autoencoder", fix=fix) for path in paths if path.is_file()}
+    found = [(parent, config.get("_class_name")) for parent, config in configs.items()]
     if not found:
         raise ArtifactError(
             f"{folder} holds no autoencoder: expected a config.json in it, or in its vae/ or vqvae/, as diffusers' "
             "save_pretrained writes."
         )
     return next((pair for pair in found if pair[1] in KINDS), found[0])
-
-
-def _class_name(path: Path) -> Any:
-    return read_json(path, kind="an autoencoder", fix="Get or save the folder again.").get("_class_name")

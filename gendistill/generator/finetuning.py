@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from safetensors.torch import load_file
@@ -76,7 +78,7 @@ def finetune(
         generator.network.load_state_dict(load_file(saved))
     elif config.pretrained is None and config.base_steps:
         adapted = adapt(generator.network, "full", base_hash="")
-        follow(**run.phase("base", adapted))
+        run.phase("base", adapted)()
         run.preview("base")
         generator.network = adapted.merged()
     base = {k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()}
@@ -86,7 +88,7 @@ def finetune(
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:
-        follow(**run.phase("minimax", adapted))
+        run.phase("minimax", adapted)()
         run.preview("minimax")
     run.end()
     generator.meta = {
@@ -183,8 +185,8 @@ class _Training:
             device=runtime.device(),
         )
 
-    def phase(self, name: str, adapted: Adapted) -> dict[str, Any]:
-        """Arguments of ``progress.follow``: the loop of one phase, its bar, and its log."""
+    def phase(self, name: str, adapted: Adapted) -> Callable[[], object]:
+        """What runs the training loop of one phase, with its bar and its log."""
         minimax, checkpoints = name == "minimax", self._checkpoints(name)
         loop = train_generator(
             self.generator,
@@ -200,15 +202,16 @@ class _Training:
                 lambda step: self.preview(f"{name}-{step:06d}"),
             ),
         )
-        return {
-            "loop": loop,
-            "label": "minimax fine-tuning" if minimax else "generator",
-            "total": self.config.minimax_steps if minimax else self.config.base_steps,
-            "start": max(checkpoints.steps(), default=0) if checkpoints else 0,
-            "log": self._log if self.is_main else None,
-            "stage": "finetune",
-            "shown": self.is_main,
-        }
+        return partial(
+            follow,
+            loop,
+            "minimax fine-tuning" if minimax else "generator",
+            self.config.minimax_steps if minimax else self.config.base_steps,
+            start=max(checkpoints.steps(), default=0) if checkpoints else 0,
+            log=self._log if self.is_main else None,
+            stage="finetune",
+            shown=self.is_main,
+        )
 
     def end(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -240,5 +243,5 @@ class _Training:
             return  # all take part: a sharded network needs every process
         path = self.folder.path / PREVIEWS / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        with atomic(path) as partial:
-            to_pil(tile(images, PREVIEW_IMAGES)).save(partial, "PNG")
+        with atomic(path) as unfinished:
+            to_pil(tile(images, PREVIEW_IMAGES)).save(unfinished, "PNG")

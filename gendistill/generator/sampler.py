@@ -72,13 +72,11 @@ def sample(
         generator.network.compile()
     for start in range(0, len(requests), config.batch_size):
         batch = list(requests[start : start + config.batch_size])
-        full = len(batch) if generator.device.type == "cpu" else min(config.batch_size, _power_of_two(len(batch)))
+        full = len(batch)
+        if generator.device.type != "cpu":
+            full = min(config.batch_size, 1 << (full - 1).bit_length())  # few shapes: powers of two
         x = _denoise(generator, batch + batch[:1] * (full - len(batch)), config, seed, prototypes)
         yield batch, _decode(generator.codec, x[: len(batch)])
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def check_guidance(generator: Generator, config: SampleConfig) -> None:
