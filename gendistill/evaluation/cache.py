@@ -37,7 +37,7 @@ PACKAGE = Path(gendistill.__file__).parent
 LIBRARIES = ("gendistill", "torch", "timm")
 CHOOSING = ("gendistill", "numpy", "scikit-learn", "pillow")
 KEYED = ("network", "augment")  # part of a run's key, as are its images, labels and training seed
-BESIDE = ("protocol", "changed", "runs", "labels", "temperature", "mixed_precision")  # what changes no single run
+NOT_KEYED = ("protocol", "changed", "runs", "labels", "temperature", "mixed_precision")  # what changes no single run
 RUNS = "runs.jsonl"
 _log = logging.getLogger("gendistill")
 
@@ -69,17 +69,17 @@ class RunLog:
             file.write(json.dumps([record["key"], outcome]) + "\n")
 
 
-def cache_folder(given: Literal["auto"] | Path | None) -> Path | None:
+def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:
     """The folder of an option ``baseline_cache``: ``auto`` is gendistill/baselines in XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         ArtifactError: it is a file.
     """
-    if given == "auto":
-        given = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill" / "baselines"
-    if isinstance(given, Path) and given.exists() and not given.is_dir():
-        raise ArtifactError(f"baseline_cache {given} is a file; expected a folder, or null to keep no runs.")
-    return given
+    if folder == "auto":
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill" / "baselines"
+    if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"baseline_cache {folder} is a file; expected a folder, or null to keep no runs.")
+    return folder
 
 
 @dataclass
@@ -99,7 +99,7 @@ class BaselineCache:
     @classmethod
     def of(cls, data: RealData, config: EvaluateConfig, device: torch.device) -> BaselineCache:
         """For evaluations of these images with these training settings on this kind of device."""
-        settings = {k: v for k, v in to_dict(resolve_protocol(config)).items() if k not in (*KEYED, *BESIDE)}
+        settings = {k: v for k, v in to_dict(resolve_protocol(config)).items() if k not in (*KEYED, *NOT_KEYED)}
         made_from = {
             "format": FORMAT,
             "data": data.fingerprint(),
@@ -117,7 +117,7 @@ class BaselineCache:
 
     @classmethod
     def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:
-        """For positions of images chosen from these, and bytes of all, whatever is trained on them."""
+        """For the picks of coresets from these images and for their size in bytes, whatever the training settings."""
         made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls(cache_folder(config.baseline_cache), made_from)
 

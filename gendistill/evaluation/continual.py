@@ -126,7 +126,7 @@ def _learn(
     counts: Sequence[int],
     done: Mapping[str, RunResult],
 ) -> Generator[ContinualRecord, None, list[float]]:
-    """One run: a record after every step; returns the accuracies."""
+    """One run: yields a record after every step, returns the accuracies."""
     accuracies: list[float] = []
     for count in counts:
         seen = order[:count]

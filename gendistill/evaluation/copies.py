@@ -39,14 +39,14 @@ class Match:
 
 @dataclass(frozen=True)
 class Copies:
-    """What the check found.
+    """The result of the copy check of one set.
 
     Attributes:
         space: What distances are between: ``pixels``, ``teacher features``, or those of another network.
         exact: By split, for each of the N images the position there of an image with the same pixels, or -1.
         measured: Positions (M,) of the images whose distance was measured.
-        distances: Of each of those to the closest training image, (M,).
-        positions: Of that training image, (M,).
+        distances: Distance of each of them to the closest training image, (M,).
+        positions: The positions of those training images, (M,).
         held_out: Distances (V,) of validation images to the closest training image.
     """
 
@@ -77,7 +77,7 @@ class Copies:
         return (self.distances <= self.threshold) | (self.exact["train"][self.measured] >= 0)
 
     def closest(self, most: int) -> list[Match]:
-        """Copies of test and validation images, not to be in any set, then the closest to training images."""
+        """Copies of test and validation images, which no set may contain, then the closest to training images."""
         leaks = [
             Match(int(i), split, int(self.exact[split][i]), 0.0, True)
             for split in ("test", "validation")
@@ -87,7 +87,7 @@ class Copies:
         return [*leaks[: most // 2], *map(self._match, order)][:most]
 
     def _match(self, i: int) -> Match:
-        """Of the i-th of the measured images with a training image."""
+        """The i-th measured image and its closest training image."""
         image = int(self.measured[i])
         twin = int(self.exact["train"][image])
         position = int(self.positions[i]) if twin < 0 else twin
@@ -108,7 +108,7 @@ class Copies:
 
 
 @dataclass(frozen=True)
-class Reference:
+class CopyCheck:
     """The real images that sets are compared with, prepared once for any number of sets.
 
     Attributes:
@@ -118,7 +118,7 @@ class Reference:
         points: The training images (M,D).
         held_out: Distances (V,) of validation images to the closest training image.
         known: By split, the position of every image by the hash of its pixels.
-        space: What distances are between, in words.
+        space: A name for what distances are between.
     """
 
     data: RealData
@@ -137,8 +137,8 @@ class Reference:
         features: Callable[[Tensor], Tensor] | None = None,
         most: int | None = None,
         space: str = FEATURES,
-    ) -> Reference:
-        """Measure the held-out images; ``space`` says whose ``features`` they are.
+    ) -> CopyCheck:
+        """Prepare the real images; ``space`` names the ``features``.
 
         Raises:
             DataError: there are none.
@@ -152,9 +152,9 @@ class Reference:
         return cls(data, features, most, points, held_out, known, space if features else PIXELS)
 
     def check(self, made: Tensor) -> Copies:
-        """Look for copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
+        """Find copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
 
-        All are compared by hash.
+        All images are compared by hash, at most ``most`` by distance.
 
         Raises:
             DataError: there are none, or they have another size than the real ones.
@@ -178,22 +178,11 @@ class Reference:
         )
 
 
-def copy_check(
-    made: Tensor,
-    data: RealData,
-    *,
-    features: Callable[[Tensor], Tensor] | None = None,
-    most: int | None = None,
-) -> Copies:
-    """``Reference.check`` of one set: ``made`` (N,C,H,W) are its decoded uint8 images."""
-    return Reference.of(data, features=features, most=most).check(made)
-
-
 def nearest(points: Tensor, others: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """(distances, positions) of the one of ``others`` (M,D) closest to each of ``points`` (N,D), in float64.
 
-    For uint8 the result is exact. Of floats the closest is found to float32, and its distance computed anew, so that
-    equal points are at 0. ``rows`` bounds what is compared at once.
+    For uint8 the result is exact. For floats the search is in float32 and the distance of its result in float64, so
+    that equal points have distance 0. ``rows`` is how many points are compared at once.
     """
     best = torch.full((len(points),), torch.inf, dtype=torch.float64)
     where = torch.zeros(len(points), dtype=torch.int64)
@@ -251,9 +240,9 @@ def digests(images: Tensor) -> Iterator[bytes]:
         yield hashlib.blake2b(image, digest_size=16).digest()
 
 
-MOST = 500  # images of a set whose distances are measured; all are compared by hash
-SIDE = 32  # pixels: larger images are compared reduced to this
-RATIO = 0.5
+MOST = 500  # images of a set whose distances are measured
+SIDE = 32  # pixels: larger images are reduced to this before they are compared
+RATIO = 0.5  # near copies of test images are at most this many times as far from one as from any training image
 
 
 def small_pixels(images: Tensor) -> Tensor:
@@ -276,16 +265,16 @@ class LeakageCheck:
     Attributes:
         reference: The copy check, by pixels.
         test: Test images (T,D) in the same space.
-        usual: Share of held-out real images that seem near copies of test images.
+        usual: Share of held-out real images that the check calls near copies of test images.
     """
 
-    reference: Reference
+    reference: CopyCheck
     test: Tensor
     usual: float
 
     @classmethod
     def of(cls, data: RealData) -> LeakageCheck:
-        reference = Reference.of(data, features=small_pixels, most=MOST)
+        reference = CopyCheck.of(data, features=small_pixels, most=MOST)
         test = small_pixels(data.test.images)
         held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])
         threshold = float(reference.held_out.quantile(QUANTILE))
@@ -293,8 +282,7 @@ class LeakageCheck:
         return cls(reference, test, float((close.sum() + 1) / (len(held) + 1)))
 
     def near(self, made: Tensor, copies: Copies) -> Tensor:
-        """Positions of the measured images of ``made`` (N,C,H,W) that are near copies of test images, and no exact
-        ones."""
+        """Positions of the measured images of ``made`` (N,C,H,W) that are near but no exact copies of test images."""
         to_test, _ = nearest(small_pixels(made[copies.measured]), self.test)
         close = _much_closer(to_test, copies.distances, copies.threshold)
         return copies.measured[close & (copies.exact["test"][copies.measured] < 0)]

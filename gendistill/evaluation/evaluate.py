@@ -38,7 +38,7 @@ def all_entries(
 ) -> list[Entry]:
     """Baselines by IPC, the sets with hard labels, labelled sets after baselines of their recipe, all real images.
 
-    Sets that differ in their synthesis seed alone share an entry, and have as many random draws beside them as runs.
+    Sets that differ in their synthesis seed alone share an entry; they are compared with a random draw for every run.
     """
     real, hard = Baselines(data, config, seed, teacher), pools(sets, labels=False)
     soft = pools([s for s in sets if s.soft_labels], labels=True) if resolve_protocol(config).labels == "soft" else []
@@ -75,7 +75,7 @@ def evaluate(
         data: The real images that the baselines and the test split come from.
         surrogates: The sets, of any IPC; sets that differ in their synthesis seed alone share a row.
         config: The protocol and what to change of it.
-        seed: Of the random draws and of the coresets; run r has training seed r whatever it is.
+        seed: Of the random draws and of the coresets; it does not change the training seeds.
         teacher: Made the soft labels; coresets compare its features, k-means pixels as well.
         folder: Keeps finished trainings, so that an interrupted evaluation goes on.
 
@@ -140,6 +140,6 @@ def evaluate(
 
 
 def _united(seen: list[FindingEntry], read: list[FindingEntry]) -> list[FindingEntry]:
-    """What was seen in the images, and what reading the sets showed besides."""
+    """All findings of ``seen``, and those of ``read`` of other kinds."""
     known = {(finding["set"], finding["kind"]) for finding in seen}
     return seen + [finding for finding in read if (finding["set"], finding["kind"]) not in known]

@@ -80,8 +80,8 @@ def _larger(made: SurrogateSet, data: RealData) -> list[FindingEntry]:
         return []
     shown = "; ".join(fewer[:5]) + (f"; and {len(fewer) - 5} more" if len(fewer) > 5 else "")
     text = (
-        f"{name_of(made)} has more images than there are real ones of {len(fewer)} classes ({shown}); random images "
-        "and coresets beside it have all that there are of these."
+        f"{name_of(made)} has more images than there are real ones of {len(fewer)} classes ({shown}); the random "
+        "images and coresets it is compared with have all real images of these classes."
     )
     return [_finding(made, "fewer real images", text, "warning")]
 

@@ -1,4 +1,4 @@
-"""Means, paired intervals and the verdict in words."""
+"""Paired intervals, the verdict in words, and the calibration error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of the mean of ours[r] - theirs[r] over training runs r, both lists sharing seeds.
 
-    n differences give n - 1 degrees of freedom; runs without a partner are left out. Without spread it is one point.
+    n differences give n - 1 degrees of freedom; runs without a partner are left out. Equal differences give one point.
 
     Raises:
         ValueError: fewer than two pairs.
@@ -29,11 +29,11 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float
 
 
 def row_interval(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The 95 % interval of ``row`` - ``other``, two rows of a summary; None where one has fewer than two runs.
+    """The 95 % interval of the accuracy of ``row`` minus that of ``other``; None where one has fewer than two runs.
 
-    Paired by run. Where one is pooled of several synthesis seeds, by set, so that the interval covers another seed:
-    each set's mean beside that of the other's runs of the same numbers, which are gone round where they are fewer. Two
-    pools of different size are independent samples of their sets' means (Welch's t).
+    Runs are paired by their number. Where a row pools several synthesis seeds, the pairs are means by set, so that the
+    interval covers another seed: run r of the other row, repeated in a cycle where there are fewer, counts for set
+    r mod the number of sets. Two pools of different size are independent samples of their sets' means (Welch's t).
     """
     ours, theirs = row["accuracy"], other["accuracy"]
     a, b = (int(one.get("synthesis_seeds") or 1) for one in (row, other))
@@ -71,7 +71,7 @@ def by_set(values: Sequence[float], sets: int) -> list[float]:
 
 
 def verdict(interval: tuple[float, float] | None) -> str:
-    """What the interval against random allows to say."""
+    """The conclusion that the interval against random images allows."""
     if interval is None:
         return "reference"
     low, high = interval

@@ -1,4 +1,4 @@
-"""Real and surrogate images as points of a plane: their features, or pixels, by PCA or t-SNE.
+"""Real and surrogate images as points in a plane: their features, or pixels, by PCA or t-SNE.
 
 Legend: real (N,D) and each set (M,D) are points of one space; N, M and D differ from call to call.
 """
@@ -25,7 +25,7 @@ MOST_SIDE = 64  # pixels are compared on images reduced to this
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Points of the plane, (N,2) and (M,2); ``explained`` are the shares of the real variance on PCA's two axes."""
+    """Points in the plane, (N,2) and (M,2); ``explained`` are the shares of the real variance on PCA's two axes."""
 
     real: Tensor
     sets: list[Tensor]
@@ -93,7 +93,7 @@ def project_sets(
 def project(real: Tensor, sets: Sequence[Tensor], *, method: Method = "pca", seed: int = 0) -> Coordinates:
     """Real points (N,D) and sets of points (M,D) -> the plane.
 
-    PCA is of the real points alone, so that no set bends the axes; its numbers do not depend on ``sets`` or ``seed``.
+    PCA is of the real points alone, so that its axes depend neither on ``sets`` nor on ``seed``.
     t-SNE places all points together, from their PCA.
     """
     if method == "tsne":

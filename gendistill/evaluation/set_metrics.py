@@ -93,18 +93,18 @@ def _mean_off_diagonal(kernel: Tensor) -> Tensor:
 
 
 NEIGHBOURS = 5
-FEWEST = NEIGHBOURS + 2  # images a side: with k + 1 every ball would hold its whole side
+FEWEST = NEIGHBOURS + 2  # images on each side: with k + 1 every ball would contain all of its side
 
 
 @dataclass(frozen=True)
 class PRDC:
-    """The four shares and rates, each for one class.
+    """Precision, recall, density and coverage of one class.
 
     Attributes:
         precision: Share of surrogate images inside some real ball (Kynkaanniemi et al. 2019, eq. 2).
         recall: Share of real images inside some surrogate ball (the same, with the sides changed).
-        density: Real balls around a surrogate image over k, in the mean; about 1, and not bounded by it (Naeem et al.
-            2020, eq. 3).
+        density: Mean number of real balls around a surrogate image, divided by k; about 1, and not bounded by it
+            (Naeem et al. 2020, eq. 3).
         coverage: Share of real balls with a surrogate image inside (the same, eq. 4).
     """
 
@@ -115,7 +115,7 @@ class PRDC:
 
 
 def prdc(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> PRDC:
-    """How the balls of ``real`` and ``made`` lie to one another.
+    """Precision, recall, density and coverage; a ball reaches from an image to its k-th nearest neighbour.
 
     Raises:
         ValueError: fewer than k + 2 images on a side.
@@ -144,8 +144,8 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 DRAWS = 5  # random real sets
-BALLS = ("precision", "recall", "density", "coverage")
-FEWEST_MADE = {"kid": 2, **dict.fromkeys(BALLS, FEWEST), "vendi": 1, "representativeness": 1, "crowding": 2}
+PRDC_NAMES = ("precision", "recall", "density", "coverage")
+FEWEST_MADE = {"kid": 2, **dict.fromkeys(PRDC_NAMES, FEWEST), "vendi": 1, "representativeness": 1, "crowding": 2}
 MEASURES = tuple(FEWEST_MADE)
 Values = dict[str, float | None]
 

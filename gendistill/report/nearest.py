@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced
-from gendistill.evaluation.copies import PIXELS, Copies, Match, Reference
+from gendistill.evaluation.copies import PIXELS, Copies, CopyCheck, Match
 from gendistill.progress import track
 from gendistill.report.charts import Axis
 from gendistill.report.formatting import LARGE_SIDE, NAMES, RANDOM_LABEL, brief
@@ -121,7 +121,7 @@ class Closest:
     pairs: list[Pair]
 
 
-def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "") -> Closest | None:
+def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: CopyCheck, run: str = "") -> Closest | None:
     """Of the run's product, the last of its sets, at its largest IPC; ``run`` names it among others."""
     if not sets:
         return None
@@ -131,14 +131,14 @@ def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: Referenc
 
 
 def closest_of_evaluation(
-    sets: dict[int, dict[str, SurrogateSet]], reference: Reference, run: str = "", most: int | None = None
+    sets: dict[int, dict[str, SurrogateSet]], reference: CopyCheck, run: str = "", most: int | None = None
 ) -> list[Closest]:
     """Of every set that was given, the smallest IPC first, ``most`` of them at most."""
     given = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
     return [_checked(label, made, ipc, reference, run) for label, made, ipc in given[:most]]
 
 
-def _checked(label: str, made: SurrogateSet, ipc: int, reference: Reference, run: str) -> Closest:
+def _checked(label: str, made: SurrogateSet, ipc: int, reference: CopyCheck, run: str) -> Closest:
     name = f"{NAMES.get(made.meta.get('stage') or '') or f'set {label}'}{f' of {run}' if run else ''} at IPC {ipc}"
     split = made.split
     return closest(f"the {name}", reference.check(split.images), split, reference.data)
@@ -218,7 +218,7 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
 
 def record_evidence(folders: Sequence[Path], summary: dict[str, Any], data: RealData) -> None:
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
-    reference = Reference.of(data, most=MOST_MEASURED)
+    reference = CopyCheck.of(data, most=MOST_MEASURED)
     for folder in track(folders, "cards", len(folders)):
         views = SurrogateSet.load(folder).split
         copies = reference.check(views.images)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
-from gendistill.evaluation.copies import PIXELS, Reference
+from gendistill.evaluation.copies import PIXELS, CopyCheck
 from gendistill.io import write_json, write_text
 from gendistill.report import tables
 from gendistill.report.charts import chart, cost_chart, scatter
@@ -176,7 +176,7 @@ def closest_pairs(facts: ReportFacts) -> list[Closest]:
         return []
     several, embed = len(facts.runs) > 1, facts.look.embed if facts.look else None
     space = facts.look.space if facts.look else PIXELS
-    reference = Reference.of(facts.data, features=embed, most=MOST_MEASURED, space=space)
+    reference = CopyCheck.of(facts.data, features=embed, most=MOST_MEASURED, space=space)
     found: list[Closest | None] = []
     for run in facts.runs:
         name = run.name if several else ""

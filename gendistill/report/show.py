@@ -15,7 +15,7 @@ from gendistill.config import Projection as Method
 from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
-from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, Reference
+from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, CopyCheck
 from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.io import write_json, write_text
 from gendistill.networks.feature_extractors import features_of
@@ -116,7 +116,7 @@ def _compare(
 ) -> tuple[dict[str, Copies], Projection]:
     """(the copy check of every set of decoded images, all of them among the real images)."""
     embed = features_of(teacher.network.to(runtime.device()).eval()) if teacher else None
-    reference = Reference.of(data, features=embed)
+    reference = CopyCheck.of(data, features=embed)
     checks = {name: reference.check(split.images) for name, split in splits.items()}
     space = FEATURES if teacher else PIXELS
     return checks, project_sets(data, splits, embed or pixels, space=space, method=method, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ from torch import Tensor
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
 from gendistill.data.pixels import to_float
 from gendistill.errors import DataError
-from gendistill.evaluation.copies import Reference, copy_check, nearest
+from gendistill.evaluation.copies import Copies, CopyCheck, nearest
 from gendistill.report.nearest import copied, copy_line, near
+
+
+def copy_check(made: Tensor, data: RealData, **options: Any) -> Copies:
+    return CopyCheck.of(data, **options).check(made)
 
 
 def flat(values: list[list[int]]) -> Split:
@@ -126,7 +131,7 @@ def test_copies_are_near_where_the_held_out_images_are_copies_too(digits: RealDa
 
 @pytest.mark.parametrize("features", [None, noisy_features])
 def test_about_one_in_a_hundred_held_out_images_is_near(digits: RealData, features) -> None:  # type: ignore[no-untyped-def]
-    reference = Reference.of(digits, features=features)
+    reference = CopyCheck.of(digits, features=features)
     same = reference.check(digits.validation.images)
     assert 1 <= int(same.near.sum()) <= 2  # of 136: those that set the threshold
     assert same.counts["train"] == 0
@@ -182,7 +187,7 @@ def test_summary_is_plain_and_complete(digits: RealData) -> None:
 
 
 def test_one_reference_serves_many_sets(digits: RealData) -> None:
-    reference = Reference.of(digits)
+    reference = CopyCheck.of(digits)
     for made in (digits.train.images[:9], digits.test.images[:9]):
         assert reference.check(made).summary() == copy_check(made, digits).summary()
 

@@ -13,7 +13,7 @@ from gendistill.config.commands import ReportCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.baselines import Baselines
-from gendistill.evaluation.copies import Reference
+from gendistill.evaluation.copies import CopyCheck
 from gendistill.networks.registry import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
@@ -88,11 +88,11 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
     page = text_of(make_run(tmp_path / "run", data, copies=True), data)
     assert "4 of the 4 images of the refined set at IPC 2 are copies of training images, to the last pixel." in page
     assert "test split is too good" not in page
-    found = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined", copies=True)}}, Reference.of(data))
+    found = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined", copies=True)}}, CopyCheck.of(data))
     assert found is not None
     assert (found.median, found.measured) == (0.0, 4)
     assert [pair.distance for pair in found.pairs] == ["a copy"] * 4
-    clean = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined")}}, Reference.of(data))
+    clean = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined")}}, CopyCheck.of(data))
     assert clean is not None
     assert clean.copied.startswith("None of the 4 images")
     assert all(pair.distance.endswith(" apart") for pair in clean.pairs)
@@ -101,7 +101,7 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
 def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
     made = make_set(data, 2, "refined")
     images = torch.cat([data.test.images[:1], data.validation.images[1:2], made.images[2:]])
-    found = closest_of_run({2: {"+ refinement": replace(made, images=images)}}, Reference.of(data))
+    found = closest_of_run({2: {"+ refinement": replace(made, images=images)}}, CopyCheck.of(data))
     assert found is not None
     assert "1 is a copy of a test image, which the set must not have seen: what is measured with this" in found.copied
     assert "1 is a copy of a validation image" in found.copied

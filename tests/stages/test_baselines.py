@@ -22,7 +22,7 @@ from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation import cache as baseline_cache
 from gendistill.evaluation.baselines import EQUAL_BYTES, Baselines, compare_with_equal_bytes
-from gendistill.evaluation.cache import BESIDE, KEYED, BaselineCache, cache_folder
+from gendistill.evaluation.cache import KEYED, NOT_KEYED, BaselineCache, cache_folder
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.protocols import Settings
@@ -269,7 +269,7 @@ def test_a_changed_setting_misses_the_cache(digits, tmp_path, change) -> None:
 def test_every_option_either_decides_a_run_or_is_known_not_to(digits) -> None:
     """A new option of the training must not give old outcomes."""
     decides = BaselineCache.of(digits, QUICK, torch.device("cpu")).made_from["settings"]
-    assert {field.name for field in fields(Settings)} == {*decides, *KEYED, *BESIDE}
+    assert {field.name for field in fields(Settings)} == {*decides, *KEYED, *NOT_KEYED}
 
 
 def test_other_data_devices_precisions_and_versions_miss_the_cache(digits, tmp_path, monkeypatch) -> None:

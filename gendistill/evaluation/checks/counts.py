@@ -1,6 +1,6 @@
-"""Faults of a surrogate set that make its numbers wrong, each said in a sentence: images, counts and soft labels.
+"""Faults of a set in its images, their counts and its soft labels; labels.py and pixel_values.py check the others.
 
-Faults of labels are in mislabelled.py, of pixel values in ranges.py. Legend: N stored images, K classes.
+Legend: N stored images, K classes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
     found = []
     if missing:
         text = f"Classes without any image: {len(missing)} of {len(classes)} ({list_names(missing, 10)})"
-        mend = "no classifier can learn them; add images, or evaluate on data of the other classes"
-        found.append(Finding("missing classes", f"{text}: {mend}."))
+        fix = "no classifier can learn them; add images, or evaluate on data of the other classes"
+        found.append(Finding("missing classes", f"{text}: {fix}."))
     there = counts > 0
     share = counts.double() / torch.bincount(real_labels, minlength=len(classes)).clamp(min=1)
     if not there.any():
@@ -41,7 +41,8 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
             Finding(
                 "uneven classes",
                 f"The classes have {low} ({few!r}) to {high} ({many!r}) images, other shares than among the real ones; "
-                "random images beside the set have the same numbers; even the classes out, unless that is meant.",
+                "the random images it is compared with have the same counts; even the classes out if this is not "
+                "intended.",
                 "warning",
             )
         )
@@ -64,12 +65,12 @@ def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], f
         surplus = sum(len(g) - 1 for g in same)
         shown = list_names([f"{files[g[1]]} = {files[g[0]]}" for g in same])
         text = f"Images that repeat another of their class pixel by pixel: {surplus:,} of {len(labels):,} ({shown})"
-        found.append(Finding("duplicates", f"{text}; they take room and add nothing: replace them.", "warning"))
+        found.append(Finding("duplicates", f"{text}; they add nothing: replace them.", "warning"))
     if different:
         shown = list_names([" = ".join(files[i] for i in g[:3]) for g in different])
         names = list_names([classes[k] for k in sorted({int(labels[i]) for g in different for i in g})], 10)
         text = f"Images under several labels: {len(different):,} ({shown}; classes {names})"
-        found.append(Finding("duplicates across classes", f"{text}; one label at most is right: drop the others."))
+        found.append(Finding("duplicates across classes", f"{text}; at most one label is right: drop the others."))
     return found
 
 
@@ -78,12 +79,12 @@ def leak_findings(
 ) -> list[Finding]:
     """Copies of held-out images. ``files`` name the images that ``copies`` is about.
 
-    ``near_test`` are positions of images that are near copies of test images; ``usual`` is the share of honest images
-    that would seem so.
+    ``near_test`` are positions of near copies of test images; ``usual`` is the share of held-out real images that the
+    check would call so.
     """
     found = [
-        _exact_leaks("test", "error", "so its accuracy is no measure", copies, data, files),
-        _exact_leaks("validation", "warning", "which were to be kept from it", copies, data, files),
+        _exact_leaks("test", "error", "so its accuracy means nothing", copies, data, files),
+        _exact_leaks("validation", "warning", "which the set must not contain", copies, data, files),
     ]
     measured, near = len(copies.measured), near_test.tolist()
     if near and binom.sf(len(near) - 1, measured, usual) < 1 / ODDS:
@@ -115,8 +116,8 @@ def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Fi
         return []
     shown = list_names([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])
     text = f"Test images that are training images too: {len(both):,} of {len(data.test):,} ({shown})"
-    mend = "every row gains from it alike, but take them out of one of the two"
-    return [Finding("overlapping splits", f"{text}; {mend}.", "warning")]
+    fix = "every row gains from them; remove them from one of the two splits"
+    return [Finding("overlapping splits", f"{text}; {fix}.", "warning")]
 
 
 def soft_findings(
@@ -136,7 +137,7 @@ def soft_findings(
     other, usual = int(counts.sum() - counts.diagonal().sum()), min(0.9, 1.1 - (teacher_accuracy or 0.8))
     if other <= len(labels) * usual or binom.sf(other - 1, len(labels), usual) > 1 / ODDS:
         return []
-    told = f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else ""
-    text = f"Soft labels that are highest for another class than the hard label: {other:,} of {len(labels):,}{told}"
+    accuracy = f" (its teacher is right on {teacher_accuracy:.0%} of held-out images)" if teacher_accuracy else ""
+    text = f"Soft labels that are highest for another class than the hard label: {other:,} of {len(labels):,}{accuracy}"
     severity: Severity = "error" if other / len(labels) > 1 - 2 / total else "warning"
-    return [Finding("soft labels", f"{text}; they may be of other images or another teacher: {again}.", severity)]
+    return [Finding("soft labels", f"{text}; they may belong to other images or another teacher: {again}.", severity)]

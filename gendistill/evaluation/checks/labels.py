@@ -1,4 +1,4 @@
-"""Labels that do not belong to their images, as a classifier of real images sees them: swapped or shuffled.
+"""Labels that do not fit their images, by a classifier of the real images: swapped, shuffled or single ones.
 
 Legend: K classes, N images; guesses (N,) are the classifier's, labels (N,) the set's. ``held_out`` (K,K) counts the
 classifier's guesses (columns) on real images of each class (rows) that it was not trained on.
@@ -21,8 +21,8 @@ from gendistill.evaluation.set_metrics import shares
 from gendistill.evaluation.summary import LabelNumbers, Measure
 from gendistill.surrogate.set import SurrogateSet
 
-ODDS = 1000.0  # to one, that the data must speak for a fault by
-SURE = 0.7  # of the confidence on held-out images: what is less certain may be no image of these classes at all
+ODDS = 1000.0  # to one: how much likelier a fault must be than no fault
+SURE = 0.7  # share of the confidence on held-out images; below it the images may show none of the classes
 
 
 def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -31,11 +31,11 @@ def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def permutation(counts: Tensor, held_out: Tensor) -> list[int] | None:
-    """The class that the images labelled k are of, for each k, where ``counts`` (K,K) say so beyond doubt, else None.
+    """The class that images with label k really have, for each k, where ``counts`` (K,K) leave no doubt, else None.
 
-    The likeliest permutation under P(guess | class) = held_out counts + 1/2, normalised. It is taken where it is
-    ``ODDS`` times as likely as the labels as they are, for each of the K (K - 1) / 2 swaps that chance could offer, and
-    where the images of every class it moves are seen as the other one, at least half as often as real ones of it are.
+    It is the likeliest permutation under P(guess | class) = held_out counts + 1/2, normalised. It must be ``ODDS``
+    times as likely as the labels as they are, for each of the K (K - 1) / 2 swaps that chance could offer. The images
+    of every class that it moves must be classified as the other class at least half as often as real images of that.
     """
     classes = len(counts)
     chances = (held_out + 0.5) / (held_out + 0.5).sum(1, keepdim=True)
@@ -61,8 +61,8 @@ def label_findings(
 ) -> list[Finding]:
     """Swapped classes; else inverted images, shuffled labels; else single images that look like another class.
 
-    ``real`` is what the classifier makes of held-out images with ``real_labels``; where that is little better than
-    chance nothing is said. ``inverted`` is what it makes of 255 - image. ``files`` (N,) name the images.
+    ``real`` are the predictions for held-out images with ``real_labels``; where they are little better than chance
+    there are no findings. ``inverted`` are those for 255 - image. ``files`` (N,) name the images.
     """
     total = len(classes)
     held_out = confusion(real.guesses, real_labels, total)
@@ -79,12 +79,12 @@ def label_findings(
         return [_inverted(int((inverted.guesses == labels).sum()), agreeing, len(labels))]
     if below and not _certainly_above(agreeing, len(labels), chance):
         sure = float(seen.confidence.mean()) >= SURE * float(real.confidence.mean())
-        return [_strangers(agreeing, len(labels), chance, right, shuffled=sure and _varied(counts))]
+        return [_unrecognised(agreeing, len(labels), chance, right, shuffled=sure and _varied(counts))]
     return _single(seen, labels, real, real_labels, classes, files)
 
 
 def _independent(counts: Tensor) -> float:
-    """The share of right guesses were they independent of the labels."""
+    """The expected share of right guesses if they were independent of the labels."""
     return float((counts.sum(0) * counts.sum(1)).sum() / counts.sum() ** 2)
 
 
@@ -97,7 +97,7 @@ def _certainly_above(count: int, total: int, share: float) -> bool:
 
 
 def _varied(counts: Tensor) -> bool:
-    """Whether the guesses are spread over the classes about as the labels are, and not heaped on a few."""
+    """Whether the guesses cover the classes about as the labels do."""
     return float(torch.minimum(counts.sum(0), counts.sum(1)).sum() / counts.sum()) > 0.6
 
 
@@ -125,7 +125,7 @@ def _permuted(order: list[int], classes: Sequence[str], counts: Tensor) -> Findi
     )
 
 
-def _strangers(agreeing: int, total: int, chance: float, right: float, *, shuffled: bool) -> Finding:
+def _unrecognised(agreeing: int, total: int, chance: float, right: float, *, shuffled: bool) -> Finding:
     numbers = (
         f"a classifier of the real images agrees with {agreeing} of {counted(total, 'label')} "
         f"({agreeing / total:.0%}; chance {chance:.0%}, held-out real images {right:.0%})"
@@ -152,7 +152,7 @@ def _single(
     classes: Sequence[str],
     files: Sequence[str],
 ) -> list[Finding]:
-    """Images surely seen as another class, where they are far more than among held-out real ones."""
+    """Images confidently classified as another class, where there are far more than among held-out real ones."""
     sure = 0.9
     wrong = (seen.guesses != labels) & (seen.confidence > sure)
     usual = float(((real.guesses != real_labels) & (real.confidence > sure)).float().mean())
@@ -173,16 +173,16 @@ def _single(
     ]
 
 
-STEPS = 20  # batches of stored soft labels that are looked at
+STEPS = 20  # batches of stored soft labels that are checked
 Soft = tuple[Tensor, Tensor]
 
 
 def label_quality(
     subject: DescribedSet, real: RealReference, soft: Soft | None, classifier: str | None, seed: int
 ) -> LabelNumbers:
-    """``agreement`` (share) and ``entropy`` (nats) of the hard labels' images and of stored soft labels, by class.
+    """Agreement with the labels, and entropy, of the classifier's predictions and of stored soft labels.
 
-    Random real images with soft labels are labelled by the same teacher, if that is the ``classifier`` (its hash).
+    Random real images have soft labels to compare only where their teacher is the ``classifier`` (its hash).
     """
     classes, measured = len(real.data.classes), subject.measured
     pool = [_quality(p, k) for k, p in enumerate(real.probabilities)]

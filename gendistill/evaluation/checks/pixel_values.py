@@ -56,7 +56,7 @@ def mistakes(real: Tensor) -> dict[str, Tensor]:
 
 
 def range_findings(made: Tensor, real: Tensor, files: Sequence[str], seed: int = 0) -> list[Finding]:
-    """What is wrong with the pixel values of ``made`` beside those of random sets of ``real``, uint8 (N,C,H,W) both.
+    """Faults of the pixel values of ``made``, compared with random sets of ``real``, both uint8 (N,C,H,W).
 
     ``files`` name the images of ``made``.
     """
@@ -81,25 +81,25 @@ def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:
     if found[name] > min(off / CLOSER, FAR):
         return None
     certain = found[name] <= off / CERTAINLY_CLOSER
-    told = "are those" if certain else "are rather like those"
-    mend = "undo it" if certain else "if that is not meant, undo it"
+    likely = "are those" if certain else "are rather like those"
+    fix = "undo it" if certain else "if this is not intended, undo it"
     return Finding(
         "value range",
-        f"The pixel values {told} of real images {name}: {off:.0f} grey levels away from the real ones, "
-        f"{found[name]:.0f} from real ones so treated; {mend} before images are stored as 0 to 255.",
+        f"The pixel values {likely} of real images {name}: {off:.0f} grey levels away from the real ones, "
+        f"{found[name]:.0f} from real ones treated so; {fix} before images are stored as 0 to 255.",
         "error" if certain else "warning",
     )
 
 
 def _other_values(made: Tensor, real: Tensor, off: float, random: float) -> Finding:
-    def told(images: Tensor) -> str:
+    def said(images: Tensor) -> str:
         means, stds = _moments(images)
         return f"mean {_listed(means)}, standard deviation {_listed(stds)}"
 
     return Finding(
         "value range",
-        f"The pixel values of {counted(len(made), 'image')} are unlike those of real images ({told(made)} by channel; "
-        f"real {told(real)}; {off:.0f} grey levels apart, random real sets of this size at most {random:.0f}); if that "
+        f"The pixel values of {counted(len(made), 'image')} are unlike those of real images ({said(made)} by channel; "
+        f"real {said(real)}; {off:.0f} grey levels apart, random real sets of this size at most {random:.0f}); if that "
         "is not meant, check the normalisation they were stored with.",
         "warning",
     )

@@ -1,4 +1,4 @@
-"""Whether sets have the soft labels that an evaluation needs, said before anything is trained."""
+"""Check, before anything is trained, that the sets have the soft labels that an evaluation needs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from gendistill.surrogate.soft_labels import SoftLabels
 
 
 def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:
-    """Refuse soft rows that lack labels, their teacher, enough of the stored batches, or the protocol's recipe.
+    """Check that soft rows have labels, by this teacher, with the protocol's recipe, for enough steps.
 
     Raises:
-        ConfigError: no set is labelled, no teacher is given, or rows without augmentation are all that is asked for.
-        ArtifactError: another teacher's labels, labels made otherwise than the protocol's, or for fewer steps.
+        ConfigError: no set is labelled, there is no teacher, or the labels of views would have no augmented row.
+        ArtifactError: labels of another teacher or another recipe, or for fewer steps.
     """
     if settings.labels == "hard":
         return
     labelled = [s for s in surrogates if s.soft_labels]
     if not labelled:
         raise ConfigError(
-            f"evaluate.labels is 'soft'{_whose(settings)}, but no set has soft labels; make some with "
+            f"evaluate.labels is 'soft'{_by(settings)}, but no set has soft labels; make some with "
             f"`{label_command(settings, surrogates[0])}`."
         )
     if teacher is None:
         raise ConfigError(
-            f"evaluate.labels is 'soft'{_whose(settings)}, which needs the teacher for the baselines; give --teacher."
+            f"evaluate.labels is 'soft'{_by(settings)}, which needs the teacher for the baselines. Give --teacher."
         )
     for surrogate in labelled:
         soft = surrogate.soft_labels
@@ -49,7 +49,7 @@ def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, te
 
 
 def label_command(settings: Settings, surrogate: SurrogateSet) -> str:
-    """What gives the set the labels that the settings ask for."""
+    """The command that makes the labels that the settings need."""
     if settings.temperature is None:
         return "gendistill label"
     wanted, steps = _wanted(settings), _steps(surrogate, settings)
@@ -58,12 +58,12 @@ def label_command(settings: Settings, surrogate: SurrogateSet) -> str:
     return f"gendistill label --mode per_view {options} --steps {steps}"
 
 
-def _whose(settings: Settings) -> str:
+def _by(settings: Settings) -> str:
     return f" by protocol {settings.protocol}" if settings.temperature is not None else ""
 
 
 def _wanted(settings: Settings) -> dict[str, Any]:
-    """The options of `gendistill label` that a protocol with a temperature asks for; CutMix has alpha 1 in all."""
+    """The options of `gendistill label` for a protocol with a temperature; CutMix has alpha 1 in all of them."""
     return {
         "temperature": settings.temperature,
         "min_crop": settings.min_crop,
