@@ -65,7 +65,7 @@ def test_a_name_of_two_conditions_is_refused_with_both(name: str, candidates: tu
 def test_a_class_that_the_model_lacks_is_named_with_close_ones() -> None:
     with pytest.raises(ArtifactError, match=r"no 'gas pomp', but 8 \(gas pump") as error:
         label_map_for(("gas pomp", "zzz", "tench"), NAMES)
-    assert "no 'zzz' nor" in str(error.value)
+    assert "no 'zzz' and no similar name" in str(error.value)
     assert "tench" not in str(error.value)
 
 

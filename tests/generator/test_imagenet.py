@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
 from gendistill.errors import ArtifactError
-from gendistill.generator.class_mapping import check_label_map, imagenet_names, label_map_for
+from gendistill.generator.class_mapping import ClassMapping, check_label_map, imagenet_names, label_map_for
 
 NETTE = {
     ("n01440764", "tench"): 0,
@@ -101,3 +102,31 @@ def test_other_names_and_other_models_are_not_compared_with_imagenet() -> None:
         check_label_map(("crane",), {"crane": index}, 1000, imagenet_names())
     with pytest.raises(ArtifactError, match=r"134 \(.*\) or 517"):
         check_label_map(("crane",), {"crane": 5}, 1000, imagenet_names())
+
+
+def unnamed(names: tuple[tuple[str, ...], ...] = ()) -> ClassMapping:
+    return ClassMapping(("0", "1"), {"0": 0, "1": 1}, 1000, names)
+
+
+def test_1000_conditions_without_names_are_taken_for_imagenets(caplog: pytest.LogCaptureFixture) -> None:
+    mapping = unnamed().map_classes(("parachute", "n02102040"))
+    assert mapping.label_map == {"parachute": 701, "n02102040": 217}
+    assert mapping.condition(torch.tensor([1, 0, 1])).tolist() == [217, 701, 217]
+    assert "taken for ImageNet-1k's" in caplog.text
+
+
+def test_1000_conditions_of_other_names_are_not_imagenets() -> None:
+    other = unnamed(tuple((f"thing {i}",) for i in range(1000)))
+    assert other.imagenet_names() is None
+    assert other.map_classes(("thing 7",)).label_map == {"thing 7": 7}
+    with pytest.raises(ArtifactError, match="no 'parachute'"):
+        other.map_classes(("parachute",))
+
+
+def test_a_given_index_is_not_compared_with_imagenet() -> None:
+    named = unnamed(tuple(names[1:] for names in imagenet_names()))
+    assert named.map_classes(("tench",), {"tench": 5}).label_map == {"tench": 5}
+    moved = ClassMapping(("tench",), {"tench": 5}, 1000, named.names)
+    moved.check(trusted=("tench",))
+    with pytest.raises(ArtifactError, match="'tench': 5, not 0"):
+        moved.check()
