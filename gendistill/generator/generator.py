@@ -40,7 +40,7 @@ from gendistill.io import write_json
 BASE = "base"
 
 
-@dataclass
+@dataclass(repr=False)
 class Generator:
     """A class-conditional diffusion model of images.
 
@@ -63,6 +63,11 @@ class Generator:
     codec: Codec
     mapping: ClassMapping
     meta: GeneratorMeta = field(default_factory=GeneratorMeta)
+
+    def __repr__(self) -> str:
+        size, millions = "x".join(map(str, self.image_shape)), sum(p.numel() for p in self.network.parameters()) / 1e6
+        kind = kind_of(self.network)
+        return f"Generator({kind}, {millions:.2f} M parameters, {len(self.classes)} classes, images of {size})"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def test_a_generator_to_start_from_keeps_its_classes_by_name(digits: RealData, t
     generator, _ = finetune(seven, replace(CONFIG, base_steps=0, minimax_steps=1), generator=deepcopy(tuned))
     assert generator.label_map == {"7": 7, "3": 3}
     assert generator.meta["steps"] == {"base": 0, "minimax": 1}
+    assert repr(generator) == "Generator(unet, 0.16 M parameters, 2 classes, images of 1x8x8)"
 
 
 def test_a_set_in_memory_is_the_set_in_a_folder(tuned: Generator, tmp_path: Path) -> None:
