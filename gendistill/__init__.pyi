@@ -1,6 +1,7 @@
 # The public names of gendistill, one a line: what type checkers see, and what __init__.py loads when it is used.
 from gendistill.config import Blend as Blend
 from gendistill.config import ClassifierFree as ClassifierFree
+from gendistill.config import Continual as Continual
 from gendistill.config import DataConfig as DataConfig
 from gendistill.config import DistillConfig as DistillConfig
 from gendistill.config import DiT as DiT

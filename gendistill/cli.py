@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,16 @@ def _import_plugins(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+def _entry(name: str) -> Callable[[Any], None]:
+    """What runs a command; with it torch is imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    module, _, function = COMMANDS[name].entry.partition(":")
+    run: Callable[[Any], None] = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
+    return run
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
     name = ""
@@ -200,7 +210,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = arguments[0], arguments[1:]
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.")
-        return _execute(name, parse(name, rest))
+        options, run = parse(name, rest), _entry(name)
+        from gendistill.progress import show_progress
+
+        with show_progress():
+            run(options)
+        return DONE
     except GendistillError as error:
         print(f"gendistill: {error}", file=sys.stderr)
         return USAGE
@@ -211,19 +226,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; go on with --resume_from_checkpoint latest" if resumes else ""
         print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED
-
-
-def _execute(name: str, options: Any) -> int:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    module, _, function = COMMANDS[name].entry.partition(":")
-    run = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
-    from gendistill.progress import show_progress
-
-    with show_progress():
-        run(options)
-    return DONE
 
 
 def entry() -> None:

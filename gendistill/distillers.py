@@ -144,8 +144,10 @@ def matching_sets(
     data: RealData, config: DistillConfig, *, seed: int, work: WorkFolder | None, **_: Any
 ) -> Iterator[SurrogateSet]:
     from gendistill.matching.distiller import matched, start_set
+    from gendistill.report.images import contact_sheet
 
-    return matched(data, config, seed=seed, given=start_set(config, data), folder=work)
+    given = start_set(config, data)
+    return matched(data, config, seed=seed, given=given, folder=work, draw=contact_sheet)
 
 
 def start_of_matching(data: RealData, config: DistillConfig) -> dict[str, str]:

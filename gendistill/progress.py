@@ -73,7 +73,28 @@ def follow(
     shown: bool = True,
     **fields: Any,
 ) -> T:
-    """Run a loop of step records under a bar that shows their numbers, and return the loop's value.
+    """Run a loop of step records under a ``step_bar``, and return the loop's value."""
+    with step_bar(label, total, start=start, log=log, every=every, shown=shown, **fields) as show:
+        while True:
+            try:
+                record = next(loop)
+            except StopIteration as stop:
+                return stop.value
+            show(record)
+
+
+@contextmanager
+def step_bar(
+    label: str,
+    total: int,
+    *,
+    start: int = 0,
+    log: Callable[[Any], None] | None = None,
+    every: int = 10,
+    shown: bool = True,
+    **fields: Any,
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar for a loop of step records, which the function that it yields shows one by one.
 
     Every ``every``-th record and the last one go to ``log`` with ``fields`` added; only those are read from the device.
     """
@@ -88,21 +109,21 @@ def follow(
         mininterval=0.2,
         disable=not (shown and _shown.get()),
     )
+    count = start
+
+    def show(record: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        bar.update()
+        if count % every and count != total:
+            return
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+        bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
+        if log is not None:
+            log({**plain, **fields})
+
     with bar:
-        count = start
-        while True:
-            try:
-                record = next(loop)
-            except StopIteration as stop:
-                return stop.value
-            count += 1
-            bar.update()
-            if count % every and count != total:
-                continue
-            plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
-            bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
-            if log is not None:
-                log({**plain, **fields})
+        yield show
 
 
 def report_problems(problems: Sequence[str], then: str, shown: int = 5) -> None:

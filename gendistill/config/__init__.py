@@ -26,7 +26,7 @@ from gendistill.config.distill import (
     NetworkTraining,
     SelectionKind,
 )
-from gendistill.config.evaluate import FEATURES, Baseline, ContinualConfig, EvaluateConfig, Labels, Protocol, Task
+from gendistill.config.evaluate import FEATURES, Baseline, Continual, EvaluateConfig, Labels, Protocol
 from gendistill.config.flat import to_dict
 from gendistill.config.generator import (
     DiT,
@@ -66,7 +66,7 @@ __all__ = [
     "Blend",
     "ClassifierFree",
     "Compile",
-    "ContinualConfig",
+    "Continual",
     "DataConfig",
     "DiT",
     "Distance",
@@ -103,7 +103,6 @@ __all__ = [
     "SelectionKind",
     "Sizes",
     "Start",
-    "Task",
     "TeacherConfig",
     "Tracker",
     "UNet",

@@ -58,7 +58,7 @@ class Options:
     ``section`` is the prefix of its options in messages. ``check`` holds the rules between several options; it calls
     ``super().check()`` first. A class that a union chooses has a ``kind``, its name on the command line, and where its
     options stand in a section of their own there, that section's name is ``below``; ``order`` is the order of the flat
-    options where it is not that of the fields (see flat.py).
+    options where it is not that of the fields, "..." being those that it does not name (see flat.py).
     """
 
     section: ClassVar[str] = ""
@@ -88,7 +88,7 @@ class Options:
 
 
 def cached(function: F) -> F:
-    """``functools.cache`` with the types of the function."""
+    """``functools.cache``, by whose types a class of ours would not be hashable."""
     return cast(F, cache(function))
 
 

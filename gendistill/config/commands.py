@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gendistill.config import (
+    Continual,
     DataConfig,
     DistillConfig,
     EvaluateConfig,
@@ -16,6 +17,7 @@ from gendistill.config import (
     SampleConfig,
     TeacherConfig,
     ipc_sizes,
+    kind_of,
     require,
 )
 from gendistill.config.base import Count, Options
@@ -77,7 +79,7 @@ class RunConfig(StageOptions):
             labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made"
         )
         task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
-        require(task == "classification", "evaluate.task", task, other)
+        require(task == "classification", "evaluate.task", kind_of(task), other)
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
 
 
@@ -294,7 +296,7 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
 
     def check(self) -> None:
         super().check()
-        alone = self.task == "continual" and self.teacher is not None
+        alone = isinstance(self.task, Continual) and self.teacher is not None
         require(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
 
 

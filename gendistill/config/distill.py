@@ -31,9 +31,16 @@ Augmentation = Literal["none", "one", "all"]
 NetworkTraining = Literal["none", "surrogate", "real"]
 
 
+@dataclass(frozen=True)
+class Of:
+    """The part of a matching run that an option belongs to: ``gradient``, ``queue`` or ``representative``."""
+
+    part: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig(Options):
-    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/presets.py).
+    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/methods.py).
 
     Attributes:
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
@@ -47,7 +54,7 @@ class MatchingConfig(Options):
             [1,2], the views of each.
         inner_steps: Steps of the images on each network.
         learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
-            scaled (presets.py).
+            scaled (methods.py).
         momentum: SGD's for the images.
         real_batch: Real images of a class in a step.
         most_views: Views of a class in a step, drawn anew; 0 is all.
@@ -99,15 +106,15 @@ class MatchingConfig(Options):
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
     real_batch: Count | None = None
     most_views: Whole | None = None
-    interval: Count | None = None
-    per_cluster: Count = 1
-    cluster_weights: BarycenterWeights = "fixed"
-    candidates: Whole | None = None
-    dimensions: Whole = 256
-    distance: Distance | None = None
-    match_head: bool | None = None
-    feature_weight: NonNegative | None = None
-    class_aware: NonNegative | None = None
+    interval: Annotated[Count | None, Of("representative")] = None
+    per_cluster: Annotated[Count, Of("representative")] = 1
+    cluster_weights: Annotated[BarycenterWeights, Of("representative")] = "fixed"
+    candidates: Annotated[Whole | None, Of("representative")] = None
+    dimensions: Annotated[Whole, Of("representative")] = 256
+    distance: Annotated[Distance | None, Of("gradient")] = None
+    match_head: Annotated[bool | None, Of("gradient")] = None
+    feature_weight: Annotated[NonNegative | None, Of("gradient")] = None
+    class_aware: Annotated[NonNegative | None, Of("queue")] = None
     augmentation: Augmentation | None = None
     flip: bool = False
     train_on: NetworkTraining | None = None
@@ -116,9 +123,9 @@ class MatchingConfig(Options):
     train_batch: Count | None = None
     train_learning_rate: NonNegative = 0.01
     cutmix: Share | None = None
-    queue_size: Count | None = None
-    queue_interval: Count | None = None
-    queue_most_steps: Whole = 0
+    queue_size: Annotated[Count | None, Of("queue")] = None
+    queue_interval: Annotated[Count | None, Of("queue")] = None
+    queue_most_steps: Annotated[Whole, Of("queue")] = 0
     classes_per_chunk: Count | None = None
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"

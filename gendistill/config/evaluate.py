@@ -1,20 +1,19 @@
 """Options of the judge."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Range, Whole, as_tuple, require
 
 Labels = Literal["hard", "soft"]
-Task = Literal["classification", "continual"]
 Baseline = Literal["random", "kmeans", "herding", "kcenter", "bytes", "full"]
 Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
 FEATURES = ("auto", "teacher", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinualConfig(Options):
+class Continual(Options):
     """Class-incremental learning from a memory that is the surrogate set.
 
     Attributes:
@@ -23,6 +22,8 @@ class ContinualConfig(Options):
     """
 
     section: ClassVar[str] = "evaluate.continual"
+    kind: ClassVar[str | None] = "continual"
+    below: ClassVar[str | None] = "continual"
 
     steps: Count = 5
     orders: Count | None = None
@@ -72,12 +73,12 @@ class EvaluateConfig(Options):
         features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
             images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
             a folder or a Hub id such as transformers:facebook/dinov2-small.
-        continual: Options of task continual.
     """
 
     section: ClassVar[str] = "evaluate"
+    order: ClassVar[str] = "... continual"
 
-    task: Task = "classification"
+    task: Literal["classification"] | Continual = "classification"
     protocol: Protocol = "gendistill"
     network: str | tuple[str, ...] | None = None
     width: Count | None = None
@@ -99,7 +100,11 @@ class EvaluateConfig(Options):
     compile: Compile = "auto"
     describe: bool = True
     features: str = "auto"
-    continual: ContinualConfig = field(default_factory=ContinualConfig)
+
+    @property
+    def continual(self) -> Continual:
+        """The options of task continual, or its defaults."""
+        return self.task if isinstance(self.task, Continual) else Continual()
 
     def check(self) -> None:
         super().check()
@@ -117,10 +122,7 @@ class EvaluateConfig(Options):
         require(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
         require(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
-        if self.task == "classification":
-            unread = self.continual == ContinualConfig()
-            require(unread, "evaluate.continual", self.continual, "left alone without task continual")
-        else:
+        if isinstance(self.task, Continual):
             require(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
             require(len(names) == 1, "evaluate.network", names, "one network with task continual")
             require(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")

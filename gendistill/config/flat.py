@@ -47,7 +47,7 @@ def options_of(cls: type[Options]) -> dict[str, Option]:
                 owners = found[name].owners if name in found else ()
                 found[name] = replace(found.get(name, option), owners=owners + option.owners)
     place = {name: at for at, name in enumerate(cls.order.split())}
-    return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(place))))
+    return dict(sorted(found.items(), key=lambda item: place.get(item[0], place.get("...", len(place)))))
 
 
 def _of_member(owner: str, member: type[Options]) -> dict[str, Option]:

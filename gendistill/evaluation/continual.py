@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import EvaluateConfig, to_dict
+from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError, DataError
@@ -280,7 +280,7 @@ def evaluate_continual(
         ConfigError: soft labels or several networks, more steps than classes, or an option that does not fit.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
-    config = config or EvaluateConfig(task="continual")
+    config = config or EvaluateConfig(task=Continual())
     settings = resolve_protocol(config)
     if settings.labels == "soft" or len(settings.network) > 1:
         raise ConfigError(

@@ -16,7 +16,6 @@ from gendistill.errors import ConfigError, DataError
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, MatchingObjective, Plan
 from gendistill.matching.gradient import GradientMatching
-from gendistill.matching.idle import GRADIENT
 from gendistill.matching.initialisation import of_set, starts
 from gendistill.matching.methods import Run, filled, formation, network_of
 from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
@@ -60,7 +59,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
             inner_steps=filled(config.inner_steps),
             learning_rates=run.rates,
             momentum=config.momentum,
-            by_class=run.method in ("idc", "idm"),
+            by_class=run.rules.by_class,
             most_views=config.most_views or None,
         ),
         seed=seed,
@@ -73,7 +72,7 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
     """Refuse batch norm where it would have one value a channel to take its statistics of."""
     config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
     batches = {"images a training step (train_batch)": filled(config.train_batch)}
-    if run.method != "idm":  # it matches in evaluation mode
+    if not run.rules.queue:  # whose networks match in evaluation mode
         views = min(run.ipcs) * views_in(formation(config))
         batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
         batches["real image of a class (real_batch)"] = min(real, filled(config.real_batch))
@@ -96,7 +95,7 @@ def _objective(run: Run, side: int) -> MatchingObjective:
     views = max(run.ipcs) * views_in(formation(config))
     rows = max(filled(config.real_batch), min(views, config.most_views or views))
     fast: dict[str, Any] = {**run.fast._asdict(), "channels_last": any(run.fast)}
-    if run.method in GRADIENT:
+    if run.rules.objective == "gradient":
         return GradientMatching(
             distance=filled(config.distance),
             parameters="all" if config.match_head else "no_head",
@@ -137,13 +136,14 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
         classes=len(data.classes),
         batch_size=filled(config.train_batch),
         learning_rate=config.train_learning_rate,
-        augmentation=None if run.method == "idm" else _augmentation(config, data.train, matching=False),
+        augmentation=None if run.rules.queue else _augmentation(config, data.train, matching=False),
         cutmix=filled(config.cutmix),
         bf16=run.fast.bf16,
         compile=run.fast.compile,
-        **({"momentum": 0.0, "weight_decay": 0.0} if run.method in ("dc", "dsa") else {}),
+        momentum=run.rules.momentum,
+        weight_decay=run.rules.weight_decay,
     )
-    if run.method == "idm":
+    if run.rules.queue:
         return NetworkQueue(
             network,
             training,

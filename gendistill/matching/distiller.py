@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from PIL import Image
 from torch import Tensor
 
 from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, require, to_dict
@@ -20,28 +21,26 @@ from gendistill.io import WorkFolder, partial_of
 from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import MATCHING, Run, filled, plan_runs
-from gendistill.progress import follow, note
-from gendistill.report.images import contact_sheet
+from gendistill.progress import note, step_bar
 from gendistill.runtime import Checkpoints
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
 
 
-def save_snapshot(made: SurrogateSet, folder: Path) -> None:
-    """The set of an iteration below ``folder``, with its picture."""
-    save_whole(made, folder / SNAPSHOTS / _name(made) / f"ipc-{made.ipc}")
-    save_preview(made, folder)
+Draw = Callable[[Split, Sequence[str], str], Image.Image]  # a contact sheet of images, with a title
 
 
-def save_preview(made: SurrogateSet, folder: Path) -> None:
+def _save_preview(made: SurrogateSet, folder: WorkFolder, draw: Draw | None) -> None:
     """A contact sheet of the stored images, a row a class."""
-    path = folder / PREVIEWS / f"ipc-{made.ipc}" / f"{_name(made)}.png"
+    if draw is None:
+        return
+    path = folder.path / PREVIEWS / f"ipc-{made.ipc}" / f"{_name(made)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(made.meta[key]) for key in ("method", "space") if made.meta[key]]
     title = f"{', '.join(names)}: IPC {made.ipc}, iteration {made.meta['iterations']:,}"
     part = partial_of(path)
-    contact_sheet(Split(made.images, made.labels), made.classes, title).save(part, "PNG")
+    draw(Split(made.images, made.labels), made.classes, title).save(part, "PNG")
     part.rename(path)
 
 
@@ -69,67 +68,51 @@ def match(
     seed: int,
     given: SurrogateSet | None = None,
     folder: WorkFolder | None = None,
+    draw: Draw | None = None,
 ) -> list[SurrogateSet]:
-    """The surrogate sets of one run; with a ``folder`` it goes on from the newest checkpoint there."""
-    label = f"{run.method} {run.selection} ipc {','.join(map(str, run.ipcs))}"
+    """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there."""
+    label, places = f"{run.method} {run.selection} ipc {','.join(map(str, run.ipcs))}", range(len(run.ipcs))
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
     found = checkpoints.latest() if checkpoints else None
+    fields: dict[str, Any] = {"stage": run.method, "ipc": list(run.ipcs)}
     if found:
         matcher.load_state_dict(found[1])
-    if found and folder:  # what follows takes the place of what the log has of later iterations
-        folder.log({"stage": run.method, "ipc": list(run.ipcs), "resumed_at": matcher.iteration})
+    if found and folder:  # what follows replaces what the log has of later iterations
+        folder.log({**fields, "resumed_at": matcher.iteration})
     if run.fast.compile:
         note(f"{label}: the first steps compile, for up to a minute")
-    steps = run.iterations * matcher.plan.inner_steps
-    loop = _kept(matcher, run, data, checkpoints, folder, seed, given)
-    log = folder.log if folder else None
-    follow(
-        loop,
-        label,
-        steps,
-        start=matcher.iteration * matcher.plan.inner_steps,
-        log=log,
-        stage=run.method,
-        ipc=list(run.ipcs),
-    )
-    made = [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
-    for one in made:
-        if folder and run.config.snapshot_every:
-            save_preview(one, folder.path)
-    return made
 
-
-def _kept(
-    matcher: Matcher,
-    run: Run,
-    data: RealData,
-    checkpoints: Checkpoints | None,
-    folder: WorkFolder | None,
-    seed: int,
-    given: SurrogateSet | None,
-) -> Any:
-    """The matcher's records, with checkpoints and snapshots between its iterations."""
+    def made() -> list[SurrogateSet]:
+        return [_surrogate(data, run, place, matcher, seed, given) for place in places]
 
     def snapshots() -> None:
-        every, done = run.config.snapshot_every, matcher.iteration
-        if folder and every and done % every == 0:
-            for place in range(len(run.ipcs)):
-                save_snapshot(_surrogate(data, run, place, matcher, seed, given), folder.path)
+        every = run.config.snapshot_every
+        if folder and every and matcher.iteration % every == 0:
+            for one in made():
+                save_whole(one, folder.path / SNAPSHOTS / _name(one) / f"ipc-{one.ipc}")
+                _save_preview(one, folder, draw)
 
     if matcher.iteration == 0:
         snapshots()
-    saved = time.monotonic()
-    for record in matcher.run():
-        done, between = matcher.iteration, record.pop("done")
-        yield record  # before it is saved that this was done
-        if between and done < run.iterations:
-            snapshots()
-            if checkpoints and (done % checkpoints.every == 0 or time.monotonic() - saved > MOST_LOST):
+    saved, steps = time.monotonic(), run.iterations * matcher.plan.inner_steps
+    done = matcher.iteration * matcher.plan.inner_steps
+    with step_bar(label, steps, start=done, log=folder.log if folder else None, **fields) as show:
+        for record in matcher.run():
+            between = record.pop("done") and matcher.iteration < run.iterations
+            show(record)  # before a checkpoint says that this was done
+            if between:
+                snapshots()
+            waited = time.monotonic() - saved > MOST_LOST
+            if between and checkpoints and (matcher.iteration % checkpoints.every == 0 or waited):
                 _require_finite(matcher, run)
-                checkpoints.save(done, matcher.state_dict())
+                checkpoints.save(matcher.iteration, matcher.state_dict())
                 saved = time.monotonic()
-    return matcher.sets
+    sets = made()
+    for one in sets:
+        if folder and run.config.snapshot_every:
+            _save_preview(one, folder, draw)
+    return sets
 
 
 def _require_finite(matcher: Matcher, run: Run) -> None:
@@ -164,7 +147,7 @@ def _surrogate(
         "space": run.selection if run.selection != "random" else None,
         "seed": seed,
         "iterations": matcher.iteration,
-        "matching": _told(run, place),
+        "matching": _resolved(run, place),
         "data": data.describe(),
         "licence": given.meta.get("licence", "as the data") if given else "as the data",
         "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
@@ -177,12 +160,12 @@ def _surrogate(
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
 
 
-def _told(run: Run, place: int) -> dict[str, Any]:
+def _resolved(run: Run, place: int) -> dict[str, Any]:
     """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
     hash elsewhere."""
-    told = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
+    found = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
     fast = {"mixed_precision": "bf16" if run.fast.bf16 else "no", "compile": run.fast.compile}
-    options = told | fast | {"image_rate": run.rates[place]}
+    options = found | fast | {"image_rate": run.rates[place]}
     return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})
 
 
@@ -222,7 +205,21 @@ def matched(
     seed: int = 0,
     given: SurrogateSet | None = None,
     folder: WorkFolder | None = None,
+    draw: Draw | None = None,
 ) -> Iterator[SurrogateSet]:
-    """Every set of the config; those that can share a run do."""
+    """A set for each of ``config.ipc`` by method dc, dsa, dm, idc or idm; those that can share a run do.
+
+    Args:
+        data: The real images, of which ``data.train`` is matched.
+        config: The method, its options (null is the method's value) and the numbers of images per class.
+        seed: Of everything random.
+        given: The set to start from, as ``start_set`` reads it.
+        folder: Where checkpoints and snapshots go; a killed run continues from the newest checkpoint there.
+        draw: Draws the previews of snapshots.
+
+    Raises:
+        ConfigError: options that do not go together, or that would do nothing.
+        DataError: a class without an image, or images that are no longer finite.
+    """
     for run in plan_runs(config, data):
-        yield from match(data, run, seed=seed, given=given, folder=folder)
+        yield from match(data, run, seed=seed, given=given, folder=folder, draw=draw)

@@ -125,28 +125,6 @@ class FeatureMatching:
             total = total + F.one_hot(own, len(real)).T.to(features.dtype) @ features
         return total / counts[:, None]
 
-    def of_views(
-        self,
-        forward: FeatureView,
-        tensors: Tensors,
-        views: Sequence[Tensor],
-        wanted: Tensor,
-        labels: Tensor,
-        accuracy: float | Tensor,
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Losses of k classes whose real mean features are ``wanted`` (k,D), and the gradients of their views."""
-        counts = [len(batch) for batch in views]
-        images = self._laid_out(torch.cat(list(views)).detach()).requires_grad_()
-        features, logits = forward(tensors, images)
-        values = []
-        for mean, own, scores, label in zip(wanted, features.split(counts), logits.split(counts), labels, strict=True):
-            value = mean_feature_distance(mean[None], own)
-            if self.ce_weight:
-                value = value + class_aware_cross_entropy(scores, label.expand(len(own)), accuracy, self.ce_weight)
-            values.append(value)
-        (gradient,) = torch.autograd.grad(torch.stack(values).sum(), images)
-        return [value.detach() for value in values], gradient.split(counts)
-
     def _laid_out(self, images: Tensor) -> Tensor:
         return laid_out(images) if self.channels_last else images
 
@@ -179,12 +157,21 @@ class Prepared:
         """As ``FeatureMatching.losses``."""
         if self.objective.ce_weight and accuracy is None:
             raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
-        known = 0.0 if accuracy is None else accuracy
+        weight, known = self.objective.ce_weight, 0.0 if accuracy is None else accuracy
         found: list[Tensor] = []
         with torch.enable_grad():
             for part in _chunks(views, 1 if self.alone else self.objective.classes_per_chunk):
-                values, gradients = self.objective.of_views(
-                    self.forward, self.tensors, views[part], self.wanted[part], self.labels[part], known
-                )
-                found += [attached(*one) for one in zip(values, views[part], gradients, strict=True)]
+                counts = [len(batch) for batch in views[part]]
+                images = self.objective._laid_out(torch.cat(list(views[part])).detach()).requires_grad_()
+                features, logits = self.forward(self.tensors, images)
+                values = []
+                sides = (self.wanted[part], features.split(counts), logits.split(counts), self.labels[part])
+                for mean, own, scores, label in zip(*sides, strict=True):
+                    value = mean_feature_distance(mean[None], own)
+                    if weight:
+                        value = value + class_aware_cross_entropy(scores, label.expand(len(own)), known, weight)
+                    values.append(value)
+                (gradient,) = torch.autograd.grad(torch.stack(values).sum(), images)
+                gradients = gradient.split(counts)
+                found += [attached(v.detach(), *one) for v, *one in zip(values, views[part], gradients, strict=True)]
             return torch.stack(found)

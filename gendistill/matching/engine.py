@@ -139,7 +139,8 @@ class Plan:
     inner_steps: Steps of the stored images on each network.
     learning_rates: SGD's, one a set, for stored images in [0, 1].
     momentum: SGD's.
-    by_class: A step after each class, as the released IDC and IDM do, made as the one step that equals them (steps.py).
+    by_class: A step after each class, as the released IDC and IDM do, made as the one step that equals them
+        (``joint_rule``).
     most_views: Views of a class that take part in a step, drawn anew; None is all.
     """
 
@@ -176,19 +177,31 @@ class Matcher:
 
     def run(self) -> Generator[dict[str, Any], None, list[SyntheticImages]]:
         """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
+        labels, clock = range(self.sets[0].classes), self.clock
         while self.iteration < self.plan.iterations:
-            with self.clock.part("train"):
+            with clock.part("train"):
                 network = self.supply.network(self.iteration)
             for inner in range(self.plan.inner_steps):
-                losses = self._step(network, inner)
+                with clock.part("select"):
+                    picks = self.selection.picks(network, *self.moment(inner))
+                with clock.part("match"):
+                    draws = [self._draw(inner, label) for label in labels]
+                    real = self.objective.prepared(network, self._real(picks, draws), labels)
+                    found: list[Tensor] = []
+                    for place in range(len(self.sets)):
+                        leaf, views = self._views_of(place, draws, inner)
+                        losses = real.losses(views, self.supply.accuracy())
+                        self._step(place, leaf, losses)
+                        found.append(losses.detach().mean())
+                    del real, leaf, views, losses  # before networks learn
                 last = inner == self.plan.inner_steps - 1
-                with self.clock.part("train"):
+                with clock.part("train"):
                     self.supply.between(self.iteration, inner, last, self.sets)
                 if last:
-                    with self.clock.part("train"):
+                    with clock.part("train"):
                         self.supply.after(self.iteration)
                     self.iteration += 1
-                yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(losses)}
+                yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(found)}
         return self.sets
 
     def _named(self, losses: list[Tensor]) -> dict[str, Tensor]:
@@ -196,24 +209,19 @@ class Matcher:
             return {"loss": losses[0]}
         return {f"loss ipc {one.ipc}": loss for one, loss in zip(self.sets, losses, strict=True)}
 
-    def _step(self, network: nn.Module, inner: int) -> list[Tensor]:
-        """One step of every set; returns each one's mean loss over classes."""
-        labels = range(self.sets[0].classes)
-        with self.clock.part("select"):
-            picks = self.selection.picks(network, *self.moment(inner))
-        with self.clock.part("match"):
-            draws = [self._draw(inner, label) for label in labels]
-            images = StackedBatches([len(pick) for pick in picks], lambda label: self._real(picks[label], draws[label]))
-            real = self.objective.prepared(network, images, labels)
-            return [self._descend(place, real, draws, inner) for place in range(len(self.sets))]
-
     def moment(self, inner: int) -> tuple[int, int]:
         """(iteration, inner step) for a selection: where an iteration is one step, what it keeps for some steps it
         keeps for some iterations."""
         return (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
 
-    def _real(self, pick: Tensor, draw: AugmentationDraw | None) -> Tensor:
-        return self._seen(draw, to_float(self.real.images[runtime.to_device(pick, self.real.images.device)]))
+    def _real(self, picks: Sequence[Tensor], draws: list[AugmentationDraw | None]) -> StackedBatches:
+        """The augmented real images of every class, each made when it is needed."""
+        images = self.real.images
+
+        def batch(label: int) -> Tensor:
+            return _seen(draws[label], to_float(images[runtime.to_device(picks[label], images.device)]))
+
+        return StackedBatches([len(pick) for pick in picks], batch)
 
     def _draw(self, inner: int, label: int) -> AugmentationDraw | None:
         if self.augmentation is None:
@@ -221,23 +229,22 @@ class Matcher:
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
         return self.augmentation.draw(rng, 1, self.real.images.shape[-1])
 
-    @staticmethod
-    def _seen(draw: AugmentationDraw | None, images: Tensor) -> Tensor:
-        return images if draw is None else draw.apply(images)
-
-    def _descend(self, place: int, real: Prepared, draws: list[AugmentationDraw | None], inner: int) -> Tensor:
+    def _views_of(self, place: int, draws: list[AugmentationDraw | None], inner: int) -> tuple[Tensor, list[Tensor]]:
+        """A set's images as a leaf, and the augmented views of every class, differentiable in it."""
         stored = self.sets[place]
         leaf = stored.images.detach().requires_grad_()
         parts = leaf.split(stored.ipc)  # once: a slice a class would fill a gradient of all classes for each of them
-        views = [self._seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in enumerate(draws)]
-        losses = real.losses(views, self.supply.accuracy())
+        return leaf, [_seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in enumerate(draws)]
+
+    def _step(self, place: int, leaf: Tensor, losses: Tensor) -> None:
+        """A step of SGD with momentum down the summed losses of the classes."""
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
         if self.plan.by_class:
-            momentum, rate = joint_rule(momentum, rate, len(draws))
+            momentum, rate = joint_rule(momentum, rate, len(losses))
         self.velocities[place].mul_(momentum).add_(gradient)
-        self.sets[place] = replace(stored, images=leaf.detach().sub(self.velocities[place], alpha=rate))
-        return losses.detach().mean()
+        images = leaf.detach().sub(self.velocities[place], alpha=rate)
+        self.sets[place] = replace(self.sets[place], images=images)
 
     def _views(self, views: Tensor, label: int, inner: int) -> Tensor:
         most = self.plan.most_views
@@ -278,6 +285,10 @@ class Matcher:
         self.clock.add(dict(zip(PARTS, state["seconds"].tolist(), strict=True)))
         self.supply.load_state_dict(_below("supply", state))
         self.selection.load_state_dict(_below("selection", state))
+
+
+def _seen(draw: AugmentationDraw | None, images: Tensor) -> Tensor:
+    return images if draw is None else draw.apply(images)
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

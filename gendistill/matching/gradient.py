@@ -146,7 +146,13 @@ class Prepared:
             for places in _chunks(shapes, self.objective.classes_per_chunk):
                 images = _stacked([views[c].detach() for c in places], self.objective.channels_last)
                 sides, labels = [self.real[c] for c in places], torch.stack([self.labels[c] for c in places])
-                gradients, values = self.program.matched(self.tensors, images, labels, sides)
+                if len(places) == 1:
+                    gradient, value = self.program.matched(images[0], self.tensors, labels[0], *sides[0])
+                    found[places[0]] = value, gradient
+                    continue
+                compared = [torch.stack(same) for same in zip(*(side[0] for side in sides), strict=True)]
+                features = torch.stack([side[1] for side in sides])
+                gradients, values = self.program.matched_together(images, self.tensors, labels, compared, features)
                 found |= zip(places, zip(values, gradients, strict=True), strict=True)
         return torch.stack([attached(found[c][0], view, found[c][1]) for c, view in enumerate(views)])
 
@@ -154,8 +160,8 @@ class Prepared:
 class _Program:
     """The computation for one structure of networks, on k classes of equal batch shapes at once.
 
-    ``real`` maps images (k,R,C,H,W) to each class's side; ``matched`` views (k,Z,C,H,W) and sides to gradients of the
-    views and losses.
+    ``real`` maps images (k,R,C,H,W) to each class's side; ``matched`` views (Z,C,H,W) and a side to the gradient of the
+    views and the loss, and ``matched_together`` does for k classes.
     """
 
     def __init__(
@@ -164,24 +170,15 @@ class _Program:
         self.functional, self.names, self.distance, self.feature_mean = functional, names, distance, feature_mean
         wrap: Callable[..., Any] = runtime.compiled_anew if compiled else lambda function: function
         matched = torch.func.grad_and_value(self._loss)
-        self._real, self._matched = wrap(self._compared), wrap(matched)
+        self._real, self.matched = wrap(self._compared), wrap(matched)
         self._reals = wrap(torch.func.vmap(self._compared, in_dims=(None, 0, 0)))
-        self._matcheds = wrap(torch.func.vmap(matched, in_dims=(0, None, 0, 0, 0)))
+        self.matched_together = wrap(torch.func.vmap(matched, in_dims=(0, None, 0, 0, 0)))
 
     def real(self, tensors: Tensors, images: Tensor, labels: Tensor) -> list[Side]:
         if len(images) == 1:
             return [self._real(tensors, images[0], labels[0])]
         gradients, features = self._reals(tensors, images, labels)
         return [([g[i] for g in gradients], features[i]) for i in range(len(images))]
-
-    def matched(
-        self, tensors: Tensors, views: Tensor, labels: Tensor, sides: list[Side]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        if len(views) == 1:
-            gradient, value = self._matched(views[0], tensors, labels[0], *sides[0])
-            return [gradient], [value]
-        gradients = [torch.stack(same) for same in zip(*(side[0] for side in sides), strict=True)]
-        return self._matcheds(views, tensors, labels, gradients, torch.stack([side[1] for side in sides]))
 
     def _compared(self, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[list[Tensor], Tensor]:
         """Gradients of the mean cross-entropy of images (B,C,H,W) in the named parameters, and features (B,D)."""
@@ -205,8 +202,8 @@ def _check_second_derivative(functional: FunctionalNetwork, names: list[str], te
     probe, label = _Program(functional, names, "mse", 0.0, compiled=False), torch.zeros(1, dtype=torch.int64)
     try:
         with torch.no_grad():
-            views, label = images.detach()[None], label.to(images.device)
-            probe.matched(tensors, views, label, probe.real(tensors, views, label))
+            views, label = images.detach(), label.to(images.device)[0]
+            torch.func.grad(lambda x: sum(g.square().sum() for g in probe._compared(tensors, x, label)[0]))(views)
     except RuntimeError as error:
         if "derivative for" not in str(error):
             raise

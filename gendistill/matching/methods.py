@@ -7,8 +7,9 @@ want of hyper-parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,18 +17,19 @@ from gendistill import runtime
 from gendistill.config import (
     DistillConfig,
     MatchingConfig,
-    MatchingMethod,
     SelectionKind,
     as_tuple,
     ipc_sizes,
     require,
     to_dict,
 )
+from gendistill.config.base import hints
+from gendistill.config.distill import Of
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
-from gendistill.matching.idle import GRADIENT, check_used
-from gendistill.networks.registry import build_network
+from gendistill.matching.network_pool import TRAINED
+from gendistill.networks.registry import build_network, takes_option
 from gendistill.networks.training import BACKWARD, training_flop
 from gendistill.surrogate.multi_formation import Factor, sides
 
@@ -35,9 +37,6 @@ STANDARDISED = 0.25**2  # see ``image_rate``
 SMALLEST = 28  # px of published images
 MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 SHARE = 4  # of a class's images to one that is picked, at least
-PUBLISHED_ITERATIONS = {"dc": 1000, "dsa": 1000, "dm": 20_000, "idc": 1200, "idm": 20_000}
-
-
 LOOPS = {50: (50, 10), 40: (40, 15), 30: (30, 20), 20: (20, 25), 10: (10, 50), 0: (1, 1)}
 
 
@@ -62,20 +61,25 @@ class Images:
 
 
 def resolve_options(
-    method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
+    method: str, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
 ) -> MatchingConfig:
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
-    preset = {**COMMON, **PRESETS[method](ipc, images)}
+    preset = _filled_from(METHODS[method].preset(ipc, images), COMMON)
     if selection == "representative":
         most = max(1, images.per_class // SHARE) if images.per_class else MOST_PICKS  # of the class, else no choice
-        batch = min(preset["real_batch"], MOST_PICKS, most)
-        preset |= {"start": "clustered", "real_batch": max(1, batch // config.per_cluster) * config.per_cluster}
-    preset["candidates"] = 4 * (config.real_batch or preset["real_batch"])
-    missing = {f.name: preset[f.name] for f in fields(config) if f.name in preset and getattr(config, f.name) is None}
-    return replace(config, **missing)
+        batch = min(filled(preset.real_batch), MOST_PICKS, most)
+        batch = max(1, batch // config.per_cluster) * config.per_cluster
+        preset = replace(preset, start="clustered", real_batch=batch)
+    return _filled_from(config, replace(preset, candidates=4 * filled(config.real_batch or preset.real_batch)))
 
 
-def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images: Images) -> float:
+def _filled_from(config: MatchingConfig, other: MatchingConfig) -> MatchingConfig:
+    """``config`` with the values of ``other`` where it has none."""
+    empty = [one.name for one in fields(config) if getattr(config, one.name) is None]
+    return replace(config, **{name: getattr(other, name) for name in empty})
+
+
+def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) -> float:
     """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
 
     Images below 28 px, the smallest published, take the rate of 28 px: on 8 px the square would be 1/12.
@@ -88,7 +92,7 @@ def image_rate(method: MatchingMethod, config: MatchingConfig, ipc: int, images:
     """
     rate = config.learning_rate
     assert rate is not None
-    if method != "idc":
+    if not METHODS[method].scales_rate:
         return rate
     base = 28 if images.plain else 224 if images.large else 32
     return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
@@ -99,61 +103,61 @@ def _loops(ipc: int) -> tuple[int, int]:
     return next(value for least, value in LOOPS.items() if ipc >= least)
 
 
-def _dc(ipc: int, images: Images) -> dict[str, Any]:
+def _dc(ipc: int, images: Images) -> MatchingConfig:
     inner, epochs = _loops(ipc)
-    return {
-        "start": "noise",
-        "inner_steps": inner,
-        "learning_rate": 0.1 * STANDARDISED,
-        "real_batch": 256,
-        "distance": "cosine",
-        "match_head": True,
-        "train_on": "surrogate",
-        "train_steps": epochs,
-        "train_batch": 256,
-        "checkpoint_every": 10,
-    }
+    return MatchingConfig(
+        start="noise",
+        inner_steps=inner,
+        learning_rate=0.1 * STANDARDISED,
+        real_batch=256,
+        distance="cosine",
+        match_head=True,
+        train_on="surrogate",
+        train_steps=epochs,
+        train_batch=256,
+        checkpoint_every=10,
+    )
 
 
-def _dsa(ipc: int, images: Images) -> dict[str, Any]:
-    return {**_dc(ipc, images), "start": "random", "augmentation": "one"}
+def _dsa(ipc: int, images: Images) -> MatchingConfig:
+    return replace(_dc(ipc, images), start="random", augmentation="one")
 
 
-def _dm(ipc: int, images: Images) -> dict[str, Any]:
-    return {
-        "start": "random",
-        "learning_rate": 1.0 * STANDARDISED,
-        "real_batch": 256,
-        "interval": 50,  # a clustering takes the time of four steps
-        "augmentation": "one",
-    }
+def _dm(ipc: int, images: Images) -> MatchingConfig:
+    return MatchingConfig(
+        start="random",
+        learning_rate=1.0 * STANDARDISED,
+        real_batch=256,
+        interval=50,  # a clustering takes the time of four steps
+        augmentation="one",
+    )
 
 
-def _idc(ipc: int, images: Images) -> dict[str, Any]:
+def _idc(ipc: int, images: Images) -> MatchingConfig:
     real = 500 if images.plain or images.large else 1000 if images.size >= 64 else 2000  # images a training
     rate = 5e-3
     if images.plain:
         rate = 1e-4
     elif images.large:
         rate = 3e-3 if images.classes < 100 else 1e-3
-    return {
-        "network": "resnetap10" if images.large else "convnet",
-        "start": "random",
-        "factor": 3 if images.large else 2,
-        "inner_steps": 100,
-        "learning_rate": rate,
-        "real_batch": 64 if images.size >= 64 else 128,
-        "most_views": 128,
-        "distance": "l1" if images.plain or images.large else "mse",
-        "augmentation": "all",
-        "train_on": "real",
-        "train_steps": -(-real // 64),
-        "cutmix": 0.5,
-        "checkpoint_every": 1,  # an iteration is 100 steps
-    }
+    return MatchingConfig(
+        network="resnetap10" if images.large else "convnet",
+        start="random",
+        factor=3 if images.large else 2,
+        inner_steps=100,
+        learning_rate=rate,
+        real_batch=64 if images.size >= 64 else 128,
+        most_views=128,
+        distance="l1" if images.plain or images.large else "mse",
+        augmentation="all",
+        train_on="real",
+        train_steps=-(-real // 64),
+        cutmix=0.5,
+        checkpoint_every=1,  # an iteration is 100 steps
+    )
 
 
-def _idm(ipc: int, images: Images) -> dict[str, Any]:
+def _idm(ipc: int, images: Images) -> MatchingConfig:
     few = ipc < 10 and images.size < 64
     if images.large:
         weight, steps = 3.0, 10
@@ -163,52 +167,89 @@ def _idm(ipc: int, images: Images) -> dict[str, Any]:
         weight, steps = 0.5 if few else 0.1, 50 if 10 <= ipc < 50 else 10
     else:
         weight, steps = 0.5 if ipc < 50 else 0.1, 10
-    return {
-        "start": "random",
-        "factor": 2,
-        "learning_rate": 0.2 * STANDARDISED,
-        "real_batch": 5000 if few else 128 if images.large else 256,
-        "augmentation": "one",
-        "class_aware": 100 * weight,  # released with the accuracy in percent
-        "train_steps": steps,
-        "train_batch": 256,
-        "queue_size": 50 if images.large and ipc < 50 else 100,
-        "queue_interval": 50 if images.large else 5 if few else 30,
-    }
+    return MatchingConfig(
+        start="random",
+        factor=2,
+        learning_rate=0.2 * STANDARDISED,
+        real_batch=5000 if few else 128 if images.large else 256,
+        augmentation="one",
+        class_aware=100 * weight,  # released with the accuracy in percent
+        train_steps=steps,
+        train_batch=256,
+        queue_size=50 if images.large and ipc < 50 else 100,
+        queue_interval=50 if images.large else 5 if few else 30,
+    )
 
 
-COMMON: dict[str, Any] = {
-    "network": "convnet",
-    "start": "random",
-    "factor": 1,
-    "inner_steps": 1,
-    "most_views": 0,
-    "interval": 10,
-    "distance": "mse",
-    "match_head": False,
-    "feature_weight": 0.0,
-    "class_aware": 0.0,
-    "augmentation": "none",
-    "train_on": "none",
-    "train_steps": 0,
-    "warm_steps": 0,
-    "train_batch": 64,
-    "cutmix": 0.0,
-    "queue_size": 1,
-    "queue_interval": 1,
-    "checkpoint_every": 100,
+COMMON = MatchingConfig(
+    network="convnet",
+    start="random",
+    factor=1,
+    inner_steps=1,
+    most_views=0,
+    interval=10,
+    distance="mse",
+    match_head=False,
+    feature_weight=0.0,
+    class_aware=0.0,
+    augmentation="none",
+    train_on="none",
+    train_steps=0,
+    warm_steps=0,
+    train_batch=64,
+    cutmix=0.0,
+    queue_size=1,
+    queue_interval=1,
+    checkpoint_every=100,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What sets a method apart, beside its values of the options.
+
+    Attributes:
+        preset: Its values of the options, by images per class and kind of images.
+        iterations: The published number of outer iterations.
+        objective: Distance of gradients, or of mean features.
+        queue: Its networks come from a queue of those at all stages of training (IDM): they match in evaluation mode,
+            with their accuracy, and learn from real images without augmentation. Else every iteration has a fresh one.
+        by_class: The images step after each class.
+        scales_rate: The images' rate depends on their number and size (IDC).
+        momentum: SGD's, of network training.
+        weight_decay: SGD's, of network training.
+    """
+
+    preset: Callable[[int, Images], MatchingConfig]
+    iterations: int
+    objective: Literal["gradient", "features"]
+    queue: bool = False
+    by_class: bool = False
+    scales_rate: bool = False
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts whose options it reads."""
+        return (self.objective, *(("queue",) if self.queue else ()))
+
+
+METHODS = {
+    "dc": Method(preset=_dc, iterations=1000, objective="gradient", momentum=0.0, weight_decay=0.0),
+    "dsa": Method(preset=_dsa, iterations=1000, objective="gradient", momentum=0.0, weight_decay=0.0),
+    "dm": Method(preset=_dm, iterations=20_000, objective="features"),
+    "idc": Method(preset=_idc, iterations=1200, objective="gradient", by_class=True, scales_rate=True),
+    "idm": Method(preset=_idm, iterations=20_000, objective="features", by_class=True, queue=True),
 }
-PRESETS = {"dc": _dc, "dsa": _dsa, "dm": _dm, "idc": _idc, "idm": _idm}
-
-
-MATCHING: tuple[str, ...] = get_args(MatchingMethod)
+MATCHING = tuple(METHODS)
 
 
 @dataclass(frozen=True)
 class Run:
     """One trajectory: the sets that share its networks, with the options all of them have."""
 
-    method: MatchingMethod
+    method: str
     selection: SelectionKind
     iterations: int
     config: MatchingConfig
@@ -216,18 +257,22 @@ class Run:
     rates: tuple[float, ...]
     fast: runtime.ExecutionMode
 
+    @property
+    def rules(self) -> Method:
+        return METHODS[self.method]
+
 
 def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     """Sets whose options are the same share a run, unless networks learn from the set itself."""
-    method = cast(MatchingMethod, config.method)
+    method = config.method
     counts = data.train.labels.bincount(minlength=len(data.classes))
     images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
-    iterations = config.iterations or PUBLISHED_ITERATIONS[method]
+    iterations = config.iterations or METHODS[method].iterations
     resolved, presets = (
         [resolve_options(method, options, ipc, images, config.selection) for ipc in ipc_sizes(config.ipc)]
         for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
     )
-    check_used(method, config.selection, config.matching, resolved, presets)
+    _check_used(method, config.selection, config.matching, resolved, presets)
     runs: dict[str, Run] = {}
     for ipc, own in zip(ipc_sizes(config.ipc), resolved, strict=True):
         _check(method, own, data.image_size)
@@ -244,15 +289,14 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     return list(runs.values())
 
 
-def _fast(
-    method: MatchingMethod, own: MatchingConfig, iterations: int, data: RealData, largest: int
-) -> runtime.ExecutionMode:
+def _fast(method: str, own: MatchingConfig, iterations: int, data: RealData, largest: int) -> runtime.ExecutionMode:
     """By the work on real images, which the sets of a run share; no class has more than ``largest``."""
-    device = runtime.device()
+    device, rules = runtime.device(), METHODS[method]
     if "auto" not in (own.mixed_precision, own.compile):
         return runtime.execution_mode(own.mixed_precision, own.compile, device)
-    seen = min(filled(own.real_batch), largest) * len(data.classes) / (1 if method in GRADIENT else 1 + BACKWARD)
-    networks = 2 if method == "idm" else 0 if own.train_on == "none" else 1
+    passes = 1 if rules.objective == "gradient" else 1 + BACKWARD
+    seen = min(filled(own.real_batch), largest) * len(data.classes) / passes
+    networks = TRAINED if rules.queue else 0 if own.train_on == "none" else 1
     trained = networks * filled(own.train_steps) * filled(own.train_batch)
     images = iterations * filled(own.inner_steps) * (seen + trained)
     flop = training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
@@ -271,8 +315,75 @@ def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
     )
 
 
-def _check(method: MatchingMethod, config: MatchingConfig, size: int) -> None:
-    queue, factor = method == "idm", formation(config)
+def _check_used(
+    method: str,
+    selection: SelectionKind,
+    given: MatchingConfig,
+    resolved: Sequence[MatchingConfig],
+    presets: Sequence[MatchingConfig],
+) -> None:
+    """``resolved`` is what ``given`` comes to at each IPC, ``presets`` what it would with nothing given.
+
+    Raises:
+        ConfigError: an option was given that does nothing at any of them.
+    """
+    for name, hint in hints(MatchingConfig).items():
+        part = next((extra.part for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Of)), None)
+        if part in (None, selection, *METHODS[method].parts) or getattr(given, name) in (None, usual := _usual(name)):
+            continue
+        others = [other for other in METHODS if part in METHODS[other].parts]
+        why = f"with method {method}; it is an option of {', '.join(others)}"
+        if not others:
+            why = f"with selection {selection}; it is an option of {part} selection"
+        raise _refused(name, given, f"{'null' if usual is None else usual} {why}")
+    network = resolved[0].network or ""
+    for name in ("width", "depth"):
+        usual = _usual(name)
+        if getattr(given, name) != usual and not takes_option(network, name):
+            text = f"{'null' if usual is None else usual} with network {network}; it is an option of convnet"
+            raise _refused(name, given, text)
+    for name, why in _idle(method, resolved[0]).items():
+        everywhere = all(name in _idle(method, one) for one in resolved)
+        value = getattr(given, name)
+        if everywhere and value is not None and value not in [getattr(one, name) for one in presets]:
+            usual = _usual(name)
+            raise _refused(name, given, f"{'null' if usual is None else usual} {why}")
+    if given.train_on not in (None, "none") and not any(one.train_steps or one.warm_steps for one in resolved):
+        raise ConfigError("matching.train_steps is 0; expected at least 1, or no network would learn.")
+
+
+def _refused(name: str, given: MatchingConfig, expected: str) -> ConfigError:
+    return ConfigError(f"matching.{name} is {getattr(given, name)!r}; expected {expected}.")
+
+
+def _usual(name: str) -> Any:
+    return getattr(MatchingConfig(), name)
+
+
+def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
+    """Options without effect in a run of this resolved config, each with the reason."""
+    found: dict[str, str] = {}
+    if config.augmentation == "none":
+        found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
+    if METHODS[method].queue:
+        return found | {"warm_steps": "with method idm, whose networks learn in their queue"}
+    if METHODS[method].objective == "features" and (config.network or "").endswith("_bn"):
+        found["classes_per_chunk"] = f"with method {method} and batch norm, which sees one class at a time"
+    if config.train_on == "none" or config.inner_steps == 1:
+        why = "with matching.train_on none: no network learns"
+        if config.train_on != "none":
+            why = "with matching.inner_steps 1: networks learn between two inner steps"
+            found["train_on"] = why
+        found["train_steps"] = why
+    elif not config.train_steps:
+        why = "with matching.train_steps 0: no network learns"
+    else:
+        return found
+    return found if config.warm_steps else found | dict.fromkeys(("train_batch", "train_learning_rate", "cutmix"), why)
+
+
+def _check(method: str, config: MatchingConfig, size: int) -> None:
+    queue, factor = METHODS[method].queue, formation(config)
     few, batch = filled(config.candidates), filled(config.real_batch)
     require(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
     require(

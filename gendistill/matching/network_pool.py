@@ -25,6 +25,8 @@ from gendistill.networks.training import classification_loss
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import views_in
 
+TRAINED = 2  # networks of a queue that learn in an iteration, as in the released code
+
 Build = Callable[[int], nn.Module]  # seed -> a freshly initialised network
 
 
@@ -191,7 +193,7 @@ class NetworkQueue:
     interval: int
     seed: int
     most_steps: int | None = None
-    trained: int = 2
+    trained: int = TRAINED
     begin: int = 4  # fresh networks at iteration 0, as in the released code
     _members: list[_Member] = field(default_factory=list, init=False)
     _drawn: int = field(default=0, init=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import EvaluateConfig, stage_options, to_dict
+from gendistill.config import EvaluateConfig, kind_of, stage_options, to_dict
 from gendistill.config.commands import EvaluateCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
@@ -37,7 +37,7 @@ def run_stage(
     log_path: Path | None = None,
 ) -> Evaluation | ContinualEvaluation:
     """Write ``target`` unless it was made with the same settings; returns the result."""
-    task = TASKS[config.task]
+    task = TASKS[kind_of(config.task)]
     sets = [read_set(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
     options = {name: value for name, value in to_dict(config).items() if name != "baseline_cache"}  # changes no result
@@ -97,6 +97,6 @@ def main(command: EvaluateCommand) -> None:
         result = run_stage(
             data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
         )
-    print(TASKS[config.task].format(result))
+    print(TASKS[kind_of(config.task)].format(result))
     if isinstance(result, ContinualEvaluation):
         print(f"{target / PAGE}  the curves, for a browser")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.config import ContinualConfig, EvaluateConfig
+from gendistill.config import Continual, EvaluateConfig
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.continual import arrivals, arrived, class_order, continual, train_and_test
@@ -42,7 +42,7 @@ MADE = Entry("dm", None, 2, (pictures(2, seed=5),), identity="made")
 
 def options(steps: int, orders: int | None = None, *, training_steps: int | None = 4, **others: Any) -> EvaluateConfig:
     wanted = {"width": 4, "steps": training_steps, "runs": 3, "batch_size": 8, **others}
-    return EvaluateConfig(task="continual", continual=ContinualConfig(steps=steps, orders=orders), **wanted)
+    return EvaluateConfig(task=Continual(steps=steps, orders=orders), **wanted)
 
 
 def learn(contestants: list[Entry], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:

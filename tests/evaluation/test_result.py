@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import gendistill as gd
-from gendistill.config import ContinualConfig, EvaluateConfig
+from gendistill.config import Continual, EvaluateConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
@@ -35,8 +35,7 @@ def result(digits: RealData, made: SurrogateSet) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def continual(digits: RealData, made: SurrogateSet) -> ContinualEvaluation:
-    steps = ContinualConfig(steps=2)
-    return gd.evaluate_continual(digits, [made], EvaluateConfig(**QUICK, task="continual", continual=steps))
+    return gd.evaluate_continual(digits, [made], EvaluateConfig(**QUICK, task=Continual(steps=2)))
 
 
 @pytest.fixture(params=["result", "continual"])

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import MatchingConfig
-from gendistill.matching.methods import COMMON, PRESETS, Images, image_rate, resolve_options
+from gendistill.matching.methods import METHODS, Images, image_rate, resolve_options
 from gendistill.seeding import torch_rng
 
 CIFAR10 = Images(channels=3, size=32, classes=10)
 
 
 @given(
-    st.sampled_from(sorted(PRESETS)),
+    st.sampled_from(sorted(METHODS)),
     st.integers(1, 500),
     st.sampled_from([1, 3]),
     st.integers(4, 512),
@@ -32,7 +32,7 @@ def test_every_method_has_a_value_for_everything_at_any_ipc_and_size(method, ipc
     assert resolve_options(method, found, ipc, images) == found
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_what_was_given_stays(method):
     mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise", class_aware=0.0)
     found = resolve_options(method, mine, 10, CIFAR10)
@@ -49,13 +49,7 @@ def test_idc_matches_large_images_on_its_resnet():
     assert resolve_options("idm", MatchingConfig(), 10, Images(3, 224, 10)).network == "convnet"
 
 
-def test_presets_name_options_that_exist():
-    known = {f.name for f in fields(MatchingConfig)}
-    for preset in PRESETS.values():
-        assert {*preset(10, CIFAR10), *COMMON} <= known
-
-
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_representative_selection_brings_the_clustered_start(method):
     assert resolve_options(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
     assert resolve_options(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
@@ -69,7 +63,7 @@ def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
     assert resolve_options("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_clustering_is_rarer_where_a_step_costs_little(method):
     assert resolve_options(method, MatchingConfig(), 10, CIFAR10).interval == (50 if method == "dm" else 10)
     assert resolve_options(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
@@ -83,7 +77,7 @@ def test_published_loops_of_dc(ipc, loops):
     assert (found.inner_steps, found.train_steps) == loops
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_representative_batches_leave_a_choice(method):
     small = replace(CIFAR10, per_class=120)
     found = resolve_options(method, MatchingConfig(), 10, small, "representative")
@@ -125,7 +119,7 @@ def test_published_training_of_the_networks_of_idm(images, steps):
     assert tuple(resolve_options("idm", MatchingConfig(), ipc, images).train_steps for ipc in (1, 10, 50)) == steps
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_between_published_ipc_the_nearest_below_holds(method):
     below = 19 if method in ("dc", "dsa") else 49
     values = [resolve_options(method, MatchingConfig(), ipc, CIFAR10) for ipc in (1, 9, 10, below, 50, 500)]
@@ -151,7 +145,7 @@ def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
 
 
 def test_no_method_loses_more_than_a_hundred_steps_or_iterations():
-    for method in PRESETS:
+    for method in METHODS:
         found = resolve_options(method, MatchingConfig(), 10, CIFAR10)
         assert found.checkpoint_every * found.inner_steps <= 100
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gendistill.config import ContinualConfig, EvaluateConfig
+from gendistill.config import Continual, EvaluateConfig
 from gendistill.data.sources import load_data
 from gendistill.evaluation.cache import RUNS
 from gendistill.evaluation.continual import evaluate_continual
@@ -105,9 +105,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     evaluation: Path, surrogate: Path, tmp_path: Path
 ) -> None:
     data = load_data(name="digits", max_per_class=40)
-    config = EvaluateConfig(
-        task="continual", runs=3, steps=4, width=8, continual=ContinualConfig(steps=3)
-    )  # as command() says
+    config = EvaluateConfig(task=Continual(steps=3), runs=3, steps=4, width=8)  # as command() says
     made = SurrogateSet.load(surrogate)
     folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
     whole = evaluate_continual(data, [made], config, folder=folder)
@@ -134,7 +132,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
         (("--features", "trained"), ["evaluate.features is 'trained'", "nothing reads it in task continual"]),
         (("--describe", "false"), ["evaluate.describe is False", "nothing reads it in task continual"]),
         (("--teacher", "somewhere"), ["teacher is 'somewhere'", "task continual"]),
-        (("--task", "classification"), ["evaluate.continual", "left alone without task continual"]),
+        (("--task", "classification"), ["evaluate.continual", "as it belongs to task continual"]),
         (("--task", "magic"), ["magic", "continual"]),
     ],
 )
