@@ -323,6 +323,9 @@ def register_coreset(name: str) -> Callable[[F], F]:
     """Decorator: a coreset of your own, a function ``(features, count, seed) -> positions``.
 
     ``features`` is a float64 array (n,D) of one class, ``positions`` are ``count`` different integers below n.
+
+    Args:
+        name: What ``distill(data, NAME, ipc)`` and ``--method NAME`` choose.
     """
 
     def add(function: F) -> F:
@@ -339,6 +342,9 @@ def register_network(name: str) -> Callable[[F], F]:
     It may also have the parameters ``width`` and ``depth``, which are options of every command that trains networks.
     The module maps images (B,channels,image_size,image_size) in [-1, 1] to logits (B,classes). It has ``features``
     (B,D) and ``classify``, which maps those to the logits, or it ends with a Linear layer.
+
+    Args:
+        name: What ``TeacherConfig(network=NAME)`` and ``--network NAME`` choose.
     """
 
     def add(factory: F) -> F:

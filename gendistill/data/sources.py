@@ -34,7 +34,13 @@ MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image that is not decoded yet; ``where`` names it in messages."""
+    """One labelled image that is not decoded yet.
+
+    Attributes:
+        open: Opens it with Pillow.
+        label: Position in the class names.
+        where: Names it in messages.
+    """
 
     open: Callable[[], Image.Image]
     label: int
@@ -43,7 +49,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Class names in index order, and items by split name (``train`` and perhaps ``test``)."""
+    """What a data source finds.
+
+    Attributes:
+        classes: Names in index order.
+        splits: Items by split: ``train``, and ``test`` where the source has one.
+        licence: Of the images, as the Hub spells it.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, list[Item]]
