@@ -30,8 +30,11 @@ from gendistill.data.sources import Item as Item
 from gendistill.data.sources import Source as Source
 from gendistill.data.sources import load_data as load_data
 from gendistill.distillers import distill as distill
+from gendistill.evaluation.checks.finding import Finding as Finding
 from gendistill.evaluation.continual import evaluate_continual as evaluate_continual
 from gendistill.evaluation.evaluate import evaluate as evaluate
+from gendistill.evaluation.reference import DescribedSet as DescribedSet
+from gendistill.evaluation.reference import RealReference as RealReference
 from gendistill.evaluation.result import ContinualEvaluation as ContinualEvaluation
 from gendistill.evaluation.result import Evaluation as Evaluation
 from gendistill.generator.finetuning import finetune as finetune
@@ -44,9 +47,11 @@ from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
 from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
+from gendistill.registry import CHECKS as CHECKS
 from gendistill.registry import DISTILLERS as DISTILLERS
 from gendistill.registry import NETWORKS as NETWORKS
 from gendistill.registry import SOURCES as SOURCES
+from gendistill.registry import register_check as register_check
 from gendistill.registry import register_coreset as register_coreset
 from gendistill.registry import register_distiller as register_distiller
 from gendistill.registry import register_network as register_network

@@ -281,6 +281,19 @@ NETWORKS = Registry[Callable[..., Any]](
         "timm:": "gendistill.networks.registry:timm_network",
     },
 )
+_CHECKS = "gendistill.evaluation.checks."
+CHECKS = Registry[Callable[..., Iterable[Any]]](
+    "check",
+    "gendistill.checks",
+    {
+        "counts": _CHECKS + "counts:check_counts",
+        "pixel_values": _CHECKS + "pixel_values:check_pixel_values",
+        "labels": _CHECKS + "labels:check_labels",
+        "duplicates": _CHECKS + "counts:check_duplicates",
+        "leaks": _CHECKS + "counts:check_leaks",
+        "soft_labels": _CHECKS + "counts:check_soft_targets",
+    },
+)
 CHOICES: dict[str, Registry[Any]] = {
     "method": DISTILLERS,
     "network": NETWORKS,
@@ -364,6 +377,20 @@ def register_source(name: str, *, matches: Callable[[str], bool] | None = None) 
 
     def add(function: F) -> F:
         SOURCES.add(name, DataSource(function=function, matches=matches), function)
+        return function
+
+    return add
+
+
+def register_check(name: str) -> Callable[[F], F]:
+    """Decorator: a check of your own that every evaluation runs, ``(subject, real) -> findings``.
+
+    ``subject`` is a DescribedSet, ``real`` the RealReference it is compared with. What it finds is an iterable of
+    Finding; it stands in the summary, on the report's page and on the terminal.
+    """
+
+    def add(function: F) -> F:
+        CHECKS.add(name, function, function)
         return function
 
     return add

@@ -34,6 +34,7 @@ class RealReference:
         held_out: What the classifier says of the validation images.
         leaks: The copy check, and the test images.
         control: Share of real training images that the copy check calls copies; 1 where it works.
+        seed: Seed of the random real sets.
     """
 
     data: RealData
@@ -44,10 +45,11 @@ class RealReference:
     held_out: Predictions
     leaks: LeakageCheck
     control: float
+    seed: int = 0
     _random: dict[tuple[int, ...], list[list[Values]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: RealData, extractor: FeatureExtractor) -> RealReference:
+    def of(cls, data: RealData, extractor: FeatureExtractor, seed: int = 0) -> RealReference:
         classes = len(data.classes)
         pool = data.train.take(evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
         hashes = list(digests(pool.images))
@@ -61,6 +63,7 @@ class RealReference:
             Predictions.of(extractor.classify(data.validation.images)),
             leaks,
             float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
+            seed,
         )
 
     def random(self, counts: Sequence[int], seed: int) -> list[list[Values]]:
@@ -90,6 +93,7 @@ class DescribedSet:
         position: Positions (M,) of the views that are measured.
         features: Their features, (M,D).
         probabilities: What the classifier says of them, (M,K).
+        inverted: What it says of 255 - image, (M,K).
         copies: Copies of real images, among all views.
         near: Positions of views that are near copies of test images.
         files: A name for every view.
@@ -100,6 +104,7 @@ class DescribedSet:
     position: Tensor
     features: Tensor
     probabilities: Tensor
+    inverted: Tensor
     copies: Copies
     near: Tensor
     files: list[str]
@@ -112,7 +117,8 @@ class DescribedSet:
         copies = real.leaks.reference.check(views.images)
         near = real.leaks.near(views.images, copies)
         features, probabilities = extractor.embed(images), extractor.classify(images)
-        return cls(made, views, position, features, probabilities, copies, near, _view_files(made))
+        inverted = extractor.classify(255 - images)
+        return cls(made, views, position, features, probabilities, inverted, copies, near, _view_files(made))
 
     @property
     def measured(self) -> Split:

@@ -14,11 +14,33 @@ from torch import Tensor
 
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.checks.finding import Finding, list_names
-from gendistill.evaluation.checks.labels import ODDS, confusion, permutation
+from gendistill.evaluation.checks.labels import ODDS, confusion, permutation, soft_targets
 from gendistill.evaluation.copies import Copies, digests
+from gendistill.evaluation.reference import DescribedSet, RealReference
 from gendistill.evaluation.summary import Severity
+from gendistill.surrogate.set import files_of
 
 UNEVEN = 2.0  # times as many images as another class, beyond what the real images have
+
+
+def check_counts(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    return count_findings(subject.made.labels, real.data.train.labels, real.data.classes)
+
+
+def check_duplicates(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    made = subject.made
+    return duplicate_findings(made.images, made.labels, real.data.classes, files_of(made))
+
+
+def check_leaks(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    return leak_findings(subject.copies, subject.near, real.leaks.usual, real.data, subject.files)
+
+
+def check_soft_targets(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    soft, labels = soft_targets(subject.made), subject.made.soft_labels
+    if soft is None or labels is None:
+        return []
+    return soft_findings(*soft, real.data.classes, labels.teacher.get("accuracy"))
 
 
 def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) -> list[Finding]:

@@ -50,6 +50,19 @@ def permutation(counts: Tensor, held_out: Tensor) -> list[int] | None:
     return best.tolist() if moved and clear and float(gains.sum()) > wanted else None
 
 
+def check_labels(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    """``label_findings`` of the measured images."""
+    return label_findings(
+        Predictions.of(subject.probabilities),
+        subject.measured.labels,
+        real.held_out,
+        real.data.validation.labels,
+        real.data.classes,
+        subject.names(subject.position),
+        Predictions.of(subject.inverted),
+    )
+
+
 def label_findings(
     seen: Predictions,
     labels: Tensor,

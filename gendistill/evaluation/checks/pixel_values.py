@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.checks.finding import Finding, counted, list_names
+from gendistill.evaluation.reference import DescribedSet, RealReference
 from gendistill.seeding import torch_rng
 
+PIXELS = 1000  # images whose grey levels are counted
 DRAWS = 20  # random real sets of the set's size
 FAR = 12.0  # grey levels: about a twentieth of the range
 CLOSER, CERTAINLY_CLOSER = 3.0, 5.0  # times, than to the real ones: images matched to features gain contrast too
@@ -53,6 +56,16 @@ def mistakes(real: Tensor) -> dict[str, Tensor]:
         "inverted (255 - value)": 1 - unit.expand(channels, -1),
     }
     return {name: 255 * levels for name, levels in found.items()}
+
+
+def check_pixel_values(subject: DescribedSet, real: RealReference) -> list[Finding]:
+    """Faults of images that are no copies of training images: copies have the right values, even an unusual choice."""
+    new = subject.position[subject.copies.exact["train"][subject.position] < 0]
+    pick = new[evenly_spaced(len(new), PIXELS)]
+    if not len(pick):
+        return []
+    usual = real.images[evenly_spaced(len(real.images), PIXELS)]
+    return range_findings(subject.views.images[pick], usual, subject.names(pick), real.seed)
 
 
 def range_findings(made: Tensor, real: Tensor, files: Sequence[str], seed: int = 0) -> list[Finding]:
