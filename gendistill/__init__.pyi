@@ -50,11 +50,13 @@ from gendistill.refine.wmdd import wmdd as wmdd
 from gendistill.registry import CHECKS as CHECKS
 from gendistill.registry import DISTILLERS as DISTILLERS
 from gendistill.registry import NETWORKS as NETWORKS
+from gendistill.registry import REFINERS as REFINERS
 from gendistill.registry import SOURCES as SOURCES
 from gendistill.registry import register_check as register_check
 from gendistill.registry import register_coreset as register_coreset
 from gendistill.registry import register_distiller as register_distiller
 from gendistill.registry import register_network as register_network
+from gendistill.registry import register_refiner as register_refiner
 from gendistill.registry import register_source as register_source
 from gendistill.report.page import write_evaluation_page as write_evaluation_page
 from gendistill.report.page import write_report as write_report

@@ -147,6 +147,12 @@ def resolve(target: Any) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keywords offered, those that a function has a parameter for."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in known}
+
+
 def import_plugins(modules: Iterable[str]) -> None:
     """Import modules that register something; those of the current folder are found too.
 
@@ -281,6 +287,9 @@ NETWORKS = Registry[Callable[..., Any]](
         "timm:": "gendistill.networks.registry:timm_network",
     },
 )
+REFINERS = Registry[Callable[..., Any]](
+    "refiner", "gendistill.refiners", {"barycenter": "gendistill.refine.refiner:barycenter"}
+)
 _CHECKS = "gendistill.evaluation.checks."
 CHECKS = Registry[Callable[..., Iterable[Any]]](
     "check",
@@ -344,6 +353,20 @@ def register_coreset(name: str) -> Callable[[F], F]:
     def add(function: F) -> F:
         one = Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
         DISTILLERS.add(name, one, function)
+        return function
+
+    return add
+
+
+def register_refiner(name: str) -> Callable[[F], F]:
+    """Decorator: a refiner of your own, a function ``(made, data, teachers, seed) -> SurrogateSet``.
+
+    ``made`` has the selected images, ``teachers`` is a list. The function may have further parameters: ``space`` (the
+    FeatureSpace of the teachers), ``config`` (the RefineConfig), ``ipc``, ``held_out``, ``work`` and ``codec``.
+    """
+
+    def add(function: F) -> F:
+        REFINERS.add(name, function, function)
         return function
 
     return add

@@ -14,9 +14,12 @@ from gendistill.config.base import (
     Share,
     Sizes,
     Whole,
+    as_tuple,
     check_sizes,
     require,
 )
+from gendistill.errors import ConfigError
+from gendistill.registry import REFINERS
 
 WmddStart = Literal["noise", "real"]
 FeatureLoss = Literal["squared", "published", "released"]
@@ -149,6 +152,7 @@ class RefineConfig(ObjectiveConfig):
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
         select: Choose from the set by assignment; false takes its first images as they are.
+        refiner: What refines the selected images: ``barycenter``, one of your own, or a list of them, run in turn.
         gate: Keep a refinement only where it helps: W2 of its class falls, and where ``held_out`` is given, that
             network's cross-entropy on the image does not rise.
         pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
@@ -163,6 +167,7 @@ class RefineConfig(ObjectiveConfig):
 
     ipc: Sizes = (1, 5, 10)
     select: bool = True
+    refiner: str | tuple[str, ...] = "barycenter"
     gate: bool = False
     pack: Count = 1
     latent_trust_region: NonNegative = 0.5
@@ -172,6 +177,9 @@ class RefineConfig(ObjectiveConfig):
     def check(self) -> None:
         super().check()
         check_sizes(self.ipc, "refine.ipc")
+        for name in as_tuple(self.refiner):
+            if name not in REFINERS:
+                raise ConfigError(f"refine.{REFINERS.unknown(name)}")
         require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
         require(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
         if self.match_iterations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from gendistill.errors import ConfigError
 from gendistill.networks.adapter import as_classifier
 from gendistill.networks.classifiers import ConvNet, ResNet
-from gendistill.registry import NETWORKS
+from gendistill.registry import NETWORKS, accepted
 from gendistill.seeding import derive
 
 
@@ -143,8 +142,7 @@ def build_network(
     """
     factory, variant = NETWORKS[name], name.partition(":")[2]
     shape: dict[str, Any] = {"channels": channels, "image_size": image_size, "classes": classes}
-    own: dict[str, Any] = {"width": width, "depth": depth}
-    own = {option: value for option, value in own.items() if takes_option(name, option)}
+    own = accepted(factory, {"width": width, "depth": depth})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "network", name))
         network = factory(variant, **shape) if variant else factory(**shape, **own)
@@ -153,7 +151,7 @@ def build_network(
 
 def takes_option(name: str, option: str) -> bool:
     """Whether the factory of a network has a parameter of this name, such as ``width``."""
-    return option in inspect.signature(NETWORKS[name]).parameters
+    return bool(accepted(NETWORKS[name], {option: None}))
 
 
 def batch_norm_layers(network: nn.Module) -> dict[str, nn.Module]:

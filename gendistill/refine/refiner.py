@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, RefineConfig
+from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
 from gendistill.data.dataset import RealData
 from gendistill.environment import command_line, versions
+from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
@@ -24,6 +25,7 @@ from gendistill.refine.optimization import refine_images
 from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
+from gendistill.registry import REFINERS, accepted
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -39,6 +41,7 @@ def refine_set(
     folder: WorkFolder | None = None,
     space: FeatureSpace | None = None,
     codec: Codec | None = None,
+    refiner: str | Sequence[str] | None = None,
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """Select ``ipc`` images of every class of a pool, and move them toward the real images' barycenter.
 
@@ -60,6 +63,7 @@ def refine_set(
         folder: Keeps finished parts, so that a killed run continues; several processes need it.
         space: Of these teachers and data, where a caller has it already.
         codec: A generator's autoencoder, in whose latents images are refined.
+        refiner: A registered refiner, or several in turn, instead of ``config.refiner``.
 
     Returns:
         (selected, refined). With ``config.pack`` f the first has ipc * f^2 images a class, and the second stores them
@@ -74,7 +78,10 @@ def refine_set(
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10, config=gd.RefineConfig(steps=200))
         >>> refined.save("refined/ipc-10")
     """
-    config, teachers = config or RefineConfig(), [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    config = config or RefineConfig()
+    if refiner is not None:
+        config = replace(config, refiner=refiner if isinstance(refiner, str) else tuple(refiner))
+    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
     check_inputs(pool, teachers, data, config, codec)
     check_count(pool, data, ipc, config.pack)
     if held_out:
@@ -83,16 +90,19 @@ def refine_set(
     pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
     pool = replace(pool, meta={"data": data.describe(), **pool.meta})
     selected = select_images(pool, teachers, space, ipc, config, seed=seed, folder=folder)
-    start = time.perf_counter()
-    region = latent_region(config, codec) if codec else None
-    refined = refine_images(
-        selected, space, config, seed=seed, held_out=held_out, folder=folder, label=f"ipc {ipc}", region=region
-    )
-    if codec and config.steps:
-        latents = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
-        refined.meta["latent_space"] = latents
-    stage, name = ("refined", "barycenter") if config.steps else (selected.meta["stage"], None)
-    made = with_meta(refined, teachers, stage, name, start)
+    made = selected
+    for name in as_tuple(config.refiner):
+        start, before = time.perf_counter(), made
+        offered = {"space": space, "config": config, "ipc": ipc, "held_out": held_out, "work": folder, "codec": codec}
+        made = REFINERS[name](before, data, teachers, seed, **accepted(REFINERS[name], offered))
+        _check_refined(name, made, before)
+        if REFINERS.is_added(name):  # ours has measured it
+            known = before.meta.get("w2") or _with_w2(before, space, "before").meta["w2"]
+            made = _with_w2(replace(made, meta=made.meta | {"w2": known}), space, "after")
+        done = config.steps > 0 or REFINERS.is_added(name)
+        stage = "refined" if done else before.meta["stage"]
+        made = with_meta(made, teachers, stage, name if done else None, start)
+    stage = made.meta["stage"]
     if config.pack > 1:
         start = time.perf_counter()
         made = _with_w2(pack(made, config.pack), space, "packed")
@@ -102,6 +112,39 @@ def refine_set(
         made = _with_w2(match_further(made, data, config, seed, folder), space, "matched")
         made = with_meta(made, teachers, "refined", "match", start)
     return selected, made
+
+
+def barycenter(
+    made: SurrogateSet,
+    data: RealData,
+    teachers: Sequence[Teacher],
+    seed: int,
+    *,
+    space: FeatureSpace,
+    config: RefineConfig,
+    ipc: int,
+    held_out: Teacher | None,
+    work: WorkFolder | None,
+    codec: Codec | None,
+) -> SurrogateSet:
+    """The refiner of that name: ``refine_images``, in the codec's latents where there is one."""
+    region = latent_region(config, codec) if codec else None
+    label = f"ipc {ipc}"
+    refined = refine_images(made, space, config, seed=seed, held_out=held_out, folder=work, label=label, region=region)
+    if codec and config.steps:
+        latents = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
+        refined.meta["latent_space"] = latents
+    return refined
+
+
+def _check_refined(name: str, made: SurrogateSet, before: SurrogateSet) -> None:
+    if not isinstance(made, SurrogateSet):
+        raise ConfigError(f"The refiner {name!r} returned {type(made).__name__}; expected a SurrogateSet.")
+    if made.classes != before.classes or made.images.shape[1:] != before.images.shape[1:]:
+        raise ConfigError(
+            f"The refiner {name!r} returned images {tuple(made.images.shape)} of {len(made.classes)} classes; expected "
+            f"{tuple(before.images.shape[1:])} each, of the same {len(before.classes)} classes."
+        )
 
 
 def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
