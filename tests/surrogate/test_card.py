@@ -21,7 +21,7 @@ from gendistill.errors import ArtifactError
 from gendistill.networks.soft_labelling import label_set, soft_batches
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.surrogate.card.card import add_evidence, card
-from gendistill.surrogate.card.entry import EVIDENCE, Entry, read_entry, read_evidence
+from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms
 from gendistill.surrogate.export.formats import export
 from gendistill.surrogate.export.stored import StoredSet
@@ -256,7 +256,7 @@ def test_the_hub_takes_the_front_matter(original: SurrogateSet, saved) -> None:
 )
 def test_the_size_category_is_of_the_stored_images(images: int, category: str, saved) -> None:
     manifest = read_manifest(saved(make())) | {"stored_images": images}
-    assert front(card([Entry("a", "", manifest)], format="imagefolder"))["size_categories"] == [category]
+    assert front(card([CardEntry("a", "", manifest)], format="imagefolder"))["size_categories"] == [category]
 
 
 # licences

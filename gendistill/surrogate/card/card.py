@@ -15,7 +15,7 @@ import jinja2
 from gendistill.errors import ArtifactError
 from gendistill.io import write_json, write_text
 from gendistill.surrogate.card import facts
-from gendistill.surrogate.card.entry import EVIDENCE, Entry, evidence_problem, read_entry
+from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, evidence_problem, read_entry
 from gendistill.surrogate.card.facts import block, code, plain
 from gendistill.surrogate.card.front_matter import front_matter
 from gendistill.surrogate.card.loaders import Layout, readers, soft_script
@@ -51,7 +51,7 @@ def write_card(folder: Path, manifest: dict[str, Any]) -> None:
     write_text(folder / CARD, card([read_entry(folder, manifest)], format="imagefolder"), errors="replace")
 
 
-def card(entries: Sequence[Entry], *, format: str) -> str:
+def card(entries: Sequence[CardEntry], *, format: str) -> str:
     """The README of sets written as ``imagefolder``, ``parquet``, ``webdataset`` or ``ddranking``.
 
     The largest set is the one that is loaded where none is named, and the one that the code shows.
@@ -83,7 +83,7 @@ def _template() -> jinja2.Template:
 class Group:
     """Sets that the same scripts read, which are shown for the first one: [(library, script)]."""
 
-    entries: list[Entry]
+    entries: list[CardEntry]
     scripts: list[tuple[str, str]]
 
     @property
@@ -91,9 +91,9 @@ class Group:
         return [entry.config for entry in self.entries]
 
 
-def _groups(entries: Sequence[Entry], default: Entry, format: str, *, soft: bool = False) -> list[Group]:
+def _groups(entries: Sequence[CardEntry], default: CardEntry, format: str, *, soft: bool = False) -> list[Group]:
     """By how they are read, or, of those with ``soft`` labels, by what these are; the default's group first."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[CardEntry]] = {}
     for entry in (default, *(entry for entry in entries if entry is not default)):
         if entry.soft_labels or not soft:
             key = [repr(Layout.of(entry.manifest)), entry.soft_labels if soft else {}]
@@ -101,7 +101,9 @@ def _groups(entries: Sequence[Entry], default: Entry, format: str, *, soft: bool
     return [Group(alike, _scripts(alike[0], entries, default, format, soft)) for alike in found.values()]
 
 
-def _scripts(entry: Entry, entries: Sequence[Entry], default: Entry, format: str, soft: bool) -> list[tuple[str, str]]:
+def _scripts(
+    entry: CardEntry, entries: Sequence[CardEntry], default: CardEntry, format: str, soft: bool
+) -> list[tuple[str, str]]:
     layout, config = Layout.of(entry.manifest), entry.config if len(entries) > 1 else None
     if not soft:
         return list(readers(format, layout, entry.folder, config, entry is default))

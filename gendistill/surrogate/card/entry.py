@@ -32,7 +32,7 @@ def read_evidence(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CardEntry:
     """One set of a card.
 
     Attributes:
@@ -55,13 +55,13 @@ class Entry:
         return f"{self.folder}/{PAIRS}".lstrip("/")
 
 
-def read_entry(source: Path, manifest: dict[str, Any], *, config: str | None = None, folder: str = "") -> Entry:
+def read_entry(source: Path, manifest: dict[str, Any], *, config: str | None = None, folder: str = "") -> CardEntry:
     """What a card needs of the set in ``source``; its config is ``ipc-K`` unless another is given.
 
     Raises:
         ArtifactError: its soft labels or its evidence are damaged.
     """
-    return Entry(config or f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
+    return CardEntry(config or f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
 
 
 def _soft(source: Path) -> dict[str, Any]:

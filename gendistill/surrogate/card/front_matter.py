@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from gendistill.surrogate.card.entry import Entry
+from gendistill.surrogate.card.entry import CardEntry
 from gendistill.surrogate.card.facts import terms
 from gendistill.surrogate.card.loaders import Layout, features
 from gendistill.surrogate.manifest import TRAIN
@@ -16,7 +16,7 @@ FILES = {"imagefolder": f"{TRAIN}/**", "parquet": "train-*.parquet", "webdataset
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def front_matter(entries: Sequence[Entry], default: Entry, title: str, format: str) -> str:
+def front_matter(entries: Sequence[CardEntry], default: CardEntry, title: str, format: str) -> str:
     """YAML between its two lines; ``default`` is what is loaded where no config is named."""
     manifests = [entry.manifest for entry in entries]
     methods = dict.fromkeys(str(m["method"]) for m in manifests if m.get("method"))
@@ -34,7 +34,7 @@ def front_matter(entries: Sequence[Entry], default: Entry, title: str, format: s
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=2**16)}---\n"
 
 
-def _config(entry: Entry, format: str, default: bool) -> dict[str, Any]:
+def _config(entry: CardEntry, format: str, default: bool) -> dict[str, Any]:
     path = "/".join(part for part in (entry.folder, FILES[format]) if part)
     config: dict[str, Any] = {
         "config_name": entry.config,
