@@ -24,7 +24,7 @@ from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
 from gendistill.evaluation.entries import Entry, SoftTargets, entries_of
-from gendistill.evaluation.evaluator import TrainingRun, check_entries, resolve_precision
+from gendistill.evaluation.evaluator import TrainingRun, check_entries, check_shapes, resolve_precision
 from gendistill.evaluation.inputs import by_counts, check_origins, size_of
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
@@ -195,19 +195,13 @@ def train_and_test(memory: Split, targets: SoftTargets | None, training: Trainin
     return training.run(name, memory, targets, run, augment=augment)["accuracy"]
 
 
-def _check(entry: Entry, run: int, test: Split, seen: Tensor, classes: tuple[str, ...]) -> None:
-    """Refuse images of another shape than the test images, and a first step without any image."""
+def _check(entry: Entry, run: int, test: Split, first: Tensor, classes: tuple[str, ...]) -> None:
+    """Check the shape of the images, and that the ``first`` step has some to train and to test on."""
+    check_shapes(entry, test)
     draw, _ = entry.run(run)
-    what = f"The {entry.method} set at IPC {entry.ipc}"
-    shape, wanted = tuple(draw.images.shape[1:]), tuple(test.images.shape[1:])
-    if shape != wanted:
-        raise DataError(
-            f"{what} has images of {shape} (C,H,W), the test images are {wanted}. Evaluate it on the data it was made "
-            "from, with the same --data.image_size."
-        )
-    for name, split in ((what, draw), ("The test split", test)):
-        if not torch.isin(split.labels, seen).any():
-            names = ", ".join(classes[c] for c in seen)
+    for name, split in ((f"The {entry.method} set at IPC {entry.ipc}", draw), ("The test split", test)):
+        if not torch.isin(split.labels, first).any():
+            names = ", ".join(classes[c] for c in first)
             raise DataError(
                 f"{name} has no image of {names}, which run {run} starts with; expected images of every class. Give a "
                 "complete set, or fewer continual.steps."

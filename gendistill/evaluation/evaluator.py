@@ -248,7 +248,7 @@ def check_entries(entries: Sequence[Entry], training: TrainingRun) -> None:
         DataError: images of another shape than the test images.
     """
     for entry in entries:
-        _check_shapes(entry, training.test)
+        check_shapes(entry, training.test)
     sizes = {len(draw) for entry in entries for draw in entry.draws}
     for name in training.settings.network:
         training.check(name, sizes)
@@ -344,7 +344,12 @@ def with_verdict(row: Row, rows: Sequence[Row]) -> Row:
     }
 
 
-def _check_shapes(entry: Entry, test: Split) -> None:
+def check_shapes(entry: Entry, test: Split) -> None:
+    """Check that images to train on and test images have one shape.
+
+    Raises:
+        DataError: they do not.
+    """
     wanted = tuple(test.images.shape[1:])
     for draw in entry.draws:
         if tuple(draw.images.shape[1:]) != wanted:

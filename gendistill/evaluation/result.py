@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.summary import ContinualRow, FindingEntry, Row, ScoreEntry, SetNumbers, row_label
-from gendistill.io import atomic
+from gendistill.io import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from gendistill.data.dataset import RealData
     from gendistill.surrogate.set import SurrogateSet
 
+Plain = dict[str, Any]  # an object of JSON
 TEXT = ("method", "name", "space", "stage", "labels", "recipe", "augment", "network", "verdict", "step")
 
 
@@ -33,7 +33,7 @@ class _Result(Mapping[str, Any]):
     CSV: ClassVar[str]
     COLUMNS: ClassVar[tuple[str, ...]]  # of the CSV file and of ``to_pandas``
     protocol: str
-    data: dict[str, Any]
+    data: Plain
     seed: int
     rows: Sequence[Any]
 
@@ -59,11 +59,11 @@ class _Result(Mapping[str, Any]):
         """What a notebook shows of the rows."""
         raise NotImplementedError
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[Plain]:
         """The lines of the CSV file."""
         raise NotImplementedError
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Plain:
         """Plain values, as the JSON file holds them."""
         return dict(vars(self))
 
@@ -75,8 +75,8 @@ class _Result(Mapping[str, Any]):
             ArtifactError: it is no summary of an evaluation.
         """
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(record, Mapping) or not isinstance(record.get("rows"), list) or "data" not in record:
-            raise ArtifactError(f"Got no summary of an evaluation; expected an object with the keys of {cls.JSON}.")
+        if not isinstance(record.get("rows"), list) or not isinstance(record.get("data"), dict):
+            raise ArtifactError(f"Got no summary of an evaluation; expected the keys of {cls.JSON}, `rows` a list.")
         return cls(**{"protocol": "unknown", "seed": 0, **{k: v for k, v in record.items() if k in known}})
 
     @classmethod
@@ -90,12 +90,8 @@ class _Result(Mapping[str, Any]):
         if place.is_dir():
             inside = (place / cls.JSON, place / "evaluation" / cls.JSON)
             place = next((file for file in inside if file.is_file()), inside[0])
-        try:
-            return cls.from_dict(json.loads(place.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ArtifactError(
-                f"{place} is no readable evaluation ({error}); give the folder that `gendistill evaluate` wrote."
-            ) from error
+        fix = "Give the folder that `gendistill evaluate` or `gendistill run` wrote."
+        return cls.from_dict(read_json(place, kind="an evaluation", fix=fix, required=("data", "rows")))
 
     def save(self, folder: str | Path) -> Path:
         """Write the JSON file, and the rows once more as a CSV file; returns the JSON file's path."""
@@ -105,10 +101,8 @@ class _Result(Mapping[str, Any]):
         writer = csv.DictWriter(lines, self.COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(self._records())
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        for name, content in ((self.CSV, lines.getvalue()), (self.JSON, text)):
-            with atomic(place / name) as partial:
-                partial.write_text(content, encoding="utf-8", newline="")
+        write_text(place / self.CSV, lines.getvalue())
+        write_json(place / self.JSON, self.to_dict())
         return place / self.JSON
 
     def to_pandas(self) -> DataFrame:
@@ -160,7 +154,7 @@ class Evaluation(_Result):
     )  # fmt: skip
 
     protocol: str
-    data: dict[str, Any]
+    data: Plain
     seed: int
     rows: list[Row]
     scores: list[ScoreEntry] = field(default_factory=list)
@@ -169,7 +163,7 @@ class Evaluation(_Result):
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Plain = field(default_factory=dict)
 
     def report(self, path: str | Path, *, data: RealData | None = None, sets: Sequence[SurrogateSet] = ()) -> Path:
         """Write one HTML page that loads nothing else.
@@ -198,19 +192,17 @@ class Evaluation(_Result):
         differing = [name for name in ("labels", "augment", "network") if frame[name].nunique() > 1]
         return frame[["ipc", "set", *differing, "stored_images", "accuracy %", "95 % vs random", "verdict"]]
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[Plain]:
         return [_flat(row) for row in self.rows]
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(row: Row) -> Plain:
     """The row with its pairs as columns and the means of its lists."""
     plain: Mapping[str, Any] = row
-    ends: dict[str, Any] = {}
+    ends: Plain = {}
     for name, prefix in INTERVALS.items():
         ends[f"{prefix}low"], ends[f"{prefix}high"] = plain.get(name) or (None, None)
-    means: dict[str, Any] = {
-        name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if name in row
-    }
+    means: Plain = {name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if name in row}
     parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
     return {**row, **means, **parts, **ends, "runs": len(row["accuracy"])}
 
@@ -224,7 +216,7 @@ def _points(found: Mapping[str, Any]) -> str:
     return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}" if ends else ""
 
 
-def label_rows(rows: Sequence[ContinualRow]) -> list[dict[str, Any]]:
+def label_rows(rows: Sequence[ContinualRow]) -> list[Plain]:
     """The rows with a ``label`` for readers, numbered where several of an IPC have the same."""
     seen: Counter[tuple[int | None, str]] = Counter()
     found = []
@@ -255,7 +247,7 @@ class ContinualEvaluation(_Result):
 
     task: Literal["continual"] = "continual"
     protocol: str
-    data: dict[str, Any]
+    data: Plain
     seed: int
     classes: list[int]
     orders: list[list[str]]
@@ -263,13 +255,12 @@ class ContinualEvaluation(_Result):
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Plain = field(default_factory=dict)
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML page with the accuracies step by step, which loads nothing else; returns its path."""
         tables = import_module("gendistill.report.tables")  # by name, for that room imports this one
-        with atomic(Path(path)) as partial:
-            partial.write_text(tables.render_continual({**self, "rows": label_rows(self.rows)}), encoding="utf-8")
+        write_text(Path(path), tables.render_continual({**self, "rows": label_rows(self.rows)}))
         return Path(path)
 
     def _shown(self) -> DataFrame:
@@ -283,7 +274,7 @@ class ContinualEvaluation(_Result):
             records.append({"ipc": row["ipc"], "set": row["label"], **steps, "average": _percent(average), **about})
         return pd.DataFrame(records)
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[Plain]:
         lines = []
         for row in self.rows:
             steps = [(i + 1, n, row["steps"][i]) for i, n in enumerate(self.classes)]

@@ -203,5 +203,5 @@ def test_images_of_another_size_are_refused() -> None:
         return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     draw = MADE.draws[0]
-    with pytest.raises(DataError, match=r"\(1, 16, 16\).*\(1, 8, 8\).*image_size"):
+    with pytest.raises(DataError, match=r"16x16 images with 1 channel.*8x8 with 1.*image_size"):
         learn([replace(MADE, draws=(Split(larger(draw.images), draw.labels),))], options(2))

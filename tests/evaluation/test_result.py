@@ -56,7 +56,7 @@ def test_what_is_saved_loads_again_from_the_folder_or_the_file(
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"summary\.json is no readable evaluation"):
+    with pytest.raises(ArtifactError, match=r"is not an evaluation: it has no summary\.json"):
         Evaluation.load(tmp_path)
     for text in ("{", "[]", "{}", '{"rows": 1, "data": {}}'):
         (tmp_path / "summary.json").write_text(text)
