@@ -1,4 +1,4 @@
-"""A teacher's soft labels: softmax(logits / temperature) of images, of the views of each batch, or again at any time.
+"""A teacher's soft labels, softmax(logits / temperature): of images, of the views of every batch, or made online.
 
 Legend: N decoded images, K classes, B images a batch, C,H,W an image.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,13 @@ ROWS = 256  # images in one forward pass for per_image labels
 LARGE = 1 << 30  # bytes of labels that are announced before they are made
 
 
+class LabelRecord(TypedDict, total=False):
+    """How many images, or how many steps, have their labels."""
+
+    images: int
+    step: int
+
+
 @torch.no_grad()
 def probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Tensor:
     """float32 (B,K) for float images (B,C,H,W) in [-1, 1]."""
@@ -40,7 +47,7 @@ def probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Ten
 
 def label_per_image(
     teacher: nn.Module, images: Tensor, views: Views, temperature: float, count: int
-) -> Generator[dict[str, Any], None, Tensor]:
+) -> Generator[LabelRecord, None, Tensor]:
     """Mean probabilities (N,K) over ``count`` views of uint8 ``images``; the first view is the image itself.
 
     Yields a record a batch; view v of batch b is step ``v * batches + b`` of ``views``.
@@ -60,7 +67,7 @@ def label_per_image(
 
 def label_per_view(
     teacher: nn.Module, images: Tensor, views: Views, temperature: float, steps: int, top_k: int | None = None
-) -> Generator[dict[str, Any], None, tuple[Tensor, Tensor | None]]:
+) -> Generator[LabelRecord, None, tuple[Tensor, Tensor | None]]:
     """(values (steps,B,K or k) fp16, indices or None) for the batches that ``views`` makes of uint8 ``images``."""
     device = next(teacher.parameters()).device
     values, indices = [], []
@@ -75,7 +82,7 @@ def label_per_view(
 
 def generate_labels(
     recipe: SoftLabels, teacher: nn.Module, images: Tensor, steps: int
-) -> Generator[dict[str, Any], None, SoftLabels]:
+) -> Generator[LabelRecord, None, SoftLabels]:
     """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields records as it goes."""
     if recipe.mode == "online":
         return recipe
@@ -184,9 +191,9 @@ def _note_size(recipe: SoftLabels, images: int, steps: int) -> None:
 def soft_batches(surrogate: SurrogateSet, teacher: nn.Module | None = None) -> Batches:
     """step -> (views (B,C,H,W) in [-1, 1], probabilities (B,K)), as the set's soft labels say.
 
-    The same seed gives the same views and, but for the teacher's own rounding, the same targets whether they were
-    stored (per_view) or are made now (online, which needs ``teacher``). per_image labels come with the images as they
-    are, walked in the order of the same stream.
+    The same seed gives the same views and, up to the teacher's rounding, the same targets, whether they were stored
+    (per_view) or are made now (online, which needs ``teacher``). per_image labels come with the images without
+    augmentation, in the order of the same random stream.
 
     Args:
         surrogate: A set with soft labels.
@@ -199,7 +206,7 @@ def soft_batches(surrogate: SurrogateSet, teacher: nn.Module | None = None) -> B
     if soft is None:
         raise ArtifactError("The surrogate set has no soft labels; make some with `gendistill label`.")
     if soft.mode == "online" and teacher is None:
-        raise ArtifactError("The set's soft labels are made online; give the teacher.")
+        raise ArtifactError("The set's soft labels are made online; pass the teacher.")
     images = surrogate.split.images
     return lambda step: _soft_batch(images, soft, teacher, step)
 

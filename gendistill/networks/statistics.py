@@ -1,4 +1,7 @@
-"""Class statistics of a teacher: features and exact per-class moments of every batch-norm input, in one pass."""
+"""Class statistics of a teacher: features, and exact moments of every batch-norm input by class, in one pass.
+
+Legend: N images, B of a batch, K classes, G of them present, R rows and C channels of a layer's input, D features.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ class Members:
 def _exact_rows(inputs: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, M2) over the positions of every row and channel of (R,C,...), float64 (R,C) on ``device``.
 
-    Sums are taken in fp32 on the input's own device about the mean in fp32, and what rounding left of it is made good
-    (the corrected two-pass algorithm); so a mean that is large beside the spread costs no digits.
+    Sums of deviations from the fp32 mean are taken in fp32 on the input's own device and corrected for the rounding of
+    that mean (the corrected two-pass algorithm), so a mean that is large beside the deviations costs no digits.
     """
     inputs, positions = inputs.detach(), inputs[0, 0].numel()
     if positions == 1:
@@ -60,7 +63,7 @@ class ClassMoments:
         self.m2 = torch.zeros_like(self.mean)
 
     def add(self, inputs: Tensor, members: Members) -> None:
-        """Take up one batch's inputs (R,C,...) with R a multiple of its B images."""
+        """Add one batch's inputs (R,C,...), R a multiple of its B images."""
         mean, m2 = _exact_rows(inputs, self.mean.device)
         rows, positions = len(inputs) // len(members.group), inputs[0, 0].numel()
         group = members.group.repeat_interleave(rows) if rows > 1 else members.group
@@ -71,7 +74,7 @@ class ClassMoments:
         self.merge(members.classes, count * positions, centre, empty.index_add_(0, group, m2.add_(between)))
 
     def merge(self, classes: Tensor, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Join (count (G,1), mean (G,C), M2 (G,C)) of some classes, each named once and with a count above 0."""
+        """Add (count (G,1), mean (G,C), M2 (G,C)) of some classes, each once, count above 0 (Chan et al. 1983)."""
         before = self.count[classes]
         total = before + count
         delta = mean - self.mean[classes]
@@ -80,7 +83,7 @@ class ClassMoments:
         self.m2[classes] += m2 + delta.square_() * (before * count / total)
 
     def merge_processes(self) -> None:
-        """Let every process have the moments of all: the same formula for many parts at once, with an exact mean."""
+        """Give every process the moments of all: ``merge`` of many parts at once, with an exact mean."""
         count, mean = self.count.clone(), self.mean * self.count
         dist.all_reduce(count)
         dist.all_reduce(mean)
@@ -95,9 +98,18 @@ class ClassMoments:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """features (N,D) and labels (N,) of the training images; by BN layer the class means and variances (K,C), fp32.
+    """What a teacher knows of each class of its training images, in fp32.
 
-    A class without images has zeros.
+        mean_c = E[h],  variance_c = E[(h - mean_c)^2]  over the images and positions of class c,
+
+    h being the input of a batch-norm layer. WMDD (arXiv 2311.18531, eq. 10) matches them; its code estimates them from
+    running averages of batches of one class, here they are exact.
+
+    Attributes:
+        features: (N,D), the input of the last layer.
+        labels: (N,), in [0, K).
+        means: (K,C) by the name of the batch-norm layer; zeros for a class without images.
+        variances: (K,C) likewise.
     """
 
     features: Tensor
@@ -126,19 +138,19 @@ class ClassStatistics:
     def load(cls, path: Path) -> ClassStatistics:
         stored, _ = read_tensors(path, fix="Make class statistics with `gendistill teacher`.")
         if not {"features", "labels"} <= stored.keys():
-            raise ArtifactError(f"{path} holds no class statistics. Run `gendistill teacher`.")
+            raise ArtifactError(f"{path} does not hold class statistics. Run `gendistill teacher`.")
         means = {k[5:]: v for k, v in stored.items() if k.startswith("mean/")}
         variances = {k[4:]: v for k, v in stored.items() if k.startswith("var/")}
         bad = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
         if bad or means.keys() != variances.keys():
-            found = f"{', '.join(bad)} that are not finite" if bad else "layers with a mean or a variance alone"
+            found = f"{', '.join(bad)} that are not finite" if bad else "layers with only a mean or only a variance"
             raise ArtifactError(f"{path} has {found}; expected moments of every layer. Run `gendistill teacher` again.")
         return cls(stored["features"], stored["labels"], means, variances)
 
 
 @contextmanager
 def _batch_norm_hooks(network: nn.Module, take: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Every forward pass inside the block gives the inputs of the batch-norm layers to ``take``, by layer name."""
+    """Every forward pass inside the block passes the inputs of the batch-norm layers to ``take``, by layer name."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, inputs: take(name, inputs[0])
@@ -160,7 +172,7 @@ def batch_norm_inputs(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 class _Collector:
-    """Takes a layer's input into its moments while the network computes, so that no feature map is kept."""
+    """Adds a layer's input to its moments while the network computes, so that no feature map is kept."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.moments: dict[str, ClassMoments] = {}
@@ -169,7 +181,7 @@ class _Collector:
         self._called: set[str] = set()
 
     def begin(self, labels: Tensor) -> None:
-        """What comes next belongs to images of these classes (B,)."""
+        """The next forward pass is of images of these classes (B,)."""
         self._members = Members.of(labels, self._device)
         self._called.clear()
 
@@ -191,10 +203,15 @@ class _Collector:
 def collect_statistics(
     network: nn.Module, split: Split, classes: int, batch_size: int = 512, *, shared: bool = False
 ) -> ClassStatistics:
-    """One pass over ``split`` in eval mode and fp32. A network without batch norm gives features alone.
+    """``ClassStatistics`` of ``split`` in one pass, in eval mode and fp32.
 
-    With ``shared`` every process must call this with the same arguments: each takes every n-th batch, and all get the
-    statistics of the whole split. Fewer batches than processes are not shared.
+    Args:
+        network: With ``features``; without batch norm there are no moments.
+        split: N images with labels below ``classes``.
+        classes: K.
+        batch_size: Images in one forward pass.
+        shared: Every process calls this with the same arguments: each takes every n-th batch, and all get the
+            statistics of the full split. Fewer batches than processes are not shared.
 
     Raises:
         ConfigError: a batch-norm layer gives no moments by image: it runs twice in a forward pass, or mixes images.
@@ -202,7 +219,7 @@ def collect_statistics(
     """
     if not len(split) or int(split.labels.max()) >= classes:
         found = f"labels up to {int(split.labels.max())}" if len(split) else "no image"
-        raise DataError(f"Class statistics are asked of {found}; expected images with labels below {classes}.")
+        raise DataError(f"Class statistics of {found}; expected images with labels below {classes}.")
     device = next(network.parameters()).device
     network.eval()
     spans = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
@@ -237,7 +254,7 @@ def _network_input(images: Tensor, device: torch.device) -> Tensor:
 
 
 def _exchange(features: Tensor, spans: list[slice], world: int, device: torch.device) -> None:
-    """Fill in the rows of the other processes' batches, bit by bit as they computed them."""
+    """Fill in the rows of the other processes' batches exactly as they computed them."""
     for number, span in enumerate(spans):
         rows = features[span].to(device)
         dist.broadcast(rows, src=number % world)

@@ -1,4 +1,4 @@
-"""Class statistics kept between runs: one safetensors file for what they were made from."""
+"""A cache of class statistics: one safetensors file for every network and set of images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.progress import note
 from gendistill.runtime import processes
 
-RECORD, FORMAT = "made_from", 2  # another number when the meaning of the statistics changes
-MEND = "Give another folder for class statistics, or none."
+RECORD, FORMAT = "made_from", 2  # increased when the meaning of the statistics changes
+ADVICE = "Choose another folder for class statistics, or none."
 
 
 def cached_statistics(
@@ -46,11 +46,11 @@ def cached_statistics(
         return collect_statistics(network, split, classes, batch_size, shared=shared)
     key = cache_key(network_hash, split, classes)
     path = cache / f"statistics-{hash_json(key)}.safetensors"
-    _make(cache)
+    _make_folder(cache)
     found, free = _read(path, key)
-    everywhere = _all_have_it(found is not None) if shared else True
+    everywhere = _read_everywhere(found is not None) if shared else True
     if found is not None and everywhere:
-        _say(f"class statistics read from {path}")
+        _note(f"class statistics read from {path}")
         return found
     statistics = collect_statistics(network, split, classes, batch_size, shared=shared)
     if free and (not shared or processes().is_main_process):
@@ -59,7 +59,7 @@ def cached_statistics(
 
 
 def cache_key(network_hash: str, split: Split, classes: int) -> dict[str, Any]:
-    """All that decides the statistics, and nothing else: data that differ in other splits share theirs."""
+    """Everything that determines the statistics: the network, the images and their labels, not the other splits."""
     parts = [hash_tensors({"images": part}) for part in split.images.split(4096)]
     return {
         "format": FORMAT,
@@ -78,19 +78,19 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[ClassStatistics | None, b
             made_from = json.loads((file.metadata() or {}).get(RECORD, "{}"))
         statistics = ClassStatistics.load(path)
     except (OSError, ValueError, SafetensorError, ArtifactError) as error:
-        _say(f"{path} cannot be read ({error}); the class statistics are collected anew.")
+        _note(f"{path} cannot be read ({error}); the class statistics are collected again.")
         return None, True
     if made_from.get("key") != key:
-        _say(f"{path} holds something else under this name and is left alone; the class statistics are collected.")
+        _note(f"{path} holds something else and is not overwritten; the class statistics are collected.")
         return None, False
     if made_from.get("content") != hash_tensors(statistics.tensors()):
-        _say(f"{path} is damaged; the class statistics are collected anew.")
+        _note(f"{path} is damaged; the class statistics are collected again.")
         return None, True
     return statistics, False
 
 
-def _all_have_it(found: bool) -> bool:
-    """Whether every process read the file; all must ask."""
+def _read_everywhere(found: bool) -> bool:
+    """Whether every process read the file; every process has to call this."""
     state = processes()
     if state.num_processes == 1:
         return found
@@ -99,25 +99,25 @@ def _all_have_it(found: bool) -> bool:
     return bool(least)
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     if processes().is_main_process:
         note(text)
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; expected a folder for class statistics. {MEND}")
+        raise ArtifactError(f"{folder} is a file; expected a folder for class statistics. {ADVICE}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder} cannot hold class statistics ({error}). {MEND}") from error
+        raise StorageError(f"{folder} cannot hold class statistics ({error}). {ADVICE}") from error
 
 
 def _write(path: Path, statistics: ClassStatistics, key: Mapping[str, Any]) -> None:
-    """Whole or not at all, whoever else writes the same."""
+    """Atomically, also when several processes write the same file."""
     record = {"key": key, "content": hash_tensors(statistics.tensors())}
     try:
         with atomic(path, shared=True) as partial:
             statistics.save(partial, {RECORD: json.dumps(record, sort_keys=True)})
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path} cannot be written ({error}). {MEND}") from error
+        raise StorageError(f"{path} cannot be written ({error}). {ADVICE}") from error

@@ -86,7 +86,7 @@ class Teacher:
         return hash_tensors(self.network.state_dict())
 
     def facts(self) -> dict[str, Any]:
-        """What labels say of their teacher; bytes are those of its weights."""
+        """What soft labels record of their teacher; ``bytes`` is the size of its weights."""
         weights = self.network.state_dict().values()
         return {
             "hash": self.hash(),
@@ -214,7 +214,7 @@ def train_teacher(
 
 
 def teacher_data(folder: Path) -> RealData:
-    """The real images a teacher was trained on, read again and checked by fingerprint."""
+    """The real images that the teacher in ``folder`` was trained on, read again and checked by fingerprint."""
     return _own_data(Teacher.from_pretrained(folder), str(folder))
 
 
@@ -231,15 +231,15 @@ def _own_data(teacher: Teacher, what: str) -> RealData:
 
 def trained_elsewhere(teacher: Teacher, fingerprint: str | None) -> bool:
     """Whether it was trained on other images or splits than those of this fingerprint, where both are known."""
-    told = teacher.meta.get("data", {}).get("fingerprint")
-    return None not in (told, fingerprint) and told != fingerprint
+    own = teacher.meta.get("data", {}).get("fingerprint")
+    return None not in (own, fingerprint) and own != fingerprint
 
 
 def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
-    """Refuse a teacher that does not fit the data, or that has seen test images of theirs.
+    """Refuse a teacher that does not fit the data, or that was trained on their test images.
 
-    The images of a teacher trained on others, or on other splits, are read again and compared with the test split
-    pixel by pixel. Test images that the data's own training split holds as well count for nothing.
+    The images of a teacher that was trained on others, or on other splits, are read again and compared with the test
+    split pixel by pixel. Test images that are also in the data's own training split are not counted.
 
     Raises:
         ArtifactError: other classes, channels or image size; test images among those it was trained on; or those
@@ -254,19 +254,19 @@ def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
         )
     if not trained_elsewhere(teacher, data.fingerprint()):
         return
-    mend = "Give the --data options it was made with, or a teacher that was trained without these test images."
+    advice = "Give the --data options it was made with, or a teacher that was trained without these test images."
     try:
         seen = _digests(_own_data(teacher, what).train)
     except GendistillError as error:
         raise ArtifactError(
-            f"{what} was trained on other images or splits than these, and whether test images are among them cannot "
-            f"be seen: {error} {mend}"
+            f"{what} was trained on other images or splits than these, and whether test images are among them is "
+            f"unknown: {error} {advice}"
         ) from error
     leaks = len((_digests(data.test) & seen) - _digests(data.train))
     if leaks:
         raise ArtifactError(
             f"{what} was trained on other splits than these: {leaks} of the {len(data.test)} test images are among its "
-            f"training images. {mend}"
+            f"training images. {advice}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,25 @@ Rate = Callable[[int], float]
 
 
 def warm_cosine(steps: int) -> Rate:
-    """Up a straight line over the first twentieth, under a cosine that ends at 0."""
+    """One cycle: a linear warm-up over the first twentieth of the steps, then a cosine that ends at 0."""
     warmup = max(1, steps // 20)
     return lambda step: min((step + 1) / warmup, 0.5 * (1 + torch.cos(torch.tensor(step / steps * torch.pi)).item()))
 
 
 def cosine(steps: int, per_epoch: int = 1) -> Rate:
-    """Half a cosine from 1 to 0 in one stair an epoch of ``per_epoch`` steps."""
+    """Half a cosine from 1 to 0, constant within an epoch of ``per_epoch`` steps."""
     epochs = steps // per_epoch
     return lambda step: 0.5 * (1 + math.cos(math.pi * (step // per_epoch) / epochs))
 
 
 def multi_step(steps: int, milestones: Sequence[float], decay: float, per_epoch: int = 1) -> Rate:
-    """Times ``decay`` once each of ``milestones`` is over, shares of the epochs, rounded down to whole ones."""
+    """Multiplied by ``decay`` after each of ``milestones``, shares of the epochs, rounded down to full epochs."""
     epochs = steps // per_epoch
     ends = [math.floor(share * epochs + 1e-9) for share in milestones]
     return lambda step: decay ** sum(step // per_epoch >= end for end in ends)
 
 
-CPU_ROWS = 64  # activations that stay in the caches: half the time of batches of 512
+CPU_ROWS = 64  # activations that fit in the caches: half the time of batches of 512
 Optimizer = Literal["adamw", "sgd"]
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
 
@@ -57,7 +57,7 @@ def augmented_batches(
 ) -> Batches:
     """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its images.
 
-    Batches run over the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller one of what is left.
+    Batches cross the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller batch of what is left.
     """
     images, wanted = split.images, split.labels if targets is None else targets
     wanted, indices = wanted.to(images.device), epoch_indices if whole_epochs else batch_indices
@@ -67,6 +67,13 @@ def augmented_batches(
         return augmentation.batch(to_float(images[index]), wanted[index], seed, step)
 
     return batch
+
+
+class TrainingRecord(TypedDict):
+    """The number of steps taken, and the loss of the last one, a scalar on the device."""
+
+    step: int
+    loss: Tensor
 
 
 def train_classifier(
@@ -88,14 +95,14 @@ def train_classifier(
     rate: Rate | None = None,
     bf16: bool = False,
     compile: bool = False,
-) -> Generator[dict[str, Any], None, nn.Module]:
+) -> Generator[TrainingRecord, None, nn.Module]:
     """The optimiser on the mean cross-entropy; yields {step, loss}; returns the network, in eval.
 
-    A set smaller than ``batch_size`` gives batches of its whole size, so equal ``steps`` mean equal optimiser steps.
-    ``rate`` is the share of ``learning_rate`` at each step, a one-cycle cosine unless given; ``momentum`` is SGD's.
+    A set smaller than ``batch_size`` gives batches of its own size, so equal ``steps`` mean equal optimiser steps.
+    ``rate`` is the share of ``learning_rate`` at each step, by default ``warm_cosine``; ``momentum`` is SGD's.
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
-    ``bf16`` runs the network under autocast, ``compile`` compiles it; neither changes what is trained, but rounding.
+    ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only.
 
     Raises:
         ConfigError: batch norm would see a batch of one image.
@@ -138,12 +145,12 @@ def classification_loss(
 
 
 def _layout(bf16: bool, compile: bool) -> torch.memory_format:
-    """Channels last where it pays: the eager fp32 convolutions of a CPU are a tenth slower with it."""
+    """Channels last, except for the eager fp32 convolutions of a CPU, which are a tenth slower with it."""
     return torch.channels_last if bf16 or compile else torch.contiguous_format
 
 
 def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> None:
-    """Refuse batches of one image where batch norm would see no spread in them."""
+    """Refuse batches of one image where batch norm needs their variance."""
     if min(batch_size, images) < 2 and batch_norm_layers(network):
         raise ConfigError(
             f"batch_size is {batch_size} for {images} image(s): batch norm needs at least 2 images a batch. "
@@ -193,16 +200,16 @@ def predict_batch(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tenso
 
 
 def is_correct(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> Tensor:
-    """Which images of ``split`` the network classifies right, bool (N,)."""
+    """Which images of ``split`` the network classifies correctly, bool (N,)."""
     return predicted(network, split, bf16=bf16, compile=compile)[0] == split.labels
 
 
 def accuracy(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> float:
-    """Share of ``split`` that the network classifies right, in [0, 1]."""
+    """Fraction of ``split`` that the network classifies correctly, in [0, 1]."""
     return int(is_correct(network, split, bf16=bf16, compile=compile).sum()) / len(split)
 
 
-BACKWARD = 2  # times a forward pass: gradients in the activations and in the weights
+BACKWARD = 2  # forward passes that a backward pass costs: gradients of activations and of weights
 
 
 @torch.no_grad()
@@ -218,5 +225,5 @@ def forward_flop(network: nn.Module, channels: int, image_size: int) -> float:
 
 
 def training_flop(network: nn.Module, channels: int, image_size: int, images: float) -> float:
-    """Of forward and backward passes of so many images."""
+    """Floating-point operations of forward and backward passes of so many images."""
     return (1 + BACKWARD) * images * forward_flop(network, channels, image_size)

@@ -1,4 +1,4 @@
-"""Mean and variance of every row and channel of a feature map, in sums that stay in cache, with a gradient.
+"""Mean and variance of every row and channel of a feature map, differentiable, in chunks that fit in the cache.
 
 Legend: R rows (images, or windows of them), C channels, S positions of a map (R,C,...).
 """
@@ -17,7 +17,7 @@ OTHER_CHUNK = 2**24
 def row_sums(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, sum of x - mean, sum of (x - mean)^2), fp32 (R,C), over the positions of (R,C,...).
 
-    The middle one is what rounding left of the mean: with it the corrected two-pass algorithm makes it good.
+    The second one is the rounding error of the mean, which the corrected two-pass algorithm needs.
     """
     where = tuple(range(2, inputs.dim()))
     step = max(1, CHUNK.get(inputs.device.type, OTHER_CHUNK) // inputs[0].numel())
@@ -35,7 +35,7 @@ def row_sums(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def row_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, variance) over the positions of every row and channel of (R,C,...), fp32 (R,C); differentiable.
 
-    Left to autograd, the variance alone keeps two more maps of the input's size and walks them ten times.
+    Autograd would keep two more maps of the input's size for the variance and read them ten times.
     """
     if inputs[0, 0].numel() == 1:
         mean = inputs.flatten(1).float()

@@ -19,14 +19,19 @@ from gendistill.objectives.moments import row_moments
 def feature_loss(features: Tensor, atoms: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """Mean over images of ||f_i - atom_i||^2 / scale_i, atom i being image i's own (WMDD eq. 9).
 
-    ``scale`` (B,) is the class's total feature variance, so 1 means "as far as a typical real image is from its class
-    mean". The released code takes the unsquared norm over the whole batch instead.
+    Args:
+        features: f (B,D).
+        atoms: (B,D).
+        scale: (B,), such as the total feature variance of the image's class: then a loss of 1 is the mean squared
+            distance of a real image to its class mean. 1 where features are scaled already.
+
+    Differs: the released code takes the unsquared norm over the batch (``released_feature_loss``).
     """
     return ((features.float() - atoms).square().sum(1) / scale).mean()
 
 
 def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
-    """||F - B||_F over the whole batch, unsquared, as WMDD's code has it: its gradient does not fade near them."""
+    """||F - atoms||_F over the batch, unsquared, as in WMDD's code: its gradient does not vanish near the atoms."""
     return (features.float() - atoms).square().sum().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 
@@ -48,14 +53,14 @@ def _image_moments(inputs: Tensor, images: int) -> tuple[Tensor, Tensor]:
 
 
 def _shares(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(what an image is of its class, 1 / n_c, (K,B), 0 in other classes; images (K,))."""
+    """(weights (K,B): 1 / n_c for the images of class c, 0 for others; n (K,))."""
     onehot = torch.nn.functional.one_hot(labels, classes).T.float()
     images = onehot.sum(1)
     return onehot / images[:, None].clamp(min=1), images
 
 
 def _by_class(mean: Tensor, variance: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Class moments (K,C) from those of images (B,C); by products, as sums by index have no fixed order on a GPU."""
+    """Class moments (K,C) from those of images (B,C); by matrix products, since indexed sums are unordered on a GPU."""
     centre = share @ mean
     between = (mean - share.gt(0).T.to(mean.dtype) @ centre).square()
     return centre, share @ (variance + between)
@@ -63,11 +68,11 @@ def _by_class(mean: Tensor, variance: Tensor, share: Tensor) -> tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class RealMoments:
-    """What the images of a batch are held against: real moments of the classes present, all layers side by side.
+    """Real moments of the classes present in a batch, the channels of all layers side by side.
 
     Attributes:
         widths: Channels of every layer, by name.
-        share: (G,B) what an image is of its class.
+        share: (G,B) weights of the images in the moments of their class.
         mean: (G,T).
         variance: (G,T).
         floor: (T,) 1 % of the layer's mean class variance.
@@ -81,7 +86,7 @@ class RealMoments:
 
     @classmethod
     def of(cls, labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]) -> RealMoments:
-        """For images of classes ``labels``, on their device (which is waited for), from moments by layer."""
+        """For images of classes ``labels`` (B,), on their device, from moments (K,C) by layer; waits for the device."""
         present, group = labels.unique(return_inverse=True)
         rows = present.to(next(iter(means.values())).device)
         widths = {name: value.shape[1] for name, value in means.items()}
@@ -130,7 +135,7 @@ def published_gap(mean: Tensor, variance: Tensor, real: RealMoments) -> Tensor:
 def batch_norm_loss(
     inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
 ) -> Tensor:
-    """``normalised_gap`` of a batch's inputs against real moments (K,C) by layer, for a single call."""
+    """``normalised_gap`` of one batch's inputs and the real moments (K,C) by layer."""
     real = _real(inputs, labels, means, variances)
     return normalised_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
 
@@ -138,7 +143,7 @@ def batch_norm_loss(
 def published_batch_norm_loss(
     inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
 ) -> Tensor:
-    """``published_gap`` of a batch's inputs against real moments (K,C) by layer, for a single call."""
+    """``published_gap`` of one batch's inputs and the real moments (K,C) by layer."""
     real = _real(inputs, labels, means, variances)
     return published_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
 

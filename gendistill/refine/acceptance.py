@@ -1,7 +1,7 @@
-"""The acceptance gate: a refinement is kept where it helps: where the W2 of its class, measured against the real
-images, falls, and where a network that did not guide it finds the image no worse.
+"""The acceptance gate: which refined images replace those they came from.
 
-Batch-norm loss is no such measure: it falls whatever the images look like.
+A class is refined only where its W2 to the real images falls, and an image only where the cross-entropy of a network
+that did not guide it does not rise. The batch-norm loss cannot decide: it falls whatever the images look like.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from gendistill.refine.objective import class_w2
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which images (N,) keep their refinement, and why the others do not: ``images`` by the held-out network's
-    cross-entropy, ``classes`` whole because their W2 did not fall. Mean class W2 ``before``, ``ungated`` with every
-    refinement, and ``after`` the gate."""
+    """What the gate decided.
+
+    Attributes:
+        kept: bool (N,): the images that keep their refinement.
+        images: How many were refused because the held-out network's cross-entropy rose.
+        classes: How many classes were refused because their W2 did not fall.
+        before: Mean class W2 of the images before refinement.
+        ungated: With every refinement.
+        after: With the accepted ones.
+    """
 
     kept: Tensor
     images: int
@@ -42,10 +49,10 @@ def gate(
     weights: Tensor | None = None,
     held_out: nn.Module | None = None,
 ) -> Acceptance:
-    """Judge uint8 images (N,C,H,W) against those they came from.
+    """Compare refined uint8 images (N,C,H,W) with those they came from.
 
-    An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it; then a
-    class is where the W2 of its images to its real ones, in the ground space, does not fall.
+    An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it. Then a
+    class is refused where the W2 of its images to its real ones, in the feature space, does not fall.
     """
     kept = torch.ones(len(labels), dtype=torch.bool)
     if held_out is not None:

@@ -1,4 +1,4 @@
-"""What is refused before refinement begins: sets, teachers, codecs and numbers that do not belong together."""
+"""Checks before refinement begins: sets, teachers, codecs and numbers that do not belong together."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def check_inputs(
                 "expected the same in the same order."
             )
     if not same_test(pool.meta, data):
-        told = pool.meta["data"]
+        origin = pool.meta["data"]
         raise ArtifactError(
-            f"The surrogate set was made from other images or splits ({told.get('name')}, fingerprint "
-            f"{told['fingerprint']}) than those it would be refined toward ({data.name}, {data.fingerprint()}), so its "
+            f"The surrogate set was made from other images or splits ({origin.get('name')}, fingerprint "
+            f"{origin['fingerprint']}) than those to refine toward ({data.name}, {data.fingerprint()}), so its "
             "test images may be among them. Take a teacher that was trained with the --data options of the set."
         )
     if pool.factor != 1:
@@ -51,8 +51,8 @@ def check_inputs(
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
-    most, size = data.image_size, config.delta_size
-    require(size is None or size <= most, "delta_size", size, f"null, or at most the images' side of {most}")
+    side, size = data.image_size, config.delta_size
+    require(size is None or size <= side, "delta_size", size, f"null, or at most the images' side of {side}")
     if codec is not None:
         _check_codec(codec, data, config)
 
@@ -73,14 +73,14 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
 def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
     """Refuse, before any work, more images than a class of the pool or of the real images has."""
     wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
-    has, mend = min(pool.split.counts(len(pool.classes))), "sample a larger pool"
+    has = min(pool.split.counts(len(pool.classes)))
     if has < ipc * factor**2:
-        raise ConfigError(f"ipc is {wanted} but the pool has {has} images of a class; {mend}.")
+        raise ConfigError(f"ipc is {wanted} but the pool has {has} images of a class; sample a larger pool.")
     require_images(data.train.counts(len(data.classes)), ipc * factor**2, data.classes, "to take atoms from")
 
 
 def check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
-    """Refuse a network that guides, or one like it, and one that nothing asks."""
+    """Refuse a held-out network of a teacher's architecture, and one that no gate uses."""
     check_teacher("the held-out teacher", held_out, data)
     require(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")
     if any(held_out.spec == teacher.spec for teacher in teachers):

@@ -1,4 +1,4 @@
-"""What refinement may do to an image: how far, how finely, and seen through which crops."""
+"""What refinement may change: trust regions in pixels and latents, and the augmentation of every step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TrustRegion(ABC):
 
     Attributes:
         bound: Largest entry of delta, in its own unit.
-        blend_every: Every so many steps delta is shrunk by ``blend``, toward the start (FADRM, arXiv 2506.24125), but
-            not after the last one, which no step would follow.
-        blend: What is left of delta then.
+        blend_every: Every so many steps delta is multiplied by ``blend``, toward the start (FADRM, arXiv 2506.24125),
+            but not after the last step.
+        blend: That factor, in [0, 1].
     """
 
     bound: float = 1.0
@@ -33,14 +33,14 @@ class TrustRegion(ABC):
 
     @abstractmethod
     def around(self, x0: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """(delta, f) for images ``x0`` (B,C,H,W) in [-1, 1]: the free variable at zero, and the images it stands for.
+        """(delta, f) for images ``x0`` (B,C,H,W) in [-1, 1]: the free variable at zero, and the function to images.
 
         f is differentiable, and an image depends on its own part of delta alone.
         """
 
     @torch.no_grad()
     def project(self, delta: Tensor, step: int, steps: int) -> None:
-        """Bring delta back into the region after step ``step`` (1, 2, ...) of ``steps``."""
+        """Project delta into the region after step ``step`` (1, 2, ...) of ``steps``."""
         if self.blend_every and step % self.blend_every == 0 and step < steps:
             delta.mul_(self.blend)
         delta.clamp_(-self.bound, self.bound)
@@ -74,8 +74,8 @@ def _enlarging(small: int, large: int) -> Tensor:
 def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
     """``values`` cut to [-limit, limit], with a gradient that still leads back inside.
 
-    That of ``clamp`` is 0 outside, so a pixel that has once left the range, as noise does at 2 of its deviations, would
-    stay black or white for good. Here only what would lead a descent farther out is 0.
+    The gradient of ``clamp`` is 0 outside, so a pixel that has left the range once would stay black or white. Here it
+    is 0 only where a descent would lead farther outside.
     """
     return _IntoRange.apply(values, limit)
 
@@ -96,12 +96,12 @@ class _IntoRange(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class RefineAugmentation:
-    """One random crop, mirror and roll of every image a step, by image index, so that no batching changes them.
+    """One random crop, mirror and roll of every image a step, drawn by image index: batching does not change them.
 
     Attributes:
-        seed: Of their stream.
-        min_crop: Least share of the area; 1 keeps the whole image.
-        flip: Mirror every second image.
+        seed: Of the random stream.
+        min_crop: Least share of the area, in (0, 1]; 1 keeps the whole image.
+        flip: Mirror half of the images.
         roll: Largest cyclic shift in pixels, both ways.
     """
 
@@ -111,7 +111,7 @@ class RefineAugmentation:
     roll: int = 0
 
     def of(self, images: Tensor, positions: Tensor, total: int, step: int) -> Tensor:
-        """What step ``step`` shows of these images (B,C,H,W), which stand at ``positions`` (B,) of ``total``."""
+        """Step ``step``'s augmentation of images (B,C,H,W) at ``positions`` (B,) of ``total``."""
         rng = torch_rng(self.seed, "crops", step)
         cut = boxes(total, self.min_crop, self.flip, rng) if self.min_crop < 1 or self.flip else None
         if self.roll:
@@ -124,19 +124,19 @@ class RefineAugmentation:
 
 
 def resampled(images: Tensor, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
-    """Bilinear crops of images (B,C,H,W) at ``sides`` and ``centres`` (B,2) as of ``data.views.boxes``, then rolled by
+    """Bilinear crops of images (B,C,H,W) at ``sides`` and ``centres`` (B,2) as of ``data.crops.boxes``, then rolled by
     ``shifts`` (B,2), (down, right).
 
-    All of it is separable: two small matrices an image do it, whose gradient has, on a GPU too, a fixed order.
+    It is separable: two small matrices an image, whose gradient has a fixed order on a GPU too.
     """
     height, width = images.shape[-2:]
-    (side_x, side_y), (x, y), (down, right) = (_sent(part, images).T for part in (sides, centres, shifts))
+    (side_x, side_y), (x, y), (down, right) = (_on_device_of(part, images).T for part in (sides, centres, shifts))
     rows, columns = _weights(height, side_y, y, down), _weights(width, side_x, x, right)
     return rows[:, None] @ (images.flatten(1, 2) @ columns.mT).view(images.shape)
 
 
 def _weights(size: int, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:
-    """(B,size,size): what every pixel along one side weighs in every pixel shown; beyond the border is the border."""
+    """(B,size,size): weight of every input pixel along one side in every output pixel; borders are repeated."""
     pixels = torch.arange(size, device=sides.device)
     seen = centres[:, None] + sides[:, None] * ((2 * pixels + 1) / size - 1)  # in [-1, 1], the centres of pixels
     place = (((seen + 1) * size - 1) / 2).clamp(0, size - 1).gather(1, (pixels - shifts[:, None]) % size)
@@ -144,22 +144,22 @@ def _weights(size: int, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tenso
 
 
 def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Each image (B,C,H,W) shifted by its own whole pixels (B,), what leaves on one side coming back on the other."""
+    """Each image (B,C,H,W) shifted cyclically by its own whole pixels (B,)."""
     height, width = images.shape[-2:]
     rows = (torch.arange(height) - down[:, None]) % height
     columns = (torch.arange(width) - right[:, None]) % width
     batch = torch.arange(len(images))[:, None, None]
-    index = [_sent(i, images) for i in (batch, rows[:, :, None], columns[:, None, :])]
+    index = [_on_device_of(i, images) for i in (batch, rows[:, :, None], columns[:, None, :])]
     return images.movedim(1, -1)[index[0], index[1], index[2]].movedim(-1, 1)
 
 
-def _sent(values: Tensor, images: Tensor) -> Tensor:
-    """Values on the images' device, without waiting for what a GPU still has to do."""
+def _on_device_of(values: Tensor, images: Tensor) -> Tensor:
+    """Values on the images' device, without waiting for a GPU."""
     return values.to(images.device, non_blocking=images.is_cuda)
 
 
 def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:
-    """Positions of images, whole classes together up to ``rows`` images; a larger class stands alone."""
+    """Positions of images in chunks of whole classes, up to ``rows`` images; a larger class is a chunk of its own."""
     gathered: list[Tensor] = []
     for label in labels.unique().tolist():
         own = torch.nonzero(labels == label).flatten()

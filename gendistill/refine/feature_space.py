@@ -1,11 +1,11 @@
-"""The ground space of barycenters and assignments: features of every teacher and pixels, in class variances.
+"""The space of barycenters and assignments: features of every teacher and pixels, in units of class variances.
 
     c(x, y) = mean over teachers of ||f(x) - f(y)||^2 / Var_c f  +  w ||x - y||^2 / Var_c x
 
-x and y are averaged to at most 64 px a side in the second term.
+Pixels are averaged to at most 64 px a side.
 
-WMDD (2311.18531) uses the features of one teacher alone. A teacher's features forget what it does not need, and a
-student starts from pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/differences.md).
+WMDD (2311.18531) uses the features of one teacher alone. A teacher's features lose what it does not need, but a
+student learns from pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/differences.md).
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_
 from gendistill.networks.training import infer
 
 SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more
-ROWS = 512
+ROWS = 512  # images of a batch
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Scales (K,) of every part, and the real training images embedded: ``real`` (N,D) with ``labels`` (N,)."""
+    """The teachers, the scales of every part, and the real training images as points.
+
+    Attributes:
+        teachers: Their networks give the features.
+        feature_scales: (K,) of every teacher.
+        pixel_scale: (K,); 0 leaves pixels out.
+        real: Points (N,D) of the real training images.
+        labels: Their classes (N,).
+    """
 
     teachers: tuple[Teacher, ...]
     feature_scales: tuple[Tensor, ...]
@@ -45,9 +53,13 @@ class FeatureSpace:
     def build(
         cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float, *, scaled: bool = True
     ) -> FeatureSpace:
-        """From the images that every teacher's statistics were collected on, in the same order.
+        """The space of the images that every teacher's statistics were collected on, in the same order.
 
-        Without ``scaled`` features keep their own unit, as in WMDD.
+        Args:
+            teachers: With statistics of ``train``.
+            train: The real images.
+            pixel_weight: w, at least 0.
+            scaled: Divide features by class variances; WMDD does not.
 
         Raises:
             ArtifactError: the statistics belong to other images.
@@ -68,7 +80,7 @@ class FeatureSpace:
             pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
         space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels)
         parts, factors = [*(t.statistics.features for t in teachers), coarse], space.factors(train.labels)
-        return replace(space, real=_beside(parts[: len(factors)], factors))
+        return replace(space, real=_scaled(parts[: len(factors)], factors))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -93,7 +105,7 @@ class FeatureSpace:
         Differentiable.
         """
         pixels = [shrunk(images).flatten(1)] if len(factors) > len(features) else []
-        return _beside([*features, *pixels], factors)
+        return _scaled([*features, *pixels], factors)
 
     def of_class(self, label: int) -> np.ndarray:
         """Real points (n,D) of one class."""
@@ -116,13 +128,13 @@ def shrunk(images: Tensor) -> Tensor:
     return images if images.shape[-1] <= SIDE else F.avg_pool2d(images, -(-images.shape[-1] // SIDE))
 
 
-def _beside(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+def _scaled(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
     """(B,D) of parts (B,D_i), each multiplied with its factor (B,1)."""
     return torch.cat([part.float() * factor for part, factor in zip(parts, factors, strict=True)], 1)
 
 
 def _floored(variances: Tensor) -> Tensor:
-    """Class variances (K,), at least 1 % of their mean: a class of one image, or of copies, has none to be a unit."""
+    """Class variances (K,), at least 1 % of their mean: a class of one image, or of copies, has variance 0."""
     return variances.clamp(min=max(0.01 * float(variances.mean()), torch.finfo(torch.float32).tiny))
 
 
@@ -131,7 +143,7 @@ def ground_space(
 ) -> FeatureSpace:
     """The space of these teachers, their networks on this process's device.
 
-    Statistics of a teacher that was trained on other images are collected, or found in the folder ``cache``.
+    Statistics of a teacher that was trained on other images are collected, or read from the folder ``cache``.
     """
     for place, teacher in enumerate(teachers, 1):
         check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)

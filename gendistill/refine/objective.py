@@ -1,7 +1,7 @@
 """What refined images descend on: their class's Wasserstein barycenter, batch-norm statistics and the cross-entropy.
 
-WMDD (arXiv 2311.18531) descends from noise. From given images atom j starts at image j's own point, so that no image
-is sent to an arbitrary atom.
+WMDD (arXiv 2311.18531) descends from noise. From images of a set, atom j starts at image j's own point, so that no
+image is sent to an arbitrary atom.
 
 Legend: N images, B of a chunk, D dimensions of the feature space, K classes, G classes present, T channels of all
 batch-norm layers.
@@ -35,8 +35,14 @@ from gendistill.transport.barycenter import Barycenter, assign, class_barycenter
 class RefineObjective:
     """loss = features * distance to the own atom + batch_norm * gap of class moments + cross_entropy * CE.
 
-    ``released`` features are the unsquared norm over the batch; ``published`` moments the unnormalised norms. The unit
-    of features is the ground space's. Moments and cross-entropy are means over the teachers.
+    Moments and cross-entropy are means over the teachers. Distances are in the unit of the feature space.
+
+    Attributes:
+        features: Weight of the distance.
+        batch_norm: Weight of the gap of batch-norm moments.
+        cross_entropy: Weight of the teachers' cross-entropy.
+        feature_form: ``released`` is the unsquared norm over the batch, the others are squared distances.
+        batch_norm_form: ``normalised`` by layer, or the ``published`` norms.
     """
 
     features: float = 1.0
@@ -62,8 +68,8 @@ def matched_targets(
 ) -> BarycenterTargets:
     """The barycenter of every class present, one atom for each of its images' points (N,D).
 
-    ``own`` starts atom i at image i's own point. Else, for images that mean nothing yet, atoms start at k-means centres
-    and images are assigned to them one to one, at the least total squared distance.
+    ``own`` starts atom i at image i's own point. Otherwise, as for noise, atoms start at k-means centres, and images
+    are assigned to them one to one at the least total squared distance.
     """
     present = labels.unique().tolist()
     ours = [points[labels == c].numpy() for c in present]
@@ -88,7 +94,7 @@ def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[
 
 
 def class_w2(points: Tensor, labels: Tensor, space: FeatureSpace, weights: Tensor | None = None) -> Tensor:
-    """Squared W2 (K,) between each class's images and its real images in the ground space."""
+    """Squared W2 (G,) between each class's images and its real images in the feature space."""
     values = []
     for label in labels.unique().tolist():
         own = labels == label

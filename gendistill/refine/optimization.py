@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,16 @@ from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, TeacherTerms, TeacherView, matched_targets
 from gendistill.seeding import derive
 from gendistill.surrogate.set import SurrogateSet
+
+
+class RefineRecord(TypedDict, total=False):
+    """A step's number and its weighted terms, scalars on the device."""
+
+    step: Required[int]
+    atoms: Required[Tensor]
+    batch_norm: Tensor
+    cross_entropy: Tensor
+
 
 CHUNKS = "chunks"  # folder of the refined images of an interrupted computation
 
@@ -111,7 +121,7 @@ def refine_part(
     config: ObjectiveConfig,
     region: TrustRegion,
     seed: int,
-) -> Generator[dict[str, Any], None, Tensor]:
+) -> Generator[RefineRecord, None, Tensor]:
     """``refine_chunk`` of the set's images at ``positions`` (B,), as the config says."""
     return refine_chunk(
         start.images[positions],
@@ -156,7 +166,7 @@ def refine_chunk(
     total: int,
     rows: int | None = None,
     bf16: bool = False,
-) -> Generator[dict[str, Any], None, Tensor]:
+) -> Generator[RefineRecord, None, Tensor]:
     """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
 
     ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
@@ -190,7 +200,8 @@ def refine_chunk(
         optimizer.step()
         for one in batches:
             region.project(one.delta, step + 1, steps)
-        yield {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
+        record = {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
+        yield cast(RefineRecord, record)
     with torch.no_grad():
         if not all(one.delta.isfinite().all() for one in batches):
             raise DataError(

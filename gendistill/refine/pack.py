@@ -1,4 +1,4 @@
-"""The ``pack`` refiner: factor x factor images shrunk into each stored one, so that bytes go as far as IDC's do."""
+"""The ``pack`` refiner: factor x factor images shrunk into each stored one, as in IDC's multi-formation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gendistill.surrogate.set import SurrogateSet
 def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
     """ipc * factor^2 whole images a class -> ipc stored ones, each tile antialiased; images fill tiles in order.
 
-    The inverse of ``decode`` but for what the smaller tiles cannot hold.
+    The inverse of ``decode``, except for the lost resolution.
 
     Raises:
         ConfigError: the images are packed, labelled or weighted already, too small, or a class's number does not fill
@@ -35,7 +35,7 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
 
 
 def check_tiles(factor: int, side: int) -> None:
-    """Refuse a factor that leaves no pixel to some tile of an image of ``side`` pixels."""
+    """Refuse a factor that leaves some tile of an image of ``side`` pixels empty."""
     if not 1 <= factor <= side:
         raise ConfigError(f"pack is {factor}; expected 1 to {side} for images of {side}x{side} px.")
 

@@ -1,7 +1,7 @@
-"""The ``patches`` refiner: every image of a pool becomes the crop of it that the teachers are surest of.
+"""The ``patches`` refiner: every image of a pool is replaced by its crop of least cross-entropy under the teachers.
 
-After RDED (arXiv 2312.03526, section 4), whose realism score is minus the cross-entropy to the image's label. Here a
-crop is judged as it will be seen once it was stored in a tile, and what is stored is left to ``select``.
+After RDED (arXiv 2312.03526, section 4), whose realism score is minus the cross-entropy to the image's label. Unlike
+there, a crop is scored at the resolution of the tile that will store it, and ``select`` chooses what is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,16 @@ from gendistill.refine.pack import through_tile
 from gendistill.seeding import numpy_rng
 from gendistill.surrogate.set import SurrogateSet
 
-ROWS = 256  # images looked at at once
+ROWS = 256  # images of a batch
+
+
+class PatchRecord(TypedDict):
+    """A batch: its images, how many were cropped, and the mean cross-entropy of whole images and of best crops."""
+
+    images: int
+    cropped: int
+    whole: Tensor
+    cross_entropy: Tensor
 
 
 def best_patches(
@@ -34,12 +43,26 @@ def best_patches(
     factor: int = 1,
     seed: int = 0,
     batch_size: int = ROWS,
-) -> Generator[dict[str, Any], None, SurrogateSet]:
+) -> Generator[PatchRecord, None, SurrogateSet]:
     """Of ``patches`` square crops of every image, enlarged to its size, keep the one of least mean cross-entropy.
 
-    The first crop is the whole image, which ties keep; ``random_square_crops`` draws the others. Each is judged as it
-    comes back from a tile of an image packed by ``factor``. Yields a record a batch, with mean cross-entropies;
-    returns the pool's labels and meta with the new images, whose soft labels are nobody's.
+    The first crop is the whole image, which wins ties; ``random_square_crops`` draws the others. Each is scored as it
+    comes back from a tile of an image packed by ``factor``.
+
+    Args:
+        pool: The set.
+        networks: Classifiers of its classes.
+        patches: Crops of every image, at least 1.
+        min_patch: Least share of an image's area in a crop, in (0, 1].
+        factor: Tiles a side of the images that will store the result; 1 stores whole images.
+        seed: Of the crops.
+        batch_size: Images of a batch.
+
+    Yields:
+        A record a batch.
+
+    Returns:
+        The pool's labels and meta with the new images, without soft labels.
     """
     sides, centres = random_square_crops(pool.labels, patches - 1, min_patch, seed)
     device = next(networks[0].parameters()).device
@@ -54,8 +77,12 @@ def best_patches(
             best = torch.where((loss < least).to(device)[:, None, None, None], tried, best)
             least = torch.where(loss < least, loss, least)
         found.append(best.cpu())
-        means = {"whole": before.mean(), "cross_entropy": least.mean()}
-        yield {"images": len(rows), "cropped": int((least < before).sum()), **means}
+        yield {
+            "images": len(rows),
+            "cropped": int((least < before).sum()),
+            "whole": before.mean(),
+            "cross_entropy": least.mean(),
+        }
     return replace(pool, images=torch.cat(found), meta=dict(pool.meta), soft_labels=None)
 
 

@@ -1,11 +1,15 @@
-"""The ``select`` refiner: each barycenter atom of a class takes its own image from the pool."""
+"""The ``select`` refiner: each atom of a class's Wasserstein barycenter takes its own image from the pool.
+
+Unlike WMDD (arXiv 2311.18531), which optimises images toward the atoms from noise, the nearest images of a generated
+pool are chosen by a one-to-one assignment.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -18,6 +22,8 @@ from gendistill.refine.feature_space import FeatureSpace
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, class_barycenters, kmeans_atoms
 
+SelectRecord = TypedDict("SelectRecord", {"class": str, "left_out": int})  # left_out: misclassified and not taken
+
 
 def select(
     pool: SurrogateSet,
@@ -27,15 +33,34 @@ def select(
     seed: int = 0,
     weights: BarycenterWeights = "fixed",
     solver: BarycenterSolver = "exact",
-) -> Generator[dict[str, Any], None, SurrogateSet]:
+) -> Generator[SelectRecord, None, SurrogateSet]:
     """Choose ``ipc`` images of every class by one-to-one assignment to the atoms of the real images' barycenter.
 
-    The atoms start at k-means centres. Images that a teacher misclassifies are taken only where others are too few.
-    Yields a record a class, with the number left out for it; returns the chosen set, each image of the weight of its
-    atom where weights are ``free``.
+        min over injections s of sum_j |atom_j - point(image_s(j))|^2
+
+    The atoms descend from k-means centres. Images that a teacher misclassifies are taken only where others are too
+    few.
+
+    Args:
+        pool: The set to choose from.
+        space: The teachers, and the real images' points.
+        ipc: Images per class to choose, at least 1.
+        seed: Of k-means.
+        weights: ``fixed`` at 1/ipc, or ``free``: each image weighs what its atom stands for.
+        solver: ``exact`` plans, or entropic ones by ``sinkhorn``.
+
+    Yields:
+        A record a class, with the number of misclassified images that were not taken.
+
+    Returns:
+        The chosen set, without soft labels; with ``free`` weights, images have the weights of their atoms.
 
     Raises:
-        ConfigError: a class has fewer than ``ipc`` images, of the pool or real ones.
+        ConfigError: a class has fewer than ``ipc`` images, in the pool or among the real ones.
+
+    Example:
+        >>> from gendistill.progress import finish
+        >>> chosen = finish(select(pool, ground_space([teacher], data, gd.RefineConfig()), ipc=10))
     """
     classes = range(len(pool.classes))
     require_images(pool.split.counts(len(classes)), ipc, pool.classes, "in the set; sample a larger one")
@@ -64,7 +89,7 @@ def select(
 
 
 def _wrong_last(atoms: np.ndarray, points: np.ndarray, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms and points with a coordinate more, in which wrong images are farther away than all others together."""
+    """Atoms and points with one more coordinate, in which misclassified images are farther than all others together."""
     reach = np.linalg.norm(atoms, axis=1).max() + np.linalg.norm(points, axis=1).max()
     far = np.where(right.numpy(), 0.0, (1 + reach) * len(atoms) ** 0.5)
     return np.pad(atoms, ((0, 0), (0, 1))), np.column_stack([points, far])

@@ -5,8 +5,8 @@ float64 NumPy inside. For ONE measure the barycenter is its best k-point approxi
 
     min over atoms (and weights) of W2^2(sum_j weights_j delta_atom_j, sum_i mass_i delta_point_i).
 
-All solvers see the points with mean 0 and variance 1 (mean squared distance to the mean), hence the same path whatever
-the place and unit of the features; ``tolerance`` and ``reg`` are in units of that variance.
+All solvers get the points shifted to mean 0 and scaled to variance 1 (mean squared distance to the mean), so the
+location and unit of the features do not matter; ``tolerance`` and ``reg`` are in units of that variance.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from gendistill.transport.plans import as_mass, as_points, assign, same_dimensio
 
 __all__ = ["Barycenter", "assign", "barycenter", "kmeans_atoms", "solve_barycenter", "wasserstein2"]
 
-POT_POINTS = 10_000  # POT's barycenter cannot raise its plans' pivot limit, which larger classes meet
+POT_POINTS = 10_000  # POT's barycenter has a fixed limit of pivots, which larger classes exceed
 ENTROPY = 0.03  # variances
-SINKHORN_STEPS = 2_000  # per plan; POT's barycenter takes 1000 unless told
+SINKHORN_STEPS = 2_000  # per plan; POT's default is 1000
 UNDERFLOW = 600  # cost / reg; exp(-745) is 0
 MISSED = 1e-3  # share of the mass that an entropic plan may leave in the wrong place
 TIE = 1e-9  # variances; rounding must not choose between equal descents
@@ -63,18 +63,37 @@ def solve_barycenter(
     max_iterations: int = 300,
     tolerance: float = 1e-7,
 ) -> Barycenter:
-    """The barycenter of ``points`` with atoms descending from ``start``: (k,d), or k for the centres of k-means.
+    """The Wasserstein barycenter of one point cloud: the k atoms of least W2^2 to it.
 
-    Row j of the result descends from row j of the start. ``fixed`` weights are 1/k: Cuturi & Doucet 2014, algorithm 2
-    without its weight step, which WMDD (2311.18531) runs in feature space. ``free`` ones are chosen too: k-means, the
-    better of its descents from the start and from the atoms of fixed weights, so that it never ends above those.
-    ``sinkhorn`` takes entropic plans of strength ``reg`` (0.03 variances unless told), which draw atoms to the mean.
-    ``mass`` (n,) of any positive sum; points without mass are left out. ``seed`` is for the k-means start.
-    Stops when the atoms' squared moves sum to ``tolerance``, and warns where ``max_iterations`` ends it before.
+    With ``fixed`` weights 1/k it alternates the optimal plan P (k,n) and the barycentric projection
+
+        atom_j <- k sum_i P_ji point_i
+
+    (Cuturi & Doucet 2014, algorithm 2 without its weight step, which WMDD, arXiv 2311.18531, runs in feature space).
+    ``free`` weights are optimised too. That is k-means, here the better of its descents from the start and from the
+    atoms of fixed weights, so it never ends above those.
+
+    Args:
+        points: (n,d), finite.
+        start: Initial atoms (k,d), row j of the result descending from row j; or k, for the centres of k-means.
+        weights: ``fixed`` or ``free``.
+        solver: ``exact`` plans, or entropic ones by ``sinkhorn`` (fixed weights only), which draw atoms to the mean.
+        reg: Strength of the entropy in variances of the points, above 0; 0.03 where None.
+        mass: (n,) of any positive sum, uniform where None; points without mass are left out.
+        seed: Of the k-means start.
+        max_iterations: At least 1; reaching it warns.
+        tolerance: Stops when the atoms' squared moves sum to this, in variances.
+
+    Returns:
+        The atoms, their weights and the exact W2^2.
 
     Raises:
         ValueError: an option or input that cannot work, or more atoms than points with mass.
         ConvergenceError: a plan did not converge.
+
+    Example:
+        >>> solve_barycenter([[0.0], [1.0], [10.0], [11.0]], 2).atoms.ravel()
+        array([ 0.5, 10.5])
     """
     _check(weights, solver, reg, max_iterations, tolerance)
     problem = _Problem.of(points, start, mass, seed)
@@ -111,7 +130,7 @@ class _Problem:
 
     @classmethod
     def of(cls, points: ArrayLike, start: int | ArrayLike, mass: ArrayLike | None, seed: int) -> _Problem:
-        """Checked and scaled, with a start by k-means where only its size is given."""
+        """Checked and scaled, with a start by k-means where only the number of atoms is known."""
         points = as_points("points", points)
         mass = as_mass("mass", mass, len(points))
         points, mass = points[mass > 0], mass[mass > 0]
@@ -121,18 +140,18 @@ class _Problem:
         if isinstance(start, int | np.integer):
             init = kmeans_atoms(unit, int(start), seed, mass)
         else:
-            given = as_points("init", start)
-            same_dimension(points=points, init=given)
-            at_most(len(given), len(points))
-            init = (given - mean) / scale
+            atoms = as_points("init", start)
+            same_dimension(points=points, init=atoms)
+            at_most(len(atoms), len(points))
+            init = (atoms - mean) / scale
         return cls(unit, mass, init, np.full(len(init), 1 / len(init)), mean, scale)
 
 
 def _exact(p: _Problem, max_iterations: int, tolerance: float) -> tuple[np.ndarray, float, int]:
-    """Atoms of fixed weights, W2^2 and iterations: exact plan, barycentric projection, and so on.
+    """Atoms of fixed weights, W2^2 and iterations: exact plan and barycentric projection in turn.
 
-    POT's alternation comes first. The loop after it is the same with plans that are known to be optimal: it confirms
-    POT's atoms and measures them, or goes on where POT's plans were cut short.
+    POT's alternation runs first. The loop after it does the same with plans that are known to be optimal: it confirms
+    POT's atoms and measures them, or continues where POT's plans were not optimal.
     """
     atoms, iterations = p.init, 0
     if len(p.points) <= POT_POINTS:
@@ -149,10 +168,10 @@ def _exact(p: _Problem, max_iterations: int, tolerance: float) -> tuple[np.ndarr
 
 
 def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) -> tuple[np.ndarray, float, int]:
-    """The same with Sinkhorn's plans; in logarithms, at 10 to 20 times the cost, only where others would underflow.
+    """The same with Sinkhorn's plans; in the log domain, 10 to 20 times as slow, only where others would underflow.
 
     Raises:
-        ConvergenceError: the last plan misses its marginals, or is not of numbers.
+        ConvergenceError: the last plan misses its marginals, or is not finite.
     """
     farthest = (np.linalg.norm(p.points, axis=1).max() + np.linalg.norm(p.init, axis=1).max()) ** 2
     sinkhorn = {"method": "sinkhorn" if farthest < UNDERFLOW * reg else "sinkhorn_log", "warn": False}
@@ -205,15 +224,18 @@ def class_barycenters(
     names: Sequence[str] | None = None,
     **options: Any,
 ) -> list[Barycenter]:
-    """``solve_barycenter`` of every class in order: ``starts`` is k, or one (k,d) a class, or one function a class that
-    makes it of the points, in the class's thread; ``options`` are its own.
+    """``solve_barycenter`` of every class, in order, by several threads.
 
-    The same for any number of ``workers`` (threads; up to 8 unless told), each with one BLAS and one OpenMP thread.
-    Classes are drawn from the iterable as they are needed, at most ``workers`` + 1 at a time in memory.
+    Args:
+        points_by_class: (n_c,d) of every class; at most ``workers`` + 1 are in memory at a time.
+        starts: k, or for every class the initial atoms (k_c,d) or a function that computes them from its points.
+        seed: Class c gets a seed of its own from it.
+        workers: Threads, each with one BLAS and one OpenMP thread; up to 8 where None. The results do not depend on it.
+        names: Of the classes, for messages.
+        options: Of ``solve_barycenter``.
 
     Raises:
-        ValueError: not one start a class, or a class that ``solve_barycenter`` refuses, by its name where ``names`` has
-            them, else by its number.
+        ValueError: not one start a class, or a class that ``solve_barycenter`` refuses.
         ConvergenceError: a plan did not converge.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers

@@ -1,6 +1,6 @@
 """k-means: the exact barycenter of one measure when the atoms' weights are free as well as their places.
 
-scikit-learn's, for the whole project: coresets, prototypes, the barycenters' starts and the representative selection.
+By scikit-learn. Coresets, prototypes, the starts of barycenters and the representative selection all use it.
 
 Legend: points (n,d) of mass (n,), sum 1; atoms (k,d); float64 NumPy inside.
 """
@@ -55,7 +55,7 @@ def kmeans_centres(
 
 
 def at_most(count: int, points: int) -> None:
-    """Refuse fewer than one atom, and more atoms than points."""
+    """Refuse no atom, and more atoms than points."""
     if not 1 <= count <= points:
         raise ValueError(f"{count} atoms for {points} points; expected 1 to as many atoms as points with mass.")
 

@@ -1,4 +1,4 @@
-"""Exact transport plans, distances and assignments; plans are POT's network simplex, and none is used unfinished.
+"""Exact transport plans, distances and assignments, by POT's network simplex; unfinished plans are errors.
 
 Legend: x (n,d) and y (m,d) points; a (n,) and b (m,) masses of sum 1; cost (n,m); float64 NumPy inside.
 """
@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from gendistill.errors import ConvergenceError
 
-PIVOTS = 10_000_000  # POT's own limit, 100 000, is met at 20 000 x 100
+PIVOTS = 10_000_000  # POT's default, 100 000, is too low for 20 000 x 100
 LARGEST = 1e150  # squares of larger numbers overflow
 
 
@@ -61,10 +61,11 @@ def same_dimension(**arrays: np.ndarray) -> None:
 def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVOTS) -> tuple[np.ndarray, float]:
     """The plan (n,m) of least cost between masses ``a`` and ``b`` of one sum, and that cost >= 0.
 
-    The cost is scaled to a largest entry of 1: POT's artificial arcs cost at least 1, beside which small ones drown.
+    The cost is scaled to a largest entry of 1: beside POT's artificial arcs, which cost at least 1, smaller costs would
+    lose their digits.
 
     Raises:
-        ConvergenceError: no optimum within ``pivots``. POT would only warn and return a matrix that is no coupling.
+        ConvergenceError: no optimum within ``pivots``. POT would only warn and return a matrix that is not a coupling.
     """
     scale = cost.max() or 1.0
     plan, log = ot.emd(a, b, cost / scale, numItermax=pivots, log=True)
@@ -79,10 +80,10 @@ def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVO
 def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_mass: ArrayLike | None = None) -> float:
     """Squared 2-Wasserstein distance between two point clouds, exact; masses are uniform or scaled to sum 1.
 
-    W2^2(x, y) = |mean x - mean y|^2 + W2^2(x - mean x, y - mean y), so that far clouds lose no digits.
+    W2^2(x, y) = |mean x - mean y|^2 + W2^2(x - mean x, y - mean y), so that distant clouds lose no digits.
 
     Raises:
-        ValueError: inputs that are no two clouds of one dimension with masses.
+        ValueError: inputs that are not two clouds of one dimension with masses.
         ConvergenceError: no optimal plan within POT's work limit.
     """
     x, y = as_points("x", x), as_points("y", y)
@@ -95,11 +96,11 @@ def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_
 def assign(targets: ArrayLike, candidates: ArrayLike) -> np.ndarray:
     """For each target (k,d) its own candidate (n,d), n >= k: positions (k,) that minimise the total squared distance.
 
-    SciPy's assignment solver, 30 times as fast as a transport plan at 100 x 500. What is the same for all candidates of
-    a target is left out of the cost, so that far targets lose no digits.
+    SciPy's assignment solver, 30 times as fast as a transport plan at 100 x 500. Terms of the cost that are the same
+    for all candidates of a target are left out, so that distant targets lose no digits.
 
     Raises:
-        ValueError: fewer candidates than targets, or inputs that are no two clouds of one dimension.
+        ValueError: fewer candidates than targets, or inputs that are not two clouds of one dimension.
     """
     targets, candidates = as_points("targets", targets), as_points("candidates", candidates)
     same_dimension(targets=targets, candidates=candidates)

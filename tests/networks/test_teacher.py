@@ -145,7 +145,7 @@ def test_a_teacher_whose_own_images_are_gone_is_refused(
     assert "changed since the teacher was trained on them" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "old")
     assert gendistill(*given) == USAGE
-    assert "whether test images are among them cannot be seen" in capsys.readouterr().err
+    assert "whether test images are among them is unknown" in capsys.readouterr().err
 
 
 def test_the_cache_is_for_wmdd_alone_and_not_in_the_output(
