@@ -27,7 +27,7 @@ from gendistill.hashing import hash_json
 from gendistill.hub import fetch, local_folder, reason
 from gendistill.io import write_tensors
 from gendistill.networks.registry import build_network
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import NetworkSpec, Teacher
 from gendistill.networks.training import infer, train_classifier
 from gendistill.progress import follow
 
@@ -51,8 +51,9 @@ class Preprocessing:
         """uint8 (B,C,H,H) -> float32 (B,channels of mean,crop,crop); one channel is repeated."""
         values = images.float().expand(-1, len(self.mean), -1, -1)
         if values.shape[-1] != self.resize:
-            smooth: dict[str, Any] = {} if self.mode == "nearest" else {"antialias": True, "align_corners": False}
-            values = F.interpolate(values, (self.resize, self.resize), mode=self.mode, **smooth).clamp(0, 255)
+            smooth, size = self.mode != "nearest", (self.resize, self.resize)
+            align = False if smooth else None  # which nearest does not take
+            values = F.interpolate(values, size, mode=self.mode, align_corners=align, antialias=smooth).clamp(0, 255)
         edge = (self.resize - self.crop) // 2
         values = values[..., edge : edge + self.crop, edge : edge + self.crop]
         mean, std = (values.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
@@ -192,11 +193,11 @@ def _side(size: int | dict[str, int]) -> int:
     return size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else size["height"]
 
 
-def _folder(source: str, given: str) -> Path:
+def _folder(source: str, name: str) -> Path:
     """The folder, or the local copy of the Hub's, with its weights as safetensors."""
     path = local_folder(source, None, "a model folder") or fetch(source, None, FILES, "model")
     if not any(path.glob("*.safetensors")):
-        raise ArtifactError(f"{given} has no safetensors weights in {path}, and pickled ones are not read.")
+        raise ArtifactError(f"{name} has no safetensors weights in {path}, and pickled ones are not read.")
     return path.resolve()
 
 
@@ -238,7 +239,7 @@ def make_feature_extractor(
         ArtifactError: the files of a network are missing or damaged.
     """
     if features == "teacher" and teacher is None:
-        raise ConfigError("evaluate.features is 'teacher', but no teacher is given; give --teacher, or 'trained'.")
+        raise ConfigError("evaluate.features is 'teacher', without a teacher; add --teacher, or choose 'trained'.")
     foreign = load_backbone(features, runtime.device()) if ":" in features else None
     own = teacher is not None and features != "trained"
     network = teacher.network.to(runtime.device()).eval() if teacher and own else reference_network(data, folder)
@@ -249,7 +250,7 @@ def make_feature_extractor(
     )
 
 
-SPEC = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth": None}
+SPEC: NetworkSpec = {"name": TeacherConfig().network, "width": TeacherConfig().width, "depth": None}
 
 
 def reference_network(data: RealData, folder: Path | None = None) -> nn.Module:
@@ -288,11 +289,8 @@ def saved_reference_network(data: RealData, folder: Path) -> nn.Module | None:
 
 def _untrained(data: RealData) -> tuple[nn.Module, str]:
     """(the network, the hash of all that decides its training)."""
-    spec: dict[str, Any] = SPEC | {
-        "channels": data.channels,
-        "image_size": data.image_size,
-        "classes": len(data.classes),
-    }
+    shape: NetworkSpec = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
+    spec: NetworkSpec = {**SPEC, **shape}
     return build_network(**spec, seed=0), hash_json([spec, vars(TeacherConfig()), data.fingerprint()])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Required, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from safetensors.torch import load_file
 from torch import nn
@@ -30,7 +30,7 @@ FILE, FORMAT = "teacher.json", 1
 class NetworkSpec(TypedDict, total=False):
     """Arguments of ``build_network``, as teacher.json stores them."""
 
-    name: Required[str]
+    name: str
     channels: int
     image_size: int
     classes: int

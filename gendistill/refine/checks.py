@@ -16,6 +16,23 @@ from gendistill.surrogate.multi_formation import factor_name
 from gendistill.surrogate.set import SurrogateSet
 
 
+def check_refinement(
+    pool: SurrogateSet,
+    teachers: Sequence[Teacher],
+    data: RealData,
+    config: RefineConfig,
+    ipcs: Sequence[int],
+    held_out: Teacher | None = None,
+    codec: Codec | None = None,
+) -> None:
+    """Refuse inputs of ``refine_set`` that do not belong together, for sets of every number of ``ipcs``."""
+    check_inputs(pool, teachers, data, config, codec)
+    for ipc in ipcs:
+        _check_count(pool, data, ipc, config.pack)
+    if held_out:
+        _check_held_out(held_out, teachers, data, config)
+
+
 def check_inputs(
     pool: SurrogateSet,
     teachers: Sequence[Teacher],
@@ -70,7 +87,7 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
     require(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
 
 
-def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
+def _check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
     """Refuse, before any work, more images than a class of the pool or of the real images has."""
     wanted = f"{ipc}" if factor == 1 else f"{ipc} with pack {factor}, which takes {ipc * factor**2} images a class,"
     has = min(pool.split.counts(len(pool.classes)))
@@ -79,7 +96,7 @@ def check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> No
     require_images(data.train.counts(len(data.classes)), ipc * factor**2, data.classes, "to take atoms from")
 
 
-def check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
+def _check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
     """Refuse a held-out network of a teacher's architecture, and one that no gate uses."""
     check_teacher("the held-out teacher", held_out, data)
     require(config.gate and config.steps > 0, "held_out", "given", "null without a gate, or without steps to judge")

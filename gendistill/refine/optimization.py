@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Required, TypedDict, cast
+from typing import Required, TypedDict, cast
 
 import torch
 from safetensors.torch import load_file
@@ -268,14 +268,14 @@ def _accepted(
     weights = targets.weights if config.weights == "free" else None
     network = held_out.network if held_out else None
     verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=network)
-    meta: dict[str, Any] = {**start.meta, "w2": {"before": verdict.before, "after": verdict.ungated}}
+    meta = start.meta | {"w2": {"before": verdict.before, "after": verdict.ungated}}
     if isinstance(config, RefineConfig) and config.gate and config.steps:
         images = torch.where(verdict.kept[:, None, None, None], images, start.images)
-        meta["w2"]["after"] = verdict.after
-        meta["gate"] = {
+        counts = {
             "images": len(images),
             "kept": int(verdict.kept.sum()),
             "refused_images": verdict.images,
             "refused_classes": verdict.classes,
         }
+        meta |= {"w2": {"before": verdict.before, "after": verdict.after}, "gate": counts}
     return replace(start, images=images, meta=meta, soft_labels=None, weights=weights)

@@ -17,7 +17,7 @@ from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher, trained_elsewhere
 from gendistill.progress import follow
-from gendistill.refine.checks import check_count, check_held_out, check_inputs
+from gendistill.refine.checks import check_refinement
 from gendistill.refine.constraints import LatentRegion
 from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import class_w2
@@ -82,10 +82,7 @@ def refine_set(
     if refiner is not None:
         config = replace(config, refiner=refiner if isinstance(refiner, str) else tuple(refiner))
     teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
-    check_inputs(pool, teachers, data, config, codec)
-    check_count(pool, data, ipc, config.pack)
-    if held_out:
-        check_held_out(held_out, teachers, data, config)
+    check_refinement(pool, teachers, data, config, [ipc], held_out, codec)
     space = space or ground_space(teachers, data, config)
     pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
     pool = replace(pool, meta={"data": data.describe(), **pool.meta})

@@ -15,7 +15,7 @@ from gendistill.data.dataset import RealData
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS
 from gendistill.networks.teacher import Teacher, teacher_data
-from gendistill.refine.checks import check_count, check_held_out, check_inputs
+from gendistill.refine.checks import check_refinement
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.refiner import crop_pool, refine_set
@@ -42,11 +42,7 @@ def run_stage(
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
-    check_inputs(pool, teachers, data, config, codec)
-    for ipc in ipc_sizes(config.ipc):
-        check_count(pool, data, ipc, config.pack)
-    if held_out:
-        check_held_out(held_out, teachers, data, config)
+    check_refinement(pool, teachers, data, config, ipc_sizes(config.ipc), held_out, codec)
     hashes = [teacher.hash() for teacher in teachers]
     settings = stage_settings(
         config,
