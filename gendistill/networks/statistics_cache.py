@@ -58,7 +58,7 @@ def cached_statistics(
     return statistics
 
 
-def cache_key(network_hash: str, split: Split, classes: int) -> dict[str, Any]:
+def cache_key(network_hash: str, split: Split, classes: int) -> dict[str, str | int]:
     """Everything that determines the statistics: the network, the images and their labels, not the other splits."""
     parts = [hash_tensors({"images": part}) for part in split.images.split(4096)]
     return {
