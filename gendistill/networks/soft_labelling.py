@@ -120,6 +120,7 @@ def label_set(
         ConfigError: ``top_k`` is larger than the number of classes.
 
     Example:
+        >>> from gendistill.config import PerImage
         >>> labelled = gd.label_set(surrogate, teacher, gd.LabelConfig(mode=gd.PerImage(views=8), min_crop=0.5))
         >>> labelled.save("labelled")
     """
