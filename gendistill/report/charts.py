@@ -174,17 +174,17 @@ def chart(rows: Sequence[ReportRow]) -> Chart | None:
 
 def cost_chart(rows: Sequence[ReportRow], what: str) -> Chart | None:
     """Accuracy against ``seconds`` of synthesis or stored ``bytes``, on a log axis; None without two such rows."""
-    told = [(r, c) for r in rows if r["ipc"] is not None and (c := cost(r, what))]
-    if len(told) < 2:
+    rows_with_cost = [(r, c) for r in rows if r["ipc"] is not None and (c := cost(r, what))]
+    if len(rows_with_cost) < 2:
         return None
     words = seconds_in_words if what == "seconds" else kilo
-    low, high = min(c for _, c in told), max(c for _, c in told)
+    low, high = min(c for _, c in rows_with_cost), max(c for _, c in rows_with_cost)
     x = log_axis(low, high, LEFT + 14, RIGHT - 30)
-    sizes = {r["ipc"] for r, _ in told}
+    sizes = {r["ipc"] for r, _ in rows_with_cost}
     random = [r for r in rows if what == "seconds" and is_random(r) and r["ipc"] in sizes]
-    y, y_ticks = _accuracy_axis([r for r, _ in told] + random + [r for r in rows if r["ipc"] is None], LOW)
-    costs = {id(r): c for r, c in told}
-    groups = by_label([r for r, _ in told])
+    y, y_ticks = _accuracy_axis([r for r, _ in rows_with_cost] + random + [r for r in rows if r["ipc"] is None], LOW)
+    costs = {id(r): c for r, c in rows_with_cost}
+    groups = by_label([r for r, _ in rows_with_cost])
     curves = _named_apart([curve(group, y, [x(costs[id(r)]) for r in group], named=True) for group in groups.values()])
     return Chart(
         title=f"Test accuracy by {'seconds of synthesis' if what == 'seconds' else 'stored bytes'}",
@@ -194,7 +194,7 @@ def cost_chart(rows: Sequence[ReportRow], what: str) -> Chart | None:
         curves=sorted(curves, key=lambda c: -c.last),
         full=_full(rows, y, curves),
         levels=_levels(random, y, curves),
-        table=[_in_words(r, "none") for r in random] + [_in_words(r, words(c)) for r, c in told],
+        table=[_in_words(r, "none") for r in random] + [_in_words(r, words(c)) for r, c in rows_with_cost],
         bottom=LOW,
         height=LOW + 52,
     )

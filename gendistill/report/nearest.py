@@ -37,12 +37,12 @@ from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
 
 HARM = {
-    "test": "what is measured with this test split is too good",
-    "validation": "what is chosen with this validation split is chosen too well",
+    "test": "accuracies on this test split are too high",
+    "validation": "choices made on this validation split are too optimistic",
 }
 
 
-def copied(name: str, copies: Copies) -> str:
+def copies_sentence(name: str, copies: Copies) -> str:
     """How many images of the set are real images, split by split."""
     counts, total = copies.counts, f"{copies.images:,}"
     if not any(counts.values()):
@@ -55,7 +55,7 @@ def copied(name: str, copies: Copies) -> str:
     return " ".join(found)
 
 
-def near(copies: Copies) -> str:
+def nearness_sentence(copies: Copies) -> str:
     """How many are closer to a training image than real images usually are."""
     count, measured = int(copies.near.sum()), len(copies.measured)
     those = f"the {measured:,}" if measured == copies.images else f"the {measured:,} of them that were measured"
@@ -103,7 +103,7 @@ class Pair:
 class Closest:
     """Distances to the closest training image: of a set's images, and of held-out real ones for scale.
 
-    ``copied`` and ``near`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
+    ``copies_sentence`` and ``nearness_sentence`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
     """
 
     name: str
@@ -150,8 +150,8 @@ def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
     return Closest(
         name=name,
         title=name.removeprefix("the ").removeprefix("set "),
-        copied=copied(name, copies),
-        near=near(copies),
+        copied=copies_sentence(name, copies),
+        near=nearness_sentence(copies),
         unit=distance_unit(copies),
         measured=len(copies.measured),
         median=float(copies.distances.median()),

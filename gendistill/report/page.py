@@ -111,16 +111,16 @@ def render(facts: ReportFacts) -> str:
 
 
 def _words(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]:
-    judged = [run.judged for run in facts.runs]
+    evaluated = [run.evaluated for run in facts.runs]
     said, faulty = verdicts(rows), left_out(rows)
     return {
-        "findings": tables.findings(judged, rows),
+        "findings": tables.findings(evaluated, rows),
         "headline": headline(said, faulty),
         "left_out": faulty,
         "verdicts": said,
         "elsewhere": elsewhere(rows),
         "label_gains": label_gains(rows),
-        "mixed_settings": len(set(settings_numbers(judged))) > 1,
+        "mixed_settings": len(set(settings_numbers(evaluated))) > 1,
         "several": len({condition(r)[:4] for r in rows}) > 1,
         "main": primary(rows),
         "pooled": any(seeds_of(r) > 1 for r in rows),
@@ -128,8 +128,8 @@ def _words(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]:
 
 
 def _numbers(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]:
-    judged, main = [run.judged for run in facts.runs], under(rows, primary(rows))
-    scored, unscored = tables.scores(judged, rows)
+    evaluated, main = [run.evaluated for run in facts.runs], under(rows, primary(rows))
+    scored, unscored = tables.scores(evaluated, rows)
     return {
         "full": full_row(main),
         "chart": chart(main),
@@ -140,7 +140,7 @@ def _numbers(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]
         "class_tables": class_tables(products(main), main, facts.classes),
         "scores": scored,
         "unscored": unscored,
-        "measures": tables.measures(judged, rows),
+        "measures": tables.measures(evaluated, rows),
         "ablations": ablations(main),
     }
 
@@ -199,7 +199,7 @@ COLUMNS = (
     "high_equal_bytes", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
     "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "fault", "set",
 )  # fmt: skip
-OURS = ("noun", "judged", "alike", "colour", "shape", "forest")  # of the page alone
+OURS = ("noun", "settings_number", "alike", "colour", "shape", "forest")  # of the page alone
 
 
 def plain_row(row: ReportRow) -> dict[str, object]:
@@ -255,7 +255,7 @@ def as_json(facts: ReportFacts) -> dict[str, object]:
         "verdicts": [_verdict(v) for v in said],
         "left_out": faulty,
         "elsewhere": elsewhere(rows),
-        "findings": [asdict(f) for f in findings([run.judged for run in facts.runs], rows)],
+        "findings": [asdict(f) for f in findings([run.evaluated for run in facts.runs], rows)],
         "runs": [_run(run) for run in facts.runs],
         "rows": [plain_row(row) for row in rows],
         "ablation": [asdict(found) for found in ablations(main)],
@@ -265,16 +265,16 @@ def as_json(facts: ReportFacts) -> dict[str, object]:
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
-    told = {name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes")}
-    return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, **told}
+    numbers = {name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes")}
+    return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, **numbers}
 
 
 def _run(run: RunFacts) -> dict[str, object]:
-    told = {k: run.summary.get(k) for k in ("protocol", "settings", "seed", "device")}
+    recorded = {k: run.summary.get(k) for k in ("protocol", "settings", "seed", "device")}
     return {
         "name": run.name,
         "folder": run.folder,
-        **told,
+        **recorded,
         "date": run.date,
         "commands": run.commands,
         "versions": run.versions,

@@ -23,7 +23,7 @@ SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple"
 
 def condition(row: ReportRow) -> Condition:
     """What a row must share with another to be compared with it: labels, recipe, network, augmentation, settings."""
-    return (row["labels"], row.get("recipe"), row["network"], bool(row.get("augment")), row["judged"])
+    return (row["labels"], row.get("recipe"), row["network"], bool(row.get("augment")), row["settings_number"])
 
 
 def primary(rows: Sequence[ReportRow]) -> Condition | None:
@@ -52,7 +52,7 @@ def random_of(row: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
 
 
 def products(rows: Sequence[ReportRow]) -> list[ReportRow]:
-    """The sets that were to be judged, of every run the last stage alone; coresets where there is nothing else."""
+    """The sets that were evaluated, of every run the last stage alone; coresets where there is nothing else."""
     given = [r for r in rows if r["given"] and r["ipc"] is not None]
     made = [r for r in given if r["method"] not in BASELINES] or given
     last = {
@@ -71,7 +71,7 @@ def mean(values: Sequence[float] | None) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def ordered(rows: Sequence[R]) -> list[R]:
+def order_rows(rows: Sequence[R]) -> list[R]:
     """By IPC, full data last, the baselines before the sets; each with its label's ``colour`` and ``shape``."""
     wanted = {r["label"]: COLOURS.get(r["stage"] or r["method"]) for r in rows}
     inks: dict[str, tuple[str, int]] = {}
@@ -106,7 +106,7 @@ class ReportRow(Row, total=False):
         label: What a table calls it; no other row of its IPC and condition has the same.
         noun: What a sentence calls it.
         runs: Names of the runs that evaluated it.
-        judged: A number for each different settings of the training: only rows with one number are compared.
+        settings_number: A number for each different settings of the training: only rows with one number are compared.
         alike: The names of the runs with these settings, where they are not those of the first run.
         given: Whether it is a set that was to be evaluated, not a baseline.
         set_name: The short name of its folder.
@@ -122,7 +122,7 @@ class ReportRow(Row, total=False):
     label: Required[str]
     noun: str
     runs: list[str]
-    judged: int
+    settings_number: int
     alike: str
     given: bool
     set_name: str | None
@@ -140,7 +140,7 @@ ASIDE = ("runs", "changed", "network", "networks", "augment", "labels", "legacy_
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedRun:
     """The summary of a run with its short ``name``, a ``label`` in every row, and by hash what its sets are called."""
 
     name: str
@@ -148,20 +148,18 @@ class Judged:
     given: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def merged(runs: Sequence[Judged]) -> list[ReportRow]:
-    """Every row once, with ``runs`` (names), ``judged`` (a number for each different settings), ``given`` (a set that
-    was to be judged), ``fault`` (an error was found in it), and the ``label`` and ``noun`` of no other row of its IPC
-    and condition.
+def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
+    """Every row once, with the keys of ``ReportRow`` but those of its colour; labels and nouns are unique.
 
     Of rows that differ in their number of trainings alone the one with more is kept.
     """
     found: dict[str, list[ReportRow]] = {}
     numbers = settings_numbers(runs)
-    for run, judged in zip(runs, numbers, strict=True):
-        alike = [other.name for other, number in zip(runs, numbers, strict=True) if number == judged]
+    for run, number in zip(runs, numbers, strict=True):
+        alike = [other.name for other, its in zip(runs, numbers, strict=True) if its == number]
         for row in run.summary["rows"]:
-            new = _row(row, run, judged, listed(alike) if judged else "")
-            same = found.setdefault(json.dumps([judged, *(row.get(name) for name in SAME)]), [])
+            new = _row(row, run, number, listed(alike) if number else "")
+            same = found.setdefault(json.dumps([number, *(row.get(name) for name in SAME)]), [])
             twin = next((r for r in same if _one_continues(r, row)), None)
             if twin is None:
                 same.append(new)
@@ -173,16 +171,16 @@ def merged(runs: Sequence[Judged]) -> list[ReportRow]:
                 "fault": twin["fault"] or new["fault"],
                 "runs": [*twin["runs"], run.name],
             }
-    return _told_apart([row for same in found.values() for row in same])
+    return _with_unique_labels([row for same in found.values() for row in same])
 
 
-def _row(row: ReportRow, run: Judged, judged: int, alike: str) -> ReportRow:
+def _row(row: ReportRow, run: EvaluatedRun, number: int, alike: str) -> ReportRow:
     names = [run.given[h] for h in hashes(row) if h in run.given]
     return {
         "ci95_vs_random": None,
         **row,
         "runs": [run.name],
-        "judged": judged,
+        "settings_number": number,
         "alike": alike,
         "given": bool(names) if run.given else row["method"] not in BASELINES,
         "set_name": next((name for name in names if name), None),
@@ -190,7 +188,7 @@ def _row(row: ReportRow, run: Judged, judged: int, alike: str) -> ReportRow:
     }
 
 
-def _with_errors(run: Judged) -> set[str | None]:
+def _with_errors(run: EvaluatedRun) -> set[str | None]:
     """The content hashes of the sets in which an error was found."""
     return {entry.get("set") for entry in run.summary.get("findings") or () if entry.get("severity") == "error"}
 
@@ -200,7 +198,7 @@ def _one_continues(row: ReportRow, other: ReportRow) -> bool:
     return all(a == b for a, b in zip(row["accuracy"], other["accuracy"], strict=False))
 
 
-def settings_numbers(runs: Sequence[Judged]) -> list[int]:
+def settings_numbers(runs: Sequence[EvaluatedRun]) -> list[int]:
     """One number a run, equal where their rows may be compared: the same protocol with the same training."""
     numbers: dict[str, int] = {}
     keys = []
@@ -216,8 +214,8 @@ def hashes(row: ReportRow) -> list[str]:
     return [found] if isinstance(found, str) else list(found or ())
 
 
-def _told_apart(rows: list[ReportRow]) -> list[ReportRow]:
-    """Labels with the set's name, the run's, both, or the set's hash: the first that tells all of one label apart."""
+def _with_unique_labels(rows: list[ReportRow]) -> list[ReportRow]:
+    """Labels with the name of the set, the run, both, or the set's hash: the first that makes them unique."""
     found: dict[int, ReportRow] = {}
     for label in dict.fromkeys(r["label"] for r in rows):
         same = [r for r in rows if r["label"] == label]
@@ -233,12 +231,12 @@ def _unique(rows: Sequence[ReportRow], tag: Callable[[ReportRow], str]) -> bool:
 
 
 def _tag(*names: str) -> Callable[[ReportRow], str]:
-    def words(row: ReportRow) -> str:
-        told = {"set": row["set_name"], "settings": row["alike"], "run": listed(row["runs"])}
-        told["hash"] = " ".join(content[:8] for content in hashes(row))
-        return ", ".join(word for name in names if (word := told[name]))
+    def tag(row: ReportRow) -> str:
+        words = {"set": row["set_name"], "settings": row["alike"], "run": listed(row["runs"])}
+        words["hash"] = " ".join(content[:8] for content in hashes(row))
+        return ", ".join(word for name in names if (word := words[name]))
 
-    return words
+    return tag
 
 
 TAGS = (_tag("settings"), _tag("set", "settings"), _tag("run"), _tag("set", "run"))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from gendistill.config import DataConfig
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import CONFIG, LOG, RECORD
 
 COMMANDS = ("gendistill", "evaluate")
@@ -48,7 +48,7 @@ def recorded_data(options: Options) -> DataConfig | None:
         given["name"] = str(options["start"] / name)
     try:
         return DataConfig(**given)
-    except TypeError:
+    except (TypeError, ConfigError):
         return None
 
 
@@ -128,9 +128,9 @@ class Finished:
 
     @property
     def hashes(self) -> list[str]:
-        """Content hashes of the sets that were judged, in the order they were given."""
-        judged: Mapping[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
-        return list(judged.get("settings", {}).get("inputs", {}).get("surrogates", ()))
+        """Content hashes of the sets that were evaluated, in the order they were given."""
+        record: Mapping[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
+        return list(record.get("settings", {}).get("inputs", {}).get("surrogates", ()))
 
     @cached_property
     def options(self) -> Options:
@@ -207,7 +207,7 @@ def data_config(run: Path) -> DataConfig:
     config = _read(run, Path(CONFIG), yaml.safe_load)
     try:
         return DataConfig(**config["data"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(
             f"{run / CONFIG} does not say which data the run was made from ({error}); expected the `data` options of "
             "`gendistill run`. Copy the run again, or make it again."

@@ -26,7 +26,7 @@ from gendistill.evaluation.summary import LABELS, RANDOM, row_label
 from gendistill.networks.feature_extractors import features_of, saved_reference_network
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.results import Judged, ReportRow, merged, ordered
+from gendistill.report.results import EvaluatedRun, ReportRow, merge_rows, order_rows
 from gendistill.report.run_folder import Finished
 from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
@@ -95,7 +95,7 @@ def _labelled(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 def find_data(found: Sequence[Finished]) -> tuple[RealData | None, list[str]]:
     """(the real images that all of the folders were made from, or sentences that say why they are not there).
 
-    A run knows its images, so that it is an error when they are gone.
+    A run knows its images, so that it is an error if they are missing.
 
     Raises:
         ArtifactError: a run's images are others now.
@@ -139,7 +139,7 @@ def check_data(found: Finished, data: RealData) -> None:
 
 
 def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, SurrogateSet]:
-    """The run's sets of one IPC by label, in the order of the stages, after the first random draw that was judged."""
+    """The run's sets of one IPC by label, in the order of the stages, after the first evaluated random draw."""
     folders = {LABELS[stage]: run / path / f"ipc-{ipc}" for stage, path in SETS.items()}
     found = {label: SurrogateSet.load(path) for label, path in folders.items() if (path / MANIFEST).is_file()}
     if not found:
@@ -148,14 +148,14 @@ def load_sets(run: Path, data: RealData, ipc: int, seed: int) -> dict[str, Surro
 
 
 def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str, SurrogateSet]:
-    """The sets of one IPC after the first random draw that was judged: of as many images by class as they have, of
+    """The sets of one IPC after the first random draw that was evaluated: of as many images by class as they have, of
     several numbers the equal ones, else the most."""
     counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
     return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
 
 
 def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
-    """The first of those that were judged beside a set of ``counts`` images by class; all of a class that has fewer."""
+    """The first random draw for a set of ``counts`` images by class; all images of a class that has fewer."""
     drawn, picks = derive(seed, "random draw", 0), []
     for label, count in enumerate(counts):
         index = data.train.of_class(label)
@@ -188,7 +188,7 @@ def _by_size(sets: dict[str, SurrogateSet], names: dict[str, str | None], data: 
 
 
 def names_of(found: Finished) -> dict[str, str | None]:
-    """By content hash a short name for every set that was judged: its folder's, without ``ipc-N``."""
+    """By content hash a short name for every set that was evaluated: its folder's, without ``ipc-N``."""
     stems = {
         content: path.parent if re.fullmatch(r"ipc-\d+", path.name) else path
         for content, path in found.surrogates.items()
@@ -232,7 +232,7 @@ def project(runs: Sequence[RunFacts], data: RealData, look: FeatureSource | None
 
 
 def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:
-    """The set of a folder, if it is still the one that was judged; plain folders are read as large as the real ones."""
+    """The set of a folder if it is still the evaluated one; plain folders are read in the size of the real images."""
     try:
         if (path / MANIFEST).is_file():
             made = SurrogateSet.load(path)
@@ -252,7 +252,7 @@ def _lost(found: Finished, read: Collection[str], data: RealData | None) -> list
     plain = [c for c, path in paths.items() if not data and path.is_dir() and not (path / MANIFEST).is_file()]
     several = f"{len(found.hashes)} sets"
     lost = (
-        f"{len(gone) - len(plain)} of its {several} are not where they were judged, or have changed; they are not "
+        f"{len(gone) - len(plain)} of its {several} are no longer in their folders, or have changed; they are not "
         "pictured."
     )
     unread = (
@@ -311,10 +311,10 @@ class RunFacts:
 
     Attributes:
         name: Short name that tells it from the others.
-        summary: Its summary.json, with a ``label`` for readers in every row.
+        summary: Its summary.json, with a ``label`` in every row.
         date: When it ended.
         folder: Where it is; empty for an evaluation in memory.
-        given: By content hash, the short names of the sets that were judged, None where they need none.
+        given: By content hash, the short names of the sets that were evaluated, None where they need none.
         sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
         is_run: Not an evaluation, of which every set is a product.
         missing: Sentences that say which pictures could not be shown, and why.
@@ -334,8 +334,8 @@ class RunFacts:
     config: str = ""
 
     @property
-    def judged(self) -> Judged:
-        return Judged(self.name, self.summary, self.given)
+    def evaluated(self) -> EvaluatedRun:
+        return EvaluatedRun(self.name, self.summary, self.given)
 
     @property
     def commands(self) -> list[str]:
@@ -364,7 +364,7 @@ class ReportFacts:
     @property
     def rows(self) -> list[ReportRow]:
         """Those of all runs, each once, in order and with colours."""
-        return ordered(merged([run.judged for run in self.runs]))
+        return order_rows(merge_rows([run.evaluated for run in self.runs]))
 
     @property
     def classes(self) -> tuple[str, ...]:

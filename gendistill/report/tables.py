@@ -25,7 +25,7 @@ from gendistill.report.charts import (
     ticks,
 )
 from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent, render_template
-from gendistill.report.results import Judged, ReportRow, hashes, ipc_of, mean, ordered, random_of
+from gendistill.report.results import EvaluatedRun, ReportRow, hashes, ipc_of, mean, order_rows, random_of
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -80,7 +80,7 @@ class MeasureTable:
     reasons: list[str]
 
 
-def findings(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> list[FindingLine]:
+def findings(runs: Sequence[EvaluatedRun], rows: Sequence[ReportRow]) -> list[FindingLine]:
     """Of all runs, each once, errors first."""
     found = {}
     for run in runs:
@@ -92,7 +92,7 @@ def findings(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> list[FindingL
 
 
 def scores(
-    runs: Sequence[Judged], rows: Sequence[ReportRow]
+    runs: Sequence[EvaluatedRun], rows: Sequence[ReportRow]
 ) -> tuple[list[tuple[tuple[str, str], list[ScoreLine]]], list[str]]:
     """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed)."""
     found: dict[ScoreLine, bool] = {}
@@ -108,7 +108,7 @@ def scores(
     return list(groups.items()), list(missing)
 
 
-def _score(entry: ScoreEntry, run: Judged, rows: Sequence[ReportRow]) -> ScoreLine:
+def _score(entry: ScoreEntry, run: EvaluatedRun, rows: Sequence[ReportRow]) -> ScoreLine:
     keys = ("method", "stage", "space", "ipc", "set")
     wanted: Mapping[str, object] = {k: v for k, v in entry.items() if k in keys}
     same = (r for r in rows if run.name in r["runs"] and all(r.get(k) == v for k, v in wanted.items()))
@@ -130,13 +130,13 @@ def _with_std(found: Score | None) -> tuple[float, float | None] | None:
     return (score, found.get("std")) if found and score is not None else None
 
 
-def measures(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> MeasureTable | None:
+def measures(runs: Sequence[EvaluatedRun], rows: Sequence[ReportRow]) -> MeasureTable | None:
     """What is ``SHOWN`` of every set that was measured, each once, in the order of the rows."""
-    told: dict[str, Mapping[str, Any]] = {}
+    numbers: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for content, entry in (run.summary.get("sets") or {}).items():
-            told.setdefault(content, entry)
-    found = {content: [_measure(_at(entry, path)) for path, *_ in SHOWN] for content, entry in told.items()}
+            numbers.setdefault(content, entry)
+    found = {content: [_measure(_at(entry, path)) for path, *_ in SHOWN] for content, entry in numbers.items()}
     shown = [i for i in range(len(SHOWN)) if any(values[i] for values in found.values())]
     if not shown:
         return None
@@ -147,7 +147,7 @@ def measures(runs: Sequence[Judged], rows: Sequence[ReportRow]) -> MeasureTable 
         row = _row_of(content, rows)
         label, ipc = (row["label"], row["ipc"]) if row else (f"set {content[:8]}", "")
         groups.setdefault(ipc, []).append((label, [found[content][i] for i in shown]))
-    said = (_at(entry, SHOWN[i][0]).get("reason") for entry in told.values() for i in shown)
+    said = (_at(entry, SHOWN[i][0]).get("reason") for entry in numbers.values() for i in shown)
     heads = [(title, better) for _, title, better in (SHOWN[i] for i in shown)]
     return MeasureTable(heads, list(groups.items()), [reason for reason in dict.fromkeys(said) if reason])
 
@@ -158,9 +158,9 @@ def _at(entry: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
     return entry
 
 
-def _measure(told: Mapping[str, Any]) -> MeasureCell | None:
-    random = told.get("random") or {}
-    return None if told.get("mean") is None else MeasureCell(told["mean"], random.get("mean"), random.get("std"))
+def _measure(numbers: Mapping[str, Any]) -> MeasureCell | None:
+    random = numbers.get("random") or {}
+    return None if numbers.get("mean") is None else MeasureCell(numbers["mean"], random.get("mean"), random.get("std"))
 
 
 def _row_of(content: str | None, rows: Sequence[ReportRow]) -> ReportRow | None:
@@ -206,8 +206,8 @@ class ClassTable:
 
 def class_tables(shown: Sequence[ReportRow], rows: Sequence[ReportRow], classes: Sequence[str]) -> list[ClassTable]:
     """One for each of the ``shown`` rows that knows its accuracy by class, the largest IPC first."""
-    told = [r for r in shown if r.get("per_class")]
-    return [_table(r, random_of(r, rows), classes) for r in sorted(told, key=lambda r: -ipc_of(r))]
+    known = [r for r in shown if r.get("per_class")]
+    return [_table(r, random_of(r, rows), classes) for r in sorted(known, key=lambda r: -ipc_of(r))]
 
 
 def _table(row: ReportRow, random: ReportRow | None, classes: Sequence[str]) -> ClassTable:
@@ -227,7 +227,7 @@ EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: th
 
 @dataclass(frozen=True)
 class MatrixLine:
-    """A set under every condition; ``cells`` are its rows, None where it was not judged."""
+    """A set under every condition; ``cells`` are its rows, None where it was not evaluated."""
 
     row: ReportRow
     cells: list[ReportRow | None]
@@ -257,24 +257,24 @@ class Section:
 
 def sections(rows: Sequence[ReportRow]) -> list[Section]:
     """One for every recipe of labels and for every settings."""
-    trainings = {r["judged"] for r in rows}
+    trainings = {r["settings_number"] for r in rows}
     kinds = list(dict.fromkeys(_kind(r) for r in rows if r["ipc"] is not None))
     kinds += dict.fromkeys(kind for r in rows if (kind := _kind(r)) not in kinds)  # of full data alone
     return [_section([r for r in rows if _kind(r) == kind], len(trainings) > 1) for kind in kinds]
 
 
 def _kind(row: ReportRow) -> tuple[str, str | None, int]:
-    return row["labels"], row.get("recipe"), row["judged"]
+    return row["labels"], row.get("recipe"), row["settings_number"]
 
 
 def _section(rows: Sequence[ReportRow], several: bool) -> Section:
     conditions = list(dict.fromkeys(_condition(r) for r in rows if r["ipc"] is not None)) or [_condition(rows[0])]
-    main = [_told(r) for r in rows if _condition(r) == conditions[0]]
+    main = [_with_means(r) for r in rows if _condition(r) == conditions[0]]
     labels, recipe, _ = _kind(rows[0])
     words = [recipe or f"{labels} labels"] * (labels != "hard")
     if several:
         runs = listed(dict.fromkeys(run for r in rows for run in r["runs"]))
-        words.append(f"{'as' if words else 'As'} judged in {runs}")
+        words.append(f"{'as' if words else 'As'} evaluated in {runs}")
     return Section(
         title=", ".join(words),
         network=_head(*conditions[0], len({c[1] for c in conditions}) > 1),
@@ -288,23 +288,23 @@ def _condition(row: ReportRow) -> tuple[str, bool]:
     return row["network"], bool(row.get("augment"))
 
 
-def _head(network: str, augment: bool, told: bool) -> str:
-    return f"{network}, augmented" if augment else f"{network}, not augmented" if told else network
+def _head(network: str, augment: bool, differs: bool) -> str:
+    return f"{network}, augmented" if augment else f"{network}, not augmented" if differs else network
 
 
 def _matrix(rows: Sequence[ReportRow], conditions: Sequence[tuple[str, bool]]) -> Matrix:
     found: dict[int | None, dict[str, dict[tuple[str, bool], ReportRow]]] = {}
     for row in rows:
         found.setdefault(row["ipc"], {}).setdefault(row["label"], {})[_condition(row)] = row
-    told = len({c[1] for c in conditions}) > 1
+    differs = len({c[1] for c in conditions}) > 1
     groups = [
         (ipc, [MatrixLine(next(iter(by.values())), [by.get(c) for c in conditions]) for by in labels.values()])
         for ipc, labels in found.items()
     ]
-    return Matrix([_head(*c, told) for c in conditions], groups)
+    return Matrix([_head(*c, differs) for c in conditions], groups)
 
 
-def _told(row: ReportRow) -> ReportRow:
+def _with_means(row: ReportRow) -> ReportRow:
     """With the means of ``legacy_best`` and ``ece``, and the bytes of images and labels together."""
     stored = row.get("bytes") or {}
     total = (stored.get("images") or 0) + (stored.get("labels") or 0) or None
@@ -335,7 +335,7 @@ class ContinualPanel:
 def render_continual(summary: Mapping[str, Any]) -> str:
     """The page of a summary whose rows have a ``label``."""
     counts = summary["classes"]
-    rows: list[MemoryRow] = ordered(summary["rows"])
+    rows: list[MemoryRow] = order_rows(summary["rows"])
     groups = {ipc: [r for r in rows if ipc_of(r) == ipc] for ipc in dict.fromkeys(map(ipc_of, rows))}
     panels = [
         ContinualPanel(ipc, group, [said for r in group if (said := sentence(r))], continual_chart(group, counts))
@@ -433,7 +433,7 @@ class Ablation:
 
 
 def ablations(rows: Sequence[ReportRow]) -> list[Ablation]:
-    """One for every run that judged at least two stages, from rows of one condition."""
+    """One for every run that evaluated at least two stages, from rows of one condition."""
     found = [_of_run(run, rows) for run in dict.fromkeys(run for r in rows for run in r["runs"])]
     unlike = {str((a.sizes, a.steps)): a for a in reversed(found) if a.steps}  # runs may share all their stages
     return list(reversed(unlike.values()))

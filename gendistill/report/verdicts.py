@@ -66,7 +66,7 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[ReportRow], wanted: Condition | None = None) -> list[Verdict]:
-    """One for every IPC at which a set without a fault was judged, under one condition, else the ``primary`` one."""
+    """One for every IPC at which a set without a fault was evaluated, under one condition, else the ``primary`` one."""
     same = under(rows, wanted or primary(rows))
     made = [r for r in products(same) if not r["fault"]]
     sizes = sorted({ipc_of(r) for r in made})
@@ -109,7 +109,7 @@ def left_out(rows: Sequence[ReportRow]) -> list[str]:
 def headline(found: Sequence[Verdict], faulty: Sequence[str] = ()) -> str:
     """The verdict over all IPC, in one sentence or two."""
     if not found:
-        return "Every set that was judged has a fault." if faulty else "There is no set that was judged."
+        return "Every evaluated set has a fault." if faulty else "No set was evaluated."
     nouns = {v.row["noun"] for v in found}
     name = f"The {nouns.pop()}" if len(nouns) == 1 else "The best set at each IPC"
     said = predicates(found)
@@ -157,11 +157,11 @@ def label_gains(rows: Sequence[ReportRow]) -> list[str]:
 
 def where(other: Condition, first: Condition, rows: Sequence[ReportRow]) -> str:
     """In what a condition differs: "On resnet18, with augmentation,"."""
-    labels, recipe, network, augment, judged = other
+    labels, recipe, network, augment, settings = other
     parts = [f"on {network}"] * (network != first[2])
     parts += [f"with{'' if augment else 'out'} augmentation"] * (augment != first[3])
     parts += [f"with {labels} labels{f' ({recipe})' if recipe else ''}"] * ((labels, recipe) != first[:2])
-    runs = dict.fromkeys(run for r in rows if r["judged"] == judged for run in r["runs"])
-    parts += [f"with the settings of {', '.join(runs)}"] * (judged != first[4])
+    runs = dict.fromkeys(run for r in rows if r["settings_number"] == settings for run in r["runs"])
+    parts += [f"with the settings of {', '.join(runs)}"] * (settings != first[4])
     text = ", ".join(parts)
     return f"{text[0].upper()}{text[1:]},"

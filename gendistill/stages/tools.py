@@ -66,7 +66,7 @@ def verify_set(folder: Path) -> str:
     """Print what a sound set is, or return what is wrong with it."""
     try:
         manifest, problems = read_manifest(folder), list(verify(folder))
-    except ArtifactError as error:  # the other sets want to be looked at as well
+    except ArtifactError as error:  # the other sets are checked all the same
         return str(error)
     if problems:
         listed = [*problems[:MOST], *([f"and {len(problems) - MOST} more"] if len(problems) > MOST else [])]

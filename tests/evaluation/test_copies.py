@@ -17,7 +17,7 @@ from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_space
 from gendistill.data.pixels import to_float
 from gendistill.errors import DataError
 from gendistill.evaluation.copies import Copies, CopyCheck, nearest
-from gendistill.report.nearest import copied, copy_line, near
+from gendistill.report.nearest import copies_sentence, copy_line, nearness_sentence
 
 
 def copy_check(made: Tensor, data: RealData, **options: Any) -> Copies:
@@ -117,7 +117,9 @@ def test_a_real_subset_is_all_near_and_all_copies(digits: RealData, features) ->
     assert found.near.all()
     assert found.counts == {"train": found.images, "validation": 0, "test": 0}
     assert all(match.equal for match in found.closest(12))
-    assert copied("the set", found).startswith("173 of the 173 images of the set are copies of training images")
+    assert copies_sentence("the set", found).startswith(
+        "173 of the 173 images of the set are copies of training images"
+    )
 
 
 def test_copies_are_near_where_the_held_out_images_are_copies_too(digits: RealData) -> None:
@@ -149,9 +151,9 @@ def test_held_out_photographs_are_not_taken_for_copies(cifar10: RealData) -> Non
 
 def test_few_held_out_images_are_said_to_be_few(digits: RealData) -> None:
     few = copy_check(digits.test.images[:50], replace(digits, validation=digits.validation.take(torch.arange(20))))
-    assert "the closest 1 % of the 20 held-out real images" in near(few)
-    assert "1 in 100" not in near(few)
-    assert "1 in 100" in near(copy_check(digits.test.images[:50], digits))
+    assert "the closest 1 % of the 20 held-out real images" in nearness_sentence(few)
+    assert "1 in 100" not in nearness_sentence(few)
+    assert "1 in 100" in nearness_sentence(copy_check(digits.test.images[:50], digits))
 
 
 def test_one_test_image_is_called_a_leak(digits: RealData) -> None:
@@ -161,7 +163,7 @@ def test_one_test_image_is_called_a_leak(digits: RealData) -> None:
     assert found.counts == {"train": 0, "validation": 0, "test": 1}
     match = found.closest(3)[0]
     assert (match.image, match.split, match.position, match.distance) == (4, "test", 33, 0.0)
-    words = copied("the set", found)
+    words = copies_sentence("the set", found)
     assert "0 of the 10 images of the set are copies of training images" in words
     assert "1 is a copy of a test image, which the set must not have seen" in words
     line = copy_line(found.summary())
@@ -174,7 +176,7 @@ def test_most_bounds_what_is_measured_not_what_is_hashed(digits: RealData) -> No
     assert (len(found.measured), len(found.held_out), found.images) == (10, 10, 60)
     assert found.measured.tolist() == evenly_spaced(60, 10)
     assert int(found.near.sum()) == 10
-    assert near(found).startswith("10 of the 10 of them that were measured are as close")
+    assert nearness_sentence(found).startswith("10 of the 10 of them that were measured are as close")
     assert "; 10 of 10 measured closer than" in copy_line(found.summary())
 
 

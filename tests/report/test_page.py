@@ -22,7 +22,7 @@ from gendistill.report.formatting import CELL
 from gendistill.report.images import gallery
 from gendistill.report.nearest import closest_of_run
 from gendistill.report.page import write_evaluation_page, write_report
-from gendistill.report.results import Judged, merged, ordered
+from gendistill.report.results import EvaluatedRun, merge_rows, order_rows
 from gendistill.report.sets import load_sets
 from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.tools import main_report
@@ -87,7 +87,7 @@ def test_absent_stages_are_left_out(tmp_path: Path, data: RealData) -> None:
 def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: RealData) -> None:
     page = text_of(make_run(tmp_path / "run", data, copies=True), data)
     assert "4 of the 4 images of the refined set at IPC 2 are copies of training images, to the last pixel." in page
-    assert "test split is too good" not in page
+    assert "test split are too high" not in page
     found = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined", copies=True)}}, CopyCheck.of(data))
     assert found is not None
     assert (found.median, found.measured) == (0.0, 4)
@@ -103,7 +103,7 @@ def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
     images = torch.cat([data.test.images[:1], data.validation.images[1:2], made.images[2:]])
     found = closest_of_run({2: {"+ refinement": replace(made, images=images)}}, CopyCheck.of(data))
     assert found is not None
-    assert "1 is a copy of a test image, which the set must not have seen: what is measured with this" in found.copied
+    assert "1 is a copy of a test image, which the set must not have seen: accuracies on this" in found.copied
     assert "1 is a copy of a validation image" in found.copied
     assert [pair.distance for pair in found.pairs[:2]] == ["a copy of a test image", "a copy of a validation image"]
 
@@ -141,7 +141,9 @@ def test_large_runs_show_a_sample_and_say_so(classes: int, size: int, channels: 
 
 def test_chart_stays_in_its_frame(data: RealData) -> None:
     summary = make_summary(data, 0.2)
-    rows = ordered(merged([Judged("run", {**summary, "rows": [{**r, "label": r["method"]} for r in summary["rows"]]})]))
+    rows = order_rows(
+        merge_rows([EvaluatedRun("run", {**summary, "rows": [{**r, "label": r["method"]} for r in summary["rows"]]})])
+    )
     drawn = chart(rows)
     assert drawn is not None
     points = [p for curve in drawn.curves for p in curve.points]

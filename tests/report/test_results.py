@@ -13,7 +13,16 @@ from gendistill.evaluation.evaluator import seed_spread, with_verdict
 from gendistill.evaluation.intervals import row_interval
 from gendistill.report.charts import chart, cost_chart, log_ticks, mean_interval
 from gendistill.report.page import as_csv
-from gendistill.report.results import Judged, condition, merged, ordered, primary, products, random_of, under
+from gendistill.report.results import (
+    EvaluatedRun,
+    condition,
+    merge_rows,
+    order_rows,
+    primary,
+    products,
+    random_of,
+    under,
+)
 from gendistill.report.tables import (
     EXTREMES,
     MeasureCell,
@@ -40,19 +49,19 @@ def row(method: str, ipc: int | None, gain: float = 0.0, stage: str | None = Non
     return {**made, "label": f"{name} ({made['space']})" if made["space"] else name}
 
 
-def judged(name: str, rows: list[Row], given: dict[str, str | None] | None = None, **keys: Any) -> Judged:
+def evaluated_run(name: str, rows: list[Row], given: dict[str, str | None] | None = None, **keys: Any) -> EvaluatedRun:
     told = [{**with_verdict(r, rows), "label": r["label"]} for r in rows]
-    return Judged(name, {"protocol": "gendistill", "settings": {"steps": 5}, "rows": told, **keys}, given or {})
+    return EvaluatedRun(name, {"protocol": "gendistill", "settings": {"steps": 5}, "rows": told, **keys}, given or {})
 
 
-def rows_of(*runs: Judged) -> list[Row]:
-    return ordered(merged(runs))
+def rows_of(*runs: EvaluatedRun) -> list[Row]:
+    return order_rows(merge_rows(runs))
 
 
 def test_rows_that_runs_share_are_one_row_and_others_are_told_apart() -> None:
     shared = [row("random", 1), row("kmeans", 1, 0.1, space="pixels")]
-    a = judged("a", [*shared, row("generative", 1, 0.2, "refined", set="x")])
-    b = judged("b", [*shared, row("generative", 1, 0.1, "refined", set="y")])
+    a = evaluated_run("a", [*shared, row("generative", 1, 0.2, "refined", set="x")])
+    b = evaluated_run("b", [*shared, row("generative", 1, 0.1, "refined", set="y")])
     found = rows_of(a, b)
     assert [(r["label"], r["runs"]) for r in found] == [
         ("random real images", ["a", "b"]), ("k-means (pixels)", ["a", "b"]),
@@ -64,34 +73,36 @@ def test_rows_that_runs_share_are_one_row_and_others_are_told_apart() -> None:
 
 def test_the_same_trainings_and_more_of_them_are_one_row() -> None:
     longer = row("kmeans", 1, accuracy=[0.6, 0.62, 0.61, 0.63])
-    found = rows_of(judged("a", [row("kmeans", 1, accuracy=[0.6, 0.62, 0.61])]), judged("b", [longer]))
+    found = rows_of(evaluated_run("a", [row("kmeans", 1, accuracy=[0.6, 0.62, 0.61])]), evaluated_run("b", [longer]))
     assert [(r["accuracy"], r["runs"]) for r in found] == [(longer["accuracy"], ["a", "b"])]
     other = row("kmeans", 1, accuracy=[0.6, 0.62, 0.5])
-    assert len(rows_of(judged("a", [other]), judged("b", [longer]))) == 2
+    assert len(rows_of(evaluated_run("a", [other]), evaluated_run("b", [longer]))) == 2
 
 
 def test_runs_with_other_settings_share_nothing_and_are_not_compared() -> None:
-    a = judged("a", [row("random", 1), row("dm", 1, 0.1)])
-    b = judged("b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 50})
+    a = evaluated_run("a", [row("random", 1), row("dm", 1, 0.1)])
+    b = evaluated_run("b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 50})
     found = rows_of(a, b)
     assert {r["label"] for r in found} == {"random real images", "dm", "random real images, b", "dm, b"}
     assert [v.row["label"] for v in verdicts(found)] == ["dm"]
     assert elsewhere(found) == ["With the settings of b, the dm set b beats random real images at IPC 1."]
-    assert [s.title for s in sections(found)] == ["As judged in a", "As judged in b"]
-    runs = judged("b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 5, "runs": 9, "changed": ["runs"]})
-    assert {r["judged"] for r in rows_of(a, runs)} == {0}
+    assert [s.title for s in sections(found)] == ["As evaluated in a", "As evaluated in b"]
+    runs = evaluated_run(
+        "b", [row("random", 1), row("dm", 1, 0.3)], settings={"steps": 5, "runs": 9, "changed": ["runs"]}
+    )
+    assert {r["settings_number"] for r in rows_of(a, runs)} == {0}
 
 
 def test_sets_of_one_name_are_told_apart_by_folder_or_hash() -> None:
     both = [row("random", 1), row("dm", 1, 0.1, set="aaaaaaaaaa"), row("dm", 1, 0.2, set="bbbbbbbbbb")]
-    named = rows_of(judged("run", both, {"aaaaaaaaaa": "first", "bbbbbbbbbb": "second"}))
+    named = rows_of(evaluated_run("run", both, {"aaaaaaaaaa": "first", "bbbbbbbbbb": "second"}))
     assert [r["label"] for r in named[1:]] == ["dm, first", "dm, second"]
-    assert [r["label"] for r in rows_of(judged("run", both))[1:]] == ["dm, aaaaaaaa, run", "dm, bbbbbbbb, run"]
+    assert [r["label"] for r in rows_of(evaluated_run("run", both))[1:]] == ["dm, aaaaaaaa, run", "dm, bbbbbbbb, run"]
 
 
 def test_a_coreset_that_was_given_is_a_product_and_no_reference() -> None:
     given = row("random", 1, -0.1, set="mine")
-    found = rows_of(judged("run", [row("random", 1), given], {"mine": "subset"}))
+    found = rows_of(evaluated_run("run", [row("random", 1), given], {"mine": "subset"}))
     assert [r["label"] for r in products(found)] == ["random real images, subset"]
     assert headline(verdicts(found)) == (
         "The set subset (random real images) is worse than random real images at IPC 1."
@@ -100,7 +111,7 @@ def test_a_coreset_that_was_given_is_a_product_and_no_reference() -> None:
 
 def test_the_best_of_several_sets_is_named_and_said_to_be_chosen() -> None:
     rows = [row("random", 1), row("herding", 1, 0.15), row("kmeans", 1, 0.1), row("dm", 1, 0.1), row("idm", 1, 0.2)]
-    (said,) = verdicts(rows_of(judged("run", rows)))
+    (said,) = verdicts(rows_of(evaluated_run("run", rows)))
     assert (said.row["label"], said.among) == ("idm", 2)
     assert said.sentence.startswith(
         "At IPC 1 the idm set beats random real images by 19.0 to 21.0 points and beats herd"
@@ -111,9 +122,9 @@ def test_the_best_of_several_sets_is_named_and_said_to_be_chosen() -> None:
 def test_equal_bytes_are_those_of_the_very_row_as_the_evaluation_found_them() -> None:
     rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, 0.3, space="equal bytes"),
             row("dm", 1, 0.2), row("idc", 1, 0.24, ci95_vs_equal_bytes=[-0.06, -0.04])]  # fmt: skip
-    (said,) = verdicts(rows_of(judged("run", rows)))
+    (said,) = verdicts(rows_of(evaluated_run("run", rows)))
     assert "but is worse than random real images of equal bytes by 4.0 to 6.0 points." in said.sentence
-    (plain,) = verdicts(rows_of(judged("run", rows[:4])))
+    (plain,) = verdicts(rows_of(evaluated_run("run", rows[:4])))
     assert "equal bytes" not in plain.sentence
 
 
@@ -121,7 +132,7 @@ def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
     soft: dict[str, Any] = {"labels": "soft", "recipe": "per_view, T 4"}
     rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, **soft),
             row("dm", 1, 0.2, **soft, ci95_vs_equal_bytes=[0.04, 0.06])]  # fmt: skip
-    found = rows_of(judged("run", rows))
+    found = rows_of(evaluated_run("run", rows))
     (said,) = verdicts(found, condition(found[-1]))
     assert said.sentence.endswith("beats random real images of equal bytes by 4.0 to 6.0 points.")
 
@@ -129,7 +140,7 @@ def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
 def test_sets_of_uneven_classes_are_compared_with_random_images_of_the_same_numbers() -> None:
     rows = [row("random", 2), row("random", 2, 0.3, counts=[3, 1], space="as dm, 4 images"),
             row("kmeans", 2, 0.5), row("dm", 2, 0.1, counts=[3, 1])]  # fmt: skip
-    found = rows_of(judged("run", rows))
+    found = rows_of(evaluated_run("run", rows))
     (said,) = verdicts(found)
     assert random_of(found[-1], found) is found[1]
     assert said.coreset is None
@@ -137,7 +148,7 @@ def test_sets_of_uneven_classes_are_compared_with_random_images_of_the_same_numb
 
 def test_the_best_sets_of_different_sizes_may_be_different_ones() -> None:
     rows = [row("random", 1), row("random", 5), row("dm", 1, 0.2), row("dm", 5), row("idm", 1), row("idm", 5, 0.1)]
-    said = verdicts(rows_of(judged("run", rows)))
+    said = verdicts(rows_of(evaluated_run("run", rows)))
     assert [v.row["label"] for v in said] == ["dm", "idm"]
     assert headline(said) == "The best set at each IPC beats random real images at every IPC."
 
@@ -158,7 +169,7 @@ def conditions() -> list[Row]:
 
 
 def run_of(rows: list[Row]) -> list[Row]:
-    return rows_of(Judged("run", {"rows": rows}))
+    return rows_of(EvaluatedRun("run", {"rows": rows}))
 
 
 def test_other_networks_augmentation_and_labels_have_a_sentence_each() -> None:
@@ -195,7 +206,7 @@ def test_every_step_has_its_paired_gain() -> None:
             ("refined", 0.3, (0, 0, 0)),
         )
     ]
-    (found,) = ablations(rows_of(judged("run", rows)))
+    (found,) = ablations(rows_of(evaluated_run("run", rows)))
     names = [name for name, _ in found.steps]
     assert names[0] == "minimax fine-tuning of the generator"
     assert names[1:] == ["sampled set to refined set", "all of it, set before minimax to refined set"]
@@ -204,7 +215,7 @@ def test_every_step_has_its_paired_gain() -> None:
     half = 4.302652729911275 * 0.01 / 3**0.5  # t of 2 degrees of freedom, differences 0.11, 0.09, 0.10
     assert (gain.low, gain.high) == pytest.approx((0.1 - half, 0.1 + half))
     assert [gains[0].middle for _, gains in found.steps if gains[0]] == pytest.approx([0.1, 0.2, 0.3])
-    assert ablations(rows_of(judged("run", rows[:2]))) == []
+    assert ablations(rows_of(evaluated_run("run", rows[:2]))) == []
 
 
 def pooled(sets: list[float], stage: str | None = None, runs: int = 5) -> Row:
@@ -236,12 +247,12 @@ def test_two_rows_of_unlike_many_synthesis_seeds_are_compared_unpaired() -> None
 def test_sentences_and_ablations_of_pooled_rows_are_by_set() -> None:
     rows = [row("random", 1, accuracy=[0.4] * 15), row("kmeans", 1, accuracy=[0.55] * 15, space="pixels"),
             pooled([0.5, 0.6, 0.7])]  # fmt: skip
-    (said,) = verdicts(rows_of(judged("run", rows)))
+    (said,) = verdicts(rows_of(evaluated_run("run", rows)))
     assert "the dm set (3 synthesis seeds) is not better than random" in said.sentence
     assert "is not better than k-means on pixels" in said.sentence
     steps = [{**pooled(sets, stage), "method": "generative"} for stage, sets in
              (("samples", [0.5, 0.5, 0.5]), ("refined", [0.5, 0.6, 0.7]))]  # fmt: skip
-    ((_, (gain,)),) = ablations(rows_of(judged("run", [rows[0], *steps])))[0].steps
+    ((_, (gain,)),) = ablations(rows_of(evaluated_run("run", [rows[0], *steps])))[0].steps
     assert gain is not None
     assert gain.word == "not better"
     assert gain.high - gain.low == pytest.approx(2 * 4.302652729911275 * 0.1 / 3**0.5)
@@ -252,7 +263,7 @@ def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
         row("dm", ipc, 0.1, synthesis_seconds=seconds, bytes={"images": 1000 * ipc, "labels": 24})
         for ipc, seconds in ((1, 2.0), (5, 20.0), (10, 200.0))
     ]
-    found = rows_of(judged("run", rows))
+    found = rows_of(evaluated_run("run", rows))
     drawn = cost_chart(found, "seconds")
     assert drawn is not None
     x = [p.x for curve in drawn.curves for p in curve.points]
@@ -265,12 +276,12 @@ def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     stored = cost_chart(found, "bytes")
     assert stored is not None
     assert [line[2] for line in stored.table] == ["1.02 kB", "5.02 kB", "10 kB"]
-    assert cost_chart(rows_of(judged("run", rows[:1])), "seconds") is None
+    assert cost_chart(rows_of(evaluated_run("run", rows[:1])), "seconds") is None
 
 
 def test_random_is_a_band_from_side_to_side() -> None:
     rows = [row("random", 1), row("random", 5), row("dm", 1, 0.1)]
-    drawn = chart(rows_of(judged("run", rows)))
+    drawn = chart(rows_of(evaluated_run("run", rows)))
     assert drawn is not None
     assert drawn.band.startswith(f"M{drawn.left:g} ")
     assert f"L{drawn.right:g} " in drawn.band
@@ -285,7 +296,7 @@ def test_log_ticks_lie_between_their_ends(low: float, high: float) -> None:
 
 def test_of_many_classes_the_best_and_worst_are_shown_beside_random() -> None:
     shares = [i / 100 for i in range(30)]
-    rows = rows_of(judged("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
+    rows = rows_of(evaluated_run("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
     (found,) = class_tables(rows[1:], rows, [f"c{i}" for i in range(30)])
     assert [r.name for r in found.best] == [f"c{i}" for i in range(29, 29 - EXTREMES, -1)]
     assert [r.name for r in found.worst][-1] == "c0"
@@ -295,7 +306,7 @@ def test_of_many_classes_the_best_and_worst_are_shown_beside_random() -> None:
 
 def test_of_many_classes_those_without_test_images_are_neither_best_nor_worst() -> None:
     shares = [None if i % 3 == 0 else i / 100 for i in range(30)]
-    rows = rows_of(judged("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
+    rows = rows_of(evaluated_run("run", [row("random", 1, per_class=[0.1] * 30), row("dm", 1, per_class=shares)]))
     (found,) = class_tables(rows[1:], rows, [f"c{i}" for i in range(30)])
     assert [found.best[0].name, found.worst[-1].name, found.left_out] == ["c29", "c1", 18]
 
@@ -306,20 +317,20 @@ def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_b
     crowding = {**kid, "reason": "not shown"}
     told = {"measures": {"kid": kid, "crowding": crowding}, "labels": {"hard": {"agreement": agreement}}, "images": 3}
     rows = [row("random", 1), row("dm", 1, set="h")]
-    run = judged("run", rows, sets={"h": told})
+    run = evaluated_run("run", rows, sets={"h": told})
     found = measures([run], rows_of(run))
     assert found is not None
     assert found.heads == [("KID (MMD²)", "lower is better"), ("label agreement", "best as random")]
     ((ipc, ((label, (first, second)),)),) = found.groups
     assert (ipc, label, first, second) == (1, "dm", MeasureCell(0.9, 0.8, 0.01), MeasureCell(0.97, 0.9, None))
     assert found.reasons == ["few"]
-    assert measures([judged("run", rows)], rows_of(run)) is None
+    assert measures([evaluated_run("run", rows)], rows_of(run)) is None
 
 
 def test_findings_come_once_errors_first_with_the_name_of_their_set() -> None:
     told = [{"set": None, "kind": "k", "text": "careful", "severity": "warning"},
             {"set": "h", "kind": "leak", "text": "leaked", "severity": "error"}]  # fmt: skip
-    runs = [judged(name, [row("random", 1), row("dm", 1, set="h")], findings=told) for name in "ab"]
+    runs = [evaluated_run(name, [row("random", 1), row("dm", 1, set="h")], findings=told) for name in "ab"]
     found = findings(runs, rows_of(*runs))
     assert [(f.error, f.of, f.text) for f in found] == [(True, "dm, IPC 1", "leaked"), (False, "", "careful")]
 
@@ -328,12 +339,12 @@ def test_a_set_with_an_error_is_never_the_best_and_one_with_a_warning_may_be() -
     rows = [row("random", 1), row("dm", 1, 0.1, set="fair"), row("idc", 1, 0.3, set="leaked")]
     for severity, best, aside in (("error", "dm", ["idc (IPC 1)"]), ("warning", "idc", [])):
         finding = {"set": "leaked", "kind": "leak", "text": "copies", "severity": severity}
-        found = rows_of(judged("run", rows, findings=[finding]))
+        found = rows_of(evaluated_run("run", rows, findings=[finding]))
         assert [(v.row["label"], v.among) for v in verdicts(found)] == [(best, 1 if aside else 2)]
         assert left_out(found) == aside
     finding = {"set": "leaked", "kind": "leak", "text": "copies", "severity": "error"}
-    alone = rows_of(judged("run", [rows[0], rows[2]], findings=[finding]))
-    assert headline(verdicts(alone), left_out(alone)) == "Every set that was judged has a fault."
+    alone = rows_of(evaluated_run("run", [rows[0], rows[2]], findings=[finding]))
+    assert headline(verdicts(alone), left_out(alone)) == "Every evaluated set has a fault."
     assert [v["label"] for v in alone if v["fault"]] == ["idc"]
 
 
@@ -343,7 +354,7 @@ def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:
     told = [{**entry, "labels": "soft", "recipe": "per_view", "lrs": lrs, "ars": None, "missing": ["ARS: no rows"]},
             {**entry, "labels": "hard", "recipe": None, "lrs": {**lrs, "score": None},
              "ars": {"score": 0.4, "std": None}}]  # fmt: skip
-    run = judged("run", [row("random", 1), row("dm", 1, set="h")], scores=told)
+    run = evaluated_run("run", [row("random", 1), row("dm", 1, set="h")], scores=told)
     groups, missing = scores([run], rows_of(run))
     assert [key for key, _ in groups] == [("hard", "convnet"), ("per_view", "convnet")]
     assert [(s.label, s.lrs, s.ars) for _, found in groups for s in found] == [
@@ -354,7 +365,7 @@ def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:
 
 
 def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
-    rows = rows_of(judged("run", [row("random", 1), row("dm", 1, 0.2, legacy_best=[0.8, 0.9], set=["a", "b"])]))
+    rows = rows_of(evaluated_run("run", [row("random", 1), row("dm", 1, 0.2, legacy_best=[0.8, 0.9], set=["a", "b"])]))
     lines = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert [line["label"] for line in lines] == ["random real images", "dm"]
     assert float(lines[1]["legacy_best"]) == pytest.approx(0.85)
@@ -369,8 +380,8 @@ def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
 
 
 def test_a_summary_without_any_set_still_has_rows() -> None:
-    rows = rows_of(judged("run", [row("full", None, 0.4)]))
+    rows = rows_of(evaluated_run("run", [row("full", None, 0.4)]))
     assert primary(rows) is None
     assert under(rows, None) == []
-    assert headline(verdicts(rows)) == "There is no set that was judged."
+    assert headline(verdicts(rows)) == "No set was evaluated."
     assert [len(s.groups) for s in sections(rows)] == [1]

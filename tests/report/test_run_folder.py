@@ -203,7 +203,7 @@ def test_a_plain_folder_without_the_real_images_is_named_as_what_it_is(tmp_path:
     assert gendistill("report", folder) == 0
     page = words(folder)
     assert "1 of its 1 sets are plain folders, which are read as large as the real images" in page
-    assert "not where they were judged" not in page
+    assert "no longer in their folders" not in page
 
 
 def test_several_synthesis_seeds_are_shown_with_their_spread(tmp_path: Path, data: RealData) -> None:
@@ -235,7 +235,7 @@ def test_sets_that_have_moved_or_changed_are_left_out_and_named(
     folder = evaluation(tmp_path, data)
     shutil.rmtree(tmp_path / "one")
     assert gendistill("report", folder) == 0
-    message = "1 of its 2 sets are not where they were judged, or have changed; they are not pictured."
+    message = "1 of its 2 sets are no longer in their folders, or have changed; they are not pictured."
     assert message in words(folder)
     assert message in capsys.readouterr().out
     assert "The pictures" in words(folder)
