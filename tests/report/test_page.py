@@ -26,7 +26,7 @@ from gendistill.report.results import EvaluatedRun, merge_rows, order_rows
 from gendistill.report.sets import load_sets
 from gendistill.stages.evaluate import EvaluateConfig
 from gendistill.stages.tools import main_report
-from tests.evaluation.summaries import make_data, make_run, make_set, make_summary, write_images
+from tests.report.summaries import make_data, make_run, make_set, make_summary, write_images
 
 
 @pytest.fixture

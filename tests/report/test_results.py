@@ -34,7 +34,7 @@ from gendistill.report.tables import (
     sections,
 )
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
-from tests.evaluation.summaries import RANDOM, make_row
+from tests.report.summaries import RANDOM, make_row
 
 Row = dict[str, Any]
 NAMES = {"random": "random real images", "full": "all real images", "kmeans": "k-means"}

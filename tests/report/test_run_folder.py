@@ -21,8 +21,8 @@ from gendistill.report.run_folder import CONTINUAL, CONTINUAL_PAGE, recorded_dat
 from gendistill.report.sets import random_draw
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
-from tests.evaluation.summaries import make_evaluation, make_run, make_set, write_images
 from tests.helpers import gendistill
+from tests.report.summaries import make_evaluation, make_run, make_set, write_images
 
 VOID = {"meta", "img", "br"}
 
