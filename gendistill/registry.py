@@ -410,6 +410,9 @@ def register_check(name: str) -> Callable[[F], F]:
 
     ``subject`` is a DescribedSet, ``real`` the RealReference it is compared with. What it finds is an iterable of
     Finding; it stands in the summary, on the report's page and on the terminal.
+
+    Args:
+        name: What messages call the check.
     """
 
     def add(function: F) -> F:

@@ -122,7 +122,7 @@ def test_an_evaluation_has_a_row_for_every_set_and_baseline(
 
 
 def test_classes_that_arrive_in_steps(data: gd.RealData, refined: gd.SurrogateSet) -> None:
-    config = gd.EvaluateConfig(task="continual", **QUICK)
+    config = gd.EvaluateConfig(task=gd.Continual(), **QUICK)
     assert refined.meta["method"] in {row["method"] for row in gd.evaluate_continual(data, [refined], config).rows}
 
 

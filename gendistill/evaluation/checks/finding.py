@@ -12,7 +12,14 @@ SHOWN = 3  # files or classes that a sentence names
 
 @dataclass(frozen=True)
 class Finding:
-    """``kind`` is a short name for programs, ``text`` the sentence for people; ``set`` a content hash or None."""
+    """A fault.
+
+    Attributes:
+        kind: A short name for programs.
+        text: A sentence for people.
+        severity: ``error`` or ``warning``.
+        set: Content hash of the set; None where the fault is of the data.
+    """
 
     kind: str
     text: str
