@@ -63,6 +63,9 @@ from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.run import run as run
+from gendistill.surrogate.export.publish import export as export
+from gendistill.surrogate.export.publish import push_to_hub as push_to_hub
+from gendistill.surrogate.manifest import verify as verify
 from gendistill.surrogate.multi_formation import Decoded as Decoded
 from gendistill.surrogate.multi_formation import decode as decode
 from gendistill.surrogate.set import SurrogateSet as SurrogateSet

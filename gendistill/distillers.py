@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gendistill.config import DistillConfig, ipc_sizes
 from gendistill.data.dataset import RealData
-from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
 from gendistill.registry import DISTILLERS, resolve
+from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -192,16 +192,5 @@ def _complete(made: Any, data: RealData, method: str, seed: int, seconds: float)
             f"The method {method!r} returned a set of the classes {', '.join(made.classes)}; expected those of the "
             f"data: {', '.join(data.classes)}."
         )
-    meta: dict[str, Any] = {
-        "method": method,
-        "stages": [],
-        "stage": None,
-        "space": None,
-        "seed": seed,
-        "data": data.describe(),
-        "licence": "as the data",
-        "seconds": {"distill": round(seconds, 2)},
-        "command": command_line(),
-        "versions": versions(),
-    }
+    meta = provenance(method, seed=seed, data=data.describe(), seconds={"distill": seconds}, space=None)
     return replace(made, meta={**meta, **made.meta})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
-from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS, resolve
 from gendistill.seeding import derive, numpy_rng
+from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.barycenter import assign, kmeans_atoms
 
@@ -80,18 +79,8 @@ def coreset_set(
     elif features is None:
         features = to_float(data.train.images).flatten(1)
     chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
-    meta: dict[str, Any] = {
-        "method": method,
-        "stages": [],
-        "stage": None,
-        "space": space,
-        "seed": seed,
-        "data": data.describe(),
-        "licence": "as the data",
-        "seconds": {"distill": round(time.perf_counter() - start, 2)},
-        "command": command_line(),
-        "versions": versions(),
-    }
+    seconds = {"distill": time.perf_counter() - start}
+    meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=space)
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
 from gendistill.data.dataset import RealData
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
@@ -22,7 +21,7 @@ from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.io import WorkFolder
 from gendistill.progress import track
 from gendistill.surrogate.card.card import write_card
-from gendistill.surrogate.manifest import write_manifest
+from gendistill.surrogate.manifest import provenance, write_manifest
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
@@ -127,21 +126,19 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
 
 def _provenance(generator: Generator, config: SampleConfig, seed: int, seconds: float) -> dict[str, Any]:
     options = to_dict(config)
-    return {
-        "method": "generative",
-        "stages": ["finetune", "sample"],
-        "stage": "samples",
-        "seed": seed,
-        "generator_hash": generator.hash(),
-        "licence": generator.meta.get("licence", "unknown"),
-        "data": generator.meta.get("data", {}),
-        "label_map": generator.label_map,
-        "conditions": generator.conditions,
-        "sampling": {k: options[k] for k in DECISIVE},
-        "seconds": {"sample": round(seconds, 2)},
-        "command": command_line(),
-        "versions": versions(),
-    }
+    return provenance(
+        "generative",
+        seed=seed,
+        data=generator.meta.get("data", {}),
+        seconds={"sample": seconds},
+        licence=generator.meta.get("licence", "unknown"),
+        stages=["finetune", "sample"],
+        stage="samples",
+        generator_hash=generator.hash(),
+        label_map=generator.label_map,
+        conditions=generator.conditions,
+        sampling={k: options[k] for k in DECISIVE},
+    )
 
 
 def write_sets(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, require, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
 from gendistill.io import WorkFolder, partial_of
@@ -23,6 +22,7 @@ from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import MATCHING, Run, filled, plan_runs
 from gendistill.progress import note, step_bar
 from gendistill.runtime import Checkpoints
+from gendistill.surrogate.manifest import AS_DATA, provenance
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
@@ -140,20 +140,16 @@ def _surrogate(
 ) -> SurrogateSet:
     _require_finite(matcher, run)
     one, seconds = matcher.sets[place], matcher.clock.seconds()
-    meta: dict[str, Any] = {
-        "method": run.method,
-        "stages": [],
-        "stage": None,
-        "space": run.selection if run.selection != "random" else None,
-        "seed": seed,
-        "iterations": matcher.iteration,
-        "matching": _resolved(run, place),
-        "data": data.describe(),
-        "licence": given.meta.get("licence", "as the data") if given else "as the data",
-        "seconds": {name: round(value, 2) for name, value in {"distill": sum(seconds.values()), **seconds}.items()},
-        "command": command_line(),
-        "versions": versions(),
-    }
+    meta = provenance(
+        run.method,
+        seed=seed,
+        data=data.describe(),
+        seconds={"distill": sum(seconds.values()), **seconds},
+        licence=given.meta.get("licence", AS_DATA) if given else AS_DATA,
+        space=run.selection if run.selection != "random" else None,
+        iterations=matcher.iteration,
+        matching=_resolved(run, place),
+    )
     if given:
         meta["start"] = given.content_hash()
     labels: Tensor = one.labels

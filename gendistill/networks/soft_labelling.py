@@ -17,7 +17,6 @@ from gendistill import runtime
 from gendistill.config import LabelConfig, PerImage, PerView, kind_of
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.io import WorkFolder
@@ -25,6 +24,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import Batches
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
+from gendistill.surrogate.manifest import add_step
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed, unpacked
 
@@ -150,14 +150,13 @@ def label_set(
     loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps)
     total = -(-len(images) // ROWS) if isinstance(mode, PerImage) else steps
     labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
-    meta = surrogate.meta | {
-        "stages": [*surrogate.meta.get("stages", []), "label"],
-        "soft_labels": {"mode": recipe.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
-        "label_teacher_hash": teacher.hash(),
-        "seconds": {**surrogate.meta.get("seconds", {}), "label": round(time.perf_counter() - start, 2)},
-        "command": command_line(),
-        "versions": versions(),
-    }
+    meta = add_step(
+        surrogate.meta,
+        "label",
+        time.perf_counter() - start,
+        soft_labels={"mode": recipe.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
+        label_teacher_hash=teacher.hash(),
+    )
     return replace(surrogate, meta=meta, soft_labels=labels)
 
 

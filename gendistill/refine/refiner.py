@@ -9,7 +9,6 @@ from dataclasses import replace
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
 from gendistill.data.dataset import RealData
-from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
@@ -26,6 +25,7 @@ from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
 from gendistill.registry import REFINERS, accepted
+from gendistill.surrogate.manifest import add_step
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -239,13 +239,9 @@ def with_meta(
     """
     fingerprint = made.meta.get("data", {}).get("fingerprint")
     others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
-    meta = made.meta | {
-        "stage": stage,
-        "stages": [*made.meta.get("stages", []), *([name] if name else [])],
-        "teacher_hash": teachers[0].hash() if len(teachers) == 1 else [teacher.hash() for teacher in teachers],
-        "seconds": {**made.meta.get("seconds", {}), **({name: round(time.perf_counter() - start, 2)} if name else {})},
-        "command": command_line(),
-        "versions": versions(),
-        **({"teacher_data": others} if others else {}),
-    }
+    hashes = [teacher.hash() for teacher in teachers]
+    more = {"teacher_data": others} if others else {}
+    teacher_hash = hashes[0] if len(hashes) == 1 else hashes
+    seconds = time.perf_counter() - start
+    meta = add_step(made.meta, name, seconds, stage=stage, teacher_hash=teacher_hash, **more)
     return replace(made, meta=meta)

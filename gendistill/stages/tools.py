@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from gendistill import runtime
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
 from gendistill.data.sources import read_data
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.networks.teacher import Teacher, teacher_data
 from gendistill.report.nearest import copy_line
@@ -18,27 +16,23 @@ from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
 from gendistill.stages.folder import plain_output
-from gendistill.surrogate.export.formats import RECORD, check_fit, export
-from gendistill.surrogate.export.push import check_push, push
-from gendistill.surrogate.export.stored import StoredSet, evaluation_of, read_summary
+from gendistill.surrogate.export.formats import RECORD
+from gendistill.surrogate.export.publish import check_push, export_folders, push
+from gendistill.surrogate.export.stored import StoredSet, read_summary
 from gendistill.surrogate.hub import find_surrogate
-from gendistill.surrogate.manifest import read_manifest, verify
+from gendistill.surrogate.manifest import Manifest, read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 
 
 def main_export(command: ExportCommand) -> None:
     if command.push_to_hub is not None:
         check_push(command.push_to_hub)
-    summary = read_summary(command.evaluation) if command.evaluation is not None else None
+    if command.evaluation is not None:
+        read_summary(command.evaluation)  # refused before any work
     given = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
     paths, target = [find_surrogate(path) for path in given], command.output_dir
     with plain_output(target, command.overwrite, RECORD, paths) as folder:
-        sets = [StoredSet.open(path) for path in paths]
-        check_fit(sets, command.format)
-        evidence = {}
-        if summary is not None:
-            evidence = {stored.config: {"evaluation": evaluation_of(stored, summary)} for stored in sets}
-        export(sets, folder, command.format, evidence, {"command": command_line(), "versions": versions()})
+        sets = export_folders(paths, folder, command.format, command.evaluation)
     print(_said(target, sets, command.format))
     if command.push_to_hub is not None:
         print(push(target, command.push_to_hub, revision=command.revision, private=command.private))
@@ -65,7 +59,7 @@ def main_verify(command: VerifyCommand) -> None:
 def verify_set(folder: Path) -> str:
     """Print what a sound set is, or return what is wrong with it."""
     try:
-        manifest, problems = read_manifest(folder), list(verify(folder))
+        manifest, problems = read_manifest(folder), verify(folder)
     except ArtifactError as error:  # the other sets are checked all the same
         return str(error)
     if problems:
@@ -76,7 +70,7 @@ def verify_set(folder: Path) -> str:
     return ""
 
 
-def _contents(manifest: dict[str, Any]) -> str:
+def _contents(manifest: Manifest) -> str:
     size, decoded = manifest["image_size"], manifest["decoded_images"]
     views = f" decoded to {decoded}" if manifest["factor"] != 1 else ""
     return (
@@ -86,7 +80,7 @@ def _contents(manifest: dict[str, Any]) -> str:
     )
 
 
-def _origin(manifest: dict[str, Any]) -> str:
+def _origin(manifest: Manifest) -> str:
     return f"made by: {manifest.get('command', 'unknown')}"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 from urllib.parse import quote, unquote
 
+from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.io import read_json, write_json, write_text
@@ -49,13 +50,145 @@ def _quoted(name: str) -> str:
     return safe[:-1] + "%2E" if safe.endswith(".") else safe  # which Windows cuts off
 
 
+AS_DATA = "as the data"  # the licence of images that no generator took part in
+
+
+class Provenance(TypedDict, total=False):
+    """How a set was made: what a manifest holds besides what can be counted. Every key can be missing.
+
+    Attributes:
+        method: The name of the distiller.
+        stages: The steps in order, such as finetune, sample, select, barycenter, pack, match, label.
+        stage: Which of a method's sets it is: base, samples, select, refined; None where a method has one.
+        space: What the method compared images by, such as pixels or teacher features.
+        seed: Of all random draws.
+        data: ``RealData.describe()`` of the real images.
+        licence: Of the generator, or ``as the data``.
+        generator_hash: Of the generator.
+        teacher_hash: Of the teacher, or of each of several.
+        teacher_data: What teachers were trained on, where it was not ``data``.
+        label_teacher_hash: Of the teacher of the soft labels.
+        soft_labels: Mode, temperature, top_k and seed of the soft labels.
+        seconds: By step.
+        command: The command line.
+        versions: Of the libraries.
+        label_map: The generator's condition of each class.
+        conditions: How many conditions the generator has.
+        sampling: The options of sampling that decide an image.
+        iterations: Of a matching method.
+        matching: The options of a matching method.
+        start: Content hash of the set that a method started from.
+        w2: Squared Wasserstein distances to the real images: before, after, packed, matched.
+        gate: What the acceptance test of refinement kept.
+        mixed_precision: Of refinement.
+    """
+
+    method: str
+    stages: list[str]
+    stage: str | None
+    space: str | None
+    seed: int
+    data: dict[str, Any]
+    licence: str
+    generator_hash: str
+    teacher_hash: str | list[str]
+    teacher_data: list[dict[str, Any]]
+    label_teacher_hash: str
+    soft_labels: dict[str, Any]
+    seconds: dict[str, float]
+    command: str
+    versions: dict[str, str]
+    label_map: dict[str, int]
+    conditions: int
+    sampling: dict[str, Any]
+    iterations: int
+    matching: dict[str, Any]
+    start: str
+    w2: dict[str, float]
+    gate: dict[str, Any]
+    mixed_precision: str
+
+
+class Manifest(Provenance, total=False):
+    """manifest.json: the provenance of a set and what was counted when it was written, which is always there.
+
+    Attributes:
+        format: Version of the file.
+        classes: Names in index order.
+        folders: Folder name of each class below ``train``.
+        counts: Stored images of each class.
+        ipc: Stored images per class, rounded down where classes differ.
+        image_size: Side in pixels.
+        channels: 1 or 3.
+        stored_images: Their number.
+        decoded_images: Training images in them.
+        factor: Views along each side of a stored image, or several such numbers.
+        bytes: Of ``images`` and of soft ``labels``.
+        checksums: BLAKE2b-128 of CHECKSUMS.
+        weights: Of every stored image in training; missing where all are 1.
+    """
+
+    format: Required[int]
+    classes: Required[list[str]]
+    folders: Required[list[str]]
+    counts: Required[list[int]]
+    ipc: Required[int]
+    image_size: Required[int]
+    channels: Required[int]
+    stored_images: Required[int]
+    decoded_images: Required[int]
+    factor: Required[int | list[int]]
+    bytes: Required[dict[str, int]]
+    checksums: Required[str]
+    weights: list[float]
+
+
+def provenance(
+    method: str,
+    *,
+    seed: int,
+    data: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    licence: str = AS_DATA,
+    stages: Sequence[str] = (),
+    stage: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The ``Provenance`` of a new set: the arguments (``more`` are further keys), this command and the versions."""
+    return {
+        "method": method,
+        "stages": list(stages),
+        "stage": stage,
+        "seed": seed,
+        **more,
+        "data": dict(data),
+        "licence": licence,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "command": command_line(),
+        "versions": versions(),
+    }
+
+
+def add_step(meta: Mapping[str, Any], name: str | None, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
+    """The ``Provenance`` ``meta`` after one more step of ``seconds``; without a ``name`` no step is listed."""
+    step = {name: round(seconds, 2)} if name else {}
+    return {
+        **meta,
+        "stages": [*meta.get("stages", []), *step],
+        **more,
+        "seconds": {**meta.get("seconds", {}), **step},
+        "command": command_line(),
+        "versions": versions(),
+    }
+
+
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
 LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
 
 
 def write_manifest(
     folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: Factor = 1
-) -> dict[str, Any]:
+) -> Manifest:
     """Write manifest and checksums for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
 
     ``meta`` is the provenance; what can be counted is counted here. Returns the manifest.
@@ -85,7 +218,7 @@ def write_manifest(
         **meta,
     }
     write_json(folder / MANIFEST, manifest)
-    return manifest
+    return cast(Manifest, manifest)
 
 
 COUNTED = {
@@ -107,7 +240,7 @@ def digests(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield name, digest.hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a set, its shape checked.
 
     Raises:
@@ -130,7 +263,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name in manifest["folders"]:
         if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
             raise ArtifactError(f"{path} names the unsafe folder {name!r}; expected a plain name.")
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def _names(value: Any) -> bool:
@@ -153,7 +286,7 @@ _SHAPE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def image_paths(folder: Path, manifest: dict[str, Any]) -> list[list[Path]]:
+def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
     """The image files of each class, in order, as the manifest counts them.
 
     Raises:
@@ -185,15 +318,19 @@ def _some(paths: Sequence[Path], most: int = 3) -> str:
     return ", ".join(names) + (", ..." if len(paths) > most else "")
 
 
-def verify(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a set, one line a file; nothing when it is as it was made.
+def verify(folder: str | Path) -> list[str]:
+    """Compare the files of a set with the checksums that were written with it.
 
-    manifest.json vouches for CHECKSUMS, and that for every image and the soft labels. The card and whatever else lies
-    in the folder are not looked at.
+    manifest.json holds the checksum of CHECKSUMS, which holds those of every image and of the soft labels. The card and
+    other files in the folder are not checked.
+
+    Returns:
+        What is wrong, one line a file; empty if the set is complete and unchanged.
 
     Raises:
-        ArtifactError: there is no manifest or no CHECKSUMS to go by, or they disagree.
+        ArtifactError: there is no manifest or no CHECKSUMS, or they disagree.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8")
@@ -204,12 +341,12 @@ def verify(folder: Path) -> Iterator[str]:
     wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines.splitlines())}
     present = [name for name in wanted if (folder / name).is_file()]
     found = dict(track(digests(folder, present), "verify", len(present)))
+    problems = []
     for name, digest in wanted.items():
         if name not in found:
-            yield f"{name} is missing"
+            problems.append(f"{name} is missing")
         elif found[name] != digest:
-            yield f"{name} was changed"
+            problems.append(f"{name} was changed")
     here = [p.relative_to(folder).as_posix() for p in sorted((folder / TRAIN).rglob("*")) if not p.is_dir()]
-    for name in [*here, *(name for name in LABELS if (folder / name).exists())]:
-        if name not in wanted:
-            yield f"{name} does not belong to the set"
+    present = [*here, *(name for name in LABELS if (folder / name).exists())]
+    return problems + [f"{name} does not belong to the set" for name in present if name not in wanted]

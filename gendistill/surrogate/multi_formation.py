@@ -6,7 +6,7 @@ several factors an image holds the views of each: (1, 2) is the whole image and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 Factor = int | tuple[int, ...]
 
 
-def factor_of(manifest: dict[str, Any]) -> Factor:
+def factor_of(manifest: Mapping[str, Any]) -> Factor:
     """Views a side, of a manifest whose shape was checked; JSON has a list of several."""
     factor = manifest["factor"]
     return tuple(factor) if isinstance(factor, list) else factor

@@ -24,6 +24,7 @@ from gendistill.surrogate.manifest import (
     COUNTED,
     MANIFEST,
     TRAIN,
+    Manifest,
     folder_names,
     image_name,
     image_paths,
@@ -213,7 +214,7 @@ class SurrogateSet:
         write_images(folder, self.classes, self.images, self.labels)
         self.finish(folder)
 
-    def finish(self, folder: Path) -> dict[str, Any]:
+    def finish(self, folder: Path) -> Manifest:
         """Write all but the images, which stand in ``folder`` already; returns the manifest."""
         order = torch.argsort(self.labels, stable=True)
         if self.soft_labels:

@@ -23,7 +23,7 @@ from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.surrogate.card.card import add_evidence, card
 from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms
-from gendistill.surrogate.export.formats import export
+from gendistill.surrogate.export.formats import write_export
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
@@ -160,7 +160,7 @@ def test_the_code_gives_the_batches_of_soft_labels(
     original = labelled(mode)
     original.save(tmp_path / "set")
     (tmp_path / "out").mkdir()
-    export([StoredSet.open(tmp_path / "set")], tmp_path / "out", format)
+    write_export([StoredSet.open(tmp_path / "set")], tmp_path / "out", format)
     teacher.save_pretrained(tmp_path / "out" / "teacher")
     found = run(tmp_path / "out", -1, monkeypatch)
     images, probabilities = soft_batches(original, teacher.network)(found["step"])
@@ -178,7 +178,7 @@ def exported(tmp_path: Path, sets: Iterable[SurrogateSet], format: Any) -> Path:
         original.save(tmp_path / f"{original.ipc}")
         stored.append(StoredSet.open(tmp_path / f"{original.ipc}"))
     (tmp_path / "out").mkdir()
-    export(stored, tmp_path / "out", format)
+    write_export(stored, tmp_path / "out", format)
     return tmp_path / "out"
 
 

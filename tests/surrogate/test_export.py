@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import gendistill
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.export.formats import export, write_parquet, write_webdataset
+from gendistill.surrogate.export.formats import write_export, write_parquet, write_webdataset
 from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.multi_formation import Factor, views_in
@@ -74,7 +76,7 @@ def exported(tmp_path: Path, format: Any, *sets: SurrogateSet) -> Path:
     for number, surrogate in enumerate(sets):
         surrogate.save(tmp_path / str(number))
     (tmp_path / "out").mkdir()
-    export([StoredSet.open(tmp_path / str(number)) for number in range(len(sets))], tmp_path / "out", format)
+    write_export([StoredSet.open(tmp_path / str(number)) for number in range(len(sets))], tmp_path / "out", format)
     return tmp_path / "out"
 
 
@@ -361,3 +363,31 @@ def test_nothing_is_pickled_but_plain_tensors(tmp_path: Path) -> None:
         npy = tar.extractfile("00000000.npy")
         assert npy is not None
         assert np.load(io.BytesIO(npy.read()), allow_pickle=False).shape == (len(CLASSES),)
+
+
+# from Python
+
+
+def test_sets_in_memory_and_in_folders_are_exported_together(tmp_path: Path) -> None:
+    made(1).save(tmp_path / "one")
+    target = gendistill.export([tmp_path / "one", made(2)], tmp_path / "out" / "sets")
+    assert gendistill.verify(target / "ipc-1") == gendistill.verify(str(target / "ipc-2")) == []
+    assert torch.equal(SurrogateSet.load(target / "ipc-2").images, made(2).images)
+    assert [path.name for path in target.parent.iterdir()] == ["sets"]
+    with pytest.raises(ArtifactError, match="sets is not empty"):
+        gendistill.export(made(1), target)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes one set"):
+        gendistill.export([made(1), made(2)], tmp_path / "out" / "sets", "ddranking")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_is_no_export_is_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ArtifactError, match="is not an export"):
+        gendistill.push_to_hub(tmp_path, "me/mine")
+    with pytest.raises(ConfigError, match="expected a dataset id"):
+        gendistill.push_to_hub(tmp_path, "mine")

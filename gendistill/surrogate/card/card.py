@@ -19,7 +19,7 @@ from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, evidence_proble
 from gendistill.surrogate.card.facts import block, code, plain
 from gendistill.surrogate.card.front_matter import front_matter
 from gendistill.surrogate.card.loaders import Layout, readers, soft_script
-from gendistill.surrogate.manifest import read_manifest
+from gendistill.surrogate.manifest import Manifest, read_manifest
 
 
 def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
 CARD = "README.md"
 
 
-def write_card(folder: Path, manifest: dict[str, Any]) -> None:
+def write_card(folder: Path, manifest: Manifest) -> None:
     """README.md of a set from its manifest, and from soft_labels.json and evidence.json where they are there."""
     write_text(folder / CARD, card([read_entry(folder, manifest)], format="imagefolder"), errors="replace")
 

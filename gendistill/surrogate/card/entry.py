@@ -9,6 +9,7 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.io import read_json
 from gendistill.surrogate import soft_labels
+from gendistill.surrogate.manifest import Manifest
 
 EVIDENCE = "evidence.json"
 ROW = {"method", "ipc", "mean"}
@@ -45,7 +46,7 @@ class CardEntry:
 
     config: str
     folder: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     evidence: dict[str, Any] = field(default_factory=dict)
     soft_labels: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +56,7 @@ class CardEntry:
         return f"{self.folder}/{PAIRS}".lstrip("/")
 
 
-def read_entry(source: Path, manifest: dict[str, Any], *, config: str | None = None, folder: str = "") -> CardEntry:
+def read_entry(source: Path, manifest: Manifest, *, config: str | None = None, folder: str = "") -> CardEntry:
     """What a card needs of the set in ``source``; its config is ``ipc-K`` unless another is given.
 
     Raises:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.surrogate.card.loaders import Layout
+from gendistill.surrogate.manifest import AS_DATA, Manifest
 from gendistill.surrogate.multi_formation import Factor, factor_name, factor_of
 
-UNKNOWN, OTHER, AS_DATA = "unknown", "other", "as the data"
+UNKNOWN, OTHER = "unknown", "other"
 # may be put under further terms, so they add nothing to others, nor lift what is unknown
 _PERMISSIVE = """
     apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
@@ -50,7 +51,7 @@ class Terms:
         return {"license": OTHER, "license_name": _slug("-and-".join(self.effective))}
 
 
-def terms(manifests: Sequence[dict[str, Any]]) -> Terms:
+def terms(manifests: Sequence[Manifest]) -> Terms:
     """Of sets. A restricting licence holds although another one is unknown; permissive ones then do not."""
     given = [manifest.get("licence") for manifest in manifests]
     generator = _distinct(_known(name) for name in given if name != AS_DATA)
@@ -144,7 +145,7 @@ def listed(items: Iterable[object]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def title(manifests: Sequence[dict[str, Any]]) -> str:
+def title(manifests: Sequence[Manifest]) -> str:
     """The data and the sizes, as text without markup."""
     names = dict.fromkeys(_short(m["data"]["name"]) for m in manifests if (m.get("data") or {}).get("name"))
     sizes = listed(dict.fromkeys(m["ipc"] for m in manifests))
@@ -157,7 +158,7 @@ def _short(name: object) -> str:
     return Path(text).name or text if text.startswith(("/", ".", "~")) or text.count("/") > 1 else text
 
 
-def intro(manifests: Sequence[dict[str, Any]]) -> str:
+def intro(manifests: Sequence[Manifest]) -> str:
     """What it is, in two or three sentences."""
     first, several = manifests[0], len(manifests) > 1
     what = f"{len(manifests)} small sets of images" if several else "A small set of images"
@@ -178,7 +179,7 @@ def _stands(data: dict[str, Any]) -> str:
     return f", in place of the {f'{real:,} ' if real else ''}training images of {code(data['name'])}"
 
 
-def _made(manifest: dict[str, Any]) -> str:
+def _made(manifest: Manifest) -> str:
     method, stages = manifest.get("method"), manifest.get("stages") or []
     if not method:
         return ""
@@ -189,7 +190,7 @@ def _made(manifest: dict[str, Any]) -> str:
     return listed([how, *more])
 
 
-def sizes(config: str, manifest: dict[str, Any], soft: dict[str, Any]) -> list[str]:
+def sizes(config: str, manifest: Manifest, soft: dict[str, Any]) -> list[str]:
     """Cells: set, stored images, decoded ones, bytes of images, bytes of labels, labels per byte of images."""
     factor, bytes_ = factor_of(manifest), manifest["bytes"]
     labels = 0 if soft.get("mode") == "online" else bytes_["labels"]
@@ -202,7 +203,7 @@ def _views(factor: Factor) -> str:
     return factor_name(factor).replace("x", " x ")
 
 
-def classes(manifest: dict[str, Any], format: str) -> str:
+def classes(manifest: Manifest, format: str) -> str:
     """The names by index, and that folders differ from them where they do."""
     names, folders = manifest["classes"], manifest["folders"]
     text = ", ".join(f"{label} {code(name)}" for label, name in enumerate(names[:SHOWN]))
@@ -215,7 +216,7 @@ def classes(manifest: dict[str, Any], format: str) -> str:
     return said
 
 
-def loading(manifest: dict[str, Any], format: str) -> str:
+def loading(manifest: Manifest, format: str) -> str:
     """What the scripts give."""
     if format == "ddranking":
         return "This script runs in the folder of this file; `images.pt` is what DD-Ranking takes as `image_tensor`."
@@ -238,7 +239,7 @@ def shown_for(names: Sequence[str], groups: int) -> str:
     return heading + others
 
 
-def soft_labels(manifest: dict[str, Any], record: dict[str, Any]) -> str:
+def soft_labels(manifest: Manifest, record: dict[str, Any]) -> str:
     """How the labels came about, what they weigh, and whose they are."""
     mode, temperature, views = record["mode"], f"{record['temperature']:g}", record.get("averaged") or 1
     images, labels = manifest["bytes"]["images"], manifest["bytes"]["labels"]
@@ -268,7 +269,7 @@ def _teacher(teacher: dict[str, Any]) -> str:
     return f" The teacher is{name}{digest}{right}." if teacher else ""
 
 
-def provenance(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def provenance(manifest: Manifest) -> list[tuple[str, str]]:
     """Rows of the table of how a set was made."""
     data, stages = manifest.get("data") or {}, manifest.get("stages") or []
     counts = [f"{_total(data, s):,} {w}" for s, w in SPLITS.items() if _total(data, s)]
@@ -299,7 +300,7 @@ def _total(data: dict[str, Any], split: str) -> int:
     return sum((data.get("counts") or {}).get(split) or [])
 
 
-def licence(manifests: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def licence(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
     """Rows: the generator and its base model, the data, and the set."""
     found = terms(manifests)
 
@@ -319,13 +320,13 @@ def licence(manifests: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 STAGES = {"base": "before minimax", "samples": "sampled", "select": "selected", "refined": "refined"}
 
 
-def evaluation_command(manifest: dict[str, Any], folder: str, format: str) -> str:
+def evaluation_command(manifest: Manifest, folder: str, format: str) -> str:
     """What would evaluate a set that was not."""
     set_, target = _place(folder, format), f"{_beside(format)}evaluation"
     return f"gendistill evaluate --surrogate {set_}{_data(manifest)} --output_dir {target}"
 
 
-def copies_command(manifest: dict[str, Any], folder: str, format: str) -> str:
+def copies_command(manifest: Manifest, folder: str, format: str) -> str:
     """What would look for copies."""
     return f"gendistill show {_place(folder, format)}{_data(manifest)} --output_dir {_beside(format)}looks"
 
@@ -336,7 +337,7 @@ def verification(folders: Sequence[str]) -> str:
     return "\n".join([f"gendistill verify {shlex.join(name or '.' for name in folders)}", *b2sum])
 
 
-def privacy(manifests: Sequence[dict[str, Any]]) -> str:
+def privacy(manifests: Sequence[Manifest]) -> str:
     """What a copy check does not say."""
     real = any(manifest.get("method") in REAL for manifest in manifests)
     expected = "The images are real training images, so copies are what to expect. " if real else ""
@@ -353,7 +354,7 @@ def _beside(format: str) -> str:
     return "../" if format == "imagefolder" else ""
 
 
-def _data(manifest: dict[str, Any]) -> str:
+def _data(manifest: Manifest) -> str:
     name = (manifest.get("data") or {}).get("name")
     return f" --data.name {shlex.quote(str(name))}" if name else ""
 

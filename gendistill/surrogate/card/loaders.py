@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from gendistill.surrogate.manifest import Manifest
 from gendistill.surrogate.multi_formation import Factor, factor_of, views_in
 
 
@@ -44,7 +45,7 @@ class Layout:
         return self.factor != 1
 
     @classmethod
-    def of(cls, manifest: dict[str, Any]) -> Layout:
+    def of(cls, manifest: Manifest) -> Layout:
         classes, folders = manifest["classes"], manifest["folders"]
         return cls(
             grey=manifest["channels"] == 1,

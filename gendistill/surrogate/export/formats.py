@@ -202,7 +202,7 @@ def _channels(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     return f"{found[0]} and {found[1]}" if found[0] != found[1] else ""
 
 
-def export(
+def write_export(
     sets: Sequence[StoredSet],
     folder: Path,
     format: Format,

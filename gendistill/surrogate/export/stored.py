@@ -14,7 +14,7 @@ from gendistill.errors import ArtifactError
 from gendistill.io import read_json
 from gendistill.progress import track
 from gendistill.surrogate.image_files import read_images
-from gendistill.surrogate.manifest import image_paths, read_manifest, verify
+from gendistill.surrogate.manifest import Manifest, image_paths, read_manifest, verify
 from gendistill.surrogate.multi_formation import factor_of, views_in
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
@@ -35,7 +35,7 @@ class StoredSet:
     """A surrogate folder. ``soft_labels`` are mapped into memory, not read: only what is asked for comes from disk."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     paths: tuple[Path, ...]
     soft_labels: SoftLabels | None
 
@@ -47,7 +47,7 @@ class StoredSet:
             ArtifactError: there is no set, or a file of it is missing, was changed, or does not belong to it.
         """
         manifest = read_manifest(folder)
-        problems = list(verify(folder))
+        problems = verify(folder)
         if problems:
             raise ArtifactError(
                 f"{folder} is not as it was made, so it is not exported: {problems[0]}"
