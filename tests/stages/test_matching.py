@@ -206,7 +206,10 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         (("--matching.train_on", "real", "--method", "idm"), "queue"),
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
-        (("--method", "dm", "--matching.learning_rate", 0), "learning_rate is 0; expected more than 0"),
+        (
+            ("--method", "dm", "--matching.learning_rate", 0),
+            "learning_rate is 0.0; expected null or a number more than 0",
+        ),
         (("--method", "dm", "--matching.factor", 9), "factor"),
         (("--method", "dm", "--matching.factor", "[1,9]"), "factor"),
         (("--method", "dm", "--matching.factor", "[2,2]"), "different ones such as [1,2]"),
