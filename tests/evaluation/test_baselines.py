@@ -181,7 +181,7 @@ def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch)
 BAD = [
     ({"network": "resnet99"}, 8, ConfigError, "resnet99"),
     ({"network": "convnet_bn", "batch_size": 1}, 8, ConfigError, "batch norm"),
-    ({"features": "teacher", "describe": True}, 8, ConfigError, "give --teacher"),
+    ({"features": "teacher", "describe": True}, 8, ConfigError, "add --teacher"),
     ({}, 16, DataError, "16x16 images"),
 ]
 

@@ -198,7 +198,7 @@ def test_the_table_names_sets_of_any_size_in_order(
 
 
 def test_teacher_features_need_a_teacher(digits: RealData) -> None:
-    with pytest.raises(ConfigError, match="give --teacher"):
+    with pytest.raises(ConfigError, match="add --teacher"):
         make_feature_extractor("teacher", digits)
     with pytest.raises(ConfigError, match=r"evaluate.features is 'dino'; expected auto, teacher, trained, timm:NAME"):
         EvaluateConfig(features="dino")
