@@ -363,6 +363,9 @@ def register_refiner(name: str) -> Callable[[F], F]:
 
     ``made`` has the selected images, ``teachers`` is a list. The function may have further parameters: ``space`` (the
     FeatureSpace of the teachers), ``config`` (the RefineConfig), ``ipc``, ``held_out``, ``work`` and ``codec``.
+
+    Args:
+        name: What ``RefineConfig(refiner=NAME)`` and ``refine --refiner NAME`` choose.
     """
 
     def add(function: F) -> F:
