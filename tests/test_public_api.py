@@ -131,11 +131,14 @@ def test_objects_have_short_reprs(data: gd.RealData, teacher: gd.Teacher, refine
         assert len(repr(one)) < 200
 
 
-def test_a_set_comes_back_from_its_folder_and_is_shown(
+def test_a_set_is_saved_verified_exported_and_shown(
     data: gd.RealData, refined: gd.SurrogateSet, tmp_path: Path
 ) -> None:
     refined.save(tmp_path / "set")
     assert torch.equal(gd.SurrogateSet.load(tmp_path / "set").images, refined.images)
+    assert list(gd.verify(tmp_path / "set")) == []
+    gd.export(refined, tmp_path / "exported", "parquet")
+    assert list((tmp_path / "exported").rglob("*.parquet"))
     gd.show({"mine": refined}, tmp_path / "shown", data=data)
     assert (tmp_path / "shown" / "show.html").is_file()
 

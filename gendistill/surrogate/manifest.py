@@ -324,6 +324,9 @@ def verify(folder: str | Path) -> list[str]:
     manifest.json holds the checksum of CHECKSUMS, which holds those of every image and of the soft labels. The card and
     other files in the folder are not checked.
 
+    Args:
+        folder: A saved set.
+
     Returns:
         What is wrong, one line a file; empty if the set is complete and unchanged.
 

@@ -87,6 +87,12 @@ def push_to_hub(folder: str | Path, name: str, *, revision: str | None = None, p
 
     An earlier export there is replaced; a repository with other files is refused.
 
+    Args:
+        folder: What ``export`` wrote.
+        name: Of the dataset, as owner/name.
+        revision: The branch; null is main.
+        private: Whether a new repository is private.
+
     Returns:
         The address of the commit.
 
