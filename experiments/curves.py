@@ -1,4 +1,8 @@
-"""Curves with their spread as a plain SVG: panels in a grid, one legend, colours and marks of the report."""
+"""Curves with their spread as a plain SVG: panels in a grid, one legend.
+
+Measures nothing and has no command: ``experiments.matching`` and ``experiments.picks`` draw with it. Machine, time and
+result are theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from gendistill.report.charts import MARKERS, Axis
-from gendistill.report.formatting import PALETTE
-
-COLOURS = ("blue", "orange", "green", "red", "purple", "sky", "grey", "yellow")
+PAPER, INK, SOFT, RULE = "#fdfdfb", "#1d2126", "#5c636b", "#e3e1da"
+STYLES = (  # colour, and mark around (0, 0): curves differ without colour too
+    ("#0067a8", "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z"),
+    ("#d08a00", "M0-5.4L5.4 0L0 5.4L-5.4 0z"),
+    ("#00875f", "M0-5.2L5 4H-5z"),
+    ("#c9500b", "M-1.6-5h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z"),
+    ("#bd6a9c", "M0 5.2L5-4H-5z"),
+    ("#45a3dc", "M-4-4h8v8h-8z"),
+    ("#7d828a", "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z"),
+    ("#a89c14", "M-5-2.4h10v4.8h-10z"),
+)
 WIDTH, HEIGHT, LEFT, TOP, BELOW = 440, 270, 58, 34, 52  # of a panel; around its axes
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Linear map of the values [low, high] to the positions [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low or 1.0)
+        return round(self.start + (self.end - self.start) * share, 2)
 
 
 @dataclass(frozen=True)
@@ -48,8 +73,8 @@ def svg(panels: Sequence[Panel], columns: int) -> str:
     width, height = columns * WIDTH, rows * HEIGHT
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + foot}" width="{width}" '
-        f'height="{height + foot}" font-family="system-ui, sans-serif" font-size="12" fill="{_colour("ink")}">',
-        f'<rect width="100%" height="100%" fill="{_colour("paper")}"/>',
+        f'height="{height + foot}" font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
+        f'<rect width="100%" height="100%" fill="{PAPER}"/>',
     ]
     for i, panel in enumerate(panels):
         inside = "".join(_panel(panel, labels))
@@ -69,14 +94,14 @@ def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
     y = Axis(up[0], up[-1], HEIGHT - BELOW, TOP)
     found = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for value in up:
-        found.append(_rule(LEFT, y(value), WIDTH - 14, "rule"))
+        found.append(_rule(LEFT, y(value), WIDTH - 14, RULE))
         found.append(f'<text x="{LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>')
     found += [f'<text x="{x(v)}" y="{HEIGHT - BELOW + 17}" text-anchor="middle">{v:g}</text>' for v in across]
     found.append(f'<text x="{(LEFT + WIDTH - 14) / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(panel.x)}</text>')
     middle = (TOP + HEIGHT - BELOW) / 2
     found.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(panel.y)}</text>')
     for i, (label, value) in enumerate(panel.levels):  # words right and left in turn: levels may be close
-        found.append(_rule(LEFT, y(value), WIDTH - 14, "soft", ' stroke-dasharray="5 4"'))
+        found.append(_rule(LEFT, y(value), WIDTH - 14, SOFT, ' stroke-dasharray="5 4"'))
         place = f'x="{LEFT + 4}"' if i % 2 else f'x="{WIDTH - 16}" text-anchor="end"'
         found.append(f'<text {place} y="{y(value) - 4}">{escape(label)}</text>')
     for line in panel.lines:
@@ -85,7 +110,7 @@ def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
 
 
 def _line(line: Line, number: int, x: Axis, y: Axis) -> list[str]:
-    colour = _of(number)
+    colour, _ = STYLES[number % len(STYLES)]
     path = "L".join(f"{x(a)} {y(b)}" for a, b, _ in line.points)
     found = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
     for a, b, spread in line.points:
@@ -96,16 +121,9 @@ def _line(line: Line, number: int, x: Axis, y: Axis) -> list[str]:
 
 
 def _rule(start: float, height: float, end: float, colour: str, more: str = "") -> str:
-    return f'<path d="M{start} {height}H{end}" stroke="{_colour(colour)}"{more}/>'
+    return f'<path d="M{start} {height}H{end}" stroke="{colour}"{more}/>'
 
 
 def _mark(number: int) -> str:
-    return f'<path d="{MARKERS[COLOURS[number % len(COLOURS)]]}" fill="{_of(number)}"/>'
-
-
-def _of(number: int) -> str:
-    return _colour(COLOURS[number % len(COLOURS)])
-
-
-def _colour(name: str) -> str:
-    return PALETTE[name][0]
+    colour, mark = STYLES[number % len(STYLES)]
+    return f'<path d="{mark}" fill="{colour}"/>'

@@ -40,11 +40,17 @@ from gendistill.evaluation.result import Evaluation as Evaluation
 from gendistill.generator.finetuning import finetune as finetune
 from gendistill.generator.generator import Generator as Generator
 from gendistill.generator.surrogate_sets import sample_set as sample_set
+from gendistill.io import WorkFolder as WorkFolder
+from gendistill.matching.build import matching_networks as matching_networks
+from gendistill.matching.selection import representatives as representatives
 from gendistill.networks.soft_labelling import label_set as label_set
 from gendistill.networks.soft_labelling import soft_batches as soft_batches
 from gendistill.networks.teacher import Teacher as Teacher
 from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
+from gendistill.refine.feature_space import ground_space as ground_space
+from gendistill.refine.optimization import refine_images as refine_images
+from gendistill.refine.pack import pack as pack
 from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
 from gendistill.registry import CHECKS as CHECKS

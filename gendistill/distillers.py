@@ -32,6 +32,7 @@ def distill(
     seed: int = 0,
     features: Tensor | None = None,
     config: DistillConfig | None = None,
+    folder: WorkFolder | None = None,
 ) -> SurrogateSet:
     """``ipc`` images of every class by a distiller.
 
@@ -45,6 +46,7 @@ def distill(
         seed: Of everything random.
         features: (N,D) of ``data.train``, which a coreset compares; null compares pixels.
         config: All options at once; its ``method`` and ``ipc`` are replaced.
+        folder: Keeps checkpoints and snapshots of the methods that have them, so that a killed run continues.
 
     Raises:
         ConfigError: an unknown method, options of another one, a teacher that is missing or that nothing reads.
@@ -64,7 +66,7 @@ def distill(
 
         return coreset_set(data, method, ipc, seed=seed, features=features)
     teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
-    (made,) = distill_sets(data, config, teachers=teachers, seed=seed)
+    (made,) = distill_sets(data, config, teachers=teachers, seed=seed, work=folder)
     return made
 
 

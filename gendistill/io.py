@@ -149,7 +149,12 @@ def is_full(error: BaseException) -> bool:
 
 @dataclass
 class WorkFolder:
-    """Where a long computation keeps what a resumed run needs: files below ``path``, records in a log."""
+    """Where a long computation keeps what a resumed run needs: files below ``path``, records in a log.
+
+    Attributes:
+        path: An existing folder of this computation alone.
+        log_path: A file of JSON lines, made with the first record.
+    """
 
     path: Path
     log_path: Path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from gendistill import runtime
-from gendistill.config import MatchingConfig
+from gendistill.config import DistillConfig, MatchingConfig
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, MatchingObjective, Plan
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.initialisation import of_set, starts
-from gendistill.matching.methods import Run, filled, formation, network_of
+from gendistill.matching.methods import Run, filled, formation, network_of, plan_runs
 from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.networks.registry import batch_norm_layers
@@ -66,6 +67,34 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     )
     matcher.clock.add({"start": time.perf_counter() - begun})
     return matcher
+
+
+def matching_networks(data: RealData, config: DistillConfig, *, seed: int = 0) -> Iterator[tuple[int, int, nn.Module]]:
+    """The networks that a matching run sees, without matching: how they learn from the real images.
+
+    Args:
+        data: The real images; ``data.train`` is learned.
+        config: The method, its options and the numbers of iterations and inner steps.
+        seed: Of the networks and of their batches.
+
+    Yields:
+        (iteration, inner step, network) before each inner step. The network is the same object throughout an
+        iteration, and goes on learning afterwards.
+
+    Raises:
+        ConfigError: the networks learn from the surrogate images, which are not made here.
+    """
+    run = plan_runs(config, data)[0]
+    if run.config.train_on == "surrogate":
+        raise ConfigError("matching.train_on is surrogate; expected real or none: no surrogate images are made here.")
+    matcher = build(data, run, seed=seed)
+    supply, inner_steps = matcher.supply, matcher.plan.inner_steps
+    for iteration in range(run.iterations):
+        network = supply.network(iteration)
+        for inner in range(inner_steps):
+            yield iteration, inner, network
+            supply.between(iteration, inner, inner == inner_steps - 1, [])
+        supply.after(iteration)
 
 
 def _check_statistics(run: Run, data: RealData, network: Any) -> None:

@@ -223,7 +223,15 @@ def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 
     """Positions (count,), all different, of the images nearest to the centres of clusters of ``features`` (n,d).
 
     The ``per_cluster`` nearest of each of count / per_cluster centres, by one-to-one assignment: where centres share
-    their nearest image, at the least total squared distance. All n where ``count`` is not below n.
+    their nearest image, at the least total squared distance. All n where ``count`` is not below n. DREAM
+    (arXiv 2302.14416, section 3) takes one image of each ``free`` cluster.
+
+    Args:
+        features: float32 (n,d) of the images of one class, on the CPU.
+        count: How many to choose, a multiple of ``per_cluster``.
+        seed: Of k-means.
+        per_cluster: Images taken of each cluster.
+        weights: ``free`` clusters of k-means, or ``fixed`` ones of equal mass.
 
     Raises:
         DataError: features that are not finite.
@@ -241,17 +249,6 @@ def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 
         if weights == "fixed":
             centres = solve_barycenter(points, centres, tolerance=TOLERANCE).atoms
         return torch.from_numpy(assign(np.repeat(centres, per_cluster, 0), points))
-
-
-def batch_mmd(features: Tensor, batch: Tensor) -> Tensor:
-    """MMD between a class's ``features`` (n,d) and those of a batch of it (m,d), both taken as whole distributions.
-
-    The kernel is (|x| + |y| - |x - y|) / 2, whose squared MMD is half the energy distance (Sejdinovic et al. 2013): it
-    needs no bandwidth. Biased: 0 for the class itself alone; a random batch's falls as the root of 1/m - 1/n.
-    """
-    x, y = features.double(), batch.double()
-    squared = torch.cdist(x, y).mean() - (torch.cdist(x, x).mean() + torch.cdist(y, y).mean()) / 2
-    return squared.clamp(min=0).sqrt()
 
 
 def _members(split: Split, classes: int) -> list[Tensor]:

@@ -141,9 +141,19 @@ def _floored(variances: Tensor) -> Tensor:
 def ground_space(
     teachers: Sequence[Teacher], data: RealData, config: ObjectiveConfig, *, cache: Path | None = None
 ) -> FeatureSpace:
-    """The space of these teachers, their networks on this process's device.
+    """The space in which sets are refined: features of every teacher and pixels, with the real images as points.
 
-    Statistics of a teacher that was trained on other images are collected, or read from the folder ``cache``.
+    The networks go to this process's device. ``points(images, labels)`` gives the points of other images, and
+    ``of_class(label)`` those of the real images of a class.
+
+    Args:
+        teachers: At least one.
+        data: The real images, of which ``data.train`` are the points.
+        config: A RefineConfig or WmddConfig; ``pixel_weight`` and ``feature_loss`` are read.
+        cache: Folder of class statistics; those of a teacher that was trained on other images are collected otherwise.
+
+    Raises:
+        ArtifactError: a teacher of other classes, or one that was trained on test images of ``data``.
     """
     for place, teacher in enumerate(teachers, 1):
         check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)

@@ -56,8 +56,10 @@ def refine_images(
     label: str = "",
     own: bool = True,
     region: TrustRegion | None = None,
+    atoms: Tensor | None = None,
 ) -> SurrogateSet:
-    """The set's images after ``config.steps`` steps.
+    """Move a set's images toward the barycenter of their class, or toward atoms of your own; ``refine_set`` without
+    selection.
 
     Args:
         start: The images to begin with.
@@ -69,22 +71,32 @@ def refine_images(
         label: Of the set, in the log, the progress bar and the chunks' folder.
         own: As in ``matched_targets``.
         region: Where images may go; that of the config in pixels where None.
+        atoms: Points (N,D) of ``space`` that the images move toward, in their order, each of the same weight; None
+            computes the barycenters.
 
     Returns:
         The refined set. ``meta`` has the mean class W2 before and after, and what the gate refused.
 
     Raises:
-        ValueError: several processes without a ``folder``.
+        ValueError: several processes without a ``folder``, or atoms of another shape than the images' points.
         DataError: images that are not finite.
+
+    Example:
+        >>> space = gd.ground_space([teacher], data, gd.RefineConfig())
+        >>> moved = gd.refine_images(made, space, gd.RefineConfig(steps=100), seed=0)
     """
     state = runtime.processes()
     if folder is None and state.num_processes > 1:
         raise ValueError("Several processes refine one set through a folder; pass one, or run one process.")
     images = start.images.clone()
     points = space.points(start.images, start.labels)
-    targets = matched_targets(
-        points, start.labels, space, own=own, seed=seed, weights=config.weights, solver=config.solver
-    )
+    if atoms is None:
+        options = {"weights": config.weights, "solver": config.solver}
+        targets = matched_targets(points, start.labels, space, own=own, seed=seed, **options)
+    elif atoms.shape == points.shape:
+        targets = BarycenterTargets(atoms, torch.ones(len(atoms)))
+    else:
+        raise ValueError(f"atoms are {tuple(atoms.shape)}; expected {tuple(points.shape)}: one point for each image.")
     region, seed = region or pixel_region(config), derive(seed, "refine")
     parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
     mine = list(enumerate(parts))[state.process_index :: state.num_processes]

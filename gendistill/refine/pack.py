@@ -15,6 +15,10 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
 
     The inverse of ``decode``, except for the lost resolution.
 
+    Args:
+        whole: Images without soft labels and weights; of every class a multiple of factor^2.
+        factor: Images a side in a stored image, from 1 to the images' side in pixels.
+
     Raises:
         ConfigError: the images are packed, labelled or weighted already, too small, or a class's number does not fill
             its tiles.

@@ -14,13 +14,8 @@ from gendistill.config import SelectionKind
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
-from gendistill.matching.selection import (
-    SELECTIONS,
-    batch_mmd,
-    embed,
-    representatives,
-    sample_without_replacement,
-)
+from gendistill.evaluation.set_metrics import batch_mmd
+from gendistill.matching.selection import SELECTIONS, embed, representatives, sample_without_replacement
 from gendistill.networks.registry import build_network
 from gendistill.seeding import derive, torch_rng
 

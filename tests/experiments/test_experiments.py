@@ -1,0 +1,197 @@
+"""The experiment scripts: they use the public names alone, they say what they found, and each still runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import gendistill as gd
+from tests.helpers import ROOT, TINY, gendistill
+
+SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
+RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # which two others draw with
+PURE = re.compile(  # modules of pure functions, which a script may import beside gendistill itself
+    r"gendistill\.((transport|objectives)\.\w+|evaluation\.set_metrics|seeding|data\.pixels)"
+)
+QUICK = ("--max_per_class", 20, "--width", 8, "--judge_steps", 2, "--ipc", 1, "--seeds", 0, "--runs", 3)
+MOVED = (*QUICK, "--teacher_steps", 2, "--steps", 2)
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import of ours; the name is empty where a module itself is imported."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_use_the_public_names_alone(path: Path) -> None:
+    for module, name in imported(path):
+        if module.partition(".")[0] == "gendistill":
+            assert (module, name) == ("gendistill", "") or PURE.fullmatch(module), (module, name)
+            assert not name.startswith("_"), (module, name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "gd"}
+    assert used <= set(gd.__all__)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_say_what_was_measured_where(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    if path.stem == "curves":
+        assert "no command" in text
+        return
+    assert f"python -m experiments.{path.stem} " in text
+    assert "\nMachine: " in text
+    assert re.search(r"[Tt]ime\s+not\s+recorded|took \d+", text)
+    (place,) = re.findall(r"\nResult \((docs/[\w.]+#[\w-]+)\): ", text)
+    file, _, anchor = place.partition("#")
+    titles = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+# commands
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The arguments of ``python -m experiments.NAME`` in a document's code blocks, the variables filled in."""
+    for block in re.findall(r"^```\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+        text = block.replace("\\\n", " ")
+        for name, value in re.findall(r'^(\w)="(.*)"$', text, flags=re.MULTILINE):
+            text = text.replace(f"${name} ", f"{value} ")
+        for line in re.findall(r"^.*python -m (experiments\..*)$", text, flags=re.MULTILINE):
+            yield shlex.split(line, comments=True)
+
+
+DOCUMENTED = [(path.name, *words) for path in sorted((ROOT / "docs").glob("*.md")) for words in commands(path)]
+
+
+class Parsed(Exception):
+    """The command line was read; nothing runs."""
+
+
+@pytest.mark.parametrize("command", DOCUMENTED, ids=lambda command: " ".join(command[:2]))
+def test_documented_commands_are_understood(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module(command[1])
+    kind = script.argparse.ArgumentParser
+    original = kind.parse_args
+
+    def parse(self: object, *given: object) -> object:
+        original(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(kind, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command[1:] if word != "..."])
+    with pytest.raises(Parsed):
+        script.main()
+
+
+# runs in miniature
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A generator and a teacher of few steps."""
+    out = tmp_path_factory.mktemp("models")
+    for command in ("finetune", "teacher"):
+        assert gendistill(command, "--config", TINY, "--output_dir", out / command) == 0
+    return out / "finetune", out / "teacher"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    def once(name: str, *options: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        importlib.import_module(f"experiments.{name}").main()
+        return capsys.readouterr().out
+
+    return once
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_barycenters(run, tmp_path: Path) -> None:
+    run("barycenters", "--points", 60, "--classes", 1, "--atoms", 2, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["solver"] for row in rows} >= {"fixed, exact", "fixed, Sinkhorn", "free, k-means"}
+    assert all(0 < row["w2"] < 2 for row in rows)
+
+
+def test_criteria(run, tmp_path: Path) -> None:
+    options = ("--max_per_class", 12, "--seeds", 1, "--ipc", 3, "--base_steps", 1, "--minimax_steps", 1)
+    run("criteria", *options, "--scales", 1, "--json", tmp_path / "figures.json")
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert {"no criterion", "both x1", "random real images"} <= set(found)
+
+
+def test_faulty(run, tmp_path: Path) -> None:
+    run("faulty", "--max_per_class", 20, "--ipc", 2, "--sets", tmp_path / "sets")
+    counts = {place.name: len([*place.glob("train/*/*.png")]) for place in (tmp_path / "sets").iterdir()}
+    assert counts.pop("missing") == 18
+    assert set(counts.values()) == {20}
+    assert len(counts) == 7
+
+
+def test_guides(run, tmp_path: Path) -> None:
+    ways = ("two teachers", "real images as atoms", "one teacher, then dm")
+    text = run("guides", *MOVED, "--only", *ways, "--output", tmp_path / "rows.jsonl")
+    assert {*ways, "random", "full"} <= {row["name"] for row in records(tmp_path / "rows.jsonl")}
+    assert "real images as atoms" in text
+
+
+def test_matching(run, tmp_path: Path) -> None:
+    options = ("--methods", "dm", "--selections", "representative", "--starts", "clustered", "--iterations", 2)
+    rest = ("--every", 1, "--matching_width", 8, "--real_batch", 8, "--sets", tmp_path / "sets")
+    text = run("matching", *QUICK, *options, *rest, "--output", tmp_path / "rows.jsonl")
+    (row,) = records(tmp_path / "rows.jsonl")
+    assert [point["iteration"] for point in row["points"]] == [0, 1, 2]
+    assert ElementTree.parse(tmp_path / "rows.svg").getroot().tag.endswith("svg")
+    assert run("matching", *QUICK, *options, *rest, "--output", tmp_path / "rows.jsonl") == text  # nothing is made anew
+
+
+def test_packing(run, tmp_path: Path) -> None:
+    run("packing", *MOVED, "--output", tmp_path / "rows.jsonl")
+    sizes = {row["name"]: row["bytes"] for row in records(tmp_path / "rows.jsonl")}
+    assert sizes["random, packed"] > 0
+    assert {"real: packed patches, selected", "real: whole, refined, then dm"} <= set(sizes)
+
+
+def test_picks(run, tmp_path: Path) -> None:
+    options = ("--max_per_class", 20, "--classes", 3, "--networks", 1, "--steps", 1, "--every", 1, "--batch", 4)
+    rest = ("--interval", 2, "--candidates", 8, "--dimensions", 8, "--width", 8, "--seeds", 0)
+    text = run("picks", *options, *rest, "--output", tmp_path / "picks.svg")
+    assert [line.split()[1] for line in text.splitlines()[1:]] == ["random", "free", "fixed"] * 2
+    assert ElementTree.parse(tmp_path / "picks.svg").getroot().tag.endswith("svg")
+
+
+def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = ("real: select", "generated: select + atoms", "noise: wmdd", "real: select + all")
+    options = ("--only", *rows, "--generator", models[0], "--sets", tmp_path / "sets", "--output")
+    run("refinement", *MOVED, "--soft", *options, tmp_path / "rows.jsonl")
+    found = {(row["name"], row["labels"]) for row in records(tmp_path / "rows.jsonl")}
+    assert {(name, "hard") for name in rows} <= found
+    assert ("real: select", "online") in found
+    run("refinement", *MOVED, "--soft", "alone", *options, tmp_path / "soft.jsonl")  # of the sets that were kept
+    assert {row["labels"] for row in records(tmp_path / "soft.jsonl")} == {"online"}
+
+
+def test_solvers(run, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("experiments.solvers")
+    monkeypatch.setattr(script, "STEPS", (2,))
+    monkeypatch.setattr(script, "SOLVERS", ("dpmsolver++", "ddim"))
+    out = tmp_path / "rows.json"
+    run("solvers", "--generator", models[0], "--teacher", models[1], "--ipc", 2, "--seeds", 2, "--json", out)
+    assert [row["solver"] for row in json.loads(out.read_text())] == ["dpmsolver++", "ddim"]
