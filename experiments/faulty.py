@@ -5,9 +5,9 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/evaluation.md#faults-that-are-found): the evaluation names every fault: 8 of 100 shuffled labels agree, the four swapped
-classes, inverted grey levels, the missing class, 100 of 100 test images, 90 of 100 repeated ones. Of the random set and
-of the k-means set it says nothing.
+Result (docs/evaluation.md#faults-that-are-found): the evaluation names every fault: 8 of 100 shuffled labels agree,
+four classes are swapped, grey levels inverted, a class missing, 100 of 100 test images, 90 of 100 repeated ones. Of the
+random set and of the k-means set it says nothing.
 
 All but ``kmeans``, ``leaked`` and ``duplicates`` are the same random training images, written without any manifest.
 """

@@ -283,8 +283,8 @@ NETWORKS = Registry[Callable[..., Any]](
     "network",
     "gendistill.networks",
     {
-        **{name: f"gendistill.networks.registry:{name}" for name in _NETWORKS},
-        "timm:": "gendistill.networks.registry:timm_network",
+        **{name: f"gendistill.networks.factories:{name}" for name in _NETWORKS},
+        "timm:": "gendistill.networks.factories:timm_network",
     },
 )
 REFINERS = Registry[Callable[..., Any]](

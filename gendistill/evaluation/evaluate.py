@@ -10,7 +10,7 @@ from gendistill.data.dataset import RealData, check_origin, mean_and_std
 from gendistill.environment import command_line, versions
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog
-from gendistill.evaluation.checks.soft_labels import check_soft_labels
+from gendistill.evaluation.checks.label_recipes import check_soft_labels
 from gendistill.evaluation.describe import describe
 from gendistill.evaluation.entries import Entry, entries_of, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (

@@ -22,7 +22,7 @@ from gendistill.evaluation.intervals import by_set, calibration_error, paired_in
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, RunResult
 from gendistill.hashing import hash_tensors
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.training import (
     Batches,
     accuracy,

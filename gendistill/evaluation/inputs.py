@@ -12,7 +12,7 @@ from gendistill.evaluation.summary import FindingEntry, SetFacts, Severity
 from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.hashing import hash_json
 from gendistill.progress import report_problems
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.manifest import MANIFEST, read_manifest

@@ -21,7 +21,7 @@ from gendistill.matching.initialisation import of_set, starts
 from gendistill.matching.methods import Run, filled, formation, network_of, plan_runs
 from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.surrogate.multi_formation import views_in
 from gendistill.surrogate.set import SurrogateSet
 

@@ -32,7 +32,7 @@ from gendistill.matching.functional import (
     lengths,
     structure,
 )
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
 
 ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory

@@ -29,7 +29,7 @@ from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
 from gendistill.matching.network_pool import TRAINED
-from gendistill.networks.registry import build_network, takes_option
+from gendistill.networks.factories import build_network, takes_option
 from gendistill.networks.training import BACKWARD, training_flop
 from gendistill.surrogate.multi_formation import Factor, sides
 

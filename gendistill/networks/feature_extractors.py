@@ -26,7 +26,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hashing import hash_json
 from gendistill.hub import fetch, local_folder, reason
 from gendistill.io import write_tensors
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.teacher import NetworkSpec, Teacher
 from gendistill.networks.training import infer, train_classifier
 from gendistill.progress import follow

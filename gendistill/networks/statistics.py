@@ -19,7 +19,7 @@ from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.io import read_tensors, write_tensors
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.objectives.moments import row_sums
 from gendistill.progress import track
 from gendistill.runtime import processes

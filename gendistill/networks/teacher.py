@@ -17,7 +17,7 @@ from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, write_json, write_tensors
 from gendistill.networks.adapter import as_classifier
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop

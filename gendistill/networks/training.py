@@ -16,7 +16,7 @@ from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.progress import track
 
 Rate = Callable[[int], float]

@@ -10,7 +10,7 @@ from gendistill.config.commands import LabelCommand
 from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link
 from gendistill.surrogate.soft_labels import SoftLabels

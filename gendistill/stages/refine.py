@@ -21,7 +21,7 @@ from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.refiner import crop_pool, refine_set
 from gendistill.report.terminal import w2_lines
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 
 

@@ -19,7 +19,7 @@ from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.nearest import record_evidence

@@ -19,7 +19,7 @@ from gendistill.stages.folder import plain_output
 from gendistill.surrogate.export.formats import RECORD
 from gendistill.surrogate.export.publish import check_push, export_folders, push
 from gendistill.surrogate.export.stored import StoredSet, read_summary
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import Manifest, read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 

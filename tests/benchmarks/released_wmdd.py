@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.data.pixels import to_float, to_uint8
-from gendistill.networks.registry import batch_norm_layers
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.teacher import Teacher
 from gendistill.seeding import torch_rng
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish

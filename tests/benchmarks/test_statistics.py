@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.runtime import peak_memory, reset_peak_memory
 from tests.benchmarks.test_training import images, in_turn, store

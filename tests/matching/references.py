@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 
 
 def network_of(name, *, seed=0, size=8, width=6, depth=2, dtype=torch.float64):

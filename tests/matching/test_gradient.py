@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.matching.gradient import GradientMatching
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.objectives.matching import DISTANCES
 from tests.matching.references import (
     Scaled,

@@ -16,7 +16,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.evaluation.set_metrics import batch_mmd
 from gendistill.matching.selection import SELECTIONS, embed, representatives, sample_without_replacement
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.seeding import derive, torch_rng
 
 WEIGHTS = ["free", "fixed"]

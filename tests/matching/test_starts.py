@@ -13,7 +13,7 @@ from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.initialisation import of_set, starts
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 
 
 @pytest.fixture(scope="module")

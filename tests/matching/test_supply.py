@@ -12,7 +12,7 @@ from gendistill.data.crops import cutmix
 from gendistill.data.dataset import Split
 from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Training
 from gendistill.matching.synthetic import SyntheticImages
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.seeding import derive, torch_rng
 
 RATE = 0.05

@@ -11,7 +11,7 @@ from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, Matchin
 from gendistill.data.sources import load_data
 from gendistill.evaluation.evaluator import resolve_precision
 from gendistill.matching.methods import plan_runs
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.training import forward_flop, training_flop
 
 CPU = torch.device("cpu")

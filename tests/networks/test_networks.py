@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gendistill.errors import ConfigError
 from gendistill.networks.classifiers import Block, ResNet, default_depth
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.registry import NETWORKS
 
 NAMES = [name for name in NETWORKS.names() if not name.startswith("timm:")]

@@ -24,7 +24,7 @@ from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors
 from gendistill.networks import statistics_cache
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassMoments, ClassStatistics, Members, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.objectives import moments

@@ -9,7 +9,7 @@ from gendistill.data.augmentation import augment
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import Split
 from gendistill.errors import ConfigError
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.training import accuracy, is_correct, predicted, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng

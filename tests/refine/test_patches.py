@@ -21,7 +21,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.distillers import distill
 from gendistill.errors import ConfigError
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish

@@ -19,7 +19,7 @@ from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
-from gendistill.networks.registry import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.networks.training import is_correct

@@ -14,7 +14,7 @@ from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.copies import CopyCheck
-from gendistill.networks.registry import build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import chart, ticks

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate.card.entry import read_evidence
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, no_file_above
 from tests.hub import Hub, serve

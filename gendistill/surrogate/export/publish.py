@@ -13,7 +13,7 @@ from gendistill.hub import reason
 from gendistill.surrogate.card.card import CARD
 from gendistill.surrogate.export.formats import RECORD, check_fit, read_record, write_export
 from gendistill.surrogate.export.stored import StoredSet, evaluation_of, read_summary
-from gendistill.surrogate.hub import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 
 # Everything that exports consist of, so that none of an earlier one stays among the new files
