@@ -14,5 +14,6 @@ FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name !=
 def test_a_config_is_taken_by_its_command(path, tmp_path):
     named = re.search(rf"gendistill (\w+) --config {path.relative_to(ROOT)}", path.read_text(encoding="utf-8"))
     assert named, "its header names no command"
-    options = parse(named[1], ["--config", str(path), "--output_dir", str(tmp_path)])
+    teacher = ["--teacher", "TEACHER"] if "--teacher TEACHER" in path.read_text(encoding="utf-8") else []
+    options = parse(named[1], ["--config", str(path), *teacher, "--output_dir", str(tmp_path)])
     assert isinstance(options, COMMANDS[named[1]].options)
