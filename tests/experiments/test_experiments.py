@@ -18,7 +18,7 @@ import gendistill as gd
 from tests.helpers import ROOT, TINY, gendistill
 
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
-RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # which two others draw with
+RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # with which two others draw
 PURE = re.compile(  # modules of pure functions, which a script may import beside gendistill itself
     r"gendistill\.((transport|objectives)\.\w+|evaluation\.set_metrics|seeding|data\.pixels)"
 )
@@ -95,6 +95,14 @@ def test_documented_commands_are_understood(command: tuple[str, ...], monkeypatc
     monkeypatch.setattr(sys, "argv", [str(word) for word in command[1:] if word != "..."])
     with pytest.raises(Parsed):
         script.main()
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"experiments.{name}").main()
+    assert "Machine: " in capsys.readouterr().out
 
 
 # runs in miniature

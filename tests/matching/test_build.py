@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
-from gendistill.matching.build import build
+from gendistill.distillers import distill
+from gendistill.errors import ConfigError
+from gendistill.hashing import hash_tensors
+from gendistill.io import WorkFolder
+from gendistill.matching.build import build, matching_networks
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.methods import plan_runs
@@ -115,3 +121,38 @@ def test_cutout_is_for_matching_alone_and_idm_trains_on_images_as_they_are(few: 
     assert built(few, "idm").supply.training.augmentation is None
     assert built(few, "dc").augmentation is None
     assert built(few, "dsa").augmentation.compose == "one"
+
+
+@pytest.mark.parametrize(
+    ("method", "own"), [("idc", {"inner_steps": 3, "train_steps": 1}), ("idm", {"train_steps": 1})]
+)
+def test_matching_networks_are_those_of_a_run(few: RealData, method: str, own: dict[str, int]) -> None:
+    matching = MatchingConfig(width=4, real_batch=4, **own)
+    config = DistillConfig(method=method, ipc=2, iterations=2, matching=matching)
+    matcher, seen = build(few, plan_runs(config, few)[0], seed=1), []
+    picks = matcher.selection.picks
+
+    def spy(network: nn.Module, iteration: int, inner: int) -> Any:
+        seen.append(hash_tensors(network.state_dict()))
+        return picks(network, iteration, inner)
+
+    matcher.selection.picks = spy  # type: ignore[method-assign]
+    for _ in matcher.run():
+        pass
+    alone = [hash_tensors(network.state_dict()) for *_, network in matching_networks(few, config, seed=1)]
+    assert alone == seen
+    assert len(set(alone)) == len(alone) > 1
+
+
+def test_matching_networks_that_learn_from_the_surrogate_are_refused(few: RealData) -> None:
+    with pytest.raises(ConfigError, match="train_on is surrogate"):
+        next(matching_networks(few, DistillConfig(method="dc", ipc=2, iterations=1)))
+
+
+def test_a_folder_keeps_checkpoints_and_snapshots_from_python(few: RealData, tmp_path: Path) -> None:
+    matching = MatchingConfig(width=4, real_batch=4, snapshot_every=1, checkpoint_every=1)
+    config, work = DistillConfig(iterations=2, method="dm", matching=matching), WorkFolder(tmp_path, tmp_path / "log")
+    made = distill(few, "dm", 1, config=config, folder=work)
+    assert len([*(tmp_path / "snapshots").glob("*/ipc-1/manifest.json")]) == 2
+    assert [*(tmp_path / "checkpoints").iterdir()]
+    assert distill(few, "dm", 1, config=config, folder=work).content_hash() == made.content_hash()

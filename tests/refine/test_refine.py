@@ -28,7 +28,7 @@ from gendistill.refine.acceptance import cross_entropies, gate
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace, shrunk
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets
-from gendistill.refine.optimization import refine_chunk
+from gendistill.refine.optimization import refine_chunk, refine_images
 from gendistill.refine.refiner import refine_set
 from gendistill.refine.select import select
 from gendistill.surrogate.set import SurrogateSet
@@ -59,6 +59,19 @@ def test_ground_space_gives_both_parts_their_weight(digits: RealData, teacher: T
         assert points.var(0, unbiased=False).sum().item() == pytest.approx(1 + 3, rel=1e-4)
     alone = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0)
     assert alone.real.shape[1] == teacher.statistics.features.shape[1]
+
+
+def test_images_move_toward_atoms_of_ones_own(pool: SurrogateSet, space: FeatureSpace) -> None:
+    start, config = pool.prefix(3), replace(CONFIG, steps=3)
+    points = space.points(start.images, start.labels)
+    targets = matched_targets(points, start.labels, space)
+    usual = refine_images(start, space, config, seed=1)
+    own = refine_images(start, space, config, seed=1, atoms=targets.atoms)
+    assert torch.equal(own.images, usual.images)
+    other = refine_images(start, space, config, seed=1, atoms=targets.atoms.flip(1))
+    assert not torch.equal(other.images, usual.images)
+    with pytest.raises(ValueError, match="one point for each image"):
+        refine_images(start, space, config, seed=1, atoms=targets.atoms[:-1])
 
 
 def test_selection_takes_distinct_pool_images_nearer_than_the_first(
