@@ -30,7 +30,7 @@ from gendistill.data.sources import Item as Item
 from gendistill.data.sources import Source as Source
 from gendistill.data.sources import load_data as load_data
 from gendistill.distillers import distill as distill
-from gendistill.evaluation.checks.finding import Finding as Finding
+from gendistill.evaluation.checks import Finding as Finding
 from gendistill.evaluation.continual import evaluate_continual as evaluate_continual
 from gendistill.evaluation.evaluate import evaluate as evaluate
 from gendistill.evaluation.reference import DescribedSet as DescribedSet
@@ -69,8 +69,8 @@ from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.run import run as run
-from gendistill.surrogate.export.publish import export as export
-from gendistill.surrogate.export.publish import push_to_hub as push_to_hub
+from gendistill.surrogate.export.formats import export as export
+from gendistill.surrogate.hub_datasets import push_to_hub as push_to_hub
 from gendistill.surrogate.manifest import verify as verify
 from gendistill.surrogate.multi_formation import Decoded as Decoded
 from gendistill.surrogate.multi_formation import decode as decode

@@ -1,5 +1,6 @@
 """Files of the library: each is written completely or not at all, and read with one kind of error message.
 
+Records of how a file was made name the command of this process and the versions of the libraries.
 No torch is imported here before tensors are read or written.
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,3 +173,21 @@ class WorkFolder:
             with suppress(OSError):
                 os.truncate(self.log_path, size)
             raise
+
+
+LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
+
+
+def command_line() -> str:
+    """The command of this process, to be repeated by a reader of a manifest."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that decide a result."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -40,7 +40,6 @@ from gendistill.config.generator import (
     UNet,
     Weighting,
 )
-from gendistill.config.label import LabelConfig, Online, PerImage, PerView
 from gendistill.config.refine import (
     BarycenterSolver,
     BarycenterWeights,
@@ -54,7 +53,7 @@ from gendistill.config.refine import (
     WmddStart,
 )
 from gendistill.config.sample import ClassifierFree, Guidance, ModeGuidance, Prototypes, SampleConfig, Scheduler, Start
-from gendistill.config.teacher import TeacherConfig
+from gendistill.config.teacher import LabelConfig, Online, PerImage, PerView, TeacherConfig
 
 __all__ = [
     "FEATURES",

@@ -1,9 +1,19 @@
-"""Options of the teacher."""
+"""Options of the teacher and of the soft labels that it gives."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Whole
+from gendistill.config.base import (
+    Compile,
+    Count,
+    NonNegative,
+    Options,
+    Positive,
+    PositiveShare,
+    Precision,
+    Whole,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +50,87 @@ class TeacherConfig(Options):
     flip: bool = False
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerImage(Options):
+    """One label an image: the mean over views of it.
+
+    Attributes:
+        top_k: Keep only the most probable classes of each label (null: all); the rest shares what is left evenly.
+        views: Views averaged; 1 is the image itself as it is.
+    """
+
+    section: ClassVar[str] = "label"
+    kind: ClassVar[str | None] = "per_image"
+
+    top_k: Count | None = None
+    views: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerView(Options):
+    """One label for every view of every batch, with the seed that replays the views.
+
+    Attributes:
+        top_k: Keep only the most probable classes of each label (null: all); the rest shares what is left evenly.
+        steps: Batches to label, which is how long a training can be.
+        batch_size: Images a batch.
+        cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 does not mix.
+    """
+
+    section: ClassVar[str] = "label"
+    kind: ClassVar[str | None] = "per_view"
+
+    top_k: Count | None = None
+    steps: Count = 200
+    batch_size: Count = 64
+    cutmix: NonNegative = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(Options):
+    """No label is stored but the seed that replays the views: the teacher labels while training.
+
+    Attributes:
+        batch_size: Images a batch.
+        cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 does not mix.
+    """
+
+    section: ClassVar[str] = "label"
+    kind: ClassVar[str | None] = "online"
+
+    batch_size: Count = 64
+    cutmix: NonNegative = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(Options):
+    """Soft labels by a teacher.
+
+    Attributes:
+        mode: ``per_image`` stores one mean over views an image; ``per_view`` one for every view of every batch, with
+            the seed that replays the views; ``online`` nothing but that seed: the teacher labels while training.
+        temperature: Divides the teacher's logits; students train at the same one.
+        min_crop: Least share of an image's area that a random crop keeps; 1 does not crop.
+        flip: Mirror views at random; wrong for digits, right for most photographs.
+    """
+
+    section: ClassVar[str] = "label"
+    order: ClassVar[str] = "mode temperature top_k views steps batch_size min_crop flip cutmix"
+
+    mode: PerImage | PerView | Online = PerImage()
+    temperature: Positive = 4.0
+    min_crop: PositiveShare = 1.0
+    flip: bool = False
+
+    @property
+    def top_k(self) -> int | None:
+        """Classes kept of each stored label; null keeps all."""
+        return None if isinstance(self.mode, Online) else self.mode.top_k
+
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.mode, PerImage):
+            same = self.mode.views > 1 and self.min_crop == 1 and not self.flip
+            require(not same, "label.views", self.mode.views, "1 where neither min_crop nor flip makes views differ")

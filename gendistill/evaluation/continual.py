@@ -19,7 +19,6 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
-from gendistill.environment import command_line, versions
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
@@ -31,7 +30,7 @@ from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.result import ContinualEvaluation
 from gendistill.evaluation.summary import RANDOM, ContinualRow, RunResult, Step
 from gendistill.hashing import hash_tensors
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, command_line, versions
 from gendistill.progress import follow
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet

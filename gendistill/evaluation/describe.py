@@ -8,8 +8,8 @@ from itertools import chain
 
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
+from gendistill.evaluation.checks import Finding
 from gendistill.evaluation.checks.counts import data_findings
-from gendistill.evaluation.checks.finding import Finding
 from gendistill.evaluation.checks.labels import label_quality, soft_targets
 from gendistill.evaluation.copies import space as pixel_space
 from gendistill.evaluation.reference import DescribedSet, RealReference, by_class

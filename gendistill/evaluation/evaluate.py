@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, check_origin, mean_and_std
-from gendistill.environment import command_line, versions
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog
 from gendistill.evaluation.checks.label_recipes import check_soft_labels
@@ -26,7 +25,7 @@ from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
 from gendistill.evaluation.scores import scores
 from gendistill.evaluation.summary import FindingEntry
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, command_line, versions
 from gendistill.networks.feature_extractors import make_feature_extractor
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow

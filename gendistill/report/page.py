@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.data.dataset import RealData
-from gendistill.environment import command_line, versions
 from gendistill.evaluation.copies import PIXELS, CopyCheck
-from gendistill.io import write_json, write_text
+from gendistill.io import command_line, versions, write_json, write_text
 from gendistill.report import tables
 from gendistill.report.charts import chart, cost_chart, scatter
 from gendistill.report.formatting import RANDOM_LABEL, render_template

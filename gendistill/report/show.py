@@ -13,11 +13,10 @@ import torch
 from gendistill import runtime
 from gendistill.config import Projection as Method
 from gendistill.data.dataset import RealData, Split, check_origin
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, CopyCheck
 from gendistill.evaluation.projection import Projection, pixels, project_sets
-from gendistill.io import write_json, write_text
+from gendistill.io import command_line, versions, write_json, write_text
 from gendistill.networks.feature_extractors import features_of
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter

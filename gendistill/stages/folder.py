@@ -22,10 +22,20 @@ import yaml
 from gendistill import runtime
 from gendistill.config import to_dict
 from gendistill.config.commands import RunConfig, StageOptions
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_json, write_text
+from gendistill.io import (
+    CONFIG,
+    LOG,
+    RECORD,
+    WorkFolder,
+    command_line,
+    partial_of,
+    storage_errors,
+    versions,
+    write_json,
+    write_text,
+)
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
 

@@ -16,10 +16,9 @@ from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
 from gendistill.stages.folder import plain_output
-from gendistill.surrogate.export.formats import RECORD
-from gendistill.surrogate.export.publish import check_push, export_folders, push
-from gendistill.surrogate.export.stored import StoredSet, read_summary
-from gendistill.surrogate.hub_datasets import find_surrogate
+from gendistill.surrogate.export.formats import export_folders
+from gendistill.surrogate.export.stored import RECORD, StoredSet, read_summary
+from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
 from gendistill.surrogate.manifest import Manifest, read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 

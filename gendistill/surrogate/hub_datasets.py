@@ -1,15 +1,16 @@
-"""Surrogate sets on the Hub: from an id to the local folder of one set."""
+"""Surrogate sets on the Hub: from an id to the local folder of one set, and from an export to a dataset there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from gendistill.errors import ArtifactError
-from gendistill.hub import fetch, local_folder
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.hub import fetch, local_folder, reason
 from gendistill.surrogate import soft_labels
+from gendistill.surrogate.card.card import CARD
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS
-from gendistill.surrogate.export.formats import RECORD, read_record
+from gendistill.surrogate.export.stored import RECORD, read_record
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
 
 FILES = (MANIFEST, CHECKSUMS, EVIDENCE, PAIRS, f"{TRAIN}/*", soft_labels.TENSORS, soft_labels.RECORD)
@@ -62,3 +63,98 @@ def _check(folder: Path, name: str) -> None:
         )
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{name} holds several sets; give one: {', '.join(f'{name}/{s}' for s in record['sets'])}.")
+
+
+# Everything that exports consist of, so that none of an earlier one stays among the new files
+OURS = (
+    "train/*", "train-*.parquet", "train-*.tar", "?????/*.png", "*.pt", "manifest.json", "CHECKSUMS", "evidence.json",
+    "soft_labels.*",
+)  # fmt: skip
+PATTERNS = [*OURS, *(f"ipc-*/{name}" for name in OURS)]
+START = {".gitattributes", CARD}  # what a repository that was just made on the web has
+
+
+def push_to_hub(folder: str | Path, name: str, *, revision: str | None = None, private: bool = False) -> str:
+    """Upload what ``export`` wrote to the Hub dataset ``name`` (owner/name), in one commit.
+
+    An earlier export there is replaced; a repository with other files is refused.
+
+    Args:
+        folder: What ``export`` wrote.
+        name: Of the dataset, as owner/name.
+        revision: The branch; null is main.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: no valid id, the Hub is switched off, or nobody is logged in.
+        ArtifactError: the folder is no export, the repository holds other files, or the upload fails.
+    """
+    check_push(name)
+    if read_record(Path(folder)) is None:
+        raise ArtifactError(f"{folder} is not an export: it has no {RECORD}. Write one with gendistill.export.")
+    return push(Path(folder), name, revision=revision, private=private)
+
+
+def check_push(name: str) -> None:
+    """Check all that a push needs and that can be checked without the network.
+
+    Raises:
+        ConfigError: no valid id, the Hub is switched off, or nobody is logged in.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        problem = "" if name.count("/") == 1 else "It names no owner."
+    except HFValidationError as error:
+        problem = reason(error)
+    if problem:
+        raise ConfigError(f"push_to_hub is {name!r}; expected a dataset id such as owner/name. {problem}")
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(
+            f"push_to_hub is {name!r}, but HF_HUB_OFFLINE switches the Hub off. Unset it, or leave push_to_hub out."
+        )
+    if get_token() is None:
+        raise ConfigError(
+            f"push_to_hub is {name!r}, but you are not logged in to the Hub. Run `hf auth login` or set HF_TOKEN."
+        )
+
+
+def push(folder: Path, name: str, *, revision: str | None = None, private: bool = False) -> str:
+    """Upload an export in one commit, in the place of an earlier export there; returns where it can be seen.
+
+    Raises:
+        ArtifactError: the repository holds other files, or the Hub refuses it; ``folder`` is as it was.
+    """
+    from huggingface_hub import HfApi
+
+    api, kind = HfApi(), "dataset"
+    try:
+        api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, repo_type=kind, branch=revision, exist_ok=True)
+        present = set(api.list_repo_files(name, repo_type=kind, revision=revision))
+        foreign = sorted(present - START)
+        if RECORD not in present and foreign:
+            raise ArtifactError(f"it holds files that are no export of this tool, such as {foreign[0]}.")
+        commit = api.upload_folder(
+            repo_id=name,
+            repo_type=kind,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Export of gendistill",
+            delete_patterns=PATTERNS if RECORD in present else None,
+        )
+    except Exception as error:
+        at = f" at revision {revision}" if revision else ""
+        what = "" if isinstance(error, ArtifactError) else f"{type(error).__name__}: "
+        raise ArtifactError(
+            f"{folder} is written, but the Hub dataset {name}{at} refused it: {what}{reason(error)} Correct this and "
+            f"give the command again with --overwrite, or upload the folder yourself: hf upload {name} {folder} . "
+            "--repo-type dataset"
+        ) from error
+    return str(commit.commit_url)

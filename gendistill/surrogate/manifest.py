@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 from urllib.parse import quote, unquote
 
-from gendistill.environment import command_line, versions
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
-from gendistill.io import read_json, write_json, write_text
+from gendistill.io import command_line, read_json, versions, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.multi_formation import Factor, views_in

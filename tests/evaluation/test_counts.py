@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData
+from gendistill.evaluation.checks import Finding, counted, list_names
 from gendistill.evaluation.checks.counts import (
     count_findings,
     data_findings,
@@ -16,7 +17,6 @@ from gendistill.evaluation.checks.counts import (
     leak_findings,
     soft_findings,
 )
-from gendistill.evaluation.checks.finding import Finding, counted, list_names
 from gendistill.evaluation.copies import LeakageCheck
 from gendistill.seeding import torch_rng
 

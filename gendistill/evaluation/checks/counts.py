@@ -13,7 +13,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.dataset import RealData
-from gendistill.evaluation.checks.finding import Finding, list_names
+from gendistill.evaluation.checks import Finding, list_names
 from gendistill.evaluation.checks.labels import ODDS, confusion, permutation, soft_targets
 from gendistill.evaluation.copies import Copies, digests
 from gendistill.evaluation.reference import DescribedSet, RealReference

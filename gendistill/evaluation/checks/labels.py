@@ -15,7 +15,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.crops import batch_indices
-from gendistill.evaluation.checks.finding import Finding, counted, list_names
+from gendistill.evaluation.checks import Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import shares
 from gendistill.evaluation.summary import LabelNumbers, Measure

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import evenly_spaced
-from gendistill.evaluation.checks.finding import Finding, counted, list_names
+from gendistill.evaluation.checks import Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, RealReference
 from gendistill.seeding import torch_rng
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from gendistill.errors import ArtifactError
 from gendistill.io import write_json, write_text
 from gendistill.surrogate.card import facts
 from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, evidence_problem, read_entry
-from gendistill.surrogate.card.facts import block, code, plain
-from gendistill.surrogate.card.front_matter import front_matter
-from gendistill.surrogate.card.loaders import Layout, readers, soft_script
-from gendistill.surrogate.manifest import Manifest, read_manifest
+from gendistill.surrogate.card.facts import block, code, plain, terms
+from gendistill.surrogate.card.loaders import Layout, features, readers, soft_script
+from gendistill.surrogate.manifest import TRAIN, Manifest, read_manifest
 
 
 def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
@@ -69,6 +69,45 @@ def card(entries: Sequence[CardEntry], *, format: str) -> str:
         labelled=_groups(entries, default, format, soft=True),
     )
     return front_matter(entries, default, title, format) + "\n" + text.rstrip() + "\n"
+
+
+FILES = {"imagefolder": f"{TRAIN}/**", "parquet": "train-*.parquet", "webdataset": "train-*.tar"}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def front_matter(entries: Sequence[CardEntry], default: CardEntry, title: str, format: str) -> str:
+    """YAML between its two lines; ``default`` is what is loaded where no config is named."""
+    manifests = [entry.manifest for entry in entries]
+    methods = dict.fromkeys(str(m["method"]) for m in manifests if m.get("method"))
+    front: dict[str, Any] = {
+        **terms(manifests).front_matter,
+        "pretty_name": title,
+        "task_categories": ["image-classification"],
+        "size_categories": [_size(sum(m["stored_images"] for m in manifests))],
+        "tags": ["dataset-distillation", "surrogate", "gendistill", *methods],
+    }
+    if format in FILES:
+        front["configs"] = [_config(entry, format, entry is default and len(entries) > 1) for entry in entries]
+    else:
+        front["viewer"] = False
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=2**16)}---\n"
+
+
+def _config(entry: CardEntry, format: str, default: bool) -> dict[str, Any]:
+    path = "/".join(part for part in (entry.folder, FILES[format]) if part)
+    config: dict[str, Any] = {
+        "config_name": entry.config,
+        **({"default": True} if default else {}),
+        "data_files": [{"split": TRAIN, "path": path}],
+    }
+    layout = Layout.of(entry.manifest)
+    if format == "imagefolder" and (layout.single or not layout.sorted):
+        config |= {"drop_labels": False, "features": features(entry.manifest["folders"])}
+    return config
+
+
+def _size(images: int) -> str:
+    return next((name for limit, name in SIZES if images < limit), "1M<n<10M")
 
 
 @cache

@@ -1,37 +1,36 @@
-"""Parquet as datasets writes it: columns ``image``, ``label`` and, for soft labels per image, ``soft_label``."""
+"""Exports: surrogate sets as one folder that other tools read, as parquet, webdataset, imagefolder or DD-Ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from gendistill.errors import ArtifactError
-from gendistill.io import read_json, write_json, write_text
-from gendistill.surrogate.export.stored import StoredImage, StoredSet
-
-if TYPE_CHECKING:
-    from datasets import Features
 import io
 import math
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from numpy.lib.format import write_array
 from torch import Tensor
 
 from gendistill.config import Format
-from gendistill.errors import ConfigError
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.io import command_line, versions, write_json, write_text
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD, card
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, read_entry
 from gendistill.surrogate.export.ddranking import write_ddranking
+from gendistill.surrogate.export.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
+from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
+from gendistill.surrogate.set import SurrogateSet
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 PARQUET_BYTES = 500_000_000  # bytes of images and labels a file
 ROWS = 100  # a row group, which is what is in memory
@@ -146,18 +145,6 @@ def write_imagefolder(stored: StoredSet, folder: Path) -> None:
     shutil.copyfile(stored.folder / CHECKSUMS, folder / CHECKSUMS)
 
 
-RECORD, FORMAT = "export.json", 1
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished export, or None: {"export": 1, "format", "sets": {config: {"folder", "checksums"}}}."""
-    try:
-        record = read_json(folder / RECORD, kind="an export", required=("export", "format", "sets"), fix="")
-    except ArtifactError:
-        return None
-    return record if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
-
-
 WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
     "imagefolder": write_imagefolder,
     "parquet": write_parquet,
@@ -245,3 +232,60 @@ def _write_companions(stored: StoredSet, target: Path, format: Format, evidence:
     for name in (soft_labels.RECORD, *(() if inside else (soft_labels.TENSORS,))):
         if (stored.folder / name).is_file():
             shutil.copyfile(stored.folder / name, target / name)
+
+
+def export(
+    sets: SurrogateSet | str | Path | Sequence[SurrogateSet | str | Path],
+    folder: str | Path,
+    format: Format = "imagefolder",
+    *,
+    evaluation: str | Path | None = None,
+) -> Path:
+    """Write sets as one folder in a format of other tools, with a dataset card.
+
+    Args:
+        sets: One set, or several with different images per class: in memory, a folder, or a Hub id.
+        folder: Where to write; it must be new or empty. It appears when it is complete.
+        format: ``imagefolder``, ``parquet``, ``webdataset``, or ``ddranking`` (one set).
+        evaluation: A summary.json whose accuracies of these sets the card shows.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: the folder is not empty, a set is damaged, or the sets do not fit together or into the format.
+
+    Example:
+        >>> gd.export(["run/refined/ipc-1", "run/refined/ipc-10"], "export", "parquet")  # doctest: +SKIP
+    """
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ArtifactError(f"{target} is not empty. Give a new folder, or delete it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    given = [sets] if isinstance(sets, SurrogateSet | str | Path) else list(sets)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
+        made, paths = Path(place) / "export", []
+        for number, one in enumerate(given):
+            if isinstance(one, SurrogateSet):
+                one.save(Path(place) / str(number))
+            paths.append(Path(place) / str(number) if isinstance(one, SurrogateSet) else find_surrogate(one))
+        made.mkdir()
+        export_folders(paths, made, format, evaluation)
+        if target.is_dir():
+            target.rmdir()
+        made.rename(target)
+    return target
+
+
+def export_folders(
+    paths: Sequence[Path], folder: Path, format: Format, evaluation: str | Path | None = None
+) -> list[StoredSet]:
+    """Write the sets in ``paths`` into ``folder``, an empty one; returns them. See ``export``."""
+    summary = read_summary(Path(evaluation)) if evaluation is not None else None
+    sets = [StoredSet.open(path) for path in paths]
+    check_fit(sets, format)
+    evidence = {}
+    if summary is not None:
+        evidence = {stored.config: {"evaluation": evaluation_of(stored, summary)} for stored in sets}
+    write_export(sets, folder, format, evidence, {"command": command_line(), "versions": versions()})
+    return sets

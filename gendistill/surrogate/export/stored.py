@@ -152,3 +152,15 @@ def _hashes(row: dict[str, Any]) -> list[str | None]:
 
 def _baseline(row: dict[str, Any], ipc: int, methods: tuple[str, ...]) -> bool:
     return row["method"] == FULL or (row["method"] in methods and row["ipc"] == ipc and not row.get("set"))
+
+
+RECORD, FORMAT = "export.json", 1
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished export, or None: {"export": 1, "format", "sets": {config: {"folder", "checksums"}}}."""
+    try:
+        record = read_json(folder / RECORD, kind="an export", required=("export", "format", "sets"), fix="")
+    except ArtifactError:
+        return None
+    return record if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
