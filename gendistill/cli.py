@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def _listed(arguments: list[str]) -> list[str]:
     return [*arguments[:start], json.dumps(values), *arguments[start + len(values) :]]
 
 
-def _own_part(name: str, loaded: dict[str, Any]) -> dict[str, Any]:
+def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a command reads of a whole run's options: its own section, the data and the seed."""
     sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
     if name == "run" or not sections:

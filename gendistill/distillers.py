@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -99,7 +99,7 @@ def distill_sets(
     return made
 
 
-def _as_section(method: str, options: Any) -> dict[str, Any]:
+def _as_section(method: str, options: Any) -> Mapping[str, Any]:
     """The options of a method under the name of their field in DistillConfig."""
     chosen = DISTILLERS[method]
     if chosen.options:

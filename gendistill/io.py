@@ -163,7 +163,7 @@ class WorkFolder:
     path: Path
     log_path: Path
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one record of plain values to log.jsonl, completely or not at all."""
         size = self.log_path.stat().st_size if self.log_path.exists() else 0
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -93,7 +93,7 @@ def step_bar(
     every: int = 10,
     shown: bool = True,
     **fields: Any,
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar for a loop of step records, which the function that it yields shows one by one.
 
     Every ``every``-th record and the last one go to ``log`` with ``fields`` added; only those are read from the device.
@@ -111,7 +111,7 @@ def step_bar(
     )
     count = start
 
-    def show(record: dict[str, Any]) -> None:
+    def show(record: Mapping[str, Any]) -> None:
         nonlocal count
         count += 1
         bar.update()

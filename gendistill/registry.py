@@ -147,7 +147,7 @@ def resolve(target: Any) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of the keywords offered, those that a function has a parameter for."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in offered.items() if name in known}

@@ -5,9 +5,9 @@ Legend: N images, B a batch, C channels, H = W the side in pixels.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
     return order[part * batch_size : (part + 1) * batch_size].clone()
 
 
+class ViewsRecord(TypedDict):
+    """The attributes of ``Views``."""
+
+    seed: int
+    batch_size: int
+    min_crop: float
+    flip: bool
+    cutmix: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Views:
     """Random crop, mirror and CutMix (Yun et al. 2019) of a set's images, replayed from ``seed`` and the step.
@@ -80,8 +90,15 @@ class Views:
             images, _ = cutmix(images, self.cutmix, rng)
         return images
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_dict(self) -> ViewsRecord:
+        """Plain values, from which ``Views`` is made again."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "min_crop": self.min_crop,
+            "flip": self.flip,
+            "cutmix": self.cutmix,
+        }
 
 
 def boxes(count: int, min_crop: float, flip: bool, rng: torch.Generator) -> tuple[Tensor, Tensor]:

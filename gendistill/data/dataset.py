@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -55,6 +55,24 @@ def mean_and_std(split: Split) -> tuple[float, float]:
     """Of the pixels of about 2000 images, in [-1, 1]."""
     images = to_float(split.images[:: max(1, len(split) // 2000)])
     return float(images.mean()), float(images.std())
+
+
+class DataFacts(TypedDict, total=False):
+    """What a manifest says of the real images.
+
+    Attributes:
+        name: As in ``DataConfig``.
+        fingerprint: Of the classes and of all splits.
+        test_fingerprint: Of the test images.
+        counts: Images of each class, by split.
+        licence: As the Hub spells it; missing where unknown.
+    """
+
+    name: str
+    fingerprint: str
+    test_fingerprint: str
+    counts: dict[str, list[int]]
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -267,13 +285,19 @@ class RealData:
             test=chosen(self.test),
         )
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> DataFacts:
         """The manifest's ``data`` entry."""
         n = len(self.classes)
         counts = {k: getattr(self, k).counts(n) for k in ("train", "validation", "test")}
-        told = {} if self.licence is None else {"licence": self.licence}
-        prints = {"fingerprint": self.fingerprint(), "test_fingerprint": self.test_fingerprint}
-        return {"name": self.name, **prints, "counts": counts, **told}
+        found: DataFacts = {
+            "name": self.name,
+            "fingerprint": self.fingerprint(),
+            "test_fingerprint": self.test_fingerprint,
+            "counts": counts,
+        }
+        if self.licence is not None:
+            found["licence"] = self.licence
+        return found
 
 
 def stratified_split(

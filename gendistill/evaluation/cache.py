@@ -93,7 +93,7 @@ class BaselineCache:
     """
 
     folder: Path | None
-    made_from: dict[str, Any]
+    made_from: Mapping[str, object]
     fresh: set[str] = field(default_factory=set)
 
     @classmethod
@@ -152,7 +152,7 @@ class BaselineCache:
             _log.warning("gendistill: baseline runs are not kept: %s cannot be written (%s).", path, error)
             self.folder = None
 
-    def _place(self, run: str) -> tuple[Path, dict[str, Any]]:
+    def _place(self, run: str) -> tuple[Path, Mapping[str, object]]:
         assert self.folder is not None
         key = {**self.made_from, "run": run}
         return self.folder / f"{hash_json(key)}.json", key

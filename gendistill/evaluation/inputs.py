@@ -135,11 +135,12 @@ def pools(sets: Sequence[SurrogateSet], *, labels: bool) -> list[Pool]:
 
 def _identity(made: SurrogateSet, labels: bool) -> str:
     """A hash of everything that decides the set but the seed; in a `run` generator and teacher follow from it too."""
-    meta = {k: v for k, v in made.meta.items() if k not in BY_SEED | (set() if labels else LABELS)}
+    left_out = BY_SEED | (set() if labels else LABELS)
     verb, options = _options(str(made.meta.get("command", "")))
     if verb == "run":
-        meta = {k: v for k, v in meta.items() if k not in ("generator_hash", "teacher_hash", "label_teacher_hash")}
-    meta["stages"] = [stage for stage in meta.get("stages", []) if labels or stage != "label"]
+        left_out |= {"generator_hash", "teacher_hash", "label_teacher_hash"}
+    meta: dict[str, object] = {k: v for k, v in made.meta.items() if k not in left_out}
+    meta["stages"] = [stage for stage in made.meta.get("stages", []) if labels or stage != "label"]
     if labels and made.soft_labels:
         meta["soft_labels"] = made.soft_labels.recipe
     shape = [list(made.images.shape[1:]), made.counts, made.factor, made.weights is not None, made.classes]

@@ -19,10 +19,9 @@ from gendistill.io import read_json, write_json, write_text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from gendistill.data.dataset import RealData
+    from gendistill.data.dataset import DataFacts, RealData
     from gendistill.surrogate.set import SurrogateSet
 
-Plain = dict[str, Any]  # an object of JSON
 TEXT = ("method", "name", "space", "stage", "labels", "recipe", "augment", "network", "verdict", "step")
 
 
@@ -33,7 +32,7 @@ class _Result(Mapping[str, Any]):
     CSV: ClassVar[str]
     COLUMNS: ClassVar[tuple[str, ...]]  # of the CSV file and of ``to_pandas``
     protocol: str
-    data: Plain
+    data: DataFacts
     seed: int
     rows: Sequence[Any]
 
@@ -59,11 +58,11 @@ class _Result(Mapping[str, Any]):
         """What a notebook shows of the rows."""
         raise NotImplementedError
 
-    def _records(self) -> list[Plain]:
+    def _records(self) -> Sequence[Mapping[str, object]]:
         """The lines of the CSV file."""
         raise NotImplementedError
 
-    def to_dict(self) -> Plain:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, as the JSON file holds them."""
         return dict(vars(self))
 
@@ -154,7 +153,7 @@ class Evaluation(_Result):
     )  # fmt: skip
 
     protocol: str
-    data: Plain
+    data: DataFacts
     seed: int
     rows: list[Row]
     scores: list[ScoreEntry] = field(default_factory=list)
@@ -163,7 +162,7 @@ class Evaluation(_Result):
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
-    settings: Plain = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
     def report(self, path: str | Path, *, data: RealData | None = None, sets: Sequence[SurrogateSet] = ()) -> Path:
         """Write one HTML page that loads nothing else.
@@ -192,17 +191,19 @@ class Evaluation(_Result):
         differing = [name for name in ("labels", "augment", "network") if frame[name].nunique() > 1]
         return frame[["ipc", "set", *differing, "stored_images", "accuracy %", "95 % vs random", "verdict"]]
 
-    def _records(self) -> list[Plain]:
+    def _records(self) -> Sequence[Mapping[str, object]]:
         return [_flat(row) for row in self.rows]
 
 
-def _flat(row: Row) -> Plain:
+def _flat(row: Row) -> Mapping[str, object]:
     """The row with its pairs as columns and the means of its lists."""
     plain: Mapping[str, Any] = row
-    ends: Plain = {}
+    ends: dict[str, float | None] = {}
     for name, prefix in INTERVALS.items():
         ends[f"{prefix}low"], ends[f"{prefix}high"] = plain.get(name) or (None, None)
-    means: Plain = {name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if name in row}
+    means: dict[str, float] = {
+        name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if name in row
+    }
     parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
     return {**row, **means, **parts, **ends, "runs": len(row["accuracy"])}
 
@@ -216,10 +217,16 @@ def _points(found: Mapping[str, Any]) -> str:
     return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}" if ends else ""
 
 
-def label_rows(rows: Sequence[ContinualRow]) -> list[Plain]:
+class LabelledRow(ContinualRow):
+    """A row with what readers call it."""
+
+    label: str
+
+
+def label_rows(rows: Sequence[ContinualRow]) -> list[LabelledRow]:
     """The rows with a ``label`` for readers, numbered where several of an IPC have the same."""
     seen: Counter[tuple[int | None, str]] = Counter()
-    found = []
+    found: list[LabelledRow] = []
     for row in rows:
         name = row_label(row)
         seen[row["ipc"], name] += 1
@@ -247,7 +254,7 @@ class ContinualEvaluation(_Result):
 
     task: Literal["continual"] = "continual"
     protocol: str
-    data: Plain
+    data: DataFacts
     seed: int
     classes: list[int]
     orders: list[list[str]]
@@ -255,7 +262,7 @@ class ContinualEvaluation(_Result):
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
-    settings: Plain = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML page with the accuracies step by step, which loads nothing else; returns its path."""
@@ -274,7 +281,7 @@ class ContinualEvaluation(_Result):
             records.append({"ipc": row["ipc"], "set": row["label"], **steps, "average": _percent(average), **about})
         return pd.DataFrame(records)
 
-    def _records(self) -> list[Plain]:
+    def _records(self) -> Sequence[Mapping[str, object]]:
         lines = []
         for row in self.rows:
             steps = [(i + 1, n, row["steps"][i]) for i, n in enumerate(self.classes)]

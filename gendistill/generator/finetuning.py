@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -225,7 +224,7 @@ class _Training:
         folder = self.folder.path / CHECKPOINTS / phase
         return runtime.Checkpoints(folder, config.checkpointing_steps, config.checkpoints_total_limit, identity)
 
-    def _log(self, record: dict[str, Any]) -> None:
+    def _log(self, record: Mapping[str, object]) -> None:
         if self.folder:
             self.folder.log(record)
         values = {f"{record['phase']}/{k}": v for k, v in record.items() if isinstance(v, float)}

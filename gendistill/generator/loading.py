@@ -6,12 +6,13 @@ Models are read in fp32 and from safetensors only, because pickled weights can r
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import yaml
 
+from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError
 from gendistill.generator.class_mapping import check_label_map
 from gendistill.hub import fetch, local_folder, reason
@@ -104,7 +105,7 @@ class GeneratorMeta(TypedDict, total=False):
     adaptation: str
     licence: str
     given_labels: dict[str, int] | None
-    data: dict[str, Any]
+    data: DataFacts
     steps: dict[str, int]
     null_class_trained: bool
     base_hash: str
@@ -173,7 +174,7 @@ def licence_of(folder: Path) -> str:
     return str((front or {}).get("license", "unknown"))
 
 
-def read_generator_json(path: Path) -> dict[str, Any]:
+def read_generator_json(path: Path) -> Mapping[str, Any]:
     """A JSON file of a generator folder."""
     fix = "Make one with `gendistill finetune`, or give a diffusers pipeline folder."
     return read_json(path, kind="a generator folder", fix=fix)

@@ -21,7 +21,7 @@ from gendistill.generator.sampler import Request, requests_for, sample
 from gendistill.io import WorkFolder
 from gendistill.progress import track
 from gendistill.surrogate.card.card import write_card
-from gendistill.surrogate.manifest import provenance, write_manifest
+from gendistill.surrogate.manifest import Provenance, provenance, write_manifest
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
@@ -124,7 +124,7 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
         )
 
 
-def _provenance(generator: Generator, config: SampleConfig, seed: int, seconds: float) -> dict[str, Any]:
+def _provenance(generator: Generator, config: SampleConfig, seed: int, seconds: float) -> Provenance:
     options = to_dict(config)
     return provenance(
         "generative",

@@ -123,16 +123,22 @@ def _objective(run: Run, side: int) -> MatchingObjective:
     config = run.config
     views = max(run.ipcs) * views_in(formation(config))
     rows = max(filled(config.real_batch), min(views, config.most_views or views))
-    fast: dict[str, Any] = {**run.fast._asdict(), "channels_last": any(run.fast)}
+    channels_last = any(run.fast)
     if run.rules.objective == "gradient":
         return GradientMatching(
             distance=filled(config.distance),
             parameters="all" if config.match_head else "no_head",
             feature_mean=filled(config.feature_weight),
             classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
-            **fast,
+            **run.fast._asdict(),
+            channels_last=channels_last,
         )
-    return FeatureMatching(ce_weight=filled(config.class_aware), classes_per_chunk=config.classes_per_chunk, **fast)
+    return FeatureMatching(
+        ce_weight=filled(config.class_aware),
+        classes_per_chunk=config.classes_per_chunk,
+        **run.fast._asdict(),
+        channels_last=channels_last,
+    )
 
 
 def classes_together(device: torch.device, rows: int, side: int) -> int:
@@ -192,8 +198,9 @@ def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Si
     if config.augmentation == "none":
         return None
     mean, std = mean_and_std(split)
-    scale: dict[str, Any] = {"mean": mean, "std": std}
     flip: tuple[Any, ...] = ("flip",) if config.flip else ()
     if config.augmentation == "one":
-        return Siamese(operations=("color", "crop", "cutout", *flip, "scale", "rotate"), compose="one", **scale)
-    return Siamese(operations=(*flip, "color", "crop", *(("cutout",) if matching else ())), compose="all", **scale)
+        operations = ("color", "crop", "cutout", *flip, "scale", "rotate")
+        return Siamese(operations=operations, compose="one", mean=mean, std=std)
+    operations = (*flip, "color", "crop", *(("cutout",) if matching else ()))
+    return Siamese(operations=operations, compose="all", mean=mean, std=std)

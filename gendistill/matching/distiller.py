@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from PIL import Image
 from torch import Tensor
@@ -75,11 +75,11 @@ def match(
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
     found = checkpoints.latest() if checkpoints else None
-    fields: dict[str, Any] = {"stage": run.method, "ipc": list(run.ipcs)}
+    ipcs = list(run.ipcs)
     if found:
         matcher.load_state_dict(found[1])
     if found and folder:  # what follows replaces what the log has of later iterations
-        folder.log({**fields, "resumed_at": matcher.iteration})
+        folder.log({"stage": run.method, "ipc": ipcs, "resumed_at": matcher.iteration})
     if run.fast.compile:
         note(f"{label}: the first steps compile, for up to a minute")
 
@@ -97,7 +97,8 @@ def match(
         snapshots()
     saved, steps = time.monotonic(), run.iterations * matcher.plan.inner_steps
     done = matcher.iteration * matcher.plan.inner_steps
-    with step_bar(label, steps, start=done, log=folder.log if folder else None, **fields) as show:
+    log = folder.log if folder else None
+    with step_bar(label, steps, start=done, log=log, stage=run.method, ipc=ipcs) as show:
         for record in matcher.run():
             between = record.pop("done") and matcher.iteration < run.iterations
             show(record)  # before a checkpoint says that this was done
@@ -156,7 +157,7 @@ def _surrogate(
     return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
 
 
-def _resolved(run: Run, place: int) -> dict[str, Any]:
+def _resolved(run: Run, place: int) -> dict[str, object]:
     """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
     hash elsewhere."""
     found = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}

@@ -11,7 +11,7 @@ from torch import nn
 
 from gendistill import runtime
 from gendistill.config import DataConfig, TeacherConfig
-from gendistill.data.dataset import RealData, Split, check_classes
+from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
@@ -23,6 +23,7 @@ from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
+from gendistill.surrogate.soft_labels import TeacherFacts
 
 FILE, FORMAT = "teacher.json", 1
 
@@ -48,7 +49,7 @@ class TeacherMeta(TypedDict, total=False):
     """
 
     accuracy: dict[str, float]
-    data: dict[str, Any]
+    data: DataFacts
     data_config: dict[str, Any]
 
 
@@ -85,7 +86,7 @@ class Teacher:
     def hash(self) -> str:
         return hash_tensors(self.network.state_dict())
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TeacherFacts:
         """What soft labels record of their teacher; ``bytes`` is the size of its weights."""
         weights = self.network.state_dict().values()
         return {

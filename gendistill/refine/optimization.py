@@ -30,6 +30,7 @@ from gendistill.refine.constraints import PixelRegion, RefineAugmentation, Trust
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, TeacherTerms, TeacherView, matched_targets
 from gendistill.seeding import derive
+from gendistill.surrogate.manifest import GateCounts
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -283,7 +284,7 @@ def _accepted(
     meta = start.meta | {"w2": {"before": verdict.before, "after": verdict.ungated}}
     if isinstance(config, RefineConfig) and config.gate and config.steps:
         images = torch.where(verdict.kept[:, None, None, None], images, start.images)
-        counts = {
+        counts: GateCounts = {
             "images": len(images),
             "kept": int(verdict.kept.sum()),
             "refused_images": verdict.images,

@@ -35,7 +35,7 @@ def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
         raise ConfigError(f"Class {short[0][0]!r} has {short[0][1]} images; expected a multiple of {tiles} to pack.")
     order = torch.argsort(whole.labels, stable=True)
     labels = whole.labels[order][::tiles]
-    return SurrogateSet(tiled(whole.images[order], factor), labels, whole.classes, dict(whole.meta), factor)
+    return SurrogateSet(tiled(whole.images[order], factor), labels, whole.classes, whole.meta.copy(), factor)
 
 
 def check_tiles(factor: int, side: int) -> None:

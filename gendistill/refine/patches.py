@@ -83,7 +83,7 @@ def best_patches(
             "whole": before.mean(),
             "cross_entropy": least.mean(),
         }
-    return replace(pool, images=torch.cat(found), meta=dict(pool.meta), soft_labels=None)
+    return replace(pool, images=torch.cat(found), meta=pool.meta.copy(), soft_labels=None)
 
 
 def random_square_crops(labels: Tensor, count: int, min_patch: float, seed: int) -> tuple[Tensor, Tensor]:

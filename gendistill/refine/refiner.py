@@ -146,7 +146,9 @@ def _check_refined(name: str, made: SurrogateSet, before: SurrogateSet) -> None:
 
 def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
     """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
-    meta = {k: v for k, v in pool.meta.items() if k not in ("soft_labels", "label_teacher_hash")}
+    meta = pool.meta.copy()
+    meta.pop("soft_labels", None)
+    meta.pop("label_teacher_hash", None)
     meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
     meta["seconds"] = {stage: s for stage, s in meta.get("seconds", {}).items() if stage != "label"}
     return replace(pool, soft_labels=None, weights=None, meta=meta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -32,7 +32,7 @@ from gendistill.report.images import (
     sprite,
 )
 from gendistill.surrogate.card.card import add_evidence
-from gendistill.surrogate.card.entry import PAIRS
+from gendistill.surrogate.card.entry import PAIRS, CopyEvidence
 from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
 
@@ -216,12 +216,13 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
     return sheet
 
 
-def record_evidence(folders: Sequence[Path], summary: dict[str, Any], data: RealData) -> None:
+def record_evidence(folders: Sequence[Path], summary: Mapping[str, Any], data: RealData) -> None:
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
     reference = CopyCheck.of(data, most=MOST_MEASURED)
     for folder in track(folders, "cards", len(folders)):
         views = SurrogateSet.load(folder).split
         copies = reference.check(views.images)
         pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
-        found = {**copies.summary(), "pairs": True}
-        add_evidence(folder, evaluation=evaluation_of(StoredSet.open(folder), summary), copies=found)
+        evaluation = evaluation_of(StoredSet.open(folder), summary)
+        found = cast(CopyEvidence, {**copies.summary(), "pairs": True})
+        add_evidence(folder, evaluation=evaluation, copies=found)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
-from gendistill.surrogate.manifest import read_manifest
+from gendistill.surrogate.manifest import GateCounts, read_manifest
 
 WIDTH = 31  # of a row's name
 
@@ -267,7 +267,7 @@ def _distance(w2: dict[str, float]) -> str:
     return ", ".join([f"W2^2 to the real images {moved}{rose}", *later])
 
 
-def _gate(gate: dict[str, Any] | None) -> str:
+def _gate(gate: GateCounts | None) -> str:
     if gate is None:
         return ""
     return f"; the gate kept {gate['kept']} of {gate['images']} images and refused {gate['refused_classes']} classes"

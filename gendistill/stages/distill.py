@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from gendistill import runtime
 from gendistill.config import DistillConfig, as_tuple, stage_options, to_dict
@@ -38,23 +37,24 @@ def run_stage(
         ArtifactError: the data's test images are among those a teacher was trained on, or the two do not fit.
     """
     method, teachers = DISTILLERS[config.method], [Teacher.from_pretrained(path) for path in teacher_dirs]
-    inputs: dict[str, Any] = {"data": data.fingerprint(), "teacher": [teacher.hash() for teacher in teachers]}
-    inputs |= resolve(method.inputs)(data, config) if method.inputs else {}
-    settings = stage_settings(_deciding(config), seed, **inputs)
+    more = resolve(method.inputs)(data, config) if method.inputs else {}
+    hashes = [teacher.hash() for teacher in teachers]
+    settings = stage_settings(_deciding(config), seed, data=data.fingerprint(), teacher=hashes, **more)
     if finished(target, "distill", settings):
         return target
     main = runtime.processes().is_main_process
     with stage_folder(target, "distill", settings, keep_partial=method.resumable, main_process=main) as folder:
         runtime.processes().wait_for_everyone()
-        given: dict[str, Any] = {"teachers": teachers, "statistics_cache": statistics_cache}
-        for made in distill_sets(data, config, seed=seed, work=folder, **given):
+        for made in distill_sets(
+            data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache
+        ):
             if main:
                 save_anew(made, folder.path / f"ipc-{made.ipc}")
         folder.scaffold = method.temporary
     return target
 
 
-def _deciding(config: DistillConfig) -> dict[str, Any]:
+def _deciding(config: DistillConfig) -> Mapping[str, object]:
     """The options that decide the result: those of the method, but for how often a run is saved."""
     read, options = ("method", "ipc", *DISTILLERS[config.method].sections), to_dict(config)
     found = {name: options[name] for name in options if name in read}

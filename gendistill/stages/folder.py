@@ -12,10 +12,10 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import yaml
 
@@ -38,6 +38,36 @@ from gendistill.io import (
 )
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
+
+
+class StageSettings(TypedDict):
+    """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
+
+    options: object
+    seed: int
+    inputs: dict[str, object]
+
+
+class StageRecord(TypedDict, total=False):
+    """stage.json: which stage with which settings made a folder; when it is finished also what that took.
+
+    Attributes:
+        stage: Its name.
+        settings: As the stage had them.
+        state: ``started`` or ``finished``.
+        seconds: Wall-clock time.
+        resumed: Whether an interrupted run was continued.
+        peak_memory_mib: Of the process.
+        scaffold: Names in the folder that only a resumed run needs.
+    """
+
+    stage: Required[str]
+    settings: Required[StageSettings]
+    state: str
+    seconds: float
+    resumed: bool
+    peak_memory_mib: int
+    scaffold: list[str]
 
 
 @contextlib.contextmanager
@@ -149,13 +179,14 @@ def _set_aside(places: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-def read_record(folder: Path) -> dict | None:
+def read_record(folder: Path) -> StageRecord | None:
     """stage.json of a folder, or None where there is no readable one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and {"stage", "settings"} <= record.keys() else None
+    known = isinstance(record, dict) and {"stage", "settings"} <= record.keys()
+    return cast(StageRecord, record) if known else None
 
 
 def _check(options: StageOptions, inputs: list[Path]) -> None:
@@ -228,11 +259,11 @@ class StageFolder(WorkFolder):
     ``facts`` go into stage.json; ``scaffold`` names what only a resumed run needs, removed once the stage is done.
     """
 
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     scaffold: tuple[str, ...] = ()
 
 
-def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
+def finished(folder: Path, stage: str, settings: StageSettings) -> bool:
     """Whether ``folder`` is that stage's work with those settings; scaffold that a kill left in it goes.
 
     Raises:
@@ -245,7 +276,7 @@ def finished(folder: Path, stage: str, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _own_record(folder: Path, stage: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecord | None:
     record = read_record(folder)
     if record is None or (record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings)):
         return record
@@ -270,7 +301,7 @@ def difference(old: Any, new: Any, path: str = "") -> str:
 def stage_folder(
     target: Path,
     stage: str,
-    settings: dict[str, Any],
+    settings: StageSettings,
     *,
     keep_partial: bool = False,
     log_path: Path | None = None,
@@ -301,12 +332,13 @@ def stage_folder(
         if not main_process:
             return
         seconds = round(time.perf_counter() - start, 2)
-        cost = {"seconds": seconds, "resumed": resumed, "peak_memory_mib": round(runtime.peak_memory() / 2**20)}
-        _close(folder, target, {"stage": stage, "settings": settings, **cost})
+        record: StageRecord = {"stage": stage, "settings": settings, "seconds": seconds, "resumed": resumed}
+        record["peak_memory_mib"] = round(runtime.peak_memory() / 2**20)
+        _close(folder, target, record)
     _log.info("%s: %s in %.1f s", stage, target, seconds)
 
 
-def _open(partial: Path, stage: str, settings: dict[str, Any], keep: bool) -> bool:
+def _open(partial: Path, stage: str, settings: StageSettings, keep: bool) -> bool:
     """Make the partial folder, or find the same work begun in it; returns whether it was found."""
     if partial.is_dir():
         if keep and _own_record(partial, stage, settings):
@@ -324,7 +356,7 @@ def _open(partial: Path, stage: str, settings: dict[str, Any], keep: bool) -> bo
     return False
 
 
-def _close(folder: StageFolder, target: Path, record: dict[str, Any]) -> None:
+def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     """Write the record and the settings, and let the folder appear as ``target``."""
     made = {"command": command_line(), "versions": versions(), "scaffold": list(folder.scaffold), **folder.facts}
     _write_record(folder.path, {**record, "state": "finished", **made})
@@ -344,10 +376,10 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
+def _write_record(folder: Path, record: Mapping[str, object]) -> None:
     write_json(folder / RECORD, record, default=str)
 
 
-def stage_settings(config: Any, seed: int, **inputs: Any) -> dict[str, Any]:
+def stage_settings(config: Any, seed: int, **inputs: object) -> StageSettings:
     """What decides a stage's result: its own options, the seed, and the hashes of its inputs."""
     return {"options": to_dict(config), "seed": seed, "inputs": inputs}

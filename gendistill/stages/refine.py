@@ -62,6 +62,7 @@ def run_stage(
         space = ground_space(teachers, data, config, cache=statistics_cache)
         pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
         config = replace(config, patches=None)  # crops are the same at every IPC
+        w2: dict[str, dict[str, float]] = {}
         for ipc in ipc_sizes(config.ipc):
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
@@ -70,7 +71,8 @@ def run_stage(
             if state.is_main_process:
                 save_anew(selected, folder.path / "selected" / f"ipc-{selected.ipc}")
                 save_anew(refined, folder.path / f"ipc-{ipc}")
-                folder.facts.setdefault("w2", {})[str(ipc)] = refined.meta["w2"]
+                w2[str(ipc)] = refined.meta["w2"]
+        folder.facts["w2"] = w2
         folder.scaffold = (CHUNKS, CHECKPOINTS)
     return target
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -62,12 +62,15 @@ def run(config: RunConfig) -> Evaluation:
         out.mkdir(parents=True, exist_ok=True)
         _save_config(config, out)
         made = {stage: out / folder for stage, folder in FOLDERS.items()}
-        common: dict[str, Any] = {"seed": config.seed, "log_path": out / LOG}
-        teacher.run_stage(data, config.data, config.teacher, made["teacher"], **common)
-        finetune.run_stage(data, config.finetune, made["finetune"], **common)
-        sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, **common)
-        refine.run_stage(made["sample"] / "pool", [made["teacher"]], data, config.refine, made["refine"], **common)
-        found = evaluate.run_stage(data, sets, config.evaluate, made["evaluate"], teacher_dir=made["teacher"], **common)
+        seed, log, teachers = config.seed, out / LOG, [made["teacher"]]
+        teacher.run_stage(data, config.data, config.teacher, made["teacher"], seed=seed, log_path=log)
+        finetune.run_stage(data, config.finetune, made["finetune"], seed=seed, log_path=log)
+        sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, seed=seed, log_path=log)
+        pool = made["sample"] / "pool"
+        refine.run_stage(pool, teachers, data, config.refine, made["refine"], seed=seed, log_path=log)
+        found = evaluate.run_stage(
+            data, sets, config.evaluate, made["evaluate"], seed=seed, teacher_dir=made["teacher"], log_path=log
+        )
         assert isinstance(found, Evaluation)
         record_evidence(sets, found.to_dict(), data)
         write_report(out, data)
@@ -106,9 +109,9 @@ def check_sizes(config: RunConfig, data: RealData) -> None:
 
 def check_networks(config: RunConfig, data: RealData) -> None:
     """Build every network once, so that what does not fit the images is refused before any training."""
-    shape: dict[str, Any] = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
+    build = partial(build_network, channels=data.channels, image_size=data.image_size, classes=len(data.classes))
     teacher, judge = config.teacher, resolve_protocol(config.evaluate)
-    network = build_network(teacher.network, width=teacher.width, depth=teacher.depth, **shape)
+    network = build(teacher.network, width=teacher.width, depth=teacher.depth)
     require_batch_of_two(network, teacher.batch_size, len(data.train))
     if config.refine.steps:
         require_batch_norm(batch_norm_layers(network), config.refine.batch_norm_weight)
@@ -116,7 +119,7 @@ def check_networks(config: RunConfig, data: RealData) -> None:
         judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard"
     )
     for name in judge.network:
-        network = build_network(name, width=judge.width, depth=judge.depth, **shape)
+        network = build(name, width=judge.width, depth=judge.depth)
         require_batch_of_two(network, judge.batch_size, len(data.train))
     generator = start_generator(data, config.finetune, config.seed)
     check_training(generator, config.finetune)

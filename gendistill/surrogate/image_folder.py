@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gendistill.data.sources import TRAIN, Reader, class_folders, image_files
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.manifest import MANIFEST, folder_names
+from gendistill.surrogate.manifest import MANIFEST, Provenance, folder_names
 from gendistill.surrogate.set import SurrogateSet
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle")
@@ -37,7 +37,7 @@ def read_plain(folder: Path, classes: tuple[str, ...], channels: int, image_size
     if not len(split):
         raise ArtifactError(f"None of the {len(items)} images below {root} can be read: {reader.problems[0]}.")
     counts = split.counts(len(classes))
-    meta = {
+    meta: Provenance = {
         "method": METHOD,
         "stage": None,
         "name": root.resolve().parent.name if root != folder else folder.resolve().name,

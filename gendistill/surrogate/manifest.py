@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 from urllib.parse import quote, unquote
 
+from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.io import command_line, read_json, versions, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.multi_formation import Factor, views_in
+from gendistill.surrogate.soft_labels import LabelRecord
 
 TRAIN = "train"
 LONGEST_NAME = 120  # bytes of a folder name that every file system takes, after quoting
@@ -52,6 +54,15 @@ def _quoted(name: str) -> str:
 AS_DATA = "as the data"  # the licence of images that no generator took part in
 
 
+class GateCounts(TypedDict):
+    """Of the images of a refinement: all, those that kept it, and those refused one by one; and the classes refused."""
+
+    images: int
+    kept: int
+    refused_images: int
+    refused_classes: int
+
+
 class Provenance(TypedDict, total=False):
     """How a set was made: what a manifest holds besides what can be counted. Every key can be missing.
 
@@ -80,6 +91,11 @@ class Provenance(TypedDict, total=False):
         w2: Squared Wasserstein distances to the real images: before, after, packed, matched.
         gate: What the acceptance test of refinement kept.
         mixed_precision: Of refinement.
+        bytes: Of ``images`` and of soft ``labels`` on disk; always there in a manifest.
+        latent_space: The codec in whose latents the images were refined.
+        name: Of a plain folder of images, which has no manifest.
+        missing_classes: Of such a folder.
+        problems: What was skipped or altered while such a folder was read.
     """
 
     method: str
@@ -87,25 +103,30 @@ class Provenance(TypedDict, total=False):
     stage: str | None
     space: str | None
     seed: int
-    data: dict[str, Any]
+    data: DataFacts
     licence: str
     generator_hash: str
     teacher_hash: str | list[str]
-    teacher_data: list[dict[str, Any]]
+    teacher_data: list[DataFacts]
     label_teacher_hash: str
-    soft_labels: dict[str, Any]
+    soft_labels: LabelRecord
     seconds: dict[str, float]
     command: str
     versions: dict[str, str]
     label_map: dict[str, int]
     conditions: int
-    sampling: dict[str, Any]
+    sampling: dict[str, object]
     iterations: int
-    matching: dict[str, Any]
+    matching: dict[str, object]
     start: str
     w2: dict[str, float]
-    gate: dict[str, Any]
+    gate: GateCounts
     mixed_precision: str
+    bytes: dict[str, int]
+    latent_space: dict[str, object]
+    name: str
+    missing_classes: list[str]
+    problems: list[str]
 
 
 class Manifest(Provenance, total=False):
@@ -122,7 +143,6 @@ class Manifest(Provenance, total=False):
         stored_images: Their number.
         decoded_images: Training images in them.
         factor: Views along each side of a stored image, or several such numbers.
-        bytes: Of ``images`` and of soft ``labels``.
         checksums: BLAKE2b-128 of CHECKSUMS.
         weights: Of every stored image in training; missing where all are 1.
     """
@@ -137,7 +157,6 @@ class Manifest(Provenance, total=False):
     stored_images: Required[int]
     decoded_images: Required[int]
     factor: Required[int | list[int]]
-    bytes: Required[dict[str, int]]
     checksums: Required[str]
     weights: list[float]
 
@@ -152,9 +171,9 @@ def provenance(
     stages: Sequence[str] = (),
     stage: str | None = None,
     **more: Any,
-) -> dict[str, Any]:
-    """The ``Provenance`` of a new set: the arguments (``more`` are further keys), this command and the versions."""
-    return {
+) -> Provenance:
+    """The provenance of a new set: the arguments (``more`` are further keys), this command and the versions."""
+    found = {
         "method": method,
         "stages": list(stages),
         "stage": stage,
@@ -166,12 +185,13 @@ def provenance(
         "command": command_line(),
         "versions": versions(),
     }
+    return cast(Provenance, found)
 
 
-def add_step(meta: Mapping[str, Any], name: str | None, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
-    """The ``Provenance`` ``meta`` after one more step of ``seconds``; without a ``name`` no step is listed."""
+def add_step(meta: Provenance, name: str | None, seconds: float = 0.0, **more: Any) -> Provenance:
+    """The provenance ``meta`` after one more step of ``seconds``; without a ``name`` no step is listed."""
     step = {name: round(seconds, 2)} if name else {}
-    return {
+    found = {
         **meta,
         "stages": [*meta.get("stages", []), *step],
         **more,
@@ -179,6 +199,7 @@ def add_step(meta: Mapping[str, Any], name: str | None, seconds: float = 0.0, **
         "command": command_line(),
         "versions": versions(),
     }
+    return cast(Provenance, found)
 
 
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2
@@ -186,7 +207,13 @@ LABELS = (soft_labels.TENSORS, soft_labels.RECORD)
 
 
 def write_manifest(
-    folder: Path, classes: Sequence[str], shape: Sequence[int], meta: dict[str, Any], *, factor: Factor = 1
+    folder: Path,
+    classes: Sequence[str],
+    shape: Sequence[int],
+    meta: Provenance,
+    *,
+    factor: Factor = 1,
+    weights: Sequence[float] | None = None,
 ) -> Manifest:
     """Write manifest and checksums for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
 
@@ -215,6 +242,7 @@ def write_manifest(
         },
         "checksums": hash_bytes(lines.encode()),
         **meta,
+        **({} if weights is None else {"weights": list(weights)}),
     }
     write_json(folder / MANIFEST, manifest)
     return cast(Manifest, manifest)
@@ -224,6 +252,11 @@ COUNTED = {
     "format", "classes", "folders", "counts", "ipc", "image_size", "channels", "stored_images", "decoded_images",
     "factor", "bytes", "checksums", "weights",
 }  # fmt: skip
+
+
+def provenance_of(manifest: Manifest) -> Provenance:
+    """What a manifest says besides what can be counted."""
+    return cast(Provenance, {key: value for key, value in manifest.items() if key not in COUNTED})
 
 
 def digests(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +20,14 @@ from gendistill.io import atomic
 from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.image_files import read_images, write_files, write_image
 from gendistill.surrogate.manifest import (
-    COUNTED,
     MANIFEST,
     TRAIN,
     Manifest,
+    Provenance,
     folder_names,
     image_name,
     image_paths,
+    provenance_of,
     read_manifest,
     write_manifest,
 )
@@ -125,7 +125,7 @@ class SurrogateSet:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Provenance = field(default_factory=Provenance)
     factor: Factor = 1
     soft_labels: SoftLabels | None = None
     weights: Tensor | None = None
@@ -173,7 +173,7 @@ class SurrogateSet:
             self,
             images=self.images[index],
             labels=self.labels[index],
-            meta=dict(self.meta),
+            meta=self.meta.copy(),
             soft_labels=soft,
             weights=None if self.weights is None else self.weights[index],
         )
@@ -220,9 +220,9 @@ class SurrogateSet:
         if self.soft_labels:
             ordered = torch.equal(order, torch.arange(len(order)))
             (self if ordered else self.take(order)).soft_labels.save(folder)  # type: ignore[union-attr]
-        weights = {} if self.weights is None else {"weights": self.weights[order].tolist()}
-        meta = {**self.meta, **weights}
-        manifest = write_manifest(folder, self.classes, self.images.shape[1:], meta, factor=self.factor)
+        weights = None if self.weights is None else self.weights[order].tolist()
+        shape = self.images.shape[1:]
+        manifest = write_manifest(folder, self.classes, shape, self.meta, factor=self.factor, weights=weights)
         write_card(folder, manifest)
         return manifest
 
@@ -243,7 +243,7 @@ class SurrogateSet:
             images,
             labels,
             tuple(manifest["classes"]),
-            {k: v for k, v in manifest.items() if k not in COUNTED},
+            provenance_of(manifest),
             factor,
             SoftLabels.load(folder, len(images) * views_in(factor)),
             torch.tensor(manifest["weights"]) if "weights" in manifest else None,

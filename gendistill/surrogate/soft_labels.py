@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
-from gendistill.data.crops import Views
+from gendistill.data.crops import Views, ViewsRecord
 from gendistill.errors import ArtifactError
 from gendistill.io import read_json, read_tensors, write_json, write_tensors
 
@@ -20,6 +20,37 @@ TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
 KEYS = ("mode", "classes", "temperature", "views", "teacher", "top_k", "averaged", "steps")
 AGAIN = "Copy the set again, or label it again with `gendistill label`."
 Mode = Literal["per_image", "per_view", "online"]
+
+
+class TeacherFacts(TypedDict, total=False):
+    """What is recorded of the teacher of soft labels.
+
+    Attributes:
+        hash: Of its weights.
+        network: Name of its architecture.
+        accuracy: Share of the validation images classified right, in [0, 1]; None where unknown.
+        bytes: Size of its weights.
+    """
+
+    hash: str
+    network: str
+    accuracy: float | None
+    bytes: int
+
+
+class LabelRecord(TypedDict, total=False):
+    """soft_labels.json; the manifest has the first four keys, and the seed of the views, in ``soft_labels``."""
+
+    mode: Mode
+    classes: int
+    temperature: float
+    top_k: int | None
+    averaged: int
+    steps: int | None
+    views: ViewsRecord
+    teacher: TeacherFacts
+    format: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +74,7 @@ class SoftLabels:
     classes: int
     temperature: float
     views: Views
-    teacher: dict[str, Any] = field(default_factory=dict)
+    teacher: TeacherFacts = field(default_factory=TeacherFacts)
     top_k: int | None = None
     averaged: int = 1
     values: Tensor | None = None
@@ -101,7 +132,7 @@ class SoftLabels:
         return SoftLabels(**{**self.__dict__, "values": self.values[positions], "indices": indices})
 
     def save(self, folder: Path) -> None:
-        record = {
+        record: LabelRecord = {
             "format": FORMAT,
             "mode": self.mode,
             "classes": self.classes,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.protocols import Settings
@@ -62,7 +61,7 @@ def _by(settings: Settings) -> str:
     return f" by protocol {settings.protocol}" if settings.temperature is not None else ""
 
 
-def _wanted(settings: Settings) -> dict[str, Any]:
+def _wanted(settings: Settings) -> Mapping[str, float | None]:
     """The options of `gendistill label` for a protocol with a temperature; CutMix has alpha 1 in all of them."""
     return {
         "temperature": settings.temperature,

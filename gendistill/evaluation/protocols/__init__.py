@@ -109,7 +109,7 @@ class Settings:
             return cosine(steps, per_epoch)
         return multi_step(steps, self.milestones, self.decay, per_epoch)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for summary.json."""
         return asdict(self)
 

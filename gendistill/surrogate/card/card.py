@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jinja2
 import yaml
@@ -16,25 +16,20 @@ import yaml
 from gendistill.errors import ArtifactError
 from gendistill.io import write_json, write_text
 from gendistill.surrogate.card import facts
-from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, evidence_problem, read_entry
+from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, Evidence, evidence_problem, read_entry
 from gendistill.surrogate.card.facts import block, code, plain, terms
 from gendistill.surrogate.card.loaders import Layout, features, readers, soft_script
 from gendistill.surrogate.manifest import TRAIN, Manifest, read_manifest
 
 
-def add_evidence(folder: Path, **parts: dict[str, Any]) -> None:
+def add_evidence(folder: Path, **parts: Unpack[Evidence]) -> None:
     """Put ``parts`` into evidence.json, each in place of the one of its name, and render the card again.
-
-    ``evaluation``: {"protocol", "data", "command", "rows"}, the rows of summary.json for this set, the baselines of its
-    IPC and the full data. ``copies``: {"space", "images", "exact": {"train", "validation", "test"}, "near", "median",
-    "held_out_median"}, where near counts images closer to a training image than 99 % of held-out real images are;
-    with "pairs": true where their picture stands in the folder as ``PAIRS``.
 
     Raises:
         ArtifactError: the folder holds no set, the evidence there is damaged, or a part lacks what it needs.
     """
     entry = read_entry(folder, read_manifest(folder))
-    evidence = entry.evidence | parts
+    evidence: Evidence = {**entry.evidence, **parts}
     problem = evidence_problem(evidence)
     if problem:
         raise ArtifactError(f"The evidence for {folder} is not written: {problem}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 from gendistill.errors import ArtifactError
 from gendistill.io import read_json
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.manifest import Manifest
+from gendistill.surrogate.soft_labels import LabelRecord
 
 EVIDENCE = "evidence.json"
 ROW = {"method", "ipc", "mean"}
@@ -17,7 +18,67 @@ PAIRS = "closest_pairs.png"  # of the copy check, where it says that there are `
 PARTS = {"evaluation": {"rows"}, "copies": {"space", "images", "exact", "near", "median", "held_out_median"}}
 
 
-def read_evidence(folder: Path) -> dict[str, Any]:
+class EvaluationRow(TypedDict, total=False):
+    """What a card reads of a row of summary.json; the row has other keys as well."""
+
+    method: Required[str]
+    ipc: Required[int | None]
+    mean: Required[float | None]
+    std: float | None
+    accuracy: list[float]
+    network: str
+    stage: str | None
+    space: str | None
+    recipe: str | None
+    labels: str
+    ci95_vs_random: list[float] | None
+    verdict: str
+    set: str | list[str] | None
+
+
+class EvaluationEvidence(TypedDict):
+    """The rows of this set, of the baselines at its IPC and of the full data, and where they are from."""
+
+    protocol: str
+    data: str
+    command: str
+    rows: list[EvaluationRow]
+
+
+class CopyEvidence(TypedDict, total=False):
+    """What the copy check found.
+
+    Attributes:
+        space: What distances are between.
+        images: Decoded images of the set.
+        exact: How many equal a real image, by its split.
+        measured: How many of the images were measured; all where it is missing.
+        near: How many of those are closer to a training image than 99 % of held-out real images are.
+        threshold: That distance.
+        median: Median distance to the closest training image.
+        held_out_median: The same of held-out real images.
+        pairs: Whether the picture of the closest pairs stands in the folder, as ``PAIRS``.
+    """
+
+    space: Required[str]
+    images: Required[int]
+    exact: Required[dict[str, int]]
+    measured: int
+    near: Required[int]
+    threshold: float
+    median: Required[float]
+    held_out_median: Required[float]
+    pairs: bool
+
+
+class Evidence(TypedDict, total=False):
+    """evidence.json: what was measured of a set, part by part."""
+
+    evaluation: EvaluationEvidence
+    copies: CopyEvidence
+
+
+def read_evidence(folder: Path) -> Evidence:
     """The parts measured so far, by name; empty where there are none.
 
     Raises:
@@ -29,7 +90,7 @@ def read_evidence(folder: Path) -> dict[str, Any]:
     found = read_json(path, kind="a set with evidence", fix=fix)
     if problem := evidence_problem(found):
         raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
-    return found
+    return cast(Evidence, found)
 
 
 @dataclass(frozen=True)
@@ -47,8 +108,8 @@ class CardEntry:
     config: str
     folder: str
     manifest: Manifest
-    evidence: dict[str, Any] = field(default_factory=dict)
-    soft_labels: dict[str, Any] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
+    soft_labels: LabelRecord = field(default_factory=LabelRecord)
 
     @property
     def pairs(self) -> str:
@@ -65,10 +126,12 @@ def read_entry(source: Path, manifest: Manifest, *, config: str | None = None, f
     return CardEntry(config or f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
 
 
-def _soft(source: Path) -> dict[str, Any]:
+def _soft(source: Path) -> LabelRecord:
     path = source / soft_labels.RECORD
     fix = "Copy the set again, or label it again."
-    return read_json(path, kind="a set with soft labels", fix=fix) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return cast(LabelRecord, read_json(path, kind="a set with soft labels", fix=fix))
 
 
 def evidence_problem(found: Any) -> str:

@@ -9,11 +9,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from gendistill.data.dataset import DataFacts
+from gendistill.surrogate.card.entry import CopyEvidence, EvaluationRow, Evidence
 from gendistill.surrogate.card.loaders import Layout
 from gendistill.surrogate.manifest import AS_DATA, Manifest
 from gendistill.surrogate.multi_formation import Factor, factor_name, factor_of
+from gendistill.surrogate.soft_labels import LabelRecord, TeacherFacts
 
 UNKNOWN, OTHER = "unknown", "other"
 # may be put under further terms, so they add nothing to others, nor lift what is unknown
@@ -42,7 +45,7 @@ class Terms:
     effective: tuple[str, ...]  # all of them apply; empty where it cannot be told
 
     @property
-    def front_matter(self) -> dict[str, Any]:
+    def front_matter(self) -> dict[str, str | list[str]]:
         """``license`` for the Hub, with a ``license_name`` where it knows no such licence."""
         if not self.effective:
             return {"license": UNKNOWN}
@@ -172,7 +175,7 @@ def intro(manifests: Sequence[Manifest]) -> str:
     )
 
 
-def _stands(data: dict[str, Any]) -> str:
+def _stands(data: DataFacts) -> str:
     if not data.get("name"):
         return ""
     real = _total(data, "train")
@@ -190,7 +193,7 @@ def _made(manifest: Manifest) -> str:
     return listed([how, *more])
 
 
-def sizes(config: str, manifest: Manifest, soft: dict[str, Any]) -> list[str]:
+def sizes(config: str, manifest: Manifest, soft: LabelRecord) -> list[str]:
     """Cells: set, stored images, decoded ones, bytes of images, bytes of labels, labels per byte of images."""
     factor, bytes_ = factor_of(manifest), manifest["bytes"]
     labels = 0 if soft.get("mode") == "online" else bytes_["labels"]
@@ -239,7 +242,7 @@ def shown_for(names: Sequence[str], groups: int) -> str:
     return heading + others
 
 
-def soft_labels(manifest: Manifest, record: dict[str, Any]) -> str:
+def soft_labels(manifest: Manifest, record: LabelRecord) -> str:
     """How the labels came about, what they weigh, and whose they are."""
     mode, temperature, views = record["mode"], f"{record['temperature']:g}", record.get("averaged") or 1
     images, labels = manifest["bytes"]["images"], manifest["bytes"]["labels"]
@@ -262,10 +265,11 @@ def soft_labels(manifest: Manifest, record: dict[str, Any]) -> str:
     )
 
 
-def _teacher(teacher: dict[str, Any]) -> str:
+def _teacher(teacher: TeacherFacts) -> str:
     name = f" a {code(teacher['network'])}" if teacher.get("network") else " a network"
     digest = f" with hash {code(teacher['hash'])}" if teacher.get("hash") else ""
-    right = f", right on {100 * teacher['accuracy']:.1f} % of the validation images" if teacher.get("accuracy") else ""
+    accuracy = teacher.get("accuracy")
+    right = f", right on {100 * accuracy:.1f} % of the validation images" if accuracy else ""
     return f" The teacher is{name}{digest}{right}." if teacher else ""
 
 
@@ -296,7 +300,7 @@ def _code_or_nothing(value: object) -> str:
     return cell(value) if value else ""
 
 
-def _total(data: dict[str, Any], split: str) -> int:
+def _total(data: DataFacts, split: str) -> int:
     return sum((data.get("counts") or {}).get(split) or [])
 
 
@@ -359,29 +363,33 @@ def _data(manifest: Manifest) -> str:
     return f" --data.name {shlex.quote(str(name))}" if name else ""
 
 
-def evaluations(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+class EvaluationTable(NamedTuple):
+    """A table of the card: a sentence above it, its cells, and the command that evaluated."""
+
+    words: str
+    rows: list[list[str]]
+    command: str
+
+
+def evaluations(found: Sequence[Evidence]) -> list[EvaluationTable]:
     """Tables of rows, one for each protocol and command; a row of several sets' evidence comes once."""
-    tables: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    tables: dict[tuple[str, str, str], list[EvaluationRow]] = {}
     for part in filter(None, (evidence.get("evaluation") for evidence in found)):
         protocol, data, command = (str(part.get(name) or "") for name in ("protocol", "data", "command"))
         rows = tables.setdefault((protocol, data, command), [])
         rows += [row for row in part["rows"] if row not in rows]
     return [
-        {
-            "words": _protocol(protocol, data, rows),
-            "rows": [_row(row) for row in sorted(rows, key=_place_of)],
-            "command": command,
-        }
+        EvaluationTable(_protocol(protocol, data, rows), [_row(row) for row in sorted(rows, key=_place_of)], command)
         for (protocol, data, command), rows in tables.items()
     ]
 
 
-def _place_of(row: dict[str, Any]) -> tuple[Any, ...]:
+def _place_of(row: EvaluationRow) -> tuple[Any, ...]:
     """By size, and what has the same labels together; the full data last."""
     return row["ipc"] is None, row["ipc"] or 0, row.get("recipe") or ""
 
 
-def _protocol(protocol: str, data: str, rows: Sequence[dict[str, Any]]) -> str:
+def _protocol(protocol: str, data: str, rows: Sequence[EvaluationRow]) -> str:
     networks = dict.fromkeys(str(row["network"]) for row in rows if row.get("network"))
     runs = sorted({len(row["accuracy"]) for row in rows if row.get("accuracy")})
     return (
@@ -396,7 +404,7 @@ def _protocol(protocol: str, data: str, rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _row(row: EvaluationRow) -> list[str]:
     method = {"full": "all real images", "random": "random real images"}.get(row["method"]) or cell(row["method"])
     space = row.get("space") and (row["space"] if row["method"] == "random" else f"on {row['space']}")
     details = [STAGES.get(row.get("stage") or "", row.get("stage")), space]
@@ -412,14 +420,14 @@ def _row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _accuracy(row: dict[str, Any]) -> str:
+def _accuracy(row: EvaluationRow) -> str:
     mean, std = row.get("mean"), row.get("std")
     if mean is None:
         return ""
     return f"{100 * mean:.1f}" + ("" if std is None or math.isnan(std) else f" ± {100 * std:.1f}")
 
 
-def copies(config: str, found: dict[str, Any]) -> str:
+def copies(config: str, found: CopyEvidence) -> str:
     """What the copy check found of one set."""
     exact, images = found.get("exact") or {}, found["images"]
     counts = listed(f"{exact[split]:,} of {words} images" for split, words in SPLITS.items() if split in exact)

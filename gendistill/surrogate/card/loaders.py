@@ -15,6 +15,7 @@ from typing import Any
 
 from gendistill.surrogate.manifest import Manifest
 from gendistill.surrogate.multi_formation import Factor, factor_of, views_in
+from gendistill.surrogate.soft_labels import LabelRecord
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ SET = "from gendistill.surrogate.set import SurrogateSet"
 COLUMN = {"parquet": "soft_label", "webdataset": "npy"}
 
 
-def soft_script(format: str, layout: Layout, folder: str, config: str | None, record: dict[str, Any]) -> str:
+def soft_script(format: str, layout: Layout, folder: str, config: str | None, record: LabelRecord) -> str:
     """It ends with ``images`` and ``probabilities`` of all views (per_image) or of one batch after another.
 
     ``record`` is soft_labels.json. Empty for ddranking, whose labels.pt is all that its readers take.
@@ -242,7 +243,7 @@ def soft_script(format: str, layout: Layout, folder: str, config: str | None, re
     return _column(format, layout, config, record)
 
 
-def _per_image(layout: Layout, folder: str, record: dict[str, Any]) -> str:
+def _per_image(layout: Layout, folder: str, record: LabelRecord) -> str:
     """From the files: labels are in the order of the manifest, image by image."""
     top = record.get("top_k")
     probabilities = [
@@ -266,7 +267,7 @@ def _per_image(layout: Layout, folder: str, record: dict[str, Any]) -> str:
     )
 
 
-def _column(format: str, layout: Layout, config: str | None, record: dict[str, Any]) -> str:
+def _column(format: str, layout: Layout, config: str | None, record: LabelRecord) -> str:
     """From the column that holds them, where the views of one image share a row."""
     flat = ".flatten(0, 1)" if layout.decoded else ""
     return script(
@@ -278,7 +279,7 @@ def _column(format: str, layout: Layout, config: str | None, record: dict[str, A
     )
 
 
-def _batches(format: str, layout: Layout, folder: str, config: str | None, record: dict[str, Any]) -> str:
+def _batches(format: str, layout: Layout, folder: str, config: str | None, record: LabelRecord) -> str:
     """From the stream of views that the labels belong to; online ones are made by their teacher."""
     online, columns = record["mode"] == "online", format != "imagefolder"
     read = [f"surrogate = SurrogateSet.load({path(folder)})"]
@@ -324,5 +325,5 @@ def _views(image: str, each: str, layout: Layout) -> list[str]:
     ]
 
 
-def _loss(record: dict[str, Any]) -> str:
+def _loss(record: LabelRecord) -> str:
     return f"# loss = cross_entropy(network(images) / {record['temperature']:g}, probabilities)"

@@ -22,7 +22,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import command_line, versions, write_json, write_text
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD, card
-from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, read_entry
+from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, Evidence, read_entry
 from gendistill.surrogate.export.ddranking import write_ddranking
 from gendistill.surrogate.export.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
 from gendistill.surrogate.hub_datasets import find_surrogate
@@ -193,7 +193,7 @@ def write_export(
     sets: Sequence[StoredSet],
     folder: Path,
     format: Format,
-    evidence: Mapping[str, dict[str, Any]] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the sets into ``folder``, an empty one: a single set flat, each of several as ``ipc-K/``.
@@ -214,7 +214,8 @@ def write_export(
         target.mkdir(exist_ok=True)
         WRITERS[format](stored, target)
         entry = read_entry(stored.folder, stored.manifest, folder=part)
-        entry = replace(entry, evidence={**entry.evidence, **(evidence or {}).get(stored.config, {})})
+        more: Evidence = (evidence or {}).get(stored.config, {})
+        entry = replace(entry, evidence={**entry.evidence, **more})
         _write_companions(stored, target, format, entry.evidence)
         entries.append(entry)
         record[stored.config] = {"folder": part, "checksums": stored.manifest["checksums"]}
@@ -222,7 +223,7 @@ def write_export(
     write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **(facts or {})})
 
 
-def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: dict[str, Any]) -> None:
+def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: Evidence) -> None:
     shutil.copyfile(stored.folder / MANIFEST, target / MANIFEST)
     if evidence:
         write_json(target / EVIDENCE, evidence)
@@ -284,7 +285,7 @@ def export_folders(
     summary = read_summary(Path(evaluation)) if evaluation is not None else None
     sets = [StoredSet.open(path) for path in paths]
     check_fit(sets, format)
-    evidence = {}
+    evidence: dict[str, Evidence] = {}
     if summary is not None:
         evidence = {stored.config: {"evaluation": evaluation_of(stored, summary)} for stored in sets}
     write_export(sets, folder, format, evidence, {"command": command_line(), "versions": versions()})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from torch import Tensor
 
+from gendistill.config import Format
 from gendistill.errors import ArtifactError
 from gendistill.io import read_json
 from gendistill.progress import track
+from gendistill.surrogate.card.entry import EvaluationEvidence, EvaluationRow
 from gendistill.surrogate.image_files import read_images
 from gendistill.surrogate.manifest import Manifest, image_paths, read_manifest, verify
 from gendistill.surrogate.multi_formation import factor_of, views_in
@@ -100,7 +102,7 @@ OLD = ("random", "kmeans")  # the baselines of a summary without hashes
 NEEDED = {"method", "ipc", "mean"}
 
 
-def read_summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> Mapping[str, Any]:
     """summary.json of an evaluation, its shape checked.
 
     Raises:
@@ -113,7 +115,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
+def evaluation_of(stored: StoredSet, summary: Mapping[str, Any]) -> EvaluationEvidence:
     """The evidence part ``evaluation``: rows of this set, of the baselines at its IPC, and of the full data.
 
     A row is the set's by the content hash it carries; in a summary without any, by method, stage and IPC.
@@ -121,7 +123,8 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ArtifactError: the set was not evaluated there.
     """
-    manifest, rows = stored.manifest, summary["rows"]
+    manifest: Manifest = stored.manifest
+    rows: list[EvaluationRow] = summary["rows"]
     named = (manifest.get("method"), manifest.get("stage"), manifest["ipc"])
     hashed = any(row.get("set") for row in rows)
     if hashed:
@@ -144,23 +147,40 @@ def evaluation_of(stored: StoredSet, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _hashes(row: dict[str, Any]) -> list[str | None]:
+def _hashes(row: EvaluationRow) -> list[str | None]:
     """Of the set, or of the several that differ in their synthesis seed, that the row is of."""
     found = row.get("set")
-    return found if isinstance(found, list) else [found]
+    return [*found] if isinstance(found, list) else [found]
 
 
-def _baseline(row: dict[str, Any], ipc: int, methods: tuple[str, ...]) -> bool:
+def _baseline(row: EvaluationRow, ipc: int, methods: tuple[str, ...]) -> bool:
     return row["method"] == FULL or (row["method"] in methods and row["ipc"] == ipc and not row.get("set"))
 
 
 RECORD, FORMAT = "export.json", 1
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished export, or None: {"export": 1, "format", "sets": {config: {"folder", "checksums"}}}."""
+class ExportedSet(TypedDict):
+    """A set of an export: its folder below the export's, empty where it is that one, and the checksum of its files."""
+
+    folder: str
+    checksums: str
+
+
+class ExportRecord(TypedDict, total=False):
+    """export.json: the version of the file, the format, the sets by their names, and how they were exported."""
+
+    export: Required[int]
+    format: Required[Format]
+    sets: Required[dict[str, ExportedSet]]
+    command: str
+    versions: dict[str, str]
+
+
+def read_record(folder: Path) -> ExportRecord | None:
+    """The record of a finished export, or None."""
     try:
         record = read_json(folder / RECORD, kind="an export", required=("export", "format", "sets"), fix="")
     except ArtifactError:
         return None
-    return record if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
+    return cast(ExportRecord, record) if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
