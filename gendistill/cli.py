@@ -47,14 +47,14 @@ COMMANDS = {
         "gradient and distribution matching, WMDD from noise, or coresets", commands.DistillCommand, "distill"
     ),
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
-    "label": Command("give a surrogate set a teacher's soft labels", commands.LabelCommand, "label"),
+    "label": Command("add a teacher's soft labels to a surrogate set", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
     "report": Command("one page of finished runs and evaluations", commands.ReportCommand, "tools:main_report", "run"),
     "export": Command(
         "write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "tools:main_export"
     ),
     "verify": Command(
-        "say whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", "surrogate"
+        "check whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", "surrogate"
     ),
     "show": Command(
         "contact sheet, projection and copy check of a set", commands.ShowCommand, "tools:main_show", "surrogate"
@@ -74,7 +74,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "`gendistill --plugin MODULE COMMAND` imports a module that registers methods of your own first.",
+            "`gendistill --plugin MODULE COMMAND` first imports a module that registers your own methods.",
             "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
         ]
     )
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
     except KeyboardInterrupt:
         resumes = name in COMMANDS and issubclass(COMMANDS[name].options, commands.StageOptions)
-        advice = "; go on with --resume_from_checkpoint latest" if resumes else ""
+        advice = "; continue with --resume_from_checkpoint latest" if resumes else ""
         print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED
 

@@ -26,13 +26,13 @@ from gendistill.registry import DISTILLERS
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(Options):
-    """What every command takes.
+    """Options that every stage has.
 
     Attributes:
         output_dir: Folder to write; must be new or empty.
-        seed: Seed of everything random but the data splits.
-        resume_from_checkpoint: ``latest`` continues what was interrupted in output_dir.
-        overwrite: Replace what an earlier run of this tool wrote to output_dir.
+        seed: Seed of everything random except the data splits.
+        resume_from_checkpoint: ``latest`` continues an interrupted run in output_dir.
+        overwrite: Replace what an earlier run of gendistill wrote to output_dir.
     """
 
     output_dir: Path
@@ -73,18 +73,16 @@ class RunConfig(StageOptions):
         require(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
         beside = self.evaluate.baselines
         always = {"random", "kmeans", "full"} <= set(beside)
-        require(always, "evaluate.baselines", beside, "random, kmeans and full among them in a run")
+        require(always, "evaluate.baselines", beside, "a list that contains random, kmeans and full in a run")
         labels = self.evaluate.labels
-        require(
-            labels != "soft", "evaluate.labels", labels, "hard in a run; evaluate sets that `gendistill label` made"
-        )
-        task, other = self.evaluate.task, "classification in a run; `gendistill evaluate` takes its sets afterwards"
+        require(labels != "soft", "evaluate.labels", labels, "hard in a run; use `gendistill evaluate` for soft labels")
+        task, other = self.evaluate.task, "classification in a run; use `gendistill evaluate` for its sets afterwards"
         require(task == "classification", "evaluate.task", kind_of(task), other)
-        _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` takes a generator")
+        _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` can use a generator")
 
 
 def _need_pixels(config: RefineConfig, prefix: str, where: str) -> None:
-    """Refuse a bound on latents that nothing would read."""
+    """Refuse a bound on latents where pixels are refined."""
     bound, default = config.latent_trust_region, RefineConfig.latent_trust_region
     require(bound == default, f"{prefix}latent_trust_region", bound, f"{default} {where}")
 
@@ -106,7 +104,7 @@ class FinetuneCommand(StageOptions, FinetuneConfig):
 
     Attributes:
         data: The real images.
-        num_processes: How many processes you mean to run; anything else is refused.
+        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -120,9 +118,10 @@ class SampleCommand(StageOptions, SampleConfig):
     Attributes:
         generator: Generator folder or Hub id.
         revision: Branch, tag or commit of a Hub id.
-        adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to put on the generator it was made for.
+        adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to apply to the generator that it was made
+            for.
         data: The real images, for guidance mode and start prototypes.
-        num_processes: How many processes you mean to run; anything else is refused.
+        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     generator: str
@@ -139,9 +138,10 @@ class DistillCommand(StageOptions, DistillConfig):
     Attributes:
         data: The real images.
         teacher: Teacher folder, or a list of them, for method wmdd.
-        statistics_cache: Folder that keeps class statistics of these images for other runs, where a teacher was trained
-            on others; null collects them without keeping.
-        num_processes: How many processes you mean to run; anything else is refused. Only wmdd takes several.
+        statistics_cache: Folder that keeps class statistics of these images for other runs, if a teacher was trained on
+            other images; null keeps none.
+        num_processes: Number of processes that you start; the command is refused if another number runs. Only wmdd uses
+            several.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -162,17 +162,17 @@ class DistillCommand(StageOptions, DistillConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RefineCommand(StageOptions, RefineConfig):
-    """Select from a surrogate set and refine what was chosen.
+    """Select images of a surrogate set and refine them.
 
     Attributes:
         surrogate: Folder or Hub id of the surrogate set to select from, such as RUN/samples/pool.
         revision: Branch, tag or commit of a Hub id.
-        teacher: Teacher folder, or a list of them, which then guide together.
+        teacher: Teacher folder, or a list of them; several teachers are used together.
         generator: Generator folder, to refine in the latents of its autoencoder; null refines pixels.
-        held_out: Teacher folder of another architecture, for the gate alone.
-        statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, where another
-            teacher was trained on others; null collects them without keeping.
-        num_processes: How many processes you mean to run; anything else is refused.
+        held_out: Teacher folder of another architecture, used only by the acceptance test (gate).
+        statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, if another
+            teacher was trained on other images; null keeps none.
+        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     surrogate: Path
@@ -192,7 +192,7 @@ class RefineCommand(StageOptions, RefineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCommand(StageOptions, LabelConfig):
-    """Give a surrogate set a teacher's soft labels.
+    """Add a teacher's soft labels to a surrogate set.
 
     Attributes:
         surrogate: Folder or Hub id of the surrogate set.
@@ -207,17 +207,17 @@ class LabelCommand(StageOptions, LabelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand(Options):
-    """Write surrogate sets in a format of other tools, and push them to the Hub.
+    """Write surrogate sets in a format of other tools, and upload them to the Hub.
 
     Attributes:
         surrogate: Folder of a surrogate set or its id on the Hub, or a list: each becomes a named config, ipc-1, ....
         format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set).
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier export wrote to output_dir.
-        evaluation: summary.json of an evaluation of these sets, whose rows go into the card.
+        evaluation: summary.json of an evaluation of these sets; its rows are added to the card.
         push_to_hub: Dataset id on the Hub, such as owner/name, to upload the folder to.
-        revision: Branch of push_to_hub to write to; made where it is missing.
-        private: Make a new repository of push_to_hub private.
+        revision: Branch of push_to_hub to write to; it is created if it does not exist.
+        private: Create a new repository of push_to_hub as a private one.
     """
 
     surrogate: Path | list[Path]
@@ -233,12 +233,12 @@ class ExportCommand(Options):
         super().check()
         for name in ("revision", "private"):
             value = getattr(self, name)
-            require(not value or self.push_to_hub is not None, name, value, "nothing without push_to_hub")
+            require(not value or self.push_to_hub is not None, name, value, "no value without push_to_hub")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyCommand(Options):
-    """Say whether surrogate sets are complete and unchanged.
+    """Check whether surrogate sets are complete and unchanged.
 
     Attributes:
         surrogate: Folder of a surrogate set, or a list of them.
@@ -249,15 +249,15 @@ class VerifyCommand(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowCommand(Options):
-    """Look inside surrogate sets: contact sheets, a projection beside the real images, copies of real images.
+    """Show surrogate sets: contact sheets, a projection with the real images, copies of real images.
 
     Attributes:
         surrogate: Folder of a surrogate set, or a list of them.
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier `show` wrote to output_dir.
-        data: The real images, for everything but the contact sheets.
-        teacher: Teacher folder, whose features are compared and projected instead of pixels; it also says which data
-            it was trained on, if data is not given.
+        data: The real images, needed for everything except the contact sheets.
+        teacher: Teacher folder, whose features are compared and projected instead of pixels. If data is not set, the
+            data that the teacher was trained on are used.
         projection: ``pca``, or ``tsne`` (slower; shows groups, not distances).
         seed: Seed of t-SNE.
     """
@@ -281,12 +281,12 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     """Train classifiers on surrogate sets and on the baselines, and test them once.
 
     Attributes:
-        surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or anybody's folder of class
-            folders of images, or a list of them.
+        surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or any folder of class folders
+            of images, or a list of them.
         revision: Branch, tag or commit of Hub ids.
         data: The real images that the baselines and the test split come from.
-        teacher: Teacher folder, whose features the coreset baselines then compare (k-means on pixels as well), and for
-            soft labels.
+        teacher: Teacher folder: the coreset baselines then compare its features (k-means also pixels), and baselines
+            get its soft labels.
     """
 
     surrogate: Path | list[Path]
@@ -297,12 +297,12 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     def check(self) -> None:
         super().check()
         alone = isinstance(self.task, Continual) and self.teacher is not None
-        require(not alone, "teacher", str(self.teacher), "null with task continual, where nothing reads it")
+        require(not alone, "teacher", str(self.teacher), "null with task continual, which does not use it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand(Options):
-    """One page, with its numbers as JSON and CSV, of finished runs and evaluations of the same images.
+    """Make one page, with its numbers as JSON and CSV, of finished runs and evaluations of the same images.
 
     Attributes:
         run: Folder of a finished `run` or `evaluate`, or a list of them.

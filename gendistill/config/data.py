@@ -15,14 +15,15 @@ class DataConfig(Options):
 
     Attributes:
         name: ``digits`` (built in), a folder of class folders, a folder of parquet files, or a Hub id.
-        image_size: Side of the square images in pixels; null keeps the size that the images share.
-        test_fraction: Share of each class held out as test split when the source has none.
-        validation_fraction: Share of each class carved from train, kept from every training and from the test.
-        split_seed: Seed of those two splits; apart from the run's seed, so that runs share their splits.
-        max_per_class: Keep at most this many training images of a class (null: all); for quick tries.
+        image_size: Side of the square images in pixels; null keeps the common size of the images.
+        test_fraction: Share of each class held out as test split if the source has none.
+        validation_fraction: Share of each class taken from the training split as validation split; it is used neither
+            for training nor for testing.
+        split_seed: Seed of these two splits; it is separate from the run's seed, so that runs have the same splits.
+        max_per_class: Keep at most this number of training images of a class (null: all), for quick tries.
         revision: Branch, tag or commit of a Hub id.
-        licence: Licence of the images, as the Hub spells it, for the cards of sets made from them; null takes what a
-            Hub dataset says of itself.
+        licence: Licence of the images, in the spelling of the Hub, for the cards of sets made from them; null uses the
+            licence of a Hub dataset.
     """
 
     section: ClassVar[str] = "data"

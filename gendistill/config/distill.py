@@ -1,4 +1,4 @@
-"""Options of the distillers that run straight on the real images."""
+"""Options of the distillers that need no generator."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -40,7 +40,7 @@ class Of:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig(Options):
-    """Methods dc, dsa, dm, idc and idm: four choices of one engine. Null is the method's value (matching/methods.py).
+    """Options of methods dc, dsa, dm, idc and idm. Null is the method's value (matching/methods.py).
 
     Attributes:
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
@@ -48,49 +48,50 @@ class MatchingConfig(Options):
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
-            class, on a fresh network's features (DREAM, and null with representative selection); or the folder of a
+            class, in the features of a fresh network (DREAM; null with representative selection); or the folder of a
             surrogate set.
-        factor: Views a side in a stored image: factor x factor images stored in the bytes of one; of several such as
-            [1,2], the views of each.
+        factor: Views per side in a stored image: factor x factor images in the bytes of one; a list such as [1,2]
+            stores the views of each factor.
         inner_steps: Steps of the images on each network.
-        learning_rate: SGD's for the images, in units of the range [0, 1]; idc: at IPC 10 and 28, 32 or 224 px, and
-            scaled (methods.py).
-        momentum: SGD's for the images.
+        learning_rate: Learning rate of SGD for the images, in units of the range [0, 1]; for idc the rate at IPC 10 and
+            28, 32 or 224 px, which is scaled (methods.py).
+        momentum: Momentum of SGD for the images.
         real_batch: Real images of a class in a step.
-        most_views: Views of a class in a step, drawn anew; 0 is all.
-        interval: representative selection: inner steps between two clusterings, 10 unless given; dm: 50, as one takes
-            the time of four of its steps.
-        per_cluster: representative selection: images taken of every cluster.
+        most_views: Largest number of views of a class in a step, drawn again in every step; 0 is all.
+        interval: representative selection: inner steps between two clusterings, 10 by default; with dm 50, because a
+            clustering takes as long as four of its steps.
+        per_cluster: representative selection: images selected from every cluster.
         cluster_weights: representative selection: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal
-            mass: of few candidates free clusters choose outliers, and are worse than random (docs/matching.md).
-        candidates: representative selection: images of a class that are embedded and clustered, 4 times
-            real_batch unless given; 0 is all (the paper).
-        dimensions: representative selection: random projection of the features to so many; 0 is none (the paper).
+            mass: with few candidates free clusters select outliers, and are worse than random (docs/matching.md).
+        candidates: representative selection: images of a class that are embedded and clustered, by default 4 times
+            real_batch; 0 is all (the paper).
+        dimensions: representative selection: dimensions of a random projection of the features; 0 is no projection (the
+            paper).
         distance: gradient matching: ``cosine`` by output row, ``mse`` or ``l1``.
-        match_head: gradient matching: the classifier's gradient takes part.
-        feature_weight: gradient matching: weight of the distance of mean features, DREAM+'s addition.
-        class_aware: feature matching: weight of the cross-entropy of the views times the network's accuracy (IDM), both
-            as fractions.
-        augmentation: Shared by real images and views: ``one`` of six operations a step (DSA; of five without ``flip``),
-            ``all`` of colour, crop and cutout (IDC), or ``none``.
-        flip: Mirrored images are images of the same class; wrong for digits.
-        train_on: What networks learn from between inner steps.
-        train_steps: Steps of that; epochs with train_on surrogate.
-        warm_steps: Steps on real images before a network is first matched on.
-        train_batch: Images a step of network training.
-        train_learning_rate: SGD's for networks.
+        match_head: gradient matching: also match the gradient of the classification layer.
+        feature_weight: gradient matching: weight of the distance of mean features (DREAM+).
+        class_aware: idm: weight of the cross-entropy of the views times the network's accuracy, both as fractions.
+        augmentation: Augmentation of real images and views alike: ``one`` of six operations per step (DSA; of five
+            without ``flip``), ``all`` of colour, crop and cutout (IDC), or ``none``.
+        flip: Mirror images at random; wrong for digits, right for most photographs.
+        train_on: Images on which networks are trained between inner steps.
+        train_steps: Steps of this training; epochs with train_on surrogate.
+        warm_steps: Training steps on real images before a network is first used.
+        train_batch: Images per step of network training.
+        train_learning_rate: Learning rate of SGD for networks.
         cutmix: Probability that a batch of network training is mixed.
-        queue_size: idm: most networks at once.
+        queue_size: idm: largest number of networks.
         queue_interval: idm: iterations between two new ones.
-        queue_most_steps: idm: steps after which a network learns no more; 0 is no limit.
-        classes_per_chunk: Classes computed at once; null suits the device: gradient matching takes 1 on a CPU, where
-            that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching as many as fit its batches.
-        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too;
-            fp32 elsewhere.
-        compile: torch.compile matching and network training; ``auto`` does on such a CPU where the run makes up for the
-            20 s and more that compiling takes.
+        queue_most_steps: idm: steps after which a network is no longer trained; 0 is no limit.
+        classes_per_chunk: Classes computed together; null depends on the device: gradient matching uses 1 on a CPU,
+            where that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching as many as fit into its
+            batches.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are
+            compiled; fp32 elsewhere.
+        compile: torch.compile matching and network training; ``auto`` compiles on such a CPU if the run is long enough:
+            compiling takes 20 s and more.
         checkpoint_every: Iterations between two checkpoints.
-        snapshot_every: Iterations between two snapshots of the sets, in ``snapshots/``, and of their pictures, in
+        snapshot_every: Iterations between two snapshots of the sets in ``snapshots/`` and of their pictures in
             ``previews/``; 0 is none.
     """
 
@@ -141,13 +142,13 @@ class MatchingConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
-    """A distiller run straight on the real images.
+    """A distiller that needs no generator.
 
     Attributes:
-        method: Which distiller.
+        method: Name of the distiller.
         ipc: Images per class: a number, or a list such as [1,5,10].
-        selection: Matching methods: the real images of a step, ``random`` or ``representative`` (DREAM).
-        iterations: Matching methods: outer iterations, a network each; null is the published number.
+        selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM).
+        iterations: Matching methods: outer iterations, each with one network; null is the published number.
         wmdd: Options of method wmdd.
         matching: Options of methods dc, dsa, dm, idc and idm.
         options: Options of a method of your own, by name.

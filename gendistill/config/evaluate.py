@@ -1,4 +1,4 @@
-"""Options of the judge."""
+"""Options of evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ class Continual(Options):
     """Class-incremental learning from a memory that is the surrogate set.
 
     Attributes:
-        steps: Steps in which the classes arrive, as many in each as divide evenly, one more in the first ones.
-        orders: Orders of the classes, drawn from the seed, that the runs go round; null: one for every run.
+        steps: Number of steps in which the classes arrive: equal numbers of classes, with one more in the first steps
+            if they do not divide.
+        orders: Number of class orders, drawn from the seed and used in turn by the runs; null: one for every run.
     """
 
     section: ClassVar[str] = "evaluate.continual"
@@ -31,48 +32,48 @@ class Continual(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Options):
-    """The judge: classifiers trained from scratch on each set, tested once at the last step.
+    """Evaluation: classifiers trained from scratch on each set, tested once, after the last step.
 
-    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ. Null
-    is the protocol's value.
+    Every row has the same networks, optimiser, length of training and training seeds, so only the images differ.
+    Null is the protocol's value.
 
     Attributes:
         task: ``classification`` of all classes at once, or ``continual``: classes arrive in steps, and a classifier is
-            trained anew on the memory of those that have come (GDumb), beside random and k-means alone; baselines,
-            describe, features and legacy_best belong to classification.
-        protocol: ``gendistill`` (equal optimiser steps), or as others evaluate: ``idc``, ``dsa``, ``minimax-hard``,
-            ``wmdd-soft``; gendistill/evaluation/protocols has their values.
+            trained again on the memory of all classes so far (GDumb), with random images and k-means as the only
+            baselines; the options baselines, describe, features and legacy_best belong to classification.
+        protocol: ``gendistill`` (equal optimiser steps), or a published protocol: ``idc``, ``dsa``, ``minimax-hard``,
+            ``wmdd-soft``; their values are in gendistill/evaluation/protocols.
         network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list of
-            them, such as [convnet,resnet18], with rows of each.
+            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list such
+            as [convnet,resnet18], which gives rows for each.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
-        runs: Training runs of every row; run r has training seed r, and its own draw where the row is random.
+        runs: Training runs of every row; run r has training seed r and, for random images, its own draw.
         steps: Optimiser steps of a run, the same for every row.
-        epochs: Instead of steps: passes over a row's own images.
-        batch_size: Images a step; a smaller set gives batches of its size.
-        learning_rate: Peak rate of the protocol's optimiser.
-        weight_decay: The optimiser's.
+        epochs: Instead of steps: passes over the images of each row.
+        batch_size: Images per step; a smaller set has batches of its size.
+        learning_rate: Peak learning rate of the protocol's optimiser.
+        weight_decay: Weight decay of the optimiser.
         shift: Random translation in pixels; 0 turns it off.
         flip: Mirror images at random; wrong for digits, right for most photographs.
-        augment: false trains without any augmentation of the protocol; [true,false] has rows with and without.
-        labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines labelled by the same teacher
-            in the same way; ``hard`` leaves them aside.
-        legacy_best: Also test along the way, after every epoch (or twentieth of the steps), and give the highest
-            accuracy in a column ``legacy_best``, as others report; no verdict reads it.
-        baselines: What stands beside the sets, at each of their IPC: ``random`` draws (always), ``kmeans``,
-            ``herding`` and ``kcenter``; ``bytes``, random images of as many bytes as a set takes with soft labels or
-            packed views; and ``full``, all real images.
-        baseline_cache: Folder that keeps the baselines' finished runs for other evaluations; ``auto`` is gendistill in
+        augment: false trains without any augmentation of the protocol; [true,false] gives rows with and without.
+        labels: ``soft`` adds rows for the soft labels of labelled sets, and for baselines with the same kind of labels
+            by the same teacher; ``hard`` uses hard labels only.
+        legacy_best: Also test during training, after every epoch (or twentieth of the steps), and report the highest
+            accuracy in a column ``legacy_best``, as in some papers; no verdict uses it.
+        baselines: Baselines at each IPC of the sets: ``random`` draws (always), ``kmeans``, ``herding`` and
+            ``kcenter``; ``bytes``, random images with as many bytes as a set with soft labels or packed views; and
+            ``full``, all real images.
+        baseline_cache: Folder that keeps finished runs of baselines for other evaluations; ``auto`` is gendistill in
             the user's cache folder, null keeps none.
-        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too,
-            for alone it costs time there; fp32 elsewhere.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are
+            compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
-            size of batch; ``auto`` does on such a CPU where the trainings make up for that.
-        describe: Measure the sets themselves beside random real ones, and look for faults in them.
-        features: What that measures in: ``teacher`` (needs one), ``trained`` (a network trained for it on the real
-            images), ``auto`` (the teacher where one is given, else trained), or ``timm:NAME`` or ``transformers:NAME``,
-            a folder or a Hub id such as transformers:facebook/dinov2-small.
+            size of batch; ``auto`` compiles on such a CPU if the trainings are long enough.
+        describe: Measure the sets themselves in comparison with random real sets, and check them for faults.
+        features: Features for these measures: ``teacher`` (needs one), ``trained`` (a network trained for this on the
+            real images), ``auto`` (the teacher if there is one, else trained), or ``timm:NAME`` or
+            ``transformers:NAME``, a folder or a Hub id such as transformers:facebook/dinov2-small.
     """
 
     section: ClassVar[str] = "evaluate"
@@ -110,16 +111,16 @@ class EvaluateConfig(Options):
         super().check()
         section = "evaluate"
         both = self.steps is not None and self.epochs is not None
-        require(not both, f"{section}.epochs", self.epochs, "null with steps, which say how long a run is")
+        require(not both, f"{section}.epochs", self.epochs, "null with steps, because each gives the length of a run")
         names = as_tuple(self.network)
         require(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
         rows = as_tuple(self.augment)
         require(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
         for name in ("shift", "flip"):
             value, unread = getattr(self, name), True not in rows
-            require(not (unread and value), f"{section}.{name}", value, "null with augment false, which leaves it out")
+            require(not (unread and value), f"{section}.{name}", value, "null with augment false, which turns it off")
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
-        require(named, "evaluate.baselines", self.baselines, "each once, random among them, which verdicts are against")
+        require(named, "evaluate.baselines", self.baselines, "each once, with random, the reference of verdicts")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
         require(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
         if isinstance(self.task, Continual):
@@ -128,4 +129,4 @@ class EvaluateConfig(Options):
             require(len(rows) == 1, "evaluate.augment", self.augment, "true or false with task continual")
             for name in ("legacy_best", "baselines", "describe", "features"):
                 value, usual = getattr(self, name), getattr(EvaluateConfig, name)
-                require(value == usual, f"evaluate.{name}", value, f"{usual!r}: nothing reads it in task continual")
+                require(value == usual, f"evaluate.{name}", value, f"{usual!r} with task continual, which ignores it")

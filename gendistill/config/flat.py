@@ -1,8 +1,8 @@
 """The flat form of options, which the command line, YAML and files have. No torch in here.
 
 In Python a choice with options of its own is an object: ``SampleConfig(guidance=ClassifierFree(scale=4.0))``. Flat, it
-is a name and its options beside it: ``guidance: cfg``, ``guidance_scale: 4.0``. ``flatten`` makes the dataclass that
-the command line is parsed into, ``unflatten`` makes options of what was parsed, and ``to_dict`` their flat form.
+is a name, with its options at the same level: ``guidance: cfg``, ``guidance_scale: 4.0``. ``flatten`` makes the
+dataclass of the parsed command line, ``unflatten`` makes options of it, and ``to_dict`` their flat form.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def options_of(cls: type[Options]) -> dict[str, Option]:
 
 
 def _of_member(owner: str, member: type[Options]) -> dict[str, Option]:
-    """The flat options of one that can be chosen: in its own section, or each beside the choice."""
+    """The flat options of one that can be chosen: in its own section, or at the level of the choice."""
     owners = ((owner, str(member.kind)),)
     if member.below:
         return {member.below: Option(flatten(member), to_flat(member()), (member.__doc__ or "").split("\n")[0], owners)}

@@ -1,4 +1,4 @@
-"""Options of the generator: what it is and how it is trained."""
+"""Options of the generator and its training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,9 @@ class UNet(Options):
     """diffusers' UNet2DModel.
 
     Attributes:
-        block_out_channels: Channels by resolution, finest first; the side must divide by 2^(levels - 1).
-        layers_per_block: Residual layers a resolution.
-        attention_levels: How many of the coarsest resolutions carry self-attention.
+        block_out_channels: Channels by resolution, finest first; the side must be divisible by 2^(levels - 1).
+        layers_per_block: Residual layers per resolution.
+        attention_levels: Number of the coarsest resolutions that have self-attention.
         norm_num_groups: Groups of the group norms.
     """
 
@@ -46,10 +46,10 @@ class DiT(Options):
 
     Attributes:
         num_layers: Transformer blocks.
-        num_attention_heads: Heads a block.
-        attention_head_dim: Channels a head.
-        patch_size: Side of a patch; the side of the image or latent must divide by it.
-        learned_sigma: Predict the reverse variance as well, trained by its variational bound.
+        num_attention_heads: Heads per block.
+        attention_head_dim: Channels per head.
+        patch_size: Side of a patch; the side of the image or latent must be divisible by it.
+        learned_sigma: Also predict the reverse variance, trained by its variational bound.
     """
 
     section: ClassVar[str] = "finetune.model"
@@ -68,7 +68,8 @@ class ModelConfig(Options):
 
     Attributes:
         architecture: ``unet``, or ``dit`` (a diffusion transformer, arXiv 2212.09748).
-        prediction_type: What the network predicts; v (Salimans & Ho 2022, eq. 12) learns faster from scratch.
+        prediction_type: Target of the network: ``v_prediction`` (Salimans & Ho 2022, eq. 12), which learns faster from
+            scratch, or ``epsilon``.
         noise_schedule: diffusers' name of the beta schedule over 1000 timesteps.
     """
 
@@ -92,11 +93,11 @@ class MinimaxConfig(Options):
     Attributes:
         representativeness: Weight of the pull toward the farthest real image of the class.
         diversity: Weight of the push from the closest generated image of the class.
-        reduction: ``per_sample`` gives every image its own partner; ``global`` one pair a class (the paper).
-        memory_size: Images a class in each of the two memories.
-        min_alpha_bar: Only images with alpha_bar(t) above this take part: x0 is unreadable in heavier noise.
-        weighting: ``alpha_bar`` weights each image by alpha_bar(t) (per_sample alone); ``none`` all alike.
-        share_memory: Several processes fill one memory together; false keeps one each, as the released code.
+        reduction: ``per_sample`` gives every image its own partner; ``global`` uses one pair per class (the paper).
+        memory_size: Images per class in each of the two memories.
+        min_alpha_bar: Use only images with alpha_bar(t) of at least this: x0 is not recognisable in stronger noise.
+        weighting: ``alpha_bar`` weights each image by alpha_bar(t) (per_sample only); ``none`` gives equal weights.
+        share_memory: All processes share one memory; false keeps one in each process, as the released code.
     """
 
     section: ClassVar[str] = "finetune.minimax"
@@ -112,13 +113,13 @@ class MinimaxConfig(Options):
     def check(self) -> None:
         super().check()
         fits = self.weighting == "none" or self.reduction == "per_sample"
-        expected = "none with reduction global, where one pair a class counts"
+        expected = "none with reduction global, which uses one pair per class"
         require(fits, "finetune.minimax.weighting", self.weighting, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Options):
-    """Low-rank matrices beside the frozen weights (arXiv 2106.09685).
+    """Low-rank matrices added to the frozen weights (arXiv 2106.09685).
 
     Attributes:
         rank: Rank of the LoRA matrices.
@@ -135,34 +136,36 @@ class FinetuneConfig(Options):
     """Training of the generator: plain diffusion first, then the minimax criteria on top.
 
     Attributes:
-        pretrained: Generator to start from, a folder or Hub id of a diffusers pipeline; plain training is skipped.
+        pretrained: Generator to start from, a folder or Hub id of a diffusers pipeline; there is then no plain
+            training.
         revision: Branch, tag or commit of a Hub id in ``pretrained`` or ``codec``.
-        label_map: Condition index of each class name in a pretrained model, where its names do not say it.
-        model: The network trained from scratch when there is no pretrained one.
-        codec: ``pixels``, or the folder or Hub id of an autoencoder (AutoencoderKL, AutoencoderTiny, AutoencoderDC)
-            to train in its latents from scratch; a pretrained generator brings its own.
-        latent_cache: Folder that keeps the encoded images for other runs; null keeps them until this run is done.
+        label_map: Condition index of each class name in a pretrained model, if its names are not enough.
+        model: The network that is trained from scratch if there is no pretrained one.
+        codec: ``pixels``, or the folder or Hub id of an autoencoder (AutoencoderKL, AutoencoderTiny, AutoencoderDC), in
+            whose latents a network is trained from scratch; a pretrained generator has its own.
+        latent_cache: Folder that keeps the encoded images for other runs; null removes them at the end of the run.
         flip: Mirror images at random; wrong for digits, right for most photographs.
         minimax: The criteria of the second phase.
-        adaptation: What the second phase trains: ``full``, ``difffit`` (biases, norms, scales, class embedding) or
-            ``lora``.
+        adaptation: Weights that the second phase trains: ``full``, ``difffit`` (biases, norms, scales, class embedding)
+            or ``lora``.
         base_steps: Optimiser steps of plain diffusion training.
-        minimax_steps: Optimiser steps with the criteria added.
-        batch_size: Images an optimiser step, over all processes together.
-        learning_rate: Peak rate of AdamW while training from scratch.
-        minimax_learning_rate: Peak rate of AdamW in the second phase.
-        weight_decay: AdamW's weight decay.
-        label_dropout: Share of images whose label becomes the null class, for classifier-free guidance.
-        ema_decay: Decay of the averaged weights (warmed up), which are the ones that sample.
-        max_grad_norm: Gradient clipping.
-        gradient_accumulation_steps: Micro-batches an optimiser step.
+        minimax_steps: Optimiser steps with the criteria.
+        batch_size: Images per optimiser step, over all processes together.
+        learning_rate: Peak learning rate of AdamW in training from scratch.
+        minimax_learning_rate: Peak learning rate of AdamW in the second phase.
+        weight_decay: Weight decay of AdamW.
+        label_dropout: Share of images whose label is replaced by the null class, for classifier-free guidance.
+        ema_decay: Decay of the averaged weights (with warm-up); sampling uses these weights.
+        max_grad_norm: Largest norm of the gradient; larger ones are clipped.
+        gradient_accumulation_steps: Micro-batches per optimiser step.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        mixed_precision: ``auto`` is bf16 on a GPU that has it and fp32 on CPU; bf16 there took 0.6 of the time.
-        compile: torch.compile the network; pays on GPUs and long runs only.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it and fp32 on CPU; there ``bf16`` took 0.6 of the
+            time.
+        compile: torch.compile the network; faster only on GPUs and in long runs.
         checkpointing_steps: Optimiser steps between resumable checkpoints.
-        checkpoints_total_limit: Newest checkpoints kept.
+        checkpoints_total_limit: Number of newest checkpoints to keep.
         preview_steps: Optimiser steps between sample grids in ``previews/``; 0 draws one at the end of each phase.
-        report_to: Tracker beside log.jsonl: ``tensorboard`` or ``wandb``.
+        report_to: Tracker in addition to log.jsonl: ``tensorboard`` or ``wandb``.
     """
 
     section: ClassVar[str] = "finetune"
@@ -199,11 +202,11 @@ class FinetuneConfig(Options):
         parts, section = self.gradient_accumulation_steps, "finetune"
         whole = self.batch_size % parts == 0
         require(whole, f"{section}.batch_size", self.batch_size, f"a multiple of {parts} micro-batches")
-        alone = "pixels when pretrained is given, which brings its own codec"
+        alone = "pixels with pretrained, which has its own codec"
         require(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
         latent = self.pretrained is not None or self.codec != "pixels"
         cached = self.latent_cache
-        expected = "null with codec pixels, where nothing is encoded"
+        expected = "null with codec pixels, which encodes nothing"
         require(cached is None or latent, f"{section}.latent_cache", cached, expected)
         numbered = self.label_map is None or self.pretrained is not None
         expected = "null without finetune.pretrained: a model trained from scratch numbers its classes itself"

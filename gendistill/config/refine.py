@@ -1,4 +1,4 @@
-"""Options of refinement, and of WMDD, which is the same from other starts."""
+"""Options of refinement, and of WMDD, the same optimisation from other starts."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -32,11 +32,11 @@ Bound = Annotated[float, Range(0, 2)]
 
 @dataclass(frozen=True, kw_only=True)
 class Blend(Options):
-    """Shrinking of the change along the way (FADRM, arXiv 2506.24125).
+    """Repeated reduction of the change (FADRM, arXiv 2506.24125).
 
     Attributes:
-        every: Every so many steps the change is shrunk by ``blend``; 0 never.
-        factor: What is left of the change then.
+        every: Steps between two reductions of the change; 0 is none.
+        factor: Factor of the change at each reduction.
     """
 
     section: ClassVar[str] = "refine"
@@ -48,12 +48,12 @@ class Blend(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Patches(Options):
-    """Every image of the set becomes the best of several crops of it before the selection.
+    """Replacement of every image of the set by its best crop, before the selection.
 
     Attributes:
-        count: Crops tried of every image of the set, the whole one among them; the one that the teachers are surest
-            of takes its place before the selection. 1 keeps whole images.
-        smallest: Least share of an image's area that such a crop has.
+        count: Crops of every image of the set, including the whole image; the one on which the teachers are most
+            confident replaces the image before the selection. 1 keeps whole images.
+        smallest: Smallest share of an image's area in such a crop.
     """
 
     section: ClassVar[str] = "refine"
@@ -65,31 +65,32 @@ class Patches(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Options):
-    """What refined images descend on, and how far they may go (WMDD, arXiv 2311.18531).
+    """The objective of refinement and its bounds (WMDD, arXiv 2311.18531).
 
     Attributes:
         steps: Optimiser steps on the images; 0 stops after the selection.
-        learning_rate: Peak rate of Adam(0.5, 0.9) on pixels in [-1, 1] (or on latents of about unit std), decayed along
-            a cosine.
-        feature_weight: Weight of the distance to an image's own atom.
-        batch_norm_weight: Weight of the per-class batch-norm matching; 0 needs no batch norm in the teacher.
-        cross_entropy_weight: Weight of the teacher's cross-entropy.
+        learning_rate: Peak learning rate of Adam(0.5, 0.9) on pixels in [-1, 1] (or on latents with std about 1), with
+            cosine decay.
+        feature_weight: Weight of the distance between an image and its atom.
+        batch_norm_weight: Weight of the per-class batch-norm matching; with 0 the teacher needs no batch norm.
+        cross_entropy_weight: Weight of the cross-entropy of the teacher.
         feature_loss: ``squared`` distances in class variances, ``published`` ones in raw features, or ``released``:
             their unsquared norm over the batch.
-        batch_norm_loss: ``normalised`` by layer, so that a weight carries over between networks, or ``published``.
-        pixel_weight: Weight of pixels beside teacher features in the ground cost of barycenter and assignment. On
-            digits 3 was best; on photographs less, the less the more images a class has.
-        weights: Barycenter weights: ``fixed`` at 1/IPC, or ``free``: each image weighs what its atom stands for.
+        batch_norm_loss: ``normalised`` by layer, so that one weight suits all networks, or ``published``.
+        pixel_weight: Weight of pixels, in addition to teacher features, in the cost of barycenter and assignment. On
+            digits 3 was best; on photographs less, and less for more images per class.
+        weights: Barycenter weights: ``fixed`` at 1/IPC, or ``free``: each image has the weight of its atom.
         solver: ``exact`` plans, or entropic ones by ``sinkhorn``.
-        trust_region: Largest change of a pixel, in units of the range [-1, 1]; 2 is no bound.
-        delta_size: Side at which the change is optimised, then enlarged; null for the image's own; less is smoother.
-        blend: Shrinks the change along the way.
-        min_crop: Least share of an image's area that a step's random crop shows; 1 shows all.
-        flip: Mirror what a step shows at random; wrong for digits, right for most photographs.
-        roll: Largest random cyclic shift of what a step shows, in pixels.
-        batch_size: Images in the networks at once, whole classes together; a class of more goes in pieces, at one more
-            forward pass. It does not change what is made, but rounding; except with feature_loss released, whose
-            distance is of all images that are refined together.
+        trust_region: Largest change of a pixel, in units of the range [-1, 1]; 2 is no limit.
+        delta_size: Side at which the change is optimised, before it is enlarged; null for the side of the image; a
+            smaller one gives smoother changes.
+        blend: Reduces the change at intervals.
+        min_crop: Smallest share of an image's area in the random crop of a step; 1 is the whole image.
+        flip: Mirror the images of a step at random; wrong for digits, right for most photographs.
+        roll: Largest random cyclic shift of the images of a step, in pixels.
+        batch_size: Images in the networks at once, in whole classes; a larger class is divided into micro-batches, with
+            one more forward pass. The result is the same except for rounding, but not with feature_loss released, whose
+            distance is over all images that are refined together.
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it (half the time; images differ by a few of
             255 levels), fp32 elsewhere.
     """
@@ -132,7 +133,7 @@ class ObjectiveConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class WmddConfig(ObjectiveConfig):
-    """The WMDD back-end (arXiv 2311.18531): the refiner's optimisation, from noise or from random real images.
+    """Method wmdd (arXiv 2311.18531): the optimisation of refinement, from noise or from random real images.
 
     Attributes:
         start: ``noise``, or ``real``: random real images.
@@ -147,20 +148,22 @@ class WmddConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig(ObjectiveConfig):
-    """Selection by barycenter assignment, then barycenter and batch-norm refinement of what was chosen.
+    """Selection by barycenter assignment, then barycenter and batch-norm refinement of the selected images.
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
-        select: Choose from the set by assignment; false takes its first images as they are.
-        refiner: What refines the selected images: ``barycenter``, one of your own, or a list of them, run in turn.
-        gate: Keep a refinement only where it helps: W2 of its class falls, and where ``held_out`` is given, that
-            network's cross-entropy on the image does not rise.
-        pack: Factor of multi-formation: pack x pack images, each refined by itself, shrunk into every stored one.
-        latent_trust_region: With a generator, largest change of a latent, in units of about its std; the bound of
-            trust_region on pixels holds besides.
-        patches: The best of several crops in place of every image of the set; null keeps whole images.
-        match_iterations: Iterations of distribution matching (method dm of distill, with its presets) that carry the
-            refined images on; 0 is none. What 100 gain is in docs/refinement.md.
+        select: Select images of the set by assignment; false takes its first images.
+        refiner: Refiner of the selected images: ``barycenter``, one of your own, or a list of them, applied in this
+            order.
+        gate: Keep a refinement only if it helps: W2 of its class falls, and the cross-entropy of the image in the
+            network ``held_out``, if there is one, does not rise.
+        pack: Factor of multi-formation: pack x pack images, each refined separately, are shrunk into every stored
+            image.
+        latent_trust_region: With a generator, largest change of a latent, in units of about its std; trust_region still
+            limits the pixels.
+        patches: Replace every image of the set by the best of several crops; null keeps whole images.
+        match_iterations: Iterations of distribution matching (method dm of distill, with its presets) after refinement;
+            0 is none. docs/refinement.md has the gain of 100.
     """
 
     section: ClassVar[str] = "refine"

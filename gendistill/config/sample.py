@@ -31,7 +31,7 @@ class ClassifierFree(Options):
     """Classifier-free guidance (arXiv 2207.12598).
 
     Attributes:
-        scale: Scale of classifier-free guidance; beside mode guidance, 1 is off and halves the cost.
+        scale: Scale of classifier-free guidance; together with mode guidance, 1 turns it off and halves the cost.
         interval: Noise levels t/T between which classifier-free guidance acts.
     """
 
@@ -47,14 +47,14 @@ class ClassifierFree(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ModeGuidance(Options):
-    """Guidance toward k-means modes of the real images (MGD3, arXiv 2505.18963), alone or beside classifier-free.
+    """Guidance toward k-means modes of the real images (MGD3, arXiv 2505.18963), also with classifier-free guidance.
 
     Attributes:
-        guidance_scale: Of classifier-free guidance beside it; 1 is off.
-        guidance_interval: Noise levels t/T between which that acts.
+        guidance_scale: Scale of classifier-free guidance in addition; 1 turns it off.
+        guidance_interval: Noise levels t/T between which classifier-free guidance acts.
         scale: Strength of mode guidance.
-        stop: Mode guidance ends at this noise level t/T, so that the model alone finishes the details.
-        modes: k-means clusters a class; image i takes cluster i mod modes.
+        stop: Mode guidance ends at this noise level t/T; the model alone generates the details.
+        modes: k-means clusters per class; image i uses cluster i mod modes.
     """
 
     section: ClassVar[str] = "sample"
@@ -75,8 +75,8 @@ class Prototypes(Options):
     """Start from cluster centres of the real images, noised and denoised again (D4M, arXiv 2407.15138).
 
     Attributes:
-        modes: k-means clusters a class; image i takes cluster i mod modes.
-        strength: How much noise prototypes get: the share of the denoising steps that are run.
+        modes: k-means clusters per class; image i uses cluster i mod modes.
+        strength: Noise of the prototypes: the share of the denoising steps that are run.
     """
 
     section: ClassVar[str] = "sample"
@@ -96,16 +96,16 @@ class SampleConfig(Options):
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
-        classes: Names of the classes to sample; null takes all of the generator's.
-        pool: Images per class of a further set, ``pool``, for refinement to select from; 0 writes none.
+        classes: Names of the classes to sample; null samples all classes of the generator.
+        pool: Images per class of another set, ``pool``, from which refinement selects; 0 writes none.
         base: Also sample the same sets from the generator's plain-diffusion weights, into ``base``.
         num_inference_steps: Denoising steps.
-        scheduler: Solver by name.
+        scheduler: Name of the solver.
         guidance: ``none``, ``cfg`` (classifier-free), or ``mode`` (toward k-means modes of the real images, MGD3).
         start: ``noise``, or ``prototypes``: cluster centres of the real images, noised and denoised again (D4M).
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
         compile: torch.compile the network; on two CPU cores 1.7 times the speed for a DiT, after 16 s of compiling.
-        batch_size: Images denoised at once; changes speed and memory, on CPU never the images.
+        batch_size: Images denoised at once; it changes speed and memory, but not the images (on CPU).
     """
 
     section: ClassVar[str] = "sample"
@@ -149,5 +149,5 @@ class SampleConfig(Options):
         unique = names is None or len(set(names)) == len(names) > 0
         require(unique, "sample.classes", names, "null, or names, each once")
         if isinstance(self.guidance, ModeGuidance) and isinstance(self.start, Prototypes):
-            wanted = f"{self.guidance.modes}, as the prototypes' clusters are those of guidance mode"
+            wanted = f"{self.guidance.modes}, because prototypes and guidance mode share their clusters"
             require(self.start.modes == self.guidance.modes, "sample.modes", self.start.modes, wanted)

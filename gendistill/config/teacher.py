@@ -1,4 +1,4 @@
-"""Options of the teacher and of the soft labels that it gives."""
+"""Options of the teacher and of its soft labels."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,15 +26,15 @@ class TeacherConfig(Options):
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         steps: Optimiser steps.
-        batch_size: Images a step.
-        learning_rate: Peak rate of AdamW, decayed along a cosine.
-        weight_decay: AdamW's weight decay.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of AdamW, with cosine decay.
+        weight_decay: Weight decay of AdamW.
         shift: Random translation in pixels as augmentation; 0 turns it off.
         flip: Mirror images at random; wrong for digits, right for most photographs.
-        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU that does where it compiles too,
-            for alone it costs time there; fp32 elsewhere.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if the network is
+            compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling; ``auto``
-            does on such a CPU where the work makes up for that.
+            compiles on such a CPU if the training is long enough.
     """
 
     section: ClassVar[str] = "teacher"
@@ -54,11 +54,12 @@ class TeacherConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PerImage(Options):
-    """One label an image: the mean over views of it.
+    """One label per image: the mean over its views.
 
     Attributes:
-        top_k: Keep only the most probable classes of each label (null: all); the rest shares what is left evenly.
-        views: Views averaged; 1 is the image itself as it is.
+        top_k: Keep only the most probable classes of each label (null: all); the remaining probability is divided
+            evenly among the others.
+        views: Views averaged; 1 is the image itself.
     """
 
     section: ClassVar[str] = "label"
@@ -70,12 +71,13 @@ class PerImage(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PerView(Options):
-    """One label for every view of every batch, with the seed that replays the views.
+    """One label for every view of every batch, with the seed that reproduces the views.
 
     Attributes:
-        top_k: Keep only the most probable classes of each label (null: all); the rest shares what is left evenly.
-        steps: Batches to label, which is how long a training can be.
-        batch_size: Images a batch.
+        top_k: Keep only the most probable classes of each label (null: all); the remaining probability is divided
+            evenly among the others.
+        steps: Batches to label, which is the longest possible training.
+        batch_size: Images per batch.
         cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 does not mix.
     """
 
@@ -90,10 +92,10 @@ class PerView(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Online(Options):
-    """No label is stored but the seed that replays the views: the teacher labels while training.
+    """No stored labels, only the seed that reproduces the views: the teacher labels during training.
 
     Attributes:
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 does not mix.
     """
 
@@ -109,10 +111,10 @@ class LabelConfig(Options):
     """Soft labels by a teacher.
 
     Attributes:
-        mode: ``per_image`` stores one mean over views an image; ``per_view`` one for every view of every batch, with
-            the seed that replays the views; ``online`` nothing but that seed: the teacher labels while training.
-        temperature: Divides the teacher's logits; students train at the same one.
-        min_crop: Least share of an image's area that a random crop keeps; 1 does not crop.
+        mode: ``per_image`` stores one label per image, the mean over its views; ``per_view`` one label for every view
+            of every batch, with the seed of the views; ``online`` only that seed: the teacher labels during training.
+        temperature: Divides the logits of the teacher; students are trained with the same temperature.
+        min_crop: Smallest share of an image's area in a random crop; 1 does not crop.
         flip: Mirror views at random; wrong for digits, right for most photographs.
     """
 
@@ -133,4 +135,4 @@ class LabelConfig(Options):
         super().check()
         if isinstance(self.mode, PerImage):
             same = self.mode.views > 1 and self.min_crop == 1 and not self.flip
-            require(not same, "label.views", self.mode.views, "1 where neither min_crop nor flip makes views differ")
+            require(not same, "label.views", self.mode.views, "1 without min_crop and flip: all views are equal")

@@ -164,7 +164,7 @@ def test_an_option_of_another_kind_is_refused(case: str) -> None:
 
 
 def test_two_choices_cannot_disagree_on_what_they_share() -> None:
-    with pytest.raises(ConfigError, match=r"sample\.modes is 4; expected 3, as"):
+    with pytest.raises(ConfigError, match=r"sample\.modes is 4; expected 3, because prototypes and guidance"):
         config.SampleConfig(guidance=ModeGuidance(modes=3), start=Prototypes(modes=4))
 
 

@@ -69,7 +69,7 @@ def test_baselines_can_be_left_out_but_not_random(digits) -> None:
     assert named(few.beside(1, 3, [10**6])) == [("random", None), ("herding", "pixels")]
     assert few.full() == []
     for wrong in (("kmeans", "full"), ("random", "random")):
-        with pytest.raises(ConfigError, match="random among them"):
+        with pytest.raises(ConfigError, match="with random, the reference"):
             EvaluateConfig(baselines=wrong)
     with pytest.raises(ConfigError, match="random, kmeans and full"):
         RunConfig(output_dir=Path("x"), evaluate=EvaluateConfig(baselines=("random",)))
