@@ -171,7 +171,7 @@ def test_two_choices_cannot_disagree_on_what_they_share() -> None:
 def test_help_says_which_kind_an_option_belongs_to() -> None:
     text = " ".join((flatten(LabelConfig).__doc__ or "").split())
     assert "views: per_image: views averaged" in text
-    assert "batch_size: per_view, online: images a batch" in text
+    assert "batch_size: per_view, online: images per batch" in text
 
 
 @pytest.mark.parametrize("mode", [PerImage(views=2), PerView(), Online()], ids=lambda mode: mode.kind)
