@@ -55,10 +55,16 @@ def describe(made: gd.SurrogateSet, data: gd.RealData, teacher: gd.Teacher) -> d
 
 
 def ablate(
-    data: gd.RealData, config: gd.FinetuneConfig, sampling: gd.SampleConfig, ipc: int, scales: list[float], seed: int
+    data: gd.RealData,
+    teaching: gd.TeacherConfig,
+    config: gd.FinetuneConfig,
+    sampling: gd.SampleConfig,
+    ipc: int,
+    scales: list[float],
+    seed: int,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(variant, figures) for one seed."""
-    teacher = gd.train_teacher(data, seed=seed)
+    teacher = gd.train_teacher(data, teaching, seed=seed)
     generator, _ = gd.finetune(data, replace(config, minimax_steps=0), seed=seed)
     yield "random real images", describe(gd.distill(data, "random", ipc, seed=seed), data, teacher)
     yield "before fine-tuning", describe(gd.sample_set(generator, ipc, sampling, seed=seed), data, teacher)
@@ -84,6 +90,7 @@ def main() -> None:
     parser.add_argument("--max_per_class", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ipc", type=int, default=50)
+    parser.add_argument("--teacher_steps", type=int, default=gd.TeacherConfig.steps)
     parser.add_argument("--base_steps", type=int, default=400)
     parser.add_argument("--minimax_steps", type=int, default=100)
     parser.add_argument("--representativeness", type=float, default=gd.MinimaxConfig.representativeness)
@@ -102,11 +109,12 @@ def main() -> None:
         minimax=minimax,
         mixed_precision=options.mixed_precision,
     )
+    teaching = gd.TeacherConfig(steps=options.teacher_steps)
     data = gd.load_data(gd.DataConfig(name=options.data, max_per_class=options.max_per_class))
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):
         with gd.show_progress():
-            for name, figures in ablate(data, config, gd.SampleConfig(), options.ipc, options.scales, seed):
+            for name, figures in ablate(data, teaching, config, gd.SampleConfig(), options.ipc, options.scales, seed):
                 found.setdefault(name, []).append(figures)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

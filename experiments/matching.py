@@ -9,7 +9,7 @@
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Beside other work a distillation took 79 to 131 s; the time
 of the whole table was not recorded.
 
-Result (docs/matching.md#does-dreams-selection-pay): the clustered start gains 2 points with dm (43.5 ± 0.7 %) and 1
+Result (docs/matching.md#does-dreams-selection-help): the clustered start gains 2 points with dm (43.5 ± 0.7 %) and 1
 with idc (43.4 ± 0.7 %). Representative selection is within 0.5 points of random selection in every row, and takes
 a third of dm's time.
 

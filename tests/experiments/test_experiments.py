@@ -138,11 +138,13 @@ def test_barycenters(run, tmp_path: Path) -> None:
     assert all(0 < row["w2"] < 2 for row in rows)
 
 
-def test_criteria(run, tmp_path: Path) -> None:
-    options = ("--max_per_class", 12, "--seeds", 1, "--ipc", 3, "--base_steps", 1, "--minimax_steps", 1)
-    run("criteria", *options, "--scales", 1, "--json", tmp_path / "figures.json")
+def test_criteria(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("experiments.criteria"), "VARIANTS", {"both": (1.0, 1.0)})
+    options = ("--max_per_class", 12, "--seeds", 2, "--ipc", 2, "--scales", 1, "--json", tmp_path / "figures.json")
+    text = run("criteria", *options, "--base_steps", 1, "--minimax_steps", 1, "--teacher_steps", 1)
     found = json.loads((tmp_path / "figures.json").read_text())
     assert {"no criterion", "both x1", "random real images"} <= set(found)
+    assert "| both x1 |" in text
 
 
 def test_faulty(run, tmp_path: Path) -> None:
