@@ -44,7 +44,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Litera
     except Exception as error:
         at = f" at revision {revision}" if revision else ""
         raise ArtifactError(
-            f"There is no folder {name}, and the Hub {kind} {name}{at} cannot be had: {type(error).__name__}: "
+            f"There is no folder {name}, and the Hub {kind} {name}{at} cannot be loaded: {type(error).__name__}: "
             f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
             "downloaded before can be used."
         ) from error

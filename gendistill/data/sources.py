@@ -159,7 +159,7 @@ def _image_folder(root: Path) -> Source:
     if held is not None:
         splits["test"] = image_files(held, classes, require=False)
         if not splits["test"]:
-            raise DataError(f"{held} holds no image. Add some, or remove it to have a test split carved from train.")
+            raise DataError(f"{held} holds no image. Add some, or remove it; the test split is then taken from train.")
     return Source(classes, splits)
 
 
@@ -211,7 +211,7 @@ def hub(config: DataConfig) -> Source:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"data.name is {config.name!r}: no such folder here, and the Hub did not give it ({reason}). "
+            f"data.name is {config.name!r}: no such folder here, and it cannot be loaded from the Hub ({reason}). "
             "Give 'digits', an existing folder, or a Hub id that you can reach."
         ) from error
     return _from_datasets(loaded, config.name)
@@ -301,8 +301,8 @@ class Reader:
         ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
         if width != height or count < len(seen) / 2:
             raise DataError(
-                f"The images have different sizes or are not square ({width}x{height} is the commonest, {count} of "
-                f"{len(seen)} looked at). Say --data.image_size N to resize all of them to N x N."
+                f"The images have different sizes or are not square ({width}x{height} is the most common, {count} of "
+                f"{len(seen)} checked). Set --data.image_size N to resize all of them to N x N."
             )
         return cls(width, channels, resize_is_news=True)
 

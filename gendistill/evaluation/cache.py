@@ -129,7 +129,7 @@ class BaselineCache:
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
             if entry["key"] != key or entry["content"] != hash_json(entry["outcome"]):
-                raise ValueError("its content is not what it says")
+                raise ValueError("its content does not match its hash")
             return {**entry["outcome"], **({} if run in self.fresh else {"cached": True})}
         except FileNotFoundError:
             return None

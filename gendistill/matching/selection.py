@@ -145,8 +145,8 @@ class RepresentativeSelection:
         same = len(found) == len(self.members)
         if not same or not all(torch.isin(f, m).all() for f, m in zip(found, self.members, strict=True)):
             raise ArtifactError(
-                f"The checkpoint holds picks of {len(found)} classes that are not images of the {len(self.members)} "
-                "at hand; resume with the data and the classes it was made with."
+                f"The checkpoint holds selected images of {len(found)} classes that are not among those of the "
+                f"{len(self.members)} classes; resume with the data and the classes it was made with."
             )
         iteration, refresh = state["moment"].tolist()
         self._moment, self._picks = (iteration, refresh), found

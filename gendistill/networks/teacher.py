@@ -285,7 +285,7 @@ def with_statistics_of(teacher: Teacher, data: RealData, cache: Path | None) -> 
     if runtime.processes().is_main_process:
         note(
             "The teacher was trained on other images than these (compared with the test split); class statistics of "
-            f"these {len(data.train)} are taken."
+            f"these {len(data.train)} are collected."
         )
     found = cached_statistics(teacher.hash(), teacher.network, data.train, len(data.classes), cache=cache, shared=True)
     return replace(teacher, statistics=found)

@@ -182,7 +182,7 @@ def read_finished(path: Path) -> Finished:
     """
     if (path / CONTINUAL).is_file():
         raise ArtifactError(
-            f"{path} is an evaluation of continual learning, which has a page of its own: open "
+            f"{path} is an evaluation of continual learning, which has its own page: open "
             f"{path / CONTINUAL_PAGE}, whose numbers are in {CONTINUAL} beside it. `gendistill report` takes the "
             "output of `gendistill run` and of `gendistill evaluate` without --task."
         )

@@ -74,7 +74,7 @@ def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets:
     if data and summary["data"]["fingerprint"] != data.fingerprint():
         raise ArtifactError(
             f"The images of {data.name} (fingerprint {data.fingerprint()}) are not those of the evaluation "
-            f"({summary['data']['fingerprint']}). Give the data that `evaluate` was given."
+            f"({summary['data']['fingerprint']}). Give the --data options of `evaluate`."
         )
     by_hash = {made.content_hash(): made for made in sets}
     run = RunFacts(

@@ -282,7 +282,7 @@ def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecor
         return record
     raise ArtifactError(
         f"{folder} was made with other settings ({difference(record['settings'], settings)}). Resume with the same "
-        "ones, start anew with --overwrite, or give another --output_dir."
+        "ones, start again with --overwrite, or give another --output_dir."
     )
 
 

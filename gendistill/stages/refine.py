@@ -87,7 +87,7 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
-    require(bool(teachers), "teacher", teachers, "a folder or some")
+    require(bool(teachers), "teacher", teachers, "a folder, or a list of them")
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()

@@ -138,7 +138,7 @@ def _save_config(config: RunConfig, out: Path) -> None:
         if stored != wanted:
             raise ArtifactError(
                 f"{out} was made with other settings ({difference(stored, wanted)}). Resume with the same ones, "
-                "start anew with --overwrite, or give another --output_dir."
+                "start again with --overwrite, or give another --output_dir."
             )
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 

@@ -372,7 +372,7 @@ def verify(folder: str | Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} has no readable {CHECKSUMS} ({error}), so nothing can be verified.") from error
     if hash_bytes(lines.encode()) != manifest["checksums"]:
-        raise ArtifactError(f"{folder / CHECKSUMS} is not the one its manifest was written with.")
+        raise ArtifactError(f"{folder / CHECKSUMS} does not match its manifest.")
     wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines.splitlines())}
     present = [name for name in wanted if (folder / name).is_file()]
     found = dict(track(digests(folder, present), "verify", len(present)))

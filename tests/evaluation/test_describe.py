@@ -226,4 +226,4 @@ def test_foreign_features_by_the_command_line(
     assert numbers["measures"]["kid"]["mean"] is not None
     missing = tmp_path / "missing"
     assert gendistill(*command, tmp_path / "none", "--features", f"transformers:{missing}") == USAGE
-    assert "cannot be had" in capsys.readouterr().err
+    assert "cannot be loaded" in capsys.readouterr().err

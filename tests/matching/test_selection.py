@@ -384,7 +384,7 @@ def test_picks_of_other_classes_are_refused(digits: RealData):
     fewer = selection("representative", digits.train, classes=5)
     moved = selection("representative", digits.for_classes(digits.classes[::-1]).train)
     for other in (fewer, moved):
-        with pytest.raises(ArtifactError, match="picks of 10 classes"):
+        with pytest.raises(ArtifactError, match="selected images of 10 classes"):
             other.load_state_dict(first.state_dict())
 
 

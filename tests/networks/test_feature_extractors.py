@@ -138,7 +138,7 @@ def test_grey_images_are_shown_in_three_channels(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("transformers:facebook/dinov2-small", "timm:resnet18.a1_in1k"):
-        with pytest.raises(ArtifactError, match=r"the Hub model .* cannot be had.*offline"):
+        with pytest.raises(ArtifactError, match=r"the Hub model .* cannot be loaded.*offline"):
             load_backbone(name)
     with pytest.raises(ConfigError, match="timm has no weights of 'resnet1800'"):
         load_backbone("timm:resnet1800")

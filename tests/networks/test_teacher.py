@@ -173,7 +173,7 @@ def test_refinement_collects_for_a_second_teacher_of_another_split(
     distill(data, "random", 3).save(tmp_path / "pool")
     refine = ("refine", "--surrogate", tmp_path / "pool", "--ipc", 1, "--steps", 2, "--output_dir", tmp_path / "out")
     assert gendistill(*refine, "--teacher", f"[{teacher},{second}]", "--statistics_cache", tmp_path / "cache") == 0
-    assert "class statistics of these 360 are taken" in capsys.readouterr().err
+    assert "class statistics of these 360 are collected" in capsys.readouterr().err
     assert len(list((tmp_path / "cache").iterdir())) == 1
     stage = json.loads((tmp_path / "out" / "stage.json").read_text())
     assert "statistics_cache" not in stage["settings"]["options"]

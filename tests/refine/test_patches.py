@@ -293,7 +293,7 @@ def test_labels_of_the_pool_are_neither_packed_nor_claimed(
         (["--pack", 4], "ipc is 1 with pack 4, which takes 16 images a class, but the pool has 12"),
         (["--pack", 2, "--weights", "free"], "fixed with pack above 1"),
         (["--steps", 0, "--gate", "true"], "refine.gate is True; expected false with steps 0"),
-        (["--teacher", "[]"], "teacher is []; expected a folder or some"),
+        (["--teacher", "[]"], "teacher is []; expected a folder, or a list of them"),
     ],
     ids=str,
 )
