@@ -54,11 +54,10 @@ def distilled(data: gd.RealData, args: argparse.Namespace, which: dict[str, Any]
         real_batch=args.real_batch,
         train_steps=args.train_steps if which["method"] != "dm" else None,
         inner_steps=args.inner_steps if which["method"] == "idc" else None,
-        **(rule(args) if which["selection"] == "representative" else {}),
+        selection=gd.Representative(**rule(args)) if which["selection"] == "representative" else "random",
     )
     config = gd.DistillConfig(
         method=which["method"],
-        selection=which["selection"],
         ipc=args.ipc,
         iterations=args.iterations,
         matching=matching,

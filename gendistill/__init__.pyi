@@ -6,7 +6,10 @@ from gendistill.config import DataConfig as DataConfig
 from gendistill.config import DistillConfig as DistillConfig
 from gendistill.config import DiT as DiT
 from gendistill.config import EvaluateConfig as EvaluateConfig
+from gendistill.config import Features as Features
 from gendistill.config import FinetuneConfig as FinetuneConfig
+from gendistill.config import Fresh as Fresh
+from gendistill.config import Gradient as Gradient
 from gendistill.config import LabelConfig as LabelConfig
 from gendistill.config import LoRA as LoRA
 from gendistill.config import MatchingConfig as MatchingConfig
@@ -18,7 +21,9 @@ from gendistill.config import Patches as Patches
 from gendistill.config import PerImage as PerImage
 from gendistill.config import PerView as PerView
 from gendistill.config import Prototypes as Prototypes
+from gendistill.config import Queue as Queue
 from gendistill.config import RefineConfig as RefineConfig
+from gendistill.config import Representative as Representative
 from gendistill.config import SampleConfig as SampleConfig
 from gendistill.config import TeacherConfig as TeacherConfig
 from gendistill.config import UNet as UNet

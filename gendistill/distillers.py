@@ -104,7 +104,7 @@ def _as_section(method: str, options: Any) -> Mapping[str, Any]:
     chosen = DISTILLERS[method]
     if chosen.options:
         return {"options": asdict(options) if is_dataclass(options) and not isinstance(options, type) else options}
-    sections = {name: type(getattr(DistillConfig(), name)) for name in chosen.sections}
+    sections = {name: type(getattr(DistillConfig(), name, None)) for name in chosen.sections}
     found = [name for name, kind in sections.items() if is_dataclass(kind) and isinstance(options, kind)]
     if not found:
         wanted = [kind.__name__ for kind in sections.values() if is_dataclass(kind)]

@@ -182,7 +182,7 @@ class Distiller:
         function: Of a coreset, which images it takes of a class; of a method of your own, what makes one set.
         coreset: Whether ``function`` chooses positions by features.
         options: Dataclass of the method's options, null where it has none.
-        sections: Fields of DistillConfig that the method reads, beside ``method`` and ``ipc``.
+        sections: Flat options of DistillConfig that the method reads, beside ``method`` and ``ipc``.
         needs_teacher: Whether it takes teachers; other methods refuse them.
         parallel: Whether several processes share its work.
         resumable: Whether a killed run continues where it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,11 +69,12 @@ def test_coresets(data: gd.RealData, method: str) -> None:
         ("dc", {"inner_steps": 1}),
         ("dsa", {"inner_steps": 1}),
         ("dm", {}),
-        ("idc", {"inner_steps": 1, "warm_steps": 1}),
-        ("idm", {"train_steps": 1, "queue_size": 1}),
+        ("dm", {"selection": gd.Representative(candidates=8)}),
+        ("idc", {"inner_steps": 1, "networks": gd.Fresh(warm_steps=1), "objective": gd.Gradient(distance="mse")}),
+        ("idm", {"train_steps": 1, "networks": gd.Queue(size=1), "objective": gd.Features(class_aware=1)}),
     ],
 )
-def test_matching_methods(data: gd.RealData, method: str, steps: dict[str, int]) -> None:
+def test_matching_methods(data: gd.RealData, method: str, steps: dict[str, Any]) -> None:
     matching = gd.MatchingConfig(width=8, real_batch=8, mixed_precision="no", compile=False, **steps)
     made = gd.distill(data, method, 1, config=gd.DistillConfig(method=method, iterations=1, matching=matching))
     assert made.ipc == 1

@@ -58,13 +58,15 @@ class Options:
     ``section`` is the prefix of its options in messages. ``check`` holds the rules between several options; it calls
     ``super().check()`` first. A class that a union chooses has a ``kind``, its name on the command line, and where its
     options stand in a section of their own there, that section's name is ``below``; ``order`` is the order of the flat
-    options where it is not that of the fields, "..." being those that it does not name (see flat.py).
+    options where it is not that of the fields, "..." being those that it does not name (see flat.py). ``above`` names
+    the options that stand beside its section there instead of in it.
     """
 
     section: ClassVar[str] = ""
     kind: ClassVar[str | None] = None
     below: ClassVar[str | None] = None
     order: ClassVar[str] = ""
+    above: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         unknown = [name for name in options if name not in {f.name for f in fields(cls)}]
@@ -205,11 +207,11 @@ def expected(hint: Any) -> str:
 def _unknown(cls: type, name: str) -> str:
     """Why an option is not taken, and where it is."""
     for field, hint in hints(cls).items():
-        for member in members(hint):
-            for own, kind in hints(member).items():
+        for arm in (arm for arm in arms(hint) if isinstance(arm, type) and issubclass(arm, Options)):
+            for own, kind in hints(arm).items():
                 flat = flat_of(kind)
-                if name in (own, flat and flat.name):
-                    return f"{cls.__name__} has no {name}; expected it as {field}={member.__name__}({own}=...)."
+                if name in (own, flat and flat.name) and (arm.kind or own in arm.above):
+                    return f"{cls.__name__} has no {name}; expected it as {field}={arm.__name__}({own}=...)."
     return f"{cls.__name__} has no {name}; expected some of {', '.join(hints(cls))}."
 
 
@@ -225,7 +227,7 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 def shown(value: Any) -> str:
     """A value as a message has it."""
-    return repr(str(value) if isinstance(value, Path) else value)
+    return "null" if value is None else repr(str(value) if isinstance(value, Path) else value)
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:

@@ -1,12 +1,13 @@
 """Options of the distillers that need no generator."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
 from gendistill.config.base import (
     Compile,
     Count,
+    Flat,
     NonNegative,
     Options,
     Positive,
@@ -17,25 +18,116 @@ from gendistill.config.base import (
     Whole,
     as_tuple,
     check_sizes,
+    hints,
+    option_name,
     require,
+    shown,
 )
+from gendistill.config.flat import to_flat
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
 
 MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
-SelectionKind = Literal["random", "representative"]
 MatchingStart = Literal["noise", "random", "clustered"]
 Distance = Literal["cosine", "mse", "l1"]
 Augmentation = Literal["none", "one", "all"]
 NetworkTraining = Literal["none", "surrogate", "real"]
 
 
-@dataclass(frozen=True)
-class Of:
-    """The part of a matching run that an option belongs to: ``gradient``, ``queue`` or ``representative``."""
+@dataclass(frozen=True, kw_only=True)
+class Representative(Options):
+    """Real images that stand for their class: those nearest to the clusters of its features (DREAM, arXiv 2302.14416).
 
-    part: str
+    Attributes:
+        interval: Inner steps between two clusterings, 10 by default; with dm 50, because a clustering takes as long as
+            four of its steps.
+        per_cluster: Images selected from every cluster.
+        cluster_weights: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal mass: with few candidates
+            free clusters select outliers, and are worse than random (docs/matching.md).
+        candidates: Images of a class that are embedded and clustered, by default 4 times real_batch; 0 is all (the
+            paper).
+        dimensions: Dimensions of a random projection of the features; 0 is no projection (the paper).
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "representative"
+
+    interval: Count | None = None
+    per_cluster: Count = 1
+    cluster_weights: BarycenterWeights = "fixed"
+    candidates: Whole | None = None
+    dimensions: Whole = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Options):
+    """Gradients of the training loss are matched.
+
+    Attributes:
+        distance: ``cosine`` by output row, ``mse`` or ``l1``.
+        match_head: Also match the gradient of the classification layer.
+        feature_weight: Weight of the distance of mean features (DREAM+).
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "gradient"
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dc", "dsa", "idc")
+
+    distance: Distance | None = None
+    match_head: bool | None = None
+    feature_weight: NonNegative | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Options):
+    """Mean features are matched; the option is IDM's, as dm's networks have learned nothing.
+
+    Attributes:
+        class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions.
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "features"
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("idm",)
+
+    class_aware: NonNegative | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fresh(Options):
+    """A new network every iteration.
+
+    Attributes:
+        train_on: Images on which networks are trained between inner steps.
+        warm_steps: Training steps on real images before a network is first used.
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "fresh"
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dc", "dsa", "dm", "idc")
+
+    train_on: NetworkTraining | None = None
+    warm_steps: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue(Options):
+    """Networks at all stages of training, of which every iteration draws one (IDM, arXiv 2307.09742).
+
+    Attributes:
+        size: Largest number of networks.
+        interval: Iterations between two new ones.
+        most_steps: Steps after which a network is no longer trained; 0 is no limit.
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "queue"
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("idm",)
+
+    size: Annotated[Count | None, Flat("queue_size")] = None
+    interval: Annotated[Count | None, Flat("queue_interval")] = None
+    most_steps: Annotated[Whole, Flat("queue_most_steps")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +150,17 @@ class MatchingConfig(Options):
         momentum: Momentum of SGD for the images.
         real_batch: Real images of a class in a step.
         most_views: Largest number of views of a class in a step, drawn again in every step; 0 is all.
-        interval: representative selection: inner steps between two clusterings, 10 by default; with dm 50, because a
-            clustering takes as long as four of its steps.
-        per_cluster: representative selection: images selected from every cluster.
-        cluster_weights: representative selection: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal
-            mass: with few candidates free clusters select outliers, and are worse than random (docs/matching.md).
-        candidates: representative selection: images of a class that are embedded and clustered, by default 4 times
-            real_batch; 0 is all (the paper).
-        dimensions: representative selection: dimensions of a random projection of the features; 0 is no projection (the
-            paper).
-        distance: gradient matching: ``cosine`` by output row, ``mse`` or ``l1``.
-        match_head: gradient matching: also match the gradient of the classification layer.
-        feature_weight: gradient matching: weight of the distance of mean features (DREAM+).
-        class_aware: idm: weight of the cross-entropy of the views times the network's accuracy, both as fractions.
+        selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM).
+        objective: What is matched: gradients or mean features, with options that differ from the method's.
         augmentation: Augmentation of real images and views alike: ``one`` of six operations per step (DSA; of five
             without ``flip``), ``all`` of colour, crop and cutout (IDC), or ``none``.
         flip: Mirror images at random; wrong for digits, right for most photographs.
-        train_on: Images on which networks are trained between inner steps.
-        train_steps: Steps of this training; epochs with train_on surrogate.
-        warm_steps: Training steps on real images before a network is first used.
+        networks: Fresh networks or a queue of them, with options that differ from the method's.
+        train_steps: Steps of network training between inner steps, or per iteration for a queue; epochs with train_on
+            surrogate.
         train_batch: Images per step of network training.
         train_learning_rate: Learning rate of SGD for networks.
         cutmix: Probability that a batch of network training is mixed.
-        queue_size: idm: largest number of networks.
-        queue_interval: idm: iterations between two new ones.
-        queue_most_steps: idm: steps after which a network is no longer trained; 0 is no limit.
         classes_per_chunk: Classes computed together; null depends on the device: gradient matching uses 1 on a CPU,
             where that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching as many as fit into its
             batches.
@@ -96,6 +174,11 @@ class MatchingConfig(Options):
     """
 
     section: ClassVar[str] = "distill.matching"
+    above: ClassVar[tuple[str, ...]] = ("selection",)
+    order: ClassVar[str] = (
+        "... train_on train_steps warm_steps train_batch train_learning_rate cutmix queue_size queue_interval "
+        "queue_most_steps classes_per_chunk mixed_precision compile checkpoint_every snapshot_every"
+    )
 
     network: str | None = None
     width: Count = 128
@@ -107,37 +190,43 @@ class MatchingConfig(Options):
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
     real_batch: Count | None = None
     most_views: Whole | None = None
-    interval: Annotated[Count | None, Of("representative")] = None
-    per_cluster: Annotated[Count, Of("representative")] = 1
-    cluster_weights: Annotated[BarycenterWeights, Of("representative")] = "fixed"
-    candidates: Annotated[Whole | None, Of("representative")] = None
-    dimensions: Annotated[Whole, Of("representative")] = 256
-    distance: Annotated[Distance | None, Of("gradient")] = None
-    match_head: Annotated[bool | None, Of("gradient")] = None
-    feature_weight: Annotated[NonNegative | None, Of("gradient")] = None
-    class_aware: Annotated[NonNegative | None, Of("queue")] = None
+    selection: Literal["random"] | Representative = "random"
+    objective: Gradient | Features | None = None
     augmentation: Augmentation | None = None
     flip: bool = False
-    train_on: NetworkTraining | None = None
+    networks: Fresh | Queue | None = None
     train_steps: Whole | None = None
-    warm_steps: Whole | None = None
     train_batch: Count | None = None
     train_learning_rate: NonNegative = 0.01
     cutmix: Share | None = None
-    queue_size: Annotated[Count | None, Of("queue")] = None
-    queue_interval: Annotated[Count | None, Of("queue")] = None
-    queue_most_steps: Annotated[Whole, Of("queue")] = 0
     classes_per_chunk: Count | None = None
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
     checkpoint_every: Count | None = None
     snapshot_every: Whole = 0
 
+    @property
+    def train_on(self) -> NetworkTraining | None:
+        """What fresh networks learn from; null where the method says so, and with a queue."""
+        return self.networks.train_on if isinstance(self.networks, Fresh) else None
+
     def check(self) -> None:
         super().check()
         sides = () if self.factor is None else as_tuple(self.factor)
         fits = self.factor is None or len(set(sides)) == len(sides) > 0
         require(fits, f"{self.section}.factor", self.factor, "a number of at least 1, or different ones such as [1,2]")
+
+    def check_method(self, method: str) -> None:
+        """Refuse an objective or networks of another method."""
+        for place, choice in (("objective", self.objective), ("networks", self.networks)):
+            if choice is None or method in choice.methods:
+                continue
+            kind = type(choice)
+            text = f"with method {method}: {kind.__name__} is an option of {', '.join(choice.methods)}"
+            for name in hints(kind):
+                value, usual = getattr(choice, name), getattr(kind, name)
+                require(value == usual, option_name(kind, name), value, f"{shown(usual)} {text}")
+            require(False, f"{self.section}.{place}", choice, f"null {text}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +236,6 @@ class DistillConfig(Options):
     Attributes:
         method: Name of the distiller.
         ipc: Images per class: a number, or a list such as [1,5,10].
-        selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM).
         iterations: Matching methods: outer iterations, each with one network; null is the published number.
         wmdd: Options of method wmdd.
         matching: Options of methods dc, dsa, dm, idc and idm.
@@ -155,10 +243,10 @@ class DistillConfig(Options):
     """
 
     section: ClassVar[str] = "distill"
+    order: ClassVar[str] = "method ipc selection ..."
 
     method: str = "kmeans"
     ipc: Sizes = (1, 5, 10)
-    selection: SelectionKind = "random"
     iterations: Count | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
@@ -169,16 +257,19 @@ class DistillConfig(Options):
         check_sizes(self.ipc, "distill.ipc")
         if self.method not in DISTILLERS:
             raise ConfigError(f"distill.{DISTILLERS.unknown(self.method)}")
-        methods, chosen = get_args(MatchingMethod), DISTILLERS[self.method]
+        chosen = DISTILLERS[self.method]
         chosen.parse(self.options, self.method)
-        if "wmdd" not in chosen.sections:
-            given = [f"wmdd.{f.name}" for f in fields(WmddConfig) if getattr(self.wmdd, f.name) != f.default]
-            text = f"none of them with method {self.method}; they are options of wmdd"
-            require(not given, "distill", ", ".join(given), text)
-        if "matching" not in chosen.sections:
-            given = [
-                f"matching.{f.name}" for f in fields(MatchingConfig) if getattr(self.matching, f.name) != f.default
-            ]
-            given += [name for name in ("selection", "iterations") if getattr(self, name) not in (None, "random")]
-            text = f"none of them with method {self.method}; they are options of {', '.join(methods)}"
-            require(not given, "distill", ", ".join(given), text)
+        for name, own, kinds in (("wmdd", self.wmdd, ("wmdd",)), ("matching", self.matching, get_args(MatchingMethod))):
+            if name not in chosen.sections:
+                given = _changed(own, name)
+                given += ["iterations"] if name == "matching" and self.iterations is not None else []
+                text = f"none of them with method {self.method}; they are options of {', '.join(kinds)}"
+                require(not given, "distill", ", ".join(given), text)
+        self.matching.check_method(self.method)
+
+
+def _changed(own: Options, prefix: str) -> list[str]:
+    """The flat options that differ from the default's."""
+    usual = to_flat(type(own)())
+    changed = [name for name, value in to_flat(own).items() if value != usual[name]]
+    return [name if name in own.above else f"{prefix}.{name}" for name in changed]

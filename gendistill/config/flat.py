@@ -37,9 +37,11 @@ def options_of(cls: type[Options]) -> dict[str, Option]:
     for one in fields(cls):
         chosen, default = members(types[one.name]), _default(one)
         if not chosen:
+            if nested := _nested(types[one.name]):
+                found |= {name: options_of(nested)[name] for name in nested.above}
             found[one.name] = Option(_plain(types[one.name]), _flat_value(default), texts.get(one.name, ""))
             continue
-        if not _switch(types[one.name]):
+        if not _by_options(types[one.name]):
             kinds = (*_names(types[one.name]), *(str(member.kind) for member in chosen))
             found[one.name] = Option(Literal[kinds], kind_of(default), texts.get(one.name, ""))
         for member in chosen:
@@ -71,6 +73,8 @@ def flatten(cls: type[Options]) -> type:
         return cls
     lines, made = [], []
     for name, option in options_of(cls).items():
+        if name in cls.above:
+            continue
         kinds = ", ".join(kind for _, kind in option.owners if " " not in kind)
         text = f"{kinds}: {option.text[:1].lower()}{option.text[1:]}" if kinds else option.text
         lines.append(f"    {name}: {text}")
@@ -89,12 +93,12 @@ def unflatten(cls: type[T], flat: Mapping[str, Any]) -> T:
     known, types = options_of(cls), hints(cls)
     flat = {name: option.default for name, option in known.items() if option.default is not MISSING} | dict(flat)
     unknown = {name: flat[name] for name in flat if name not in known}
-    chosen = {name: _chosen(name, types[name], flat) for name in types if members(types[name])}
+    chosen = {name: _chosen(name, types[name], flat, known) for name in types if members(types[name])}
     pairs = {(name, getattr(kind, "kind", kind)) for name, kind in chosen.items()}
     for name, option in known.items():
         if option.owners and not pairs & set(option.owners) and _as_data(flat[name]) != _as_data(option.default):
             owners = " or ".join(kind if " " in kind else f"{owner} {kind}" for owner, kind in option.owners)
-            text = f"{shown(option.default) if option.default is not None else 'null'}, as it belongs to {owners}"
+            text = f"{shown(option.default)}, as it belongs to {owners}"
             require(False, f"{cls.section}.{name}".removeprefix("."), flat[name], text)
     values: dict[str, Any] = {}
     for name, hint in types.items():
@@ -105,8 +109,9 @@ def unflatten(cls: type[T], flat: Mapping[str, Any]) -> T:
         elif name in chosen:
             values[name] = member
         elif name in flat:
-            nested = _nested(hint)
-            values[name] = unflatten(nested, flat[name]) if nested and isinstance(flat[name], Mapping) else flat[name]
+            nested, values[name] = _nested(hint), flat[name]
+            if nested and isinstance(flat[name], Mapping):
+                values[name] = unflatten(nested, {**flat[name], **{above: flat[above] for above in nested.above}})
     return cls(**values, **unknown)
 
 
@@ -119,8 +124,9 @@ def to_flat(config: Options) -> dict[str, Any]:
         value = getattr(config, name)
         if not members(hint):
             found[name] = _flat_value(value)
+            found |= {above: found[name].pop(above) for above in getattr(value, "above", ())}
             continue
-        if not _switch(hint):
+        if not _by_options(hint):
             found[name] = kind_of(value)
         if isinstance(value, Options):
             own = {_flat_name(type(value), n): getattr(value, n) for n in hints(type(value))}
@@ -179,18 +185,21 @@ def _names(hint: Any) -> tuple[str, ...]:
     return tuple(name for arm in arms(hint) if get_origin(arm) is Literal for name in get_args(arm))
 
 
-def _switch(hint: Any) -> tuple[str, Any] | None:
-    """The flat option whose value says that nothing is chosen, and that value."""
-    found = [(_flat_name(m, n), flat.off) for m in members(hint) for n, h in hints(m).items() if (flat := flat_of(h))]
-    return next((pair for pair in found if pair[1] is not None), None)
+def _by_options(hint: Any) -> bool:
+    """Whether no flat option names the choice: a member is chosen by its own options, and null by none of them."""
+    return type(None) in arms(hint)
 
 
-def _chosen(name: str, hint: Any, flat: Mapping[str, Any]) -> Any:
+def _chosen(name: str, hint: Any, flat: Mapping[str, Any], known: Mapping[str, Option]) -> Any:
     """The member, or the name or null that stands for none, that a flat form chooses."""
-    switch = _switch(hint)
-    if switch:
-        return None if flat[switch[0]] == switch[1] else members(hint)[0]
-    return next((member for member in members(hint) if member.kind == flat[name]), flat[name])
+    if not _by_options(hint):
+        return next((member for member in members(hint) if member.kind == flat[name]), flat[name])
+    for member in members(hint):
+        options = {_flat_name(member, one): flat_of(kind) for one, kind in hints(member).items()}
+        switches = [one for one, own in options.items() if own and own.off is not None]
+        if any(flat[one] != known[one].default for one in switches or options):
+            return member
+    return None
 
 
 def _nested(hint: Any) -> type[Options] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig
+from gendistill.config import DistillConfig, Gradient, MatchingConfig, Queue, Representative
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
@@ -101,7 +101,7 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
     """Refuse batch norm where it would have one value a channel to take its statistics of."""
     config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
     batches = {"images a training step (train_batch)": filled(config.train_batch)}
-    if not run.rules.queue:  # whose networks match in evaluation mode
+    if not isinstance(config.networks, Queue):  # whose networks match in evaluation mode
         views = min(run.ipcs) * views_in(formation(config))
         batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
         batches["real image of a class (real_batch)"] = min(real, filled(config.real_batch))
@@ -123,18 +123,18 @@ def _objective(run: Run, side: int) -> MatchingObjective:
     config = run.config
     views = max(run.ipcs) * views_in(formation(config))
     rows = max(filled(config.real_batch), min(views, config.most_views or views))
-    channels_last = any(run.fast)
-    if run.rules.objective == "gradient":
+    channels_last, objective = any(run.fast), filled(config.objective)
+    if isinstance(objective, Gradient):
         return GradientMatching(
-            distance=filled(config.distance),
-            parameters="all" if config.match_head else "no_head",
-            feature_mean=filled(config.feature_weight),
+            distance=filled(objective.distance),
+            parameters="all" if objective.match_head else "no_head",
+            feature_mean=filled(objective.feature_weight),
             classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
             **run.fast._asdict(),
             channels_last=channels_last,
         )
     return FeatureMatching(
-        ce_weight=filled(config.class_aware),
+        ce_weight=filled(objective.class_aware),
         classes_per_chunk=config.classes_per_chunk,
         **run.fast._asdict(),
         channels_last=channels_last,
@@ -147,50 +147,50 @@ def classes_together(device: torch.device, rows: int, side: int) -> int:
 
 
 def _selection(run: Run, real: Split, classes: int, seed: int) -> Selection:
-    config = run.config
-    batch = filled(config.real_batch)
-    if run.selection == "random":
+    chosen, batch = run.config.selection, filled(run.config.real_batch)
+    if not isinstance(chosen, Representative):
         return RandomSelection(real, classes, batch, seed)
     return RepresentativeSelection(
         real,
         classes,
         batch,
         seed,
-        interval=filled(config.interval),
-        per_cluster=config.per_cluster,
-        weights=config.cluster_weights,
-        candidates=config.candidates or None,
-        dimensions=config.dimensions or None,
+        interval=filled(chosen.interval),
+        per_cluster=chosen.per_cluster,
+        weights=chosen.cluster_weights,
+        candidates=chosen.candidates or None,
+        dimensions=chosen.dimensions or None,
         **run.fast._asdict(),
     )
 
 
 def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> Supply:
-    config = run.config
+    config, networks = run.config, filled(run.config.networks)
+    queue = isinstance(networks, Queue)
     training = Training(
         classes=len(data.classes),
         batch_size=filled(config.train_batch),
         learning_rate=config.train_learning_rate,
-        augmentation=None if run.rules.queue else _augmentation(config, data.train, matching=False),
+        augmentation=None if queue else _augmentation(config, data.train, matching=False),
         cutmix=filled(config.cutmix),
         bf16=run.fast.bf16,
         compile=run.fast.compile,
         momentum=run.rules.momentum,
         weight_decay=run.rules.weight_decay,
     )
-    if run.rules.queue:
+    if queue:
         return NetworkQueue(
             network,
             training,
             real,
             steps=filled(config.train_steps),
-            size=filled(config.queue_size),
-            interval=filled(config.queue_interval),
+            size=filled(networks.size),
+            interval=filled(networks.interval),
             seed=seed,
-            most_steps=config.queue_most_steps or None,
+            most_steps=networks.most_steps or None,
         )
-    source = filled(config.train_on)
-    return FreshNetworks(network, training, source, real, filled(config.train_steps), seed, filled(config.warm_steps))
+    source, warm = filled(networks.train_on), filled(networks.warm_steps)
+    return FreshNetworks(network, training, source, real, filled(config.train_steps), seed, warm)
 
 
 def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Siamese | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from PIL import Image
 from torch import Tensor
 
-from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, require, to_dict
+from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, kind_of, require, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
@@ -71,7 +70,10 @@ def match(
     draw: Draw | None = None,
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there."""
-    label, places = f"{run.method} {run.selection} ipc {','.join(map(str, run.ipcs))}", range(len(run.ipcs))
+    label, places = (
+        f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}",
+        range(len(run.ipcs)),
+    )
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
     found = checkpoints.latest() if checkpoints else None
@@ -129,8 +131,8 @@ def _checkpoints(folder: WorkFolder | None, run: Run, data: RealData, seed: int)
     if folder is None:
         return None
     every = filled(run.config.checkpoint_every)
-    settings = to_dict(replace(run.config, checkpoint_every=None))  # how often a run is saved does not change it
-    identity = {"run": hash_json([run.method, run.selection, settings, list(run.ipcs), seed])}
+    settings = to_dict(run.flat | {"checkpoint_every": None})  # how often a run is saved does not change it
+    identity = {"run": hash_json([run.method, kind_of(run.config.selection), settings, list(run.ipcs), seed])}
     identity["data"] = data.fingerprint()
     name = "-".join(["ipc", *map(str, run.ipcs)])
     return Checkpoints(folder.path / CHECKPOINTS / name, every, 1, identity)
@@ -140,14 +142,14 @@ def _surrogate(
     data: RealData, run: Run, place: int, matcher: Matcher, seed: int, given: SurrogateSet | None
 ) -> SurrogateSet:
     _require_finite(matcher, run)
-    one, seconds = matcher.sets[place], matcher.clock.seconds()
+    one, seconds, selection = matcher.sets[place], matcher.clock.seconds(), kind_of(run.config.selection)
     meta = provenance(
         run.method,
         seed=seed,
         data=data.describe(),
         seconds={"distill": sum(seconds.values()), **seconds},
         licence=given.meta.get("licence", AS_DATA) if given else AS_DATA,
-        space=run.selection if run.selection != "random" else None,
+        space=selection if selection != "random" else None,
         iterations=matcher.iteration,
         matching=_resolved(run, place),
     )
@@ -160,7 +162,7 @@ def _surrogate(
 def _resolved(run: Run, place: int) -> dict[str, object]:
     """Every option that decides the images as it was resolved, and their rate; a set to start from is named by its
     hash elsewhere."""
-    found = {k: v for k, v in to_dict(run.config).items() if k not in ("checkpoint_every", "snapshot_every")}
+    found = {k: v for k, v in to_dict(run.flat).items() if k not in ("checkpoint_every", "snapshot_every")}
     fast = {"mixed_precision": "bf16" if run.fast.bf16 else "no", "compile": run.fast.compile}
     options = found | fast | {"image_rate": run.rates[place]}
     return options | ({"start": "set"} if isinstance(run.config.start, Path) else {})

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from torch import nn
 
 from gendistill import runtime
 from gendistill.config import (
     DistillConfig,
+    Features,
+    Fresh,
+    Gradient,
     MatchingConfig,
-    SelectionKind,
+    Queue,
+    Representative,
     as_tuple,
     ipc_sizes,
     require,
     to_dict,
 )
-from gendistill.config.base import hints
-from gendistill.config.distill import Of
+from gendistill.config.base import Options, shown
+from gendistill.config.flat import to_flat
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
@@ -37,6 +41,7 @@ STANDARDISED = 0.25**2  # see ``image_rate``
 SMALLEST = 28  # px of published images
 MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 SHARE = 4  # of a class's images to one that is picked, at least
+T = TypeVar("T", bound=Options)
 LOOPS = {50: (50, 10), 40: (40, 15), 30: (30, 20), 20: (20, 25), 10: (10, 50), 0: (1, 1)}
 
 
@@ -60,23 +65,27 @@ class Images:
         return self.size >= 128
 
 
-def resolve_options(
-    method: str, config: MatchingConfig, ipc: int, images: Images, selection: SelectionKind = "random"
-) -> MatchingConfig:
+def resolve_options(method: str, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
     preset = _filled_from(METHODS[method].preset(ipc, images), COMMON)
-    if selection == "representative":
+    if isinstance(config.selection, Representative):
         most = max(1, images.per_class // SHARE) if images.per_class else MOST_PICKS  # of the class, else no choice
         batch = min(filled(preset.real_batch), MOST_PICKS, most)
-        batch = max(1, batch // config.per_cluster) * config.per_cluster
-        preset = replace(preset, start="clustered", real_batch=batch)
-    return _filled_from(config, replace(preset, candidates=4 * filled(config.real_batch or preset.real_batch)))
+        batch = max(1, batch // config.selection.per_cluster) * config.selection.per_cluster
+        candidates = 4 * (config.real_batch or batch)
+        usual = Representative(interval=METHODS[method].interval, candidates=candidates)
+        preset = replace(preset, start="clustered", real_batch=batch, selection=usual)
+    return _filled_from(config, preset)
 
 
-def _filled_from(config: MatchingConfig, other: MatchingConfig) -> MatchingConfig:
+def _filled_from(config: T, other: T) -> T:
     """``config`` with the values of ``other`` where it has none."""
-    empty = [one.name for one in fields(config) if getattr(config, one.name) is None]
-    return replace(config, **{name: getattr(other, name) for name in empty})
+    found = {}
+    for one in fields(config):
+        mine, theirs = getattr(config, one.name), getattr(other, one.name)
+        chosen = isinstance(mine, Options) and type(mine) is type(theirs)
+        found[one.name] = theirs if mine is None else _filled_from(mine, theirs) if chosen else mine
+    return replace(config, **found)
 
 
 def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) -> float:
@@ -110,9 +119,8 @@ def _dc(ipc: int, images: Images) -> MatchingConfig:
         inner_steps=inner,
         learning_rate=0.1 * STANDARDISED,
         real_batch=256,
-        distance="cosine",
-        match_head=True,
-        train_on="surrogate",
+        objective=Gradient(distance="cosine", match_head=True, feature_weight=0.0),
+        networks=Fresh(train_on="surrogate", warm_steps=0),
         train_steps=epochs,
         train_batch=256,
         checkpoint_every=10,
@@ -128,8 +136,9 @@ def _dm(ipc: int, images: Images) -> MatchingConfig:
         start="random",
         learning_rate=1.0 * STANDARDISED,
         real_batch=256,
-        interval=50,  # a clustering takes the time of four steps
+        objective=Features(class_aware=0.0),
         augmentation="one",
+        networks=Fresh(train_on="none", warm_steps=0),
     )
 
 
@@ -148,9 +157,11 @@ def _idc(ipc: int, images: Images) -> MatchingConfig:
         learning_rate=rate,
         real_batch=64 if images.size >= 64 else 128,
         most_views=128,
-        distance="l1" if images.plain or images.large else "mse",
+        objective=Gradient(
+            distance="l1" if images.plain or images.large else "mse", match_head=False, feature_weight=0.0
+        ),
         augmentation="all",
-        train_on="real",
+        networks=Fresh(train_on="real", warm_steps=0),
         train_steps=-(-real // 64),
         cutmix=0.5,
         checkpoint_every=1,  # an iteration is 100 steps
@@ -172,12 +183,13 @@ def _idm(ipc: int, images: Images) -> MatchingConfig:
         factor=2,
         learning_rate=0.2 * STANDARDISED,
         real_batch=5000 if few else 128 if images.large else 256,
+        objective=Features(class_aware=100 * weight),  # released with the accuracy in percent
         augmentation="one",
-        class_aware=100 * weight,  # released with the accuracy in percent
+        networks=Queue(
+            size=50 if images.large and ipc < 50 else 100, interval=50 if images.large else 5 if few else 30
+        ),
         train_steps=steps,
         train_batch=256,
-        queue_size=50 if images.large and ipc < 50 else 100,
-        queue_interval=50 if images.large else 5 if few else 30,
     )
 
 
@@ -187,21 +199,22 @@ COMMON = MatchingConfig(
     factor=1,
     inner_steps=1,
     most_views=0,
-    interval=10,
-    distance="mse",
-    match_head=False,
-    feature_weight=0.0,
-    class_aware=0.0,
     augmentation="none",
-    train_on="none",
     train_steps=0,
-    warm_steps=0,
     train_batch=64,
     cutmix=0.0,
-    queue_size=1,
-    queue_interval=1,
     checkpoint_every=100,
 )
+UNREAD = {  # what a manifest holds of the options that a method does not read
+    "distance": "mse",
+    "match_head": False,
+    "feature_weight": 0.0,
+    "class_aware": 0.0,
+    "train_on": "none",
+    "warm_steps": 0,
+    "queue_size": 1,
+    "queue_interval": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +224,7 @@ class Method:
     Attributes:
         preset: Its values of the options, by images per class and kind of images.
         iterations: The published number of outer iterations.
-        objective: Distance of gradients, or of mean features.
-        queue: Its networks come from a queue of those at all stages of training (IDM): they match in evaluation mode,
-            with their accuracy, and learn from real images without augmentation. Else every iteration has a fresh one.
+        interval: Inner steps between two clusterings of representative selection.
         by_class: The images step after each class.
         scales_rate: The images' rate depends on their number and size (IDC).
         momentum: SGD's, of network training.
@@ -222,25 +233,19 @@ class Method:
 
     preset: Callable[[int, Images], MatchingConfig]
     iterations: int
-    objective: Literal["gradient", "features"]
-    queue: bool = False
+    interval: int = 10
     by_class: bool = False
     scales_rate: bool = False
     momentum: float = 0.9
     weight_decay: float = 5e-4
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts whose options it reads."""
-        return (self.objective, *(("queue",) if self.queue else ()))
-
 
 METHODS = {
-    "dc": Method(preset=_dc, iterations=1000, objective="gradient", momentum=0.0, weight_decay=0.0),
-    "dsa": Method(preset=_dsa, iterations=1000, objective="gradient", momentum=0.0, weight_decay=0.0),
-    "dm": Method(preset=_dm, iterations=20_000, objective="features"),
-    "idc": Method(preset=_idc, iterations=1200, objective="gradient", by_class=True, scales_rate=True),
-    "idm": Method(preset=_idm, iterations=20_000, objective="features", by_class=True, queue=True),
+    "dc": Method(preset=_dc, iterations=1000, momentum=0.0, weight_decay=0.0),
+    "dsa": Method(preset=_dsa, iterations=1000, momentum=0.0, weight_decay=0.0),
+    "dm": Method(preset=_dm, iterations=20_000, interval=50),  # a clustering takes the time of four steps
+    "idc": Method(preset=_idc, iterations=1200, by_class=True, scales_rate=True),
+    "idm": Method(preset=_idm, iterations=20_000, by_class=True),
 }
 MATCHING = tuple(METHODS)
 
@@ -250,7 +255,6 @@ class Run:
     """One trajectory: the sets that share its networks, with the options all of them have."""
 
     method: str
-    selection: SelectionKind
     iterations: int
     config: MatchingConfig
     ipcs: tuple[int, ...]
@@ -261,22 +265,30 @@ class Run:
     def rules(self) -> Method:
         return METHODS[self.method]
 
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The flat options as they were resolved; those that the method does not read have a usual value."""
+        own = to_flat(self.config)
+        usual = UNREAD | {"interval": self.rules.interval, "candidates": 4 * own["real_batch"]}
+        found = {name: usual.get(name) if value is None else value for name, value in own.items()}
+        return {name: value for name, value in found.items() if name not in self.config.above}
+
 
 def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     """Sets whose options are the same share a run, unless networks learn from the set itself."""
-    method = config.method
+    method, given = config.method, config.matching
     counts = data.train.labels.bincount(minlength=len(data.classes))
     images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
     iterations = config.iterations or METHODS[method].iterations
     resolved, presets = (
-        [resolve_options(method, options, ipc, images, config.selection) for ipc in ipc_sizes(config.ipc)]
-        for options in (config.matching, MatchingConfig(real_batch=config.matching.real_batch))
+        [resolve_options(method, options, ipc, images) for ipc in ipc_sizes(config.ipc)]
+        for options in (given, MatchingConfig(real_batch=given.real_batch, selection=given.selection))
     )
-    _check_used(method, config.selection, config.matching, resolved, presets)
+    _check_used(method, given, resolved, presets)
     runs: dict[str, Run] = {}
     for ipc, own in zip(ipc_sizes(config.ipc), resolved, strict=True):
-        _check(method, own, data.image_size)
-        if config.selection == "representative":
+        _check(own, data.image_size)
+        if isinstance(own.selection, Representative):
             _check_choice(own, int(counts.max()))
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
@@ -284,19 +296,19 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         found = runs.get(key)
         if found is None:
             fast = _fast(method, own, iterations, data, int(counts.max()))
-            found = Run(method, config.selection, iterations, own, (), (), fast)
+            found = Run(method, iterations, own, (), (), fast)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
 
 
 def _fast(method: str, own: MatchingConfig, iterations: int, data: RealData, largest: int) -> runtime.ExecutionMode:
     """By the work on real images, which the sets of a run share; no class has more than ``largest``."""
-    device, rules = runtime.device(), METHODS[method]
+    device = runtime.device()
     if "auto" not in (own.mixed_precision, own.compile):
         return runtime.execution_mode(own.mixed_precision, own.compile, device)
-    passes = 1 if rules.objective == "gradient" else 1 + BACKWARD
+    passes = 1 if isinstance(own.objective, Gradient) else 1 + BACKWARD
     seen = min(filled(own.real_batch), largest) * len(data.classes) / passes
-    networks = TRAINED if rules.queue else 0 if own.train_on == "none" else 1
+    networks = TRAINED if isinstance(own.networks, Queue) else 0 if own.train_on == "none" else 1
     trained = networks * filled(own.train_steps) * filled(own.train_batch)
     images = iterations * filled(own.inner_steps) * (seen + trained)
     flop = training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
@@ -316,48 +328,28 @@ def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:
 
 
 def _check_used(
-    method: str,
-    selection: SelectionKind,
-    given: MatchingConfig,
-    resolved: Sequence[MatchingConfig],
-    presets: Sequence[MatchingConfig],
+    method: str, given: MatchingConfig, resolved: Sequence[MatchingConfig], presets: Sequence[MatchingConfig]
 ) -> None:
     """``resolved`` is what ``given`` comes to at each IPC, ``presets`` what it would with nothing given.
 
     Raises:
         ConfigError: an option was given that does nothing at any of them.
     """
-    for name, hint in hints(MatchingConfig).items():
-        part = next((extra.part for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Of)), None)
-        if part in (None, selection, *METHODS[method].parts) or getattr(given, name) in (None, usual := _usual(name)):
-            continue
-        others = [other for other in METHODS if part in METHODS[other].parts]
-        why = f"with method {method}; it is an option of {', '.join(others)}"
-        if not others:
-            why = f"with selection {selection}; it is an option of {part} selection"
-        raise _refused(name, given, f"{'null' if usual is None else usual} {why}")
-    network = resolved[0].network or ""
+    values, usual, network = to_flat(given), to_flat(MatchingConfig()), resolved[0].network or ""
     for name in ("width", "depth"):
-        usual = _usual(name)
-        if getattr(given, name) != usual and not takes_option(network, name):
-            text = f"{'null' if usual is None else usual} with network {network}; it is an option of convnet"
-            raise _refused(name, given, text)
+        unread = values[name] != usual[name] and not takes_option(network, name)
+        text = f"{shown(usual[name])} with network {network}; it is an option of convnet"
+        require(not unread, f"matching.{name}", values[name], text)
     for name, why in _idle(method, resolved[0]).items():
         everywhere = all(name in _idle(method, one) for one in resolved)
-        value = getattr(given, name)
-        if everywhere and value is not None and value not in [getattr(one, name) for one in presets]:
-            usual = _usual(name)
-            raise _refused(name, given, f"{'null' if usual is None else usual} {why}")
-    if given.train_on not in (None, "none") and not any(one.train_steps or one.warm_steps for one in resolved):
+        same = values[name] is None or values[name] in [to_flat(one)[name] for one in presets]
+        require(same or not everywhere, f"matching.{name}", values[name], f"{shown(usual[name])} {why}")
+    if given.train_on not in (None, "none") and not any(_learns(one) for one in resolved):
         raise ConfigError("matching.train_steps is 0; expected at least 1, or no network would learn.")
 
 
-def _refused(name: str, given: MatchingConfig, expected: str) -> ConfigError:
-    return ConfigError(f"matching.{name} is {getattr(given, name)!r}; expected {expected}.")
-
-
-def _usual(name: str) -> Any:
-    return getattr(MatchingConfig(), name)
+def _learns(config: MatchingConfig) -> bool:
+    return bool(config.train_steps or filled(config.networks).warm_steps)
 
 
 def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
@@ -365,9 +357,9 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     if config.augmentation == "none":
         found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
-    if METHODS[method].queue:
-        return found | {"warm_steps": "with method idm, whose networks learn in their queue"}
-    if METHODS[method].objective == "features" and (config.network or "").endswith("_bn"):
+    if isinstance(config.networks, Queue):
+        return found
+    if isinstance(config.objective, Features) and (config.network or "").endswith("_bn"):
         found["classes_per_chunk"] = f"with method {method} and batch norm, which sees one class at a time"
     if config.train_on == "none" or config.inner_steps == 1:
         why = "with matching.train_on none: no network learns"
@@ -379,26 +371,22 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
         why = "with matching.train_steps 0: no network learns"
     else:
         return found
-    return found if config.warm_steps else found | dict.fromkeys(("train_batch", "train_learning_rate", "cutmix"), why)
+    warm = filled(config.networks).warm_steps
+    return found if warm else found | dict.fromkeys(("train_batch", "train_learning_rate", "cutmix"), why)
 
 
-def _check(method: str, config: MatchingConfig, size: int) -> None:
-    queue, factor = METHODS[method].queue, formation(config)
-    few, batch = filled(config.candidates), filled(config.real_batch)
-    require(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
-    require(
-        batch % config.per_cluster == 0,
-        "matching.per_cluster",
-        config.per_cluster,
-        f"a divisor of {batch} (real_batch)",
-    )
+def _check(config: MatchingConfig, size: int) -> None:
+    factor, batch, networks = formation(config), filled(config.real_batch), filled(config.networks)
+    if isinstance(config.selection, Representative):
+        few, each = filled(config.selection.candidates), config.selection.per_cluster
+        require(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
+        require(batch % each == 0, "matching.per_cluster", each, f"a divisor of {batch} (real_batch)")
     require(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
-    if queue and (config.train_on != "none" or config.inner_steps != 1):
-        raise ConfigError("matching.train_on and inner_steps belong to methods with fresh networks; idm has its queue.")
-    require(not queue or config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
-    if queue and not config.queue_size:
-        raise ConfigError("matching.queue_size is 0; expected at least 1 network.")
-    if config.train_on == "surrogate" and config.warm_steps:
+    if isinstance(networks, Queue):
+        steps = filled(config.inner_steps)
+        require(steps == 1, "matching.inner_steps", steps, "1 with a queue, whose networks rest while images move")
+        require(config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
+    elif networks.train_on == "surrogate" and networks.warm_steps:
         raise ConfigError("matching.warm_steps is on real images; expected 0 with train_on surrogate.")
 
 

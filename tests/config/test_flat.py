@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -17,15 +18,22 @@ from gendistill.cli import COMMANDS, parse
 from gendistill.config import (
     Blend,
     ClassifierFree,
+    DistillConfig,
     DiT,
+    Features,
+    Fresh,
+    Gradient,
     LabelConfig,
     LoRA,
+    MatchingConfig,
     ModeGuidance,
     Online,
     Patches,
     PerImage,
     PerView,
     Prototypes,
+    Queue,
+    Representative,
     UNet,
     to_dict,
 )
@@ -50,12 +58,17 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     elif origin in (tuple, list):
         found = st.lists(values(inner[0]), min_size=1, max_size=3, unique=True).map(origin)
     elif len(arms(hint)) > 1:
-        found = st.one_of(map(values, arms(hint)))
+        found = st.one_of(map(values, arms(hint))).filter(says_something)
     elif isinstance(hint, type) and issubclass(hint, Options):
         found = made(hint)
     else:
         found = plain.get(hint, st.just("name") if hint is str else st.none())
     return found
+
+
+def says_something(choice: Any) -> bool:
+    """Not a choice whose options are all null or usual, where that is flat what null is."""
+    return not isinstance(choice, Options) or any(getattr(choice, f.name) != f.default for f in fields(choice))
 
 
 def in_range(kind: type, bound: Range) -> st.SearchStrategy[Any]:
@@ -133,6 +146,18 @@ FLAT = {
         ["refine", "--surrogate", "s", "--teacher", "t", "--patches", "3", "--blend_every", "50"],
         {"patches": Patches(count=3), "blend": Blend(every=50)},
     ),
+    "dream": (
+        ["distill", "--method", "dm", "--selection", "representative", "--matching.interval", "50"],
+        {"matching": MatchingConfig(selection=Representative(interval=50))},
+    ),
+    "gradient": (
+        ["distill", "--method", "idc", "--matching.distance", "mse", "--matching.warm_steps", "3"],
+        {"matching": MatchingConfig(objective=Gradient(distance="mse"), networks=Fresh(warm_steps=3))},
+    ),
+    "queue": (
+        ["distill", "--method", "idm", "--matching.queue_size", "5", "--matching.class_aware", "2"],
+        {"matching": MatchingConfig(objective=Features(class_aware=2.0), networks=Queue(size=5))},
+    ),
     "no patches": (["refine", "--surrogate", "s", "--teacher", "t"], {"patches": None, "blend": None}),
 }  # fmt: skip
 
@@ -153,6 +178,10 @@ IDLE = {
     "top k": (["label", "--surrogate", "s", "--teacher", "t", "--mode", "online", "--top_k", "2"], "expected null, as"),
     "blend": (["refine", "--surrogate", "s", "--teacher", "t", "--blend", "0.1"], "belongs to blend_every above 0"),
     "crop": (["refine", "--surrogate", "s", "--teacher", "t", "--min_patch", "0.1"], "belongs to patches above 1"),
+    "interval": (["distill", "--method", "dm", "--matching.interval", "5"], "null, as it belongs to selection repr"),
+    "objective": (["distill", "--method", "dm", "--matching.distance", "mse"], "null with method dm: Gradient is an"),
+    "networks": (["distill", "--method", "dm", "--matching.queue_most_steps", "4"], "expected 0 with method dm: Queue"),
+    "both": (["distill", "--matching.train_on", "real", "--matching.queue_size", "4"], "belongs to networks queue"),
 }  # fmt: skip
 
 
@@ -166,6 +195,28 @@ def test_an_option_of_another_kind_is_refused(case: str) -> None:
 def test_two_choices_cannot_disagree_on_what_they_share() -> None:
     with pytest.raises(ConfigError, match=r"sample\.modes is 4; expected 3, because prototypes and guidance"):
         config.SampleConfig(guidance=ModeGuidance(modes=3), start=Prototypes(modes=4))
+
+
+@pytest.mark.parametrize("choice", [Gradient(distance="mse"), Gradient(), Queue(size=3), Features(class_aware=1.0)])
+def test_a_choice_of_another_method_is_refused_with_both_names(choice: Any) -> None:
+    place = "networks" if isinstance(choice, Queue) else "objective"
+    with pytest.raises(ConfigError, match=f"with method dm: {type(choice).__name__} is an option of"):
+        DistillConfig(method="dm", matching=MatchingConfig(**{place: choice}))
+
+
+@pytest.mark.parametrize(
+    ("cls", "old", "new"),
+    [
+        (DistillConfig, "selection", "matching=MatchingConfig(selection=...)"),
+        (MatchingConfig, "interval", "selection=Representative(interval=...)"),
+        (MatchingConfig, "feature_weight", "objective=Gradient(feature_weight=...)"),
+        (MatchingConfig, "warm_steps", "networks=Fresh(warm_steps=...)"),
+        (MatchingConfig, "queue_most_steps", "networks=Queue(most_steps=...)"),
+    ],
+)
+def test_an_old_name_says_the_new_form(cls: type[Options], old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"has no {old}; expected it as {new}")):
+        cls(**{old: 1})
 
 
 def test_help_says_which_kind_an_option_belongs_to() -> None:

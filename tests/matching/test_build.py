@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig
+from gendistill.config.flat import unflatten
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -30,8 +31,9 @@ def few() -> RealData:
 
 
 def built(data: RealData, method: Any, selection: Any = "random", **options: Any) -> Matcher:
-    matching = MatchingConfig(**{"width": 4, "real_batch": 4} | options)
-    (run,) = plan_runs(DistillConfig(method=method, ipc=2, iterations=3, selection=selection, matching=matching), data)
+    matching = {"width": 4, "real_batch": 4} | options
+    flat = {"method": method, "ipc": 2, "iterations": 3, "selection": selection, "matching": matching}
+    (run,) = plan_runs(unflatten(DistillConfig, flat), data)
     return build(data, run, seed=0)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig, SelectionKind
+from gendistill.config import DataConfig, DistillConfig, Features, MatchingConfig, Queue, Representative
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
@@ -19,9 +18,8 @@ from gendistill.progress import finish
 from gendistill.registry import DISTILLERS
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
-FEW = {"candidates": 20, "dimensions": 16}  # of representative selection
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
-SELECTIONS = get_args(SelectionKind)
+SELECTIONS = {"random": "random", "representative": Representative(candidates=20, dimensions=16)}
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +28,12 @@ def data():
 
 
 def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):
-    config = replace(TINY, **(FEW if selection == "representative" else {}), **changes)
+    config = replace(TINY, selection=SELECTIONS[selection], **changes)
     if method in ("dm", "idm"):
         config = replace(config, inner_steps=None)
     if method == "dm":
         config = replace(config, train_steps=None)
-    options = DistillConfig(method=method, ipc=ipc, selection=selection, iterations=iterations, matching=config)
+    options = DistillConfig(method=method, ipc=ipc, iterations=iterations, matching=config)
     (found,) = plan_runs(options, data)
     return found
 
@@ -62,10 +60,10 @@ def test_images_move_and_repeat_for_a_seed(data, method):
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", ["dm", "idc", "idm"])
 def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
-    changes = {"factor": 1, "class_aware": 0.5, "train_steps": None, "queue_interval": 2} if method != "idc" else {}
+    changes = {"factor": 1, "train_steps": None} if method != "idc" else {}
     changes |= {"real_batch": 6}
-    if method == "dm":
-        del changes["class_aware"], changes["queue_interval"]
+    if method == "idm":
+        changes |= {"objective": Features(class_aware=0.5), "networks": Queue(interval=2)}
     both = one_run(data, method, (1, 2), selection, **changes)
     assert both.ipcs == (1, 2)
     together = images(data, both)

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gendistill.config import MatchingConfig
+from gendistill.config import Features, Gradient, MatchingConfig, Representative
 from gendistill.matching.methods import METHODS, Images, image_rate, resolve_options
 from gendistill.seeding import torch_rng
 
 CIFAR10 = Images(channels=3, size=32, classes=10)
+OBJECTIVES = dict.fromkeys(("dc", "dsa", "idc"), Gradient(distance="l1"))
+DREAM = MatchingConfig(selection=Representative())
 
 
 @given(
@@ -27,17 +29,23 @@ def test_every_method_has_a_value_for_everything_at_any_ipc_and_size(method, ipc
     images = Images(channels, size, classes)
     found = resolve_options(method, MatchingConfig(), ipc, images)
     left = {"depth", "classes_per_chunk"}  # the image size's and the device's
-    assert all(getattr(found, f.name) is not None for f in fields(found) if f.name not in left)
+    parts = (found, found.objective, found.networks)
+    assert all(getattr(one, f.name) is not None for one in parts for f in fields(one) if f.name not in left)
     assert image_rate(method, found, ipc, images) > 0
     assert resolve_options(method, found, ipc, images) == found
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_what_was_given_stays(method):
-    mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise", class_aware=0.0)
+    mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise")
+    preset = resolve_options(method, mine, 10, CIFAR10)
+    mine = replace(mine, objective=OBJECTIVES.get(method, Features(class_aware=0.0)))
     found = resolve_options(method, mine, 10, CIFAR10)
-    for name in ("factor", "learning_rate", "inner_steps", "real_batch", "start", "class_aware"):
+    for name in ("factor", "learning_rate", "inner_steps", "real_batch", "start"):
         assert getattr(found, name) == getattr(mine, name)
+    name, value = ("distance", "l1") if method in OBJECTIVES else ("class_aware", 0.0)
+    assert getattr(found.objective, name) == value
+    assert found.objective == replace(preset.objective, **{name: value})
 
 
 def test_idc_matches_large_images_on_its_resnet():
@@ -51,22 +59,24 @@ def test_idc_matches_large_images_on_its_resnet():
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_representative_selection_brings_the_clustered_start(method):
-    assert resolve_options(method, MatchingConfig(), 10, CIFAR10, "representative").start == "clustered"
-    assert resolve_options(method, MatchingConfig(start="noise"), 10, CIFAR10, "representative").start == "noise"
-    assert resolve_options(method, MatchingConfig(), 10, CIFAR10, "random").start != "clustered"
+    assert resolve_options(method, DREAM, 10, CIFAR10).start == "clustered"
+    assert resolve_options(method, replace(DREAM, start="noise"), 10, CIFAR10).start == "noise"
+    assert resolve_options(method, MatchingConfig(), 10, CIFAR10).start != "clustered"
 
 
-@pytest.mark.parametrize(("selection", "batch"), [("random", 5000), ("representative", 256)])
-def test_representative_batches_of_idm_are_no_whole_classes(selection, batch):
-    found = resolve_options("idm", MatchingConfig(), 1, CIFAR10, selection)
-    assert (found.real_batch, found.candidates) == (batch, 4 * batch)
-    assert resolve_options("idm", MatchingConfig(real_batch=500), 1, CIFAR10, selection).real_batch == 500
+@pytest.mark.parametrize(("config", "batch"), [(MatchingConfig(), 5000), (DREAM, 256)])
+def test_representative_batches_of_idm_are_no_whole_classes(config, batch):
+    found = resolve_options("idm", config, 1, CIFAR10)
+    assert found.real_batch == batch
+    assert found.selection == (Representative(interval=10, candidates=4 * batch) if config is DREAM else "random")
+    assert resolve_options("idm", replace(config, real_batch=500), 1, CIFAR10).real_batch == 500
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_clustering_is_rarer_where_a_step_costs_little(method):
-    assert resolve_options(method, MatchingConfig(), 10, CIFAR10).interval == (50 if method == "dm" else 10)
-    assert resolve_options(method, MatchingConfig(interval=7), 10, CIFAR10).interval == 7
+    assert resolve_options(method, DREAM, 10, CIFAR10).selection.interval == (50 if method == "dm" else 10)
+    seven = MatchingConfig(selection=Representative(interval=7))
+    assert resolve_options(method, seven, 10, CIFAR10).selection.interval == 7
 
 
 @pytest.mark.parametrize(
@@ -80,22 +90,23 @@ def test_published_loops_of_dc(ipc, loops):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_representative_batches_leave_a_choice(method):
     small = replace(CIFAR10, per_class=120)
-    found = resolve_options(method, MatchingConfig(), 10, small, "representative")
-    assert (found.real_batch, found.candidates) == (30, 120)
-    assert resolve_options(method, MatchingConfig(per_cluster=4), 10, small, "representative").real_batch == 28
-    assert resolve_options(method, MatchingConfig(), 10, small, "random").real_batch >= 128
+    found = resolve_options(method, DREAM, 10, small)
+    assert (found.real_batch, found.selection.candidates) == (30, 120)
+    fours = MatchingConfig(selection=Representative(per_cluster=4))
+    assert resolve_options(method, fours, 10, small).real_batch == 28
+    assert resolve_options(method, MatchingConfig(), 10, small).real_batch >= 128
 
 
 def test_published_values_on_cifar10():
     dc = resolve_options("dc", MatchingConfig(), 10, CIFAR10)
-    assert (dc.inner_steps, dc.train_steps, dc.distance) == (10, 50, "cosine")
+    assert (dc.inner_steps, dc.train_steps, dc.objective.distance) == (10, 50, "cosine")
     assert resolve_options("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
     idc = resolve_options("idc", MatchingConfig(), 10, CIFAR10)
-    assert (idc.factor, idc.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
+    assert (idc.factor, idc.objective.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
     assert image_rate("idc", idc, 50, CIFAR10) == pytest.approx(5 * 5e-3)
     idm = [resolve_options("idm", MatchingConfig(), ipc, CIFAR10) for ipc in (1, 10, 50)]
-    assert [c.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
-    assert [c.queue_interval for c in idm] == [5, 30, 30]
+    assert [c.objective.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
+    assert [c.networks.interval for c in idm] == [5, 30, 30]
     assert [c.real_batch for c in idm] == [5000, 256, 256]
 
 

@@ -6,14 +6,14 @@ import json
 import time
 from dataclasses import replace
 from itertools import pairwise
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gendistill.config import DataConfig, DistillConfig, MatchingConfig, SelectionKind, to_dict
+from gendistill.config import DataConfig, DistillConfig, MatchingConfig, Representative, to_dict
+from gendistill.config.flat import unflatten
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.matching.build import build, classes_together
@@ -28,7 +28,7 @@ from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill, start
 
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
-SELECTIONS = get_args(SelectionKind)
+SELECTIONS = ("random", "representative")
 SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
 LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)
 SHORT = {
@@ -138,8 +138,8 @@ def test_the_manifest_tells_what_every_option_came_to(tmp_path):
     for ipc in (1, 2):
         told = json.loads((target / f"ipc-{ipc}" / "manifest.json").read_text())["matching"]
         assert (told["distance"], told["learning_rate"], told["real_batch"]) == ("l1", 1e-4, 6)
-        saved = {"checkpoint_every", "snapshot_every"}  # decide nothing
-        assert set(told) == {"image_rate", *to_dict(MatchingConfig())} - saved
+        beside = {"checkpoint_every", "snapshot_every", "selection"}  # decide nothing; and the manifest's space
+        assert set(told) == {"image_rate", *to_dict(MatchingConfig())} - beside
         assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk"}
         assert told["image_rate"] == image_rate("idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10))
 
@@ -203,7 +203,10 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--matching.train_on", "real", "--method", "idm"), "queue"),
+        (
+            ("--matching.train_on", "real", "--method", "idm"),
+            "train_on is 'real'; expected null with method idm: Fresh",
+        ),
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (
@@ -260,8 +263,17 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         ),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
-        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null with selection random"),
-        (("--method", "idc", "--matching.candidates", 5000), "option of representative selection"),
+        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null, as it belongs to selection rep"),
+        (("--method", "idc", "--matching.candidates", 5000), "it belongs to selection representative"),
+        (
+            ("--method", "idc", "--matching.queue_size", 5),
+            "queue_size is 5; expected null with method idc: Queue",
+        ),
+        (
+            ("--method", "dc", "--matching.distance", "l1", "--matching.class_aware", 5),
+            "class_aware is 5.0; expected null, as it belongs to objective features",
+        ),
+        (("--method", "idm", "--matching.inner_steps", 2), "inner_steps is 2; expected 1 with a queue"),
         (
             ("--method", "kmeans", "--selection", "representative"),
             "'selection'; expected none of them with method kmeans",
@@ -295,8 +307,8 @@ def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
     ],
 )
 def test_options_of_use_are_taken(method, ipc, selection, given, digits):
-    config = DistillConfig(method=method, ipc=ipc, selection=selection, matching=MatchingConfig(**given))
-    assert plan_runs(config, digits)
+    flat = {"method": method, "ipc": ipc, "selection": selection, "matching": given}
+    assert plan_runs(unflatten(DistillConfig, flat), digits)
 
 
 @pytest.mark.parametrize("method", ["idc", "idm"])
@@ -319,7 +331,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path):
 
 
 def test_a_run_of_dream_starts_from_clusters(digits):
-    (run,) = plan_runs(DistillConfig(method="dc", ipc=1, selection="representative"), digits)
+    (run,) = plan_runs(DistillConfig(method="dc", ipc=1, matching=MatchingConfig(selection=Representative())), digits)
     assert run.config.start == "clustered"
 
 
