@@ -21,8 +21,7 @@ from torch import Tensor
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import load_model, resolve_model_folder
 from gendistill.hashing import hash_json, hash_tensors
-from gendistill.hub import reason
-from gendistill.io import read_json
+from gendistill.io import read_json, reason
 
 PIXELS = "pixels"
 SUBFOLDERS = ("vae", "vqvae")

@@ -20,7 +20,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.factories import batch_norm_layers
-from gendistill.objectives.moments import row_sums
+from gendistill.objectives.refinement import row_sums
 from gendistill.progress import track
 from gendistill.runtime import processes
 

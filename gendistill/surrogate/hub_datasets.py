@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.hub import fetch, local_folder, reason
+from gendistill.io import fetch, local_folder, reason
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS

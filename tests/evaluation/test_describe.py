@@ -16,8 +16,7 @@ from gendistill.config import EvaluateConfig, LabelConfig, PerView, TeacherConfi
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.errors import ConfigError
-from gendistill.evaluation.describe import describe
-from gendistill.evaluation.evaluate import evaluate
+from gendistill.evaluation.evaluate import describe, evaluate
 from gendistill.networks.feature_extractors import (
     REFERENCE,
     FeatureExtractor,

@@ -13,7 +13,7 @@ from gendistill.errors import ConfigError
 from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import LatentCodec
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.prototypes import prototypes
+from gendistill.generator.surrogate_sets import prototypes
 from tests.generator.autoencoders import kl
 
 NAMES = ("cat", "dog")

@@ -27,7 +27,7 @@ from gendistill.networks import statistics_cache
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassMoments, ClassStatistics, Members, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
-from gendistill.objectives import moments
+from gendistill.objectives import refinement
 from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
@@ -96,7 +96,7 @@ def test_a_large_mean_and_a_small_spread_cancel_nothing(shape, spread):
 
 
 def test_moments_of_large_maps_taken_in_pieces_are_the_same_in_any_layout(monkeypatch):
-    monkeypatch.setitem(moments.CHUNK, "cpu", 2000)  # fewer numbers than one image has
+    monkeypatch.setitem(refinement.CHUNK, "cpu", 2000)  # fewer numbers than one image has
     rng = torch.Generator().manual_seed(1)
     inputs = 10 + torch.randn(len(LABELS), 6, 24, 20, generator=rng)
     expected = two_passes(inputs, LABELS, CLASSES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gendistill.objectives import moments
-from gendistill.objectives.moments import row_moments
+from gendistill.objectives import refinement
+from gendistill.objectives.refinement import row_moments
 
 SHAPES = [(5, 3, 6, 4), (5, 3, 7), (5, 2, 3, 4, 2)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -43,7 +43,7 @@ def test_moments_and_their_gradient_equal_the_plain_ones(shape: tuple[int, ...])
 def test_pieces_and_layouts_change_nothing(monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format) -> None:
     inputs = values(5, 4, 8, 8)
     expected, slope = row_moments(inputs), gradient(row_moments, inputs)
-    monkeypatch.setitem(moments.CHUNK, "cpu", 600)  # two images at once, and one is left
+    monkeypatch.setitem(refinement.CHUNK, "cpu", 600)  # two images at once, and one is left
     laid = inputs.contiguous(memory_format=layout)
     torch.testing.assert_close(row_moments(laid), expected)
     torch.testing.assert_close(gradient(row_moments, laid), slope)
