@@ -1,4 +1,4 @@
-"""An evaluation as text of at most 120 columns."""
+"""What commands print: an evaluation as text of at most 120 columns, and lines about sets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
-from gendistill.surrogate.manifest import GateCounts, read_manifest
+from gendistill.surrogate.export.stored import StoredSet
+from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
+from gendistill.surrogate.soft_labels import SoftLabels
 
 WIDTH = 31  # of a row's name
+MOST_FILES = 10  # that are named of a damaged set
 
 
 def format_evaluation(result: Evaluation) -> str:
@@ -271,3 +275,59 @@ def _gate(gate: GateCounts | None) -> str:
     if gate is None:
         return ""
     return f"; the gate kept {gate['kept']} of {gate['images']} images and refused {gate['refused_classes']} classes"
+
+
+def time_lines(target: Path) -> Iterator[str]:
+    """A line of each set's time by part, where it has parts; sets that were made together have the same."""
+    for path in sorted(target.glob("ipc-*/manifest.json")):
+        made = read_manifest(path.parent)
+        parts, total = made["seconds"], made["seconds"].pop("distill", 0)
+        if "iterations" in made and parts:
+            shares = ", ".join(f"{name} {100 * value / max(total, 1e-9):.0f} %" for name, value in parts.items())
+            yield f"{path.parent.name}: {made['iterations']} iterations in {total:.0f} s: {shares}."
+
+
+def label_line(folder: Path) -> str:
+    """Bytes of the labels beside those of the images, and the teacher's where it is needed to train."""
+    manifest = read_manifest(folder)
+    sizes, soft = manifest["bytes"], SoftLabels.load(folder, manifest["decoded_images"])
+    text = (
+        f"{folder}: {sizes['labels']:,} bytes of soft labels beside {sizes['images']:,} bytes of images "
+        f"({sizes['labels'] / sizes['images']:.2g} x)"
+    )
+    if soft is not None and soft.mode == "online":
+        text += f"; the teacher of {soft.teacher['bytes']:,} bytes makes them again while training"
+    return text
+
+
+def export_line(target: Path, sets: Sequence[StoredSet], format: str) -> str:
+    """What an export holds."""
+    files = [path for path in target.rglob("*") if path.is_file()]
+    images = sum(len(stored.paths) for stored in sets)
+    configs = ", ".join(stored.config for stored in sets)
+    size = sum(path.stat().st_size for path in files)
+    return f"{target}: {configs} as {format}, {images} images, {len(files)} files, {size:,} bytes"
+
+
+def verify_text(folder: Path) -> tuple[bool, str]:
+    """(whether a set is as it was made, what it is or what is wrong with it)."""
+    try:
+        manifest, problems = read_manifest(folder), verify(folder)
+    except ArtifactError as error:  # other sets are checked all the same
+        return False, str(error)
+    origin = f"made by: {manifest.get('command', 'unknown')}"
+    if problems:
+        more = [f"and {len(problems) - MOST_FILES} more"] if len(problems) > MOST_FILES else []
+        lines = [f"{folder} is not as it was made; {len(problems)} file(s):", *problems[:MOST_FILES], *more, origin]
+        return False, "\n  ".join(lines)
+    return True, f"{folder}: complete and unchanged\n  {_contents(manifest)}\n  {origin}"
+
+
+def _contents(manifest: Manifest) -> str:
+    size, decoded = manifest["image_size"], manifest["decoded_images"]
+    views = f" decoded to {decoded}" if manifest["factor"] != 1 else ""
+    return (
+        f"{manifest['stored_images']} images{views}, {len(manifest['classes'])} classes, IPC {manifest['ipc']}, "
+        f"{size}x{size} px; {manifest['bytes']['images']:,} bytes of images, {manifest['bytes']['labels']:,} of soft "
+        f"labels; checksum {manifest['checksums']}"
+    )

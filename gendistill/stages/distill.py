@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +15,8 @@ from gendistill.data.sources import read_data
 from gendistill.distillers import distill_sets
 from gendistill.networks.teacher import Teacher
 from gendistill.registry import DISTILLERS, resolve
-from gendistill.report.terminal import w2_lines
+from gendistill.report.terminal import time_lines, w2_lines
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
-from gendistill.stages.refine import save_anew
-from gendistill.surrogate.manifest import read_manifest
 
 
 def run_stage(
@@ -49,7 +47,7 @@ def run_stage(
             data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache
         ):
             if main:
-                save_anew(made, folder.path / f"ipc-{made.ipc}")
+                folder.save(made, f"ipc-{made.ipc}")
         folder.scaffold = method.temporary
     return target
 
@@ -81,15 +79,5 @@ def main(command: DistillCommand) -> None:
             statistics_cache=command.statistics_cache,
         )
     if state.is_main_process:
-        for line in (*w2_lines(command.output_dir), *_times(command.output_dir)):
+        for line in (*w2_lines(command.output_dir), *time_lines(command.output_dir)):
             print(line)
-
-
-def _times(target: Path) -> Iterator[str]:
-    """A line of each set's time by part, where it has parts; sets that were made together have the same."""
-    for manifest in sorted(target.glob("ipc-*/manifest.json")):
-        made = read_manifest(manifest.parent)
-        parts, total = made["seconds"], made["seconds"].pop("distill", 0)
-        if "iterations" in made and parts:
-            shares = ", ".join(f"{name} {100 * value / max(total, 1e-9):.0f} %" for name, value in parts.items())
-            yield f"{manifest.parent.name}: {made['iterations']} iterations in {total:.0f} s: {shares}."

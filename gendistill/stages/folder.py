@@ -36,6 +36,7 @@ from gendistill.io import (
     write_json,
     write_text,
 )
+from gendistill.surrogate.set import SurrogateSet
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
 
@@ -261,6 +262,11 @@ class StageFolder(WorkFolder):
 
     facts: dict[str, object] = field(default_factory=dict)
     scaffold: tuple[str, ...] = ()
+
+    def save(self, made: SurrogateSet, name: str) -> None:
+        """Write a set to the folder ``name``, in place of what an interrupted stage may have left there."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        made.save(self.path / name)
 
 
 def finished(folder: Path, stage: str, settings: StageSettings) -> bool:

@@ -9,11 +9,11 @@ from gendistill.config import LabelConfig, stage_options
 from gendistill.config.commands import LabelCommand
 from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
+from gendistill.report.terminal import label_line
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link
-from gendistill.surrogate.soft_labels import SoftLabels
 
 
 def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, target: Path, *, seed: int) -> Path:
@@ -33,23 +33,10 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
     return target
 
 
-def summary(folder: Path) -> str:
-    """Bytes of the labels beside those of the images, and the teacher's where it is needed to train."""
-    manifest = read_manifest(folder)
-    sizes, soft = manifest["bytes"], SoftLabels.load(folder, manifest["decoded_images"])
-    text = (
-        f"{folder}: {sizes['labels']:,} bytes of soft labels beside {sizes['images']:,} bytes of images "
-        f"({sizes['labels'] / sizes['images']:.2g} x)"
-    )
-    if soft is not None and soft.mode == "online":
-        text += f"; the teacher of {soft.teacher['bytes']:,} bytes makes them again while training"
-    return text
-
-
 def main(command: LabelCommand) -> None:
     runtime.check_processes(1)
     with output(command, command.surrogate, command.teacher):
         surrogate = find_surrogate(command.surrogate, command.revision)
         config = stage_options(command, LabelConfig)
         run_stage(surrogate, command.teacher, config, command.output_dir, seed=command.seed)
-    print(summary(command.output_dir))
+    print(label_line(command.output_dir))

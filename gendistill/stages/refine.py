@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -69,18 +68,12 @@ def run_stage(
                 codec=codec,
             )  # fmt: skip
             if state.is_main_process:
-                save_anew(selected, folder.path / "selected" / f"ipc-{selected.ipc}")
-                save_anew(refined, folder.path / f"ipc-{ipc}")
+                folder.save(selected, f"selected/ipc-{selected.ipc}")
+                folder.save(refined, f"ipc-{ipc}")
                 w2[str(ipc)] = refined.meta["w2"]
         folder.facts["w2"] = w2
         folder.scaffold = (CHUNKS, CHECKPOINTS)
     return target
-
-
-def save_anew(made: SurrogateSet, target: Path) -> None:
-    """Save in place of what an interrupted stage may have left."""
-    shutil.rmtree(target, ignore_errors=True)
-    made.save(target)
 
 
 def main(command: RefineCommand) -> None:

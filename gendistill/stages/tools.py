@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 
 from gendistill import runtime
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
@@ -15,11 +14,11 @@ from gendistill.report.page import NUMBERS, REPORT, TABLE, write_report_files
 from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
+from gendistill.report.terminal import export_line, verify_text
 from gendistill.stages.folder import plain_output
 from gendistill.surrogate.export.formats import export_folders
-from gendistill.surrogate.export.stored import RECORD, StoredSet, read_summary
+from gendistill.surrogate.export.stored import RECORD, read_summary
 from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
-from gendistill.surrogate.manifest import Manifest, read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -32,55 +31,22 @@ def main_export(command: ExportCommand) -> None:
     paths, target = [find_surrogate(path) for path in given], command.output_dir
     with plain_output(target, command.overwrite, RECORD, paths) as folder:
         sets = export_folders(paths, folder, command.format, command.evaluation)
-    print(_said(target, sets, command.format))
+    print(export_line(target, sets, command.format))
     if command.push_to_hub is not None:
         print(push(target, command.push_to_hub, revision=command.revision, private=command.private))
 
 
-def _said(target: Path, sets: list[StoredSet], format: str) -> str:
-    files = [path for path in target.rglob("*") if path.is_file()]
-    images = sum(len(stored.paths) for stored in sets)
-    configs = ", ".join(stored.config for stored in sets)
-    size = sum(path.stat().st_size for path in files)
-    return f"{target}: {configs} as {format}, {images} images, {len(files)} files, {size:,} bytes"
-
-
-MOST = 10  # files named of each set
-
-
 def main_verify(command: VerifyCommand) -> None:
     paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
-    failed = [said for said in map(verify_set, paths) if said]
+    failed = []
+    for path in paths:
+        sound, text = verify_text(path)
+        if sound:
+            print(text)
+        else:
+            failed.append(text)
     if failed:
         raise ArtifactError("\n".join(failed))
-
-
-def verify_set(folder: Path) -> str:
-    """Print what a sound set is, or return what is wrong with it."""
-    try:
-        manifest, problems = read_manifest(folder), verify(folder)
-    except ArtifactError as error:  # the other sets are checked all the same
-        return str(error)
-    if problems:
-        listed = [*problems[:MOST], *([f"and {len(problems) - MOST} more"] if len(problems) > MOST else [])]
-        lines = [f"{folder} is not as it was made; {len(problems)} file(s):", *listed, _origin(manifest)]
-        return "\n  ".join(lines)
-    print(f"{folder}: complete and unchanged\n  {_contents(manifest)}\n  {_origin(manifest)}")
-    return ""
-
-
-def _contents(manifest: Manifest) -> str:
-    size, decoded = manifest["image_size"], manifest["decoded_images"]
-    views = f" decoded to {decoded}" if manifest["factor"] != 1 else ""
-    return (
-        f"{manifest['stored_images']} images{views}, {len(manifest['classes'])} classes, IPC {manifest['ipc']}, "
-        f"{size}x{size} px; {manifest['bytes']['images']:,} bytes of images, {manifest['bytes']['labels']:,} of soft "
-        f"labels; checksum {manifest['checksums']}"
-    )
-
-
-def _origin(manifest: Manifest) -> str:
-    return f"made by: {manifest.get('command', 'unknown')}"
 
 
 def main_show(command: ShowCommand) -> None:
