@@ -86,33 +86,12 @@ def joint_rule(momentum: float, learning_rate: float, classes: int) -> tuple[flo
     Raises:
         ConfigError: momentum outside [0, 1), or no classes.
     """
-    _check(momentum, classes)
-    return momentum**classes, learning_rate * _sum_of_powers(momentum, classes)
-
-
-def end_of_round(momentum: float, learning_rate: float, classes: int) -> list[float]:
-    """Factor of each class's buffer that leads from the joint step's images to the sequential loop's after a round.
-
-    After any round, images of the class at place c in the loop = joint images + factor_c * joint momentum buffer, with
-    factor_c = lr (mu^(C-c) - mu^C) / (1 - mu): 0 for the first class, growing to lr (mu - mu^C) / (1 - mu).
-
-    Raises:
-        ConfigError: momentum outside [0, 1), or no classes.
-    """
-    _check(momentum, classes)
-    return [learning_rate * momentum ** (classes - c) * _sum_of_powers(momentum, c) for c in range(classes)]
-
-
-def _sum_of_powers(base: float, count: int) -> float:
-    """1 + base + ... + base^(count-1) = (1 - base^count) / (1 - base), without its loss of digits near 1."""
-    return sum(base**power for power in range(count))
-
-
-def _check(momentum: float, classes: int) -> None:
     if not 0 <= momentum < 1:
         raise ConfigError(f"momentum is {momentum}; expected 0 or more and less than 1.")
     if classes < 1:
         raise ConfigError(f"classes is {classes}; expected 1 or more.")
+    # (1 - mu^C) / (1 - mu), without its loss of digits near 1
+    return momentum**classes, learning_rate * sum(momentum**power for power in range(classes))
 
 
 PARTS = ("start", "select", "match", "train")  # of the time that a run takes

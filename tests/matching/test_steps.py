@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.errors import ConfigError
-from gendistill.matching.engine import end_of_round, joint_rule
+from gendistill.matching.engine import joint_rule
 
 ROUNDS = 7
 
@@ -61,6 +61,16 @@ def test_every_own_gradient_is_taken_where_the_sequential_loop_takes_it(classes,
     expected, _ = sequential(classes, momentum, 0.005)
     found, _, _ = joint(classes, momentum, 0.005)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def end_of_round(momentum, learning_rate, classes):
+    """Factor of each class's buffer that leads from the joint step's images to the sequential loop's after a round.
+
+    After any round, images of the class at place c in the loop = joint images + factor_c * joint momentum buffer, with
+    factor_c = lr (mu^(C-c) - mu^C) / (1 - mu): 0 for the first class, growing to lr (mu - mu^C) / (1 - mu).
+    """
+    sums = [sum(momentum**power for power in range(c)) for c in range(classes)]
+    return [learning_rate * momentum ** (classes - c) * sums[c] for c in range(classes)]
 
 
 @settings(deadline=None, max_examples=40)

@@ -117,13 +117,13 @@ class CardEntry:
         return f"{self.folder}/{PAIRS}".lstrip("/")
 
 
-def read_entry(source: Path, manifest: Manifest, *, config: str | None = None, folder: str = "") -> CardEntry:
-    """What a card needs of the set in ``source``; its config is ``ipc-K`` unless another is given.
+def read_entry(source: Path, manifest: Manifest, *, folder: str = "") -> CardEntry:
+    """What a card needs of the set in ``source``; its config is ``ipc-K``.
 
     Raises:
         ArtifactError: its soft labels or its evidence are damaged.
     """
-    return CardEntry(config or f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
+    return CardEntry(f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
 
 
 def _soft(source: Path) -> LabelRecord:
