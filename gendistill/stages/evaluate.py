@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import runtime
-from gendistill.config import EvaluateConfig, kind_of, stage_options, to_dict
+from gendistill.config import EvaluateConfig, as_tuple, kind_of, stage_options, to_dict
 from gendistill.config.commands import EvaluateCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
@@ -89,7 +89,7 @@ TASKS = {
 
 def main(command: EvaluateCommand) -> None:
     runtime.check_processes(1)
-    paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    paths = as_tuple(command.surrogate)
     target, config = command.output_dir, stage_options(command, EvaluateConfig)
     cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
     with output(command, command.data.folder, command.teacher, cache, *paths):

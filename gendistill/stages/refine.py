@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gendistill import runtime
-from gendistill.config import RefineConfig, ipc_sizes, require, stage_options
+from gendistill.config import RefineConfig, as_tuple, ipc_sizes, require, stage_options
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import load_generator_codec
@@ -79,7 +79,7 @@ def run_stage(
 def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
-    teachers = command.teacher if isinstance(command.teacher, list) else [command.teacher]
+    teachers = list(as_tuple(command.teacher))
     require(bool(teachers), "teacher", teachers, "a folder, or a list of them")
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():

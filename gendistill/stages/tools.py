@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from gendistill import runtime
+from gendistill.config import as_tuple
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
@@ -27,7 +28,7 @@ def main_export(command: ExportCommand) -> None:
         check_push(command.push_to_hub)
     if command.evaluation is not None:
         read_summary(command.evaluation)  # refused before any work
-    given = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    given = as_tuple(command.surrogate)
     paths, target = [find_surrogate(path) for path in given], command.output_dir
     with plain_output(target, command.overwrite, RECORD, paths) as folder:
         sets = export_folders(paths, folder, command.format, command.evaluation)
@@ -37,7 +38,7 @@ def main_export(command: ExportCommand) -> None:
 
 
 def main_verify(command: VerifyCommand) -> None:
-    paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    paths = as_tuple(command.surrogate)
     failed = []
     for path in paths:
         sound, text = verify_text(path)
@@ -51,7 +52,7 @@ def main_verify(command: VerifyCommand) -> None:
 
 def main_show(command: ShowCommand) -> None:
     runtime.check_processes(1)
-    paths = command.surrogate if isinstance(command.surrogate, list) else [command.surrogate]
+    paths = as_tuple(command.surrogate)
     names, target = set_names(paths), command.output_dir
     inputs = [path for path in (*paths, command.teacher, command.data and command.data.folder) if path]
     with plain_output(target, command.overwrite, SHOW_RECORD, inputs) as folder:
@@ -70,7 +71,7 @@ def main_show(command: ShowCommand) -> None:
 
 
 def main_report(command: ReportCommand) -> None:
-    paths = command.run if isinstance(command.run, list) else [command.run]
+    paths = as_tuple(command.run)
     found = read_runs(paths)
     target = command.output_dir or paths[0]
     place = plain_output(target, command.overwrite, NUMBERS, paths) if command.output_dir else nullcontext(target)
