@@ -440,7 +440,7 @@ def test_another_ones_file_is_neither_used_nor_replaced(tmp_path, passes):
 
 @pytest.mark.parametrize(
     ("place", "error", "message"),
-    [("file", ArtifactError, "is a file; expected a folder"), ("file/cache", StorageError, "Give another folder")],
+    [("file", ArtifactError, "is a file; expected a folder"), ("file/cache", StorageError, "Choose another folder")],
 )
 def test_a_cache_that_cannot_be_a_folder_is_refused_before_the_pass(tmp_path, passes, place, error, message):
     (tmp_path / "file").write_text("")
