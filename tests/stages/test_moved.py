@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.networks.teacher import train_teacher
 from gendistill.report.terminal import w2_lines
+from gendistill.surrogate.manifest import Provenance
+from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
 
@@ -33,8 +36,9 @@ from tests.helpers import gendistill
 )  # fmt: skip
 def test_a_line_says_what_became_of_w2(told: dict, line: str, tmp_path: Path) -> None:
     for ipc in (10, 2):
-        (tmp_path / f"ipc-{ipc}").mkdir()
-        (tmp_path / f"ipc-{ipc}" / "manifest.json").write_text(json.dumps(told))
+        images = torch.zeros(ipc, 1, 4, 4, dtype=torch.uint8)
+        made = SurrogateSet(images, torch.zeros(ipc, dtype=torch.long), ("one",), Provenance(**told))
+        made.save(tmp_path / f"ipc-{ipc}")
     assert list(w2_lines(tmp_path)) == [f"ipc-2: {line}", f"ipc-10: {line}"]
 
 
