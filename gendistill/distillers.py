@@ -57,6 +57,10 @@ def distill(
         >>> made.save("kmeans/ipc-10")
     """
     chosen = DISTILLERS[method]
+    if config is not None and config.method not in (method, DistillConfig().method):
+        raise ConfigError(f"config.method is {config.method!r}; expected {method!r}, or a config that names no method.")
+    if isinstance(ipc, (list, tuple)):
+        raise ConfigError(f"ipc is {ipc!r}; expected a whole number: make a set of each size with a call of its own.")
     own = {} if options is None else _as_section(method, options)
     config = replace(config or DistillConfig(), method=method, ipc=ipc, **own)
     if features is not None:

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import gendistill as gd
+from gendistill.errors import GendistillError
 from tests.helpers import ROOT, files, gendistill
 
 COUNT = 400  # images: enough for every class, few enough for seconds
@@ -61,6 +62,15 @@ def test_a_module_of_ones_own_teaches_and_refines(teacher: gd.Teacher, refined: 
 @pytest.mark.parametrize("method", ["random", "herding", "kcenter", "kmeans"])
 def test_coresets(data: gd.RealData, method: str) -> None:
     assert gd.distill(data, method, 2).images.shape == (20, 1, 8, 8)
+
+
+def test_first_mistakes_are_taken_or_named() -> None:
+    assert gd.load_data("digits", max_per_class=4).name == "digits"
+    tiny = gd.load_data("digits", max_per_class=4)
+    with pytest.raises(GendistillError, match=r"config.method is 'dm'; expected 'kmeans'"):
+        gd.distill(tiny, "kmeans", 1, config=gd.DistillConfig(method="dm"))
+    with pytest.raises(GendistillError, match=r"ipc is \[1, 2\]; expected a whole number"):
+        gd.distill(tiny, "kmeans", [1, 2])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

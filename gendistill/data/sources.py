@@ -62,11 +62,11 @@ class Source:
     licence: str | None = None
 
 
-def load_data(config: DataConfig | None = None, **options: object) -> RealData:
+def load_data(config: DataConfig | str | None = None, **options: object) -> RealData:
     """Read, resize and split the real images of a name: digits, a folder, parquet files or a Hub id.
 
     Args:
-        config: What to read and how to split it.
+        config: What to read and how to split it, or its name alone, such as ``digits`` or a folder.
         options: The fields of ``DataConfig`` as keywords, instead of ``config``.
 
     Returns:
@@ -79,6 +79,8 @@ def load_data(config: DataConfig | None = None, **options: object) -> RealData:
     Example:
         ``load_data(name="uoft-cs/cifar10", max_per_class=500)``
     """
+    if isinstance(config, str):
+        options, config = {"name": config, **options}, None
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     source = find_source(config)
     reader = Reader.for_items(source.splits["train"], config.image_size)

@@ -70,7 +70,7 @@ def all_entries(
 
 def evaluate(
     data: RealData,
-    surrogates: Sequence[SurrogateSet],
+    surrogates: SurrogateSet | Sequence[SurrogateSet],
     config: EvaluateConfig | None = None,
     *,
     seed: int = 0,
@@ -84,7 +84,7 @@ def evaluate(
 
     Args:
         data: The real images that the baselines and the test split come from.
-        surrogates: The sets, of any IPC; sets that differ in their synthesis seed alone share a row.
+        surrogates: A set, or sets of any IPC; sets that differ in their synthesis seed alone share a row.
         config: The protocol and what to change of it.
         seed: Of the random draws and of the coresets; it does not change the training seeds.
         teacher: Made the soft labels; coresets compare its features, k-means pixels as well.
@@ -103,6 +103,7 @@ def evaluate(
         >>> print(gendistill.table(result))
     """
     config = config or EvaluateConfig()
+    surrogates = [surrogates] if isinstance(surrogates, SurrogateSet) else list(surrogates)
     check_origins(surrogates, data)
     if teacher:
         check_origin("the teacher", teacher.classes, teacher.meta, data)

@@ -282,12 +282,25 @@ def finished(folder: Path, stage: str, settings: StageSettings) -> bool:
     return True
 
 
+# by stage, the options that folders of older versions lack, and the values that mean what those versions did
+ADDED: dict[str, dict[str, object]] = {"refine": {"refiner": "barycenter"}}
+
+
+def with_added(stage: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a folder as this version writes them."""
+    return {**ADDED.get(stage, {}), **options}
+
+
 def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecord | None:
     record = read_record(folder)
-    if record is None or (record["stage"] == stage and hash_json(record["settings"]) == hash_json(settings)):
+    if record is None:
+        return None
+    options = cast(Mapping[str, object], record["settings"]["options"])
+    made = {**record["settings"], "options": with_added(record["stage"], options)}
+    if record["stage"] == stage and hash_json(made) == hash_json(settings):
         return record
     raise ArtifactError(
-        f"{folder} was made with other settings ({difference(record['settings'], settings)}). Resume with the same "
+        f"{folder} was made with other settings ({difference(made, settings)}). Resume with the same "
         "ones, start again with --overwrite, or give another --output_dir."
     )
 

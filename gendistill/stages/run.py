@@ -26,7 +26,7 @@ from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
 from gendistill.report.terminal import format_evaluation
 from gendistill.stages import evaluate, finetune, refine, sample, teacher
-from gendistill.stages.folder import SETTINGS, difference, output
+from gendistill.stages.folder import SETTINGS, difference, output, with_added
 
 FOLDERS = {
     "teacher": "teacher",
@@ -133,6 +133,7 @@ def _save_config(config: RunConfig, out: Path) -> None:
     path = out / CONFIG
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored |= {stage: with_added(stage, stored[stage]) for stage in FOLDERS if stage in stored}
         fixed = [k for k in SETTINGS if k not in FOLDERS or (out / FOLDERS[k]).exists()]
         stored, wanted = ({k: s[k] for k in fixed} for s in (stored, settings))
         if stored != wanted:

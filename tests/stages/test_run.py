@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -228,6 +230,19 @@ def test_resuming_a_finished_run_does_nothing_twice(run: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.rglob("stage.json")}
     assert gendistill("run", "--config", TINY, "--output_dir", run, "--resume_from_checkpoint", "latest") == 0
     assert {p: p.stat().st_mtime_ns for p in run.rglob("stage.json")} == before
+
+
+def test_a_run_of_an_older_version_without_todays_options_is_found_finished(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "older"
+    shutil.copytree(run, out)
+    record = json.loads((out / "refined" / "stage.json").read_text())
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert record["settings"]["options"].pop("refiner") == config["refine"].pop("refiner") == "barycenter"
+    (out / "refined" / "stage.json").write_text(json.dumps(record))
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    before = (out / "refined" / "stage.json").stat().st_mtime_ns
+    assert gendistill("run", "--config", TINY, "--output_dir", out, "--resume_from_checkpoint", "latest") == 0
+    assert (out / "refined" / "stage.json").stat().st_mtime_ns == before
 
 
 def test_interrupt_exits_with_130_and_can_be_resumed(tmp_path: Path) -> None:
