@@ -233,15 +233,14 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
-    record: AdapterRecord = {
+    own: AdapterRecord = {
         "format": FORMAT,
         "method": adapted.method,
         "rank": adapted.rank,
         "base_hash": adapted.base_hash,
         "adapter_hash": hash_tensors(tensors),
-        **(origin or {}),
     }
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, {**own, **(origin or {}), **own})  # what was measured goes before what was passed
 
 
 def load_adapter(network: Network, folder: str | Path) -> Network:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -47,6 +47,7 @@ def test_any_permutation_is_found_and_only_that(order: list[int], seed: int) -> 
     held_out = confusion(looked_at(evenly(30), 0.9, seed).guesses, evenly(30), 10)
     truth = torch.tensor(order).repeat_interleave(10)
     counts = confusion(looked_at(truth, 0.9, seed + 1).guesses, evenly(10), 10)
+    assume(all(counts[label, own] >= 6 for label, own in enumerate(order)))  # of ten; fewer leave doubt
     assert permutation(counts, held_out) == (None if order == sorted(order) else order)
 
 

@@ -393,7 +393,11 @@ def test_missing_and_damaged_files_are_refused(saved: Path) -> None:
             load_adapter(dit(), saved)
     (saved / RECORD).write_text(record)
     flipped = good[:-1] + bytes([good[-1] ^ 1])
-    for data, message in [(good[:-4], "missing or damaged"), (b"", "missing or damaged"), (flipped, "is not the file")]:
+    for data, message in [
+        (good[:-4], "missing or damaged"),
+        (b"", "missing or damaged"),
+        (flipped, "does not match its hash"),
+    ]:
         (saved / WEIGHTS).write_bytes(data)
         with pytest.raises(ArtifactError, match=message):
             load_adapter(dit(), saved)

@@ -274,7 +274,7 @@ def test_several_runs_need_a_folder_of_their_own(
     run = make_run(tmp_path / "run", data)
     other = make_run(tmp_path / "other", data)
     assert gendistill("report", run, other) == 2
-    assert "output_dir is None" in capsys.readouterr().err
+    assert "output_dir is null" in capsys.readouterr().err
     assert gendistill("report", run, run, "--output_dir", tmp_path / "out") == 2
     assert "given twice" in capsys.readouterr().err
     assert gendistill("report", run, other, "--output_dir", run) == 2

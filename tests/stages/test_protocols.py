@@ -64,7 +64,7 @@ def test_a_set_without_what_a_protocol_needs_is_refused(
         "plain", *SOFT, *teacher
     )
     assert "--steps 2`" in error("plain", *SOFT, *teacher)
-    assert "give --teacher" in error("labelled", *SOFT)
+    assert "Give --teacher" in error("labelled", *SOFT)
     longer = error("labelled", *SOFT[:4], "--epochs", 3, *teacher)
     assert "evaluate.epochs is 3, which are 3 steps, but a set has soft labels for 2 steps" in longer
     mirrored = error("labelled", "--protocol", "wmdd-soft", "--epochs", 2, *teacher)
