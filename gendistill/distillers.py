@@ -44,8 +44,8 @@ def distill(
         options: The method's own: WmddConfig, MatchingConfig, or the dataclass that the method was registered with, or
             its values by name.
         seed: Of everything random.
-        features: (N,D) of ``data.train``, which a coreset compares; null compares pixels.
-        config: All options at once; its ``method`` and ``ipc`` are replaced.
+        features: (N,D) of ``data.train``, which a coreset compares; None compares pixels.
+        config: All options at once. Its ``method`` is this one, or not set; its ``ipc`` is replaced.
         folder: Keeps checkpoints and snapshots of the methods that have them, so that a killed run continues.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The command line prints them as one message and exits with 2."""
+"""Errors that the user can correct. The command line prints them as one message and exits with 2."""
 
 
 class GendistillError(Exception):
@@ -18,7 +18,7 @@ class ArtifactError(GendistillError):
 
 
 class StorageError(GendistillError):
-    """The disk took no more; what was finished is kept, and the same command can go on from it."""
+    """The disk is full; finished work is kept, and the same command can continue from it."""
 
 
 class ConvergenceError(GendistillError, RuntimeError):

@@ -334,19 +334,20 @@ def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
 
 
 def same_test(meta: Mapping[str, Any], data: RealData) -> bool:
-    """Whether a manifest tells nothing of its data, or of these, or of others beside the same test images."""
-    told = meta.get("data", {})
-    same = told.get("test_fingerprint") == data.test_fingerprint
-    return same or told.get("fingerprint") in (None, data.fingerprint())
+    """Whether a manifest names no data, these data, or others with the same test images."""
+    source = meta.get("data", {})
+    same = source.get("test_fingerprint") == data.test_fingerprint
+    return same or source.get("fingerprint") in (None, data.fingerprint())
 
 
 def check_origin(what: str, classes: tuple[str, ...], meta: Mapping[str, Any], data: RealData) -> None:
     """Refuse what was made from other classes, or from a split whose training images may be test images here."""
     check_classes(what, classes, data)
     if not same_test(meta, data):
-        told = meta["data"]
+        source = meta["data"]
+        name, fingerprint = source.get("name"), source["fingerprint"]
         raise ArtifactError(
-            f"{what} was made from other images or splits ({told.get('name')}, fingerprint {told['fingerprint']}) than "
+            f"{what} was made from other images or splits ({name}, fingerprint {fingerprint}) than "
             f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
             "options it was made with."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -54,13 +55,13 @@ class _Result(Mapping[str, Any]):
         about = f"Protocol {self.protocol} on {self.data.get('name')}, seed {self.seed}"
         return f"<p>{html.escape(about)}</p>" + self._shown().to_html(index=False, border=0, na_rep="")
 
+    @abstractmethod
     def _shown(self) -> DataFrame:
         """What a notebook shows of the rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _records(self) -> Sequence[Mapping[str, object]]:
         """The lines of the CSV file."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the JSON file holds them."""

@@ -1,4 +1,4 @@
-"""Stage folders: written whole or not at all, refused when not empty, recognised again on resume.
+"""Stage folders: written completely or not at all, refused when not empty, recognised again on resume.
 
 A stage works in ``NAME.partial`` beside its target and renames it when done; ``stage.json`` says which stage with
 which settings made it, and ``config.yaml`` holds the settings for people.
@@ -82,7 +82,7 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     Raises:
         ArtifactError: the folder holds something that the command may not touch, holds one of its inputs, or cannot
             be written.
-        StorageError: the disk took no more.
+        StorageError: the disk is full.
     """
     folder = options.output_dir
     _check(options, [path for path in inputs if path is not None])
@@ -110,12 +110,12 @@ def plain_output(target: Path, overwrite: bool, record_name: str, inputs: Sequen
 
     It holds an empty ``record_name`` from the start, to be written over with what the command did, a JSON object with
     ``command`` and ``versions`` among others: by it a later --overwrite knows the folder. The old folder stays in place
-    until the new one is whole; after an error nothing new is left, and of a kill only ``NAME.partial``, which the next
-    command starts anew.
+    until the new one is complete. An error leaves nothing new; a kill leaves only ``NAME.partial``, which the next
+    command replaces.
 
     Raises:
         ArtifactError: the folder holds something else, holds one of ``inputs``, or cannot be written.
-        StorageError: the disk took no more.
+        StorageError: the disk is full.
     """
     _check_place(target, inputs)
     partial = partial_of(target)
@@ -295,8 +295,9 @@ def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecor
     record = read_record(folder)
     if record is None:
         return None
-    options = cast(Mapping[str, object], record["settings"]["options"])
-    made = {**record["settings"], "options": with_added(record["stage"], options)}
+    made: Any = record["settings"]
+    if isinstance(made, dict) and isinstance(made.get("options"), dict):
+        made = {**made, "options": with_added(record["stage"], made["options"])}
     if record["stage"] == stage and hash_json(made) == hash_json(settings):
         return record
     raise ArtifactError(
@@ -332,7 +333,7 @@ def stage_folder(
     Processes that are not the main one write nothing.
 
     Raises:
-        StorageError: the disk took no more; the partial folder stays.
+        StorageError: the disk is full; the partial folder stays.
     """
     partial = partial_of(target)
     with storage_errors(target):

@@ -133,7 +133,7 @@ def _save_config(config: RunConfig, out: Path) -> None:
     path = out / CONFIG
     if path.is_file():
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        stored |= {stage: with_added(stage, stored[stage]) for stage in FOLDERS if stage in stored}
+        stored |= {stage: with_added(stage, stored[stage]) for stage in FOLDERS if isinstance(stored[stage], dict)}
         fixed = [k for k in SETTINGS if k not in FOLDERS or (out / FOLDERS[k]).exists()]
         stored, wanted = ({k: s[k] for k in fixed} for s in (stored, settings))
         if stored != wanted:

@@ -29,7 +29,7 @@ def image_name(index: int) -> str:
 
 
 def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """One safe folder name a class, told apart also where a file system ignores case.
+    """One safe folder name a class; no two differ only in case, which some file systems ignore.
 
     Names are percent-encoded where needed; the index stands in for what is too long, empty or taken.
     """

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from gendistill.config import ModelConfig, UNet
+from gendistill.errors import ArtifactError
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import build_generator
 from gendistill.runtime import Checkpoints
-from gendistill.stages.folder import StageFolder
+from gendistill.stages.folder import StageFolder, finished
 from tests.generator.autoencoders import kl
 from tests.helpers import TINY, files, gendistill, no_file_above
 
@@ -94,6 +95,13 @@ def test_a_log_keeps_whole_lines(tmp_path: Path) -> None:
     with no_file_above(len(before) + 10), pytest.raises(OSError, match="File too large"):
         folder.log({"step": 2})
     assert folder.log_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("settings", [{}, {"options": None}, {"options": []}, [], None])
+def test_a_record_without_options_is_of_other_settings(settings: object, tmp_path: Path) -> None:
+    (tmp_path / "stage.json").write_text(json.dumps({"stage": "refine", "settings": settings}))
+    with pytest.raises(ArtifactError, match="was made with other settings"):
+        finished(tmp_path, "refine", {"options": {"ipc": 1}, "seed": 0, "inputs": {}})
 
 
 def test_training_goes_on_after_a_full_disk(no_room: Callable[..., str], trained: Path, tmp_path: Path) -> None:

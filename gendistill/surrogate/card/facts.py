@@ -42,7 +42,7 @@ class Terms:
 
     generator: tuple[str, ...]
     data: tuple[str, ...]
-    effective: tuple[str, ...]  # all of them apply; empty where it cannot be told
+    effective: tuple[str, ...]  # all of them apply; empty where that is unknown
 
     @property
     def front_matter(self) -> dict[str, str | list[str]]:
@@ -60,9 +60,9 @@ def terms(manifests: Sequence[Manifest]) -> Terms:
     generator = _distinct(_known(name) for name in given if name != AS_DATA)
     data = _distinct(_known((manifest.get("data") or {}).get("licence")) for manifest in manifests)
     found = _distinct((*generator, *data))
-    told = tuple(name for name in found if name != UNKNOWN)
-    certain = UNKNOWN not in found or any(name not in PERMISSIVE for name in told)
-    return Terms(generator, data, told if certain else ())
+    known = tuple(name for name in found if name != UNKNOWN)
+    certain = UNKNOWN not in found or any(name not in PERMISSIVE for name in known)
+    return Terms(generator, data, known if certain else ())
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
