@@ -274,7 +274,7 @@ class LeakageCheck:
 
     @classmethod
     def of(cls, data: RealData) -> LeakageCheck:
-        reference = CopyCheck.of(data, features=small_pixels, most=MOST)
+        reference = CopyCheck.of(data, features=small_pixels, space=space(data), most=MOST)
         test = small_pixels(data.test.images)
         held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])
         threshold = float(reference.held_out.quantile(QUANTILE))

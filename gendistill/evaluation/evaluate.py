@@ -19,7 +19,6 @@ from gendistill.evaluation.checks import Finding
 from gendistill.evaluation.checks.counts import data_findings
 from gendistill.evaluation.checks.label_recipes import check_soft_labels
 from gendistill.evaluation.checks.labels import label_quality, soft_targets
-from gendistill.evaluation.copies import space as pixel_space
 from gendistill.evaluation.entries import Entry, entries_of, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (
     RunRecord,
@@ -207,7 +206,6 @@ def _numbers(subject: DescribedSet, real: RealReference, space: str, labels: Lab
         "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed), seed=seed),
         "copies": {
             **subject.copies.summary(),
-            "space": pixel_space(real.data),
             "near_test": len(subject.near),
             "control": real.control,
         },

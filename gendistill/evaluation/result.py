@@ -7,7 +7,7 @@ import html
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -74,10 +74,13 @@ class _Result(Mapping[str, Any]):
         Raises:
             ArtifactError: it is no summary of an evaluation.
         """
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(record.get("rows"), list) or not isinstance(record.get("data"), dict):
+        own = fields(cls)  # type: ignore[arg-type]
+        values = {"protocol": "unknown", "seed": 0, **{f.name: record[f.name] for f in own if f.name in record}}
+        needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
+        lists = isinstance(record.get("rows"), list) and isinstance(record.get("data"), dict)
+        if not lists or needed - values.keys():
             raise ArtifactError(f"Got no summary of an evaluation; expected the keys of {cls.JSON}, `rows` a list.")
-        return cls(**{"protocol": "unknown", "seed": 0, **{k: v for k, v in record.items() if k in known}})
+        return cls(**values)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -213,7 +213,7 @@ def shares(
     own = [{name: _mean(values[name]) for name in names} for values in made]
     random = [
         [
-            {name: _mean(real[name][random_counts(len(real[name]), len(x[name]), k, d, seed)]) for name in names}
+            {name: _mean(real[name][random_positions(len(real[name]), len(x[name]), k, d, seed)]) for name in names}
             for k, (real, x) in enumerate(zip(pool, made, strict=True))
         ]
         for d in range(draws)
@@ -221,13 +221,13 @@ def shares(
     return {name: _beside(name, _column(own, name), [_column(r, name) for r in random]) for name in names}
 
 
-def random_counts(count: int, most: int, label: int, draw: int, seed: int) -> Tensor:
+def random_positions(count: int, most: int, label: int, draw: int, seed: int) -> Tensor:
     """Positions of the ``draw``-th random real set in the pool of a class."""
     return torch.randperm(count, generator=torch_rng(seed, "random set", label, draw))[:most]
 
 
 def _of_draw(real: Tensor, count: int, label: int, draw: int, seed: int) -> Values:
-    at = random_counts(len(real), count, label, draw, seed)
+    at = random_positions(len(real), count, label, draw, seed)
     return measures(_without(real, at), real[at])
 
 

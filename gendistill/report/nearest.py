@@ -103,7 +103,7 @@ class Pair:
 class Closest:
     """Distances to the closest training image: of a set's images, and of held-out real ones for scale.
 
-    ``copies_sentence`` and ``nearness_sentence`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
+    ``copied`` and ``near`` are sentences. Strokes are SVG paths on a scale of 0 to 1000.
     """
 
     name: str

@@ -170,7 +170,7 @@ def _records(facts: ReportFacts) -> dict[str, object]:
 
 def closest_pairs(facts: ReportFacts) -> list[Closest]:
     """Of every run's product and every set of an evaluation, ``MOST_CHECKED`` of these, where the real images are
-    there; ``MOST_MEASURED`` of the images of each are tables."""
+    there; ``MOST_MEASURED`` of the images of each are measured."""
     if facts.data is None or not any(run.sets for run in facts.runs):
         return []
     several, embed = len(facts.runs) > 1, facts.look.embed if facts.look else None

@@ -14,7 +14,7 @@ from gendistill.evaluation.set_metrics import (
     likeness,
     measures,
     mmd2,
-    random_counts,
+    random_positions,
     random_sets,
     shares,
     vendi,
@@ -39,7 +39,7 @@ def test_every_number_stands_beside_that_of_random_sets_of_its_size() -> None:
     assert set(found) == set(MEASURES)
     vendis = [
         [
-            vendi(real[random_counts(60, len(x), k, d, 0)]).item()
+            vendi(real[random_positions(60, len(x), k, d, 0)]).item()
             for k, (real, x) in enumerate(zip(pool, made, strict=True))
         ]
         for d in range(4)

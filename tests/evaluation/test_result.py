@@ -43,6 +43,11 @@ def either(request: pytest.FixtureRequest) -> Evaluation | ContinualEvaluation:
     return request.getfixturevalue(request.param)
 
 
+def test_a_record_that_lacks_a_field_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"expected the keys of continual\.json"):
+        ContinualEvaluation.from_dict({"data": {}, "rows": []})
+
+
 def test_what_is_saved_loads_again_from_the_folder_or_the_file(
     either: Evaluation | ContinualEvaluation, tmp_path: Path
 ) -> None:
