@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gendistill import runtime
@@ -22,7 +21,7 @@ from gendistill.generator.loading import licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import Callbacks, train_generator
 from gendistill.hashing import hash_tensors
-from gendistill.io import WorkFolder, atomic, write_tensors
+from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
 
 LATENTS, CHECKPOINTS, BASE_WEIGHTS = "latents", "checkpoints", "base.safetensors"
@@ -74,7 +73,7 @@ def finetune(
     licence = generator.meta.get("licence", OUR_LICENCE)
     saved = folder.path / BASE_WEIGHTS if folder else None
     if saved is not None and saved.is_file():
-        generator.network.load_state_dict(load_file(saved))
+        generator.network.load_state_dict(read_tensors(saved, fix="Delete it and resume.")[0])
     elif config.pretrained is None and config.base_steps:
         adapted = adapt(generator.network, "full", base_hash="")
         run.phase("base", adapted)()

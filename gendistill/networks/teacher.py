@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from safetensors.torch import load_file
 from torch import nn
 
 from gendistill import runtime
@@ -15,7 +14,7 @@ from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
-from gendistill.io import WorkFolder, read_json, write_json, write_tensors
+from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.adapter import as_classifier
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
@@ -130,9 +129,10 @@ class Teacher:
             fix="Make one with `gendistill teacher`.",
         )
         network = build_network(**record["network"])
+        weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
         try:
-            network.load_state_dict(load_file(folder / "model.safetensors"))
-        except Exception as error:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
             raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {error}") from error
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gendistill.data.crops import boxes
 from gendistill.generator.codec import Codec
+from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
 
 
@@ -130,7 +131,7 @@ def resampled(images: Tensor, sides: Tensor, centres: Tensor, shifts: Tensor) ->
     It is separable: two small matrices an image, whose gradient has a fixed order on a GPU too.
     """
     height, width = images.shape[-2:]
-    (side_x, side_y), (x, y), (down, right) = (_on_device_of(part, images).T for part in (sides, centres, shifts))
+    (side_x, side_y), (x, y), (down, right) = (to_device(part, images.device).T for part in (sides, centres, shifts))
     rows, columns = _weights(height, side_y, y, down), _weights(width, side_x, x, right)
     return rows[:, None] @ (images.flatten(1, 2) @ columns.mT).view(images.shape)
 
@@ -149,13 +150,8 @@ def rolled(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     rows = (torch.arange(height) - down[:, None]) % height
     columns = (torch.arange(width) - right[:, None]) % width
     batch = torch.arange(len(images))[:, None, None]
-    index = [_on_device_of(i, images) for i in (batch, rows[:, :, None], columns[:, None, :])]
+    index = [to_device(i, images.device) for i in (batch, rows[:, :, None], columns[:, None, :])]
     return images.movedim(1, -1)[index[0], index[1], index[2]].movedim(-1, 1)
-
-
-def _on_device_of(values: Tensor, images: Tensor) -> Tensor:
-    """Values on the images' device, without waiting for a GPU."""
-    return values.to(images.device, non_blocking=images.is_cuda)
 
 
 def chunks(labels: Tensor, rows: int) -> Iterator[Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Required, TypedDict, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +19,7 @@ from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import DataError
-from gendistill.io import WorkFolder, write_tensors
+from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import cosine
 from gendistill.objectives.refinement import feature_loss, released_feature_loss
@@ -117,7 +116,8 @@ def refine_images(
     state.wait_for_everyone()
     if store is not None:
         for i, positions in enumerate(parts):
-            images[positions] = load_file(store / f"{i:05d}.safetensors")["images"]
+            found, _ = read_tensors(store / f"{i:05d}.safetensors", fix="Delete it and resume.")
+            images[positions] = found["images"]
         state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
     made = _accepted(start, images, targets, space, config, held_out)
     if not config.steps:

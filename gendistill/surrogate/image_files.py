@@ -136,6 +136,8 @@ def decode(data: bytes, channels: int, size: int) -> bytes:
         raise ValueError(f"has {depth} bits a channel; expected 8")
     try:
         image = _unpack(data, size)
+    except MemoryError:
+        raise  # of this machine, not of the file
     except Exception as error:  # Pillow raises many kinds where chunks make no sense
         raise ValueError(f"is damaged: {error}") from error
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
