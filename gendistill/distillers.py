@@ -65,7 +65,9 @@ def distill(
     config = replace(config or DistillConfig(), method=method, ipc=ipc, **own)
     if features is not None:
         if not chosen.coreset:
-            raise ConfigError(f"features are given with method {method}; expected null: only coresets compare them.")
+            raise ConfigError(f"features are given with method {method}; expected None: only coresets compare them.")
+        if teacher:
+            raise ConfigError(f"a teacher is given with method {method} and features; expected one of the two.")
         from gendistill.coreset.coresets import coreset_set
 
         return coreset_set(data, method, ipc, seed=seed, features=features)
@@ -97,6 +99,8 @@ def distill_sets(
     if method.needs_teacher != bool(teachers):
         wanted = "a teacher" if method.needs_teacher else "none"
         raise ConfigError(f"{len(teachers)} teachers are given; expected {wanted} with method {config.method}.")
+    if statistics_cache and not method.needs_teacher:
+        raise ConfigError(f"statistics_cache is {str(statistics_cache)!r}; expected None with method {config.method}.")
     made: Iterator[SurrogateSet] = resolve(method.make)(
         data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache
     )

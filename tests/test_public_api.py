@@ -71,6 +71,12 @@ def test_first_mistakes_are_taken_or_named() -> None:
         gd.distill(tiny, "kmeans", 1, config=gd.DistillConfig(method="dm"))
     with pytest.raises(GendistillError, match=r"ipc is \[1, 2\]; expected a whole number"):
         gd.distill(tiny, "kmeans", [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(GendistillError, match="a teacher is given with method kmeans and features"):
+        gd.distill(tiny, "kmeans", 1, features=torch.zeros(40, 2), teacher=["one"])  # type: ignore[list-item]
+    with pytest.raises(GendistillError, match=r"refine\.refiner is \(\)"):
+        gd.RefineConfig(refiner=())
+    with pytest.raises(GendistillError, match=r"teacher\.learning_rate is inf"):
+        gd.TeacherConfig(learning_rate=float("inf"))
 
 
 @pytest.mark.parametrize(

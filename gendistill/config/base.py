@@ -27,7 +27,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
+        return above and (value < self.high if self.open_high else value <= self.high) and abs(value) < INFINITE
 
     def __str__(self) -> str:
         if self.low > -INFINITE and self.high < INFINITE and not (self.open_low or self.open_high):

@@ -180,7 +180,9 @@ class RefineConfig(ObjectiveConfig):
     def check(self) -> None:
         super().check()
         check_sizes(self.ipc, "refine.ipc")
-        for name in as_tuple(self.refiner):
+        names = as_tuple(self.refiner)
+        require(len(set(names)) == len(names) > 0, "refine.refiner", self.refiner, "a refiner, or several, each once")
+        for name in names:
             if name not in REFINERS:
                 raise ConfigError(f"refine.{REFINERS.unknown(name)}")
         require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")

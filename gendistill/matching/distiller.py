@@ -18,7 +18,7 @@ from gendistill.hashing import hash_json
 from gendistill.io import WorkFolder, partial_of
 from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
-from gendistill.matching.methods import MATCHING, Run, filled, plan_runs
+from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
 from gendistill.runtime import Checkpoints
 from gendistill.surrogate.manifest import AS_DATA, provenance
@@ -70,10 +70,7 @@ def match(
     draw: Draw | None = None,
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there."""
-    label, places = (
-        f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}",
-        range(len(run.ipcs)),
-    )
+    label = f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}"
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
     found = checkpoints.latest() if checkpoints else None
@@ -86,7 +83,7 @@ def match(
         note(f"{label}: the first steps compile, for up to a minute")
 
     def made() -> list[SurrogateSet]:
-        return [_surrogate(data, run, place, matcher, seed, given) for place in places]
+        return [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
 
     def snapshots() -> None:
         every = run.config.snapshot_every
@@ -176,7 +173,7 @@ def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
         ArtifactError: it is made of other classes, or of images that are test images here.
     """
     place = config.matching.start
-    if config.method not in MATCHING or not isinstance(place, Path):
+    if not isinstance(place, Path):
         return None
     if not place.exists():
         raise ConfigError(

@@ -247,7 +247,6 @@ METHODS = {
     "idc": Method(preset=_idc, iterations=1200, by_class=True, scales_rate=True),
     "idm": Method(preset=_idm, iterations=20_000, by_class=True),
 }
-MATCHING = tuple(METHODS)
 
 
 @dataclass(frozen=True)

@@ -152,12 +152,6 @@ class RepresentativeSelection:
         self._moment, self._picks = (iteration, refresh), found
 
 
-SELECTIONS: dict[str, type[RandomSelection] | type[RepresentativeSelection]] = {
-    "random": RandomSelection,
-    "representative": RepresentativeSelection,
-}
-
-
 def sample_without_replacement(index: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """``count`` of ``index`` (n,) without replacement; all, as they stand, where there are no more."""
     if len(index) <= count:

@@ -1,4 +1,4 @@
-"""Distill stage: real data -> surrogate sets by a distiller that needs no generator: coresets, WMDD, matching."""
+"""Distill stage: real data -> surrogate sets by a registered distiller: coresets, WMDD, matching, your own."""
 
 from __future__ import annotations
 

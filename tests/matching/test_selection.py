@@ -16,9 +16,17 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.evaluation.set_metrics import batch_mmd
-from gendistill.matching.selection import SELECTIONS, embed, representatives, sample_without_replacement
+from gendistill.matching.selection import (
+    RandomSelection,
+    RepresentativeSelection,
+    embed,
+    representatives,
+    sample_without_replacement,
+)
 from gendistill.networks.factories import build_network
 from gendistill.seeding import derive, torch_rng
+
+SELECTIONS = {"random": RandomSelection, "representative": RepresentativeSelection}
 
 WEIGHTS = ["free", "fixed"]
 
