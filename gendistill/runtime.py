@@ -13,17 +13,17 @@ from datetime import timedelta
 from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gendistill import progress
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import read_tensors, write_tensors
+
+if TYPE_CHECKING:  # half a second of imports, which many commands do not need
+    from accelerate import Accelerator, PartialState
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ def processes() -> PartialState:
     Raises:
         ConfigError: the launcher started another number of processes than run together, so each would do all the work.
     """
+    from accelerate import PartialState
+
     # The timeout is long, because the other processes wait while the main one encodes images.
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(days=2))
     asked = int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,8 +69,10 @@ def device() -> torch.device:
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on the device; a copy to CUDA does not wait for the work that is queued there."""
-    return value.to(device, non_blocking=device.type == "cuda")
+    """``value`` on the device; a copy to CUDA is from pinned memory and does not wait for the work queued there."""
+    if device.type != "cuda":
+        return value.to(device)
+    return (value.pin_memory() if value.device.type == "cpu" else value).to(device, non_blocking=True)
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -168,6 +172,9 @@ def make_accelerator(
     Raises:
         ConfigError: the tracker is not installed.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     processes()
     if mixed_precision == "auto":
         mixed_precision = "bf16" if torch.cuda.is_available() and native_bf16(torch.device("cuda")) else "no"
@@ -188,6 +195,8 @@ def make_accelerator(
 
 def owns_optimizer(accelerator: Accelerator) -> bool:
     """Whether the launcher (DeepSpeed) keeps the optimiser's state to itself, so that no checkpoint can hold it."""
+    from accelerate import DistributedType
+
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
@@ -275,11 +284,15 @@ def peak_memory() -> int:
 
 def full_tensor(value: Tensor) -> Tensor:
     """A tensor sharded over processes (FSDP2), gathered by all of them; any other as it is."""
+    from torch.distributed.tensor import DTensor
+
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """This process's share of a whole tensor, where ``like`` is sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

@@ -27,3 +27,12 @@ def test_an_error_of_the_function_itself_is_not_taken_for_the_compilers():
 
     with pytest.raises(ValueError, match="not this"):
         runtime.compiled_anew(refuse)(torch.ones(1))
+
+
+def test_a_copy_to_a_gpu_is_from_pinned_memory_and_is_not_waited_for(monkeypatch):
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: copies.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: copies.append((device.type, how)) or self)
+    runtime.to_device(torch.ones(1), torch.device("cuda"))
+    runtime.to_device(torch.ones(1), torch.device("cpu"))
+    assert copies == ["pinned", ("cuda", {"non_blocking": True}), ("cpu", {})]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gendistill.data.crops import boxes, cropped, cutmix
 from gendistill.data.siamese import Siamese
+from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
@@ -72,12 +73,12 @@ class Augmentation:
 def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Tensor:
     """Per-image random translation by up to ``shift`` pixels (edges repeat) and mirroring. Float (B,C,H,W)."""
     if flip:
-        mirrored = torch.rand(len(images), generator=rng).lt(0.5).to(images.device)
+        mirrored = to_device(torch.rand(len(images), generator=rng) < 0.5, images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if shift:
         height, width = images.shape[-2:]
         padded = F.pad(images, (shift,) * 4, mode="replicate")
-        offset = torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng).to(images.device)
+        offset = to_device(torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng), images.device)
         rows = offset[0][:, None] + torch.arange(height, device=images.device)
         columns = offset[1][:, None] + torch.arange(width, device=images.device)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
@@ -91,8 +92,8 @@ def color_jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tenso
     These are brightness, contrast and saturation; each image has its own order and its own three a. Nothing is clamped.
     """
     count, device = len(images), images.device
-    order = torch.rand(count, 3, generator=rng).argsort(1).to(device)
-    share = (strength * (2 * torch.rand(count, 3, generator=rng) - 1)).to(device)
+    order = to_device(torch.rand(count, 3, generator=rng).argsort(1), device)
+    share = to_device(strength * (2 * torch.rand(count, 3, generator=rng) - 1), device)
     row = torch.arange(count, device=device)
     for place in range(3):
         grey = _grey(images)
@@ -109,11 +110,11 @@ def pca_lighting(images: Tensor, strength: float, rng: torch.Generator) -> Tenso
     if images.shape[1] != 3:
         return images
     colour = 2 * amount @ torch.tensor(COLOURS).T  # 2: from [0, 1] to [-1, 1]
-    return images + colour[:, :, None, None].to(images.device)
+    return images + to_device(colour, images.device)[:, :, None, None]
 
 
 def _grey(images: Tensor) -> Tensor:
     """(B,1,H,W)."""
     if images.shape[1] == 1:
         return images
-    return (images * torch.tensor(LUMA, device=images.device)[:, None, None]).sum(1, keepdim=True)
+    return (images * to_device(torch.tensor(LUMA), images.device)[:, None, None]).sum(1, keepdim=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.data.pixels import to_float
+from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
 
 
@@ -78,7 +79,7 @@ class Views:
 
     def batch(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """(views (B,C,H,W) in [-1, 1], positions (B,)) of batch ``step`` of uint8 ``images`` (N,C,H,W)."""
-        index = batch_indices(len(images), self.batch_size, step, self.seed).to(images.device)
+        index = to_device(batch_indices(len(images), self.batch_size, step, self.seed), images.device)
         return self.of(to_float(images[index]), step), index
 
     def of(self, images: Tensor, step: int) -> Tensor:
@@ -118,7 +119,7 @@ def cropped(images: Tensor, sides: Tensor, centres: Tensor) -> Tensor:
     """Bilinear; crops are enlarged, never shrunk, so there is nothing to antialias."""
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sides[:, 0], sides[:, 1], centres
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(to_device(theta, images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

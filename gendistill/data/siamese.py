@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.config import require
+from gendistill.runtime import to_device
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Compose = Literal["one", "all"]
@@ -121,10 +122,9 @@ class AugmentationDraw:
     mean: float = 0.0
     padding: Padding = "mean"
 
-    def to(self, device: torch.device | str) -> AugmentationDraw:
+    def to(self, device: torch.device) -> AugmentationDraw:
         """The same draw there; ``apply`` does it too, so this only spares copies when it is applied many times."""
-        steps = ((name, value.to(device, non_blocking=value.device.type == "cpu")) for name, value in self.steps)
-        return replace(self, steps=tuple(steps))
+        return replace(self, steps=tuple((name, to_device(value, device)) for name, value in self.steps))
 
     def apply(self, images: Tensor) -> Tensor:
         """Augmented images (B,C,H,W) of those in [-1, 1], differentiable in them.

@@ -179,6 +179,6 @@ def _weighted_batches(surrogate: SurrogateSet, network: torch.nn.Module) -> Batc
         images, targets = batches(step)
         index = batch_indices(len(shares), views.batch_size, step, views.seed)
         shown = views.of(shares[index, :, None, None].expand(-1, -1, side, side), step)
-        return images, targets * shown.mean((1, 2, 3))[:, None]
+        return images, targets * runtime.to_device(shown.mean((1, 2, 3)), targets.device)[:, None]
 
     return weighted

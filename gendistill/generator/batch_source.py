@@ -21,6 +21,7 @@ from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.generator.generator import Generator
+from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
 
 
@@ -118,8 +119,7 @@ class BatchDraw:
 
     def to(self, device: torch.device) -> BatchDraw:
         values = (self.x0, self.eps, self.t, self.labels, self.condition, self.dropped)
-        pinned = device.type == "cuda"
-        return BatchDraw(*((v.pin_memory() if pinned else v).to(device, non_blocking=True) for v in values))
+        return BatchDraw(*(to_device(value, device) for value in values))
 
 
 class BatchSource:

@@ -196,7 +196,7 @@ class _Training:
             seed=self.seed,
             checkpoints=checkpoints,
             callbacks=Callbacks(
-                lambda estimate: note(f"{name}: {estimate}") if self.is_main else None,
+                (lambda estimate: note(f"{name}: {estimate}")) if self.is_main else None,
                 lambda step: self.preview(f"{name}-{step:06d}"),
             ),
         )

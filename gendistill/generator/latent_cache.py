@@ -29,7 +29,7 @@ from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors
 from gendistill.io import partial_of, read_json, write_json, write_tensors
 from gendistill.progress import track
-from gendistill.runtime import processes
+from gendistill.runtime import processes, to_device
 
 FILE, FORMAT, LOCK = "latents.json", 1, ".lock"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
@@ -197,7 +197,7 @@ def _encode(
 
 def _moments(codec: Codec, split: Split, batch: range, flip: bool) -> dict[str, Tensor]:
     at = slice(batch.start, batch.stop)
-    images = to_float(split.images[at].to(codec.device))
+    images = to_float(to_device(split.images[at], codec.device))
     sides = [codec.encode(x) for x in ([images, images.flip(-1)] if flip else [images])]
     found = {"mean": [side.mean for side in sides], "std": [side.std for side in sides if side.std is not None]}
     tensors = {name: torch.stack(values, 1).float().cpu() for name, values in found.items() if values}

@@ -22,7 +22,7 @@ from gendistill.generator.generator import Generator
 from gendistill.generator.guidance import acts_at, classifier_free, mode_guidance
 from gendistill.generator.schedulers import make_scheduler, scheduler_step, start_from
 from gendistill.objectives import diffusion
-from gendistill.runtime import native_bf16
+from gendistill.runtime import native_bf16, to_device
 from gendistill.seeding import torch_rng
 
 DECODED_AT_ONCE, CPU_ROWS = 8, 16
@@ -117,11 +117,12 @@ def _denoise(
     """x0 (B,c,h,w) of a whole batch."""
     device = generator.device
     rngs = [torch_rng(seed, "sample", generator.label_map[generator.classes[r.label]], r.index) for r in batch]
-    eps = torch.stack([torch.randn(generator.sample_shape, generator=rng) for rng in rngs]).to(device)
-    condition = generator.mapping.condition(torch.tensor([r.label for r in batch])).to(device)
+    eps = to_device(torch.stack([torch.randn(generator.sample_shape, generator=rng) for rng in rngs]), device)
+    condition = to_device(generator.mapping.condition(torch.tensor([r.label for r in batch])), device)
     modes = None
     if prototypes is not None:
-        modes = prototypes[[r.label for r in batch], [r.index % prototypes.shape[1] for r in batch]].to(eps)
+        modes = prototypes[[r.label for r in batch], [r.index % prototypes.shape[1] for r in batch]]
+        modes = to_device(modes, device).to(eps.dtype)
     # Solvers keep a history, so each batch gets a new one.
     steps = make_scheduler(generator, config.scheduler, config.num_inference_steps)
     if isinstance(config.start, Prototypes):
@@ -160,7 +161,7 @@ def predict(
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
     mode = config.guidance
     if isinstance(mode, ModeGuidance) and modes is not None and level > mode.stop:
-        alpha_bar = alpha_bar.to(xt).expand(len(xt))
+        alpha_bar = to_device(alpha_bar, xt.device).expand(len(xt))
         prediction = mode_guidance(prediction, xt, modes, alpha_bar, mode.scale, generator.prediction_type)
     return prediction, variance
 
@@ -174,9 +175,10 @@ def _run(generator: Generator, x: Tensor, t: Tensor, condition: Tensor, precisio
     if precision == "auto":
         precision = "bf16" if native_bf16(x.device) else "no"
     rows = CPU_ROWS if kind == "cpu" else len(x)
+    times = to_device(t, x.device).expand(rows)
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         outputs = [
-            generator.denoise(_padded(part, rows), t.to(x.device).expand(rows), _padded(classes, rows))[: len(part)]
+            generator.denoise(_padded(part, rows), times, _padded(classes, rows))[: len(part)]
             for part, classes in zip(x.split(rows), condition.split(rows), strict=True)
         ]
     return torch.cat(outputs).float()
@@ -189,7 +191,6 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 def _decode(codec: Codec, x: Tensor) -> Tensor:
     """uint8 (b,C,H,W) on the CPU, always as many at once: memory and rounding do not depend on the batch."""
-    images = []
-    for part in x.split(DECODED_AT_ONCE):
-        images.append(to_uint8(codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]).cpu())
-    return torch.cat(images)
+    parts = x.split(DECODED_AT_ONCE)
+    decoded = [to_uint8(codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]) for part in parts]
+    return torch.cat(decoded).cpu()

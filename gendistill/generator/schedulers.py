@@ -24,6 +24,7 @@ from gendistill.errors import ConfigError
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
 from gendistill.objectives import diffusion
+from gendistill.runtime import to_device
 
 SPACING = "trailing"
 MEAN_SNR = 0.2
@@ -37,8 +38,8 @@ class _DDIM(DDIMScheduler):
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> DDIMSchedulerOutput:
         later = self.timesteps[self.timesteps < timestep]
-        now = self.alphas_cumprod[timestep].to(sample)
-        then = (self.alphas_cumprod[later[0]] if len(later) else self.final_alpha_cumprod).to(sample)
+        ends = self.alphas_cumprod[timestep], self.alphas_cumprod[later[0]] if len(later) else self.final_alpha_cumprod
+        now, then = (to_device(alpha_bar, sample.device) for alpha_bar in ends)
         x0 = diffusion.predicted_x0(model_output, sample, now, self.config.prediction_type)
         eps = (sample - now.sqrt() * x0) / (1 - now).sqrt()
         if self.config.clip_sample:

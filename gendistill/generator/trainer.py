@@ -141,7 +141,8 @@ def train_generator(
         range((steps - done) * len(own)),
         accelerator.device,
     )
-    timed = min(done + 1, steps - 1) if config.compile or torch.cuda.is_available() else done
+    slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
+    timed = (min(done + 1, steps - 1) if slow_start else done) if callbacks.estimate else None
     runtime.reset_peak_memory()
     for step in range(done, steps):
         start = _now() if step == timed else 0.0

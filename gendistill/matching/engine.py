@@ -206,7 +206,7 @@ class Matcher:
         if self.augmentation is None:
             return None
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
-        return self.augmentation.draw(rng, 1, self.real.images.shape[-1])
+        return self.augmentation.draw(rng, 1, self.real.images.shape[-1]).to(self.real.images.device)
 
     def _views_of(self, place: int, draws: list[AugmentationDraw | None], inner: int) -> tuple[Tensor, list[Tensor]]:
         """A set's images as a leaf, and the augmented views of every class, differentiable in it."""

@@ -72,7 +72,7 @@ class Backbone:
         """uint8 images (B,C,H,H) -> float32 (B,D), on the CPU."""
 
         def batch(x: Tensor) -> Tensor:
-            return self.network(self.preprocessing(x.to(self.device))).float().cpu()
+            return self.network(self.preprocessing(runtime.to_device(x, self.device))).float().cpu()
 
         return infer(batch, images, batch_size=ROWS, label="features")
 
@@ -306,5 +306,5 @@ def _probabilities(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def _batched(label: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     device = runtime.device()
     return lambda images: infer(
-        lambda x: function(to_float(x).to(device)).float().cpu(), images, batch_size=BATCH, label=label
+        lambda x: function(to_float(runtime.to_device(x, device))).float().cpu(), images, batch_size=BATCH, label=label
     )

@@ -56,13 +56,13 @@ def label_per_image(
     starts = range(0, len(images), ROWS)
     parts = []
     for b, start in enumerate(starts):
-        batch = to_float(images[start : start + ROWS]).to(device)
+        batch = to_float(runtime.to_device(images[start : start + ROWS], device))
         total = probabilities(teacher, batch, temperature)
         for v in range(1, count):
             total += probabilities(teacher, views.of(batch, v * len(starts) + b), temperature)
-        parts.append((total / count).cpu())
+        parts.append(total / count)
         yield {"images": start + len(batch)}
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def label_per_view(
@@ -73,9 +73,10 @@ def label_per_view(
     values, indices = [], []
     for step in range(steps):
         batch, _ = views.batch(images, step)
-        kept, where = packed(probabilities(teacher, batch.to(device), temperature).cpu(), top_k)
+        made = packed(probabilities(teacher, runtime.to_device(batch, device), temperature), top_k)
+        kept, *where = (part.cpu() for part in made if part is not None)
         values.append(kept)
-        indices += [] if where is None else [where]
+        indices += where
         yield {"step": step + 1}
     return torch.stack(values), torch.stack(indices) if indices else None
 
@@ -222,6 +223,6 @@ def _soft_batch(images: Tensor, soft: SoftLabels, teacher: nn.Module | None, ste
     if soft.mode == "per_view":
         return batch, soft.probabilities(step)
     assert teacher is not None
-    device = next(teacher.parameters()).device
-    made = probabilities(teacher, batch.to(device), soft.temperature).cpu()
+    batch = runtime.to_device(batch, next(teacher.parameters()).device)
+    made = probabilities(teacher, batch, soft.temperature)
     return batch, unpacked(*packed(made, soft.top_k), soft.classes)

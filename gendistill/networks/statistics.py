@@ -22,7 +22,7 @@ from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.objectives.refinement import row_sums
 from gendistill.progress import track
-from gendistill.runtime import processes
+from gendistill.runtime import processes, to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Members:
     @classmethod
     def of(cls, labels: Tensor, device: torch.device) -> Members:
         classes, group, images = labels.cpu().unique(return_inverse=True, return_counts=True)
-        return cls(classes.to(device), group.to(device), images[:, None].to(device))
+        return cls(*(to_device(part, device) for part in (classes, group, images[:, None])))
 
 
 def _exact_rows(inputs: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -250,7 +250,7 @@ def collect_statistics(
 def _network_input(images: Tensor, device: torch.device) -> Tensor:
     """uint8 (B,C,H,W) -> [-1, 1] on the device; channels last on CPU, where every network measured is 3-27 % faster."""
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    return to_float(images.to(device)).contiguous(memory_format=layout)
+    return to_float(to_device(images, device)).contiguous(memory_format=layout)
 
 
 def _exchange(features: Tensor, spans: list[slice], world: int, device: torch.device) -> None:

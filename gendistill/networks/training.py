@@ -63,7 +63,7 @@ def augmented_batches(
     wanted, indices = wanted.to(images.device), epoch_indices if whole_epochs else batch_indices
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        index = indices(len(split), batch_size, step, seed).to(images.device)
+        index = runtime.to_device(indices(len(split), batch_size, step, seed), images.device)
         return augmentation.batch(to_float(images[index]), wanted[index], seed, step)
 
     return batch
@@ -108,7 +108,8 @@ def train_classifier(
         ConfigError: batch norm would see a batch of one image.
     """
     require_batch_of_two(network, batch_size, len(split))
-    network = network.to(torch.device(device)).to(memory_format=_layout(bf16, compile)).train()
+    device = torch.device(device)
+    network = network.to(device).to(memory_format=_layout(bf16, compile)).train()
     loss_of = runtime.compiled(classification_loss) if compile else classification_loss
     if batches is None:
         there = Split(split.images.to(device), split.labels.to(device))
@@ -117,7 +118,7 @@ def train_classifier(
     for step in range(steps):
         for group in descent.param_groups:
             group["lr"] = learning_rate * rate(step)
-        images, targets = (tensor.to(device) for tensor in batches(step))
+        images, targets = (runtime.to_device(tensor, device) for tensor in batches(step))
         images = images.contiguous(memory_format=_layout(bf16, compile))
         loss = loss_of(network, images, targets, temperature, bf16)
         descent.zero_grad(set_to_none=True)
@@ -187,7 +188,7 @@ def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: 
 
     def batch(images: Tensor) -> tuple[Tensor, Tensor]:
         call = fast if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
-        return call(network, to_float(images).to(device).contiguous(memory_format=layout), bf16)
+        return call(network, to_float(runtime.to_device(images, device)).contiguous(memory_format=layout), bf16)
 
     return infer(batch, split.images, batch_size=rows)
 
