@@ -224,8 +224,7 @@ class Distiller:
             raise ConfigError(text) from error
 
 
-def _coreset(name: str) -> Distiller:
-    function = f"gendistill.coreset.coresets:{name}"
+def _coreset(function: Callable[..., Any] | str) -> Distiller:
     return Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
 
 
@@ -248,11 +247,18 @@ DISTILLERS = Registry[Distiller](
     "method",
     "gendistill.distillers",
     {
-        **{name: _coreset(name) for name in ("random", "kmeans", "herding", "kcenter")},
+        **{
+            name: _coreset(f"gendistill.coreset.coresets:{name}") for name in ("random", "kmeans", "herding", "kcenter")
+        },
         "wmdd": _WMDD,
         **dict.fromkeys(("dc", "dsa", "dm", "idc", "idm"), _MATCHING),
     },
 )
+
+
+def coresets() -> tuple[str, ...]:
+    """The methods that choose real images."""
+    return tuple(name for name in DISTILLERS.names() if DISTILLERS[name].coreset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,12 +353,11 @@ def register_coreset(name: str) -> Callable[[F], F]:
     ``features`` is a float64 array (n,D) of one class, ``positions`` are ``count`` different integers below n.
 
     Args:
-        name: What ``distill(data, NAME, ipc)`` and ``--method NAME`` choose.
+        name: What ``distill(data, NAME, ipc)``, ``--method NAME`` and ``--baselines [random,NAME]`` choose.
     """
 
     def add(function: F) -> F:
-        one = Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
-        DISTILLERS.add(name, one, function)
+        DISTILLERS.add(name, _coreset(function), function)
         return function
 
     return add

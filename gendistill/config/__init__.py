@@ -29,7 +29,7 @@ from gendistill.config.distill import (
     Queue,
     Representative,
 )
-from gendistill.config.evaluate import FEATURES, Baseline, Continual, EvaluateConfig, Labels, Protocol
+from gendistill.config.evaluate import BESIDE, FEATURES, Continual, EvaluateConfig, Labels, Protocol
 from gendistill.config.flat import to_dict
 from gendistill.config.generator import (
     DiT,
@@ -59,11 +59,11 @@ from gendistill.config.sample import ClassifierFree, Guidance, ModeGuidance, Pro
 from gendistill.config.teacher import LabelConfig, Online, PerImage, PerView, TeacherConfig
 
 __all__ = [
+    "BESIDE",
     "FEATURES",
     "Augmentation",
     "BarycenterSolver",
     "BarycenterWeights",
-    "Baseline",
     "BatchNormLoss",
     "Blend",
     "ClassifierFree",

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Range, Whole, as_tuple, require
+from gendistill.registry import DISTILLERS, coresets
 
 Labels = Literal["hard", "soft"]
-Baseline = Literal["random", "kmeans", "herding", "kcenter", "bytes", "full"]
 Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
+BESIDE = ("bytes", "full")  # baselines that no coreset chooses
 FEATURES = ("auto", "teacher", "trained")
 
 
@@ -62,8 +63,8 @@ class EvaluateConfig(Options):
         legacy_best: Also test during training, after every epoch (or twentieth of the steps), and report the highest
             accuracy in a column ``legacy_best``, as in some papers; no verdict uses it.
         baselines: Baselines at each IPC of the sets: ``random`` draws (always), ``kmeans``, ``herding`` and
-            ``kcenter``; ``bytes``, random images with as many bytes as a set with soft labels or packed views; and
-            ``full``, all real images.
+            ``kcenter``, or a coreset of your own; ``bytes``, random images with as many bytes as a set with soft labels
+            or packed views; and ``full``, all real images.
         baseline_cache: Folder that keeps finished runs of baselines for other evaluations; ``auto`` is gendistill in
             the user's cache folder, null keeps none.
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are
@@ -95,7 +96,7 @@ class EvaluateConfig(Options):
     augment: bool | tuple[bool, ...] = True
     labels: Labels | None = None
     legacy_best: bool = False
-    baselines: tuple[Baseline, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
+    baselines: tuple[str, ...] = ("random", "kmeans", "herding", "kcenter", "bytes", "full")
     baseline_cache: Literal["auto"] | Path | None = "auto"
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
@@ -119,6 +120,9 @@ class EvaluateConfig(Options):
         for name in ("shift", "flip"):
             value, unread = getattr(self, name), True not in rows
             require(not (unread and value), f"{section}.{name}", value, "null with augment false, which turns it off")
+        for name in self.baselines:
+            if name not in BESIDE and not (name in DISTILLERS and DISTILLERS[name].coreset):
+                require(False, "evaluate.baselines", name, f"some of {', '.join((*coresets(), *BESIDE))}")
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
         require(named, "evaluate.baselines", self.baselines, "each once, with random, the reference of verdicts")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))

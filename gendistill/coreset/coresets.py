@@ -15,7 +15,7 @@ from torch import Tensor
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
-from gendistill.registry import DISTILLERS, resolve
+from gendistill.registry import DISTILLERS, coresets, resolve
 from gendistill.seeding import derive, numpy_rng
 from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
@@ -82,11 +82,6 @@ def coreset_set(
     seconds = {"distill": time.perf_counter() - start}
     meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=space)
     return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
-
-
-def coresets() -> tuple[str, ...]:
-    """The methods that choose real images."""
-    return tuple(name for name in DISTILLERS.names() if DISTILLERS[name].coreset)
 
 
 Size = int | Sequence[int]  # images of every class, or of each

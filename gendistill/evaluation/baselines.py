@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gendistill.config import EvaluateConfig
+from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
@@ -21,6 +21,7 @@ from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, SetFacts
 from gendistill.hashing import hash_tensors
 from gendistill.networks.teacher import Teacher
+from gendistill.registry import DISTILLERS
 from gendistill.seeding import derive
 from gendistill.surrogate.image_files import png_sizes
 
@@ -92,10 +93,9 @@ class Baselines:
     def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str]]:
         """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
         features: Tensor | None = self.teacher.statistics.features if self.teacher else None
-        spaces = {"kmeans": [None] if features is None else [None, features], "herding": [features]}
-        spaces["kcenter"] = [features]
-        for method in (name for name in ("kmeans", "herding", "kcenter") if name in self.config.baselines):
-            for space in spaces[method]:
+        chosen = set(self.config.baselines) - {RANDOM, *BESIDE}
+        for method in (name for name in DISTILLERS.names() if name in chosen):
+            for space in [None, features] if method == "kmeans" and features is not None else [features]:
                 yield method, self._picked(method, counts, space), "pixels" if space is None else "teacher features"
 
     def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:

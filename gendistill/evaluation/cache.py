@@ -6,12 +6,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -24,7 +24,7 @@ from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
 from gendistill.io import WorkFolder, atomic
-from gendistill.registry import NETWORKS
+from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
@@ -109,17 +109,20 @@ class BaselineCache:
             "versions": _versions(LIBRARIES),
             "sources": _sources(PACKAGE),
         }
-        networks = resolve_protocol(config).network
-        own = {name: NETWORKS.source(name) for name in networks if NETWORKS.is_added(name)}
-        if None in own.values():  # whether it is the same network another day cannot be known
-            return cls(None, made_from)
-        return cls(cache_folder(config.baseline_cache), made_from | ({"networks": own} if own else {}))
+        return cls._of(config, made_from, networks=_added(NETWORKS, resolve_protocol(config).network))
 
     @classmethod
     def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:
         """For the picks of coresets from these images and for their size in bytes, whatever the training settings."""
         made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
-        return cls(cache_folder(config.baseline_cache), made_from)
+        return cls._of(config, made_from, coresets=_added(DISTILLERS, config.baselines))
+
+    @classmethod
+    def _of(cls, config: EvaluateConfig, made_from: Mapping[str, object], **added: Mapping[str, str | None]) -> Self:
+        """Nothing is kept where a plug-in has no source: whether it is the same one another day cannot be known."""
+        unknown = any(source is None for sources in added.values() for source in sources.values())
+        folder = None if unknown else cache_folder(config.baseline_cache)
+        return cls(folder, {**made_from, **{name: sources for name, sources in added.items() if sources}})
 
     def recall(self, run: str) -> Any:
         """The outcome of the run with this key, or None; a damaged file counts as none, with a warning."""
@@ -156,6 +159,11 @@ class BaselineCache:
         assert self.folder is not None
         key = {**self.made_from, "run": run}
         return self.folder / f"{hash_json(key)}.json", key
+
+
+def _added(registry: Registry[Any], names: Iterable[str]) -> dict[str, str | None]:
+    """The source of each plug-in among the names."""
+    return {name: registry.source(name) for name in names if registry.is_added(name)}
 
 
 @cache

@@ -14,9 +14,8 @@ Condition = tuple[Any, ...]
 Interval = tuple[float, float]
 R = TypeVar("R", bound=Mapping[str, Any])  # a row of either task
 
-KMEANS, HERDING, KCENTER = "kmeans", "herding", "kcenter"
-CORESETS = (KMEANS, HERDING, KCENTER)
-BASELINES = (RANDOM, *CORESETS, FULL)
+KMEANS = "kmeans"
+BASELINES = (RANDOM, KMEANS, "herding", "kcenter", FULL)
 COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purple", RANDOM: "grey", FULL: "ink"}
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 

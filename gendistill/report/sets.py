@@ -26,7 +26,7 @@ from gendistill.evaluation.summary import LABELS, RANDOM, row_label
 from gendistill.networks.feature_extractors import features_of, saved_reference_network
 from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
-from gendistill.report.results import EvaluatedRun, ReportRow, merge_rows, order_rows
+from gendistill.report.results import EvaluatedRun, ReportRow, hashes, merge_rows, order_rows
 from gendistill.report.run_folder import Finished
 from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
@@ -80,7 +80,7 @@ def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets:
     run = RunFacts(
         name="evaluation",
         summary=_labelled(summary),
-        given=dict.fromkeys(by_hash),
+        given=dict.fromkeys(content for row in summary["rows"] for content in hashes(row)),
         sets=_by_size(by_hash, {}, data, summary["seed"]),
         is_run=False,
         date=date.today().isoformat(),

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gendistill.evaluation.intervals import row_interval
+from gendistill.evaluation.summary import NAMED, RANDOM
 from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 from gendistill.report.results import (
-    CORESETS,
-    HERDING,
-    KCENTER,
     KMEANS,
     Condition,
     Interval,
@@ -84,7 +82,7 @@ def _verdict(made: Sequence[ReportRow], rows: Sequence[ReportRow]) -> Verdict:
         best,
         len(made),
         (interval[0], interval[1]) if interval else None,
-        _against(best, max((r for r in others if r["method"] in CORESETS), key=lambda r: r["mean"], default=None)),
+        _against(best, max((r for r in others if r["method"] != RANDOM), key=lambda r: r["mean"], default=None)),
         (EQUAL_BYTES, (beside[0], beside[1])) if beside else None,
     )
 
@@ -95,9 +93,8 @@ def _against(row: ReportRow, rival: ReportRow | None) -> tuple[str, Interval] | 
 
 
 def _name(row: ReportRow) -> str:
-    if row["method"] == KMEANS:
-        return f"k-means on {row['space']}" if row.get("space") else "k-means"
-    return {HERDING: "herding", KCENTER: "k-centre"}[row["method"]]
+    name = NAMED.get(row["method"], row["method"])
+    return f"{name} on {row['space']}" if row["method"] == KMEANS and row.get("space") else name
 
 
 def left_out(rows: Sequence[ReportRow]) -> list[str]:

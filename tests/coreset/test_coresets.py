@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gendistill.coreset.coresets import choose_coreset, coresets, herding, kcenter, kmeans, random
+from gendistill.coreset.coresets import choose_coreset, herding, kcenter, kmeans, random
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
-from gendistill.registry import DISTILLERS, resolve
+from gendistill.registry import DISTILLERS, coresets, resolve
 from gendistill.transport.barycenter import kmeans_atoms
 
 CLASSES = ("a", "b", "c")

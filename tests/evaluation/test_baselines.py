@@ -26,10 +26,14 @@ from gendistill.evaluation.cache import KEYED, NOT_KEYED, BaselineCache, cache_f
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.protocols import Settings
+from gendistill.evaluation.result import Evaluation
 from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.registry import DISTILLERS
+from gendistill.report.page import write_report
 from gendistill.seeding import derive
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.set import SurrogateSet
+from tests.helpers import gendistill
 
 QUICK = EvaluateConfig(
     runs=3, steps=4, width=8, baselines=("random", "kmeans", "full"), baseline_cache=None, describe=False
@@ -73,6 +77,51 @@ def test_baselines_can_be_left_out_but_not_random(digits) -> None:
             EvaluateConfig(baselines=wrong)
     with pytest.raises(ConfigError, match="random, kmeans and full"):
         RunConfig(output_dir=Path("x"), evaluate=EvaluateConfig(baselines=("random",)))
+
+
+def test_a_name_that_no_coreset_has_is_refused() -> None:
+    for wrong in ("kmean", "wmdd"):  # a typing error; a method that does not choose real images
+        with pytest.raises(
+            ConfigError, match=f"evaluate.baselines is '{wrong}'; expected some of random, kmeans, herd"
+        ):
+            EvaluateConfig(baselines=("random", wrong))
+
+
+OWN = """
+import numpy as np
+from gendistill.registry import register_coreset
+
+@register_coreset("last")
+def last(features, count, seed):
+    return np.arange(len(features))[-count:]
+"""
+
+
+def test_a_coreset_of_ones_own_is_a_baseline_in_python_on_the_command_line_and_in_yaml(
+    digits, chosen, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "own_coreset.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(DISTILLERS, "_added", {})
+    monkeypatch.setattr(DISTILLERS, "_functions", {})
+    out, yaml = tmp_path / "out", tmp_path / "options.yaml"
+    yaml.write_text("{runs: 3, steps: 4, width: 8, describe: false, baselines: [random, last, kmeans]}")
+    chosen.save(tmp_path / "set")
+    command = ("evaluate", "--surrogate", tmp_path / "set", "--config", yaml, "--baseline_cache", "null")
+    assert gendistill("--plugin", "own_coreset", *command, "--output_dir", out) == 0
+    found = Evaluation.load(out)
+    assert [row["method"] for row in found.rows] == ["random", "kmeans", "last", "random"]  # ours stand first
+    images = torch.cat([digits.train.images[digits.train.of_class(c)[-1:]] for c in range(10)])
+    config = replace(QUICK, baselines=("random", "last"), baseline_cache=tmp_path / "cache")
+    row = evaluate(digits, [chosen], config).rows[1]
+    assert {k: v for k, v in row.items() if k != "seconds"} == {
+        k: v for k, v in found.rows[2].items() if k != "seconds"
+    }
+    assert torch.equal(Baselines(digits, config, 0).beside(1, 3, [])[1].draws[0].images, images)
+    assert write_report(out, digits).is_file()
+    cached = BaselineCache.of_picks(digits, config)
+    assert cached.made_from["coresets"] == {"last": OWN}  # edited, it chooses again
+    assert "coresets" not in BaselineCache.of_picks(digits, QUICK).made_from
 
 
 def test_there_are_five_random_draws_or_one_for_every_run_and_all_differ(digits) -> None:

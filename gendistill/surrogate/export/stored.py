@@ -97,7 +97,7 @@ class StoredSet:
         return SurrogateSet.load(self.folder).content_hash()
 
 
-BASELINES, FULL = ("random", "kmeans", "herding", "kcenter"), "full"
+FULL = "full"
 OLD = ("random", "kmeans")  # the baselines of a summary without hashes
 NEEDED = {"method", "ipc", "mean"}
 
@@ -137,7 +137,7 @@ def evaluation_of(stored: StoredSet, summary: Mapping[str, Any]) -> EvaluationEv
             f"The evaluation has no row of {stored.folder} as it is now (method {named[0]}, stage {named[1]}, IPC "
             f"{named[2]}). Evaluate the set, or leave --evaluation out."
         )
-    beside = [row for row in rows if _baseline(row, manifest["ipc"], BASELINES if hashed else OLD) and row not in own]
+    beside = [row for row in rows if _baseline(row, manifest["ipc"], hashed) and row not in own]
     data = summary.get("data")
     return {
         "protocol": str(summary.get("protocol", "unknown")),
@@ -153,8 +153,9 @@ def _hashes(row: EvaluationRow) -> list[str | None]:
     return [*found] if isinstance(found, list) else [found]
 
 
-def _baseline(row: EvaluationRow, ipc: int, methods: tuple[str, ...]) -> bool:
-    return row["method"] == FULL or (row["method"] in methods and row["ipc"] == ipc and not row.get("set"))
+def _baseline(row: EvaluationRow, ipc: int, hashed: bool) -> bool:
+    beside = row["ipc"] == ipc and not row.get("set")
+    return row["method"] == FULL or (beside and (hashed or row["method"] in OLD))
 
 
 RECORD, FORMAT = "export.json", 1
