@@ -5,7 +5,7 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/evaluation.md#faults-that-are-found): the evaluation names every fault: 8 of 100 shuffled labels agree,
+Result (docs/results.md#faults-that-are-found): the evaluation names every fault: 8 of 100 shuffled labels agree,
 four classes are swapped, grey levels inverted, a class missing, 100 of 100 test images, 90 of 100 repeated ones. Of the
 random set and of the k-means set it says nothing.
 

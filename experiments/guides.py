@@ -6,7 +6,7 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/refinement.md#other-guides-and-matching-afterwards): refinement and then distribution matching is best,
+Result (docs/results.md#other-guides-and-matching-afterwards): refinement and then distribution matching is best,
 45.2 ± 0.4 % at IPC 10 from generated images, where refinement alone has 37.9 and matching alone 37.8. A second teacher
 adds 0.9 points at IPC 10; a half-trained one is no better; real images as atoms gain 1.3 at IPC 10, lose 3 at IPC 1.
 

@@ -9,7 +9,7 @@
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU; DREAM's own rule, 16 real images and idm from clusters on a
 Xeon with AMX. Beside other work a distillation took 79 to 131 s; the time of the whole table was not recorded.
 
-Result (docs/matching.md#does-dreams-selection-help): the clustered start gains 2 points with dm (43.5 ± 0.7 %) and 1
+Result (docs/results.md#does-dreams-selection-help): the clustered start gains 2 points with dm (43.5 ± 0.7 %) and 1
 with idc (43.4 ± 0.7 %). Representative selection is within 0.5 points of random selection in every row; its
 clustering every 10 steps takes a third of dm's time.
 

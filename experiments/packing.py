@@ -6,7 +6,7 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/refinement.md#the-same-bytes-whole-images-or-four-in-each): four smaller images in the bytes of one are
+Result (docs/results.md#the-same-bytes-whole-images-or-four-in-each): four smaller images in the bytes of one are
 worth 5 to 10 points to random, selected and k-means images. Refinement of packed images pays for generated ones (30.3
 to 40.2 %), not for photographs (44.4 to 41.2 %). With matching afterwards they reach 48.1 ± 0.4 %, whole ones 46.1.
 

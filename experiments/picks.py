@@ -5,7 +5,7 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/matching.md#what-is-exact-and-what-is-not): batches of ``fixed`` clusters are nearer to their class than
+Result (docs/results.md#batches-as-networks-learn): batches of ``fixed`` clusters are nearer to their class than
 random ones, by 7 to 14 % in MMD and 5 to 17 % in the gradient; those of ``free`` clusters are not. But random batches
 are new in every step: ten of them together are three times nearer to the class than ten times the same picks.
 

@@ -7,7 +7,7 @@
 
 Machine: two cores of an AMD EPYC (AVX512_BF16), no GPU. Time not recorded.
 
-Result (docs/refinement.md#gain-of-each-part): atoms pay most, at IPC 1 nearly alone (real images 15.4 to 24.1 %);
+Result (docs/results.md#gain-of-each-part): atoms pay most, at IPC 1 nearly alone (real images 15.4 to 24.1 %);
 selection pays 5.5 points at IPC 10; batch norm helps generated images alone. With all terms and ``pixel_weight`` 0.3,
 generated images reach 24.0 ± 0.7 % at IPC 1 and 37.8 ± 1.0 % at IPC 10, random real ones 16.5 and 31.1 %.
 

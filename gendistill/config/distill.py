@@ -44,7 +44,7 @@ class Representative(Options):
             four of its steps.
         per_cluster: Images selected from every cluster.
         cluster_weights: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal mass: with few candidates
-            free clusters select outliers, and are worse than random (docs/matching.md).
+            free clusters select outliers, and are worse than random (docs/results.md).
         candidates: Images of a class that are embedded and clustered, by default 4 times real_batch; 0 is all (the
             paper).
         dimensions: Dimensions of a random projection of the features; 0 is no projection (the paper).

@@ -163,7 +163,7 @@ class RefineConfig(ObjectiveConfig):
             limits the pixels.
         patches: Replace every image of the set by the best of several crops; null keeps whole images.
         match_iterations: Iterations of distribution matching (method dm of distill, with its presets) after refinement;
-            0 is none. docs/refinement.md has the gain of 100.
+            0 is none. docs/results.md has the gain of 100.
     """
 
     section: ClassVar[str] = "refine"

@@ -5,7 +5,7 @@
 Pixels are averaged to at most 64 px a side.
 
 WMDD (2311.18531) uses the features of one teacher alone. A teacher's features lose what it does not need, but a
-student learns from pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/differences.md).
+student learns from pixels; with w = 1 on digits the refined sets gained 5 points at IPC 1 (docs/results.md).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ FAST = MatchingConfig(flip=True, mixed_precision="auto", compile=True)
 EXACT = MatchingConfig(flip=True, mixed_precision="no", compile=False)
 DREAM = replace(EXACT, selection=Representative(candidates=0, dimensions=0, cluster_weights="free"))
 STEPS = {"idc": 10, "idm": 4, "dm": 8}  # idc clusters in one of ten
-LEAST = {"idc": 2.4, "idm": 3.3, "dm": 3.5}  # measured 2.8, 3.8 and 4.0 on one busy thread (docs/matching.md)
+LEAST = {"idc": 2.4, "idm": 3.3, "dm": 3.5}  # measured 2.8, 3.8 and 4.0 on one busy thread (docs/results.md)
 
 
 @pytest.fixture(scope="module")
