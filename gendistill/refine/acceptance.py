@@ -42,6 +42,7 @@ class Acceptance:
 @torch.no_grad()
 def gate(
     start: Tensor,
+    points: Tensor,
     refined: Tensor,
     labels: Tensor,
     space: FeatureSpace,
@@ -49,7 +50,7 @@ def gate(
     weights: Tensor | None = None,
     held_out: nn.Module | None = None,
 ) -> Acceptance:
-    """Compare refined uint8 images (N,C,H,W) with those they came from.
+    """Compare refined uint8 images (N,C,H,W) with those they came from, whose ``points`` (N,D) are of ``space``.
 
     An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it. Then a
     class is refused where the W2 of its images to its real ones, in the feature space, does not fall.
@@ -58,9 +59,9 @@ def gate(
     if held_out is not None:
         kept = cross_entropies(held_out, refined, labels) <= cross_entropies(held_out, start, labels)
     images = int((~kept).sum())
-    old, new = space.points(start, labels), space.points(refined, labels)
-    before, ungated = (class_w2(points, labels, space, weights) for points in (old, new))
-    after = ungated if not images else class_w2(torch.where(kept[:, None], new, old), labels, space, weights)
+    new = space.points(refined, labels)
+    before, ungated = (class_w2(one, labels, space, weights) for one in (points, new))
+    after = ungated if not images else class_w2(torch.where(kept[:, None], new, points), labels, space, weights)
     present = labels.unique()
     refused = present[(after >= before) & torch.tensor([bool(kept[labels == c].any()) for c in present])]
     kept &= ~torch.isin(labels, refused)

@@ -97,7 +97,7 @@ class _IntoRange(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class RefineAugmentation:
-    """One random crop, mirror and roll of every image a step, drawn by image index: batching does not change them.
+    """One random crop, mirror and roll of every image a step, drawn for the whole set: batching does not change them.
 
     Attributes:
         seed: Of the random stream.
@@ -111,17 +111,21 @@ class RefineAugmentation:
     flip: bool = False
     roll: int = 0
 
-    def of(self, images: Tensor, positions: Tensor, total: int, step: int) -> Tensor:
-        """Step ``step``'s augmentation of images (B,C,H,W) at ``positions`` (B,) of ``total``."""
+    def draw(self, total: int, step: int) -> tuple[Tensor, ...]:
+        """Step ``step``'s draws for the ``total`` images of a set, for ``augmented``."""
         rng = torch_rng(self.seed, "crops", step)
-        cut = boxes(total, self.min_crop, self.flip, rng) if self.min_crop < 1 or self.flip else None
+        cut = boxes(total, self.min_crop, self.flip, rng) if self.min_crop < 1 or self.flip else ()
         if self.roll:
-            shifts = torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng).T[positions]
-        else:
-            shifts = torch.zeros(len(positions), 2, dtype=torch.long)
-        if cut is not None:
-            return resampled(images, cut[0][positions], cut[1][positions], shifts)
-        return rolled(images, *shifts.T) if self.roll else images
+            return *cut, torch.randint(-self.roll, self.roll + 1, (2, total), generator=rng).T
+        return (*cut, torch.zeros(total, 2, dtype=torch.long)) if cut else ()
+
+
+def augmented(images: Tensor, *drawn: Tensor) -> Tensor:
+    """Images (B,C,H,W) after their part of what ``RefineAugmentation.draw`` gave: sides, centres and shifts (B,2)
+    each, shifts alone, or nothing."""
+    if len(drawn) == 3:
+        return resampled(images, *drawn)
+    return rolled(images, *drawn[0].T) if drawn else images
 
 
 def resampled(images: Tensor, sides: Tensor, centres: Tensor, shifts: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Required, TypedDict, cast
 
 import torch
@@ -16,16 +17,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gendistill import runtime
-from gendistill.config import ObjectiveConfig, RefineConfig
+from gendistill.config import ObjectiveConfig, RefineConfig, to_dict
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import DataError
+from gendistill.generator.codec import Codec
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import cosine
 from gendistill.objectives.refinement import feature_loss, released_feature_loss
 from gendistill.progress import follow
 from gendistill.refine.acceptance import gate
-from gendistill.refine.constraints import PixelRegion, RefineAugmentation, TrustRegion, chunks
+from gendistill.refine.constraints import PixelRegion, RefineAugmentation, TrustRegion, augmented, chunks
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import BarycenterTargets, RefineObjective, TeacherTerms, TeacherView, matched_targets
 from gendistill.seeding import derive
@@ -68,7 +71,7 @@ def refine_images(
         seed: Of the atoms and the augmentation.
         held_out: A classifier that the acceptance gate asks besides.
         folder: Keeps finished chunks and the log; several processes need it.
-        label: Of the set, in the log, the progress bar and the chunks' folder.
+        label: Of the set, in the log and the progress bar.
         own: As in ``matched_targets``.
         region: Where images may go; that of the config in pixels where None.
         atoms: Points (N,D) of ``space`` that the images move toward, in their order, each of the same weight; None
@@ -88,7 +91,6 @@ def refine_images(
     state = runtime.processes()
     if folder is None and state.num_processes > 1:
         raise ValueError("Several processes refine one set through a folder; pass one, or run one process.")
-    images = start.images.clone()
     points = space.points(start.images, start.labels)
     if atoms is None:
         options = {"weights": config.weights, "solver": config.solver}
@@ -97,33 +99,58 @@ def refine_images(
         targets = BarycenterTargets(atoms, torch.ones(len(atoms)))
     else:
         raise ValueError(f"atoms are {tuple(atoms.shape)}; expected {tuple(points.shape)}: one point for each image.")
-    region, seed = region or pixel_region(config), derive(seed, "refine")
+    region = region or pixel_region(config)
+    store = folder.path / CHUNKS / _identity(start, space, config, region, seed, own, atoms) if folder else None
+    log, shown = folder.log if folder and state.is_main_process else None, state.is_main_process
     parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
-    mine = list(enumerate(parts))[state.process_index :: state.num_processes]
-    store = folder.path / CHUNKS / label.replace(" ", "-") if folder else None
-    log = folder.log if folder and state.is_main_process else None
-    done, shown = 0, state.is_main_process
-    for i, positions in mine:
-        kept = store / f"{i:05d}.safetensors" if store else None
-        if kept is None or not kept.is_file():
-            loop = refine_part(start, positions, targets.take(positions), space, config, region, seed)
+    mine = range(state.process_index, len(parts), state.num_processes)
+    images, computed = start.images.clone(), set()
+    for count, i in enumerate(mine):
+        if store is None or not _chunk(store, i).is_file():
+            loop = refine_part(start, parts[i], targets.take(parts[i]), space, config, region, derive(seed, "refine"))
             fields = {"log": log, "stage": "refine", "set": label, "chunk": i, "shown": shown}
-            images[positions] = follow(loop, f"refine {label}", config.steps * len(mine), start=done, **fields)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                write_tensors(kept, {"images": images[positions]})
-        done += config.steps
+            total, done = config.steps * len(mine), config.steps * count
+            images[parts[i]] = follow(loop, f"refine {label}", total, start=done, **fields)
+            computed.add(i)
+            if store is not None:
+                store.mkdir(parents=True, exist_ok=True)
+                write_tensors(_chunk(store, i), {"images": images[parts[i]]})
     state.wait_for_everyone()
-    if store is not None:
-        for i, positions in enumerate(parts):
-            found, _ = read_tensors(store / f"{i:05d}.safetensors", fix="Delete it and resume.")
-            images[positions] = found["images"]
-        state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
-    made = _accepted(start, images, targets, space, config, held_out)
+    for i, positions in enumerate(parts):
+        if store is not None and i not in computed:
+            images[positions] = read_tensors(_chunk(store, i), fix="Delete it and resume.")[0]["images"]
+    state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
+    made = _accepted(start, points, images, targets, space, config, held_out)
     if not config.steps:
         return made
     bf16 = runtime.wants_bf16(config.mixed_precision, runtime.device())
     return replace(made, meta=made.meta | {"mixed_precision": "bf16" if bf16 else "no"})
+
+
+def _chunk(store: Path, index: int) -> Path:
+    return store / f"{index:05d}.safetensors"
+
+
+def _identity(
+    start: SurrogateSet,
+    space: FeatureSpace,
+    config: ObjectiveConfig,
+    region: TrustRegion,
+    seed: int,
+    own: bool,
+    atoms: Tensor | None,
+) -> str:
+    """A hash of everything that decides the refined images, so that no other computation takes their chunks."""
+    tensors = {"images": start.images, "labels": start.labels, "real labels": space.labels}
+    bounds = {name: value.hash() if isinstance(value, Codec) else value for name, value in vars(region).items()}
+    return hash_json(
+        [
+            hash_tensors(tensors if atoms is None else {**tensors, "atoms": atoms}),
+            [hash_tensors({"real": part}) for part in space.real.split(4096)],  # in parts, or memory would double
+            [teacher.hash() for teacher in space.teachers],
+            [type(region).__name__, bounds, to_dict(config), seed, own],
+        ]
+    )
 
 
 def refine_part(
@@ -194,7 +221,7 @@ def refine_chunk(
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
     teachers = [TeacherTerms.of(teacher, labels, objective, bf16) for teacher in space.teachers]
     batches = [
-        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), positions[part], total)
+        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), part)
         for part in torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
     ]
     optimizer = torch.optim.Adam([one.delta for one in batches], lr=learning_rate, betas=(0.5, 0.9), fused=True)
@@ -202,7 +229,7 @@ def refine_chunk(
     rate, classes = cosine(steps), len(labels.unique())
     for step in range(steps):  # nothing in here waits for the device
         optimizer.param_groups[0]["lr"] = learning_rate * rate(step)
-        points, views = forward(batches, teachers, space, crops, step)
+        points, views = forward(batches, teachers, space, [one[positions] for one in crops.draw(total, step)])
         terms = {"atoms": objective.features * distance(points, atoms)}
         found = [teacher.terms(view) for teacher, view in zip(teachers, views, strict=True)]
         for name in found[0]:
@@ -233,30 +260,27 @@ class MicroBatch:
         images: delta -> images in [-1, 1].
         labels: (B,).
         factors: What each part of their points is multiplied with.
-        positions: (B,) their places among ``total``.
-        total: Images of the set.
+        rows: (B,) their places in the chunk.
     """
 
     delta: Tensor
     images: Callable[[Tensor], Tensor]
     labels: Tensor
     factors: list[Tensor]
-    positions: Tensor
-    total: int
+    rows: Tensor
 
 
 def forward(
     batches: Sequence[MicroBatch],
     teachers: Sequence[TeacherTerms],
     space: FeatureSpace,
-    crops: RefineAugmentation,
-    step: int,
+    drawn: Sequence[Tensor],
 ) -> tuple[Tensor, list[TeacherView]]:
-    """Points (B,D) of all images in the feature space, and what each teacher says of them."""
+    """Points (B,D) of all images, and what each teacher's terms need of them augmented as ``drawn``, a row an image."""
 
     def one(delta: Tensor, batch: MicroBatch) -> tuple[Tensor, list[TeacherView]]:
         x = batch.images(delta)
-        seen = crops.of(x, batch.positions, batch.total, step).contiguous(memory_format=torch.channels_last)
+        seen = augmented(x, *(part[batch.rows] for part in drawn)).contiguous(memory_format=torch.channels_last)
         features, views = zip(*(teacher.view(seen, batch.labels) for teacher in teachers), strict=True)
         return space.embed(features, x, batch.factors), list(views)
 
@@ -271,6 +295,7 @@ def forward(
 
 def _accepted(
     start: SurrogateSet,
+    points: Tensor,
     images: Tensor,
     targets: BarycenterTargets,
     space: FeatureSpace,
@@ -280,7 +305,7 @@ def _accepted(
     """The set with its W2 in meta, and with the images that the gate accepts where there is one."""
     weights = targets.weights if config.weights == "free" else None
     network = held_out.network if held_out else None
-    verdict = gate(start.images, images, start.labels, space, weights=weights, held_out=network)
+    verdict = gate(start.images, points, images, start.labels, space, weights=weights, held_out=network)
     meta = start.meta | {"w2": {"before": verdict.before, "after": verdict.ungated}}
     if isinstance(config, RefineConfig) and config.gate and config.steps:
         images = torch.where(verdict.kept[:, None, None, None], images, start.images)

@@ -6,7 +6,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gendistill.data.crops import boxes, cropped
-from gendistill.refine.constraints import PixelRegion, RefineAugmentation, chunks, into_range, resampled, rolled
+from gendistill.refine.constraints import (
+    PixelRegion,
+    RefineAugmentation,
+    augmented,
+    chunks,
+    into_range,
+    resampled,
+    rolled,
+)
 
 
 def images(count=6, channels=3, side=8):
@@ -62,15 +70,20 @@ def test_blending_shrinks_delta_at_its_steps_alone():
 @given(st.integers(0, 5), st.permutations(list(range(6))), st.integers(1, 5))
 def test_what_a_step_shows_of_an_image_does_not_depend_on_the_batch(step, order, cut):
     crops = RefineAugmentation(seed=3, min_crop=0.3, flip=True, roll=2)
-    x, positions = images(), torch.arange(6)
-    together = crops.of(x, positions, 6, step)
+    x, drawn = images(), crops.draw(6, step)
+    together = augmented(x, *drawn)
     for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
-        assert torch.allclose(crops.of(x[part], part, 6, step), together[part], atol=1e-6)
-    assert not torch.equal(crops.of(x, positions, 6, step + 1), together)
+        assert torch.allclose(augmented(x[part], *(one[part] for one in drawn)), together[part], atol=1e-6)
+    assert not torch.equal(augmented(x, *crops.draw(6, step + 1)), together)
 
 
 def test_without_options_a_step_shows_the_image():
-    assert torch.equal(RefineAugmentation().of(images(), torch.arange(6), 6, 4), images())
+    assert torch.equal(augmented(images(), *RefineAugmentation().draw(6, 4)), images())
+
+
+def test_a_roll_alone_is_drawn_alone():
+    (shifts,) = RefineAugmentation(roll=2).draw(6, 4)
+    assert torch.equal(augmented(images(), shifts), rolled(images(), *shifts.T))
 
 
 def test_rolled_is_roll_image_by_image():

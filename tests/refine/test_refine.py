@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.evaluation.evaluate import evaluate
+from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.factories import batch_norm_layers, build_network
@@ -72,6 +74,33 @@ def test_images_move_toward_atoms_of_ones_own(pool: SurrogateSet, space: Feature
     assert not torch.equal(other.images, usual.images)
     with pytest.raises(ValueError, match="one point for each image"):
         refine_images(start, space, config, seed=1, atoms=targets.atoms[:-1])
+
+
+def test_computations_in_one_folder_keep_their_chunks_apart(
+    digits: RealData, teacher: Teacher, pool: SurrogateSet, space: FeatureSpace, tmp_path: Path
+) -> None:
+    """None of them has a label, and all have the same number of images."""
+    work, config = WorkFolder(tmp_path, tmp_path / "log.jsonl"), replace(CONFIG, steps=3)
+    start, others = pool.prefix(2), distill(digits, "random", 2, seed=6)
+    flat = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0)
+    atoms = space.points(others.images, others.labels)
+    cases: list[tuple[SurrogateSet, FeatureSpace, dict[str, Any]]] = [
+        (start, space, {}),
+        (others, space, {}),
+        (start, flat, {}),
+        (start, space, {"seed": 2, "config": replace(config, min_crop=0.5)}),
+        (start, space, {"seed": 3, "config": replace(config, min_crop=0.5)}),
+        (start, space, {"own": False}),
+        (start, space, {"atoms": atoms}),
+        (start, space, {"atoms": atoms.flip(1)}),
+        (start, space, {"region": PixelRegion(bound=0.01)}),
+    ]
+    for number, (images, points, changes) in enumerate(cases, 1):
+        options: dict[str, Any] = {"config": config, "seed": 1, **changes}
+        alone, kept, again = (refine_images(images, points, **options, folder=f) for f in (None, work, work))
+        assert torch.equal(kept.images, alone.images), options
+        assert torch.equal(again.images, alone.images), options
+        assert len(list((tmp_path / "chunks").iterdir())) == number
 
 
 def test_selection_takes_distinct_pool_images_nearer_than_the_first(
@@ -350,7 +379,8 @@ def test_the_gate_refuses_images_that_a_held_out_network_finds_worse(
     start, refined = refine_set(pool, teacher, digits, 4, CONFIG)
     spoiled = refined.images.clone()
     spoiled[::4] = 255 - spoiled[::4]  # the first image of every class
-    verdict = gate(start.images, spoiled, start.labels, space, held_out=teacher.network)
+    points = space.points(start.images, start.labels)
+    verdict = gate(start.images, points, spoiled, start.labels, space, held_out=teacher.network)
     worse = cross_entropies(teacher.network, spoiled, start.labels) > cross_entropies(
         teacher.network, start.images, start.labels
     )
@@ -363,7 +393,8 @@ def test_the_gate_refuses_classes_whose_w2_does_not_fall(
 ) -> None:
     start, refined = refine_set(pool, teacher, digits, 4, CONFIG)
     spoiled = torch.where(start.labels[:, None, None, None] == 3, 255 - refined.images, refined.images)
-    verdict = gate(start.images, spoiled, start.labels, space)
+    points = space.points(start.images, start.labels)
+    verdict = gate(start.images, points, spoiled, start.labels, space)
     assert (verdict.images, verdict.classes) == (0, 1)
     assert torch.equal(verdict.kept, start.labels != 3)
     assert verdict.after < verdict.before
