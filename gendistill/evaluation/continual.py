@@ -22,9 +22,9 @@ from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
-from gendistill.evaluation.entries import Entry, SoftTargets, entries_of
+from gendistill.evaluation.entries import Entry, SoftTargets, pool_entry
 from gendistill.evaluation.evaluator import TrainingRun, check_entries, check_shapes, resolve_precision
-from gendistill.evaluation.inputs import by_counts, check_origins, size_of
+from gendistill.evaluation.inputs import by_counts, check_origins, pools, size_of
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.result import ContinualEvaluation
@@ -282,7 +282,7 @@ def evaluate_continual(
         )
     check_origins(surrogates, data)
     counts = arrivals(len(data.classes), config.continual.steps)
-    sets = entries_of(surrogates)
+    sets = [pool_entry([made]) for pool in pools(surrogates, labels=False) for made in pool]  # a row each
     check_entries(sets, TrainingRun(settings, data.test, len(data.classes)))  # before k-means
     config = resolve_precision(config, data)
     settings, device, runs = resolve_protocol(config), runtime.device(), RunLog(folder)

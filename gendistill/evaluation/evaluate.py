@@ -19,7 +19,7 @@ from gendistill.evaluation.checks import Finding
 from gendistill.evaluation.checks.counts import data_findings
 from gendistill.evaluation.checks.label_recipes import check_soft_labels
 from gendistill.evaluation.checks.labels import label_quality, soft_targets
-from gendistill.evaluation.entries import Entry, entries_of, pool_entry, soft_entries
+from gendistill.evaluation.entries import Entry, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (
     RunRecord,
     TrainingRun,
@@ -108,7 +108,9 @@ def evaluate(
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, resolve_protocol(config), teacher)
     training = TrainingRun(resolve_protocol(config), data.test, len(data.classes))
-    check_entries(entries_of(surrogates), training)  # before anything that takes long
+    check_entries(  # before anything that takes long
+        [Entry(made.meta.get("method", "unknown"), None, size_of(made), (made.split,)) for made in surrogates], training
+    )
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
     place = folder.path if folder else None
@@ -203,7 +205,7 @@ def _numbers(subject: DescribedSet, real: RealReference, space: str, labels: Lab
         "measured_by_class": counts,
         "draws": DRAWS,
         "classes": list(real.data.classes),
-        "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed), seed=seed),
+        "measures": likeness(real.features, features, real.held(subject), real.random(counts, seed), seed=seed),
         "copies": {
             **subject.copies.summary(),
             "near_test": len(subject.near),

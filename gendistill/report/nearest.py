@@ -220,9 +220,10 @@ def record_evidence(folders: Sequence[Path], summary: Mapping[str, Any], data: R
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
     reference = CopyCheck.of(data, most=MOST_MEASURED)
     for folder in track(folders, "cards", len(folders)):
-        views = SurrogateSet.load(folder).split
+        made = SurrogateSet.load(folder)
+        views = made.split
         copies = reference.check(views.images)
         pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
-        evaluation = evaluation_of(StoredSet.open(folder), summary)
+        evaluation = evaluation_of(StoredSet.open(folder), summary, made.content_hash())
         found = cast(CopyEvidence, {**copies.summary(), "pairs": True})
         add_evidence(folder, evaluation=evaluation, copies=found)

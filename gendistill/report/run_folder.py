@@ -112,11 +112,15 @@ STAGES = (TEACHER, "generator", "samples", "refined", EVALUATION)
 
 @dataclass(frozen=True)
 class Finished:
-    """What was read of a folder. ``is_run`` tells a run, which knows its data and its sets, from an evaluation, whose
-    command tells where they were."""
+    """What was read of a folder.
+
+    ``is_run`` distinguishes a run, which knows its real images (``run_data``) and its sets, from an evaluation, whose
+    command says where they were.
+    """
 
     path: Path
     is_run: bool
+    run_data: DataConfig | None
     summary: Mapping[str, Any]
     records: list[Mapping[str, Any]]
     config: str
@@ -139,8 +143,8 @@ class Finished:
 
     @property
     def data_config(self) -> DataConfig | None:
-        """The real images, as the run's config.yaml or the recorded command tells; None where neither does."""
-        return data_config(self.path) if self.is_run else recorded_data(self.options)
+        """The real images, as the run's config.yaml or the recorded command has them; None where neither does."""
+        return self.run_data or recorded_data(self.options)
 
     @property
     def surrogates(self) -> dict[str, Path]:
@@ -187,24 +191,28 @@ def read_finished(path: Path) -> Finished:
             "output of `gendistill run` and of `gendistill evaluate` without --task."
         )
     is_run = not (path / SUMMARY).is_file()
+    config, run_data = "", None
     if is_run:
-        data_config(path)
+        config, loaded = _read(path, Path(CONFIG), lambda text: (text, yaml.safe_load(text)))
+        run_data = _run_data(path, loaded)
+    elif (path / CONFIG).is_file():
+        config = _read(path, Path(CONFIG), str)
     place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
     summary = _read(path, place, _summary)
     records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
     return Finished(
         path=path,
         is_run=is_run,
+        run_data=run_data,
         summary=summary,
         records=[_read(path, name, json.loads) for name in records if (path / name).is_file()],
-        config=_read(path, Path(CONFIG), str) if (path / CONFIG).is_file() else "",
+        config=config,
         date=_date(path, path / place),
     )
 
 
-def data_config(run: Path) -> DataConfig:
+def _run_data(run: Path, config: Any) -> DataConfig:
     """The ``data`` part of the run's config.yaml."""
-    config = _read(run, Path(CONFIG), yaml.safe_load)
     try:
         return DataConfig(**config["data"])
     except (KeyError, TypeError, ConfigError) as error:

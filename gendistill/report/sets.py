@@ -7,18 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.coreset.coresets import random
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
+from gendistill.evaluation.baselines import random_draw
 from gendistill.evaluation.copies import FEATURES, PIXELS
 from gendistill.evaluation.inputs import size_of
 from gendistill.evaluation.projection import Projection, pixels, project_sets
@@ -28,7 +27,6 @@ from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.results import EvaluatedRun, ReportRow, hashes, merge_rows, order_rows
 from gendistill.report.run_folder import Finished
-from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import MANIFEST, SurrogateSet
 
@@ -151,18 +149,9 @@ def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str
     """The sets of one IPC after the first random draw that was evaluated: of as many images by class as they have, of
     several numbers the equal ones, else the most."""
     counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
-    return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
-
-
-def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
-    """The first random draw for a set of ``counts`` images by class; all images of a class that has fewer."""
-    drawn, picks = derive(seed, "random draw", 0), []
-    for label, count in enumerate(counts):
-        index = data.train.of_class(label)
-        chosen = random(np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
-        picks.append(index[torch.from_numpy(chosen)])
-    split = data.train.take(torch.cat(picks))
-    return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})
+    drawn = random_draw(data, tuple(counts), seed, 0)
+    random = SurrogateSet(drawn.images, drawn.labels, data.classes, {"method": RANDOM, "stage": None})
+    return {RANDOM_LABEL: random, **sets}
 
 
 def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
@@ -361,7 +350,7 @@ class ReportFacts:
     projection: Projection | None = None
     look: FeatureSource | None = None
 
-    @property
+    @cached_property
     def rows(self) -> list[ReportRow]:
         """Those of all runs, each once, in order and with colours."""
         return order_rows(merge_rows([run.evaluated for run in self.runs]))
