@@ -199,9 +199,11 @@ def test_two_choices_cannot_disagree_on_what_they_share() -> None:
 
 @pytest.mark.parametrize("choice", [Gradient(distance="mse"), Gradient(), Queue(size=3), Features(class_aware=1.0)])
 def test_a_choice_of_another_method_is_refused_with_both_names(choice: Any) -> None:
-    place = "networks" if isinstance(choice, Queue) else "objective"
-    with pytest.raises(ConfigError, match=f"with method dm: {type(choice).__name__} is an option of"):
-        DistillConfig(method="dm", matching=MatchingConfig(**{place: choice}))
+    place, method = "networks" if isinstance(choice, Queue) else "objective", "dm"
+    if isinstance(choice, Features):
+        method = "idc"
+    with pytest.raises(ConfigError, match=f"with method {method}: {type(choice).__name__} is an option of"):
+        DistillConfig(method=method, matching=MatchingConfig(**{place: choice}))
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassMoments, ClassStatistics, Members, batch_norm_inputs, collect_statistics
 from gendistill.networks.statistics_cache import cached_statistics
 from gendistill.objectives import refinement
-from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
 from tests.helpers import ROOT, environment
+from tests.objectives.references import batch_norm_loss, class_moments
 
 CPU = torch.device("cpu")
 CLASSES = 4
