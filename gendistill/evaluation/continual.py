@@ -28,7 +28,7 @@ from gendistill.evaluation.inputs import by_counts, check_origins, pools, size_o
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.result import ContinualEvaluation
-from gendistill.evaluation.summary import RANDOM, ContinualRow, RunResult, Step
+from gendistill.evaluation.summary import ContinualRow, RunResult, Step, reference_of
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, command_line, versions
 from gendistill.progress import follow
@@ -236,8 +236,7 @@ def _step(accuracies: np.ndarray) -> Step:
 
 def _compared(row: ContinualRow, rows: Sequence[ContinualRow]) -> ContinualRow:
     """The row with its paired intervals against random images of the same counts, where there are any."""
-    drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
-    against = next((r for r in drawn if (r["ipc"], r["counts"]) == (row["ipc"], row["counts"])), None)
+    against = reference_of(row, rows)
     other = None if against is row else against
 
     def compare(ours: Step, theirs: Step | None) -> Step:

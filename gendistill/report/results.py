@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Required, TypeVar, cast
 
-from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row
+from gendistill.evaluation.summary import FULL, RANDOM, Row, is_reference
 from gendistill.report.formatting import NAMES, listed
 
 Condition = tuple[Any, ...]
@@ -37,15 +37,10 @@ def under(rows: Sequence[ReportRow], wanted: Condition | None) -> list[ReportRow
     return [r for r in rows if condition(r) == wanted]
 
 
-def is_random(row: Mapping[str, Any]) -> bool:
-    """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
-    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("given")
-
-
 def random_of(row: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
     """The random draws that a row is compared with, of as many images of each class, of its own run where there are
     several."""
-    sized = [r for r in rows if is_random(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
+    sized = [r for r in rows if is_reference(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
     found = [r for r in sized if condition(r) == condition(row)]
     return next((r for r in found if set(r["runs"]) & set(row["runs"])), found[0] if found else None)
 
@@ -85,7 +80,7 @@ def order_rows(rows: Sequence[R]) -> list[R]:
         colour = free[i % len(free)]
         inks[label] = (colour, [c for c, _ in inks.values()].count(colour))
     found = [cast("R", {**r, "colour": inks[r["label"]][0], "shape": inks[r["label"]][1]}) for r in rows]
-    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_random(r)))
+    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_reference(r)))
 
 
 def ipc_of(row: Mapping[str, Any]) -> int:
