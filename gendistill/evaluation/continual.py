@@ -64,6 +64,7 @@ class ContinualRecord(TypedDict):
     ipc: int | None
     run: int
     classes: int
+    outcome: RunResult
     accuracy: float
 
 
@@ -110,10 +111,10 @@ def continual(
     training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
     for entry in entries:
-        start, results = time.perf_counter(), []
+        results = []
         for run in range(entry.count(config.runs)):
             results.append((yield from _learn(entry, run, training, orders[run], counts, done or {})))
-        rows.append(_row(entry, settings, results, time.perf_counter() - start))
+        rows.append(_row(entry, settings, results))
     return [_compared(row, rows) for row in rows]
 
 
@@ -124,17 +125,18 @@ def _learn(
     order: Tensor,
     counts: Sequence[int],
     done: Mapping[str, RunResult],
-) -> Generator[ContinualRecord, None, list[float]]:
-    """One run: yields a record after every step, returns the accuracies."""
-    accuracies: list[float] = []
+) -> Generator[ContinualRecord, None, list[RunResult]]:
+    """One run: yields a record after every step, returns the results."""
+    results: list[RunResult] = []
     for count in counts:
         seen = order[:count]
         memory, targets, key = _memory(entry, run, seen, training.classes)
-        if key in done:
-            accuracies.append(done[key]["accuracy"])
-        else:
-            shown = arrived(training.test, seen, training.classes)[0]
-            accuracies.append(train_and_test(memory, targets, replace(training, test=shown, classes=count), run))
+        found = done.get(key)
+        if found is None:
+            start, shown = time.perf_counter(), arrived(training.test, seen, training.classes)[0]
+            accuracy = train_and_test(memory, targets, replace(training, test=shown, classes=count), run)
+            found = {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)}
+        results.append(found)
         yield {
             "key": key,
             "method": entry.method,
@@ -142,9 +144,10 @@ def _learn(
             "ipc": entry.ipc,
             "run": run,
             "classes": count,
-            "accuracy": accuracies[-1],
+            "outcome": found,
+            "accuracy": found["accuracy"],
         }
-    return accuracies
+    return results
 
 
 def _sizes(
@@ -207,8 +210,8 @@ def _check(entry: Entry, run: int, test: Split, first: Tensor, classes: tuple[st
             )
 
 
-def _row(entry: Entry, settings: Settings, results: list[list[float]], seconds: float) -> ContinualRow:
-    by_step = np.array(results).T  # (steps,runs)
+def _row(entry: Entry, settings: Settings, results: list[list[RunResult]]) -> ContinualRow:
+    by_step = np.array([[result["accuracy"] for result in run] for run in results]).T  # (steps,runs)
     identity = entry.identity
     return {
         "method": entry.method,
@@ -222,7 +225,7 @@ def _row(entry: Entry, settings: Settings, results: list[list[float]], seconds: 
         "set": list(identity) if isinstance(identity, tuple) else identity,
         "steps": [_step(accuracies) for accuracies in by_step],
         "average": _step(by_step.mean(0)),
-        "seconds": round(seconds, 2),
+        "seconds": round(sum(result.get("seconds", 0.0) for run in results for result in run), 2),
     }
 
 
