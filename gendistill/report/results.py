@@ -47,8 +47,8 @@ def random_of(row: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
 
 def products(rows: Sequence[ReportRow]) -> list[ReportRow]:
     """The sets that were evaluated, of every run the last stage alone; coresets where there is nothing else."""
-    given = [r for r in rows if r["given"] and r["ipc"] is not None]
-    made = [r for r in given if r["method"] not in BASELINES] or given
+    sets = [r for r in rows if r["given"] and r["ipc"] is not None]
+    made = [r for r in sets if r["method"] not in BASELINES] or sets
     last = {
         run: next((s for s in NAMES if any(r["stage"] == s and run in r["runs"] for r in made)), None)
         for run in dict.fromkeys(run for r in made for run in r["runs"])
@@ -139,7 +139,7 @@ class EvaluatedRun:
 
     name: str
     summary: Mapping[str, Any]
-    given: Mapping[str, str | None] = field(default_factory=dict)
+    evaluated_sets: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
@@ -169,14 +169,14 @@ def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
 
 
 def _row(row: ReportRow, run: EvaluatedRun, number: int, alike: str) -> ReportRow:
-    names = [run.given[h] for h in hashes(row) if h in run.given]
+    names = [run.evaluated_sets[h] for h in hashes(row) if h in run.evaluated_sets]
     return {
         "ci95_vs_random": None,
         **row,
         "runs": [run.name],
         "settings_number": number,
         "alike": alike,
-        "given": bool(names) if run.given else row["method"] not in BASELINES,
+        "given": bool(names) if run.evaluated_sets else row["method"] not in BASELINES,
         "set_name": next((name for name in names if name), None),
         "fault": bool(_with_errors(run) & set(hashes(row))),
     }

@@ -24,7 +24,7 @@ Options = dict[str, Any]  # of a command, by dotted name, as YAML reads them
 def recorded_options(command: str, folder: Path) -> Options:
     """Its options by dotted name, those of its --config among them; nothing of a command that is not `evaluate`.
 
-    Relative paths start from where the command was given: of a relative output_dir that is known from ``folder``.
+    Relative paths start from where the command ran: of a relative output_dir that is known from ``folder``.
     """
     try:
         tokens = shlex.split(command)
@@ -41,13 +41,13 @@ def recorded_options(command: str, folder: Path) -> Options:
 
 def recorded_data(options: Options) -> DataConfig | None:
     """The real images, where the command is known."""
-    given = {k.removeprefix("data."): v for k, v in options.items() if k.startswith("data.")}
+    values = {k.removeprefix("data."): v for k, v in options.items() if k.startswith("data.")}
     if not options:
         return None
-    if isinstance(name := given.get("name"), str) and (options["start"] / name).is_dir():
-        given["name"] = str(options["start"] / name)
+    if isinstance(name := values.get("name"), str) and (options["start"] / name).is_dir():
+        values["name"] = str(options["start"] / name)
     try:
-        return DataConfig(**given)
+        return DataConfig(**values)
     except (TypeError, ConfigError):
         return None
 
@@ -132,7 +132,7 @@ class Finished:
 
     @property
     def hashes(self) -> list[str]:
-        """Content hashes of the sets that were evaluated, in the order they were given."""
+        """Content hashes of the sets that were evaluated, in the order of the command."""
         record: Mapping[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
         return list(record.get("settings", {}).get("inputs", {}).get("surrogates", ()))
 
@@ -148,7 +148,7 @@ class Finished:
 
     @property
     def surrogates(self) -> dict[str, Path]:
-        """By content hash, the folders that were given to `evaluate`, there or not."""
+        """By content hash, the folders that `evaluate` read, there or not."""
         paths = recorded_paths(self.options, "surrogate")
         return dict(zip(self.hashes, paths, strict=True)) if len(paths) == len(self.hashes) else {}
 

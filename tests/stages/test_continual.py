@@ -18,7 +18,7 @@ from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import label_rows
 from gendistill.io import WorkFolder
-from gendistill.report.tables import render_continual
+from gendistill.report.page import render_continual
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill
 
