@@ -187,8 +187,7 @@ class Distiller:
         parallel: Whether several processes share its work.
         resumable: Whether a killed run continues where it was.
         temporary: Names below its folder that only a resumed run needs.
-        inputs: Sets that the options name, further arguments of ``make``: called with (data, config), it returns {name:
-            set}.
+        inputs: Hashes of what the options name: called with (data, config), it returns {name: hash}.
     """
 
     make: Callable[..., Iterator[Any]] | str
@@ -200,7 +199,7 @@ class Distiller:
     parallel: bool = False
     resumable: bool = False
     temporary: tuple[str, ...] = ()
-    inputs: Callable[..., Mapping[str, Any]] | str | None = None
+    inputs: Callable[..., dict[str, str]] | str | None = None
 
     def parse(self, given: Mapping[str, Any] | None, name: str) -> Any:
         """An instance of ``options`` from values by name.

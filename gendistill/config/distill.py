@@ -81,16 +81,15 @@ class Gradient(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Options):
-    """Mean features are matched.
+    """Mean features are matched; the option is IDM's, as dm's networks have learned nothing.
 
     Attributes:
-        class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions; 0 with
-            dm, whose networks have learned nothing.
+        class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions.
     """
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "features"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dm", "idm")
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("idm",)
 
     class_aware: NonNegative | None = None
 
