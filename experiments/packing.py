@@ -10,27 +10,24 @@ Result (docs/results.md#the-same-bytes-whole-images-or-four-in-each): four small
 worth 5 to 10 points to random, selected and k-means images. Refinement of packed images pays for generated ones (30.3
 to 40.2 %), not for photographs (44.4 to 41.2 %). With matching afterwards they reach 48.1 ± 0.4 %, whole ones 46.1.
 
-Every synthesis seed trains its own teacher and draws its own pools, and all its sets are judged with the same training
-runs. A row has the bytes of its PNG files: k stored images take about the same, but packed ones compress less. Rows
-"then dm" are carried on by distribution matching, as in experiments.guides. Finished seeds are read from the
-output file. Test images are read once a training, after its last step; the settings are fixed before any of it is seen.
+Every synthesis seed trains its own teacher and draws its own pools, and all its sets are judged with the same
+training runs. A row has the bytes of its PNG files, of random images the mean of the draws: k stored images take
+about the same, but packed ones compress less. Rows "then dm" are carried on by distribution matching, as in
+experiments.guides. Finished seeds are read from the output file. Test images are read once a training, after its last
+step; the settings are fixed before any of it is seen.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 import gendistill as gd
 from experiments.guides import matched
 from experiments.refinement import POOL, figures, judged, options, over_seeds, sampled, teacher_of
-from gendistill.seeding import derive
 
 
 def sets(
@@ -77,36 +74,18 @@ def spaces(teacher: gd.Teacher) -> dict:
     return {"pixels": None, "teacher features": teacher.statistics.features}
 
 
-def baselines(data: gd.RealData, teacher: gd.Teacher, ipc: int, seed: int) -> Iterator[tuple[str, gd.SurrogateSet]]:
-    """The whole real images that are judged beside the sets, of random ones the first draw."""
-    yield "random", gd.distill(data, "random", ipc, seed=derive(seed, "random draw", 0))
-    for space, features in spaces(teacher).items():
-        yield f"kmeans ({space})", gd.distill(data, "kmeans", ipc, seed=seed, features=features)
-
-
-def image_bytes(made: gd.SurrogateSet) -> int:
-    """Of its files, as its manifest counts them."""
-    with tempfile.TemporaryDirectory() as folder:
-        made.save(folder)
-        return json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["bytes"]["images"]
-
-
 def one_seed(data: gd.RealData, generator: gd.Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
-    """Rows of one synthesis seed, each with its bytes."""
+    """Rows of one synthesis seed."""
     teacher = teacher_of(data, args, seed)
-    made = list(sets(data, teacher, generator, args, seed))
-    beside = [named for ipc in args.ipc for named in baselines(data, teacher, ipc, seed)]
-    sizes = {(one.ipc, name): image_bytes(one) for name, one in [*made, *beside]}
-    return [{**row, "bytes": sizes.get((row["ipc"], row["name"]))} for row in judged(made, data, teacher, args, seed)]
+    return judged(list(sets(data, teacher, generator, args, seed)), data, teacher, args, seed)
 
 
 def table(rows: list[dict]) -> str:
     """Accuracy beside the bytes of images, both means over the seeds."""
     lines = [f"{'IPC':>4} {'labels':<7} {'set':<38} {'bytes':>12} {'accuracy %':>13}  {'over random':>13}"]
     for ipc, labels, name, mean, gain in figures(rows):
-        found = [row["bytes"] for row in rows if (row["ipc"] or 0, row["name"]) == (ipc, name) and row["bytes"]]
-        size = f"{np.mean(found):,.0f}" if found else ""
-        lines.append(f"{ipc or '':>4} {labels:<7} {name:<38} {size:>12} {mean}  {gain}")
+        found = [row["bytes"] for row in rows if (row["ipc"] or 0, row["name"]) == (ipc, name)]
+        lines.append(f"{ipc or '':>4} {labels:<7} {name:<38} {np.mean(found):>12,.0f} {mean}  {gain}")
     return "\n".join(lines)
 
 

@@ -175,7 +175,7 @@ def judged(
             names.setdefault(known, []).append(name)
     columns = ("ipc", "labels", "accuracy", "ci95_vs_random")
     return [
-        {"seed": seed, "name": name, **{k: row[k] for k in columns}}
+        {"seed": seed, "name": name, **{k: row[k] for k in columns}, "bytes": row["bytes"]["images"]}
         for row in rows
         for name in names.get(row["set"], [baseline(row)])
     ]

@@ -84,6 +84,7 @@ def distill_sets(
     seed: int = 0,
     work: WorkFolder | None = None,
     statistics_cache: Path | None = None,
+    inputs: Mapping[str, SurrogateSet] | None = None,
 ) -> Iterator[SurrogateSet]:
     """A set for each of ``config.ipc``, in ascending order within what a method makes together.
 
@@ -94,6 +95,7 @@ def distill_sets(
         seed: Of everything random.
         work: Where a method keeps what lets it continue after a kill.
         statistics_cache: Folder of class statistics, for teachers that were trained on other images.
+        inputs: What ``read_inputs`` returns, where it was called already.
     """
     method = DISTILLERS[config.method]
     if method.needs_teacher != bool(teachers):
@@ -101,10 +103,18 @@ def distill_sets(
         raise ConfigError(f"{len(teachers)} teachers are given; expected {wanted} with method {config.method}.")
     if statistics_cache and not method.needs_teacher:
         raise ConfigError(f"statistics_cache is {str(statistics_cache)!r}; expected None with method {config.method}.")
+    inputs = read_inputs(data, config) if inputs is None else inputs
     made: Iterator[SurrogateSet] = resolve(method.make)(
-        data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache
+        data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache, **inputs
     )
     return made
+
+
+def read_inputs(data: RealData, config: DistillConfig) -> Mapping[str, SurrogateSet]:
+    """The sets that the method's options name, by what they are for."""
+    method = DISTILLERS[config.method]
+    found: Mapping[str, SurrogateSet] = resolve(method.inputs)(data, config) if method.inputs else {}
+    return found
 
 
 def _as_section(method: str, options: Any) -> Mapping[str, Any]:
@@ -151,21 +161,26 @@ def wmdd_sets(
 
 
 def matching_sets(
-    data: RealData, config: DistillConfig, *, seed: int, work: WorkFolder | None, **_: Any
+    data: RealData,
+    config: DistillConfig,
+    *,
+    seed: int,
+    work: WorkFolder | None,
+    start: SurrogateSet | None = None,
+    **_: Any,
 ) -> Iterator[SurrogateSet]:
-    from gendistill.matching.distiller import matched, start_set
+    from gendistill.matching.distiller import matched
     from gendistill.report.images import contact_sheet
 
-    given = start_set(config, data)
-    return matched(data, config, seed=seed, given=given, folder=work, draw=contact_sheet)
+    return matched(data, config, seed=seed, given=start, folder=work, draw=contact_sheet)
 
 
-def start_of_matching(data: RealData, config: DistillConfig) -> dict[str, str]:
-    """The hash of the set that matching starts from, where one is named."""
+def start_of_matching(data: RealData, config: DistillConfig) -> Mapping[str, SurrogateSet]:
+    """The set that matching starts from, where one is named."""
     from gendistill.matching.distiller import start_set
 
     given = start_set(config, data)
-    return {"start": given.content_hash()} if given else {}
+    return {"start": given} if given else {}
 
 
 def function_sets(

@@ -187,7 +187,8 @@ class Distiller:
         parallel: Whether several processes share its work.
         resumable: Whether a killed run continues where it was.
         temporary: Names below its folder that only a resumed run needs.
-        inputs: Hashes of what the options name: called with (data, config), it returns {name: hash}.
+        inputs: Sets that the options name, further arguments of ``make``: called with (data, config), it returns {name:
+            set}.
     """
 
     make: Callable[..., Iterator[Any]] | str
@@ -199,7 +200,7 @@ class Distiller:
     parallel: bool = False
     resumable: bool = False
     temporary: tuple[str, ...] = ()
-    inputs: Callable[..., dict[str, str]] | str | None = None
+    inputs: Callable[..., Mapping[str, Any]] | str | None = None
 
     def parse(self, given: Mapping[str, Any] | None, name: str) -> Any:
         """An instance of ``options`` from values by name.

@@ -81,15 +81,16 @@ class Gradient(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Options):
-    """Mean features are matched; the option is IDM's, as dm's networks have learned nothing.
+    """Mean features are matched.
 
     Attributes:
-        class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions.
+        class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions; 0 with
+            dm, whose networks have learned nothing.
     """
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "features"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("idm",)
+    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dm", "idm")
 
     class_aware: NonNegative | None = None
 

@@ -1,4 +1,4 @@
-"""Coreset distillers: real images chosen by class. The baselines that every report prints beside our rows.
+"""Coreset distillers: real images chosen by class. They are the baselines of every evaluation, too.
 
 Each takes the features (n,d) of one class, the number k and a seed, and returns k different positions.
 """

@@ -60,7 +60,7 @@ class Baselines:
             found.append(_row(RANDOM, ipc, self._draws(other, draws), space, wanted[other]))
         if "bytes" in self.config.baselines:
             sizes = {self._images_of(total, ipc, draws) for total in totals}
-            fewest = min(sum(self._limited(c)) for c in wanted)
+            fewest = min(sum(limited(c, self.data)) for c in wanted)
             larger = sorted(n for n in sizes if n * len(self.data.classes) > fewest)
             found += [_row(RANDOM, ipc, self._draws(self._even(n), draws), EQUAL_BYTES) for n in larger]
         return found
@@ -79,16 +79,8 @@ class Baselines:
     def _even(self, ipc: int) -> Counts:
         return (ipc,) * len(self.data.classes)
 
-    def _limited(self, counts: Counts) -> Counts:
-        """At most as many of each class as there are."""
-        return tuple(map(min, counts, self.data.train.counts(len(self.data.classes))))
-
     def _draws(self, counts: Counts, draws: int) -> tuple[Split, ...]:
-        return tuple(self._random(counts, r) for r in range(draws))
-
-    def _random(self, counts: Counts, draw: int) -> Split:
-        nothing, seed = torch.empty(len(self.data.train), 0), derive(self.seed, "random draw", draw)
-        return choose_coreset(RANDOM, self.data.train, nothing, self.data.classes, self._limited(counts), seed)
+        return tuple(random_draw(self.data, counts, self.seed, r) for r in range(draws))
 
     def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str]]:
         """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
@@ -101,7 +93,7 @@ class Baselines:
     def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
         """What ``distill`` picks, or what an earlier evaluation picked: k-means on pixels can take minutes."""
         data, space = self.data, "pixels" if features is None else hash_tensors({"features": features})
-        wanted = self._limited(counts)
+        wanted = limited(counts, self.data)
         size = wanted[0] if len(set(wanted)) == 1 else "-".join(map(str, wanted))
         key = f"picks {method} {size} {self.seed} {space}"
         found = self._cache.recall(key)
@@ -124,12 +116,23 @@ class Baselines:
         most = min(self.data.train.counts(len(self.data.classes)))
         count = min(ipc, most)
         while True:  # a larger draw begins with the smaller one
-            sizes = png_sizes(self._random(self._even(count), draw).images)
+            sizes = png_sizes(random_draw(self.data, self._even(count), self.seed, draw).images)
             steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
             enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
             if enough or count == most:
                 return enough[0] if enough else most
             count = min(2 * count, most)
+
+
+def limited(counts: Counts, data: RealData) -> Counts:
+    """At most as many of each class as there are."""
+    return tuple(map(min, counts, data.train.counts(len(data.classes))))
+
+
+def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
+    """Random draw number ``draw`` of an evaluation with this seed; all images of a class that has fewer."""
+    nothing, own = torch.empty(len(data.train), 0), derive(seed, "random draw", draw)
+    return choose_coreset(RANDOM, data.train, nothing, data.classes, limited(counts, data), own)
 
 
 def _row(

@@ -23,7 +23,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import WorkFolder, atomic
+from gendistill.io import WorkFolder, atomic, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
@@ -53,20 +53,25 @@ class RunLog:
         self.done: dict[str, RunResult] = {}
         self._folder = folder
         path = folder.path / RUNS if folder else None
-        for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []:
-            with contextlib.suppress(ValueError):  # a kill may cut the last line off
+        if path is None or not path.is_file():
+            return
+        text = path.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]  # a kill may cut the last line off
+        if complete != text:
+            write_text(path, complete)
+        for line in complete.splitlines():
+            with contextlib.suppress(ValueError):  # two lines in one, as older versions wrote after a kill
                 key, result = json.loads(line)
                 if isinstance(result, dict):  # older versions wrote an accuracy alone
                     self.done[key] = result  # type: ignore[assignment]
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Keep the outcome of a record under its key, and log the rest of it."""
-        if self._folder is None:
+        """Keep the outcome of a record under its key, and log the rest of it, unless it was there at the start."""
+        if self._folder is None or record["key"] in self.done:
             return
         self._folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome")})
-        outcome = record.get("outcome", {"accuracy": record["accuracy"]})
         with (self._folder.path / RUNS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([record["key"], outcome]) + "\n")
+            file.write(json.dumps([record["key"], record["outcome"]]) + "\n")
 
 
 def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:

@@ -22,18 +22,17 @@ from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.errors import ConfigError, DataError
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
-from gendistill.evaluation.entries import Entry, SoftTargets, entries_of
+from gendistill.evaluation.entries import Entry, SoftTargets, pool_entry
 from gendistill.evaluation.evaluator import TrainingRun, check_entries, check_shapes, resolve_precision
-from gendistill.evaluation.inputs import by_counts, check_origins, size_of
+from gendistill.evaluation.inputs import by_counts, check_origins, pools, size_of
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.result import ContinualEvaluation
-from gendistill.evaluation.summary import RANDOM, ContinualRow, RunResult, Step
+from gendistill.evaluation.summary import ContinualRow, RunResult, Step, reference_of
 from gendistill.hashing import hash_tensors
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, command_line, versions
 from gendistill.progress import follow
 from gendistill.seeding import torch_rng
-from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -65,6 +64,7 @@ class ContinualRecord(TypedDict):
     ipc: int | None
     run: int
     classes: int
+    outcome: RunResult
     accuracy: float
 
 
@@ -111,10 +111,10 @@ def continual(
     training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
     for entry in entries:
-        start, results = time.perf_counter(), []
+        results = []
         for run in range(entry.count(config.runs)):
             results.append((yield from _learn(entry, run, training, orders[run], counts, done or {})))
-        rows.append(_row(entry, settings, results, time.perf_counter() - start))
+        rows.append(_row(entry, settings, results))
     return [_compared(row, rows) for row in rows]
 
 
@@ -125,17 +125,18 @@ def _learn(
     order: Tensor,
     counts: Sequence[int],
     done: Mapping[str, RunResult],
-) -> Generator[ContinualRecord, None, list[float]]:
-    """One run: yields a record after every step, returns the accuracies."""
-    accuracies: list[float] = []
+) -> Generator[ContinualRecord, None, list[RunResult]]:
+    """One run: yields a record after every step, returns the results."""
+    results: list[RunResult] = []
     for count in counts:
         seen = order[:count]
         memory, targets, key = _memory(entry, run, seen, training.classes)
-        if key in done:
-            accuracies.append(done[key]["accuracy"])
-        else:
-            shown = arrived(training.test, seen, training.classes)[0]
-            accuracies.append(train_and_test(memory, targets, replace(training, test=shown, classes=count), run))
+        found = done.get(key)
+        if found is None:
+            start, shown = time.perf_counter(), arrived(training.test, seen, training.classes)[0]
+            accuracy = train_and_test(memory, targets, replace(training, test=shown, classes=count), run)
+            found = {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)}
+        results.append(found)
         yield {
             "key": key,
             "method": entry.method,
@@ -143,9 +144,10 @@ def _learn(
             "ipc": entry.ipc,
             "run": run,
             "classes": count,
-            "accuracy": accuracies[-1],
+            "outcome": found,
+            "accuracy": found["accuracy"],
         }
-    return accuracies
+    return results
 
 
 def _sizes(
@@ -208,8 +210,8 @@ def _check(entry: Entry, run: int, test: Split, first: Tensor, classes: tuple[st
             )
 
 
-def _row(entry: Entry, settings: Settings, results: list[list[float]], seconds: float) -> ContinualRow:
-    by_step = np.array(results).T  # (steps,runs)
+def _row(entry: Entry, settings: Settings, results: list[list[RunResult]]) -> ContinualRow:
+    by_step = np.array([[result["accuracy"] for result in run] for run in results]).T  # (steps,runs)
     identity = entry.identity
     return {
         "method": entry.method,
@@ -223,7 +225,7 @@ def _row(entry: Entry, settings: Settings, results: list[list[float]], seconds: 
         "set": list(identity) if isinstance(identity, tuple) else identity,
         "steps": [_step(accuracies) for accuracies in by_step],
         "average": _step(by_step.mean(0)),
-        "seconds": round(seconds, 2),
+        "seconds": round(sum(result.get("seconds", 0.0) for run in results for result in run), 2),
     }
 
 
@@ -237,8 +239,7 @@ def _step(accuracies: np.ndarray) -> Step:
 
 def _compared(row: ContinualRow, rows: Sequence[ContinualRow]) -> ContinualRow:
     """The row with its paired intervals against random images of the same counts, where there are any."""
-    drawn = (r for r in rows if r["method"] == RANDOM and not r["set"])  # not a set that somebody drew at random
-    against = next((r for r in drawn if (r["ipc"], r["counts"]) == (row["ipc"], row["counts"])), None)
+    against = reference_of(row, rows)
     other = None if against is row else against
 
     def compare(ours: Step, theirs: Step | None) -> Step:
@@ -283,7 +284,7 @@ def evaluate_continual(
         )
     check_origins(surrogates, data)
     counts = arrivals(len(data.classes), config.continual.steps)
-    sets = entries_of(surrogates)
+    sets = [pool_entry([made]) for pool in pools(surrogates, labels=False) for made in pool]  # a row each
     check_entries(sets, TrainingRun(settings, data.test, len(data.classes)))  # before k-means
     config = resolve_precision(config, data)
     settings, device, runs = resolve_protocol(config), runtime.device(), RunLog(folder)

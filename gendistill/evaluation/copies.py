@@ -7,8 +7,9 @@ features. Held-out real images say what distance is usual. This shows copying; i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,16 +44,20 @@ class Copies:
 
     Attributes:
         space: What distances are between: ``pixels``, ``teacher features``, or those of another network.
-        exact: By split, for each of the N images the position there of an image with the same pixels, or -1.
+        hashes: The hash of the pixels of each of the N images.
+        exact: By split, for each of them the position there of an image with the same pixels, or -1.
         measured: Positions (M,) of the images whose distance was measured.
+        points: Their features, or pixels, (M,D).
         distances: Distance of each of them to the closest training image, (M,).
         positions: The positions of those training images, (M,).
         held_out: Distances (V,) of validation images to the closest training image.
     """
 
     space: str
+    hashes: Sequence[bytes]
     exact: dict[str, Tensor]
     measured: Tensor
+    points: Tensor
     distances: Tensor
     positions: Tensor
     held_out: Tensor
@@ -116,8 +121,9 @@ class CopyCheck:
         features: What distances are between, images (B,C,H,W) -> (B,D); None for pixels.
         most: How many images of a set, and held-out ones, are measured at most, evenly spaced; None for all.
         points: The training images (M,D).
-        held_out: Distances (V,) of validation images to the closest training image.
-        known: By split, the position of every image by the hash of its pixels.
+        held_out_points: Validation images (V,D).
+        held_out: Their distances (V,) to the closest training image.
+        hashes: By split, the hash of the pixels of every image.
         space: A name for what distances are between.
     """
 
@@ -125,8 +131,9 @@ class CopyCheck:
     features: Callable[[Tensor], Tensor] | None
     most: int | None
     points: Tensor
+    held_out_points: Tensor
     held_out: Tensor
-    known: dict[str, dict[bytes, int]]
+    hashes: dict[str, list[bytes]]
     space: str
 
     @classmethod
@@ -147,9 +154,15 @@ class CopyCheck:
             raise DataError("The copy check got no held-out real images; raise data.validation_fraction.")
         embed = features or _flat
         points = embed(data.train.images)
-        held_out, _ = nearest(embed(data.validation.images[evenly_spaced(len(data.validation), most)]), points)
-        known = {split: _positions(getattr(data, split).images) for split in SPLITS}
-        return cls(data, features, most, points, held_out, known, space if features else PIXELS)
+        held_out = embed(data.validation.images[evenly_spaced(len(data.validation), most)])
+        hashes = {split: list(digests(getattr(data, split).images)) for split in SPLITS}
+        distances, _ = nearest(held_out, points)
+        return cls(data, features, most, points, held_out, distances, hashes, space if features else PIXELS)
+
+    @cached_property
+    def known(self) -> dict[str, dict[bytes, int]]:
+        """By split, the first position of every image by the hash of its pixels."""
+        return {split: {d: i for i, d in reversed([*enumerate(found)])} for split, found in self.hashes.items()}
 
     def check(self, made: Tensor) -> Copies:
         """Find copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
@@ -166,12 +179,15 @@ class CopyCheck:
                 f"{tuple(wanted)}. Give the data.image_size of the set."
             )
         measured = torch.tensor(evenly_spaced(len(made), self.most))
-        distances, positions = nearest((self.features or _flat)(made[measured]), self.points)
+        points = (self.features or _flat)(made[measured])
+        distances, positions = nearest(points, self.points)
         hashes = list(digests(made))
         return Copies(
             space=self.space,
+            hashes=hashes,
             exact={split: torch.tensor([at.get(d, -1) for d in hashes]) for split, at in self.known.items()},
             measured=measured,
+            points=points,
             distances=distances,
             positions=positions,
             held_out=self.held_out,
@@ -226,14 +242,6 @@ def _flat(images: Tensor) -> Tensor:
     return images.flatten(1)
 
 
-def _positions(images: Tensor) -> dict[bytes, int]:
-    """The first position of every image by its hash."""
-    found: dict[bytes, int] = {}
-    for position, digest in enumerate(digests(images)):
-        found.setdefault(digest, position)
-    return found
-
-
 def digests(images: Tensor) -> Iterator[bytes]:
     """The hash of the pixels of each of ``images`` (N,C,H,W)."""
     for image in images.contiguous().numpy():
@@ -276,14 +284,13 @@ class LeakageCheck:
     def of(cls, data: RealData) -> LeakageCheck:
         reference = CopyCheck.of(data, features=small_pixels, space=space(data), most=MOST)
         test = small_pixels(data.test.images)
-        held = small_pixels(data.validation.images[evenly_spaced(len(data.validation), MOST)])
         threshold = float(reference.held_out.quantile(QUANTILE))
-        close = _much_closer(nearest(held, test)[0], reference.held_out, threshold)
-        return cls(reference, test, float((close.sum() + 1) / (len(held) + 1)))
+        close = _much_closer(nearest(reference.held_out_points, test)[0], reference.held_out, threshold)
+        return cls(reference, test, float((close.sum() + 1) / (len(close) + 1)))
 
-    def near(self, made: Tensor, copies: Copies) -> Tensor:
-        """Positions of the measured images of ``made`` (N,C,H,W) that are near but no exact copies of test images."""
-        to_test, _ = nearest(small_pixels(made[copies.measured]), self.test)
+    def near(self, copies: Copies) -> Tensor:
+        """Positions of the measured images that are near but no exact copies of test images."""
+        to_test, _ = nearest(copies.points, self.test)
         close = _much_closer(to_test, copies.distances, copies.threshold)
         return copies.measured[close & (copies.exact["test"][copies.measured] < 0)]
 

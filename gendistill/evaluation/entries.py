@@ -11,7 +11,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import Split
-from gendistill.evaluation.inputs import Counts, Pool, facts, pools, size_of, uneven
+from gendistill.evaluation.inputs import Counts, Pool, facts, size_of, uneven
 from gendistill.evaluation.summary import EQUAL_BYTES, Labels, SetFacts
 from gendistill.hashing import hash_tensors
 from gendistill.networks.soft_labelling import Batches, generate_labels, soft_batches
@@ -81,11 +81,6 @@ class Entry:
     def has_views(self) -> bool:
         """Whether its targets belong to augmented views of the images."""
         return any(targets.batches is not None for targets in self.targets)
-
-
-def entries_of(sets: Sequence[SurrogateSet]) -> list[Entry]:
-    """The sets with hard labels, each in a row of its own; those that differ in their soft labels alone are one."""
-    return [pool_entry([made]) for pool in pools(sets, labels=False) for made in pool]
 
 
 def pool_entry(pool: Pool, *, labels: bool = False) -> Entry:

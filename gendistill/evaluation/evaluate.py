@@ -15,11 +15,10 @@ from gendistill.data.dataset import RealData, check_origin, mean_and_std
 from gendistill.errors import ConfigError
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog
-from gendistill.evaluation.checks import Finding
+from gendistill.evaluation.checks import NOT_RECOGNISED, VALUE_RANGE, Finding
 from gendistill.evaluation.checks.counts import data_findings
-from gendistill.evaluation.checks.label_recipes import check_soft_labels
 from gendistill.evaluation.checks.labels import label_quality, soft_targets
-from gendistill.evaluation.entries import Entry, entries_of, pool_entry, soft_entries
+from gendistill.evaluation.entries import Entry, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (
     RunRecord,
     TrainingRun,
@@ -28,19 +27,26 @@ from gendistill.evaluation.evaluator import (
     planned_rows,
     resolve_precision,
 )
-from gendistill.evaluation.inputs import by_counts, check_origins, input_findings, pools, size_of, total_bytes
+from gendistill.evaluation.inputs import (
+    by_counts,
+    check_origins,
+    check_soft_labels,
+    input_findings,
+    pools,
+    size_of,
+    total_bytes,
+)
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.reference import DescribedSet, RealReference, by_class
 from gendistill.evaluation.result import Evaluation
 from gendistill.evaluation.scores import scores
 from gendistill.evaluation.set_metrics import DRAWS, likeness
 from gendistill.evaluation.summary import FindingEntry, LabelNumbers, SetNumbers
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, command_line, versions
 from gendistill.networks.feature_extractors import FeatureExtractor, make_feature_extractor
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note, track
 from gendistill.registry import CHECKS
-from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -109,7 +115,9 @@ def evaluate(
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, resolve_protocol(config), teacher)
     training = TrainingRun(resolve_protocol(config), data.test, len(data.classes))
-    check_entries(entries_of(surrogates), training)  # before anything that takes long
+    check_entries(  # before anything that takes long
+        [Entry(made.meta.get("method", "unknown"), None, size_of(made), (made.split,)) for made in surrogates], training
+    )
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
     place = folder.path if folder else None
@@ -157,9 +165,6 @@ def _united(seen: list[FindingEntry], read: list[FindingEntry]) -> list[FindingE
     return seen + [finding for finding in read if (finding["set"], finding["kind"]) not in known]
 
 
-RANGE = "value range"
-
-
 def describe(
     data: RealData, sets: Mapping[str, SurrogateSet], extractor: FeatureExtractor, *, seed: int = 0
 ) -> tuple[dict[str, SetNumbers], list[FindingEntry]]:
@@ -204,7 +209,7 @@ def _numbers(subject: DescribedSet, real: RealReference, space: str, labels: Lab
         "measured_by_class": counts,
         "draws": DRAWS,
         "classes": list(real.data.classes),
-        "measures": likeness(real.features, features, real.held(measured), real.random(counts, seed), seed=seed),
+        "measures": likeness(real.features, features, real.held(subject), real.random(counts, seed), seed=seed),
         "copies": {
             **subject.copies.summary(),
             "near_test": len(subject.near),
@@ -218,10 +223,10 @@ def _faults(subject: DescribedSet, real: RealReference) -> list[Finding]:
     """What every registered check finds, one finding for one fault."""
     found = {name: run_check(name, subject, real) for name in CHECKS.names()}
     pixels, labels = found["pixel_values"], found["labels"]
-    if any(f.kind == RANGE and f.severity == "error" for f in pixels):  # which is why images are not recognised
-        found["labels"] = [f for f in labels if f.kind not in (RANGE, "not recognised")]
-    elif any(f.kind == RANGE for f in labels):
-        found["pixel_values"] = [f for f in pixels if f.kind != RANGE]
+    if any(f.kind == VALUE_RANGE and f.severity == "error" for f in pixels):  # which is why images are not recognised
+        found["labels"] = [f for f in labels if f.kind not in (VALUE_RANGE, NOT_RECOGNISED)]
+    elif any(f.kind == VALUE_RANGE for f in labels):
+        found["pixel_values"] = [f for f in pixels if f.kind != VALUE_RANGE]
     return [*chain(*found.values())]
 
 

@@ -20,7 +20,7 @@ from gendistill.errors import DataError
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.intervals import by_set, calibration_error, paired_interval, row_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
-from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, RunResult
+from gendistill.evaluation.summary import FULL, Row, RunResult, reference_of
 from gendistill.hashing import hash_tensors
 from gendistill.networks.factories import build_network
 from gendistill.networks.training import (
@@ -329,9 +329,7 @@ def with_verdict(row: Row, rows: Sequence[Row]) -> Row:
     For several synthesis seeds each set's mean difference is one value of ``ci95_vs_random``, so that the interval
     covers new seeds; in ``ci95_these_sets`` every run is one value, so that it covers new trainings on these sets.
     """
-    same, sets = ("ipc", "counts", "labels", "recipe", "network", "augment"), row.get("synthesis_seeds", 1)
-    plain = (r for r in rows if r["method"] == RANDOM and r.get("space") != EQUAL_BYTES and not r.get("set"))
-    against = next((r for r in plain if all(r.get(k) == row.get(k) for k in same)), None)
+    against, sets = reference_of(row, rows), row.get("synthesis_seeds", 1)
     interval = these = None
     if against is not None and row is not against:
         interval = row_interval(row, against)

@@ -126,8 +126,8 @@ def tsne(points: Tensor, seed: int) -> Tensor:
     """t-SNE (van der Maaten and Hinton 2008) of points (N,D) -> (N,2), from their PCA."""
     from sklearn.manifold import TSNE
 
-    _, axes, _ = principal_axes(points)
-    start = (points.double() - points.double().mean(0)) @ axes
+    mean, axes, _ = principal_axes(points)
+    start = (points.double() - mean) @ axes
     spread = start[:, 0].std(correction=0)
     if len(points) < 3 or not spread:
         return start

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
-from gendistill.evaluation.copies import Copies, LeakageCheck, digests
+from gendistill.evaluation.copies import Copies, LeakageCheck
 from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.networks.feature_extractors import FeatureExtractor
 from gendistill.surrogate.set import SurrogateSet, files_of
@@ -51,9 +51,9 @@ class RealReference:
     @classmethod
     def of(cls, data: RealData, extractor: FeatureExtractor, seed: int = 0) -> RealReference:
         classes = len(data.classes)
-        pool = data.train.take(evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes)))
-        hashes = list(digests(pool.images))
-        leaks = LeakageCheck.of(data)
+        position = evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes))
+        pool, leaks = data.train.take(position), LeakageCheck.of(data)
+        hashes = [leaks.reference.hashes["train"][i] for i in position.tolist()]
         return cls(
             data,
             pool.images,
@@ -73,12 +73,11 @@ class RealReference:
             self._random[key] = random_sets(self.features, counts, seed=seed)
         return self._random[key]
 
-    def held(self, measured: Split) -> list[Tensor]:
-        """By class, the positions in the pool of images that ``measured`` holds too."""
-        hashes = list(digests(measured.images))
-        found = []
+    def held(self, subject: DescribedSet) -> list[Tensor]:
+        """By class, the positions in the pool of images that are among the measured ones of a set."""
+        found, labels, hashes = [], subject.views.labels[subject.position], subject.copies.hashes
         for k, known in enumerate(self.known):
-            at = {known[hashes[i]] for i in measured.of_class(k).tolist() if hashes[i] in known}
+            at = {known[d] for i in subject.position[labels == k].tolist() if (d := hashes[i]) in known}
             found.append(torch.tensor(sorted(at), dtype=torch.int64))
         return found
 
@@ -115,10 +114,11 @@ class DescribedSet:
         position = _measured(views.labels, real.features)
         images = views.images[position]
         copies = real.leaks.reference.check(views.images)
-        near = real.leaks.near(views.images, copies)
         features, probabilities = extractor.embed(images), extractor.classify(images)
         inverted = extractor.classify(255 - images)
-        return cls(made, views, position, features, probabilities, inverted, copies, near, _view_files(made))
+        return cls(
+            made, views, position, features, probabilities, inverted, copies, real.leaks.near(copies), _view_files(made)
+        )
 
     @property
     def measured(self) -> Split:

@@ -270,8 +270,8 @@ class ContinualEvaluation(_Result):
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML page with the accuracies step by step, which loads nothing else; returns its path."""
-        tables = import_module("gendistill.report.tables")  # by name, for that room imports this one
-        write_text(Path(path), tables.render_continual({**self, "rows": label_rows(self.rows)}))
+        page = import_module("gendistill.report.page")  # by name, for that room imports this one
+        write_text(Path(path), page.render_continual({**self, "rows": label_rows(self.rows)}))
         return Path(path)
 
     def _shown(self) -> DataFrame:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, Score, ScoreEntry
+from gendistill.evaluation.summary import FULL, RANDOM, Row, Score, ScoreEntry, reference_of
 
 WEIGHT = 0.5  # w and gamma
 RECIPE = "random real images with labels of the same recipe"
@@ -52,14 +52,14 @@ def scores(rows: Sequence[Row]) -> list[ScoreEntry]:
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row["method"] != FULL and not _is_random(row):
+        if row["method"] not in (RANDOM, FULL) or row.get("set"):
             groups.setdefault(repr([row.get(k) for k in KEYS]), []).append(row)
     return [_entry(group, rows) for group in groups.values()]
 
 
 def _entry(group: Sequence[Row], rows: Sequence[Row]) -> ScoreEntry:
     own = {bool(row["augment"]): row for row in reversed(group)}
-    random = {augment: _random(row, rows) for augment, row in own.items()}
+    random = {augment: reference_of(row, rows) for augment, row in own.items()}
     row, against = own[min(own)], random[min(own)]
     full = _nearest([r for r in rows if r["method"] == FULL and _same(r, row, "network")], row)
     hard = _hard(row, rows)
@@ -102,18 +102,6 @@ def _score(score: Callable[..., float], *rows: Row | None) -> Score:
 
 def _gain(better: Row | None, worse: Row | None) -> float | None:
     return better["mean"] - worse["mean"] if better and worse else None
-
-
-def _random(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Random images of the same number of each class, not those of the same bytes."""
-    same = ("ipc", "counts", "labels", "recipe", "network", "augment")
-    drawn = (r for r in rows if _is_random(r) and r.get("space") != EQUAL_BYTES)
-    return next((r for r in drawn if _same(r, row, *same)), None)
-
-
-def _is_random(row: Row) -> bool:
-    """Whether it is a baseline, not a set that somebody drew at random."""
-    return row["method"] == RANDOM and (not row.get("set") or bool(row.get("space")))
 
 
 def _hard(row: Row, rows: Sequence[Row]) -> Row | None:

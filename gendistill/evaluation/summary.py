@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Required, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Required, TypedDict, TypeVar
 
 Labels = Literal["hard", "soft", "online"]
 Severity = Literal["error", "warning"]
@@ -328,3 +328,18 @@ def row_label(row: Mapping[str, Any]) -> str:
 
 RANDOM, FULL = "random", "full"
 EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
+COMPARED = ("ipc", "counts", "labels", "recipe", "network", "augment")  # what a row and its reference share
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
+
+
+def is_reference(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of random images that the evaluation drew, as many of each class as a set has.
+
+    Random images of equal bytes, and a set that somebody drew at random, are none.
+    """
+    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("set")
+
+
+def reference_of(row: Mapping[str, Any], rows: Iterable[AnyRow]) -> AnyRow | None:
+    """The random row that a row of one evaluation is compared with; None where there is none."""
+    return next((r for r in rows if is_reference(r) and all(r.get(k) == row.get(k) for k in COMPARED)), None)

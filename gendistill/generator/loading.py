@@ -13,10 +13,9 @@ from typing import Any, TypedDict, cast
 import yaml
 
 from gendistill.data.dataset import DataFacts
-from gendistill.errors import ArtifactError, reason
+from gendistill.errors import ArtifactError
 from gendistill.generator.class_mapping import check_label_map
-from gendistill.hub import fetch, local_folder
-from gendistill.io import read_json
+from gendistill.io import fetch, local_folder, read_json, reason
 
 FILE, FORMAT = "gendistill.json", 2
 INDEX = "model_index.json"

@@ -17,10 +17,10 @@ from gendistill.errors import ConfigError, DataError
 from gendistill.matching.distribution import FeatureMatching
 from gendistill.matching.engine import Matcher, MatchingObjective, Plan
 from gendistill.matching.gradient import GradientMatching
-from gendistill.matching.initialisation import of_set, starts
 from gendistill.matching.methods import Run, filled, formation, network_of, plan_runs
 from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
+from gendistill.matching.synthetic import of_set, starts
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.surrogate.multi_formation import views_in
 from gendistill.surrogate.set import SurrogateSet
@@ -93,8 +93,7 @@ def matching_networks(data: RealData, config: DistillConfig, *, seed: int = 0) -
         network = supply.network(iteration)
         for inner in range(inner_steps):
             yield iteration, inner, network
-            supply.between(iteration, inner, inner == inner_steps - 1, [])
-        supply.after(iteration)
+            supply.learn(iteration, inner, inner == inner_steps - 1, [])
 
 
 def _check_statistics(run: Run, data: RealData, network: Any) -> None:
@@ -123,21 +122,19 @@ def _objective(run: Run, side: int) -> MatchingObjective:
     config = run.config
     views = max(run.ipcs) * views_in(formation(config))
     rows = max(filled(config.real_batch), min(views, config.most_views or views))
-    channels_last, objective = any(run.fast), filled(config.objective)
+    objective = filled(config.objective)
     if isinstance(objective, Gradient):
         return GradientMatching(
             distance=filled(objective.distance),
-            parameters="all" if objective.match_head else "no_head",
+            match_head=filled(objective.match_head),
             feature_mean=filled(objective.feature_weight),
             classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
             **run.fast._asdict(),
-            channels_last=channels_last,
         )
     return FeatureMatching(
         ce_weight=filled(objective.class_aware),
         classes_per_chunk=config.classes_per_chunk,
         **run.fast._asdict(),
-        channels_last=channels_last,
     )
 
 

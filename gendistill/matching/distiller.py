@@ -6,16 +6,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from PIL import Image
-from torch import Tensor
 
-from gendistill.config import DistillConfig, MatchingStart, ipc_sizes, kind_of, require, to_dict
+from gendistill.config import DistillConfig, MatchingStart, kind_of, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.hashing import hash_json
-from gendistill.io import WorkFolder, partial_of
+from gendistill.io import WorkFolder, atomic, partial_of
 from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
@@ -24,8 +23,8 @@ from gendistill.runtime import Checkpoints
 from gendistill.surrogate.manifest import AS_DATA, provenance
 from gendistill.surrogate.set import SurrogateSet
 
-SNAPSHOTS, PREVIEWS = "snapshots", "previews"
-
+SNAPSHOTS, PREVIEWS, CHECKPOINTS = "snapshots", "previews", "checkpoints"
+MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration
 
 Draw = Callable[[Split, Sequence[str], str], Image.Image]  # a contact sheet of images, with a title
 
@@ -38,9 +37,8 @@ def _save_preview(made: SurrogateSet, folder: WorkFolder, draw: Draw | None) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(made.meta[key]) for key in ("method", "space") if made.meta[key]]
     title = f"{', '.join(names)}: IPC {made.ipc}, iteration {made.meta['iterations']:,}"
-    part = partial_of(path)
-    draw(Split(made.images, made.labels), made.classes, title).save(part, "PNG")
-    part.rename(path)
+    with atomic(path) as part:
+        draw(Split(made.images, made.labels), made.classes, title).save(part, "PNG")
 
 
 def save_whole(made: SurrogateSet, target: Path) -> None:
@@ -56,10 +54,6 @@ def _name(made: SurrogateSet) -> str:
     return f"iteration-{made.meta['iterations']:06d}"
 
 
-CHECKPOINTS = "checkpoints"
-MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration
-
-
 def match(
     data: RealData,
     run: Run,
@@ -73,20 +67,20 @@ def match(
     label = f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}"
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
+    origin, every = given.content_hash() if given else None, run.config.snapshot_every
+    fields: dict[str, Any] = {"stage": run.method, "ipc": list(run.ipcs)}
     found = checkpoints.latest() if checkpoints else None
-    ipcs = list(run.ipcs)
     if found:
         matcher.load_state_dict(found[1])
     if found and folder:  # what follows replaces what the log has of later iterations
-        folder.log({"stage": run.method, "ipc": ipcs, "resumed_at": matcher.iteration})
+        folder.log({**fields, "resumed_at": matcher.iteration})
     if run.fast.compile:
         note(f"{label}: the first steps compile, for up to a minute")
 
     def made() -> list[SurrogateSet]:
-        return [_surrogate(data, run, place, matcher, seed, given) for place in range(len(run.ipcs))]
+        return [_surrogate(data, run, place, matcher, seed, given, origin) for place in range(len(run.ipcs))]
 
     def snapshots() -> None:
-        every = run.config.snapshot_every
         if folder and every and matcher.iteration % every == 0:
             for one in made():
                 save_whole(one, folder.path / SNAPSHOTS / _name(one) / f"ipc-{one.ipc}")
@@ -96,8 +90,7 @@ def match(
         snapshots()
     saved, steps = time.monotonic(), run.iterations * matcher.plan.inner_steps
     done = matcher.iteration * matcher.plan.inner_steps
-    log = folder.log if folder else None
-    with step_bar(label, steps, start=done, log=log, stage=run.method, ipc=ipcs) as show:
+    with step_bar(label, steps, start=done, log=folder.log if folder else None, **fields) as show:
         for record in matcher.run():
             between = record.pop("done") and matcher.iteration < run.iterations
             show(record)  # before a checkpoint says that this was done
@@ -109,8 +102,8 @@ def match(
                 checkpoints.save(matcher.iteration, matcher.state_dict())
                 saved = time.monotonic()
     sets = made()
-    for one in sets:
-        if folder and run.config.snapshot_every:
+    if folder and every:
+        for one in sets:
             _save_preview(one, folder, draw)
     return sets
 
@@ -136,7 +129,13 @@ def _checkpoints(folder: WorkFolder | None, run: Run, data: RealData, seed: int)
 
 
 def _surrogate(
-    data: RealData, run: Run, place: int, matcher: Matcher, seed: int, given: SurrogateSet | None
+    data: RealData,
+    run: Run,
+    place: int,
+    matcher: Matcher,
+    seed: int,
+    given: SurrogateSet | None,
+    origin: str | None,
 ) -> SurrogateSet:
     _require_finite(matcher, run)
     one, seconds, selection = matcher.sets[place], matcher.clock.seconds(), kind_of(run.config.selection)
@@ -150,10 +149,9 @@ def _surrogate(
         iterations=matcher.iteration,
         matching=_resolved(run, place),
     )
-    if given:
-        meta["start"] = given.content_hash()
-    labels: Tensor = one.labels
-    return SurrogateSet(one.stored(), labels, data.classes, meta, one.factor)
+    if origin:
+        meta["start"] = origin
+    return SurrogateSet(one.stored(), one.labels, data.classes, meta, one.factor)
 
 
 def _resolved(run: Run, place: int) -> dict[str, object]:
@@ -185,12 +183,6 @@ def start_set(config: DistillConfig, data: RealData) -> SurrogateSet | None:
     check_origin(what, given.classes, given.meta, data)
     if given.weights is not None:
         raise ArtifactError(f"{what} has weights of its images, which matching would lose; expected a set without.")
-    require(
-        max(ipc_sizes(config.ipc)) <= min(given.counts),
-        "ipc",
-        config.ipc,
-        f"at most {min(given.counts)}, as {what} has",
-    )
     return given
 
 

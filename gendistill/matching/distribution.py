@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
-from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
     FunctionalNetwork,
     Tensors,
     attached,
-    check_batches,
     class_labels,
     laid_out,
     lengths,
@@ -44,55 +42,37 @@ FeatureView = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMatching:
-    """The objective with its options; ``losses`` is what an engine calls.
+    """The objective with its options.
 
-    The views of ``classes_per_chunk`` classes go through the network together, by default of as many as fit a pass:
-    exact wherever an image's features depend on no other image. Batch norm in training mode takes each class's own
-    statistics, one class a pass, without touching the running ones (DM's released code mixes the classes there); in
-    evaluation mode, as IDM has it, the running ones. Dropout and the like are off in both. ``bf16`` is autocast of the
-    forward and its derivative.
+    Batch norm in training mode takes each class's own statistics, one class a pass, without touching the running ones
+    (DM's released code mixes the classes there); in evaluation mode, as IDM has it, the running ones. Dropout and the
+    like are off in both.
 
-    Raises:
-        ConfigError: an option has no meaning.
+    Attributes:
+        ce_weight: Of IDM's cross-entropy.
+        classes_per_chunk: Classes whose views go through the network together, by default as many as fit a pass: exact
+            wherever an image's features depend on no other image.
+        compile: Compile the computation.
+        bf16: Autocast of the forward and its derivative.
     """
 
     ce_weight: float = 0.0
     classes_per_chunk: int | None = None
     compile: bool = False
     bf16: bool = False
-    channels_last: bool = False
     _programs: dict[Any, tuple[FunctionalNetwork, FeatureView]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def __post_init__(self) -> None:
-        if self.classes_per_chunk is not None and self.classes_per_chunk < 1:
-            raise ConfigError(
-                f"classes_per_chunk is {self.classes_per_chunk}; expected 1 or more, or null for as many as fit."
-            )
-
-    def losses(
-        self,
-        network: nn.Module,
-        real: Sequence[Tensor],
-        views: Sequence[Tensor],
-        labels: Sequence[int] | Tensor,
-        accuracy: float | Tensor | None = None,
-    ) -> Tensor:
-        """Each class's loss, (K,), differentiable once in its views.
-
-        ``real`` has K batches (R_k,C,H,W) and ``views`` K batches (Z_k,C,H,W), in [-1, 1]; ``labels`` (K,) are their
-        classes; ``accuracy`` is the network's on real training images, a fraction, needed with a ``ce_weight``.
-        The network is left as it is. Gradients are taken at once, so no more than one chunk's graph is ever held.
-
-        Raises:
-            ValueError: the batches do not fit one another, or the accuracy is missing or no fraction.
-        """
-        check_batches(real, views, labels)
-        return self.prepared(network, real, labels).losses(views, accuracy)
+    @property
+    def channels_last(self) -> bool:
+        return self.compile or self.bf16
 
     def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
-        """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
+        """The real side alone, K batches (R_k,C,H,W) in [-1, 1] of classes ``labels`` (K,), for any number of sets.
+
+        The network is left as it is.
+        """
         alone = network.training and bool(batch_norm_layers(network))
         functional, forward = self._program(network, alone)
         tensors = functional.tensors(network, channels_last=self.channels_last)
@@ -154,7 +134,11 @@ class Prepared:
     alone: bool
 
     def losses(self, views: Sequence[Tensor], accuracy: float | Tensor | None = None) -> Tensor:
-        """As ``FeatureMatching.losses``."""
+        """Each class's loss, (K,), differentiable once in its views, K batches (Z_k,C,H,W).
+
+        ``accuracy`` is the network's on real training images, a fraction, needed with a ``ce_weight``. Gradients are
+        taken at once, so no more than one chunk's graph is ever held.
+        """
         if self.objective.ce_weight and accuracy is None:
             raise ValueError("ce_weight is set, so losses needs the network's accuracy on its training data.")
         weight, known = self.objective.ce_weight, 0.0 if accuracy is None else accuracy

@@ -25,7 +25,7 @@ from gendistill import runtime
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import AugmentationDraw, Siamese
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError
 from gendistill.matching.functional import StackedBatches
 from gendistill.matching.network_pool import Supply
 from gendistill.matching.selection import Selection
@@ -51,8 +51,7 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Of every part so far; waits for a GPU to finish them."""
-        while self._open:
-            self._close(*self._open.popleft())
+        self._close(wait=True)
         return dict(self._seconds)
 
     @contextmanager
@@ -60,36 +59,25 @@ class Clock:
         """The seconds of a block, of a part."""
         if self.device.type != "cuda":
             begun = time.perf_counter()
-            try:
-                yield
-            finally:
-                self._seconds[name] += time.perf_counter() - begun
+            yield
+            self._seconds[name] += time.perf_counter() - begun
             return
         start, end = (torch.Event(self.device, enable_timing=True) for _ in range(2))
         start.record()
-        try:
-            yield
-        finally:
-            end.record()
-            self._open.append((name, start, end))
-            while self._open and self._open[0][2].query():  # what is over need not be kept
-                self._close(*self._open.popleft())
+        yield
+        end.record()
+        self._open.append((name, start, end))
+        self._close(wait=False)  # what is over need not be kept
 
-    def _close(self, name: str, start: torch.Event, end: torch.Event) -> None:
-        end.synchronize()
-        self._seconds[name] += start.elapsed_time(end) / 1000
+    def _close(self, *, wait: bool) -> None:
+        while self._open and (wait or self._open[0][2].query()):
+            name, start, end = self._open.popleft()
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
 
 
 def joint_rule(momentum: float, learning_rate: float, classes: int) -> tuple[float, float]:
-    """(mu', lr') of the joint SGD step that equals ``classes`` steps in turn.
-
-    Raises:
-        ConfigError: momentum outside [0, 1), or no classes.
-    """
-    if not 0 <= momentum < 1:
-        raise ConfigError(f"momentum is {momentum}; expected 0 or more and less than 1.")
-    if classes < 1:
-        raise ConfigError(f"classes is {classes}; expected 1 or more.")
+    """(mu', lr') of the joint SGD step that equals ``classes`` steps in turn, momentum being in [0, 1)."""
     # (1 - mu^C) / (1 - mu), without its loss of digits near 1
     return momentum**classes, learning_rate * sum(momentum**power for power in range(classes))
 
@@ -175,11 +163,8 @@ class Matcher:
                     del real, leaf, views, losses  # before networks learn
                 last = inner == self.plan.inner_steps - 1
                 with clock.part("train"):
-                    self.supply.between(self.iteration, inner, last, self.sets)
-                if last:
-                    with clock.part("train"):
-                        self.supply.after(self.iteration)
-                    self.iteration += 1
+                    self.supply.learn(self.iteration, inner, last, self.sets)
+                self.iteration += last
                 yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(found)}
         return self.sets
 

@@ -138,18 +138,3 @@ def attached(value: Tensor, view: Tensor, gradient: Tensor) -> Tensor:
 def class_labels(labels: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """int64 (K,) on the device."""
     return runtime.to_device(torch.as_tensor(labels, dtype=torch.int64), device)
-
-
-def check_batches(real: Sequence[Tensor], views: Sequence[Tensor], labels: Sequence[int] | Tensor) -> None:
-    """Raises ValueError unless there are K >= 1 classes, each with real images and views of one size."""
-    if not len(real) == len(views) == len(labels) or not len(labels):
-        raise ValueError(
-            f"Got {len(real)} batches of real images, {len(views)} of views and {len(labels)} labels; expected one of "
-            "each for every class, and at least one class."
-        )
-    for r, v, label in zip(real, views, labels, strict=True):
-        if r.dim() != 4 or v.dim() != 4 or r.shape[1:] != v.shape[1:] or not len(r) or not len(v):
-            raise ValueError(
-                f"Class {int(label)} has real images {tuple(r.shape)} and views {tuple(v.shape)}; expected (R,C,H,W) "
-                "and (Z,C,H,W) with R and Z at least 1."
-            )

@@ -26,67 +26,51 @@ from gendistill.matching.functional import (
     FunctionalNetwork,
     Tensors,
     attached,
-    check_batches,
     class_labels,
     laid_out,
     lengths,
     structure,
 )
-from gendistill.objectives.matching import DISTANCES, Distance, gradient_distance, mean_feature_distance
+from gendistill.objectives.matching import Distance, gradient_distance, mean_feature_distance
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching:
-    """The objective with its options; ``losses`` is what an engine calls.
-
-    ``parameters``: whose gradients are compared: ``all`` weights of 2 or more dimensions (DC, DSA), ``no_head``, the
-    same without the classifier's (IDC), or names as in ``network.named_parameters()``. ``feature_mean`` is the weight
-    of the distance of mean features (DREAM+). ``classes_per_chunk`` 1 goes class by class; more are computed together
-    by torch.func.vmap, which a GPU may like and a CPU does not; classes of other batch sizes go in their own groups.
-    ``bf16`` is autocast of the forward and its derivatives; the gradients compared stay in fp32.
+    """The objective with its options.
 
     Dropout and the like are off, and batch norm, whatever the network's mode, takes each batch's own statistics, as IDC
     has it; DC freezes those of a batch of real images instead.
 
-    Raises:
-        ConfigError: an option has no meaning.
+    Attributes:
+        distance: Of two gradients: ``cosine``, ``mse`` or ``l1``.
+        match_head: Compare all weights of 2 or more dimensions (DC, DSA), not only those before the classifier (IDC).
+        feature_mean: Weight of the distance of mean features (DREAM+).
+        classes_per_chunk: 1 goes class by class; more are computed together by torch.func.vmap, which a GPU may like
+            and a CPU does not; classes of other batch sizes go in their own groups.
+        compile: Compile the computation.
+        bf16: Autocast of the forward and its derivatives; the gradients compared stay in fp32.
     """
 
     distance: Distance = "mse"
-    parameters: str | Sequence[str] = "no_head"
+    match_head: bool = False
     feature_mean: float = 0.0
     classes_per_chunk: int = 1
     compile: bool = False
     bf16: bool = False
-    channels_last: bool = False
     _programs: dict[Any, _Program] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise ConfigError(f"distance is {self.distance!r}; expected one of {', '.join(DISTANCES)}.")
-        if isinstance(self.parameters, str) and self.parameters not in ("all", "no_head"):
-            raise ConfigError(f"parameters is {self.parameters!r}; expected 'all', 'no_head' or a list of names.")
-        if self.classes_per_chunk < 1:
-            raise ConfigError(f"classes_per_chunk is {self.classes_per_chunk}; expected 1 or more.")
-
-    def losses(
-        self, network: nn.Module, real: Sequence[Tensor], views: Sequence[Tensor], labels: Sequence[int] | Tensor
-    ) -> Tensor:
-        """Each class's loss, (K,), differentiable once in its views.
-
-        ``real`` has K batches (R_k,C,H,W) and ``views`` K batches (Z_k,C,H,W), in [-1, 1]; ``labels`` (K,) are their
-        classes. The network is left as it is. Gradients are asked of the views alone, and taken at once, so no more
-        than one chunk's graph is ever held.
-
-        Raises:
-            ValueError: the batches do not fit one another.
-            ConfigError: the parameters named cannot be compared.
-        """
-        check_batches(real, views, labels)
-        return self.prepared(network, real, labels).losses(views)
+    @property
+    def channels_last(self) -> bool:
+        return self.compile or self.bf16
 
     def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
-        """The real side alone, for any number of sets of views: ``prepared(...).losses(views)`` is ``losses``."""
+        """The real side alone, K batches (R_k,C,H,W) in [-1, 1] of classes ``labels`` (K,), for any number of sets.
+
+        The network is left as it is.
+
+        Raises:
+            ConfigError: the network has an operation without a second derivative.
+        """
         first = real[0]
         program = self._program(network, first)
         tensors = program.functional.tensors(network, channels_last=self.channels_last)
@@ -103,26 +87,13 @@ class GradientMatching:
         key = structure(network)
         if key not in self._programs:
             functional = FunctionalNetwork(network, own_statistics=True, bf16=self.bf16)
-            names = self._names(functional, functional.tensors(network), images)
-            _check_second_derivative(functional, names, functional.tensors(network), images[:2])
+            tensors, names = functional.tensors(network), functional.parameters
+            if not self.match_head:
+                names = functional.feature_parameters(tensors, images)
+            names = [name for name in names if tensors[name].dim() >= 2]
+            _check_second_derivative(functional, names, tensors, images[:2])
             self._programs[key] = _Program(functional, names, self.distance, self.feature_mean, self.compile)
         return self._programs[key]
-
-    def _names(self, functional: FunctionalNetwork, tensors: Tensors, images: Tensor) -> list[str]:
-        """The parameters compared."""
-        if not isinstance(self.parameters, str):
-            names = list(self.parameters)
-            unknown = [name for name in names if name not in functional.parameters]
-            flat = [name for name in names if name not in unknown and tensors[name].dim() < 2]
-            if unknown or not names:
-                raise ConfigError(f"parameters names {unknown or 'none'}; expected some of {functional.parameters}.")
-            if flat and self.distance == "cosine":
-                raise ConfigError(f"parameters names {flat}, which have no output rows for distance 'cosine'.")
-            return names
-        names = functional.parameters
-        if self.parameters == "no_head":
-            names = functional.feature_parameters(tensors, images)
-        return [name for name in names if tensors[name].dim() >= 2]
 
 
 Side = tuple[list[Tensor], Tensor]  # gradients of the named parameters, and features
@@ -139,7 +110,10 @@ class Prepared:
     real: list[Side]
 
     def losses(self, views: Sequence[Tensor], accuracy: float | Tensor | None = None) -> Tensor:
-        """As ``GradientMatching.losses``; ``accuracy`` plays no part."""
+        """Each class's loss, (K,), differentiable once in its views, K batches (Z_k,C,H,W); ``accuracy`` is not read.
+
+        Gradients are asked of the views alone, and taken at once, so no more than one chunk's graph is ever held.
+        """
         found: dict[int, tuple[Tensor, Tensor]] = {}
         shapes = [(view.shape, self.real[c][1].shape) for c, view in enumerate(views)]
         with torch.no_grad():

@@ -358,6 +358,8 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
         found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
     if isinstance(config.networks, Queue):
         return found
+    if isinstance(config.objective, Features):
+        found["class_aware"] = f"with method {method}, whose networks have learned nothing"
     if isinstance(config.objective, Features) and (config.network or "").endswith("_bn"):
         found["classes_per_chunk"] = f"with method {method} and batch norm, which sees one class at a time"
     if config.train_on == "none" or config.inner_steps == 1:

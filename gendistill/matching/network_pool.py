@@ -88,7 +88,7 @@ class Training:
 
 
 class Supply(Protocol):
-    """``network`` opens an iteration, ``between`` follows each of its inner steps, ``after`` closes it."""
+    """``network`` opens an iteration, ``learn`` follows each of its inner steps."""
 
     @property
     def shared(self) -> bool:
@@ -101,8 +101,10 @@ class Supply(Protocol):
         and reading it would wait for all that is queued there."""
         ...
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None: ...
-    def after(self, iteration: int) -> None: ...
+    def learn(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
+        """Networks learn after an inner step, the last one of its iteration or not, also from the ``stored`` images."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """What an iteration needs of those before it."""
         ...
@@ -121,9 +123,9 @@ class FreshNetworks:
     steps: int
     seed: int
     warm_steps: int = 0  # on real images before the first inner step, as DREAM+ does for an epoch
-    _network: nn.Module | None = field(default=None, init=False)
-    _optimizer: torch.optim.Optimizer | None = field(default=None, init=False)
-    _step: int = field(default=0, init=False)
+    _network: nn.Module = field(init=False, repr=False)
+    _optimizer: torch.optim.Optimizer = field(init=False, repr=False)
+    _step: int = field(init=False, repr=False)
 
     @property
     def shared(self) -> bool:
@@ -138,36 +140,25 @@ class FreshNetworks:
     def accuracy(self) -> float:
         return 0.0
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
+    def learn(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
         if last or self.source == "none":
             return  # nobody would see what it learns
         if self.source == "real":
             self._on_real(iteration, self.steps)
             return
-        network, optimizer = self._current()
         (own,) = stored
-        with torch.no_grad():
-            images = torch.cat([own.views(label) for label in range(own.classes)])
+        images = own.decoded(own.images.detach())
         labels = runtime.to_device(own.labels.repeat_interleave(views_in(own.factor)), images.device)
         size = min(self.training.batch_size, len(images))
         seed = derive(self.seed, "surrogate training", iteration, inner)
         for step in range(self.steps * -(-len(images) // size)):
             index = runtime.to_device(batch_indices(len(images), size, step, seed), images.device)
-            self.training.step(network, optimizer, images[index], labels[index], derive(seed, step))
+            self.training.step(self._network, self._optimizer, images[index], labels[index], derive(seed, step))
 
     def _on_real(self, iteration: int, steps: int) -> None:
-        network, optimizer = self._current()
         seed = derive(self.seed, "real training", iteration)
-        self.training.on_split(network, optimizer, self.real, self._step, steps, seed)
+        self.training.on_split(self._network, self._optimizer, self.real, self._step, steps, seed)
         self._step += steps
-
-    def _current(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        if self._network is None or self._optimizer is None:
-            raise ValueError("`network` opens an iteration, and has not been called.")
-        return self._network, self._optimizer
-
-    def after(self, iteration: int) -> None:
-        self._network = self._optimizer = None
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -217,10 +208,8 @@ class NetworkQueue:
     def accuracy(self) -> float | Tensor:
         return self._members[self._drawn].accuracy
 
-    def between(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
-        """Networks rest while images are matched."""
-
-    def after(self, iteration: int) -> None:
+    def learn(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
+        """Some of the networks, once an iteration: its only inner step is the last one."""
         rng = torch_rng(self.seed, "trained", iteration)
         for place in torch.randperm(len(self._members), generator=rng)[: self.trained].tolist():
             member = self._members[place]

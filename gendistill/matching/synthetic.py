@@ -1,23 +1,28 @@
-"""The parameterisation: what is stored, and the views of it that take part.
+"""The parameterisation: what is stored, the views of it that take part, and where it begins.
 
 Stored images are floats in [0, 1], class by class, ``factor`` x ``factor`` views in each (multi-formation of IDC,
 arXiv 2205.14959; partition and expansion of IDM, 2307.09742), or those of several factors. Rates of the papers are for
-this range.
+this range. They begin as noise, random real images, representatives of their class, or another set's images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gendistill.data.dataset import Split
+from gendistill.config import MatchingStart
+from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
-from gendistill.errors import ConfigError
-from gendistill.seeding import torch_rng
-from gendistill.surrogate.multi_formation import Factor, float_views, sides, tiled
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.matching.selection import embed, representatives
+from gendistill.progress import track
+from gendistill.seeding import derive, torch_rng
+from gendistill.surrogate.multi_formation import Factor, factor_name, float_views, sides, tiled
+from gendistill.surrogate.set import SurrogateSet
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class SyntheticImages:
     ipc: int
     factor: Factor = 1
 
+    @classmethod
+    def of(cls, images: Tensor, ipc: int, factor: Factor) -> SyntheticImages:
+        """From stored uint8 images (K*ipc,C,H,W)."""
+        return cls((to_float(images) + 1) / 2, ipc, factor)
+
     @property
     def classes(self) -> int:
         return len(self.images) // self.ipc
@@ -37,12 +47,8 @@ class SyntheticImages:
         """(K*ipc,) on the CPU."""
         return torch.arange(self.classes).repeat_interleave(self.ipc)
 
-    def views(self, label: int) -> Tensor:
-        """All views (ipc*V,C,H,W) of a class in [-1, 1], differentiable in the images."""
-        return self.decoded(self.images[label * self.ipc : (label + 1) * self.ipc])
-
     def decoded(self, images: Tensor) -> Tensor:
-        """All views (n*V,C,H,W) in [-1, 1] of n stored images."""
+        """All views (n*V,C,H,W) in [-1, 1] of n stored images, those of one after the other, differentiable in them."""
         return 2 * float_views(images, self.factor) - 1
 
     def to(self, device: torch.device) -> SyntheticImages:
@@ -53,29 +59,82 @@ class SyntheticImages:
         return to_uint8((2 * self.images.detach() - 1).clamp(-1, 1)).cpu()
 
 
-def of_images(images: Tensor, ipc: int, factor: Factor) -> SyntheticImages:
-    """From stored uint8 images (K*ipc,C,H,W)."""
-    return SyntheticImages((to_float(images) + 1) / 2, ipc, factor)
+def starts(
+    data: RealData,
+    ipcs: Sequence[int],
+    factor: Factor,
+    kind: MatchingStart,
+    build: Callable[[int], nn.Module],
+    *,
+    seed: int,
+) -> list[SyntheticImages]:
+    """One start for each of ``ipcs``, the same whichever others there are; ``build`` makes the network of a clustered
+    one, which embeds the real images once for all.
+
+    Normal noise has standard deviation 1/4 around grey, what DC starts from once images are standardised.
+
+    Raises:
+        ConfigError: a class has fewer images than ipc x factor^2, or ``kind`` is a folder, whose set ``of_set`` takes.
+    """
+    classes, tiles = len(data.classes), max(sides(factor))
+    if kind not in get_args(MatchingStart):
+        raise ConfigError(f"start is {str(kind)!r}; expected {', '.join(get_args(MatchingStart))}, or its set given.")
+    if kind == "noise":
+        rngs, shape = (torch_rng(seed, "start", ipc, *sides(factor)) for ipc in ipcs), data.train.images.shape[1:]
+        draws = (torch.randn(classes * ipc, *shape, generator=rng) for ipc, rng in zip(ipcs, rngs, strict=True))
+        return [SyntheticImages(0.5 + 0.25 * draw, ipc, factor) for ipc, draw in zip(ipcs, draws, strict=True)]
+    counts = data.train.labels.bincount(minlength=classes).tolist()
+    _require_images(counts, max(ipcs), factor, data.classes, "start noise", ConfigError)
+    picks: dict[int, list[Tensor]] = {ipc: [] for ipc in ipcs}
+    network = build(derive(seed, "start network")) if kind == "clustered" else None
+    for label in track(range(classes), "clustered start", classes) if network else range(classes):
+        index = data.train.of_class(label)
+        if network:
+            features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
+            chosen = {ipc: representatives(features, ipc * tiles**2, own) for ipc in ipcs}
+        else:
+            order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
+            chosen = {ipc: order[: ipc * tiles**2] for ipc in ipcs}
+        for ipc in ipcs:
+            picks[ipc].append(index[chosen[ipc]])
+    return [SyntheticImages.of(tiled(data.train.images[torch.cat(picks[ipc])], tiles), ipc, factor) for ipc in ipcs]
 
 
-def noise(split: Split, classes: int, ipc: int, factor: Factor, seed: int) -> SyntheticImages:
-    """Normal noise of standard deviation 1/4 around grey, what DC starts from once images are standardised."""
-    shape = (classes * ipc, *split.images.shape[1:])
-    return SyntheticImages(
-        0.5 + 0.25 * torch.randn(shape, generator=torch_rng(seed, "start", ipc, *sides(factor))), ipc, factor
-    )
+def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> SyntheticImages:
+    """From another set's images: as they are stored where factors agree, else from its whole images, shrunk.
 
-
-def of_picks(
-    split: Split, picks: Sequence[Tensor], ipc: int, factor: Factor, classes: Sequence[str]
-) -> SyntheticImages:
-    """Real images at ``picks``, ipc * f^2 a class, shrunk f x f into each stored one, f being the largest factor."""
-    tiles = max(sides(factor))
-    short = [label for label, own in enumerate(picks) if len(own) != ipc * tiles**2]
-    if short:
-        raise ConfigError(
-            f"ipc {ipc} with factor {factor} starts from {ipc * tiles**2} images of every class (ipc x factor^2), but "
-            f"class {classes[short[0]]!r} gave {len(picks[short[0]])}; lower ipc or "
-            "factor, or take --matching.start noise."
+    Raises:
+        ArtifactError: it has other classes or another size, too few images, or views that would have to be re-cut.
+    """
+    if given.classes != data.classes or given.images.shape[1:] != data.train.images.shape[1:]:
+        raise ArtifactError(
+            f"The set to start from has {len(given.classes)} classes and images {tuple(given.images.shape[1:])}, the "
+            f"data {len(data.classes)} and {tuple(data.train.images.shape[1:])}; expected the same."
         )
-    return of_images(tiled(split.images[torch.cat(list(picks))], tiles), ipc, factor)
+    if given.factor == factor:
+        return SyntheticImages.of(given.prefix(ipc).images, ipc, factor)
+    if given.factor != 1:
+        expected = f"whole images or {factor_name(factor)} views" if factor != 1 else "whole images"
+        raise ArtifactError(
+            f"The set to start from holds {factor_name(given.factor)} views in an image; expected {expected}."
+        )
+    tiles = max(sides(factor))
+    _require_images(given.counts, ipc, factor, given.classes, "another set", ArtifactError)
+    return SyntheticImages.of(tiled(given.prefix(ipc * tiles**2).images, tiles), ipc, factor)
+
+
+def _require_images(
+    counts: Sequence[int],
+    ipc: int,
+    factor: Factor,
+    classes: Sequence[str],
+    other: str,
+    error: type[ConfigError | ArtifactError],
+) -> None:
+    """Refuse a start from real images, ``counts`` a class, that has too few."""
+    wanted, least = ipc * max(sides(factor)) ** 2, min(counts)
+    if least < wanted:
+        raise error(
+            f"ipc {ipc} with factor {factor} starts from {wanted} images of every class (ipc x factor^2), but class "
+            f"{classes[counts.index(least)]!r} has {least}; lower ipc or factor, or take {other}."
+        )

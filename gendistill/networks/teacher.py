@@ -15,10 +15,8 @@ from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
-from gendistill.networks.adapter import as_classifier
-from gendistill.networks.factories import batch_norm_layers, build_network
-from gendistill.networks.statistics import ClassStatistics, collect_statistics
-from gendistill.networks.statistics_cache import cached_statistics
+from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
+from gendistill.networks.statistics import ClassStatistics, cached_statistics, collect_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow, note
 from gendistill.seeding import derive

@@ -35,13 +35,6 @@ def released_feature_loss(features: Tensor, atoms: Tensor) -> Tensor:
     return (features.float() - atoms).square().sum().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 
-def class_moments(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean (K,C), variance (K,C), images (K,)) over rows and positions by class; zeros for an absent class."""
-    share, images = _shares(labels, classes)
-    mean, variance = _by_class(*_image_moments(inputs, len(labels)), share)
-    return mean, variance, images
-
-
 def _image_moments(inputs: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """(mean, variance), both (B,C), of each image; its rows count as positions."""
     mean, variance = row_moments(inputs)
@@ -50,20 +43,6 @@ def _image_moments(inputs: Tensor, images: int) -> tuple[Tensor, Tensor]:
     mean, variance = (part.unflatten(0, (images, -1)) for part in (mean, variance))
     centre = mean.mean(1)
     return centre, (variance + (mean - centre[:, None]).square()).mean(1)
-
-
-def _shares(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(weights (K,B): 1 / n_c for the images of class c, 0 for others; n (K,))."""
-    onehot = torch.nn.functional.one_hot(labels, classes).T.float()
-    images = onehot.sum(1)
-    return onehot / images[:, None].clamp(min=1), images
-
-
-def _by_class(mean: Tensor, variance: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Class moments (K,C) from those of images (B,C); by matrix products, since indexed sums are unordered on a GPU."""
-    centre = share @ mean
-    between = (mean - share.gt(0).T.to(mean.dtype) @ centre).square()
-    return centre, share @ (variance + between)
 
 
 @dataclass(frozen=True)
@@ -93,7 +72,8 @@ class RealMoments:
         smallest = torch.finfo(torch.float32).eps
         floors = [(0.01 * variances[n].mean()).clamp(min=smallest).expand(width) for n, width in widths.items()]
         mean, variance = (torch.cat([part[name][rows] for name in widths], 1) for part in (means, variances))
-        share, _ = _shares(group, len(present))
+        members = torch.nn.functional.one_hot(group, len(present)).T.float()
+        share = members / members.sum(1, keepdim=True)
         return cls(widths, share, *(value.to(labels.device) for value in (mean, variance, torch.cat(floors))))
 
     def of_images(self, inputs: Mapping[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
@@ -102,8 +82,13 @@ class RealMoments:
         return torch.cat(means, 1), torch.cat(variances, 1)
 
     def by_class(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, variance), both (G,T), of classes from those of all their images (B,T)."""
-        return _by_class(mean, variance, self.share)
+        """(mean, variance), both (G,T), of classes from those of all their images (B,T).
+
+        By matrix products, since indexed sums are unordered on a GPU.
+        """
+        centre = self.share @ mean
+        between = (mean - self.share.gt(0).T.to(mean.dtype) @ centre).square()
+        return centre, self.share @ (variance + between)
 
     def layers(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values (G,T) -> (G,C) of every layer."""
@@ -130,27 +115,6 @@ def published_gap(mean: Tensor, variance: Tensor, real: RealMoments) -> Tensor:
     ]
     # a gradient of 0 where a norm is 0
     return torch.stack(gaps).clamp(min=torch.finfo(torch.float32).tiny).sqrt().mean(1).sum()
-
-
-def batch_norm_loss(
-    inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
-) -> Tensor:
-    """``normalised_gap`` of one batch's inputs and the real moments (K,C) by layer."""
-    real = _real(inputs, labels, means, variances)
-    return normalised_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
-
-
-def published_batch_norm_loss(
-    inputs: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor], variances: Mapping[str, Tensor]
-) -> Tensor:
-    """``published_gap`` of one batch's inputs and the real moments (K,C) by layer."""
-    real = _real(inputs, labels, means, variances)
-    return published_gap(*real.by_class(*real.of_images(inputs, len(labels))), real)
-
-
-def _real(inputs: Mapping[str, Tensor], labels: Tensor, *moments: Mapping[str, Tensor]) -> RealMoments:
-    means, variances = ({name: part[name] for name in inputs} for part in moments)
-    return RealMoments.of(labels, means, variances)
 
 
 CHUNK = {"cpu": 2**19}  # floats that stay in a core's cache from their mean to the sum of their squares

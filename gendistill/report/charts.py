@@ -13,8 +13,9 @@ from torch import Tensor
 from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.projection import Cloud, Projection
+from gendistill.evaluation.summary import is_reference
 from gendistill.report.formatting import CLASSES, kilo, percent, shortened
-from gendistill.report.results import ReportRow, full_row, ipc_of, is_random
+from gendistill.report.results import ReportRow, full_row, ipc_of
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def chart(rows: Sequence[ReportRow]) -> Chart | None:
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
         full=_full(rows, y, curves),
-        band=_band([r for r in sized if is_random(r)], y, centres),
+        band=_band([r for r in sized if is_reference(r)], y, centres),
     )
 
 
@@ -181,7 +182,7 @@ def cost_chart(rows: Sequence[ReportRow], what: str) -> Chart | None:
     low, high = min(c for _, c in rows_with_cost), max(c for _, c in rows_with_cost)
     x = log_axis(low, high, LEFT + 14, RIGHT - 30)
     sizes = {r["ipc"] for r, _ in rows_with_cost}
-    random = [r for r in rows if what == "seconds" and is_random(r) and r["ipc"] in sizes]
+    random = [r for r in rows if what == "seconds" and is_reference(r) and r["ipc"] in sizes]
     y, y_ticks = _accuracy_axis([r for r, _ in rows_with_cost] + random + [r for r in rows if r["ipc"] is None], LOW)
     costs = {id(r): c for r, c in rows_with_cost}
     groups = by_label([r for r, _ in rows_with_cost])
@@ -216,7 +217,7 @@ def curve(rows: Sequence[ReportRow], y: Axis, x: Sequence[float], *, named: bool
         title = f"{row['label']}, IPC {row['ipc']}: {percent(row['mean'])} % ({percent(low)} to {percent(high)})"
         points.append(Point(round(at, 2), y(row["mean"]), y(low), y(high), title, f"{row['ipc']}" if named else ""))
     colour, last = rows[0]["colour"], rows[-1]["mean"]
-    return Curve(rows[0]["label"], colour, marker(colour, rows[0]["shape"]), points, last, is_random(rows[0]))
+    return Curve(rows[0]["label"], colour, marker(colour, rows[0]["shape"]), points, last, is_reference(rows[0]))
 
 
 def _named_apart(curves: Sequence[Curve]) -> list[Curve]:

@@ -117,7 +117,7 @@ def contact_sheet(
     What does not fit ``most_pixels`` is left out, images before classes, and the sheet says so. Columns end before
     ``widest``.
     """
-    side, row = _enlarged(split.images, SHEET_SIDE)
+    side, row = enlarged_side(split.images, SHEET_SIDE)
     font = ImageFont.load_default(13)
     counts = split.counts(len(classes))
     picked, shown = fit(counts, row, most_pixels)
@@ -132,7 +132,7 @@ def contact_sheet(
     heads = [title] + [f"Shown: {', '.join(notes)}."] * bool(notes)
     top = MARGIN + LINE * len(heads) + 8
     wide = max(columns * width, *(math.ceil(font.getlength(head)) + MARGIN for head in heads))
-    sheet = _blank(MARGIN + wide, top + rows * row + MARGIN)
+    sheet = blank_sheet(MARGIN + wide, top + rows * row + MARGIN)
     draw = ImageDraw.Draw(sheet)
     for i, head in enumerate(heads):
         draw.text((MARGIN, MARGIN + i * LINE), head, SOFT if i else INK, font)
@@ -140,7 +140,7 @@ def contact_sheet(
         x, y = MARGIN + i // rows * width, top + i % rows * row
         draw.text((x, y + side / 2), names[label], INK, font, anchor="lm")
         for k, at in enumerate(split.of_class(label)[:shown].tolist()):
-            sheet.paste(_tile(split.images[at], side), (x + margin + k * row, y))
+            sheet.paste(enlarged_tile(split.images[at], side), (x + margin + k * row, y))
     return sheet
 
 
@@ -154,10 +154,10 @@ def fit(counts: Sequence[int], row: int, most_pixels: int) -> tuple[list[int], i
 def name_on_sheet(name: str, label: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The class's name, cut to ``NAME`` pixels; its number where Pillow's font, of plain Latin letters, lacks
     some."""
-    return shorten(_drawable(name, label), font, NAME)
+    return shorten(drawable_name(name, label), font, NAME)
 
 
-def _drawable(name: str, label: int) -> str:
+def drawable_name(name: str, label: int) -> str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", " ".join(name.split())) if not unicodedata.combining(c))
     return plain if plain and plain.isascii() and plain.isprintable() else f"class {label}"
 
@@ -172,16 +172,16 @@ def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     return text[:kept].rstrip(" ,") + "..."
 
 
-def _enlarged(images: Tensor, side: int) -> tuple[int, int]:
+def enlarged_side(images: Tensor, side: int) -> tuple[int, int]:
     """(side of an image on the sheet, by a whole factor; from one image to the next)."""
     size = int(images.shape[-1])
     drawn = size * max(1, side // size)
     return drawn, drawn + GAP
 
 
-def _tile(image: Tensor, side: int) -> Image.Image:
+def enlarged_tile(image: Tensor, side: int) -> Image.Image:
     return to_pil(image).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
 
 
-def _blank(width: int, height: int) -> Image.Image:
+def blank_sheet(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), PAPER)

@@ -24,17 +24,17 @@ from gendistill.report.images import (
     PAIR_SIDE,
     SOFT,
     Picture,
-    _blank,
-    _drawable,
-    _enlarged,
-    _tile,
+    blank_sheet,
+    drawable_name,
+    enlarged_side,
+    enlarged_tile,
     shorten,
     sprite,
 )
 from gendistill.surrogate.card.card import add_evidence
 from gendistill.surrogate.card.entry import PAIRS, CopyEvidence
+from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.stored import StoredSet, evaluation_of
 
 HARM = {
     "test": "accuracies on this test split are too high",
@@ -133,9 +133,9 @@ def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: CopyChec
 def closest_of_evaluation(
     sets: dict[int, dict[str, SurrogateSet]], reference: CopyCheck, run: str = "", most: int | None = None
 ) -> list[Closest]:
-    """Of every set that was given, the smallest IPC first, ``most`` of them at most."""
-    given = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
-    return [_checked(label, made, ipc, reference, run) for label, made, ipc in given[:most]]
+    """Of every set that was evaluated, the smallest IPC first, ``most`` of them at most."""
+    shown = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
+    return [_checked(label, made, ipc, reference, run) for label, made, ipc in shown[:most]]
 
 
 def _checked(label: str, made: SurrogateSet, ipc: int, reference: CopyCheck, run: str) -> Closest:
@@ -197,11 +197,11 @@ PAIRS_ACROSS = 4
 def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
     """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
     right, and below how far apart they are."""
-    side, row = _enlarged(data.train.images, PAIR_SIDE)
+    side, row = enlarged_side(data.train.images, PAIR_SIDE)
     font = ImageFont.load_default(13)
     width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
     heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
-    sheet = _blank(MARGIN + PAIRS_ACROSS * width, MARGIN + sum(heights))
+    sheet = blank_sheet(MARGIN + PAIRS_ACROSS * width, MARGIN + sum(heights))
     draw = ImageDraw.Draw(sheet)
     for i, (name, matches, made) in enumerate(parts):
         top = MARGIN + sum(heights[:i])
@@ -209,10 +209,12 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
         for k, match in enumerate(matches):
             ours, theirs, names, distance = matched(match, made, data)
             x, y = MARGIN + k % PAIRS_ACROSS * width, top + LINE + 10 + k // PAIRS_ACROSS * height
-            sheet.paste(_tile(ours.images[0], side), (x, y))
-            sheet.paste(_tile(theirs.images[0], side), (x + row, y))
+            sheet.paste(enlarged_tile(ours.images[0], side), (x, y))
+            sheet.paste(enlarged_tile(theirs.images[0], side), (x + row, y))
             draw.text((x, y + row + 2), distance, INK, font)
-            draw.text((x, y + row + 2 + LINE), shorten(_drawable(names, int(ours.labels)), font, width - 8), SOFT, font)
+            draw.text(
+                (x, y + row + 2 + LINE), shorten(drawable_name(names, int(ours.labels)), font, width - 8), SOFT, font
+            )
     return sheet
 
 
@@ -220,9 +222,10 @@ def record_evidence(folders: Sequence[Path], summary: Mapping[str, Any], data: R
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
     reference = CopyCheck.of(data, most=MOST_MEASURED)
     for folder in track(folders, "cards", len(folders)):
-        views = SurrogateSet.load(folder).split
+        made = SurrogateSet.load(folder)
+        views = made.split
         copies = reference.check(views.images)
         pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
-        evaluation = evaluation_of(StoredSet.open(folder), summary)
+        evaluation = evaluation_of(StoredSet.open(folder), summary, made.content_hash())
         found = cast(CopyEvidence, {**copies.summary(), "pairs": True})
         add_evidence(folder, evaluation=evaluation, copies=found)

@@ -1,27 +1,45 @@
-"""The report's page: the facts of one run or several, put into report.html."""
+"""The pages: the facts of one run or several in report.html, the rows of the continual task in continual.html."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
-from gendistill.data.dataset import RealData
+from gendistill.config import as_tuple
+from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.evaluation.copies import PIXELS, CopyCheck
-from gendistill.io import write_json, write_text
+from gendistill.evaluation.summary import ContinualRow, Step
+from gendistill.io import command_line, versions, write_json, write_text
 from gendistill.report import tables
-from gendistill.report.charts import chart, cost_chart, scatter
-from gendistill.report.formatting import RANDOM_LABEL, render_template
+from gendistill.report.charts import (
+    BOTTOM,
+    LEFT,
+    MARKERS,
+    RIGHT,
+    Axis,
+    Chart,
+    Curve,
+    Point,
+    chart,
+    cost_chart,
+    mean_interval,
+    scatter,
+    ticks,
+)
+from gendistill.report.formatting import RANDOM_LABEL, comparison, percent, render_template
 from gendistill.report.images import gallery
 from gendistill.report.nearest import MOST_MEASURED, Closest, closest_of_evaluation, closest_of_run
 from gendistill.report.results import (
     ReportRow,
     condition,
     full_row,
+    ipc_of,
     mean,
+    order_rows,
     primary,
     products,
     seeds_of,
@@ -32,7 +50,6 @@ from gendistill.report.run_folder import read_finished
 from gendistill.report.sets import ReportFacts, RunFacts, check_data, facts_of_evaluation, gather
 from gendistill.report.tables import ablations, class_tables, costs, findings, sections, w2
 from gendistill.report.verdicts import Verdict, elsewhere, headline, label_gains, left_out, verdicts
-from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 MOST_CHECKED = 12  # sets of an evaluation that are compared with the real images
@@ -151,7 +168,7 @@ def _pictures(facts: ReportFacts) -> dict[str, object]:
         "galleries": shown,
         "plot": scatter(facts.projection) if facts.projection else None,
         "closest": closest_pairs(facts),
-        "trained_look": facts.look.note if facts.look else "",
+        "features_note": facts.features.note if facts.features else "",
         "unchecked": _unchecked(facts) if facts.data else 0,
     }
 
@@ -174,8 +191,8 @@ def closest_pairs(facts: ReportFacts) -> list[Closest]:
     there; ``MOST_MEASURED`` of the images of each are measured."""
     if facts.data is None or not any(run.sets for run in facts.runs):
         return []
-    several, embed = len(facts.runs) > 1, facts.look.embed if facts.look else None
-    space = facts.look.space if facts.look else PIXELS
+    several, embed = len(facts.runs) > 1, facts.features.embed if facts.features else None
+    space = facts.features.space if facts.features else PIXELS
     reference = CopyCheck.of(facts.data, features=embed, most=MOST_MEASURED, space=space)
     found: list[Closest | None] = []
     for run in facts.runs:
@@ -279,3 +296,91 @@ def _run(run: RunFacts) -> dict[str, object]:
         "commands": run.commands,
         "versions": run.versions,
     }
+
+
+TOP, MOST_TICKS, GAP = 36.0, 12, 7.0
+
+
+class MemoryRow(ContinualRow, total=False):
+    """A row of continual learning with what readers call it, its colour, and a count of the labels with that colour."""
+
+    label: Required[str]
+    colour: str
+    shape: int
+
+
+@dataclass(frozen=True)
+class ContinualPanel:
+    """One IPC: its rows with ``label`` and ``colour``, what is said of them, and their chart."""
+
+    ipc: int
+    rows: list[MemoryRow]
+    sentences: list[str]
+    chart: Chart
+
+
+def render_continual(summary: Mapping[str, Any]) -> str:
+    """The page of a summary whose rows have a ``label``."""
+    counts = summary["classes"]
+    rows: list[MemoryRow] = order_rows(summary["rows"])
+    groups = {ipc: [r for r in rows if ipc_of(r) == ipc] for ipc in dict.fromkeys(map(ipc_of, rows))}
+    panels = [
+        ContinualPanel(ipc, group, [said for r in group if (said := sentence(r))], continual_chart(group, counts))
+        for ipc, group in groups.items()
+    ]
+    settings = summary["settings"]
+    network = ", ".join(as_tuple(settings["network"]))
+    return render_template(
+        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
+    )
+
+
+def length(settings: Mapping[str, Any]) -> str:
+    """How long a training is, by a summary's settings."""
+    epochs = settings["epochs"]
+    if settings["steps"] is not None:
+        return f"{settings['steps']:,} steps"
+    if isinstance(epochs, Mapping):  # by images of a class
+        return f"{max(epochs.values()):,} to {min(epochs.values()):,} epochs, fewer the larger the IPC,"
+    return f"{epochs:,} epochs"
+
+
+def sentence(row: MemoryRow) -> str:
+    """What the intervals allow to say, after the last step and over all of them; empty for the reference."""
+    last, average = row["steps"][-1].get("ci95_vs_random"), row["average"].get("ci95_vs_random")
+    if not last or not average:
+        return ""
+    return (
+        f"{row['label']} {comparison(RANDOM_LABEL, last)} after the last step, and {comparison('them', average)} on "
+        "average over the steps."
+    )
+
+
+def continual_chart(rows: Sequence[MemoryRow], counts: Sequence[int]) -> Chart:
+    """Means and their 95 % t intervals over runs, against the number of classes."""
+    ends = [value for row in rows for step in row["steps"] for value in mean_interval(step)]
+    steps = ticks(min(ends), max(ends))
+    x, y = Axis(counts[0], counts[-1], LEFT + 36, RIGHT - 36), Axis(steps[0], steps[-1], BOTTOM, TOP)
+    curves = []
+    for i, row in enumerate(rows):
+        aside = GAP * (i - (len(rows) - 1) / 2)
+        points = [_point(row["label"], n, step, x(n) + aside, y) for n, step in zip(counts, row["steps"], strict=True)]
+        curves.append(Curve(row["label"], row["colour"], MARKERS[row["colour"]], points, row["steps"][-1]["mean"]))
+    return Chart(
+        title=f"Test accuracy by classes seen, at IPC {ipc_of(rows[0])}",
+        against="classes seen",
+        of="Memory",
+        measured="test accuracy on the classes seen, %",
+        last="%, last step",
+        top=TOP,
+        x_ticks=[(x(counts[i]), f"{counts[i]}") for i in evenly_spaced(len(counts), MOST_TICKS)],
+        y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
+        curves=sorted(curves, key=lambda curve: -curve.last),
+        full=None,
+    )
+
+
+def _point(label: str, classes: int, step: Step, x: float, y: Axis) -> Point:
+    low, high = mean_interval(step)
+    title = f"{label}, {classes} classes: {percent(step['mean'])} % ({percent(low)} to {percent(high)})"
+    return Point(round(x, 2), y(step["mean"]), y(low), y(high), title)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Required, TypeVar, cast
 
-from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row
+from gendistill.evaluation.summary import FULL, RANDOM, Row, is_reference
 from gendistill.report.formatting import NAMES, listed
 
 Condition = tuple[Any, ...]
@@ -37,23 +37,18 @@ def under(rows: Sequence[ReportRow], wanted: Condition | None) -> list[ReportRow
     return [r for r in rows if condition(r) == wanted]
 
 
-def is_random(row: Mapping[str, Any]) -> bool:
-    """Whether it is the reference: draws as large as the sets, not the draw of equal bytes nor a set of the user's."""
-    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("given")
-
-
 def random_of(row: ReportRow, rows: Sequence[ReportRow]) -> ReportRow | None:
     """The random draws that a row is compared with, of as many images of each class, of its own run where there are
     several."""
-    sized = [r for r in rows if is_random(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
+    sized = [r for r in rows if is_reference(r) and all(r.get(k) == row.get(k) for k in ("ipc", "counts"))]
     found = [r for r in sized if condition(r) == condition(row)]
     return next((r for r in found if set(r["runs"]) & set(row["runs"])), found[0] if found else None)
 
 
 def products(rows: Sequence[ReportRow]) -> list[ReportRow]:
     """The sets that were evaluated, of every run the last stage alone; coresets where there is nothing else."""
-    given = [r for r in rows if r["given"] and r["ipc"] is not None]
-    made = [r for r in given if r["method"] not in BASELINES] or given
+    sets = [r for r in rows if r["given"] and r["ipc"] is not None]
+    made = [r for r in sets if r["method"] not in BASELINES] or sets
     last = {
         run: next((s for s in NAMES if any(r["stage"] == s and run in r["runs"] for r in made)), None)
         for run in dict.fromkeys(run for r in made for run in r["runs"])
@@ -85,7 +80,7 @@ def order_rows(rows: Sequence[R]) -> list[R]:
         colour = free[i % len(free)]
         inks[label] = (colour, [c for c, _ in inks.values()].count(colour))
     found = [cast("R", {**r, "colour": inks[r["label"]][0], "shape": inks[r["label"]][1]}) for r in rows]
-    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_random(r)))
+    return sorted(found, key=lambda r: (r["ipc"] is None, r["ipc"] or 0, bool(r.get("given")), not is_reference(r)))
 
 
 def ipc_of(row: Mapping[str, Any]) -> int:
@@ -144,7 +139,7 @@ class EvaluatedRun:
 
     name: str
     summary: Mapping[str, Any]
-    given: Mapping[str, str | None] = field(default_factory=dict)
+    evaluated_sets: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
@@ -174,14 +169,14 @@ def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
 
 
 def _row(row: ReportRow, run: EvaluatedRun, number: int, alike: str) -> ReportRow:
-    names = [run.given[h] for h in hashes(row) if h in run.given]
+    names = [run.evaluated_sets[h] for h in hashes(row) if h in run.evaluated_sets]
     return {
         "ci95_vs_random": None,
         **row,
         "runs": [run.name],
         "settings_number": number,
         "alike": alike,
-        "given": bool(names) if run.given else row["method"] not in BASELINES,
+        "given": bool(names) if run.evaluated_sets else row["method"] not in BASELINES,
         "set_name": next((name for name in names if name), None),
         "fault": bool(_with_errors(run) & set(hashes(row))),
     }

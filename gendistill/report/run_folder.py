@@ -24,7 +24,7 @@ Options = dict[str, Any]  # of a command, by dotted name, as YAML reads them
 def recorded_options(command: str, folder: Path) -> Options:
     """Its options by dotted name, those of its --config among them; nothing of a command that is not `evaluate`.
 
-    Relative paths start from where the command was given: of a relative output_dir that is known from ``folder``.
+    Relative paths start from where the command ran: of a relative output_dir that is known from ``folder``.
     """
     try:
         tokens = shlex.split(command)
@@ -41,13 +41,13 @@ def recorded_options(command: str, folder: Path) -> Options:
 
 def recorded_data(options: Options) -> DataConfig | None:
     """The real images, where the command is known."""
-    given = {k.removeprefix("data."): v for k, v in options.items() if k.startswith("data.")}
+    values = {k.removeprefix("data."): v for k, v in options.items() if k.startswith("data.")}
     if not options:
         return None
-    if isinstance(name := given.get("name"), str) and (options["start"] / name).is_dir():
-        given["name"] = str(options["start"] / name)
+    if isinstance(name := values.get("name"), str) and (options["start"] / name).is_dir():
+        values["name"] = str(options["start"] / name)
     try:
-        return DataConfig(**given)
+        return DataConfig(**values)
     except (TypeError, ConfigError):
         return None
 
@@ -112,11 +112,15 @@ STAGES = (TEACHER, "generator", "samples", "refined", EVALUATION)
 
 @dataclass(frozen=True)
 class Finished:
-    """What was read of a folder. ``is_run`` tells a run, which knows its data and its sets, from an evaluation, whose
-    command tells where they were."""
+    """What was read of a folder.
+
+    ``is_run`` distinguishes a run, which knows its real images (``run_data``) and its sets, from an evaluation, whose
+    command says where they were.
+    """
 
     path: Path
     is_run: bool
+    run_data: DataConfig | None
     summary: Mapping[str, Any]
     records: list[Mapping[str, Any]]
     config: str
@@ -128,7 +132,7 @@ class Finished:
 
     @property
     def hashes(self) -> list[str]:
-        """Content hashes of the sets that were evaluated, in the order they were given."""
+        """Content hashes of the sets that were evaluated, in the order of the command."""
         record: Mapping[str, Any] = next((r for r in self.records if r.get("stage") == "evaluate"), {})
         return list(record.get("settings", {}).get("inputs", {}).get("surrogates", ()))
 
@@ -139,12 +143,12 @@ class Finished:
 
     @property
     def data_config(self) -> DataConfig | None:
-        """The real images, as the run's config.yaml or the recorded command tells; None where neither does."""
-        return data_config(self.path) if self.is_run else recorded_data(self.options)
+        """The real images, as the run's config.yaml or the recorded command has them; None where neither does."""
+        return self.run_data or recorded_data(self.options)
 
     @property
     def surrogates(self) -> dict[str, Path]:
-        """By content hash, the folders that were given to `evaluate`, there or not."""
+        """By content hash, the folders that `evaluate` read, there or not."""
         paths = recorded_paths(self.options, "surrogate")
         return dict(zip(self.hashes, paths, strict=True)) if len(paths) == len(self.hashes) else {}
 
@@ -187,24 +191,28 @@ def read_finished(path: Path) -> Finished:
             "output of `gendistill run` and of `gendistill evaluate` without --task."
         )
     is_run = not (path / SUMMARY).is_file()
+    config, run_data = "", None
     if is_run:
-        data_config(path)
+        config, loaded = _read(path, Path(CONFIG), lambda text: (text, yaml.safe_load(text)))
+        run_data = _run_data(path, loaded)
+    elif (path / CONFIG).is_file():
+        config = _read(path, Path(CONFIG), str)
     place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
     summary = _read(path, place, _summary)
     records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
     return Finished(
         path=path,
         is_run=is_run,
+        run_data=run_data,
         summary=summary,
         records=[_read(path, name, json.loads) for name in records if (path / name).is_file()],
-        config=_read(path, Path(CONFIG), str) if (path / CONFIG).is_file() else "",
+        config=config,
         date=_date(path, path / place),
     )
 
 
-def data_config(run: Path) -> DataConfig:
+def _run_data(run: Path, config: Any) -> DataConfig:
     """The ``data`` part of the run's config.yaml."""
-    config = _read(run, Path(CONFIG), yaml.safe_load)
     try:
         return DataConfig(**config["data"])
     except (KeyError, TypeError, ConfigError) as error:

@@ -7,18 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.coreset.coresets import random
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, GendistillError
+from gendistill.evaluation.baselines import random_draw
 from gendistill.evaluation.copies import FEATURES, PIXELS
 from gendistill.evaluation.inputs import size_of
 from gendistill.evaluation.projection import Projection, pixels, project_sets
@@ -28,7 +27,6 @@ from gendistill.networks.teacher import FILE, Teacher
 from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.results import EvaluatedRun, ReportRow, hashes, merge_rows, order_rows
 from gendistill.report.run_folder import Finished
-from gendistill.seeding import derive
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import MANIFEST, SurrogateSet
 
@@ -49,8 +47,8 @@ def gather(found: Sequence[Finished], data: RealData | None, reasons: Sequence[s
     runs = [_facts(one, name, data, reasons) for one, name in zip(found, names, strict=True)]
     if data is None:
         return ReportFacts(runs=runs, data=None)
-    seen = open_feature_extractor(found, data) if any(run.sets for run in runs) else None
-    return ReportFacts(runs=runs, data=data, projection=project(runs, data, seen), look=seen)
+    features = open_feature_extractor(found, data) if any(run.sets for run in runs) else None
+    return ReportFacts(runs=runs, data=data, projection=project(runs, data, features), features=features)
 
 
 def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[str]) -> RunFacts:
@@ -59,7 +57,7 @@ def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[
         name=name,
         folder=str(found.path),
         summary=_labelled(found.summary),
-        given=dict.fromkeys(found.hashes) if found.is_run else names_of(found),
+        evaluated_sets=dict.fromkeys(found.hashes) if found.is_run else names_of(found),
         sets=sets,
         is_run=found.is_run,
         missing=[*lost, *reasons],
@@ -80,7 +78,7 @@ def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets:
     run = RunFacts(
         name="evaluation",
         summary=_labelled(summary),
-        given=dict.fromkeys(content for row in summary["rows"] for content in hashes(row)),
+        evaluated_sets=dict.fromkeys(content for row in summary["rows"] for content in hashes(row)),
         sets=_by_size(by_hash, {}, data, summary["seed"]),
         is_run=False,
         date=date.today().isoformat(),
@@ -151,18 +149,9 @@ def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str
     """The sets of one IPC after the first random draw that was evaluated: of as many images by class as they have, of
     several numbers the equal ones, else the most."""
     counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
-    return {RANDOM_LABEL: random_draw(data, counts, seed), **sets}
-
-
-def random_draw(data: RealData, counts: Sequence[int], seed: int) -> SurrogateSet:
-    """The first random draw for a set of ``counts`` images by class; all images of a class that has fewer."""
-    drawn, picks = derive(seed, "random draw", 0), []
-    for label, count in enumerate(counts):
-        index = data.train.of_class(label)
-        chosen = random(np.empty((len(index), 0)), min(count, len(index)), derive(drawn, RANDOM, label))
-        picks.append(index[torch.from_numpy(chosen)])
-    split = data.train.take(torch.cat(picks))
-    return SurrogateSet(split.images, split.labels, data.classes, {"method": RANDOM, "stage": None})
+    drawn = random_draw(data, tuple(counts), seed, 0)
+    random = SurrogateSet(drawn.images, drawn.labels, data.classes, {"method": RANDOM, "stage": None})
+    return {RANDOM_LABEL: random, **sets}
 
 
 def sets_of(found: Finished, data: RealData | None) -> tuple[Sets, list[str]]:
@@ -210,7 +199,7 @@ def open_feature_extractor(found: Sequence[Finished], data: RealData) -> Feature
     return None if network is None else FeatureSource(TRAINED, features_of(network), note)
 
 
-def project(runs: Sequence[RunFacts], data: RealData, look: FeatureSource | None) -> Projection | None:
+def project(runs: Sequence[RunFacts], data: RealData, features: FeatureSource | None) -> Projection | None:
     """The sets of one run at its largest IPC, or the last one of each of several, among the training images.
 
     By PCA of the features of ``open_feature_extractor``, else of pixels.
@@ -226,9 +215,9 @@ def project(runs: Sequence[RunFacts], data: RealData, look: FeatureSource | None
             label, last = list(sets.items())[-1]
             shown |= {f"{run.name}, IPC {max(run.sets)}: {label}": last.split}
     shown = dict(list(shown.items())[:MOST_PANELS])
-    if look is None:
+    if features is None:
         return project_sets(data, shown, pixels, space=PIXELS)
-    return project_sets(data, shown, look.embed, space=look.space)
+    return project_sets(data, shown, features.embed, space=features.space)
 
 
 def _load(path: Path, content: str, data: RealData | None) -> SurrogateSet | None:
@@ -314,7 +303,7 @@ class RunFacts:
         summary: Its summary.json, with a ``label`` in every row.
         date: When it ended.
         folder: Where it is; empty for an evaluation in memory.
-        given: By content hash, the short names of the sets that were evaluated, None where they need none.
+        evaluated_sets: By content hash, the short names of the sets that were evaluated, None where they need none.
         sets: By IPC, the sets of the stages in their order, by label; the last one is the run's product.
         is_run: Not an evaluation, of which every set is a product.
         missing: Sentences that say which pictures could not be shown, and why.
@@ -326,7 +315,7 @@ class RunFacts:
     summary: Mapping[str, Any]
     date: str
     folder: str = ""
-    given: dict[str, str | None] = field(default_factory=dict)
+    evaluated_sets: dict[str, str | None] = field(default_factory=dict)
     sets: dict[int, dict[str, SurrogateSet]] = field(default_factory=dict)
     is_run: bool = True
     missing: Sequence[str] = ()
@@ -335,7 +324,7 @@ class RunFacts:
 
     @property
     def evaluated(self) -> EvaluatedRun:
-        return EvaluatedRun(self.name, self.summary, self.given)
+        return EvaluatedRun(self.name, self.summary, self.evaluated_sets)
 
     @property
     def commands(self) -> list[str]:
@@ -352,16 +341,16 @@ class RunFacts:
 class ReportFacts:
     """What the report shows; ``data`` is None where the real images were not found.
 
-    ``projection`` is of the sets at one IPC, beside the training images; distances are between features of ``look``, or
+    ``projection`` is of the sets at one IPC, beside the training images; distances are between ``features``, or
     pixels.
     """
 
     runs: Sequence[RunFacts]
     data: RealData | None
     projection: Projection | None = None
-    look: FeatureSource | None = None
+    features: FeatureSource | None = None
 
-    @property
+    @cached_property
     def rows(self) -> list[ReportRow]:
         """Those of all runs, each once, in order and with colours."""
         return order_rows(merge_rows([run.evaluated for run in self.runs]))

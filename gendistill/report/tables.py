@@ -1,31 +1,19 @@
-"""Tables of what a summary holds beside accuracies: robust scores, measures of the sets, findings."""
+"""Tables of the page: accuracies by condition and class, scores, measures of the sets, gains of the stages, costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Required
+from typing import Any, NamedTuple
 
-from gendistill.config import as_tuple
-from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.summary import ContinualRow, Score, ScoreEntry, Step
+from gendistill.evaluation.summary import Score, ScoreEntry
 from gendistill.report.charts import (
-    BOTTOM,
-    LEFT,
-    MARKERS,
-    RIGHT,
-    Axis,
-    Chart,
-    Curve,
-    Point,
     grouped_rows,
-    mean_interval,
-    ticks,
 )
-from gendistill.report.formatting import NAMES, RANDOM_LABEL, comparison, listed, outcome, percent, render_template
-from gendistill.report.results import EvaluatedRun, ReportRow, hashes, ipc_of, mean, order_rows, random_of
+from gendistill.report.formatting import NAMES, listed, outcome
+from gendistill.report.results import EvaluatedRun, ReportRow, hashes, ipc_of, mean, random_of
 
 LOW, HIGH, ALIKE = "lower is better", "higher is better", "best as random"
 SHOWN = (  # of what is measured: where it stands, its title, which way is better
@@ -309,94 +297,6 @@ def _with_means(row: ReportRow) -> ReportRow:
     stored = row.get("bytes") or {}
     total = (stored.get("images") or 0) + (stored.get("labels") or 0) or None
     return {**row, "legacy": mean(row.get("legacy_best")), "calibration": mean(row.get("ece")), "stored": total}
-
-
-TOP, MOST_TICKS, GAP = 36.0, 12, 7.0
-
-
-class MemoryRow(ContinualRow, total=False):
-    """A row of continual learning with what readers call it, its colour, and a count of the labels with that colour."""
-
-    label: Required[str]
-    colour: str
-    shape: int
-
-
-@dataclass(frozen=True)
-class ContinualPanel:
-    """One IPC: its rows with ``label`` and ``colour``, what is said of them, and their chart."""
-
-    ipc: int
-    rows: list[MemoryRow]
-    sentences: list[str]
-    chart: Chart
-
-
-def render_continual(summary: Mapping[str, Any]) -> str:
-    """The page of a summary whose rows have a ``label``."""
-    counts = summary["classes"]
-    rows: list[MemoryRow] = order_rows(summary["rows"])
-    groups = {ipc: [r for r in rows if ipc_of(r) == ipc] for ipc in dict.fromkeys(map(ipc_of, rows))}
-    panels = [
-        ContinualPanel(ipc, group, [said for r in group if (said := sentence(r))], continual_chart(group, counts))
-        for ipc, group in groups.items()
-    ]
-    settings = summary["settings"]
-    network = ", ".join(as_tuple(settings["network"]))
-    return render_template(
-        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
-    )
-
-
-def length(settings: Mapping[str, Any]) -> str:
-    """How long a training is, by a summary's settings."""
-    epochs = settings["epochs"]
-    if settings["steps"] is not None:
-        return f"{settings['steps']:,} steps"
-    if isinstance(epochs, Mapping):  # by images of a class
-        return f"{max(epochs.values()):,} to {min(epochs.values()):,} epochs, fewer the larger the IPC,"
-    return f"{epochs:,} epochs"
-
-
-def sentence(row: MemoryRow) -> str:
-    """What the intervals allow to say, after the last step and over all of them; empty for the reference."""
-    last, average = row["steps"][-1].get("ci95_vs_random"), row["average"].get("ci95_vs_random")
-    if not last or not average:
-        return ""
-    return (
-        f"{row['label']} {comparison(RANDOM_LABEL, last)} after the last step, and {comparison('them', average)} on "
-        "average over the steps."
-    )
-
-
-def continual_chart(rows: Sequence[MemoryRow], counts: Sequence[int]) -> Chart:
-    """Means and their 95 % t intervals over runs, against the number of classes."""
-    ends = [value for row in rows for step in row["steps"] for value in mean_interval(step)]
-    steps = ticks(min(ends), max(ends))
-    x, y = Axis(counts[0], counts[-1], LEFT + 36, RIGHT - 36), Axis(steps[0], steps[-1], BOTTOM, TOP)
-    curves = []
-    for i, row in enumerate(rows):
-        aside = GAP * (i - (len(rows) - 1) / 2)
-        points = [_point(row["label"], n, step, x(n) + aside, y) for n, step in zip(counts, row["steps"], strict=True)]
-        curves.append(Curve(row["label"], row["colour"], MARKERS[row["colour"]], points, row["steps"][-1]["mean"]))
-    return Chart(
-        title=f"Test accuracy by classes seen, at IPC {ipc_of(rows[0])}",
-        against="classes seen",
-        of="Memory",
-        measured="test accuracy on the classes seen, %",
-        last="%, last step",
-        top=TOP,
-        x_ticks=[(x(counts[i]), f"{counts[i]}") for i in evenly_spaced(len(counts), MOST_TICKS)],
-        y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
-        curves=sorted(curves, key=lambda curve: -curve.last),
-        full=None,
-    )
-
-
-def _point(label: str, classes: int, step: Step, x: float, y: Axis) -> Point:
-    low, high = mean_interval(step)
-    title = f"{label}, {classes} classes: {percent(step['mean'])} % ({percent(low)} to {percent(high)})"
-    return Point(round(x, 2), y(step["mean"]), y(low), y(high), title)
 
 
 ORDER = tuple(reversed(NAMES))

@@ -10,20 +10,21 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
+from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
 from gendistill.surrogate.soft_labels import SoftLabels
-from gendistill.surrogate.stored import StoredSet
 
 WIDTH = 31  # of a row's name
 MOST_FILES = 10  # that are named of a damaged set
+SetName = tuple[int | None, str]  # images per class, and what the set is called
 
 
 def format_evaluation(result: Evaluation) -> str:
     """Everything for the terminal: accuracies, scores, numbers of the sets, and findings."""
-    names: dict[str, str] = {}
+    names: dict[str, SetName] = {}
     for row in result.rows:
         hashes = row["set"] if isinstance(row["set"], list) else [row["set"]]
-        names |= {one: f"{row['ipc'] or '':>3}  {row_label(row)}" for one in hashes if one}
+        names |= {one: (row["ipc"], row_label(row)) for one in hashes if one}
     parts = (table(result), score_table(result), set_table(result, names), finding_lines(result, names))
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
@@ -147,8 +148,8 @@ HEADS = (*COLUMNS.values(), "agreement")
 NEAR = 0.05  # share of near copies worth a line; 0.01 is what held-out images have
 
 
-def set_table(result: Mapping[str, Any], label: dict[str, str]) -> str:
-    """The numbers of each set below those of random real sets of its size; ``label`` names sets by content hash."""
+def set_table(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
+    """The numbers of each set below those of random real sets of its size; ``names`` are by content hash."""
     sets: dict[str, SetNumbers] = result.get("sets") or {}
     if not sets:
         return ""
@@ -158,12 +159,12 @@ def set_table(result: Mapping[str, Any], label: dict[str, str]) -> str:
         _columns_line("IPC  set", HEADS),
     ]
     last: list[str] = []
-    parted = {key: _parted(label[key]) if key in label else ("", key[:12]) for key in sets}
-    for key, found in sorted(sets.items(), key=lambda item: int(parted[item[0]][0] or 0)):
-        (ipc, name), values = parted[key], _values(found)
+    named = [(*names.get(key, (None, key[:12])), found) for key, found in sets.items()]
+    for ipc, name, found in sorted(named, key=lambda item: item[0] or 0):
+        values = _values(found)
         beside = [v["random"] for v in values if v["random"]]
         random = [
-            _columns_line(f"{ipc:>3}  random real sets", [_number(r["mean"]) for r in beside]),
+            _columns_line(f"{ipc or '':>3}  random real sets", [_number(r["mean"]) for r in beside]),
             _columns_line("     their spread", [_number(r["std"], "±") for r in beside]),
         ]
         lines += random if random != last else []
@@ -173,27 +174,24 @@ def set_table(result: Mapping[str, Any], label: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _parted(name: str) -> tuple[str, str]:
-    """(IPC, name) of "  10  dm"; a row without an IPC has none."""
-    ipc, _, rest = name.lstrip().partition("  ")
-    return (ipc, rest) if ipc.isdecimal() else ("", name.strip())
-
-
 def _values(found: SetNumbers) -> list[Measure]:
     return [*(found["measures"][name] for name in COLUMNS), found["labels"]["hard"]["agreement"]]
 
 
-def finding_lines(result: Mapping[str, Any], label: dict[str, str]) -> str:
+def finding_lines(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
     """A paragraph for each finding, errors first."""
     found = sorted(result.get("findings") or [], key=lambda f: f["severity"] != "error")
     return "\n".join(
-        textwrap.fill(f"{f['severity'].upper()} {_where(f, label)}: {f['text']}", 118, subsequent_indent="  ")
+        textwrap.fill(f"{f['severity'].upper()} {_where(f, names)}: {f['text']}", 118, subsequent_indent="  ")
         for f in found
     )
 
 
-def _where(finding: FindingEntry, label: dict[str, str]) -> str:
-    return "the data" if finding["set"] is None else label.get(finding["set"], finding["set"][:12])
+def _where(finding: FindingEntry, names: Mapping[str, SetName]) -> str:
+    if finding["set"] is None:
+        return "the data"
+    ipc, name = names.get(finding["set"], (None, ""))
+    return f"{ipc or '':>3}  {name}" if name else finding["set"][:12]
 
 
 def _columns_line(name: str, values: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.summary import NAMED, RANDOM
+from gendistill.evaluation.summary import NAMED, RANDOM, is_reference
 from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 from gendistill.report.results import (
     KMEANS,
@@ -16,7 +16,6 @@ from gendistill.report.results import (
     ReportRow,
     condition,
     ipc_of,
-    is_random,
     primary,
     products,
     random_of,
@@ -141,7 +140,7 @@ def label_gains(rows: Sequence[ReportRow]) -> list[str]:
     for row in rows:
         labels, _, *rest = condition(row)
         hard = random_of({**row, "labels": "hard", "recipe": None}, rows)
-        if is_random(row) and labels != "hard" and hard and rest == list(condition(hard)[2:]):
+        if is_reference(row) and labels != "hard" and hard and rest == list(condition(hard)[2:]):
             words = f"from {percent(hard['mean'])} to {percent(row['mean'])}\u00a0% at IPC {row['ipc']}"
             found.setdefault(condition(row), []).append(words)
     several = len({c[2:4] for c in found}) > 1

@@ -12,9 +12,9 @@ from gendistill.config import DistillConfig, as_tuple, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
-from gendistill.distillers import distill_sets
+from gendistill.distillers import distill_sets, read_inputs
 from gendistill.networks.teacher import Teacher
-from gendistill.registry import DISTILLERS, resolve
+from gendistill.registry import DISTILLERS
 from gendistill.report.terminal import time_lines, w2_lines
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 
@@ -35,16 +35,17 @@ def run_stage(
         ArtifactError: the data's test images are among those a teacher was trained on, or the two do not fit.
     """
     method, teachers = DISTILLERS[config.method], [Teacher.from_pretrained(path) for path in teacher_dirs]
-    more = resolve(method.inputs)(data, config) if method.inputs else {}
-    hashes = [teacher.hash() for teacher in teachers]
-    settings = stage_settings(_deciding(config), seed, data=data.fingerprint(), teacher=hashes, **more)
+    inputs = read_inputs(data, config)
+    hashes = {name: given.content_hash() for name, given in inputs.items()}
+    used = [teacher.hash() for teacher in teachers]
+    settings = stage_settings(_deciding(config), seed, data=data.fingerprint(), teacher=used, **hashes)
     if finished(target, "distill", settings):
         return target
     main = runtime.processes().is_main_process
     with stage_folder(target, "distill", settings, keep_partial=method.resumable, main_process=main) as folder:
         runtime.processes().wait_for_everyone()
         for made in distill_sets(
-            data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache
+            data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache, inputs=inputs
         ):
             if main:
                 folder.save(made, f"ipc-{made.ipc}")

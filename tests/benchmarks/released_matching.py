@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +43,7 @@ class ReleasedMatching:
             network = self.matcher.supply.network(iteration).requires_grad_(self.plan.by_class)
             for inner in range(self.plan.inner_steps):
                 loss, last = self._step(network, inner), inner == self.plan.inner_steps - 1
-                self.matcher.supply.between(iteration, inner, last, [self.stored])
-                if last:
-                    self.matcher.supply.after(iteration)
+                self.matcher.supply.learn(iteration, inner, last, [self.stored])
                 yield loss
 
     def _step(self, network: nn.Module, inner: int) -> Tensor:
@@ -57,7 +54,8 @@ class ReleasedMatching:
                 self.picks[label] = self._clustered(network, label)
             draw = self.matcher._draw(inner, label)
             real = to_float(self.matcher.real.images[self.picks[label]])
-            views = self.matcher._views(replace(self.stored, images=self.images).views(label), label, inner)
+            own = self.images.split(self.stored.ipc)[label]
+            views = self.matcher._views(self.stored.decoded(own), label, inner)
             if draw is not None:
                 real, views = draw.apply(real), draw.apply(views)
             gradients = isinstance(self.matcher.objective, GradientMatching)

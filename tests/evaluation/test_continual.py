@@ -46,11 +46,11 @@ def options(steps: int, orders: int | None = None, *, training_steps: int | None
 
 
 def learn(contestants: list[Entry], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:
-    """(records, rows) of a continual evaluation."""
+    """(records, rows) of a continual evaluation, without what they took."""
     records, loop = [], continual(contestants, TEST, CLASSES, config, **others)
     while True:
         try:
-            records.append(next(loop))
+            records.append({k: v for k, v in next(loop).items() if k != "outcome"})
         except StopIteration as stop:
             return records, [{k: v for k, v in row.items() if k != "seconds"} for row in stop.value]
 
@@ -127,6 +127,13 @@ def test_finished_trainings_are_taken_over_when_resumed() -> None:
     resumed, _ = learn([RANDOM, MADE], config, done=false)
     assert [r["accuracy"] for r in resumed[:11]] == [0.125] * 11
     assert resumed[11:] == records[11:]
+
+
+def test_a_resumed_row_has_the_seconds_of_all_its_trainings() -> None:
+    loop = continual([MADE], TEST, CLASSES, options(2))
+    half = {record["key"]: {**record["outcome"], "seconds": 1000.0} for record in (next(loop), next(loop))}
+    (row,) = finish(continual([MADE], TEST, CLASSES, options(2), done=half))
+    assert 2000 < row["seconds"] < 2100  # of two trainings before, and of four now
 
 
 def test_differences_are_paired_by_run_at_every_step_and_on_average() -> None:

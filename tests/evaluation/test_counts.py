@@ -17,7 +17,7 @@ from gendistill.evaluation.checks.counts import (
     leak_findings,
     soft_findings,
 )
-from gendistill.evaluation.copies import LeakageCheck
+from gendistill.evaluation.copies import LeakageCheck, digests
 from gendistill.seeding import torch_rng
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -35,7 +35,7 @@ def leaks(digits: RealData) -> LeakageCheck:
 
 def leaked(leaks: LeakageCheck, made: Tensor, data: RealData) -> list[Finding]:
     copies = leaks.reference.check(made)
-    return leak_findings(copies, leaks.near(made, copies), leaks.usual, data, [f"{i}.png" for i in range(len(made))])
+    return leak_findings(copies, leaks.near(copies), leaks.usual, data, [f"{i}.png" for i in range(len(made))])
 
 
 def test_words() -> None:
@@ -72,10 +72,10 @@ def test_uneven_classes_are_named_unless_the_real_ones_are_so_too() -> None:
 def test_duplicates_are_counted_within_a_class_and_named_across() -> None:
     images = torch.randint(0, 256, (8, 1, 4, 4), generator=torch_rng(0, "images"), dtype=torch.uint8)
     labels, files = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), [f"{i}.png" for i in range(8)]
-    assert duplicate_findings(images, labels, NAMES, files) == []
+    assert duplicate_findings(list(digests(images)), labels, NAMES, files) == []
     images[1] = images[0]
     images[7] = images[4]
-    same, across = duplicate_findings(images, labels, NAMES, files)
+    same, across = duplicate_findings(list(digests(images)), labels, NAMES, files)
     assert (same.kind, same.severity) == ("duplicates", "warning")
     assert "1 of 8 (1.png = 0.png)" in same.text
     assert (across.kind, across.severity) == ("duplicates across classes", "error")

@@ -134,7 +134,7 @@ def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: Featur
     numbers = found["all"]
     assert numbers["views"] == 1211
     assert numbers["measured_by_class"] == [n // 2 for n in digits.train.counts(10)]
-    assert "of 1,211 images" in set_table({"sets": found}, {"all": "10  all"})
+    assert "of 1,211 images" in set_table({"sets": found}, {"all": (10, "all")})
 
 
 def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
@@ -174,9 +174,9 @@ def test_the_summary_holds_sets_and_findings_unless_left_out(
     key = swapped.content_hash()
     assert set(summary["sets"]) == {key}
     assert [(f["set"], f["kind"]) for f in summary["findings"]] == [(key, "class order")]
-    lines = finding_lines(summary, {key: " 10  mine"})
+    lines = finding_lines(summary, {key: (10, "mine")})
     assert lines.startswith("ERROR  10  mine: Classes swapped")
-    table = set_table(summary, {key: " 10  mine"})
+    table = set_table(summary, {key: (10, "mine")})
     assert max(map(len, table.splitlines())) <= 120
     assert "random real sets" in table
     config = EvaluateConfig(**{**vars(FAST), "describe": False})
@@ -187,7 +187,7 @@ def test_the_table_names_sets_of_any_size_in_order(
     digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     found, _ = describe(digits, {"a": drawn}, lens)
-    names = {"large": "1000  mine", "small": "  2  yours", "none": "     others"}
+    names = {"large": (1000, "mine"), "small": (2, "yours"), "none": (None, "others")}
     lines = set_table({"sets": dict.fromkeys([*names, "0123456789abcdef"], found["a"])}, names).splitlines()
     heads = [line[:26].rstrip() for line in lines[2:] if line[:6].strip() and "spread" not in line]
     assert heads == [

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import torch
 
 from gendistill.config import EvaluateConfig
-from gendistill.data.dataset import Split
+from gendistill.data.dataset import RealData, Split
+from gendistill.distillers import distill
 from gendistill.errors import ConfigError
+from gendistill.evaluation.cache import RUNS
 from gendistill.evaluation.entries import Entry, SoftTargets
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluator import TrainingRun, evaluate_entries, planned_rows
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import FULL, RANDOM
+from gendistill.io import WorkFolder
 from tests.evaluation.test_protocols import some_images
 
 CLASSES = ("dark", "bright")
@@ -129,3 +137,33 @@ def test_every_network_is_built_before_anything_is_trained():
     config = EvaluateConfig(runs=3, epochs=1, batch_size=4, network=("convnet", "convnet_bn"))
     with pytest.raises(ConfigError, match="batch norm"):
         next(evaluate_entries(one_left, TEST, CLASSES, config))
+
+
+class FailingFolder(WorkFolder):
+    """A folder whose disk is full after some records."""
+
+    def log(self, record: Mapping[str, object]) -> None:
+        if self.log_path.exists() and len(self.log_path.read_text().splitlines()) == 5:
+            raise OSError("no space left")
+        super().log(record)
+
+
+def test_a_resumed_evaluation_has_the_rows_of_one_that_was_not_and_keeps_each_training_once(
+    digits: RealData, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(
+        runs=3, steps=2, width=4, baselines=("random", "kmeans"), baseline_cache=None, describe=False
+    )
+    made, log = distill(digits, "random", 1, seed=9), tmp_path / "log.jsonl"
+    with pytest.raises(OSError, match="no space"):
+        evaluate(digits, made, config, folder=FailingFolder(tmp_path, log))
+    first = [json.loads(line) for line in (tmp_path / RUNS).read_text().splitlines()]
+    assert len(first) == 5
+    resumed = evaluate(digits, made, config, folder=WorkFolder(tmp_path, log))
+    lines = [json.loads(line) for line in (tmp_path / RUNS).read_text().splitlines()]
+    assert lines[:5] == first
+    assert len({key for key, _ in lines}) == len(lines) == len(log.read_text().splitlines()) == 5 + 3 + 3
+    taken = [sum(outcome["seconds"] for _, outcome in part) for part in (lines[:5], lines[5:8], lines[8:])]
+    assert [row["seconds"] for row in resumed.rows] == pytest.approx(taken, abs=0.01)
+    rows = [[{**row, "seconds": 0} for row in found.rows] for found in (resumed, evaluate(digits, made, config))]
+    assert rows[0] == rows[1]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.generator.guidance import acts_at, classifier_free, mode_guidance, mode_weight
+from gendistill.generator.sampler import acts_at, classifier_free, mode_guidance, mode_weight
 from gendistill.objectives.diffusion import predicted_x0
 from gendistill.seeding import torch_rng
 

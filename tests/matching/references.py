@@ -61,6 +61,11 @@ def weights(network, head=()):
     return [name for name, p in network.named_parameters() if p.dim() >= 2 and name not in head]
 
 
+def losses_of(objective, network, real, views, labels, accuracy=None):
+    """Losses (K,) of one set of views, as an engine asks for them."""
+    return objective.prepared(network, real, labels).losses(views, accuracy)
+
+
 def values_and_gradients(losses, views):
     return losses.detach(), torch.autograd.grad(losses.sum(), views)
 

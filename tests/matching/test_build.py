@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gendistill.config.flat import unflatten
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, DataError
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder
 from gendistill.matching.build import build, matching_networks
@@ -45,10 +46,15 @@ def value(matcher: Matcher, place: str) -> Any:
     return found
 
 
+def test_a_class_without_images_is_refused_by_its_name(few: RealData) -> None:
+    with pytest.raises(DataError, match="Class 'none' has no training image"):
+        built(replace(few, classes=(*few.classes, "none")), "dm")
+
+
 CASES = [  # method, option, value, selection, place, what is there
     ("idc", "distance", "mse", {}, "objective.distance", "mse"),
-    ("idc", "match_head", True, {}, "objective.parameters", "all"),
-    ("dc", "match_head", False, {}, "objective.parameters", "no_head"),
+    ("idc", "match_head", True, {}, "objective.match_head", True),
+    ("dc", "match_head", False, {}, "objective.match_head", False),
     ("idc", "feature_weight", 0.5, {}, "objective.feature_mean", 0.5),
     ("idc", "classes_per_chunk", 3, {}, "objective.classes_per_chunk", 3),
     ("idm", "class_aware", 7.0, {}, "objective.ce_weight", 7.0),
@@ -89,10 +95,10 @@ def test_an_option_reaches_its_part(few, method, option, given, selection, place
     assert value(built(few, method, **selection), place) != wanted, "the case proves nothing"
 
 
-PRESETS = {  # objective, whose gradients, distance; networks, where they learn; their momentum and decay
-    "dc": ("all", "cosine", "surrogate", 0.0, 0.0),
-    "dsa": ("all", "cosine", "surrogate", 0.0, 0.0),
-    "idc": ("no_head", "l1", "real", 0.9, 5e-4),  # grey images up to 32 px: l1
+PRESETS = {  # whether the head is matched, distance; networks, where they learn; their momentum and decay
+    "dc": (True, "cosine", "surrogate", 0.0, 0.0),
+    "dsa": (True, "cosine", "surrogate", 0.0, 0.0),
+    "idc": (False, "l1", "real", 0.9, 5e-4),  # grey images up to 32 px: l1
 }
 
 
@@ -102,7 +108,7 @@ def test_gradient_matching_is_each_methods_own(few: RealData, method: str) -> No
     assert isinstance(made.objective, GradientMatching)
     assert isinstance(made.supply, FreshNetworks)
     training = made.supply.training
-    found = made.objective.parameters, made.objective.distance, made.supply.source
+    found = made.objective.match_head, made.objective.distance, made.supply.source
     assert (*found, training.momentum, training.weight_decay) == PRESETS[method]
     assert made.plan.by_class == (method == "idc")
 

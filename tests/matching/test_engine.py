@@ -105,11 +105,13 @@ def test_resume_gives_the_same_images(data, method, selection):
 
 def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
     engine = matcher(data, one_run(data, "idc", 2, factor=2, most_views=3))
-    views = [engine._views(engine.sets[0].views(4), 4, inner) for inner in (0, 0, 1)]
+    stored = engine.sets[0]
+    own = stored.decoded(stored.images.split(stored.ipc)[4])
+    views = [engine._views(own, 4, inner) for inner in (0, 0, 1)]
     assert all(len(some) == 3 for some in views)
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
-    whole = engine.sets[0].views(4).flatten(1)
+    whole = own.flatten(1)
     assert (torch.cdist(views[0].flatten(1), whole).min(1).values < 1e-5).all()
 
 
@@ -133,7 +135,7 @@ def test_the_joint_step_equals_steps_after_each_class(data):
         for label in range(len(data.classes)):
             draw = slow._draw(inner, label)
             real = [draw.apply(to_float(slow.real.images[picks[label]]))]
-            views = [draw.apply(replace(slow.sets[0], images=leaf).views(label))]
+            views = [draw.apply(slow.sets[0].decoded(leaf.split(slow.sets[0].ipc)[label]))]
             loss = slow.objective.prepared(network, real, [label]).losses(views).sum()
             optimizer.zero_grad(set_to_none=False)
             (leaf.grad,) = torch.autograd.grad(loss, leaf)

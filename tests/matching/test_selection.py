@@ -102,12 +102,6 @@ def test_classes_smaller_than_a_batch_give_all_their_images(kind):
 
 
 @pytest.mark.parametrize("kind", SELECTIONS)
-def test_a_class_without_images_is_refused_by_its_number(kind, digits: RealData):
-    with pytest.raises(DataError, match=r"Classes \[10, 11\] have no real image"):
-        selection(kind, digits.train, classes=12)
-
-
-@pytest.mark.parametrize("kind", SELECTIONS)
 def test_picks_do_not_depend_on_what_was_asked_before(kind, digits: RealData):
     network = convnet()
     moments = [(0, 0), (0, 10), (1, 29)]

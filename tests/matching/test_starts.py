@@ -12,7 +12,7 @@ from gendistill.config import DataConfig
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.matching.initialisation import of_set, starts
+from gendistill.matching.synthetic import of_set, starts
 from gendistill.networks.factories import build_network
 
 
@@ -49,8 +49,8 @@ def test_real_starts_are_different_images_of_their_class(data, kind):
 def test_several_factors_start_as_the_largest_alone(data):
     (several,), (largest,) = (starts(data, (2,), factor, "random", build, seed=0) for factor in ((1, 2), 2))
     assert torch.equal(several.images, largest.images)
-    whole, tiles = several.views(3).unflatten(0, (2, 5)).split([1, 4], 1)
-    assert torch.equal(tiles.flatten(0, 1), largest.views(3))
+    whole, tiles = several.decoded(several.images[6:8]).unflatten(0, (2, 5)).split([1, 4], 1)
+    assert torch.equal(tiles.flatten(0, 1), largest.decoded(largest.images[6:8]))
     assert torch.equal(whole.flatten(0, 1), 2 * several.images[6:8] - 1)
 
 
@@ -67,14 +67,14 @@ def test_a_start_that_is_a_folder_is_not_taken_for_random(data):
 
 def test_a_short_class_is_named(data):
     named = replace(data, classes=tuple("abcdefghij"))
-    with pytest.raises(ConfigError, match=r"\(ipc x factor\^2\), but class 'a' gave"):
+    with pytest.raises(ConfigError, match=r"\(ipc x factor\^2\), but class 'a' has"):
         starts(named, (20,), 2, "random", build, seed=0)
 
 
 @pytest.mark.parametrize(
     ("ipc", "stored", "factor", "words"),
     [
-        (2, 1, 2, r"starts from 8 images of every class \(ipc x factor\^2\), but class '0' of the set has 4"),
+        (2, 1, 2, r"starts from 8 images of every class \(ipc x factor\^2\), but class '0' has 4"),
         (1, 2, 1, "holds 2x2 views in an image; expected whole images[.]"),
         (1, 2, 3, "expected whole images or 3x3 views"),
         (1, 2, (1, 2), "holds 2x2 views in an image; expected whole images or 1x1 and 2x2 views"),

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.errors import ConfigError
 from gendistill.matching.engine import joint_rule
 
 ROUNDS = 7
@@ -105,9 +104,3 @@ def test_hand_numbers(momentum, classes, rule):
 def test_hand_numbers_of_the_end_of_a_round():
     assert end_of_round(0.5, 1.0, 3) == [0.0, 0.25, 0.75]
     assert end_of_round(0.0, 1.0, 3) == [0.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(("momentum", "classes"), [(1.0, 3), (-0.1, 3), (0.5, 0)])
-def test_values_without_meaning_are_refused(momentum, classes):
-    with pytest.raises(ConfigError, match=r"momentum is|classes is"):
-        joint_rule(momentum, 1.0, classes)

@@ -34,7 +34,7 @@ def queue(real, **changes):
 
 
 def walk(supply, iterations):
-    return [(supply.network(iteration), supply.after(iteration))[0] for iteration in iterations]
+    return [(supply.network(iteration), supply.learn(iteration, 0, True, []))[0] for iteration in iterations]
 
 
 def weights(member):
@@ -93,7 +93,7 @@ def test_networks_of_a_queue_keep_their_momentum(real):
     moves = []
     for iteration in range(2):
         before = weights(member)
-        supply.after(iteration)
+        supply.learn(iteration, 0, True, [])
         moves.append(weights(member) - before)
     buffers = [state["momentum_buffer"].flatten() for state in member.optimizer.state.values()]
     assert torch.allclose(moves[1], -RATE * torch.cat(buffers), atol=1e-6)
@@ -109,7 +109,7 @@ def test_networks_learn_between_inner_steps_but_not_after_the_last(real, source)
 
     def moved(inner, last):
         before = torch.cat([p.detach().flatten() for p in network.parameters()])
-        supply.between(0, inner, last, [stored])
+        supply.learn(0, inner, last, [stored])
         return not torch.equal(before, torch.cat([p.detach().flatten() for p in network.parameters()]))
 
     assert moved(0, False)

@@ -12,8 +12,7 @@ from gendistill.config import LabelConfig, RefineConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.errors import ConfigError
-from gendistill.networks.adapter import WithFeatures, as_classifier
-from gendistill.networks.factories import build_network
+from gendistill.networks.factories import WithFeatures, as_classifier, build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import train_teacher
 from gendistill.refine.refiner import refine_set

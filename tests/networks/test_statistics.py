@@ -23,15 +23,21 @@ from gendistill.data.pixels import prepare, to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError
 from gendistill.hashing import hash_tensors
-from gendistill.networks import statistics_cache
+from gendistill.networks import statistics
 from gendistill.networks.factories import batch_norm_layers, build_network
-from gendistill.networks.statistics import ClassMoments, ClassStatistics, Members, batch_norm_inputs, collect_statistics
-from gendistill.networks.statistics_cache import cached_statistics
+from gendistill.networks.statistics import (
+    ClassMoments,
+    ClassStatistics,
+    Members,
+    batch_norm_inputs,
+    cached_statistics,
+    collect_statistics,
+)
 from gendistill.objectives import refinement
-from gendistill.objectives.refinement import batch_norm_loss, class_moments
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
 from tests.helpers import ROOT, environment
+from tests.objectives.references import batch_norm_loss, class_moments
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -380,7 +386,7 @@ def passes(monkeypatch) -> list[int]:
         made.append(1)
         return collect_statistics(*arguments, **keywords)
 
-    monkeypatch.setattr(statistics_cache, "collect_statistics", counted)
+    monkeypatch.setattr(statistics, "collect_statistics", counted)
     return made
 
 
@@ -468,7 +474,7 @@ def digits_in_batches(folder: Path, shared: bool) -> None:
 
 TOGETHER = """
 import sys
-import gendistill.networks.statistics_cache, hypothesis, pyarrow.parquet, pytest, sklearn.datasets, tests.processes
+import gendistill.networks.statistics, hypothesis, pyarrow.parquet, pytest, sklearn.datasets, tests.processes
 sys.exit(tests.processes._together(sys.argv[1:], 2))
 """  # as tests.processes.launch, with the imports of this file instead of those of the stages
 

@@ -6,13 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gendistill.objectives.refinement import (
-    batch_norm_loss,
-    class_moments,
-    feature_loss,
-    published_batch_norm_loss,
-    released_feature_loss,
-)
+from gendistill.objectives.refinement import feature_loss, published_gap, released_feature_loss
+from tests.objectives.references import batch_norm_loss, class_moments
 
 SHAPES = [(6,), (3, 4, 4), (2, 5, 1)]
 
@@ -148,7 +143,7 @@ def test_published_losses_equal_their_formulas_written_with_loops():
             gaps = own.mean(axes) - means[name][c].numpy(), own.var(axes) - variances[name][c].numpy()
             per_class.append(sum(np.linalg.norm(gap) for gap in gaps))
         total += np.mean(per_class)
-    assert published_batch_norm_loss(inputs, labels, means, variances).item() == pytest.approx(total, rel=1e-4)
+    assert batch_norm_loss(inputs, labels, means, variances, published_gap).item() == pytest.approx(total, rel=1e-4)
     features, atoms = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
     expected = np.linalg.norm((features - atoms).numpy())
     assert released_feature_loss(features, atoms).item() == pytest.approx(expected, rel=1e-5)
@@ -156,7 +151,7 @@ def test_published_losses_equal_their_formulas_written_with_loops():
 
 def test_published_losses_have_gradients_also_at_their_minimum():
     inputs, labels, means, variances = layers(8)
-    check_gradient(lambda x: published_batch_norm_loss({**inputs, "a": x}, labels, means, variances), inputs["a"])
+    check_gradient(lambda x: batch_norm_loss({**inputs, "a": x}, labels, means, variances, published_gap), inputs["a"])
     features = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     check_gradient(lambda x: released_feature_loss(x, features + 1), features)
     x = features.clone().requires_grad_()

@@ -17,8 +17,8 @@ from PIL import Image
 
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_pil
+from gendistill.evaluation.baselines import random_draw
 from gendistill.report.run_folder import CONTINUAL, CONTINUAL_PAGE, recorded_data, recorded_options, recorded_paths
-from gendistill.report.sets import random_draw
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
@@ -150,9 +150,10 @@ def test_a_set_of_fewer_images_than_classes_is_pictured_beside_as_many_random_on
 
 def test_a_set_larger_than_the_smallest_class_is_pictured(tmp_path: Path, data: RealData) -> None:
     few = replace(data, train=data.train.take(torch.arange(1, len(data.train))))
-    shown = random_draw(few, [len(data.train), 2], 3)
-    assert shown.counts == [len(few.train.of_class(0)), 2]
-    assert torch.equal(random_draw(data, [2, 2], 3).of_class(1), shown.of_class(1))
+    shown = random_draw(few, (len(data.train), 2), 3, 0)
+    assert shown.counts(2) == [len(few.train.of_class(0)), 2]
+    again = random_draw(data, (2, 2), 3, 0)
+    assert torch.equal(again.images[again.of_class(1)], shown.images[shown.of_class(1)])
 
 
 def test_a_class_without_test_images_is_last_and_blank(tmp_path: Path, data: RealData) -> None:

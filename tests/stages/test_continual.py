@@ -18,7 +18,7 @@ from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import label_rows
 from gendistill.io import WorkFolder
-from gendistill.report.tables import render_continual
+from gendistill.report.page import render_continual
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, gendistill
 
@@ -112,9 +112,14 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     assert rows_of(whole) == rows_of(read(evaluation))
     lines = (tmp_path / RUNS).read_text().splitlines()
     assert len(lines) == 3 * (5 + 3 + 3)
-    kept = [json.dumps([json.loads(line)[0], {"accuracy": 0.125}]) for line in lines[:6]]
+    kept = [json.dumps([json.loads(line)[0], {"accuracy": 0.125, "seconds": 50.0}]) for line in lines[:6]]
     (tmp_path / RUNS).write_text("\n".join([*kept, '["cut off']))
     resumed = evaluate_continual(data, [made], config, folder=folder)
+    again = (tmp_path / RUNS).read_text().splitlines()
+    assert again[:6] == kept
+    assert [json.loads(line)[0] for line in again] == [json.loads(line)[0] for line in lines]  # each once
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2 * len(lines) - 6
+    assert 300 < resumed.rows[0]["seconds"] < 400  # those before, and those of now
     first = resumed["rows"][0]["steps"]
     assert [[a == 0.125 for a in step["accuracy"]] for step in first] == [[True, True, False, False, False]] * 3
     assert rows_of(resumed)[1:][0]["steps"][0]["accuracy"] == whole["rows"][1]["steps"][0]["accuracy"]

@@ -174,7 +174,7 @@ def test_a_start_whose_weights_would_be_lost_or_that_is_too_small_is_refused(tmp
     replace(made, weights=torch.full((len(made.labels),), 0.5)).save(tmp_path / "weighted")
     for name, ipc, words in (
         ("weighted", 2, "has weights of its images"),
-        ("plain", 3, "expected at most 2, as the set"),
+        ("plain", 3, "ipc is 3, but class '0' has 2 images"),
     ):
         assert distil("dm", "random", tmp_path / "out", "--ipc", ipc, "--matching.start", tmp_path / name) == 2
         assert words in capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
             ("--method", "idc", "--matching.network", "timm:mobilenetv3_small_050", "--iterations", 1),
             "derivative for aten::hardsigmoid_backward is not implemented",
         ),
-        (("--method", "dm", "--matching.start", "clustered", "--ipc", 200), "A clustered start needs 200 images"),
+        (("--method", "dm", "--matching.start", "clustered", "--ipc", 200), "starts from 200 images of every class"),
         (("--method", "dc", "--matching.flip", "true"), "flip is True; expected False with matching.augmentation none"),
         (
             ("--method", "dm", "--matching.train_on", "real"),

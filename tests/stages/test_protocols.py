@@ -11,7 +11,7 @@ import torch
 
 from gendistill.config import EvaluateConfig
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.evaluation.checks.label_recipes import check_soft_labels, label_command
+from gendistill.evaluation.inputs import check_soft_labels, label_command
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import table

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gendistill.evaluation.summary import FindingEntry, Severity
 
+VALUE_RANGE, NOT_RECOGNISED = "value range", "not recognised"  # kinds that two checks may find for one fault
 SHOWN = 3  # files or classes that a sentence names
 
 

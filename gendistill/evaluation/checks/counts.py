@@ -29,7 +29,8 @@ def check_counts(subject: DescribedSet, real: RealReference) -> list[Finding]:
 
 def check_duplicates(subject: DescribedSet, real: RealReference) -> list[Finding]:
     made = subject.made
-    return duplicate_findings(made.images, made.labels, real.data.classes, files_of(made))
+    hashes = subject.copies.hashes if made.factor == 1 else list(digests(made.images))
+    return duplicate_findings(hashes, made.labels, real.data.classes, files_of(made))
 
 
 def check_leaks(subject: DescribedSet, real: RealReference) -> list[Finding]:
@@ -71,10 +72,12 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
     return found
 
 
-def duplicate_findings(images: Tensor, labels: Tensor, classes: Sequence[str], files: Sequence[str]) -> list[Finding]:
-    """Equal ``images`` (N,C,H,W) within a class, and under different labels."""
+def duplicate_findings(
+    hashes: Sequence[bytes], labels: Tensor, classes: Sequence[str], files: Sequence[str]
+) -> list[Finding]:
+    """Images of equal ``hashes`` within a class, and under different ``labels`` (N,)."""
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for position, digest in enumerate(digests(images)):
+    for position, digest in enumerate(hashes):
         groups[digest].append(position)
     same: list[list[int]] = []
     different: list[list[int]] = []

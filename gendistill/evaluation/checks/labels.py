@@ -15,7 +15,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.crops import batch_indices
-from gendistill.evaluation.checks import Finding, counted, list_names
+from gendistill.evaluation.checks import NOT_RECOGNISED, VALUE_RANGE, Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import shares
 from gendistill.evaluation.summary import LabelNumbers, Measure
@@ -120,7 +120,7 @@ def _turned(after: int, before: int, total: int) -> bool:
 
 def _inverted(after: int, before: int, total: int) -> Finding:
     return Finding(
-        "value range",
+        VALUE_RANGE,
         f"The images look inverted (255 - value): a classifier of the real images agrees with {before} of "
         f"{counted(total, 'label')}, and with {after} once they are turned back; store them as they were.",
     )
@@ -150,7 +150,7 @@ def _unrecognised(agreeing: int, total: int, chance: float, right: float, *, shu
             "two lists were sorted differently.",
         )
     return Finding(
-        "not recognised",
+        NOT_RECOGNISED,
         f"The images are not recognised: {numbers} and is not sure of what it sees; look at them (`gendistill show`) "
         "and check value range, normalisation and labels.",
         "warning",

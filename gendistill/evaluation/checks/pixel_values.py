@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import evenly_spaced
-from gendistill.evaluation.checks import Finding, counted, list_names
+from gendistill.evaluation.checks import VALUE_RANGE, Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, RealReference
 from gendistill.seeding import torch_rng
 
@@ -97,7 +97,7 @@ def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:
     likely = "are those" if certain else "are rather like those"
     fix = "undo it" if certain else "if this is not intended, undo it"
     return Finding(
-        "value range",
+        VALUE_RANGE,
         f"The pixel values {likely} of real images {name}: {off:.0f} grey levels away from the real ones, "
         f"{found[name]:.0f} from real ones treated so; {fix} before images are stored as 0 to 255.",
         "error" if certain else "warning",
@@ -110,7 +110,7 @@ def _other_values(made: Tensor, real: Tensor, off: float, random: float) -> Find
         return f"mean {_listed(means)}, standard deviation {_listed(stds)}"
 
     return Finding(
-        "value range",
+        VALUE_RANGE,
         f"The pixel values of {counted(len(made), 'image')} are unlike those of real images ({said(made)} by channel; "
         f"real {said(real)}; {off:.0f} grey levels apart, random real sets of this size at most {random:.0f}); if that "
         "is not meant, check the normalisation they were stored with.",

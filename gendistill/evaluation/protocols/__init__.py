@@ -122,13 +122,13 @@ def resolve_protocol(config: EvaluateConfig) -> Settings:
     """
     pinned = _pinned(config.protocol)
     names = {f.name for f in fields(Settings)} & {f.name for f in fields(config)}
-    given = {name: value for name in names if (value := getattr(config, name)) is not None}
-    given["network"] = as_tuple(given.get("network", pinned["network"]))
-    given["augment"] = as_tuple(config.augment)
-    kept = {k: v for k, v in pinned.items() if k not in LENGTH or not {"steps", "epochs"} & given.keys()}
+    chosen = {name: value for name in names if (value := getattr(config, name)) is not None}
+    chosen["network"] = as_tuple(chosen.get("network", pinned["network"]))
+    chosen["augment"] = as_tuple(config.augment)
+    kept = {k: v for k, v in pinned.items() if k not in LENGTH or not {"steps", "epochs"} & chosen.keys()}
     usual = {f.name: f.default for f in fields(Settings)} | pinned
-    changed = tuple(k for k, v in sorted(given.items()) if k not in OWN and v != usual[k])
-    settings = Settings(**{**kept, **given}, changed=changed)
+    changed = tuple(k for k, v in sorted(chosen.items()) if k not in OWN and v != usual[k])
+    settings = Settings(**{**kept, **chosen}, changed=changed)
     if len(settings.augment) > 1 and not settings.augments:
         raise ConfigError(
             f"evaluate.augment is {list(settings.augment)}, but protocol {settings.protocol} with shift "

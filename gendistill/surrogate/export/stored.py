@@ -115,10 +115,11 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     return summary
 
 
-def evaluation_of(stored: StoredSet, summary: Mapping[str, Any]) -> EvaluationEvidence:
+def evaluation_of(stored: StoredSet, summary: Mapping[str, Any], content: str | None = None) -> EvaluationEvidence:
     """The evidence part ``evaluation``: rows of this set, of the baselines at its IPC, and of the full data.
 
-    A row is the set's by the content hash it carries; in a summary without any, by method, stage and IPC.
+    A row is the set's by its content hash (``content``, where it is known); in a summary without any, by method, stage
+    and IPC.
 
     Raises:
         ArtifactError: the set was not evaluated there.
@@ -128,7 +129,7 @@ def evaluation_of(stored: StoredSet, summary: Mapping[str, Any]) -> EvaluationEv
     named = (manifest.get("method"), manifest.get("stage"), manifest["ipc"])
     hashed = any(row.get("set") for row in rows)
     if hashed:
-        content = stored.content_hash()
+        content = content or stored.content_hash()
         own = [row for row in rows if content in _hashes(row)]
     else:
         own = [row for row in rows if (row["method"], row.get("stage"), row["ipc"]) == named]

@@ -1,0 +1,1 @@
+"""Surrogate sets in formats of other tools, and on the Hub."""
