@@ -55,7 +55,7 @@ from gendistill.networks.teacher import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
 from gendistill.refine.feature_space import ground_space as ground_space
 from gendistill.refine.optimization import refine_images as refine_images
-from gendistill.refine.pack import pack as pack
+from gendistill.refine.refiner import pack as pack
 from gendistill.refine.refiner import refine_set as refine_set
 from gendistill.refine.wmdd import wmdd as wmdd
 from gendistill.registry import CHECKS as CHECKS
@@ -74,7 +74,7 @@ from gendistill.report.page import write_report as write_report
 from gendistill.report.show import show as show
 from gendistill.report.terminal import table as table
 from gendistill.stages.run import run as run
-from gendistill.surrogate.export.formats import export as export
+from gendistill.surrogate.export import export as export
 from gendistill.surrogate.hub_datasets import push_to_hub as push_to_hub
 from gendistill.surrogate.manifest import verify as verify
 from gendistill.surrogate.multi_formation import Decoded as Decoded

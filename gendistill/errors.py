@@ -23,3 +23,9 @@ class StorageError(GendistillError):
 
 class ConvergenceError(GendistillError, RuntimeError):
     """A solver did not reach its optimum with these options."""
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of another library, as a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(". ") + "."

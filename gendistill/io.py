@@ -1,7 +1,5 @@
-"""Files of the library: each is written completely or not at all, and read with one kind of error message. From a Hub
-id to a local copy.
+"""Files of the library: each is written completely or not at all, and read with one kind of error message.
 
-Records of how a file was made name the command of this process and the versions of the libraries.
 No torch is imported here before tensors are read or written.
 """
 
@@ -10,17 +8,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from gendistill.errors import ArtifactError, ConfigError, GendistillError, StorageError
+from gendistill.errors import ArtifactError, GendistillError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,68 +167,3 @@ class WorkFolder:
             with suppress(OSError):
                 os.truncate(self.log_path, size)
             raise
-
-
-LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
-
-
-def command_line() -> str:
-    """The command of this process, to be repeated by a reader of a manifest."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of the libraries that decide a result."""
-    found = {}
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def local_folder(source: str, revision: str | None, expected: str) -> Path | None:
-    """The folder ``source``, or None where nothing of that name is here, so that it can only be a Hub id.
-
-    Raises:
-        ArtifactError: it is a file.
-        ConfigError: a revision of a folder.
-    """
-    path = Path(source).expanduser()
-    if source and path.is_dir():
-        if revision is not None:
-            raise ConfigError(
-                f"revision is {revision!r}, but {source} is a folder, which has no revisions. Leave revision out, or "
-                "give a Hub id."
-            )
-        return path
-    if source and path.exists():
-        raise ArtifactError(f"{source} is a file; expected {expected} or a Hub id.")
-    return None
-
-
-def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Literal["model", "dataset"]) -> Path:
-    """The local copy of a Hub repository's files that fit ``patterns``, downloaded where needed.
-
-    HF_HUB_OFFLINE is honoured.
-
-    Raises:
-        ArtifactError: the Hub does not give it.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:
-        at = f" at revision {revision}" if revision else ""
-        raise ArtifactError(
-            f"There is no folder {name}, and the Hub {kind} {name}{at} cannot be loaded: {type(error).__name__}: "
-            f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
-            "downloaded before can be used."
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error of another library, as a sentence."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(". ") + "."

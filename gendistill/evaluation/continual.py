@@ -30,9 +30,10 @@ from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.result import ContinualEvaluation
 from gendistill.evaluation.summary import ContinualRow, RunResult, Step, reference_of
 from gendistill.hashing import hash_tensors
-from gendistill.io import WorkFolder, command_line, versions
+from gendistill.io import WorkFolder
 from gendistill.progress import follow
 from gendistill.seeding import torch_rng
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 

@@ -42,11 +42,12 @@ from gendistill.evaluation.result import Evaluation
 from gendistill.evaluation.scores import scores
 from gendistill.evaluation.set_metrics import DRAWS, likeness
 from gendistill.evaluation.summary import FindingEntry, LabelNumbers, SetNumbers
-from gendistill.io import WorkFolder, command_line, versions
+from gendistill.io import WorkFolder
 from gendistill.networks.feature_extractors import FeatureExtractor, make_feature_extractor
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import follow, note, track
 from gendistill.registry import CHECKS
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 

@@ -18,10 +18,10 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.loading import load_model, resolve_model_folder
 from gendistill.hashing import hash_json, hash_tensors
-from gendistill.io import read_json, reason
+from gendistill.io import read_json
 
 PIXELS = "pixels"
 SUBFOLDERS = ("vae", "vqvae")

@@ -13,9 +13,10 @@ from typing import Any, TypedDict, cast
 import yaml
 
 from gendistill.data.dataset import DataFacts
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, reason
 from gendistill.generator.class_mapping import check_label_map
-from gendistill.io import fetch, local_folder, read_json, reason
+from gendistill.hub import fetch, local_folder
+from gendistill.io import read_json
 
 FILE, FORMAT = "gendistill.json", 2
 INDEX = "model_index.json"

@@ -22,9 +22,10 @@ from gendistill import runtime
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hashing import hash_json
-from gendistill.io import fetch, local_folder, reason, write_tensors
+from gendistill.hub import fetch, local_folder
+from gendistill.io import write_tensors
 from gendistill.networks.factories import build_network
 from gendistill.networks.teacher import NetworkSpec, Teacher
 from gendistill.networks.training import infer, train_classifier

@@ -10,7 +10,6 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
 from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.refine.objective import require_batch_norm
-from gendistill.refine.pack import check_tiles
 from gendistill.refine.select import require_images
 from gendistill.surrogate.multi_formation import factor_name
 from gendistill.surrogate.set import SurrogateSet
@@ -105,3 +104,9 @@ def _check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealDa
             f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "
             "which did not guide the images. Train one: gendistill teacher --network timm:resnet10t."
         )
+
+
+def check_tiles(factor: int, side: int) -> None:
+    """Refuse a factor that leaves some tile of an image of ``side`` pixels empty."""
+    if not 1 <= factor <= side:
+        raise ConfigError(f"pack is {factor}; expected 1 to {side} for images of {side}x{side} px.")

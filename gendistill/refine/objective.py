@@ -1,7 +1,11 @@
-"""What refined images descend on: their class's Wasserstein barycenter, batch-norm statistics and the cross-entropy.
+"""What refined images descend on: their class's Wasserstein barycenter, batch-norm statistics and the cross-entropy;
+and the acceptance gate, which decides what refinements are kept.
 
 WMDD (arXiv 2311.18531) descends from noise. From images of a set, atom j starts at image j's own point, so that no
 image is sent to an arbitrary atom.
+
+The gate refines a class only where its W2 to the real images falls, and an image only where the cross-entropy of a
+network that did not guide it does not rise. The batch-norm loss cannot decide: it falls whatever the images look like.
 
 Legend: N images, B of a chunk, D dimensions of the feature space, K classes, G classes present, T channels of all
 batch-norm layers.
@@ -10,7 +14,7 @@ batch-norm layers.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -19,16 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.statistics import batch_norm_inputs
 from gendistill.networks.teacher import Teacher
-from gendistill.objectives.refinement import (
-    RealMoments,
-    normalised_gap,
-    published_gap,
-)
+from gendistill.networks.training import infer
+from gendistill.objectives.refinement import RealMoments, normalised_gap, published_gap
 from gendistill.refine.feature_space import FeatureSpace
-from gendistill.transport.barycenter import Barycenter, assign, class_barycenters, kmeans_atoms, wasserstein2
+from gendistill.transport.barycenter import assign, class_barycenters, kmeans_atoms, wasserstein2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +78,11 @@ def matched_targets(
     starts = ours if own else [partial(kmeans_atoms, count=len(o), seed=seed) for o in ours]
     names = [space.classes[c] for c in present]
     found = class_barycenters((space.of_class(c) for c in present), starts, names=names, **options)
-    if not own:
-        found = [_ordered(one, assign(o, one.atoms)) for one, o in zip(found, ours, strict=True)]
-    return _as_targets(points, labels, present, found)
-
-
-def _ordered(one: Barycenter, order: np.ndarray) -> Barycenter:
-    return replace(one, atoms=one.atoms[order], weights=one.weights[order])
-
-
-def _as_targets(points: Tensor, labels: Tensor, present: list[int], found: list[Barycenter]) -> BarycenterTargets:
     atoms, weights = torch.empty_like(points), torch.empty(len(points))
-    for label, one in zip(present, found, strict=True):
-        atoms[labels == label] = torch.from_numpy(one.atoms).to(points.dtype)
-        weights[labels == label] = torch.from_numpy(one.weights * len(one.weights)).float()
+    for label, mine, one in zip(present, ours, found, strict=True):
+        order = slice(None) if own else assign(mine, one.atoms)
+        atoms[labels == label] = torch.from_numpy(one.atoms[order]).to(points.dtype)
+        weights[labels == label] = torch.from_numpy((one.weights * len(one.weights))[order]).float()
     return BarycenterTargets(atoms, weights)
 
 
@@ -154,3 +147,65 @@ def require_batch_norm(layers: Collection[str], weight: float) -> None:
             "The teacher has no batch-norm layers, so batch-norm refinement cannot work with it. Train one that has "
             "(--network convnet_bn or timm:resnet10t), or set batch_norm_weight 0."
         )
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What the gate decided.
+
+    Attributes:
+        kept: bool (N,): the images that keep their refinement.
+        images: How many were refused because the held-out network's cross-entropy rose.
+        classes: How many classes were refused because their W2 did not fall.
+        before: Mean class W2 of the images before refinement.
+        ungated: With every refinement.
+        after: With the accepted ones.
+    """
+
+    kept: Tensor
+    images: int
+    classes: int
+    before: float
+    ungated: float
+    after: float
+
+
+@torch.no_grad()
+def gate(
+    start: Tensor,
+    points: Tensor,
+    refined: Tensor,
+    labels: Tensor,
+    space: FeatureSpace,
+    *,
+    weights: Tensor | None = None,
+    held_out: nn.Module | None = None,
+) -> Acceptance:
+    """Compare refined uint8 images (N,C,H,W) with those they came from, whose ``points`` (N,D) are of ``space``.
+
+    An image is refused where the cross-entropy of ``held_out``, a network of another architecture, rises on it. Then a
+    class is refused where the W2 of its images to its real ones, in the feature space, does not fall.
+    """
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    if held_out is not None:
+        kept = cross_entropies(held_out, refined, labels) <= cross_entropies(held_out, start, labels)
+    images = int((~kept).sum())
+    new = space.points(refined, labels)
+    before, ungated = (class_w2(one, labels, space, weights) for one in (points, new))
+    after = ungated if not images else class_w2(torch.where(kept[:, None], new, points), labels, space, weights)
+    present = labels.unique()
+    refused = present[(after >= before) & torch.tensor([bool(kept[labels == c].any()) for c in present])]
+    kept &= ~torch.isin(labels, refused)
+    means = (float(w2.mean()) for w2 in (before, ungated, torch.minimum(before, after)))
+    return Acceptance(kept, images, len(refused), *means)
+
+
+def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+    """Cross-entropy (N,) of each uint8 image."""
+    device = next(network.parameters()).device
+    network.eval()
+
+    def batch(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(network(to_float(x).to(device)).float(), y.to(device), reduction="none")
+
+    return infer(batch, images, labels, batch_size=batch_size)

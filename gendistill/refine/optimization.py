@@ -27,10 +27,16 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import cosine
 from gendistill.objectives.refinement import feature_loss, released_feature_loss
 from gendistill.progress import follow
-from gendistill.refine.acceptance import gate
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation, TrustRegion, augmented, chunks
 from gendistill.refine.feature_space import FeatureSpace
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, TeacherTerms, TeacherView, matched_targets
+from gendistill.refine.objective import (
+    BarycenterTargets,
+    RefineObjective,
+    TeacherTerms,
+    TeacherView,
+    gate,
+    matched_targets,
+)
 from gendistill.seeding import derive
 from gendistill.surrogate.manifest import GateCounts
 from gendistill.surrogate.set import SurrogateSet

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from gendistill.data.crops import cropped
 from gendistill.data.pixels import to_float, to_uint8
-from gendistill.refine.acceptance import cross_entropies
-from gendistill.refine.pack import through_tile
+from gendistill.refine.objective import cross_entropies
 from gendistill.seeding import numpy_rng
+from gendistill.surrogate.multi_formation import through_tile
 from gendistill.surrogate.set import SurrogateSet
 
 ROWS = 256  # images of a batch

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
 from gendistill.data.dataset import RealData
@@ -16,16 +18,16 @@ from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.teacher import Teacher, trained_elsewhere
 from gendistill.progress import follow
-from gendistill.refine.checks import check_refinement
+from gendistill.refine.checks import check_refinement, check_tiles
 from gendistill.refine.constraints import LatentRegion
 from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import class_w2
 from gendistill.refine.optimization import refine_images
-from gendistill.refine.pack import pack
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
 from gendistill.registry import REFINERS, accepted
 from gendistill.surrogate.manifest import add_step
+from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 
 
@@ -247,3 +249,31 @@ def with_meta(
     seconds = time.perf_counter() - start
     meta = add_step(made.meta, name, seconds, stage=stage, teacher_hash=teacher_hash, **more)
     return replace(made, meta=meta)
+
+
+def pack(whole: SurrogateSet, factor: int) -> SurrogateSet:
+    """ipc * factor^2 whole images a class -> ipc stored ones, each tile antialiased; images fill tiles in order.
+
+    The inverse of ``decode``, except for the lost resolution.
+
+    Args:
+        whole: Images without soft labels and weights; of every class a multiple of factor^2.
+        factor: Images a side in a stored image, from 1 to the images' side in pixels.
+
+    Raises:
+        ConfigError: the images are packed, labelled or weighted already, too small, or a class's number does not fill
+            its tiles.
+    """
+    tiles = factor**2
+    if whole.factor != 1:
+        raise ConfigError(f"The set is packed by {whole.factor} already; pack the whole images.")
+    if whole.soft_labels is not None or whole.weights is not None:
+        what = "weights, of which a stored image has only one" if whole.soft_labels is None else "soft labels"
+        raise ConfigError(f"The set to pack has {what}; expected hard labels alone. Pack first and label afterwards.")
+    check_tiles(factor, int(whole.images.shape[-1]))
+    short = [(name, n) for name, n in zip(whole.classes, whole.counts, strict=True) if n % tiles]
+    if short:
+        raise ConfigError(f"Class {short[0][0]!r} has {short[0][1]} images; expected a multiple of {tiles} to pack.")
+    order = torch.argsort(whole.labels, stable=True)
+    labels = whole.labels[order][::tiles]
+    return SurrogateSet(tiled(whole.images[order], factor), labels, whole.classes, whole.meta.copy(), factor)

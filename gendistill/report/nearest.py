@@ -33,8 +33,8 @@ from gendistill.report.images import (
 )
 from gendistill.surrogate.card.card import add_evidence
 from gendistill.surrogate.card.entry import PAIRS, CopyEvidence
-from gendistill.surrogate.export.stored import StoredSet, evaluation_of
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.stored import StoredSet, evaluation_of
 
 HARM = {
     "test": "accuracies on this test split are too high",

@@ -13,7 +13,7 @@ from gendistill.config import as_tuple
 from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.evaluation.copies import PIXELS, CopyCheck
 from gendistill.evaluation.summary import ContinualRow, Step
-from gendistill.io import command_line, versions, write_json, write_text
+from gendistill.io import write_json, write_text
 from gendistill.report import tables
 from gendistill.report.charts import (
     BOTTOM,
@@ -50,6 +50,7 @@ from gendistill.report.run_folder import read_finished
 from gendistill.report.sets import ReportFacts, RunFacts, check_data, facts_of_evaluation, gather
 from gendistill.report.tables import ablations, class_tables, costs, findings, sections, w2
 from gendistill.report.verdicts import Verdict, elsewhere, headline, label_gains, left_out, verdicts
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 MOST_CHECKED = 12  # sets of an evaluation that are compared with the real images

@@ -16,7 +16,7 @@ from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, CopyCheck
 from gendistill.evaluation.projection import Projection, pixels, project_sets
-from gendistill.io import command_line, versions, write_json, write_text
+from gendistill.io import write_json, write_text
 from gendistill.networks.feature_extractors import features_of
 from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter
@@ -24,6 +24,7 @@ from gendistill.report.formatting import listed, render_template
 from gendistill.report.images import Picture, contact_sheet, picture
 from gendistill.report.nearest import MOST_PAIRS, Closest, closest, pair_sheet
 from gendistill.surrogate.card.entry import PAIRS
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 SHOW_RECORD, SHOW_PAGE, PROJECTION = "show.json", "show.html", "projection.svg"

@@ -10,9 +10,9 @@ from typing import Any
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
-from gendistill.surrogate.export.stored import StoredSet
 from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
 from gendistill.surrogate.soft_labels import SoftLabels
+from gendistill.surrogate.stored import StoredSet
 
 WIDTH = 31  # of a row's name
 MOST_FILES = 10  # that are named of a damaged set

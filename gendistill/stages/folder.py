@@ -24,18 +24,8 @@ from gendistill.config import to_dict
 from gendistill.config.commands import RunConfig, StageOptions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.io import (
-    CONFIG,
-    LOG,
-    RECORD,
-    WorkFolder,
-    command_line,
-    partial_of,
-    storage_errors,
-    versions,
-    write_json,
-    write_text,
-)
+from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_json, write_text
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds

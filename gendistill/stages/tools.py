@@ -17,10 +17,10 @@ from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
 from gendistill.report.terminal import export_line, verify_text
 from gendistill.stages.folder import plain_output
-from gendistill.surrogate.export.formats import export_folders
-from gendistill.surrogate.export.stored import RECORD, read_summary
+from gendistill.surrogate.export import export_folders
 from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.stored import RECORD, read_summary
 
 
 def main_export(command: ExportCommand) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gendistill.errors import ArtifactError, ConfigError
-from gendistill.io import fetch, local_folder, reason
+from gendistill.errors import ArtifactError, ConfigError, reason
+from gendistill.hub import fetch, local_folder
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS
-from gendistill.surrogate.export.stored import RECORD, read_record
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
+from gendistill.surrogate.stored import RECORD, read_record
 
 FILES = (MANIFEST, CHECKSUMS, EVIDENCE, PAIRS, f"{TRAIN}/*", soft_labels.TENSORS, soft_labels.RECORD)
 DATASET = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")

@@ -20,6 +20,7 @@ from gendistill.io import atomic
 from gendistill.progress import track
 
 THREADS = min(4, os.cpu_count() or 1)
+SMALL = 64  # px: smaller images take one thread, for several would mostly wait for the interpreter's lock
 BLOCK = 64  # images that a thread reads or writes at once
 MANY = 5000  # images that someone waits for
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -45,7 +46,7 @@ def read_images(paths: Sequence[Path], channels: int, size: int) -> Tensor:
             torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, channels).movedim(-1, 1)
         )
 
-    _in_threads(read, len(paths), "read set")
+    _in_threads(read, len(paths), size, "read set")
     return images
 
 
@@ -57,7 +58,7 @@ def write_files(paths: Sequence[Path], images: Tensor, order: Tensor) -> None:
         for i in positions:
             write_image(paths[i], images[sources[i]])
 
-    _in_threads(write, len(paths), "write set")
+    _in_threads(write, len(paths), images.shape[-1], "write set")
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -71,14 +72,14 @@ def png_sizes(images: Tensor) -> list[int]:
     return [len(encode(image)) for image in images.cpu()]
 
 
-def _in_threads(work: Callable[[range], None], count: int, label: str) -> None:
+def _in_threads(work: Callable[[range], None], count: int, size: int, label: str) -> None:
     """Call ``work`` with the positions of all images, block by block; the first block's error is raised."""
 
     def one(positions: range) -> range:
         work(positions)
         return positions
 
-    pool = ThreadPoolExecutor(THREADS)
+    pool = ThreadPoolExecutor(THREADS if size >= SMALL else 1)
     try:
         blocks = (range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
         done = chain.from_iterable(pool.map(one, blocks))
@@ -126,15 +127,19 @@ def decode(data: bytes, channels: int, size: int) -> bytes:
     """
     if not data.startswith(SIGNATURE):
         raise ValueError("is no PNG file")
-    _compare_checksums(data)
+    chunks = _checked_chunks(data)
     if data[8:16] != HEADER:
         raise ValueError("is damaged: its header is not in its place")
-    width, height, depth = struct.unpack(">IIB", data[16:25])
+    width, height, depth, colour, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     if (width, height) != (size, size):
         raise ValueError(f"is {width}x{height}; its manifest says {size}x{size}")
     if depth > 8:
         raise ValueError(f"has {depth} bits a channel; expected 8")
+    ours = (depth, colour, interlaced) == (8, COLOURS[channels], 0) and len(chunks) == 3  # as ``encode`` writes them
+    mode = MODES[channels]
     try:
+        if ours and chunks[1][0] == b"IDAT":  # twice as fast as Image.open, for small images
+            return Image.frombytes(mode, (size, size), chunks[1][1], "zip", mode).tobytes()
         image = _unpack(data, size)
     except MemoryError:
         raise  # of this machine, not of the file
@@ -142,19 +147,22 @@ def decode(data: bytes, channels: int, size: int) -> bytes:
         raise ValueError(f"is damaged: {error}") from error
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         raise ValueError("has transparent pixels; expected none")
-    return (image if image.mode == MODES[channels] else image.convert(MODES[channels])).tobytes()
+    return (image if image.mode == mode else image.convert(mode)).tobytes()
 
 
-def _compare_checksums(data: bytes) -> None:
-    """Of every chunk up to the last; Pillow's ``load`` and ``verify`` leave out some."""
-    at, kind = len(SIGNATURE), b""
-    while kind != b"IEND":
+def _checked_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(kind, content) of every chunk up to the last, whose checksums are compared; Pillow leaves out some."""
+    at = len(SIGNATURE)
+    found: list[tuple[bytes, bytes]] = []
+    while not found or found[-1][0] != b"IEND":
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
         if end + 4 > len(data):
             raise ValueError("is cut short")
         if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise ValueError("is damaged: a checksum in it is wrong")
-        kind, at = data[at + 4 : at + 8], end + 4
+        found.append((data[at + 4 : at + 8], data[at + 8 : end]))
+        at = end + 4
+    return found
 
 
 def _unpack(data: bytes, size: int) -> Image.Image:

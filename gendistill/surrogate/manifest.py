@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 from urllib.parse import quote, unquote
@@ -12,7 +16,7 @@ from urllib.parse import quote, unquote
 from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
-from gendistill.io import command_line, read_json, versions, write_json, write_text
+from gendistill.io import read_json, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.multi_formation import Factor, views_in
@@ -159,6 +163,24 @@ class Manifest(Provenance, total=False):
     factor: Required[int | list[int]]
     checksums: Required[str]
     weights: list[float]
+
+
+LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
+
+
+def command_line() -> str:
+    """The command of this process, to be repeated by a reader of a manifest."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["gendistill" if program in ("gendistill", "__main__.py") else program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that decide a result."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def provenance(

@@ -142,3 +142,12 @@ def shrunk(images: Tensor, height: int, width: int) -> Tensor:
     """uint8 (N,C,H,W) -> uint8 (N,C,height,width), bilinear and antialiased."""
     small = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
     return to_pixels(small.clamp(0, 255))
+
+
+def through_tile(images: Tensor, factor: int) -> Tensor:
+    """uint8 images (N,C,H,W) as they come back from the smallest tile of an image that was packed and decoded."""
+    if factor == 1:
+        return images
+    height, width = images.shape[-2:]
+    least = [min(end - start for start, end in bounds(side, factor)) for side in (height, width)]
+    return to_pixels(enlarged(shrunk(images, *least).float(), height, width))

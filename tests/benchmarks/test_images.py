@@ -30,7 +30,7 @@ from tests.benchmarks.test_training import in_turn, store
 
 CLASSES = tuple("abcdefghij")
 SHARED, ROOM = Path("/dev/shm"), 4 * 2**30
-SIZES = pytest.mark.parametrize(("count", "size"), [(5000, 32), (500, 256)])
+SIZES = pytest.mark.parametrize(("count", "size"), [(50_000, 32), (500, 256)])
 LEAST = 0.6  # of the speed of a plain loop, which compares no checksums and may leave half a file
 
 

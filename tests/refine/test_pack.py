@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gendistill.errors import ConfigError
-from gendistill.refine.pack import pack
+from gendistill.refine.refiner import pack
 from gendistill.surrogate.multi_formation import decode
 from gendistill.surrogate.set import SurrogateSet
 

@@ -25,10 +25,9 @@ from gendistill.networks.factories import build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.pack import pack, through_tile
 from gendistill.refine.patches import best_patches, random_square_crops
-from gendistill.refine.refiner import refine_set
-from gendistill.surrogate.multi_formation import decode
+from gendistill.refine.refiner import pack, refine_set
+from gendistill.surrogate.multi_formation import decode, through_tile
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 

@@ -26,10 +26,16 @@ from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.networks.training import is_correct
 from gendistill.progress import finish
-from gendistill.refine.acceptance import cross_entropies, gate
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace, shrunk
-from gendistill.refine.objective import BarycenterTargets, RefineObjective, class_w2, matched_targets
+from gendistill.refine.objective import (
+    BarycenterTargets,
+    RefineObjective,
+    class_w2,
+    cross_entropies,
+    gate,
+    matched_targets,
+)
 from gendistill.refine.optimization import refine_chunk, refine_images
 from gendistill.refine.refiner import refine_set
 from gendistill.refine.select import select

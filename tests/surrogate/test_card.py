@@ -23,11 +23,11 @@ from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.surrogate.card.card import add_evidence, card
 from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms
-from gendistill.surrogate.export.formats import write_export
-from gendistill.surrogate.export.stored import StoredSet
+from gendistill.surrogate.export import write_export
 from gendistill.surrogate.manifest import read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed
+from gendistill.surrogate.stored import StoredSet
 from tests.surrogate.sets import NASTY, make
 
 DIGITS = tuple(map(str, range(10)))

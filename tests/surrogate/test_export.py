@@ -22,12 +22,12 @@ from torch import Tensor
 import gendistill
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.export.formats import write_export, write_parquet, write_webdataset
-from gendistill.surrogate.export.stored import StoredSet
+from gendistill.surrogate.export import write_export, write_parquet, write_webdataset
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed
+from gendistill.surrogate.stored import StoredSet
 from tests.helpers import files
 
 CLASSES = ("zebra", "a/b", "größe.tar.png", "10", "2", "猫 [x]*")  # in no sorted order, and not their folders' names

@@ -305,7 +305,7 @@ def test_an_interrupt_ends_the_work() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        image_files._in_threads(slow, 4000, "slow")
+        image_files._in_threads(slow, 4000, 256, "slow")
     assert 20 < len(done) < 500
 
 

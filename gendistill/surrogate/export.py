@@ -19,15 +19,15 @@ from torch import Tensor
 
 from gendistill.config import Format
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.io import command_line, versions, write_json, write_text
+from gendistill.io import write_json, write_text
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD, card
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, Evidence, read_entry
-from gendistill.surrogate.export.ddranking import write_ddranking
-from gendistill.surrogate.export.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
+from gendistill.surrogate.ddranking import write_ddranking
 from gendistill.surrogate.hub_datasets import find_surrogate
-from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
+from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN, command_line, versions
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from gendistill.data.pixels import to_pil
 from gendistill.errors import ArtifactError
-from gendistill.surrogate.export.stored import StoredImage, StoredSet
 from gendistill.surrogate.manifest import image_name
 from gendistill.surrogate.multi_formation import decode, factor_of
+from gendistill.surrogate.stored import StoredImage, StoredSet
 
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean, deviation by channel
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,1 +1,0 @@
-"""Surrogate sets in formats of other tools, and on the Hub."""
