@@ -9,6 +9,7 @@ interpolates at ten times the cost of moving whole pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -21,7 +22,6 @@ from gendistill.runtime import to_device
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Compose = Literal["one", "all"]
-Padding = Literal["mean", "edge"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
@@ -48,7 +48,6 @@ class Siamese:
         rotate: Largest angle in degrees, both ways.
         mean: Of the data, in [-1, 1]: what fills cut-out and uncovered pixels.
         std: Of the data, in units of [-1, 1]; 0.5 is that of CIFAR-10.
-        padding: Uncovered pixels take ``mean``, as released, or the nearest pixel at the ``edge``.
 
     Raises:
         ConfigError: an operation is unknown or named twice, or a strength is out of its range.
@@ -66,13 +65,11 @@ class Siamese:
     rotate: float = 15.0
     mean: float = 0.0
     std: float = 0.5
-    padding: Padding = "mean"
 
     def __post_init__(self) -> None:
         known = {*self.operations} <= {*OPERATIONS} and len({*self.operations}) == len(self.operations) > 0
         require(known, "operations", self.operations, f"some of {', '.join(OPERATIONS)}, each once")
         require(self.compose in get_args(Compose), "compose", self.compose, "'one' or 'all'")
-        require(self.padding in get_args(Padding), "padding", self.padding, "'mean' or 'edge'")
         require(-1 <= self.mean <= 1, "mean", self.mean, "a number from -1 to 1")
         for name in ("crop", "cutout", "flip"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number from 0 to 1")
@@ -89,7 +86,7 @@ class Siamese:
         if self.compose == "one":
             names = (names[int(torch.randint(len(names), (), generator=rng))],)
         steps = tuple((name, self._parameters(name, rng, count, image_size)) for name in names)
-        return AugmentationDraw(steps, image_size, self.mean, self.padding)
+        return AugmentationDraw(steps, image_size, self.mean)
 
     def _parameters(self, name: Operation, rng: torch.Generator, count: int, size: int) -> Tensor:
         """What the function of that name takes, (count,...)."""
@@ -120,7 +117,6 @@ class AugmentationDraw:
     steps: tuple[tuple[Operation, Tensor], ...]
     image_size: int
     mean: float = 0.0
-    padding: Padding = "mean"
 
     def to(self, device: torch.device) -> AugmentationDraw:
         """The same draw there; ``apply`` does it too, so this only spares copies when it is applied many times."""
@@ -135,23 +131,8 @@ class AugmentationDraw:
         self._check(images.shape)
         images = images - self.mean  # so that uncovered pixels are 0
         for name, value in self.to(images.device).steps:
-            images = self._step(name, value, images)
+            images = APPLIED[name](images, value)
         return images + self.mean
-
-    def _step(self, name: Operation, value: Tensor, images: Tensor) -> Tensor:
-        match name:
-            case "color":
-                return _recoloured(images, value)
-            case "crop":
-                return _moved(images, value, self.padding)
-            case "cutout":
-                return _cut_out(images, value)
-            case "flip":
-                return _mirrored(images, value)
-            case "scale":
-                return _scaled(images, value, self.padding)
-            case "rotate":
-                return _rotated(images, value, self.padding)
 
     def _check(self, shape: torch.Size) -> None:
         size = self.image_size
@@ -180,14 +161,14 @@ def _recoloured(images: Tensor, value: Tensor) -> Tensor:
     return contrast * (saturation * (images - grey) + grey - mean) + mean + shift
 
 
-def _moved(images: Tensor, value: Tensor, padding: Padding) -> Tensor:
+def _moved(images: Tensor, value: Tensor) -> Tensor:
     """Pixel (y, x) from (y + down, x + right), ``value`` (n,2) being whole pixels."""
     count, channels, size, _ = images.shape
     places = torch.arange(size, device=images.device) + value[:, :, None]  # (n,2,H)
     rows, columns = places.clamp(0, size - 1).unbind(1)
     index = (rows[:, :, None] * size + columns[:, None]).flatten(1)[:, None]  # (n,1,HW)
     moved = images.flatten(2).gather(2, index.expand(count, channels, -1)).unflatten(2, (size, size))
-    return moved if padding == "edge" else moved.masked_fill(~_inside(places >= 0, places < size), 0)
+    return moved.masked_fill(~_inside(places >= 0, places < size), 0)
 
 
 def _cut_out(images: Tensor, value: Tensor) -> Tensor:
@@ -207,22 +188,31 @@ def _mirrored(images: Tensor, value: Tensor) -> Tensor:
     return torch.where(value[:, None, None, None], images.flip(-1), images)
 
 
-def _scaled(images: Tensor, value: Tensor, padding: Padding) -> Tensor:
+def _scaled(images: Tensor, value: Tensor) -> Tensor:
     """Enlarged about the centre by factors ``value`` (n,2) in x and y."""
-    return _resampled(images, torch.diag_embed(1 / value), padding)
+    return _resampled(images, torch.diag_embed(1 / value))
 
 
-def _rotated(images: Tensor, value: Tensor, padding: Padding) -> Tensor:
+def _rotated(images: Tensor, value: Tensor) -> Tensor:
     """Turned anticlockwise about the centre by ``value`` (n,) degrees."""
     angle = value.deg2rad()
     cos, sin = angle.cos(), angle.sin()
-    return _resampled(images, torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)), padding)
+    return _resampled(images, torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)))
 
 
-def _resampled(images: Tensor, matrix: Tensor, padding: Padding) -> Tensor:
+def _resampled(images: Tensor, matrix: Tensor) -> Tensor:
     """Pixel p from ``matrix`` (n,2,2) p, (x, y) about the centre, bilinearly and in at least float32."""
     dtype = torch.promote_types(images.dtype, torch.float32)
     theta = F.pad(matrix.to(dtype), (0, 1))  # (n,2,3), without translation
     grid = F.affine_grid(theta, [len(theta), *images.shape[1:]], align_corners=False).expand(len(images), -1, -1, -1)
-    beyond = {"mean": "zeros", "edge": "border"}[padding]  # images are centred at the mean
-    return F.grid_sample(images.to(dtype), grid, padding_mode=beyond, align_corners=False).to(images.dtype)
+    return F.grid_sample(images.to(dtype), grid, align_corners=False).to(images.dtype)  # uncovered pixels are 0
+
+
+APPLIED: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
+    "color": _recoloured,
+    "crop": _moved,
+    "cutout": _cut_out,
+    "flip": _mirrored,
+    "scale": _scaled,
+    "rotate": _rotated,
+}

@@ -19,7 +19,7 @@ from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.loading import licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
-from gendistill.generator.trainer import Callbacks, train_generator
+from gendistill.generator.trainer import train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
@@ -175,12 +175,11 @@ class _Training:
         )
         self.is_main = self.accelerator.is_main_process
         self.latents = real_latents(
-            generator.codec,
+            generator.codec.to(runtime.device()),
             data.train,
             fingerprint=data.fingerprint(),
             flip=config.flip,
             folder=config.latent_cache or (folder.path / LATENTS if folder else None),
-            device=runtime.device(),
         )
 
     def phase(self, name: str, adapted: Adapted) -> Callable[[], object]:
@@ -195,10 +194,8 @@ class _Training:
             criteria=self.config.minimax if minimax else None,
             seed=self.seed,
             checkpoints=checkpoints,
-            callbacks=Callbacks(
-                (lambda estimate: note(f"{name}: {estimate}")) if self.is_main else None,
-                lambda step: self.preview(f"{name}-{step:06d}"),
-            ),
+            estimate=(lambda found: note(f"{name}: {found}")) if self.is_main else None,
+            preview=lambda step: self.preview(f"{name}-{step:06d}"),
         )
         return partial(
             follow,

@@ -68,7 +68,6 @@ def real_latents(
     flip: bool = False,
     folder: Path | None = None,
     batch_size: int = 64,
-    device: torch.device | str | None = None,
 ) -> RealLatents:
     """Real x0 for training: the pixels, or for an autoencoder the latents of the images.
 
@@ -81,7 +80,6 @@ def real_latents(
         flip: Also encode each image's mirror image.
         folder: Where latents are kept; those that it has of the same images and codec are read. None: in memory.
         batch_size: Images encoded at once.
-        device: Where to move the codec; None leaves it where it is.
 
     Raises:
         ArtifactError: ``folder`` has other latents or other files, or is damaged.
@@ -94,7 +92,7 @@ def real_latents(
     if folder is not None and not state.is_main_process:
         state.wait_for_everyone()
         return read_cache(folder, key)
-    latents = write_cache(codec, split, folder, key=key, batch_size=batch_size, device=device)
+    latents = write_cache(codec, split, folder, key=key, batch_size=batch_size)
     if folder is not None:
         state.wait_for_everyone()
     return latents
@@ -121,7 +119,6 @@ def write_cache(
     *,
     key: CacheKey,
     batch_size: int = 64,
-    device: torch.device | str | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> CachedLatents:
     """Encode every image of the split and return the latents.
@@ -132,7 +129,6 @@ def write_cache(
         folder: Where the latents are kept; None keeps them in memory only.
         key: ``cache_key`` of the same codec and split; its ``flip`` decides whether mirror images are encoded too.
         batch_size: Images encoded at once; it changes the latents by rounding only.
-        device: Where to move the codec; None leaves it where it is.
         shard_size: Images per file, in a new folder.
 
     Raises:
@@ -140,8 +136,6 @@ def write_cache(
             or the autoencoder gives no finite latents.
         StorageError: the disk is full; finished shards are kept.
     """
-    if device is not None:
-        codec.to(device)
     codec.latent_shape(int(split.images.shape[-1]))
     if folder is None:
         spans = _spans(len(split), shard_size)

@@ -59,19 +59,6 @@ class Estimate:
         return f"trains {share}, {memory}, {pace}"
 
 
-@dataclass(frozen=True)
-class Callbacks:
-    """What a caller may want to do during the training.
-
-    Attributes:
-        estimate: Called once, after the first step, or the second where the first one compiles or starts a GPU.
-        preview: Called with the step's number every ``preview_steps`` steps, with the averaged weights in place.
-    """
-
-    estimate: Callable[[Estimate], None] | None = None
-    preview: Callable[[int], None] | None = None
-
-
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over 5 % of the steps, then a cosine down to 5 % of the peak."""
     warmup = max(1, steps // 20)
@@ -90,7 +77,8 @@ def train_generator(
     criteria: MinimaxConfig | None = None,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
-    callbacks: Callbacks | None = None,
+    estimate: Callable[[Estimate], None] | None = None,
+    preview: Callable[[int], None] | None = None,
 ) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
     """Train in place, one optimiser step at a time.
 
@@ -106,7 +94,8 @@ def train_generator(
         criteria: Of the minimax phase.
         seed: Of the batches.
         checkpoints: Where the state is saved, and where an interrupted training continues from.
-        callbacks: For an estimate of the cost and for previews.
+        estimate: Called once, after the first step, or the second where the first one compiles or starts a GPU.
+        preview: Called with the step's number every ``preview_steps`` steps, with the averaged weights in place.
 
     Yields:
         ``{"phase", "step", ...}`` with the weighted loss terms of the last micro-batch, as scalars on the device.
@@ -124,7 +113,7 @@ def train_generator(
         else ("base", config.base_steps, config.learning_rate)
     )
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
-    own, callbacks = parts[accelerator.process_index], callbacks or Callbacks()
+    own = parts[accelerator.process_index]
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
     if config.gradient_checkpointing:
@@ -142,7 +131,7 @@ def train_generator(
         accelerator.device,
     )
     slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
-    timed = (min(done + 1, steps - 1) if slow_start else done) if callbacks.estimate else None
+    timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
     runtime.reset_peak_memory()
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
@@ -157,10 +146,10 @@ def train_generator(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         state.ema.step(state.parameters)
-        if callbacks.estimate and step == timed:
-            callbacks.estimate(_estimate(state, _now() - start, steps - done))
+        if estimate and step == timed:
+            estimate(_estimate(state, _now() - start, steps - done))
         if step + 1 < steps:
-            _save_and_preview(state, step + 1, config, accelerator, checkpoints, callbacks)
+            _save_and_preview(state, step + 1, config, accelerator, checkpoints, preview)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
@@ -297,16 +286,16 @@ def _save_and_preview(
     config: FinetuneConfig,
     accelerator: Accelerator,
     checkpoints: Checkpoints | None,
-    callbacks: Callbacks,
+    preview: Callable[[int], None] | None,
 ) -> None:
     """Where they are due after ``step`` steps."""
     if checkpoints and step % checkpoints.every == 0:
         tensors = state.tensors()  # by every process: sharded ones are gathered
         if accelerator.is_main_process:
             checkpoints.save(step, tensors)
-    if callbacks.preview and config.preview_steps and step % config.preview_steps == 0:
+    if preview and config.preview_steps and step % config.preview_steps == 0:
         with state.averaged():
-            callbacks.preview(step)
+            preview(step)
 
 
 def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:

@@ -42,6 +42,7 @@ SMALLEST = 28  # px of published images
 MOST_PICKS = 256  # of a class; IDM's 5000 below IPC 10 would be the whole class, and no selection
 SHARE = 4  # of a class's images to one that is picked, at least
 T = TypeVar("T", bound=Options)
+# DC's (inner steps, epochs of network training) from an IPC on
 LOOPS = {50: (50, 10), 40: (40, 15), 30: (30, 20), 20: (20, 25), 10: (10, 50), 0: (1, 1)}
 
 
@@ -107,13 +108,8 @@ def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) ->
     return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
 
 
-def _loops(ipc: int) -> tuple[int, int]:
-    """DC's (inner steps, epochs of network training); between its IPC the nearest below."""
-    return next(value for least, value in LOOPS.items() if ipc >= least)
-
-
 def _dc(ipc: int, images: Images) -> MatchingConfig:
-    inner, epochs = _loops(ipc)
+    inner, epochs = next(loops for least, loops in LOOPS.items() if ipc >= least)
     return MatchingConfig(
         start="noise",
         inner_steps=inner,
@@ -286,9 +282,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     _check_used(method, given, resolved, presets)
     runs: dict[str, Run] = {}
     for ipc, own in zip(ipc_sizes(config.ipc), resolved, strict=True):
-        _check(own, data.image_size)
-        if isinstance(own.selection, Representative):
-            _check_choice(own, int(counts.max()))
+        _check(own, data.image_size, int(counts.max()))
         rate = image_rate(method, own, ipc, images)
         alone = ipc if own.train_on == "surrogate" else None
         key = hash_json([to_dict(own), alone])
@@ -343,12 +337,9 @@ def _check_used(
         everywhere = all(name in _idle(method, one) for one in resolved)
         same = values[name] is None or values[name] in [to_flat(one)[name] for one in presets]
         require(same or not everywhere, f"matching.{name}", values[name], f"{shown(usual[name])} {why}")
-    if given.train_on not in (None, "none") and not any(_learns(one) for one in resolved):
+    learns = any(one.train_steps or filled(one.networks).warm_steps for one in resolved if one.train_on)
+    if given.train_on not in (None, "none") and not learns:
         raise ConfigError("matching.train_steps is 0; expected at least 1, or no network would learn.")
-
-
-def _learns(config: MatchingConfig) -> bool:
-    return bool(config.train_steps or filled(config.networks).warm_steps)
 
 
 def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
@@ -376,12 +367,15 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
     return found if warm else found | dict.fromkeys(("train_batch", "train_learning_rate", "cutmix"), why)
 
 
-def _check(config: MatchingConfig, size: int) -> None:
+def _check(config: MatchingConfig, size: int, largest: int) -> None:
+    """Refuse what does not fit images of ``size`` px, or a largest class of so many."""
     factor, batch, networks = formation(config), filled(config.real_batch), filled(config.networks)
     if isinstance(config.selection, Representative):
         few, each = filled(config.selection.candidates), config.selection.per_cluster
         require(few == 0 or few >= batch, "matching.candidates", few, f"0 or at least real_batch = {batch}")
         require(batch % each == 0, "matching.per_cluster", each, f"a divisor of {batch} (real_batch)")
+        some = f"below {largest}, the images of the largest class, with selection representative, or selection random"
+        require(batch < largest, "matching.real_batch", batch, some)  # or there is nothing to choose
     require(max(sides(factor)) <= size, "matching.factor", factor, f"1 to {size} for images of {size}x{size} px")
     if isinstance(networks, Queue):
         steps = filled(config.inner_steps)
@@ -389,12 +383,6 @@ def _check(config: MatchingConfig, size: int) -> None:
         require(config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
     elif networks.train_on == "surrogate" and networks.warm_steps:
         raise ConfigError("matching.warm_steps is on real images; expected 0 with train_on surrogate.")
-
-
-def _check_choice(config: MatchingConfig, largest: int) -> None:
-    """Refuse a batch that leaves representative selection nothing to choose."""
-    expected = f"below {largest}, the images of the largest class, with selection representative, or selection random"
-    require(filled(config.real_batch) < largest, "matching.real_batch", config.real_batch, expected)
 
 
 def formation(config: MatchingConfig) -> Factor:

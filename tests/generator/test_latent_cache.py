@@ -149,7 +149,7 @@ def test_real_latents_chooses_by_codec(split: Split, tmp_path: Path) -> None:
     assert isinstance(real_latents(PixelCodec(1), split, fingerprint="f"), PixelLatents)
     codec = LatentCodec(kl(), 1)
     folder = tmp_path / "new" / "latents"
-    latents = real_latents(codec, split, fingerprint="f", flip=True, folder=folder, device="cpu")
+    latents = real_latents(codec, split, fingerprint="f", flip=True, folder=folder)
     assert isinstance(latents, CachedLatents)
     key = cache_key(codec, split, flip=True, fingerprint="f")
     assert torch.equal(draws(read_cache(folder, key))[-1], draws(latents)[-1])

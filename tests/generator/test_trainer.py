@@ -19,7 +19,7 @@ from gendistill.generator.batch_source import BatchSource, RealLatents
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.trainer import Callbacks, Estimate, train_generator
+from gendistill.generator.trainer import Estimate, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
 from gendistill.seeding import torch_rng
@@ -106,8 +106,8 @@ def test_training_touches_no_global_stream(digits: RealData) -> None:
 def test_estimates_and_previews_leave_no_trace(digits: RealData) -> None:
     seen: list[Estimate] = []
     previews: list[int] = []
-    callbacks = Callbacks(seen.append, previews.append)
-    watched = train(digits, DIT, "difffit", callbacks=callbacks, config=replace(CONFIG, preview_steps=2))
+    calls = {"estimate": seen.append, "preview": previews.append}
+    watched = train(digits, DIT, "difffit", **calls, config=replace(CONFIG, preview_steps=2))
     assert same(watched, train(digits, DIT, "difffit"))
     assert previews == [2, 4]
     (found,) = seen
@@ -138,12 +138,12 @@ def test_a_compiled_bf16_phase_leaves_a_plain_network_behind(digits: RealData) -
 
 
 def test_an_interrupted_accumulation_leaves_no_gradients_behind(digits: RealData) -> None:
-    plain = train(digits, DIT, "difffit", callbacks=Callbacks(lambda _: None))
+    plain = train(digits, DIT, "difffit", estimate=lambda _: None)
     generator, _ = start(digits, DIT)
     accelerator = make_accelerator("no", 2)
     with accelerator.accumulate(generator.network):
         pass  # interrupted before the last micro-batch: accelerate holds gradients back from here on
-    assert same(train(digits, DIT, "difffit", callbacks=Callbacks(lambda _: None)), plain)
+    assert same(train(digits, DIT, "difffit", estimate=lambda _: None), plain)
 
 
 def test_adapters_leave_the_other_weights_alone(digits: RealData) -> None:
