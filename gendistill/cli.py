@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from gendistill.config import commands
-from gendistill.config.base import Options
-from gendistill.config.flat import flatten, options_of, unflatten
-from gendistill.errors import ConfigError, GendistillError
-from gendistill.registry import CHOICES, import_plugins
+import yaml
+
+from gendistill.config import commands, to_dict
+from gendistill.config.base import Folders, Options, arms, expected, load_yaml, read
+from gendistill.config.flat import Option, all_options, as_data, complete, options_of, unflatten
+from gendistill.errors import ConfigError, GendistillError, did_you_mean
+from gendistill.registry import CHOICES, import_plugins, plugins_of_environment
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -87,80 +91,128 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         ConfigError: an unknown key, a missing option or a bad value.
         SystemExit: after --help or --print_config.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    cls, known = COMMANDS[name].options, dict(all_options(COMMANDS[name].options))
+    try:
+        found, unknown = _parser(name, known, arguments).parse_known_args(_named(name, list(arguments)))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name} has no value; expected {error.argument_name} VALUE.") from None
+    for word in unknown:
+        option = word.partition("=")[0]
+        if not word.startswith("-"):
+            raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
+        guess = did_you_mean(option, [f"--{one}" for one in known])
+        raise ConfigError(f"{name} has no option {option}.{guess} `gendistill {name} --help` lists all options.")
+    given: dict[str, Any] = {}
+    for pairs in found.given or ():
+        (option, text), *more = pairs if isinstance(pairs, list) else [pairs]
+        if option == "config":
+            _merge(given, _own_part(name, _read_config(text)))
+            continue
+        value = [text, *(other for _, other in more)] if more else text
+        value = read(_type_of(option, known), value)
+        *sections, last = option.split(".")
+        _merge(given, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
+    required = {one: None for one, option in options_of(cls).items() if option.default is MISSING}
+    if not found.print_config:
+        return unflatten(cls, given)
+    lacks_some = not required.keys() <= given.keys()
+    options = complete(cls, required | given) if lacks_some else to_dict(unflatten(cls, given))
+    print(yaml.safe_dump(as_data(options), sort_keys=False, allow_unicode=True), end="")
+    raise SystemExit(DONE)
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+def _parser(name: str, known: Mapping[str, Option], arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """What splits a command's arguments into ``given``, a list of (option, text), and prints its help."""
     command = COMMANDS[name]
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"gendistill {name}",
-        description=command.summary,
+        usage=f"gendistill {name} [--config FILE.yaml] [--option value ...]",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         exit_on_error=False,
         allow_abbrev=False,
-        default_env=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file: this command's options, or a whole run's.")
-    parser.add_class_arguments(flatten(command.options))
-    for action in parser._actions:
-        if registry := CHOICES.get(action.dest):
-            action.help = f"{action.help} One of {', '.join(registry.names())}."
-    try:
-        values = parser.parse_args(_prepared(name, arguments)).as_dict()
-    except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    return unflatten(command.options, {key: value for key, value in values.items() if key != "config"})
-
-
-def _prepared(name: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments with a whole run's YAML replaced by the part that this command reads, and a bare --overwrite set."""
-    import yaml
-
-    given = _listed(_named(name, list(arguments)))
-    out = [f"{a}=true" if a in ("--overwrite", "--private") else a for a in given]
-    for i, argument in enumerate(out):
-        path = argument.removeprefix("--config=") if argument.startswith("--config=") else None
-        if argument == "--config" and i + 1 < len(out):
-            path = out[i + 1]
-        if path is None:
-            continue
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"--config {path} cannot be read: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
-        own = _own_part(name, loaded)
-        for field in fields(flatten(COMMANDS[name].options)):
-            if is_dataclass(field.type) and field.name in own and not isinstance(own[field.name], dict):
-                raise ConfigError(
-                    f"--config {path} has {own[field.name]!r} as {field.name}; expected its options below it."
-                )
-        text = json.dumps(own)
-        if argument == "--config":
-            out[i + 1] = text
+    parser.add_argument("--print_config", action="store_true", help="Print all options as YAML and exit.")
+    _add(parser, "config", "YAML file: this command's options, or a whole run's.")
+    groups: dict[str, Any] = {"": parser.add_argument_group((command.options.__doc__ or "").split("\n")[0].rstrip("."))}
+    for option, one in known.items():
+        place = groups[option.rpartition(".")[0]]
+        if one.section:
+            groups[option] = parser.add_argument_group(f"{option}: {one.text.rstrip('.')}")
+            _add(place, option, argparse.SUPPRESS)
+        elif one.type in (Folders, Folders | None):
+            _add(place, option, _help(option, one), nargs="+")
+        elif option in ("overwrite", "private"):
+            _add(place, option, _help(option, one), nargs="?", const="true")
         else:
-            out[i] = f"--config={text}"
-    return out
+            _add(place, option, _help(option, one))
+        if any(get_origin(arm) is dict for arm in arms(one.type)):  # names below it are the user's
+            for below in dict.fromkeys(a.partition("=")[0][2:] for a in arguments if a.startswith(f"--{option}.")):
+                _add(place, below, argparse.SUPPRESS)
+    return parser
+
+
+def _add(place: Any, option: str, text: str, **more: Any) -> None:
+    metavar = option.rpartition(".")[2].upper()
+    place.add_argument(
+        f"--{option}",
+        dest="given",
+        action="append",
+        type=lambda word: (option, word),
+        help=text,
+        metavar=metavar,
+        **more,
+    )
+
+
+def _type_of(option: str, known: Mapping[str, Option]) -> Any:
+    """The type of an option, or of a name below a mapping."""
+    if option in known:
+        return known[option].type
+    mapping = next(one.type for name, one in known.items() if option.startswith(f"{name}.") and not one.section)
+    return next(get_args(arm)[1] for arm in arms(mapping) if get_origin(arm) is dict)
+
+
+def _help(option: str, one: Option) -> str:
+    """Its line of help, the names that a registry has for it, its values and its default."""
+    kinds = ", ".join(kind for _, kind in one.owners if " " not in kind)
+    text = f"{kinds}: {one.text[:1].lower()}{one.text[1:]}" if kinds else one.text
+    registry = CHOICES.get(option.rpartition(".")[2])
+    names = f"One of {', '.join(registry.names())}. " if registry else ""
+    usual = as_data(one.default)
+    default = "" if one.default is MISSING else f"; default {usual if isinstance(usual, str) else json.dumps(usual)}"
+    return in_yaml_words(f"{text} {names}({expected(one.type)}{default})").replace("%", "%%")
+
+
+def in_yaml_words(text: str) -> str:
+    """A text in which Python's None is YAML's null."""
+    return re.sub(r"\bNone\b", "null", text)
+
+
+def _merge(target: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Put options into others, section by section."""
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            inner = target.get(name)
+            target[name] = dict(inner) if isinstance(inner, Mapping) else {}
+            _merge(target[name], value)
+        else:
+            target[name] = value
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        loaded = load_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
+    return loaded
 
 
 def _named(name: str, arguments: list[str]) -> list[str]:
     """Arguments with the leading ones put behind the option they are values of."""
     option = COMMANDS[name].positional
-    values = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
-    if not values or option is None:
-        return arguments
-    value = values[0] if len(values) == 1 else json.dumps(values)
-    return [f"--{option}={value}", *arguments[len(values) :]]
-
-
-def _listed(arguments: list[str]) -> list[str]:
-    """Arguments with several values of --surrogate as one list."""
-    if "--surrogate" not in arguments:
-        return arguments
-    start = arguments.index("--surrogate") + 1
-    values = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[start:]))
-    if len(values) < 2:
-        return arguments
-    return [*arguments[:start], json.dumps(values), *arguments[start + len(values) :]]
+    return [f"--{option}", *arguments] if option and arguments and not arguments[0].startswith("-") else arguments
 
 
 def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -174,13 +226,15 @@ def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _import_plugins(arguments: Sequence[str]) -> list[str]:
     """Import the modules of every ``--plugin`` and of GENDISTILL_PLUGINS; returns the other arguments."""
-    modules, rest, words = os.environ.get("GENDISTILL_PLUGINS", "").split(","), [], iter(arguments)
+    modules, rest, words = plugins_of_environment(), [], iter(arguments)
     for word in words:
-        if word == "--plugin" or word.startswith("--plugin="):
-            modules.append(word.partition("=")[2] or next(words, "--plugin"))
-        else:
+        if word != "--plugin" and not word.startswith("--plugin="):
             rest.append(word)
-    import_plugins(filter(None, modules))
+        elif module := word.partition("=")[2] or next(words, ""):
+            modules.append(module)
+        else:
+            raise ConfigError("--plugin has no value; expected a module: --plugin my_methods for my_methods.py.")
+    import_plugins(modules)
     return rest
 
 
@@ -209,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return DONE
         name, rest = arguments[0], arguments[1:]
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.")
+            guess = did_you_mean(name, COMMANDS)
+            raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.{guess}")
         options, run = parse(name, rest), _entry(name)
         from gendistill.progress import show_progress
 
@@ -217,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(options)
         return DONE
     except GendistillError as error:
-        print(f"gendistill: {error}", file=sys.stderr)
+        print(f"gendistill: {in_yaml_words(str(error))}", file=sys.stderr)
         return USAGE
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE

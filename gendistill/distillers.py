@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from gendistill.config import DistillConfig, ipc_sizes
+from gendistill.config import DistillConfig, ipc_sizes, to_dict
+from gendistill.config.distill import method_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
 from gendistill.io import WorkFolder
@@ -121,13 +122,13 @@ def _as_section(method: str, options: Any) -> Mapping[str, Any]:
     """The options of a method under the name of their field in DistillConfig."""
     chosen = DISTILLERS[method]
     if chosen.options:
-        return {"options": asdict(options) if is_dataclass(options) and not isinstance(options, type) else options}
+        return {"options": to_dict(options)}
     sections = {name: type(getattr(DistillConfig(), name, None)) for name in chosen.sections}
     found = [name for name, kind in sections.items() if is_dataclass(kind) and isinstance(options, kind)]
     if not found:
         wanted = [kind.__name__ for kind in sections.values() if is_dataclass(kind)]
         raise ConfigError(
-            f"options is a {type(options).__name__}; expected {' or '.join(wanted) or 'null'} with method {method}."
+            f"options is a {type(options).__name__}; expected {' or '.join(wanted) or 'None'} with method {method}."
         )
     return {found[0]: options}
 
@@ -196,7 +197,7 @@ def function_sets(
     method = DISTILLERS[config.method]
     function, given = resolve(method.function), {}
     if method.options:
-        given["options"] = method.parse(config.options, config.method)
+        given["options"] = method_options(config)
     if method.needs_teacher:
         given["teachers"] = list(teachers)
     if method.resumable:

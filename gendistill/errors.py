@@ -1,5 +1,8 @@
 """Errors that the user can correct. The command line prints them as one message and exits with 2."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class GendistillError(Exception):
     """Base of every error that carries a message for the user."""
@@ -29,3 +32,9 @@ def reason(error: Exception) -> str:
     """The first line of an error of another library, as a sentence."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(". ") + "."
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The sentence that a message ends with where a known name is close to this one."""
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""

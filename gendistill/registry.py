@@ -7,18 +7,17 @@ and so on) or by an entry point of the group ``gendistill.distillers``, ``.refin
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,11 +98,10 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> str:
         """The message for a name that nothing stands under."""
-        close = difflib.get_close_matches(name, self.names(), 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        names = self.names()
         return (
-            f"{self.kind} is {name!r}; expected one of {', '.join(self.names())}.{hint} For one of your own, name the "
-            "module that registers it: gendistill --plugin MODULE COMMAND."
+            f"{self.kind} is {name!r}; expected one of {', '.join(names)}.{did_you_mean(name, names)} For one of your "
+            "own, name the module that registers it: gendistill --plugin MODULE COMMAND."
         )
 
     def _key(self, name: str) -> str | None:
@@ -151,6 +149,11 @@ def accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> Mappin
     """Of the keywords offered, those that a function has a parameter for."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in offered.items() if name in known}
+
+
+def plugins_of_environment() -> list[str]:
+    """The modules that GENDISTILL_PLUGINS names, separated by commas."""
+    return [name for name in os.environ.get("GENDISTILL_PLUGINS", "").split(",") if name]
 
 
 def import_plugins(modules: Iterable[str]) -> None:
@@ -201,28 +204,6 @@ class Distiller:
     resumable: bool = False
     temporary: tuple[str, ...] = ()
     inputs: Callable[..., Mapping[str, Any]] | str | None = None
-
-    def parse(self, given: Mapping[str, Any] | None, name: str) -> Any:
-        """An instance of ``options`` from values by name.
-
-        Raises:
-            ConfigError: an unknown name or a value of another type, or values where the method has no options.
-        """
-        if self.options is None:
-            if given:
-                raise ConfigError(f"options is {dict(given)}; expected null with method {name}, which has none.")
-            return None
-        from jsonargparse import ArgumentError, ArgumentParser
-
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(self.options)
-        try:
-            return self.options(**vars(parser.instantiate(parser.parse_object(dict(given or {})))))
-        except ArgumentError as error:
-            known = ", ".join(field.name for field in fields(self.options)) or "nothing"
-            reason = " ".join(str(error).split())
-            text = f"options is {dict(given or {})}; expected those of method {name}, {known}: {reason}"
-            raise ConfigError(text) from error
 
 
 def _coreset(function: Callable[..., Any] | str) -> Distiller:
@@ -313,6 +294,7 @@ CHECKS = Registry[Callable[..., Iterable[Any]]](
 CHOICES: dict[str, Registry[Any]] = {
     "method": DISTILLERS,
     "network": NETWORKS,
+    "refiner": REFINERS,
 }  # options whose values are registered names
 
 

@@ -12,9 +12,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: 
 
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
-from gendistill.registry import import_plugins
+from gendistill.registry import import_plugins, plugins_of_environment
 
-import_plugins(filter(None, os.environ.get("GENDISTILL_PLUGINS", "").split(",")))  # the contract suites take them
+import_plugins(plugins_of_environment())  # the contract suites take them
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from gendistill.errors import ConfigError
+import yaml
+
+from gendistill.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 INFINITE = float("inf")
@@ -37,6 +40,17 @@ class Range:
         return " and ".join(filter(None, (low, high)))
 
 
+@dataclass(frozen=True)
+class NotEmpty:
+    """The lists that an option takes: of one or more."""
+
+    def __contains__(self, value: Sized) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "that is not empty"
+
+
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
@@ -49,6 +63,7 @@ Compile = bool | Literal["auto"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
 Sizes = Count | tuple[Count, ...]
+Folders = Path | Annotated[list[Path], NotEmpty()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +92,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
             value = getattr(self, name)
-            try:
-                found = conform(hint, value)
-            except TypeError as error:
-                raise ConfigError(f"{option_name(type(self), name)} is {shown(value)}; expected {error}.") from None
+            found = checked(hint, value, option_name(type(self), name))
             if found is not value:
                 object.__setattr__(self, name, found)
         self.check()
@@ -96,9 +108,9 @@ def cached(function: F) -> F:
 
 @cached
 def hints(cls: type) -> dict[str, Any]:
-    """The type of each option, with its metadata."""
+    """The type of each option of a dataclass, with its metadata."""
     found = get_type_hints(cls, include_extras=True)
-    return {f.name: found[f.name] for f in fields(cls)}
+    return {f.name: found[f.name] for f in fields(cls) if f.init}
 
 
 def option_name(cls: type, name: str) -> str:
@@ -129,53 +141,161 @@ def flat_of(hint: Any) -> Flat | None:
     return next((extra for extra in extras if isinstance(extra, Flat)), None)
 
 
+def checked(hint: Any, value: Any, option: str) -> Any:
+    """``value`` as the type of an option takes it.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    try:
+        return conform(hint, value)
+    except TypeError as error:
+        choices = [str(one) for arm in arms(hint) if get_origin(arm) is Literal for one in get_args(arm)]
+        guess = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{option} is {shown(value)}; expected {error}.{guess}") from None
+
+
 def conform(hint: Any, value: Any) -> Any:
-    """``value`` as the type takes it: a list where a tuple is wanted becomes one, and text where a path is.
+    """``value`` as the type takes it: a list where a tuple is wanted becomes one, text a path, 1 the float 1.0.
 
     Raises:
         TypeError: it does not fit; the message is what was expected.
     """
+    hint = BARE.get(hint, hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [extra for extra in arguments[1:] if isinstance(extra, Range)]
         try:
             found = conform(arguments[0], value)
         except TypeError:
             raise TypeError(expected(hint)) from None
-        if any(found not in bound for bound in bounds):
-            raise TypeError(expected(hint))
-        return found
-    if origin in (Union, types.UnionType):
+        if all(found in bound for bound in arguments[1:] if isinstance(bound, (Range, NotEmpty))):
+            return found
+    elif origin in (Union, types.UnionType):
         for arm in arguments:
-            try:
+            if fits(arm, value):
                 return conform(arm, value)
-            except TypeError:
-                continue
     elif origin is Literal:
         if any(type(value) is type(one) and value == one for one in arguments):
             return value
-    elif origin in (tuple, list) and isinstance(value, (tuple, list)):
-        repeated = origin is list or arguments[-1] is Ellipsis
-        if repeated or len(value) == len(arguments):
-            kinds = [arguments[0]] * len(value) if repeated else arguments
-            found = origin(conform(kind, one) for kind, one in zip(kinds, value, strict=True))
-            return value if found == value and type(value) is origin else found
-    elif origin is dict and isinstance(value, Mapping):
-        return {conform(arguments[0], k): conform(arguments[1], v) for k, v in value.items()}
-    elif origin is None and _is_a(hint, value):
-        return Path(value) if hint is Path else value
+    elif isinstance(value, COLLECTIONS.get(origin, ())):
+        return _conform_items(hint, value)
+    elif _is_own_dataclass(hint) and isinstance(value, Mapping):
+        return build(hint, value, hint.__name__)
+    elif _is_a(origin or hint, value):
+        return hint(value) if hint is Path or (hint is float and isinstance(value, Integral)) else value
     raise TypeError(expected(hint))
+
+
+def _conform_items(hint: Any, value: Any) -> Any:
+    """A list, tuple or mapping whose items are as the type takes them."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is dict:
+        return {conform(arguments[0], name): conform(arguments[1], one) for name, one in value.items()}
+    repeated = origin is list or arguments[-1] is Ellipsis
+    if not repeated and len(value) != len(arguments):
+        raise TypeError(expected(hint))
+    kinds = [arguments[0]] * len(value) if repeated else arguments
+    found = origin(conform(kind, one) for kind, one in zip(kinds, value, strict=True))
+    return value if found == value and type(value) is origin else found
+
+
+def _is_own_dataclass(hint: Any) -> bool:
+    """Whether a type is a dataclass of a user, which is made of a mapping."""
+    return isinstance(hint, type) and is_dataclass(hint) and not issubclass(hint, Options)
 
 
 def _is_a(kind: Any, value: Any) -> bool:
     """Whether a value is of a plain type: an int is a float too, but a bool is neither."""
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if kind is Any or not isinstance(kind, type):
+        return True
     return isinstance(value, (Path, str) if kind is Path else kind)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, and names are text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        return {str(name): value for name, value in super().construct_mapping(node, deep).items()}
+
+
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text says. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
+def read(hint: Any, value: Any) -> Any:
+    """Text as what YAML reads in it, or as it is where the type takes only that; other values as they are."""
+    if not isinstance(value, str) or hint is Any:
+        return value
+    try:
+        found = load_yaml(value)
+    except (yaml.YAMLError, ValueError):
+        return value
+    collection = isinstance(found, (list, dict)) and any(kind in COLLECTIONS for kind in map(_origin, arms(hint)))
+    return value if not (collection or fits(hint, found)) and fits(hint, value) else found
+
+
+def _origin(hint: Any) -> Any:
+    """What a type is without its metadata and its arguments."""
+    return _origin(get_args(hint)[0]) if get_origin(hint) is Annotated else get_origin(hint) or hint
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a type takes a value."""
+    try:
+        conform(hint, value)
+    except (TypeError, ConfigError):
+        return False
+    return True
+
+
+def build(cls: type, values: Mapping[str, Any], place: str) -> Any:
+    """A dataclass of a user from values by name; text is read as its types want it.
+
+    Raises:
+        ConfigError: an unknown or missing name, or a value that does not fit.
+    """
+    types, found = hints(cls), {}
+    check_names(place, values, types, [f.name for f in fields(cls) if f.init and is_required(f)])
+    for name, value in values.items():
+        inner = next(filter(_is_own_dataclass, arms(types[name])), None)
+        if inner and isinstance(value := read(types[name], value), Mapping):
+            found[name] = build(inner, value, f"{place}.{name}")
+        else:
+            found[name] = checked(types[name], read(types[name], value), f"{place}.{name}")
+    try:
+        return cls(**found)
+    except (TypeError, ValueError) as error:  # of its own __post_init__
+        raise ConfigError(f"{place} is {dict(values)}; {cls.__name__} refuses it: {error}") from error
+
+
+def is_required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def check_names(place: str, values: Iterable[str], known: Iterable[str], required: Iterable[str]) -> None:
+    """Refuse unknown names, and the lack of a required one."""
+    names, known = list(values), list(known)
+    for name in names:
+        if name not in known:
+            text = f"expected some of {', '.join(known)}" if known else "it has no options"
+            raise ConfigError(f"{place} has no {name}; {text}.{did_you_mean(name, known)}")
+    for name in required:
+        if name not in names:
+            raise ConfigError(f"{place} lacks {name}, which has no default; give it a value.")
+
+
+COLLECTIONS: dict[Any, Any] = {tuple: (tuple, list), list: (tuple, list), dict: Mapping}
+BARE: dict[Any, Any] = {tuple: tuple[Any, ...], list: list[Any], dict: dict[Any, Any]}
 PLAIN = {
-    types.NoneType: "null",
+    Any: "any value",
+    types.NoneType: "None",
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -186,9 +306,10 @@ PLAIN = {
 
 def expected(hint: Any) -> str:
     """A type in words."""
+    hint = BARE.get(hint, hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [str(extra) for extra in arguments[1:] if isinstance(extra, Range)]
+        bounds = [str(extra) for extra in arguments[1:] if isinstance(extra, (Range, NotEmpty))]
         text = " ".join([expected(arguments[0]), *bounds])
     elif origin in (Union, types.UnionType):
         text = " or ".join(map(expected, sorted(arguments, key=lambda arm: arm is not types.NoneType)))
@@ -198,9 +319,9 @@ def expected(hint: Any) -> str:
         count = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} of them, "
         text = f"a list ({count}each {' or '.join(expected(a) for a in dict.fromkeys(arguments) if a is not Ellipsis)})"
     elif origin is dict:
-        text = "a mapping of names"
+        text = f"a mapping of names to values (each {expected(arguments[1])})"
     else:
-        text = PLAIN.get(hint) or f"{hint.__name__}(...)"
+        text = PLAIN.get(hint) or f"{getattr(hint, '__name__', hint)}(...)"
     return text
 
 
@@ -212,7 +333,8 @@ def _unknown(cls: type, name: str) -> str:
                 flat = flat_of(kind)
                 if name in (own, flat and flat.name) and (arm.kind or own in arm.above):
                     return f"{cls.__name__} has no {name}; expected it as {field}={arm.__name__}({own}=...)."
-    return f"{cls.__name__} has no {name}; expected some of {', '.join(hints(cls))}."
+    names = hints(cls)
+    return f"{cls.__name__} has no {name}; expected some of {', '.join(names)}.{did_you_mean(name, names)}"
 
 
 def members(hint: Any) -> tuple[type[Options], ...]:
@@ -227,7 +349,7 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 def shown(value: Any) -> str:
     """A value as a message has it."""
-    return "null" if value is None else repr(str(value) if isinstance(value, Path) else value)
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def require(condition: bool, option: str, value: object, expected: str) -> None:

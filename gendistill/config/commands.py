@@ -20,7 +20,7 @@ from gendistill.config import (
     kind_of,
     require,
 )
-from gendistill.config.base import Count, Options
+from gendistill.config.base import Count, Folders, Options
 from gendistill.registry import DISTILLERS
 
 
@@ -145,7 +145,7 @@ class DistillCommand(StageOptions, DistillConfig):
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    teacher: Path | list[Path] | None = None
+    teacher: Folders | None = None
     statistics_cache: Path | None = None
     num_processes: Count | None = None
 
@@ -153,11 +153,11 @@ class DistillCommand(StageOptions, DistillConfig):
         super().check()
         alone = not DISTILLERS[self.method].needs_teacher
         cache, processes = self.statistics_cache, self.num_processes
-        require(not (alone and cache), "statistics_cache", str(cache), f"null with method {self.method}")
+        require(not (alone and cache), "statistics_cache", str(cache), f"None with method {self.method}")
         single = not DISTILLERS[self.method].parallel
         require(not single or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
-        wanted = f"null with method {self.method}" if alone else f"a teacher folder with method {self.method}"
-        require(alone == (self.teacher in (None, [])), "teacher", self.teacher and str(self.teacher), wanted)
+        wanted = f"None with method {self.method}" if alone else f"a teacher folder with method {self.method}"
+        require(alone == (self.teacher is None), "teacher", self.teacher and str(self.teacher), wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class RefineCommand(StageOptions, RefineConfig):
     """
 
     surrogate: Path
-    teacher: Path | list[Path]
+    teacher: Folders
     revision: str | None = None
     generator: Path | None = None
     held_out: Path | None = None
@@ -185,7 +185,7 @@ class RefineCommand(StageOptions, RefineConfig):
 
     def check(self) -> None:
         super().check()
-        require(self.gate or self.held_out is None, "held_out", str(self.held_out), "null without gate true")
+        require(self.gate or self.held_out is None, "held_out", str(self.held_out), "None without gate true")
         if self.generator is None:
             _need_pixels(self, "", "without generator")
 
@@ -220,7 +220,7 @@ class ExportCommand(Options):
         private: Create a new repository of push_to_hub as a private one.
     """
 
-    surrogate: Path | list[Path]
+    surrogate: Folders
     output_dir: Path
     format: Format = "imagefolder"
     overwrite: bool = False
@@ -244,7 +244,7 @@ class VerifyCommand(Options):
         surrogate: Folder of a surrogate set, or a list of them.
     """
 
-    surrogate: Path | list[Path]
+    surrogate: Folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,7 @@ class ShowCommand(Options):
         seed: Seed of t-SNE.
     """
 
-    surrogate: Path | list[Path]
+    surrogate: Folders
     output_dir: Path
     overwrite: bool = False
     data: DataConfig | None = None
@@ -289,7 +289,7 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
             get its soft labels.
     """
 
-    surrogate: Path | list[Path]
+    surrogate: Folders
     revision: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     teacher: Path | None = None
@@ -297,7 +297,7 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
     def check(self) -> None:
         super().check()
         alone = isinstance(self.task, Continual) and self.teacher is not None
-        require(not alone, "teacher", str(self.teacher), "null with task continual, which does not use it")
+        require(not alone, "teacher", str(self.teacher), "None with task continual, which does not use it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,12 +310,11 @@ class ReportCommand(Options):
         overwrite: Replace what an earlier `report` wrote to output_dir.
     """
 
-    run: Path | list[Path]
+    run: Folders
     output_dir: Path | None = None
     overwrite: bool = False
 
     def check(self) -> None:
         super().check()
         alone = not isinstance(self.run, list) or len(self.run) == 1
-        require(self.run != [], "run", self.run, "at least one folder")
         require(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")

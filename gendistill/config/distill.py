@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from gendistill.config.base import (
     Compile,
@@ -17,13 +17,14 @@ from gendistill.config.base import (
     Sizes,
     Whole,
     as_tuple,
+    build,
     check_sizes,
     hints,
     option_name,
     require,
     shown,
 )
-from gendistill.config.flat import to_flat
+from gendistill.config.flat import to_dict, to_flat, unflatten
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
@@ -227,7 +228,7 @@ class MatchingConfig(Options):
             for name in hints(kind):
                 value, usual = getattr(choice, name), getattr(kind, name)
                 require(value == usual, option_name(kind, name), value, f"{shown(usual)} {text}")
-            require(False, f"{self.section}.{place}", choice, f"null {text}")
+            require(False, f"{self.section}.{place}", choice, f"None {text}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +252,7 @@ class DistillConfig(Options):
     iterations: Count | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
-    options: dict[str, bool | int | float | str | None] | None = None
+    options: dict[str, Any] | None = None
 
     def check(self) -> None:
         super().check()
@@ -259,7 +260,8 @@ class DistillConfig(Options):
         if self.method not in DISTILLERS:
             raise ConfigError(f"distill.{DISTILLERS.unknown(self.method)}")
         chosen = DISTILLERS[self.method]
-        chosen.parse(self.options, self.method)
+        if (own := method_options(self)) is not None:
+            object.__setattr__(self, "options", to_dict(own))
         for name, own, kinds in (("wmdd", self.wmdd, ("wmdd",)), ("matching", self.matching, get_args(MatchingMethod))):
             if name not in chosen.sections:
                 given = _changed(own, name)
@@ -267,6 +269,19 @@ class DistillConfig(Options):
                 text = f"none of them with method {self.method}; they are options of {', '.join(kinds)}"
                 require(not given, "distill", ", ".join(given), text)
         self.matching.check_method(self.method)
+
+
+def method_options(config: DistillConfig) -> Any:
+    """``config.options`` as the dataclass that the method was registered with; None where it has none.
+
+    Raises:
+        ConfigError: an unknown name or a value of another type, or values where the method has no options.
+    """
+    kind, given, name = DISTILLERS[config.method].options, config.options or {}, "distill.options"
+    if kind is None:
+        require(not given, name, given, f"None with method {config.method}, which has none")
+        return None
+    return unflatten(kind, given) if issubclass(kind, Options) else build(kind, given, name)
 
 
 def _changed(own: Options, prefix: str) -> list[str]:

@@ -112,14 +112,14 @@ class EvaluateConfig(Options):
         super().check()
         section = "evaluate"
         both = self.steps is not None and self.epochs is not None
-        require(not both, f"{section}.epochs", self.epochs, "null with steps, because each gives the length of a run")
+        require(not both, f"{section}.epochs", self.epochs, "None with steps, because each gives the length of a run")
         names = as_tuple(self.network)
         require(len(set(names)) == len(names) > 0, f"{section}.network", names, "a network, or several, each once")
         rows = as_tuple(self.augment)
         require(len(set(rows)) == len(rows) > 0, f"{section}.augment", self.augment, "true, false or [true,false]")
         for name in ("shift", "flip"):
             value, unread = getattr(self, name), True not in rows
-            require(not (unread and value), f"{section}.{name}", value, "null with augment false, which turns it off")
+            require(not (unread and value), f"{section}.{name}", value, "None with augment false, which turns it off")
         for name in self.baselines:
             if name not in BESIDE and not (name in DISTILLERS and DISTILLERS[name].coreset):
                 require(False, "evaluate.baselines", name, f"some of {', '.join((*coresets(), *BESIDE))}")

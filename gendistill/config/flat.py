@@ -1,32 +1,51 @@
 """The flat form of options, which the command line, YAML and files have. No torch in here.
 
 In Python a choice with options of its own is an object: ``SampleConfig(guidance=ClassifierFree(scale=4.0))``. Flat, it
-is a name, with its options at the same level: ``guidance: cfg``, ``guidance_scale: 4.0``. ``flatten`` makes the
-dataclass of the parsed command line, ``unflatten`` makes options of it, and ``to_dict`` their flat form.
+is a name, with its options at the same level: ``guidance: cfg``, ``guidance_scale: 4.0``. ``options_of`` lists these
+options, ``unflatten`` makes options of their values, and ``to_dict`` is the inverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
-from functools import partial, reduce
-from operator import or_
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from gendistill.config.base import Options, arms, cached, flat_of, hints, kind_of, members, require, shown
+from gendistill.config.base import (
+    Options,
+    arms,
+    cached,
+    check_names,
+    checked,
+    flat_of,
+    hints,
+    kind_of,
+    members,
+    require,
+    shown,
+)
 
 T = TypeVar("T", bound=Options)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the flat form; ``owners`` are the (field, kind) pairs that it belongs to, none for a plain one."""
+    """One option of the flat form.
+
+    Attributes:
+        type: Its type, with its metadata.
+        default: Its flat default; MISSING where it has none.
+        text: Its line of help.
+        owners: The (field, kind) pairs that it belongs to, none for a plain one.
+        section: The options below it, where it is a section.
+    """
 
     type: Any
     default: Any
     text: str
     owners: tuple[tuple[str, str], ...] = ()
+    section: type[Options] | None = None
 
 
 @cached
@@ -39,7 +58,8 @@ def options_of(cls: type[Options]) -> dict[str, Option]:
         if not chosen:
             if nested := _nested(types[one.name]):
                 found |= {name: options_of(nested)[name] for name in nested.above}
-            found[one.name] = Option(_plain(types[one.name]), _flat_value(default), texts.get(one.name, ""))
+            text = texts.get(one.name, "")
+            found[one.name] = Option(types[one.name], _flat_value(default), text, section=nested)
             continue
         if not _by_options(types[one.name]):
             kinds = (*_names(types[one.name]), *(str(member.kind) for member in chosen))
@@ -56,63 +76,74 @@ def _of_member(owner: str, member: type[Options]) -> dict[str, Option]:
     """The flat options of one that can be chosen: in its own section, or at the level of the choice."""
     owners = ((owner, str(member.kind)),)
     if member.below:
-        return {member.below: Option(flatten(member), to_flat(member()), (member.__doc__ or "").split("\n")[0], owners)}
+        text = (member.__doc__ or "").split("\n")[0]
+        return {member.below: Option(member, to_flat(member()), text, owners, section=member)}
     found, texts, types = {}, _texts(member), hints(member)
     for one in fields(member):
         flat, default = flat_of(types[one.name]), _default(one)
         if flat and (default is MISSING or flat.off is not None):
             default = flat.off if flat.off is not None else flat.default
-        found[_flat_name(member, one.name)] = Option(_plain(types[one.name]), default, texts.get(one.name, ""), owners)
+        found[_flat_name(member, one.name)] = Option(types[one.name], default, texts.get(one.name, ""), owners)
     return found
 
 
-@cached
-def flatten(cls: type[Options]) -> type:
-    """The dataclass of the flat options of ``cls``, with their plain types and their help; ``cls`` where it is one."""
-    if not any(_has_flat_form(arm) for hint in hints(cls).values() for arm in arms(hint)):
-        return cls
-    lines, made = [], []
+def all_options(cls: type[Options], prefix: str = "", elsewhere: Sequence[str] = ()) -> Iterator[tuple[str, Option]]:
+    """Every flat option by its dotted name, those of sections after the section; ``elsewhere`` are left out."""
     for name, option in options_of(cls).items():
-        if name in cls.above:
-            continue
-        kinds = ", ".join(kind for _, kind in option.owners if " " not in kind)
-        text = f"{kinds}: {option.text[:1].lower()}{option.text[1:]}" if kinds else option.text
-        lines.append(f"    {name}: {text}")
-        make = partial(_instance, option.type, option.default)
-        made.append((name, option.type, field() if option.default is MISSING else field(default_factory=make)))
-    doc = "\n".join([(cls.__doc__ or "").split("\n\n")[0], "", "Attributes:", *lines])
-    return make_dataclass(cls.__name__, made, frozen=True, kw_only=True, namespace={"__doc__": doc})
+        if name not in elsewhere:
+            yield prefix + name, option
+            if option.section:
+                yield from all_options(option.section, f"{prefix}{name}.", option.section.above)
 
 
 def unflatten(cls: type[T], flat: Mapping[str, Any]) -> T:
     """The options that a flat form stands for; what it leaves out has its default.
 
     Raises:
-        ConfigError: a value is not taken, or belongs to a kind that was not chosen.
+        ConfigError: an unknown or missing name, a value that does not fit, or one of a kind that was not chosen.
     """
+    return _assemble(cls, complete(cls, flat))
+
+
+def complete(cls: type[Options], flat: Mapping[str, Any], elsewhere: Sequence[str] = ()) -> dict[str, Any]:
+    """Every flat option by name, those of sections too; ``elsewhere`` are no options here."""
+    known = {name: option for name, option in options_of(cls).items() if name not in elsewhere}
+    check_names(cls.section or "The command", flat, known, [n for n, one in known.items() if one.default is MISSING])
+    found = {name: option.default for name, option in known.items()}
+    for name, value in flat.items():
+        option, place = known[name], f"{cls.section}.{name}".removeprefix(".")
+        found[name] = value
+        if option.section and (value is not None or type(None) not in arms(option.type)):
+            require(isinstance(value, Mapping), place, value, "its options below it")
+            found[name] = complete(option.section, value, option.section.above)
+        elif get_origin(option.type) is Literal:
+            checked(option.type, value, place)
+    return found
+
+
+def _assemble(cls: type[T], flat: Mapping[str, Any]) -> T:
+    """Options of their complete flat form."""
     known, types = options_of(cls), hints(cls)
-    flat = {name: option.default for name, option in known.items() if option.default is not MISSING} | dict(flat)
-    unknown = {name: flat[name] for name in flat if name not in known}
     chosen = {name: _chosen(name, types[name], flat, known) for name in types if members(types[name])}
     pairs = {(name, getattr(kind, "kind", kind)) for name, kind in chosen.items()}
     for name, option in known.items():
-        if option.owners and not pairs & set(option.owners) and _as_data(flat[name]) != _as_data(option.default):
+        if option.owners and not pairs & set(option.owners) and as_data(flat[name]) != as_data(option.default):
             owners = " or ".join(kind if " " in kind else f"{owner} {kind}" for owner, kind in option.owners)
-            text = f"{shown(option.default)}, as it belongs to {owners}"
+            text = f"{shown(option.default)}: it is used only with {owners}"
             require(False, f"{cls.section}.{name}".removeprefix("."), flat[name], text)
     values: dict[str, Any] = {}
     for name, hint in types.items():
         member = chosen.get(name)
         if isinstance(member, type) and issubclass(member, Options):
-            below = flat[member.below] if member.below else {n: flat[_flat_name(member, n)] for n in hints(member)}
-            values[name] = unflatten(member, below) if member.below else member(**below)
+            own = {one: flat[_flat_name(member, one)] for one in hints(member)} if not member.below else {}
+            values[name] = _assemble(member, flat[member.below]) if member.below else member(**own)
         elif name in chosen:
             values[name] = member
-        elif name in flat:
+        else:
             nested, values[name] = _nested(hint), flat[name]
-            if nested and isinstance(flat[name], Mapping):
-                values[name] = unflatten(nested, {**flat[name], **{above: flat[above] for above in nested.above}})
-    return cls(**values, **unknown)
+            if nested and flat[name] is not None:
+                values[name] = _assemble(nested, {**flat[name], **{above: flat[above] for above in nested.above}})
+    return cls(**values)
 
 
 def to_flat(config: Options) -> dict[str, Any]:
@@ -140,35 +171,21 @@ def to_flat(config: Options) -> dict[str, Any]:
 
 def to_dict(config: Any) -> Any:
     """Plain data (for YAML and JSON) of a config, in the flat form: paths as text, tuples as lists."""
-    return _as_data(to_flat(config) if isinstance(config, Options) else config)
+    return as_data(to_flat(config) if isinstance(config, Options) else config)
 
 
-def _as_data(value: Any) -> Any:
+def as_data(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _as_data(one) for name, one in value.items()}
+        return {name: as_data(one) for name, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: _as_data(getattr(value, one.name)) for one in fields(value)}
+        return {one.name: as_data(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, (tuple, list)):
-        return [_as_data(one) for one in value]
+        return [as_data(one) for one in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _has_flat_form(kind: Any) -> bool:
-    """Whether options stand otherwise on the command line than in Python."""
-    if not (isinstance(kind, type) and issubclass(kind, Options)):
-        return False
-    return kind.kind is not None or flatten(kind) is not kind
 
 
 def _flat_value(value: Any) -> Any:
     return to_flat(value) if isinstance(value, Options) else value
-
-
-def _instance(kind: Any, value: Any) -> Any:
-    """A flat section as its flat dataclass."""
-    if not (isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping)):
-        return value
-    return kind(**{one.name: _instance(one.type, value[one.name]) for one in fields(kind)})
 
 
 def _default(one: Field[Any]) -> Any:
@@ -205,18 +222,6 @@ def _chosen(name: str, hint: Any, flat: Mapping[str, Any], known: Mapping[str, O
 def _nested(hint: Any) -> type[Options] | None:
     found = [arm for arm in arms(hint) if isinstance(arm, type) and issubclass(arm, Options) and not arm.kind]
     return found[0] if found else None
-
-
-def _plain(hint: Any) -> Any:
-    """A type without its metadata, options in their flat form."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _plain(arguments[0])
-    if isinstance(hint, type) and issubclass(hint, Options):
-        return flatten(hint)
-    if origin in (tuple, list, dict):
-        return origin[tuple(argument if argument is Ellipsis else _plain(argument) for argument in arguments)]
-    return reduce(or_, map(_plain, arms(hint))) if len(arms(hint)) > 1 else hint
 
 
 def _texts(cls: type) -> dict[str, str]:

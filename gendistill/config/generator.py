@@ -206,8 +206,8 @@ class FinetuneConfig(Options):
         require(self.pretrained is None or self.codec == "pixels", f"{section}.codec", self.codec, alone)
         latent = self.pretrained is not None or self.codec != "pixels"
         cached = self.latent_cache
-        expected = "null with codec pixels, which encodes nothing"
+        expected = "None with codec pixels, which encodes nothing"
         require(cached is None or latent, f"{section}.latent_cache", cached, expected)
         numbered = self.label_map is None or self.pretrained is not None
-        expected = "null without finetune.pretrained: a model trained from scratch numbers its classes itself"
+        expected = "None without finetune.pretrained: a model trained from scratch numbers its classes itself"
         require(numbered, f"{section}.label_map", self.label_map, expected)

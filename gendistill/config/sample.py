@@ -147,7 +147,7 @@ class SampleConfig(Options):
         check_sizes(self.ipc, "sample.ipc")
         names = self.class_names
         unique = names is None or len(set(names)) == len(names) > 0
-        require(unique, "sample.classes", names, "null, or names, each once")
+        require(unique, "sample.classes", names, "None, or names, each once")
         if isinstance(self.guidance, ModeGuidance) and isinstance(self.start, Prototypes):
             wanted = f"{self.guidance.modes}, because prototypes and guidance mode share their clusters"
             require(self.start.modes == self.guidance.modes, "sample.modes", self.start.modes, wanted)

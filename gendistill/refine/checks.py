@@ -68,7 +68,7 @@ def check_inputs(
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")
     side, size = data.image_size, config.delta_size
-    require(size is None or size <= side, "delta_size", size, f"null, or at most the images' side of {side}")
+    require(size is None or size <= side, "delta_size", size, f"None, or at most the images' side of {side}")
     if codec is not None:
         _check_codec(codec, data, config)
 
@@ -83,7 +83,7 @@ def _check_codec(codec: Codec, data: RealData, config: ObjectiveConfig) -> None:
             "for these."
         )
     codec.latent_shape(data.image_size)
-    require(config.delta_size is None, "delta_size", config.delta_size, "null with a codec, whose latents are small")
+    require(config.delta_size is None, "delta_size", config.delta_size, "None with a codec, whose latents are small")
 
 
 def _check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> None:
@@ -98,7 +98,7 @@ def _check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> N
 def _check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
     """Refuse a held-out network of a teacher's architecture, and one that no gate uses."""
     check_teacher("the held-out teacher", held_out, data)
-    require(config.gate and config.steps > 0, "held_out", "given", "null without gate true, or with steps 0")
+    require(config.gate and config.steps > 0, "held_out", "given", "None without gate true, or with steps 0")
     if any(held_out.spec == teacher.spec for teacher in teachers):
         raise ConfigError(
             f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 from gendistill import runtime
@@ -57,8 +56,6 @@ def _deciding(config: DistillConfig) -> Mapping[str, object]:
     """The options that decide the result: those of the method, but for how often a run is saved."""
     read, options = ("method", "ipc", *DISTILLERS[config.method].sections), to_dict(config)
     found = {name: options[name] for name in options if name in read}
-    if "options" in found:  # its defaults decide as well
-        found["options"] = asdict(DISTILLERS[config.method].parse(config.options, config.method))
     found.get("matching", {}).pop("checkpoint_every", None)
     return found
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gendistill import runtime
-from gendistill.config import RefineConfig, as_tuple, ipc_sizes, require, stage_options
+from gendistill.config import RefineConfig, as_tuple, ipc_sizes, stage_options
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import load_generator_codec
@@ -80,7 +80,6 @@ def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
     state = runtime.processes()
     teachers = list(as_tuple(command.teacher))
-    require(bool(teachers), "teacher", teachers, "a folder, or a list of them")
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs) if state.is_main_process else nullcontext():
         state.wait_for_everyone()

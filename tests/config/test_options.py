@@ -109,7 +109,7 @@ MESSAGES = {
         "SampleConfig has no guidance_scale; expected it as guidance=ClassifierFree(scale=...).",
     ),
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
-    "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected null or a whole number of at least"),
+    "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number of at least"),
     "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number of at least 1 or"),
     "a bool": (lambda: config.TeacherConfig(steps=True), "steps is True; expected a whole number of at least 1."),
     "a command's own": (
@@ -134,4 +134,4 @@ def test_lists_become_tuples_and_text_becomes_a_path() -> None:
     assert commands.VerifyCommand(surrogate=["a", "b"]).surrogate == [Path("a"), Path("b")]
     assert config.EvaluateConfig(baseline_cache="auto").baseline_cache == "auto"
     assert config.EvaluateConfig(baseline_cache="here").baseline_cache == Path("here")
-    assert config.TeacherConfig(learning_rate=1).learning_rate == 1
+    assert repr(config.TeacherConfig(learning_rate=1).learning_rate) == "1.0"

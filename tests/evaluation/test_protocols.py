@@ -98,7 +98,7 @@ def test_a_length_that_is_given_holds_for_every_row():
 
 
 def test_steps_and_epochs_together_are_refused():
-    with pytest.raises(ConfigError, match="null with steps"):
+    with pytest.raises(ConfigError, match="None with steps"):
         settings(steps=3, epochs=3)
 
 

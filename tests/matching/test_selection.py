@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 from gendistill.config import DistillConfig
-from gendistill.config.flat import flatten
+from gendistill.config.flat import options_of
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
@@ -78,7 +78,7 @@ def selection(kind, split, classes=10, batch_size=12, seed=0, **options):
 
 
 def test_the_options_name_every_selection():
-    assert set(get_args(flatten(DistillConfig).__annotations__["selection"])) == set(SELECTIONS)
+    assert set(get_args(options_of(DistillConfig)["selection"].type)) == set(SELECTIONS)
 
 
 @pytest.mark.parametrize("kind", SELECTIONS)

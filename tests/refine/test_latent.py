@@ -175,7 +175,7 @@ def test_a_codec_that_cannot_serve_is_refused(digits: RealData, teacher: Teacher
               up_block_types=("UpDecoderBlock2D",) * 5)  # fmt: skip
     with pytest.raises(ConfigError, match="multiple of 16"):
         refine_set(pool, teacher, digits, 2, CONFIG, codec=LatentCodec(deep, 1))
-    with pytest.raises(ConfigError, match="delta_size is 4; expected null"):
+    with pytest.raises(ConfigError, match="delta_size is 4; expected None"):
         refine_set(pool, teacher, digits, 2, replace(CONFIG, delta_size=4), codec=LatentCodec(kl(), 1))
 
 

@@ -425,7 +425,7 @@ def test_a_held_out_network_must_be_another_and_be_asked(
     with pytest.raises(ConfigError, match="expected another architecture"):
         refine_set(pool, teacher, digits, 4, replace(CONFIG, gate=True), held_out=alike)
     other = train_teacher(digits, TeacherConfig(network="convnet", width=8, steps=2), seed=1)
-    with pytest.raises(ConfigError, match="null without gate true"):
+    with pytest.raises(ConfigError, match="None without gate true"):
         refine_set(pool, teacher, digits, 4, CONFIG, held_out=other)
 
 

@@ -137,7 +137,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
         (("--features", "trained"), ["evaluate.features is 'trained'", "with task continual, which ignores it"]),
         (("--describe", "false"), ["evaluate.describe is False", "with task continual, which ignores it"]),
         (("--teacher", "somewhere"), ["teacher is 'somewhere'", "task continual"]),
-        (("--task", "classification"), ["evaluate.continual", "as it belongs to task continual"]),
+        (("--task", "classification"), ["evaluate.continual", "it is used only with task continual"]),
         (("--task", "magic"), ["magic", "continual"]),
     ],
 )

@@ -165,9 +165,9 @@ def test_a_finished_command_does_nothing_again(folders, tmp_path):
     [
         (["--top_k", 11], "at most the 10 classes"),
         (["--temperature", 0], "more than 0"),
-        (["--cutmix", 1], "expected 0.0, as it belongs to mode per_view or mode online"),
+        (["--cutmix", 1], "expected 0.0: it is used only with mode per_view or mode online"),
         (["--views", 3], "without min_crop and flip"),
-        (["--mode", "online", "--top_k", 2], "expected null, as it belongs to mode per_image or mode per_view"),
+        (["--mode", "online", "--top_k", 2], "expected null: it is used only with mode per_image or mode per_view"),
         (["--mode", "per_pixel"], "per_pixel"),
     ],
     ids=str,

@@ -263,15 +263,15 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         ),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
-        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null, as it belongs to selection rep"),
-        (("--method", "idc", "--matching.candidates", 5000), "it belongs to selection representative"),
+        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null: it is used only with selection r"),
+        (("--method", "idc", "--matching.candidates", 5000), "it is used only with selection representative"),
         (
             ("--method", "idc", "--matching.queue_size", 5),
             "queue_size is 5; expected null with method idc: Queue",
         ),
         (
             ("--method", "dc", "--matching.distance", "l1", "--matching.class_aware", 5),
-            "class_aware is 5.0; expected null, as it belongs to objective features",
+            "class_aware is 5; expected null: it is used only with objective features",
         ),
         (("--method", "idm", "--matching.inner_steps", 2), "inner_steps is 2; expected 1 with a queue"),
         (
