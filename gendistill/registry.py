@@ -192,6 +192,8 @@ class Distiller:
         temporary: Names below its folder that only a resumed run needs.
         inputs: Sets that the options name, further arguments of ``make``: called with (data, config), it returns {name:
             set}.
+        preset: Of a matching method, its ``Method`` in matching/methods.py.
+        choices: Of a matching method, the kinds of objective and networks whose options it has (config/distill.py).
     """
 
     make: Callable[..., Iterator[Any]] | str
@@ -204,6 +206,8 @@ class Distiller:
     resumable: bool = False
     temporary: tuple[str, ...] = ()
     inputs: Callable[..., Mapping[str, Any]] | str | None = None
+    preset: Any = None
+    choices: tuple[str, ...] = ()
 
 
 def _coreset(function: Callable[..., Any] | str) -> Distiller:
@@ -218,13 +222,20 @@ _WMDD = Distiller(
     resumable=True,
     temporary=("chunks",),
 )
-_MATCHING = Distiller(
-    make="gendistill.distillers:matching_sets",
-    sections=("selection", "iterations", "matching"),
-    resumable=True,
-    temporary=("checkpoints",),
-    inputs="gendistill.distillers:start_of_matching",
-)
+
+
+def _matching(preset: str, *choices: str) -> Distiller:
+    return Distiller(
+        make="gendistill.distillers:matching_sets",
+        sections=("selection", "iterations", "matching"),
+        resumable=True,
+        temporary=("checkpoints",),
+        inputs="gendistill.distillers:start_of_matching",
+        preset=f"gendistill.matching.methods:{preset}",
+        choices=choices,
+    )
+
+
 DISTILLERS = Registry[Distiller](
     "method",
     "gendistill.distillers",
@@ -233,7 +244,11 @@ DISTILLERS = Registry[Distiller](
             name: _coreset(f"gendistill.coreset.coresets:{name}") for name in ("random", "kmeans", "herding", "kcenter")
         },
         "wmdd": _WMDD,
-        **dict.fromkeys(("dc", "dsa", "dm", "idc", "idm"), _MATCHING),
+        "dc": _matching("DC", "gradient", "fresh"),
+        "dsa": _matching("DSA", "gradient", "fresh"),
+        "dm": _matching("DM", "features", "fresh"),
+        "idc": _matching("IDC", "gradient", "fresh"),
+        "idm": _matching("IDM", "features", "queue"),
     },
 )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from gendistill.config.base import (
     Compile,
@@ -29,7 +29,6 @@ from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
 
-MatchingMethod = Literal["dc", "dsa", "dm", "idc", "idm"]
 MatchingStart = Literal["noise", "random", "clustered"]
 Distance = Literal["cosine", "mse", "l1"]
 Augmentation = Literal["none", "one", "all"]
@@ -73,7 +72,6 @@ class Gradient(Options):
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "gradient"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dc", "dsa", "idc")
 
     distance: Distance | None = None
     match_head: bool | None = None
@@ -91,7 +89,6 @@ class Features(Options):
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "features"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dm", "idm")
 
     class_aware: NonNegative | None = None
 
@@ -107,7 +104,6 @@ class Fresh(Options):
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "fresh"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("dc", "dsa", "dm", "idc")
 
     train_on: NetworkTraining | None = None
     warm_steps: Whole | None = None
@@ -125,7 +121,6 @@ class Queue(Options):
 
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "queue"
-    methods: ClassVar[tuple[MatchingMethod, ...]] = ("idm",)
 
     size: Annotated[Count | None, Flat("queue_size")] = None
     interval: Annotated[Count | None, Flat("queue_interval")] = None
@@ -221,10 +216,11 @@ class MatchingConfig(Options):
     def check_method(self, method: str) -> None:
         """Refuse an objective or networks of another method."""
         for place, choice in (("objective", self.objective), ("networks", self.networks)):
-            if choice is None or method in choice.methods:
+            if choice is None or choice.kind in DISTILLERS[method].choices:
                 continue
-            kind = type(choice)
-            text = f"with method {method}: {kind.__name__} is an option of {', '.join(choice.methods)}"
+            kind, ours = type(choice), DISTILLERS.ours()
+            names = [name for name in ours if choice.kind in DISTILLERS[name].choices]
+            text = f"with method {method}: {kind.__name__} is an option of {', '.join(names)}"
             for name in hints(kind):
                 value, usual = getattr(choice, name), getattr(kind, name)
                 require(value == usual, option_name(kind, name), value, f"{shown(usual)} {text}")
@@ -262,9 +258,10 @@ class DistillConfig(Options):
         chosen = DISTILLERS[self.method]
         if (own := method_options(self)) is not None:
             object.__setattr__(self, "options", to_dict(own))
-        for name, own, kinds in (("wmdd", self.wmdd, ("wmdd",)), ("matching", self.matching, get_args(MatchingMethod))):
+        for name in ("wmdd", "matching"):
             if name not in chosen.sections:
-                given = _changed(own, name)
+                given = _changed(getattr(self, name), name)
+                kinds = [one for one in DISTILLERS.ours() if name in DISTILLERS[one].sections]
                 given += ["iterations"] if name == "matching" and self.iterations is not None else []
                 text = f"none of them with method {self.method}; they are options of {', '.join(kinds)}"
                 require(not given, "distill", ", ".join(given), text)

@@ -197,6 +197,11 @@ class FinetuneConfig(Options):
     preview_steps: Whole = 0
     report_to: Tracker = "none"
 
+    @property
+    def trains_null_class(self) -> bool:
+        """Whether the network learns the null class, which classifier-free guidance needs."""
+        return self.label_dropout > 0 or self.pretrained is not None
+
     def check(self) -> None:
         super().check()
         parts, section = self.gradient_accumulation_steps, "finetune"

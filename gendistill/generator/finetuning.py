@@ -95,7 +95,7 @@ def finetune(
         "given_labels": config.label_map,
         "data": data.describe(),
         "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
-        "null_class_trained": config.label_dropout > 0 or config.pretrained is not None,
+        "null_class_trained": config.trains_null_class,
         "base_hash": base_hash,
     }
     if folder and config.adaptation != "full":

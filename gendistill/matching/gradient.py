@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gendistill import runtime
+from gendistill.config import Distance
 from gendistill.errors import ConfigError
 from gendistill.matching.functional import (
     FunctionalNetwork,
@@ -31,7 +32,7 @@ from gendistill.matching.functional import (
     lengths,
     structure,
 )
-from gendistill.objectives.matching import Distance, gradient_distance, mean_feature_distance
+from gendistill.objectives.matching import gradient_distance, mean_feature_distance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from gendistill.hashing import hash_json
 from gendistill.matching.network_pool import TRAINED
 from gendistill.networks.factories import build_network, takes_option
 from gendistill.networks.training import BACKWARD, training_flop
+from gendistill.registry import DISTILLERS, resolve
 from gendistill.surrogate.multi_formation import Factor, sides
 
 STANDARDISED = 0.25**2  # see ``image_rate``
@@ -68,13 +69,13 @@ class Images:
 
 def resolve_options(method: str, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
     """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
-    preset = _filled_from(METHODS[method].preset(ipc, images), COMMON)
+    preset = _filled_from(method_of(method).preset(ipc, images), COMMON)
     if isinstance(config.selection, Representative):
         most = max(1, images.per_class // SHARE) if images.per_class else MOST_PICKS  # of the class, else no choice
         batch = min(filled(preset.real_batch), MOST_PICKS, most)
         batch = max(1, batch // config.selection.per_cluster) * config.selection.per_cluster
         candidates = 4 * (config.real_batch or batch)
-        usual = Representative(interval=METHODS[method].interval, candidates=candidates)
+        usual = Representative(interval=method_of(method).interval, candidates=candidates)
         preset = replace(preset, start="clustered", real_batch=batch, selection=usual)
     return _filled_from(config, preset)
 
@@ -102,7 +103,7 @@ def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) ->
     """
     rate = config.learning_rate
     assert rate is not None
-    if not METHODS[method].scales_rate:
+    if not method_of(method).scales_rate:
         return rate
     base = 28 if images.plain else 224 if images.large else 32
     return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
@@ -236,13 +237,17 @@ class Method:
     weight_decay: float = 5e-4
 
 
-METHODS = {
-    "dc": Method(preset=_dc, iterations=1000, momentum=0.0, weight_decay=0.0),
-    "dsa": Method(preset=_dsa, iterations=1000, momentum=0.0, weight_decay=0.0),
-    "dm": Method(preset=_dm, iterations=20_000, interval=50),  # a clustering takes the time of four steps
-    "idc": Method(preset=_idc, iterations=1200, by_class=True, scales_rate=True),
-    "idm": Method(preset=_idm, iterations=20_000, by_class=True),
-}
+DC = Method(preset=_dc, iterations=1000, momentum=0.0, weight_decay=0.0)
+DSA = Method(preset=_dsa, iterations=1000, momentum=0.0, weight_decay=0.0)
+DM = Method(preset=_dm, iterations=20_000, interval=50)  # a clustering takes the time of four steps
+IDC = Method(preset=_idc, iterations=1200, by_class=True, scales_rate=True)
+IDM = Method(preset=_idm, iterations=20_000, by_class=True)
+
+
+def method_of(name: str) -> Method:
+    """What sets the matching method of that name apart; the registry names it."""
+    found: Method = resolve(DISTILLERS[name].preset)
+    return found
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,7 @@ class Run:
 
     @property
     def rules(self) -> Method:
-        return METHODS[self.method]
+        return method_of(self.method)
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -274,7 +279,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     method, given = config.method, config.matching
     counts = data.train.labels.bincount(minlength=len(data.classes))
     images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
-    iterations = config.iterations or METHODS[method].iterations
+    iterations = config.iterations or method_of(method).iterations
     resolved, presets = (
         [resolve_options(method, options, ipc, images) for ipc in ipc_sizes(config.ipc)]
         for options in (given, MatchingConfig(real_batch=given.real_batch, selection=given.selection))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
+from gendistill.config import NetworkTraining
 from gendistill.data.crops import batch_indices, cutmix
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
@@ -118,7 +119,7 @@ class FreshNetworks:
 
     build: Build
     training: Training
-    source: Literal["none", "surrogate", "real"]
+    source: NetworkTraining
     real: Split
     steps: int
     seed: int

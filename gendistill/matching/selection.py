@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from gendistill import runtime
+from gendistill.config import BarycenterWeights
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
@@ -33,8 +34,6 @@ from gendistill.transport.kmeans import kmeans_centres
 CPU_BATCH = 32  # activations that still fit in the caches: a ConvNet-3 embeds in 0.6 of the time of batches of 128
 BATCH = 256
 TOLERANCE = 1e-2  # variances: the sum of the atoms' squared moves; further descent gains nothing for a batch
-
-Weights = Literal["free", "fixed"]
 
 
 class Selection(Protocol):
@@ -91,7 +90,7 @@ class RepresentativeSelection:
         *,
         interval: int = 10,
         per_cluster: int = 1,
-        weights: Weights = "free",
+        weights: BarycenterWeights = "free",
         candidates: int | None = None,
         dimensions: int | None = None,
         bf16: bool = False,
@@ -213,7 +212,9 @@ def unchanged_buffers(network: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def representatives(features: Tensor, count: int, seed: int, per_cluster: int = 1, weights: Weights = "free") -> Tensor:
+def representatives(
+    features: Tensor, count: int, seed: int, per_cluster: int = 1, weights: BarycenterWeights = "free"
+) -> Tensor:
     """Positions (count,), all different, of the images nearest to the centres of clusters of ``features`` (n,d).
 
     The ``per_cluster`` nearest of each of count / per_cluster centres, by one-to-one assignment: where centres share

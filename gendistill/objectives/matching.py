@@ -7,13 +7,14 @@ which should be fp32 or better.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 from torch import Tensor
 from torch.nn import functional as F
 
-Distance = Literal["cosine", "mse", "l1"]
-DISTANCES: tuple[Distance, ...] = ("cosine", "mse", "l1")
+from gendistill.config import Distance
+
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 FLOOR = 1e-6  # the released code's; it is absolute, so rows whose two norms multiply to less hardly count
 
 

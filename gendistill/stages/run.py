@@ -123,7 +123,7 @@ def check_networks(config: RunConfig, data: RealData) -> None:
         require_batch_of_two(network, judge.batch_size, len(data.train))
     generator = start_generator(data, config.finetune, config.seed)
     check_training(generator, config.finetune)
-    generator.meta["null_class_trained"] = config.finetune.label_dropout > 0 or config.finetune.pretrained is not None
+    generator.meta["null_class_trained"] = config.finetune.trains_null_class
     check_guidance(generator, config.sample)
 
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import Features, Gradient, MatchingConfig, Representative
-from gendistill.matching.methods import METHODS, Images, image_rate, resolve_options
+from gendistill.matching.methods import Images, image_rate, resolve_options
+from gendistill.registry import DISTILLERS
 from gendistill.seeding import torch_rng
 
+METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 CIFAR10 = Images(channels=3, size=32, classes=10)
 OBJECTIVES = dict.fromkeys(("dc", "dsa", "idc"), Gradient(distance="l1"))
 DREAM = MatchingConfig(selection=Representative())

@@ -211,7 +211,7 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
         (
             ("--method", "dm", "--matching.learning_rate", 0),
-            "learning_rate is 0.0; expected null or a number more than 0",
+            "learning_rate is 0; expected null or a number more than 0",
         ),
         (("--method", "dm", "--matching.factor", 9), "factor"),
         (("--method", "dm", "--matching.factor", "[1,9]"), "factor"),
@@ -263,7 +263,10 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
         ),
         (("--method", "dsa", "--ipc", "[1,9]", "--matching.train_steps", 5), "between two inner steps"),
         (("--method", "idm", "--matching.warm_steps", 5), "warm_steps is 5; expected null with method idm"),
-        (("--method", "idc", "--matching.interval", 5), "interval is 5; expected null: it is used only with selection r"),
+        (
+            ("--method", "idc", "--matching.interval", 5),
+            "interval is 5; expected null: it is used only with selection r",
+        ),
         (("--method", "idc", "--matching.candidates", 5000), "it is used only with selection representative"),
         (
             ("--method", "idc", "--matching.queue_size", 5),
