@@ -14,7 +14,7 @@ from torch import Tensor
 from gendistill.config import DistillConfig, ipc_sizes, to_dict
 from gendistill.config.distill import method_options
 from gendistill.data.dataset import RealData
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import track
@@ -57,7 +57,8 @@ def distill(
         >>> made = gd.distill(gd.load_data(), "kmeans", ipc=10)
         >>> made.save("kmeans/ipc-10")
     """
-    chosen = DISTILLERS[method]
+    require_type("data", data, RealData)
+    chosen = DISTILLERS[require_type("method", method, str)]
     if config is not None and config.method not in (method, DistillConfig().method):
         raise ConfigError(f"config.method is {config.method!r}; expected {method!r}, or a config that names no method.")
     if isinstance(ipc, (list, tuple)):
@@ -72,7 +73,7 @@ def distill(
         from gendistill.coreset.coresets import coreset_set
 
         return coreset_set(data, method, ipc, seed=seed, features=features)
-    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    teachers = require_types("teacher", teacher, Teacher)
     (made,) = distill_sets(data, config, teachers=teachers, seed=seed, work=folder)
     return made
 

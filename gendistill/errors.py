@@ -2,6 +2,15 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+MADE_BY = {
+    "RealData": "gd.load_data or gd.RealData.from_arrays",
+    "SurrogateSet": "gd.distill or gd.SurrogateSet.load",
+    "Teacher": "gd.train_teacher or gd.Teacher.from_pretrained",
+    "Generator": "gd.finetune or gd.Generator.from_pretrained",
+}
 
 
 class GendistillError(Exception):
@@ -38,3 +47,23 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The sentence that a message ends with where a known name is close to this one."""
     close = difflib.get_close_matches(str(name), list(known), 1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def require_type(name: str, value: Any, kind: type[T]) -> T:
+    """The argument ``name`` of a public function, where it is a ``kind``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value, kind):
+        return value
+    shown = repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    how = f", which {MADE_BY[kind.__name__]} makes" if kind.__name__ in MADE_BY else ""
+    raise ConfigError(f"{name} is {shown}; expected a {kind.__name__}{how}.")
+
+
+def require_types(name: str, value: Any, kind: type[T]) -> list[T]:
+    """The argument ``name``, one ``kind`` or several, as a list."""
+    if isinstance(value, (kind, str)) or not isinstance(value, Iterable):
+        return [require_type(name, value, kind)]
+    return [require_type(f"{name}[{i}]", one, kind) for i, one in enumerate(value)]

@@ -231,7 +231,7 @@ def load_yaml(text: str) -> Any:
 
 def read(hint: Any, value: Any) -> Any:
     """Text as what YAML reads in it, or as it is where the type takes only that; other values as they are."""
-    if not isinstance(value, str) or hint is Any:
+    if not isinstance(value, str) or hint is Any or not value.strip():
         return value
     try:
         found = load_yaml(value)

@@ -19,7 +19,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
-from gendistill.errors import ConfigError, DataError
+from gendistill.errors import ConfigError, DataError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
 from gendistill.evaluation.entries import Entry, SoftTargets, pool_entry
@@ -253,7 +253,7 @@ def _compared(row: ContinualRow, rows: Sequence[ContinualRow]) -> ContinualRow:
 
 def evaluate_continual(
     data: RealData,
-    surrogates: Sequence[SurrogateSet],
+    surrogates: SurrogateSet | Sequence[SurrogateSet],
     config: EvaluateConfig | None = None,
     *,
     seed: int = 0,
@@ -263,7 +263,7 @@ def evaluate_continual(
 
     Args:
         data: The real images that the baselines and the test split come from.
-        surrogates: The sets, of any IPC, with their hard labels.
+        surrogates: A set, or sets of any IPC, with their hard labels.
         config: The protocol with one network and hard labels, the steps, and the orders of the classes.
         seed: Of the class orders, of the random draws and of k-means.
         folder: Keeps finished trainings, so that an interrupted evaluation goes on.
@@ -276,7 +276,9 @@ def evaluate_continual(
         ConfigError: soft labels or several networks, more steps than classes, or an option that does not fit.
         DataError: images of another shape than the test images, or none of the classes that a run starts with.
     """
-    config = config or EvaluateConfig(task=Continual())
+    require_type("data", data, RealData)
+    surrogates = require_types("surrogates", surrogates, SurrogateSet)
+    config = require_type("config", config or EvaluateConfig(task=Continual()), EvaluateConfig)
     settings = resolve_protocol(config)
     if settings.labels == "soft" or len(settings.network) > 1:
         raise ConfigError(

@@ -12,7 +12,7 @@ from itertools import chain
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, check_origin, mean_and_std
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog
 from gendistill.evaluation.checks import NOT_RECOGNISED, VALUE_RANGE, Finding
@@ -109,10 +109,12 @@ def evaluate(
         >>> result = gendistill.evaluate(data, [gendistill.distill(data, "herding", 10)])
         >>> print(gendistill.table(result))
     """
-    config = config or EvaluateConfig()
-    surrogates = [surrogates] if isinstance(surrogates, SurrogateSet) else list(surrogates)
+    config = require_type("config", config or EvaluateConfig(), EvaluateConfig)
+    require_type("data", data, RealData)
+    surrogates = require_types("surrogates", surrogates, SurrogateSet)
     check_origins(surrogates, data)
-    if teacher:
+    if teacher is not None:
+        require_type("teacher", teacher, Teacher)
         check_origin("the teacher", teacher.classes, teacher.meta, data)
     check_soft_labels(surrogates, resolve_protocol(config), teacher)
     training = TrainingRun(resolve_protocol(config), data.test, len(data.classes))

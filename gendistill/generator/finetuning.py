@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from gendistill import runtime
 from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.adaptation import Adapted, AdapterOrigin, adapt, require_peft, save_adapter
 from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
@@ -31,6 +32,20 @@ PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
 OUR_LICENCE = "apache-2.0"
 
 
+@dataclass(frozen=True, eq=False)
+class BaseWeights:
+    """The weights of the network before the minimax phase, which ``Generator.save_pretrained`` keeps beside the others.
+
+    Attributes:
+        state: The network's state dict, on the CPU.
+    """
+
+    state: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        return f"BaseWeights({len(self.state)} tensors, {sum(one.numel() for one in self.state.values()):,} values)"
+
+
 def finetune(
     data: RealData,
     config: FinetuneConfig | None = None,
@@ -38,7 +53,7 @@ def finetune(
     seed: int = 0,
     folder: WorkFolder | None = None,
     generator: Generator | None = None,
-) -> tuple[Generator, dict[str, Tensor]]:
+) -> tuple[Generator, BaseWeights]:
     """Train a class-conditional generator: plain diffusion, then the minimax criteria (Gu et al. 2024).
 
     The loss of the second phase is denoising + w_r * representativeness + w_d * diversity (arXiv 2311.15529, eq. 7);
@@ -64,9 +79,10 @@ def finetune(
 
     Example:
         >>> generator, base = finetune(load_data(name="digits"), FinetuneConfig(base_steps=400, minimax_steps=100))
-        >>> generator.save_pretrained("generator", base=base)
+        >>> generator.save_pretrained("generator", base=base.state)
     """
-    config = config or FinetuneConfig()
+    require_type("data", data, RealData)
+    config = require_type("config", config or FinetuneConfig(), FinetuneConfig)
     generator = fit_classes(generator, data, config) if generator else start_generator(data, config, seed)
     check_training(generator, config)
     run = _Training(generator, data, config, seed, folder)
@@ -79,10 +95,10 @@ def finetune(
         run.phase("base", adapted)()
         run.preview("base")
         generator.network = adapted.merged()
-    base = {k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()}
+    base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
     if saved is not None and config.pretrained is None and run.is_main:
-        write_tensors(saved, base)
-    base_hash = hash_tensors(base)
+        write_tensors(saved, base.state)
+    base_hash = hash_tensors(base.state)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
 from gendistill.data.dataset import RealData
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.batch_source import RealLatents
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
@@ -71,9 +71,10 @@ def sample_set(
         >>> images = sample_set(Generator.from_pretrained("generator"), ipc=10)
         >>> images.save("samples/ipc-10")
     """
-    if ipc < 1:
+    require_type("generator", generator, Generator)
+    if require_type("ipc", ipc, int) < 1:
         raise ConfigError(f"ipc is {ipc}; expected images per class of at least 1.")
-    config = config or SampleConfig()
+    config = require_type("config", config or SampleConfig(), SampleConfig)
     start = time.perf_counter()
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)

@@ -17,7 +17,7 @@ from gendistill import runtime
 from gendistill.config import LabelConfig, PerImage, PerView, kind_of
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
@@ -125,7 +125,9 @@ def label_set(
         >>> labelled = gd.label_set(surrogate, teacher, gd.LabelConfig(mode=gd.PerImage(views=8), min_crop=0.5))
         >>> labelled.save("labelled")
     """
-    config, start = config or LabelConfig(), time.perf_counter()
+    require_type("surrogate", surrogate, SurrogateSet)
+    require_type("teacher", teacher, Teacher)
+    config, start = require_type("config", config or LabelConfig(), LabelConfig), time.perf_counter()
     check_teacher_fits(surrogate, teacher, config)
     images = surrogate.split.images
     mode = config.mode

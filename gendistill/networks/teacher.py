@@ -12,7 +12,7 @@ from gendistill import runtime
 from gendistill.config import DataConfig, TeacherConfig
 from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
-from gendistill.errors import ArtifactError, ConfigError, GendistillError
+from gendistill.errors import ArtifactError, ConfigError, GendistillError, require_type
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
@@ -174,7 +174,8 @@ def train_teacher(
         >>> teacher = gd.train_teacher(data, network=torchvision.models.resnet18(num_classes=10))
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10)
     """
-    config, seed = config or TeacherConfig(), derive(seed, "teacher")
+    require_type("data", data, RealData)
+    config, seed = require_type("config", config or TeacherConfig(), TeacherConfig), derive(seed, "teacher")
     channels, side, classes = data.channels, data.image_size, len(data.classes)
     own = isinstance(network, nn.Module)
     name = f"{type(network).__module__}.{type(network).__qualname__}" if own else network or config.network

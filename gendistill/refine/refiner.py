@@ -11,7 +11,7 @@ import torch
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
 from gendistill.data.dataset import RealData
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
@@ -80,10 +80,12 @@ def refine_set(
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10, config=gd.RefineConfig(steps=200))
         >>> refined.save("refined/ipc-10")
     """
-    config = config or RefineConfig()
+    config = require_type("config", config or RefineConfig(), RefineConfig)
     if refiner is not None:
         config = replace(config, refiner=refiner if isinstance(refiner, str) else tuple(refiner))
-    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    require_type("pool", pool, SurrogateSet)
+    require_type("data", data, RealData)
+    teachers = require_types("teacher", teacher, Teacher)
     check_refinement(pool, teachers, data, config, [ipc], held_out, codec)
     space = space or ground_space(teachers, data, config)
     pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)

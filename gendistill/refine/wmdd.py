@@ -12,6 +12,7 @@ from gendistill.config import WmddConfig
 from gendistill.coreset.coresets import coreset_set
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_uint8
+from gendistill.errors import require_type, require_types
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.refine.checks import check_inputs
@@ -51,7 +52,8 @@ def wmdd(
         ArtifactError: a teacher of other classes, or one that was trained on test images of ``data``.
     """
     begun, config = time.perf_counter(), config or WmddConfig()
-    teachers = [teacher] if isinstance(teacher, Teacher) else list(teacher)
+    require_type("data", data, RealData)
+    teachers = require_types("teacher", teacher, Teacher)
     start, origin = coreset_set(data, "random", ipc, seed=seed), "from real images"
     if config.start == "noise":
         noise = torch.randn(start.images.shape, generator=torch_rng(seed, "wmdd noise", ipc))

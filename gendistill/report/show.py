@@ -13,7 +13,7 @@ import torch
 from gendistill import runtime
 from gendistill.config import Projection as Method
 from gendistill.data.dataset import RealData, Split, check_origin
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, require_type, require_types
 from gendistill.evaluation.copies import FEATURES, PIXELS, Copies, CopyCheck
 from gendistill.evaluation.projection import Projection, pixels, project_sets
 from gendistill.io import write_json, write_text
@@ -31,7 +31,7 @@ SHOW_RECORD, SHOW_PAGE, PROJECTION = "show.json", "show.html", "projection.svg"
 
 
 def show(
-    sets: Mapping[str, SurrogateSet],
+    sets: SurrogateSet | Sequence[SurrogateSet] | Mapping[str, SurrogateSet],
     folder: Path | str,
     *,
     data: RealData | None = None,
@@ -45,7 +45,8 @@ def show(
     real ones: which images are copies, how far each is from its closest training image, and a projection of all.
 
     Args:
-        sets: The sets by name. The names stand on the page and in file names.
+        sets: A set, several, or sets by name. The names stand on the page and in file names; without them a set has
+            the name of its method and its IPC, such as ``kmeans-10``.
         folder: Is made if it is missing.
         data: The real images that the sets were made from.
         teacher: Distances are then between its features (B,D); without it they are between pixels.
@@ -59,8 +60,13 @@ def show(
         ArtifactError: a set, or the teacher, has other classes, sizes or splits than the data.
 
     Example:
-        ``show({"dm": SurrogateSet.load("dm/ipc-10")}, "shown", data=load_data(DataConfig(name="digits")))``
+        >>> gd.show({"dm": gd.SurrogateSet.load("dm/ipc-10")}, "shown", data=gd.load_data(name="digits"))
     """
+    sets = _by_name(sets)
+    if data is not None:
+        require_type("data", data, RealData)
+    if teacher is not None:
+        require_type("teacher", teacher, Teacher)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {name: made.split for name, made in sets.items()}
@@ -95,6 +101,16 @@ def show(
     }
     write_json(folder / SHOW_RECORD, record)
     return record
+
+
+def _by_name(sets: SurrogateSet | Sequence[SurrogateSet] | Mapping[str, SurrogateSet]) -> dict[str, SurrogateSet]:
+    """The sets by the names that they have, or else by method and IPC, numbered where two are alike."""
+    if isinstance(sets, Mapping):
+        return {name: require_type(f"sets[{name!r}]", made, SurrogateSet) for name, made in sets.items()}
+    made = require_types("sets", sets, SurrogateSet)
+    names = [f"{one.meta.get('method', 'set')}-{one.ipc}" for one in made]
+    unique = names if len(set(names)) == len(names) else [f"{i + 1}-{name}" for i, name in enumerate(names)]
+    return dict(zip(unique, made, strict=True))
 
 
 def _check(sets: Mapping[str, SurrogateSet], data: RealData, teacher: Teacher | None) -> None:

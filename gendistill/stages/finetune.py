@@ -32,7 +32,7 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
         generator, base = finetune(data, config, seed=seed, folder=folder, generator=generator)
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
-            generator.save_pretrained(folder.path, base=base)
+            generator.save_pretrained(folder.path, base=base.state)
             folder.scaffold = TEMPORARY
             folder.facts |= {"hash": generator.hash(), "processes": state.num_processes}
     return target

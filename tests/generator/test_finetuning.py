@@ -45,7 +45,10 @@ def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
     assert phases == ["base", "minimax"]
     again, same = finetune(digits, CONFIG, folder=folder)
     assert again.hash() == tuned.hash()
-    assert all(torch.equal(base[k], same[k]) for k in base)
+    assert all(torch.equal(base.state[k], same.state[k]) for k in base.state)
+    assert (
+        repr(base) == f"BaseWeights({len(base.state)} tensors, {sum(map(torch.numel, base.state.values())):,} values)"
+    )
     assert len(folder.log_path.read_text().splitlines()) == 3  # the second call ran the last minimax step only
 
 
