@@ -147,6 +147,7 @@ def test_classes_that_arrive_in_steps(data: gd.RealData, refined: gd.SurrogateSe
 def test_objects_have_short_reprs(data: gd.RealData, teacher: gd.Teacher, refined: gd.SurrogateSet) -> None:
     for one in (data, data.train, teacher, refined):
         assert len(repr(one)) < 200
+    assert repr(refined).startswith(f"SurrogateSet({refined.meta['method']} + select + barycenter, 10 classes, ")
 
 
 def test_a_set_is_saved_verified_exported_and_shown(

@@ -189,11 +189,13 @@ class Evaluation(_Result):
     def _shown(self) -> DataFrame:
         frame = self.to_pandas()
         frame.insert(0, "set", [row_label(row) for row in self.rows])
+        frame["ipc"] = [row["ipc"] or "" for row in self.rows]
+        frame["images"] = frame["stored_images"]
         frame["accuracy %"] = [_percent(row) for row in self.rows]
         frame["95 % vs random"] = [_points(row) for row in self.rows]
         frame["labels"] = frame["recipe"].fillna("hard")
         differing = [name for name in ("labels", "augment", "network") if frame[name].nunique() > 1]
-        return frame[["ipc", "set", *differing, "stored_images", "accuracy %", "95 % vs random", "verdict"]]
+        return frame[["ipc", "set", *differing, "images", "accuracy %", "95 % vs random", "verdict"]]
 
     def _records(self) -> Sequence[Mapping[str, object]]:
         return [_flat(row) for row in self.rows]

@@ -135,7 +135,8 @@ class SurrogateSet:
         views = "" if self.factor == 1 else f", {self.views} views of each"
         soft = f", {self.soft_labels.mode} soft labels" if self.soft_labels else ""
         name = self.meta.get("method", "unknown method")
-        return f"SurrogateSet({name}, {len(self.classes)} classes, {len(self.labels)} images of {size}{views}{soft})"
+        made = " + ".join([name, *(stage for stage in self.meta.get("stages", ()) if stage not in (name, "label"))])
+        return f"SurrogateSet({made}, {len(self.classes)} classes, {len(self.labels)} images of {size}{views}{soft})"
 
     @property
     def ipc(self) -> int:

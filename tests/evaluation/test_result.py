@@ -116,6 +116,9 @@ def test_a_notebook_shows_a_table_and_names_are_escaped(result: Evaluation, cont
     assert "<p>Protocol &lt;b&gt; on digits, seed 0</p>" in page
     assert re.search(r"<td>\d+\.\d ± \d+\.\d</td>", page)
     assert re.search(r"<td>[+-]\d+\.\d to [+-]\d+\.\d</td>", page)
+    page = result._repr_html_()
+    assert page.count("<tr>") == len(result.rows)
+    assert "&lt;NA&gt;" not in page  # all real images have no IPC
     page = continual._repr_html_()
     assert "<th>5 classes</th>" in page
     assert "<td>k-means (pixels)</td>" in page

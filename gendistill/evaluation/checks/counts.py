@@ -63,8 +63,8 @@ def count_findings(labels: Tensor, real_labels: Tensor, classes: Sequence[str]) 
         found.append(
             Finding(
                 "uneven classes",
-                f"The classes have {low} ({few!r}) to {high} ({many!r}) images, other shares than among the real ones; "
-                "the random images it is compared with have the same counts; even the classes out if this is not "
+                f"The classes have {low} ({few!r}) to {high} ({many!r}) images, in other proportions than the real "
+                "ones; the random images it is compared with have the same counts; balance the classes if this is not "
                 "intended.",
                 "warning",
             )

@@ -94,12 +94,12 @@ def _mistaken(shares: Tensor, usual: Tensor, off: float) -> Finding | None:
     if found[name] > min(off / CLOSER, FAR):
         return None
     certain = found[name] <= off / CERTAINLY_CLOSER
-    likely = "are those" if certain else "are rather like those"
+    likely = "are those" if certain else "resemble those"
     fix = "undo it" if certain else "if this is not intended, undo it"
     return Finding(
         VALUE_RANGE,
         f"The pixel values {likely} of real images {name}: {off:.0f} grey levels away from the real ones, "
-        f"{found[name]:.0f} from real ones treated so; {fix} before images are stored as 0 to 255.",
+        f"{found[name]:.0f} from real ones stored in that way; {fix} before images are stored as 0 to 255.",
         "error" if certain else "warning",
     )
 
