@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from gendistill.config import commands, to_dict
-from gendistill.config.base import Folders, Options, arms, expected, load_yaml, read
+from gendistill.config.base import Folders, Options, arms, check_names, expected, load_yaml, read, require
 from gendistill.config.flat import Option, all_options, as_data, complete, options_of, unflatten
 from gendistill.errors import ConfigError, GendistillError, did_you_mean
 from gendistill.registry import CHOICES, import_plugins, plugins_of_environment
@@ -203,7 +203,7 @@ def _read_config(path: str) -> dict[str, Any]:
     try:
         loaded = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from error
+        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
     return loaded
@@ -220,8 +220,10 @@ def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
     if name == "run" or not sections:
         return loaded
-    shared = {"data", "seed"} & options_of(COMMANDS[name].options).keys()
-    return {**loaded.get(name, {}), **{k: v for k, v in loaded.items() if k in shared}}
+    check_names("The file", loaded, dict.fromkeys([*COMMANDS, *options_of(commands.RunConfig)]), ())
+    own, shared = loaded.get(name, {}), {"data", "seed"} & options_of(COMMANDS[name].options).keys()
+    require(isinstance(own, dict), name, own, "its options below it")
+    return {**own, **{k: v for k, v in loaded.items() if k in shared}}
 
 
 def _import_plugins(arguments: Sequence[str]) -> list[str]:

@@ -150,9 +150,9 @@ def checked(hint: Any, value: Any, option: str) -> Any:
     try:
         return conform(hint, value)
     except TypeError as error:
-        choices = [str(one) for arm in arms(hint) if get_origin(arm) is Literal for one in get_args(arm)]
-        guess = did_you_mean(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{option} is {shown(value)}; expected {error}.{guess}") from None
+        words = str(error)
+    choices = [str(one) for arm in arms(hint) if get_origin(arm) is Literal for one in get_args(arm)]
+    return require(False, option, value, words, choices if isinstance(value, str) else ())
 
 
 def conform(hint: Any, value: Any) -> Any:
@@ -352,9 +352,10 @@ def shown(value: Any) -> str:
     return repr(str(value) if isinstance(value, Path) else value)
 
 
-def require(condition: bool, option: str, value: object, expected: str) -> None:
+def require(condition: bool, option: str, value: object, expected: str, choices: Iterable[str] = ()) -> None:
+    """Refuse a value; of ``choices`` the message proposes the closest."""
     if not condition:
-        raise ConfigError(f"{option} is {shown(value)}; expected {expected}.")
+        raise ConfigError(f"{option} is {shown(value)}; expected {expected}.{did_you_mean(value, choices)}")
 
 
 def check_sizes(ipc: Sizes, option: str) -> None:

@@ -132,8 +132,8 @@ class MatchingConfig(Options):
     """Options of methods dc, dsa, dm, idc and idm. Null is the method's value (matching/methods.py).
 
     Attributes:
-        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm), or ``timm:NAME``; null is ``resnetap10`` for idc from 128 px on, else ``convnet``.
+        network: A name of ``gendistill.NETWORKS``; null is ``resnetap10`` for idc from 128 px on, else ``convnet``.
+            Ours have instance norm, or with ``_bn`` batch norm.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their

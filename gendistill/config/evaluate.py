@@ -44,9 +44,8 @@ class EvaluateConfig(Options):
             baselines; the options baselines, describe, features and legacy_best belong to classification.
         protocol: ``gendistill`` (equal optimiser steps), or a published protocol: ``idc``, ``dsa``, ``minimax-hard``,
             ``wmdd-soft``; their values are in gendistill/evaluation/protocols.
-        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm), or ``timm:NAME`` such as ``timm:densenet121`` or ``timm:vit_tiny_patch16_224``; or a list such
-            as [convnet,resnet18], which gives rows for each.
+        network: A name of ``gendistill.NETWORKS``, or a list such as [convnet,resnet18], which gives rows for each.
+            Ours have instance norm, or with ``_bn`` batch norm; ``timm:densenet121`` is one of timm's.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         runs: Training runs of every row; run r has training seed r and, for random images, its own draw.
@@ -122,11 +121,18 @@ class EvaluateConfig(Options):
             require(not (unread and value), f"{section}.{name}", value, "None with augment false, which turns it off")
         for name in self.baselines:
             if name not in BESIDE and not (name in DISTILLERS and DISTILLERS[name].coreset):
-                require(False, "evaluate.baselines", name, f"some of {', '.join((*coresets(), *BESIDE))}")
+                choices = (*coresets(), *BESIDE)
+                require(False, "evaluate.baselines", name, f"some of {', '.join(choices)}", choices)
         named = "random" in self.baselines and len(set(self.baselines)) == len(self.baselines)
         require(named, "evaluate.baselines", self.baselines, "each once, with random, the reference of verdicts")
         known = self.features in FEATURES or self.features.startswith(("timm:", "transformers:"))
-        require(known, "evaluate.features", self.features, f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME")
+        require(
+            known,
+            "evaluate.features",
+            self.features,
+            f"{', '.join(FEATURES)}, timm:NAME or transformers:NAME",
+            FEATURES,
+        )
         if isinstance(self.task, Continual):
             require(self.labels != "soft", "evaluate.labels", self.labels, "hard with task continual")
             require(len(names) == 1, "evaluate.network", names, "one network with task continual")

@@ -21,8 +21,8 @@ class TeacherConfig(Options):
     """The classifier whose features and batch-norm statistics guide selection and refinement.
 
     Attributes:
-        network: ``convnet``, ``resnet10``, ``resnet18``, ``resnetap10`` (instance norm), one of these with ``_bn``
-            (batch norm, which refinement can match), or ``timm:NAME`` such as ``timm:resnet10t``.
+        network: A name of ``gendistill.NETWORKS``. Ours have instance norm, or with ``_bn`` batch norm, which
+            refinement can match; ``timm:resnet10t`` is one of timm's.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         steps: Optimiser steps.

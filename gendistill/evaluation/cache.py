@@ -83,7 +83,7 @@ def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:
     if folder == "auto":
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill" / "baselines"
     if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"baseline_cache {folder} is a file; expected a folder, or null to keep no runs.")
+        raise ArtifactError(f"baseline_cache {folder} is a file; expected a folder, or None to keep no runs.")
     return folder
 
 

@@ -65,6 +65,8 @@ GUESSES = {
     "a kind": (lambda: unflatten(config.SampleConfig, {"guidance": "cgf"}), "Did you mean 'cfg'?"),
     "a key": (lambda: unflatten(config.DistillConfig, {"matching": {"facter": 3}}), "Did you mean 'factor'?"),
     "a method": (lambda: config.DistillConfig(method="kmean"), "Did you mean 'kmeans'?"),
+    "a baseline": (lambda: config.EvaluateConfig(baselines=("random", "herdin")), "Did you mean 'herding'?"),
+    "features": (lambda: config.EvaluateConfig(features="teachr"), "Did you mean 'teacher'?"),
     "a refiner": (lambda: config.RefineConfig(refiner="barycentre"), "Did you mean 'barycenter'?"),
 }
 
@@ -146,6 +148,22 @@ def test_numbers_and_text_are_read_as_the_option_wants_them(tmp_path: Path) -> N
     assert (options.data.name, options.data.image_size, options.data.revision) == ("a", 8, None)
     options = parse("finetune", ["--output_dir=x", "--pretrained=p", "--label_map={0: 5}", "--label_map.cat=1"])
     assert options.label_map == {"0": 5, "cat": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sample: {ipc: 3}\ntecher: {width: 3}", "The file has no techer; expected some of"),
+        ("sample: {ipc: 3}\nteacher: 3", "teacher is 3; expected its options below it."),
+        ("sample: {ipc: 3}\nteacher: {widht: 3}", "teacher has no widht; expected some of"),
+        ("- width", "holds list; expected options as `key: value` lines."),
+        ("width: [", "cannot be read"),
+    ],
+)
+def test_a_file_of_a_whole_run_is_read_without_losing_a_key(text: str, words: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    assert main(["teacher", f"--config={tmp_path / 'own.yaml'}", "--output_dir=x"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_what_comes_later_counts(tmp_path: Path) -> None:
