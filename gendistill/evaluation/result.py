@@ -198,17 +198,17 @@ class Evaluation(_Result):
         return frame[["ipc", "set", *differing, "images", "accuracy %", "95 % vs random", "verdict"]]
 
     def _records(self) -> Sequence[Mapping[str, object]]:
-        return [_flat(row) for row in self.rows]
+        return [flat_row(row) for row in self.rows]
 
 
-def _flat(row: Row) -> Mapping[str, object]:
+def flat_row(row: Row) -> Mapping[str, Any]:
     """The row with its pairs as columns and the means of its lists."""
     plain: Mapping[str, Any] = row
     ends: dict[str, float | None] = {}
     for name, prefix in INTERVALS.items():
         ends[f"{prefix}low"], ends[f"{prefix}high"] = plain.get(name) or (None, None)
     means: dict[str, float] = {
-        name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if name in row
+        name: sum(plain[name]) / len(plain[name]) for name in ("ece", "legacy_best") if plain.get(name)
     }
     parts = {f"bytes_{kind}": size for kind, size in (row.get("bytes") or {}).items()}
     return {**row, **means, **parts, **ends, "runs": len(row["accuracy"])}

@@ -12,6 +12,7 @@ from typing import Any, Required
 from gendistill.config import as_tuple
 from gendistill.data.dataset import RealData, evenly_spaced
 from gendistill.evaluation.copies import PIXELS, CopyCheck
+from gendistill.evaluation.result import flat_row
 from gendistill.evaluation.summary import ContinualRow, Step
 from gendistill.io import write_json, write_text
 from gendistill.report import tables
@@ -37,8 +38,8 @@ from gendistill.report.results import (
     ReportRow,
     condition,
     full_row,
+    hashes,
     ipc_of,
-    mean,
     order_rows,
     primary,
     products,
@@ -237,29 +238,9 @@ def as_csv(rows: Sequence[ReportRow]) -> str:
 
 
 def _flat(row: ReportRow) -> Mapping[str, object]:
-    intervals = {
-        "": row.get("ci95_vs_random"),
-        "_these_sets": row.get("ci95_these_sets"),
-        "_equal_bytes": row.get("ci95_vs_equal_bytes"),
-    }
-    ends = {
-        f"{end}{name}": value
-        for name, interval in intervals.items()
-        for end, value in zip(("low", "high"), interval or (None, None), strict=True)
-    }
-    stored = row.get("bytes") or {}
-    named = row.get("set")
-    return {
-        **row,
-        **ends,
-        "runs": " ".join(row["runs"]),
-        "set": " ".join(named) if isinstance(named, list) else named,
-        "trainings": len(row["accuracy"]),
-        "bytes_images": stored.get("images"),
-        "bytes_labels": stored.get("labels"),
-        "legacy_best": mean(row.get("legacy_best")),
-        "ece": mean(row.get("ece")),
-    }
+    flat = flat_row(row)
+    ends = {f"{end}_{name}": flat[f"{name}_{end}"] for name in ("these_sets", "equal_bytes") for end in ("low", "high")}
+    return {**flat, **ends, "trainings": flat["runs"], "runs": " ".join(row["runs"]), "set": " ".join(hashes(row))}
 
 
 def as_json(facts: ReportFacts) -> dict[str, object]:
