@@ -100,7 +100,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         option = word.partition("=")[0]
         if not word.startswith("-"):
             raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
-        guess = did_you_mean(option, [f"--{one}" for one in known])
+        last = option.rpartition(".")[2].removeprefix("--")
+        alike = [one for one in known if one.rpartition(".")[2] == last] or known  # of another section
+        guess = did_you_mean(option, [f"--{one}" for one in alike])
         raise ConfigError(f"{name} has no option {option}.{guess} `gendistill {name} --help` lists all options.")
     given: dict[str, Any] = {}
     for pairs in found.given or ():

@@ -87,6 +87,8 @@ def test_a_close_name_is_proposed(case: str) -> None:
         (["teacher", "--width", "3"], "lacks output_dir"),
         (["verify"], "lacks surrogate"),
         (["--plugin"], "--plugin has no value"),
+        (["distill", "--matching.selection=random"], "Did you mean '--selection'?"),
+        (["run", "--network=convnet"], "Did you mean '--teacher.network'?"),
         (["--plugin="], "--plugin has no value"),
     ],
 )
