@@ -172,11 +172,18 @@ def test_a_set_that_takes_more_than_all_real_images_is_compared_with_all_that_ev
     assert row.facts["stored_images"] == 10 * min(data.train.counts(10))
 
 
-def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
+def test_rows_that_store_more_are_compared_with_the_random_row_of_their_bytes() -> None:
     def row(method: str, space: str | None, size: int, accuracy: list[float], **more: object) -> dict:
-        told = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
+        common = {
+            "set": None,
+            "labels": "hard",
+            "ipc": 1,
+            "network": "convnet",
+            "stored_images": 1,
+            "decoded_images": 1,
+        }
         stored = {"images": size, "labels": 0}
-        return {"method": method, "space": space, "bytes": stored, "accuracy": accuracy, **told, **more}
+        return {"method": method, "space": space, "bytes": stored, "accuracy": accuracy, **common, **more}
 
     small = row("random", EQUAL_BYTES, 20, [0.5, 0.5])
     large = row("random", EQUAL_BYTES, 30, [0.25, 0.25])
@@ -188,11 +195,11 @@ def test_dear_rows_are_compared_with_the_random_row_of_their_bytes() -> None:
 
 
 def test_pooled_sets_are_compared_with_equal_bytes_by_set() -> None:
-    told = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
-    told |= {"bytes": {"images": 9, "labels": 0}, "space": None}
-    equal = {**told, "method": "random", "space": EQUAL_BYTES, "accuracy": [0.5] * 15}
+    common = {"set": None, "labels": "hard", "ipc": 1, "network": "convnet", "stored_images": 1, "decoded_images": 1}
+    common |= {"bytes": {"images": 9, "labels": 0}, "space": None}
+    equal = {**common, "method": "random", "space": EQUAL_BYTES, "accuracy": [0.5] * 15}
     sets = [0.4, 0.5, 0.6] * 5  # the runs of each set are alike
-    pooled = {**told, "method": "dm", "set": ["a"], "decoded_images": 4, "accuracy": sets, "synthesis_seeds": 3}
+    pooled = {**common, "method": "dm", "set": ["a"], "decoded_images": 4, "accuracy": sets, "synthesis_seeds": 3}
     (low, high) = compare_with_equal_bytes([equal, pooled])[1]["ci95_vs_equal_bytes"]
     half = 4.303 * 0.1 / 3**0.5  # t(0.975, 2)
     assert (low, high) == pytest.approx((-half, half), abs=1e-3)

@@ -45,9 +45,9 @@ def options(steps: int, orders: int | None = None, *, training_steps: int | None
     return EvaluateConfig(task=Continual(steps=steps, orders=orders), **wanted)
 
 
-def learn(contestants: list[Entry], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:
+def learn(entries: list[Entry], config: EvaluateConfig, **others: Any) -> tuple[list[dict], list[dict]]:
     """(records, rows) of a continual evaluation, without what they took."""
-    records, loop = [], continual(contestants, TEST, CLASSES, config, **others)
+    records, loop = [], continual(entries, TEST, CLASSES, config, **others)
     while True:
         try:
             records.append({k: v for k, v in next(loop).items() if k != "outcome"})
@@ -78,17 +78,17 @@ def test_the_same_as_a_plain_loop(steps: int, orders: int | None, sizes: list[in
     weights = torch.linspace(0.5, 1.5, 2 * K)[:, None] * torch.nn.functional.one_hot(MADE.draws[0].labels, K)
     weighted = replace(MADE, targets=(SoftTargets("weights", 1.0, table=weights),))
     _, rows = learn([RANDOM, weighted], config, seed=3)
-    for contestant, row in zip((RANDOM, weighted), rows, strict=True):
-        for run in range(max(3, len(contestant.draws))):
-            draw, _ = contestant.run(run)
+    for entry, row in zip((RANDOM, weighted), rows, strict=True):
+        for run in range(max(3, len(entry.draws))):
+            draw, _ = entry.run(run)
             order = class_order(K, run % (orders or 99), 3).tolist()
             for step, count in enumerate(sizes):
                 seen = order[:count]
                 (memory, positions), (test, _) = by_hand(draw, seen), by_hand(TEST, seen)
                 table = torch.tensor([[weights[i, c] for c in seen] for i in positions])
-                targets = SoftTargets("", 1.0, table=table) if contestant.targets else None
+                targets = SoftTargets("", 1.0, table=table) if entry.targets else None
                 wanted = train_and_test(memory, targets, TrainingRun(resolve_protocol(config), test, len(seen)), run)
-                assert row["steps"][step]["accuracy"][run] == wanted, (contestant.method, run, step)
+                assert row["steps"][step]["accuracy"][run] == wanted, (entry.method, run, step)
 
 
 def test_what_is_learned_is_the_class_and_not_its_number() -> None:

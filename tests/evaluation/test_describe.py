@@ -39,7 +39,7 @@ def teacher(digits: RealData) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def lens(digits: RealData, teacher: Teacher) -> FeatureExtractor:
+def extractor(digits: RealData, teacher: Teacher) -> FeatureExtractor:
     return make_feature_extractor("auto", digits, teacher)
 
 
@@ -78,10 +78,10 @@ def faulty(drawn: SurrogateSet, data: RealData) -> dict[str, SurrogateSet]:
 
 
 def test_every_fault_made_on_purpose_is_named_and_nothing_else(
-    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
+    digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     sets = faulty(drawn, digits)
-    _, findings = describe(digits, sets, lens)
+    _, findings = describe(digits, sets, extractor)
     found = {name: [f["kind"] for f in findings if f["set"] == name] for name in sets}
     assert found == {name: [name] for name in sets}
     texts = {f["set"]: f["text"] for f in findings}
@@ -93,26 +93,26 @@ def test_every_fault_made_on_purpose_is_named_and_nothing_else(
     assert {f["severity"] for f in findings if f["set"] not in ("duplicates", "uneven classes")} == {"error"}
 
 
-def test_good_sets_raise_nothing(digits: RealData, lens: FeatureExtractor) -> None:
+def test_good_sets_raise_nothing(digits: RealData, extractor: FeatureExtractor) -> None:
     sets = {f"{m} {n}": distill(digits, m, n, seed=n) for m in ("random", "kmeans", "herding") for n in (1, 3, 20)}
     sets["all"] = surrogate(digits.train.images, digits.train.labels)
-    _, findings = describe(digits, sets, lens)
+    _, findings = describe(digits, sets, extractor)
     assert findings == []
 
 
-def test_noise_gives_warnings_at_most(digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet) -> None:
+def test_noise_gives_warnings_at_most(digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet) -> None:
     noise = torch.randint(0, 256, drawn.images.shape, generator=torch_rng(0, "noise"), dtype=torch.uint8)
-    _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, lens)
+    _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, extractor)
     assert {f["severity"] for f in findings} == {"warning"}
 
 
 def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
-    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
+    digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     rng = torch_rng(0, "damage")
     noisy = (drawn.images.int() + torch.randint(-90, 91, drawn.images.shape, generator=rng)).clamp(0, 255).byte()
     sets = {"random": drawn, "noisy": surrogate(noisy, drawn.labels)}
-    found, _ = describe(digits, sets, lens)
+    found, _ = describe(digits, sets, extractor)
     assert json.loads(json.dumps(found)) == found
     for name, value in found["random"]["measures"].items():
         assert abs(value["mean"] - value["random"]["mean"]) < 5 * value["random"]["std"] + 0.02, name
@@ -129,8 +129,8 @@ def test_a_random_set_is_like_random_sets_and_a_damaged_one_is_not(
     assert labels["held_out_agreement"] > 0.9
 
 
-def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: FeatureExtractor) -> None:
-    found, _ = describe(digits, {"all": surrogate(digits.train.images, digits.train.labels)}, lens)
+def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, extractor: FeatureExtractor) -> None:
+    found, _ = describe(digits, {"all": surrogate(digits.train.images, digits.train.labels)}, extractor)
     numbers = found["all"]
     assert numbers["views"] == 1211
     assert numbers["measured_by_class"] == [n // 2 for n in digits.train.counts(10)]
@@ -138,17 +138,17 @@ def test_large_sets_are_sampled_evenly_and_say_so(digits: RealData, lens: Featur
 
 
 def test_soft_labels_of_the_teacher_stand_beside_those_of_random_images(
-    digits: RealData, teacher: Teacher, lens: FeatureExtractor, drawn: SurrogateSet
+    digits: RealData, teacher: Teacher, extractor: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
     soft = label_set(drawn, teacher, LabelConfig(temperature=4.0))
     views = label_set(drawn, teacher, LabelConfig(mode=PerView(steps=3, batch_size=20)))
-    numbers, findings = describe(digits, {"soft": soft, "views": views}, lens)
+    numbers, findings = describe(digits, {"soft": soft, "views": views}, extractor)
     first, second = numbers.values()
     value = first["labels"]["soft"]["entropy"]
     assert value["mean"] == pytest.approx(value["random"]["mean"], rel=0.2)
     assert value["mean"] > first["labels"]["hard"]["entropy"]["mean"]  # temperature 4
     assert second["labels"]["soft"]["agreement"]["mean"] > 0.9
-    other = describe(digits, {"x": soft}, replace(lens, classifier=None))[0]["x"]["labels"]
+    other = describe(digits, {"x": soft}, replace(extractor, classifier=None))[0]["x"]["labels"]
     assert other["soft"]["entropy"]["random"] is None
     assert "give it as --teacher" in other["soft_reason"]
     assert findings == []
@@ -184,9 +184,9 @@ def test_the_summary_holds_sets_and_findings_unless_left_out(
 
 
 def test_the_table_names_sets_of_any_size_in_order(
-    digits: RealData, lens: FeatureExtractor, drawn: SurrogateSet
+    digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet
 ) -> None:
-    found, _ = describe(digits, {"a": drawn}, lens)
+    found, _ = describe(digits, {"a": drawn}, extractor)
     names = {"large": (1000, "mine"), "small": (2, "yours"), "none": (None, "others")}
     lines = set_table({"sets": dict.fromkeys([*names, "0123456789abcdef"], found["a"])}, names).splitlines()
     heads = [line[:26].rstrip() for line in lines[2:] if line[:6].strip() and "spread" not in line]

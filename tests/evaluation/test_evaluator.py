@@ -1,4 +1,4 @@
-"""The judge: rows by network and augmentation, results kept for resume, and the column that no verdict reads."""
+"""Training runs: rows by network and augmentation, results kept for resume, and the column that no verdict reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = ("dark", "bright")
 TEST = some_images(20, 11)
 
 
-def contestants():
+def entries():
     return [
         Entry(RANDOM, None, 2, tuple(some_images(4, seed) for seed in range(5))),
         Entry("made", None, 2, (some_images(4, 9),), identity="abc"),
@@ -34,10 +34,10 @@ def contestants():
     ]
 
 
-def judged(test=TEST, made=None, done=None, **given):
+def evaluated(test=TEST, made=None, done=None, **given):
     """(rows, records)."""
     config = EvaluateConfig(**{"runs": 3, "width": 8, "steps": 4, **given})
-    loop, records = evaluate_entries(made or contestants(), test, CLASSES, config, done=done), []
+    loop, records = evaluate_entries(made or entries(), test, CLASSES, config, done=done), []
     while True:
         try:
             records.append(next(loop))
@@ -46,10 +46,10 @@ def judged(test=TEST, made=None, done=None, **given):
 
 
 def test_several_networks_have_a_row_each_and_a_random_row_of_their_own():
-    rows, records = judged(network=("convnet", "convnet_bn"))
+    rows, records = evaluated(network=("convnet", "convnet_bn"))
     assert [row["network"] for row in rows] == 3 * ["convnet"] + 3 * ["convnet_bn"]
     assert len(records) == 2 * (5 + 3 + 3)
-    alone, _ = judged(network="convnet_bn")
+    alone, _ = evaluated(network="convnet_bn")
     strip = ("seconds",)
     assert [{k: v for k, v in row.items() if k not in strip} for row in rows[3:]] == [
         {k: v for k, v in row.items() if k not in strip} for row in alone
@@ -57,18 +57,18 @@ def test_several_networks_have_a_row_each_and_a_random_row_of_their_own():
 
 
 def test_rows_with_and_without_augmentation_are_compared_with_their_own_random_row():
-    rows, records = judged(shift=2, augment=(True, False))
+    rows, records = evaluated(shift=2, augment=(True, False))
     assert [row["augment"] for row in rows] == 3 * [True] + 3 * [False]
-    plain, _ = judged()
+    plain, _ = evaluated()
     assert [row["accuracy"] for row in rows[3:]] == [row["accuracy"] for row in plain]
     assert [row["ci95_vs_random"] for row in rows[3:]] == [row["ci95_vs_random"] for row in plain]
-    shifted, _ = judged(shift=2)
+    shifted, _ = evaluated(shift=2)
     assert [row["accuracy"] for row in rows[:3]] == [row["accuracy"] for row in shifted]
     assert len({record["key"] for record in records}) == len(records)
 
 
 def test_augment_false_drops_all_of_a_protocols_augmentation():
-    rows, _ = judged(protocol="idc", augment=False)
+    rows, _ = evaluated(protocol="idc", augment=False)
     assert not any(row["augment"] for row in rows)
     settings = resolve_protocol(EvaluateConfig(protocol="idc"))
     trial = TrainingRun(settings, TEST, 2)
@@ -82,26 +82,26 @@ def test_labels_of_views_have_no_row_without_augmentation():
     views = SoftTargets("views", 1.0, batches=lambda step: (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])))
     soft = Entry("made", None, 2, (some_images(4, 9),), labels="soft", recipe="per_view", targets=(views,))
     settings = resolve_protocol(EvaluateConfig(runs=3, shift=1, augment=(True, False)))
-    found = planned_rows([*contestants(), soft], settings)
+    found = planned_rows([*entries(), soft], settings)
     assert len(found) == 4 + 3
     assert sum(c.count(settings.runs) for c, *_ in found) == (5 + 3 + 3 + 3) + (5 + 3 + 3)
 
 
 def test_results_that_are_known_are_not_trained_again():
-    rows, records = judged(legacy_best=True)
+    rows, records = evaluated(legacy_best=True)
     results = {record["key"]: record["outcome"] for record in records}
-    again, _ = judged(done=results, legacy_best=True)
+    again, _ = evaluated(done=results, legacy_best=True)
     keep = ("accuracy", "per_class", "ece", "legacy_best", "ci95_vs_random", "verdict")
     assert [[row[k] for k in keep] for row in again] == [[row[k] for k in keep] for row in rows]
     other = {key: {**value, "accuracy": 0.125} for key, value in results.items() if "-0" in key[-2:]}
-    assert [row["accuracy"][0] for row in judged(done=other, legacy_best=True)[0]] == 3 * [0.125]
+    assert [row["accuracy"][0] for row in evaluated(done=other, legacy_best=True)[0]] == 3 * [0.125]
 
 
 @pytest.mark.parametrize("given", [{"steps": 20}, {"protocol": "idc", "steps": None, "epochs": 6}])
 def test_the_legacy_column_changes_nothing_else(given):
     chance = Split(TEST.images, TEST.labels[torch.randperm(20, generator=torch.Generator().manual_seed(0))])
-    rows, _ = judged(test=chance, **given)
-    legacy, _ = judged(test=chance, **given, legacy_best=True)
+    rows, _ = evaluated(test=chance, **given)
+    legacy, _ = evaluated(test=chance, **given, legacy_best=True)
     best = [row.pop("legacy_best") for row in legacy]
     for row, other in zip(rows, legacy, strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
@@ -121,16 +121,14 @@ def test_a_set_that_holds_all_real_images_is_trained_for_its_own_length_and_neve
 
 
 def test_accuracy_by_class_is_exact_and_none_without_test_images():
-    rows, records = judged(test=Split(TEST.images[TEST.labels == 1], TEST.labels[TEST.labels == 1]))
+    rows, records = evaluated(test=Split(TEST.images[TEST.labels == 1], TEST.labels[TEST.labels == 1]))
     assert all(row["per_class"][0] is None for row in rows)
     assert all(row["per_class"][1] == pytest.approx(row["mean"]) for row in rows)
     assert all(record["outcome"]["correct"][0] == 0 for record in records)
 
 
 def test_every_network_is_built_before_anything_is_trained():
-    loop = evaluate_entries(
-        contestants(), TEST, CLASSES, EvaluateConfig(runs=3, steps=2, network=("convnet", "resnet99"))
-    )
+    loop = evaluate_entries(entries(), TEST, CLASSES, EvaluateConfig(runs=3, steps=2, network=("convnet", "resnet99")))
     with pytest.raises(ConfigError, match="resnet99"):
         next(loop)
     one_left = [Entry("made", None, 2, (some_images(5, 9),))]

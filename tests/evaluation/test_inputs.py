@@ -77,8 +77,8 @@ def test_sets_of_another_size_factor_or_weights_do_not(seeds) -> None:
 
 def test_commands_may_differ_in_seeds_and_places(seeds) -> None:
     command = "gendistill distill --ipc 2 --matching.width 9"
-    told = [changed(made, command=f"{command} --seed {i} --output_dir=x/{i}") for i, made in enumerate(seeds)]
-    assert sizes(told) == [3]
+    varied = [changed(made, command=f"{command} --seed {i} --output_dir=x/{i}") for i, made in enumerate(seeds)]
+    assert sizes(varied) == [3]
     run = "gendistill run --config digits.yaml --output_dir"
     whole = [changed(made, command=f"{run} {i}", generator_hash=str(i)) for i, made in enumerate(seeds)]
     assert sizes(whole) == [3]  # each with a generator of its own
@@ -144,9 +144,9 @@ def test_pooled_soft_rows_train_each_set_with_its_own_labels(digits, seeds, teac
     entered = all_entries(digits, labelled, replace(QUICK, labels="soft"), 0, teacher)
     soft = next(row for row in entered if row.labels == "soft" and row.identity)
     assert soft.synthesis_seeds == len(soft.targets) == len({targets.key for targets in soft.targets}) == 3
-    dear = [row for row in entered if row.space == "equal bytes"]
-    assert len(dear) == 1
-    assert dear[0].facts["bytes"]["images"] >= sum(soft.facts["bytes"].values())
+    equal = [row for row in entered if row.space == "equal bytes"]
+    assert len(equal) == 1
+    assert equal[0].facts["bytes"]["images"] >= sum(soft.facts["bytes"].values())
     beside = next(row for row in entered if row.labels == "soft" and not row.identity)
     assert beside.facts["bytes"]["labels"] == soft.facts["bytes"]["labels"] > 0
 
@@ -198,7 +198,7 @@ def test_an_uneven_set_stands_beside_real_images_of_its_own_numbers(digits, seed
     )
 
 
-def test_a_set_with_more_images_than_there_are_real_ones_is_evaluated_and_that_is_told() -> None:
+def test_a_set_with_more_images_than_there_are_real_ones_is_evaluated_with_a_finding() -> None:
     few = load_data(max_per_class=6)
     real = few.train.counts(10)
     every = tuple(str(digit) for digit in range(10))
@@ -208,8 +208,8 @@ def test_a_set_with_more_images_than_there_are_real_ones_is_evaluated_and_that_i
     entered = all_entries(few, [twice], config, 0, None)
     assert all(draw.counts(10) == real for c in entered if not c.identity for draw in c.draws)
     found = evaluate(few, [twice], config)
-    (told,) = (f for f in found["findings"] if f["kind"] == "fewer real images")
-    assert f"0 has {real[0]} of {2 * real[0]}" in told["text"]
+    (finding,) = (f for f in found["findings"] if f["kind"] == "fewer real images")
+    assert f"0 has {real[0]} of {2 * real[0]}" in finding["text"]
     assert found["rows"][-1]["ci95_vs_random"] is not None
 
 
@@ -231,7 +231,7 @@ def mine(digits: RealData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = ("--runs", 3, "--steps", 4, "--width", 8, "--baseline_cache", "null", "--baselines", '["random"]')
 
 
-def test_a_plain_folder_is_evaluated_and_its_faults_are_told(mine, tmp_path, capsys) -> None:
+def test_a_plain_folder_is_evaluated_and_its_faults_are_reported(mine, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert gendistill("evaluate", "--surrogate", mine, *OPTIONS, "--output_dir", out) == 0
     said = capsys.readouterr()

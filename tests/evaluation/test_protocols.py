@@ -1,4 +1,4 @@
-"""Protocols: what they resolve to, how long they train, and that each one judges."""
+"""Protocols: what they resolve to, how long they train, and that each one evaluates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def settings(name="gendistill", **given):
     return resolve_protocol(EvaluateConfig(protocol=name, **given))
 
 
-def test_the_default_is_what_the_judge_always_was():
+def test_the_default_is_what_the_evaluation_always_was():
     found = settings()
     assert (found.network, found.width, found.steps, found.batch_size) == (("convnet",), 64, 200, 64)
     assert (found.optimizer, found.learning_rate, found.weight_decay) == ("adamw", 3e-3, 5e-4)
@@ -141,16 +141,16 @@ def some_images(count, seed, size=8):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_protocol_judges_a_tiny_set(name):
+def test_each_protocol_evaluates_a_tiny_set(name):
     draws = tuple(some_images(6, seed) for seed in range(5))
-    contestants = [
+    entries = [
         Entry(RANDOM, None, 3, draws),
         Entry("made", "refined", 3, (some_images(6, 9),), identity="abc"),
         Entry(FULL, None, None, (some_images(70, 10),)),
     ]
     config = EvaluateConfig(protocol=name, network="convnet", width=8, runs=3, labels="hard")
     config = replace(config, **({"steps": 5} if name == "gendistill" else {"epochs": 4}))
-    loop = evaluate_entries(contestants, some_images(20, 11), ("dark", "bright"), config)
+    loop = evaluate_entries(entries, some_images(20, 11), ("dark", "bright"), config)
     records = []
     try:
         while True:
@@ -165,5 +165,5 @@ def test_each_protocol_judges_a_tiny_set(name):
         assert sum(row["per_class"]) / 2 == pytest.approx(row["mean"])
         assert row["augment"] == (name != "gendistill")
     assert [row["verdict"] == "reference" for row in rows] == [True, False, True]
-    again = finish(evaluate_entries(contestants, some_images(20, 11), ("dark", "bright"), config))
+    again = finish(evaluate_entries(entries, some_images(20, 11), ("dark", "bright"), config))
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]

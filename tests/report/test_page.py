@@ -124,8 +124,8 @@ def test_sets_are_drawn_among_the_real_images_of_the_teacher_s_features(tmp_path
 def test_random_pictures_are_the_first_draw_that_was_judged(tmp_path: Path, data: RealData) -> None:
     run = make_run(tmp_path / "run", data)
     shown = load_sets(run, data, 2, 3)["random real images"]
-    judged = Baselines(data, EvaluateConfig(baselines=("random",)), 3).beside(2, 3, [])[0].draws[0]
-    assert torch.equal(shown.images, judged.images)
+    evaluated = Baselines(data, EvaluateConfig(baselines=("random",)), 3).beside(2, 3, [])[0].draws[0]
+    assert torch.equal(shown.images, evaluated.images)
 
 
 @pytest.mark.parametrize(("classes", "size", "channels", "ipc"), [(25, 8, 3, 2), (2, 96, 3, 6), (3, 28, 1, 12)])

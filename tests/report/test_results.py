@@ -50,15 +50,17 @@ def row(method: str, ipc: int | None, gain: float = 0.0, stage: str | None = Non
 
 
 def evaluated_run(name: str, rows: list[Row], given: dict[str, str | None] | None = None, **keys: Any) -> EvaluatedRun:
-    told = [{**with_verdict(r, rows), "label": r["label"]} for r in rows]
-    return EvaluatedRun(name, {"protocol": "gendistill", "settings": {"steps": 5}, "rows": told, **keys}, given or {})
+    labelled = [{**with_verdict(r, rows), "label": r["label"]} for r in rows]
+    return EvaluatedRun(
+        name, {"protocol": "gendistill", "settings": {"steps": 5}, "rows": labelled, **keys}, given or {}
+    )
 
 
 def rows_of(*runs: EvaluatedRun) -> list[Row]:
     return order_rows(merge_rows(runs))
 
 
-def test_rows_that_runs_share_are_one_row_and_others_are_told_apart() -> None:
+def test_rows_that_runs_share_are_one_row_and_others_are_distinguished() -> None:
     shared = [row("random", 1), row("kmeans", 1, 0.1, space="pixels")]
     a = evaluated_run("a", [*shared, row("generative", 1, 0.2, "refined", set="x")])
     b = evaluated_run("b", [*shared, row("generative", 1, 0.1, "refined", set="y")])
@@ -93,7 +95,7 @@ def test_runs_with_other_settings_share_nothing_and_are_not_compared() -> None:
     assert {r["settings_number"] for r in rows_of(a, runs)} == {0}
 
 
-def test_sets_of_one_name_are_told_apart_by_folder_or_hash() -> None:
+def test_sets_of_one_name_are_distinguished_by_folder_or_hash() -> None:
     both = [row("random", 1), row("dm", 1, 0.1, set="aaaaaaaaaa"), row("dm", 1, 0.2, set="bbbbbbbbbb")]
     named = rows_of(evaluated_run("run", both, {"aaaaaaaaaa": "first", "bbbbbbbbbb": "second"}))
     assert [r["label"] for r in named[1:]] == ["dm, first", "dm, second"]
@@ -315,9 +317,13 @@ def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_b
     kid = {"mean": 0.9, "by_class": [0.9], "random": {"mean": 0.8, "std": 0.01, "by_class": [0.8]}, "reason": "few"}
     agreement = {"mean": 0.97, "random": {"mean": 0.9, "std": None}, "reason": None}
     crowding = {**kid, "reason": "not shown"}
-    told = {"measures": {"kid": kid, "crowding": crowding}, "labels": {"hard": {"agreement": agreement}}, "images": 3}
+    numbers = {
+        "measures": {"kid": kid, "crowding": crowding},
+        "labels": {"hard": {"agreement": agreement}},
+        "images": 3,
+    }
     rows = [row("random", 1), row("dm", 1, set="h")]
-    run = evaluated_run("run", rows, sets={"h": told})
+    run = evaluated_run("run", rows, sets={"h": numbers})
     found = measures([run], rows_of(run))
     assert found is not None
     assert found.heads == [("KID (MMD²)", "lower is better"), ("label agreement", "best as random")]
@@ -328,9 +334,9 @@ def test_measures_that_a_reader_needs_stand_beside_random_and_say_which_way_is_b
 
 
 def test_findings_come_once_errors_first_with_the_name_of_their_set() -> None:
-    told = [{"set": None, "kind": "k", "text": "careful", "severity": "warning"},
+    found = [{"set": None, "kind": "k", "text": "careful", "severity": "warning"},
             {"set": "h", "kind": "leak", "text": "leaked", "severity": "error"}]  # fmt: skip
-    runs = [evaluated_run(name, [row("random", 1), row("dm", 1, set="h")], findings=told) for name in "ab"]
+    runs = [evaluated_run(name, [row("random", 1), row("dm", 1, set="h")], findings=found) for name in "ab"]
     found = findings(runs, rows_of(*runs))
     assert [(f.error, f.of, f.text) for f in found] == [(True, "dm, IPC 1", "leaked"), (False, "", "careful")]
 
@@ -351,10 +357,10 @@ def test_a_set_with_an_error_is_never_the_best_and_one_with_a_warning_may_be() -
 def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:
     lrs = {"score": 0.3, "std": 0.01, "runs": [], "hlr": 0.2, "ior": 0.1, "augment": False}
     entry = {"method": "dm", "stage": None, "space": None, "ipc": 1, "set": "h", "network": "convnet"}
-    told = [{**entry, "labels": "soft", "recipe": "per_view", "lrs": lrs, "ars": None, "missing": ["ARS: no rows"]},
+    entries = [{**entry, "labels": "soft", "recipe": "per_view", "lrs": lrs, "ars": None, "missing": ["ARS: no rows"]},
             {**entry, "labels": "hard", "recipe": None, "lrs": {**lrs, "score": None},
              "ars": {"score": 0.4, "std": None}}]  # fmt: skip
-    run = evaluated_run("run", [row("random", 1), row("dm", 1, set="h")], scores=told)
+    run = evaluated_run("run", [row("random", 1), row("dm", 1, set="h")], scores=entries)
     groups, missing = scores([run], rows_of(run))
     assert [key for key, _ in groups] == [("hard", "convnet"), ("per_view", "convnet")]
     assert [(s.label, s.lrs, s.ars) for _, found in groups for s in found] == [
@@ -371,8 +377,8 @@ def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:
     assert float(lines[1]["legacy_best"]) == pytest.approx(0.85)
     assert (lines[1]["set"], lines[1]["runs"], lines[1]["trainings"]) == ("a b", "run", "3")
     assert float(lines[1]["low"]) < 0.2 < float(lines[1]["high"])
-    told = {"ci95_vs_equal_bytes": [-0.1, 0.2], "ci95_these_sets": [0.1, 0.3], "std_within": 0.01, "std_between": 0.05}
-    (line,) = csv.DictReader(io.StringIO(as_csv([{**rows[1], **told}])))
+    extra = {"ci95_vs_equal_bytes": [-0.1, 0.2], "ci95_these_sets": [0.1, 0.3], "std_within": 0.01, "std_between": 0.05}
+    (line,) = csv.DictReader(io.StringIO(as_csv([{**rows[1], **extra}])))
     assert [line[f"{end}_{of}"] for of in ("equal_bytes", "these_sets") for end in ("low", "high")] == [
         "-0.1", "0.2", "0.1", "0.3"
     ]  # fmt: skip

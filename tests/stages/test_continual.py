@@ -91,9 +91,9 @@ def test_the_table_says_what_holds_after_the_last_step_and_on_average(
 ) -> None:
     before = (evaluation / "continual.json").read_bytes()
     again = ("--resume_from_checkpoint", "latest", "--baseline_cache", tmp_path)  # another folder changes no number
-    assert gendistill(*command(surrogate, evaluation, *again)) == 0  # finished: only told
-    told = capsys.readouterr().out
-    last, average = told.split("Mean over the steps:")
+    assert gendistill(*command(surrogate, evaluation, *again)) == 0  # finished: printed only
+    printed = capsys.readouterr().out
+    last, average = printed.split("Mean over the steps:")
     assert "After the last of 3 steps, 10 classes:" in last
     for row in read(evaluation)["rows"]:
         assert f"{100 * row['steps'][-1]['mean']:5.1f}" in last
