@@ -143,7 +143,7 @@ class FreshNetworks:
 
     def learn(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
         if last or self.source == "none":
-            return  # nobody would see what it learns
+            return  # nothing would use what it learns
         if self.source == "real":
             self._on_real(iteration, self.steps)
             return

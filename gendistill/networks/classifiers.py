@@ -1,4 +1,4 @@
-"""ConvNet-d, the field's standard small classifier (DC, DSA, DM, IDC use it with d = 3)."""
+"""ConvNet-d, the field's standard small classifier (DC, DSA, DM, IDC use it with d = 3), and small ResNets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,23 @@ def default_depth(image_size: int) -> int:
     return min(max(2, round(math.log2(image_size)) - 2), 6)
 
 
-class ConvNet(nn.Module):
+class Classifier(nn.Module):
+    """A ``body`` (B,C,H,W) -> features (B,D), and a ``head``, one linear layer, to logits (B,K)."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.features(images))
+
+
+class ConvNet(Classifier):
     """``depth`` blocks of [3x3 convolution, norm, ReLU, 2x2 average pooling], then one linear layer.
 
     Input (B,C,H,W) in [-1, 1]; ``features`` gives (B,D), ``classify`` maps those to logits (B,K).
@@ -68,21 +84,12 @@ class ConvNet(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
-
-    def classify(self, features: Tensor) -> Tensor:
-        return self.head(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images))
-
 
 LEAST = 3  # positions a side: of one, instance norm is a constant; of 2 x 2, its derivatives explode
 Norm = Callable[[int], nn.Module]
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """A stem, four stages of basic blocks (He et al., arXiv 1512.03385), the mean over positions, one linear layer.
 
     Input (B,C,H,W) in [-1, 1]; ``features`` gives (B,8*width), ``classify`` maps those to logits (B,K). ``blocks``
@@ -129,15 +136,6 @@ class ResNet(nn.Module):
         for module in self.body.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
-
-    def classify(self, features: Tensor) -> Tensor:
-        return self.head(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images))
 
 
 class Block(nn.Module):
