@@ -20,7 +20,7 @@ from gendistill.io import atomic
 from gendistill.progress import track
 
 THREADS = min(4, os.cpu_count() or 1)
-SMALL = 64  # px: smaller images take one thread, for several would mostly wait for the interpreter's lock
+SMALL = 64  # px: smaller images stay in this thread; others would mostly wait for the interpreter's lock
 BLOCK = 64  # images that a thread reads or writes at once
 MANY = 5000  # images that someone waits for
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -79,10 +79,10 @@ def _in_threads(work: Callable[[range], None], count: int, size: int, label: str
         work(positions)
         return positions
 
-    pool = ThreadPoolExecutor(THREADS if size >= SMALL else 1)
+    pool = ThreadPoolExecutor(THREADS)
     try:
         blocks = (range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
-        done = chain.from_iterable(pool.map(one, blocks))
+        done = chain.from_iterable((map if size < SMALL else pool.map)(one, blocks))
         for _ in track(done, label, count) if count > MANY else done:
             pass
     finally:

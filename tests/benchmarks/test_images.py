@@ -31,7 +31,8 @@ from tests.benchmarks.test_training import in_turn, store
 CLASSES = tuple("abcdefghij")
 SHARED, ROOM = Path("/dev/shm"), 4 * 2**30
 SIZES = pytest.mark.parametrize(("count", "size"), [(50_000, 32), (500, 256)])
-LEAST = 0.6  # of the speed of a plain loop, which compares no checksums and may leave half a file
+WRITE = 0.6  # of the speed of a plain loop, which compares no checksums and may leave half a file
+READ = {32: 1.2, 256: 0.6}  # by side: opening a small file takes Pillow longer than unpacking it
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_images_are_written_about_as_fast_as_by_a_plain_loop(
     benchmark.extra_info |= {"cores": round(busy, 2), "images_per_second": round(count / seconds)}
     benchmark.extra_info["ratio_with_checksums_and_card"] = round(reference / whole, 2)
     store(benchmark, reference / seconds, 1.0, "Image.save of one after another in one process")
-    assert reference / seconds >= LEAST
+    assert reference / seconds >= WRITE
 
 
 @SIZES
@@ -121,4 +122,4 @@ def test_images_are_read_about_as_fast_as_by_a_plain_loop(benchmark: Any, folder
     benchmark.extra_info |= {"cores": round(busy, 2), "images_per_second": round(count / seconds)}
     benchmark.extra_info["ratio_with_manifest"] = round(reference / whole, 2)
     store(benchmark, reference / seconds, 1.0, "Image.open of one after another in one process")
-    assert reference / seconds >= LEAST
+    assert reference / seconds >= READ[size]
