@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from gendistill import runtime
@@ -40,15 +39,12 @@ def run_stage(
     settings = stage_settings(_deciding(config), seed, data=data.fingerprint(), teacher=used, **hashes)
     if finished(target, "distill", settings):
         return target
-    main = runtime.processes().is_main_process
-    with stage_folder(target, "distill", settings, keep_partial=method.resumable, main_process=main) as folder:
-        runtime.processes().wait_for_everyone()
+    with stage_folder(target, "distill", settings, keep_partial=method.resumable) as folder:
         for made in distill_sets(
             data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache, inputs=inputs
         ):
-            if main:
-                folder.save(made, f"ipc-{made.ipc}")
-        folder.scaffold = method.temporary
+            folder.save(made, f"ipc-{made.ipc}")
+        folder.temporary = method.temporary
     return target
 
 
@@ -62,12 +58,10 @@ def _deciding(config: DistillConfig) -> Mapping[str, object]:
 
 def main(command: DistillCommand) -> None:
     runtime.check_processes(command.num_processes if DISTILLERS[command.method].parallel else 1)
-    state = runtime.processes()
     teachers = [path for path in as_tuple(command.teacher) if path is not None]
     start = command.matching.start if isinstance(command.matching.start, Path) else None
     inputs = (command.data.folder, *teachers, command.statistics_cache, start)
-    with output(command, *inputs) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+    with output(command, *inputs):
         run_stage(
             read_data(command.data),
             stage_options(command, DistillConfig),
@@ -76,6 +70,6 @@ def main(command: DistillCommand) -> None:
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
         )
-    if state.is_main_process:
+    if runtime.processes().is_main_process:
         for line in (*w2_lines(command.output_dir), *time_lines(command.output_dir)):
             print(line)

@@ -47,7 +47,7 @@ def run_stage(
     settings = stage_settings(options, seed, **inputs)
     if not finished(target, "evaluate", settings):
         with stage_folder(target, "evaluate", settings, keep_partial=True, log_path=log_path) as folder:
-            folder.scaffold = (RUNS,)
+            folder.temporary = (RUNS,)
             task.write(data, sets, config, seed, teacher, folder)
     return task.result.load(target)
 

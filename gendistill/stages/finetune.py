@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,25 +24,19 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
     if finished(target, "finetune", settings):
         return target
     state = runtime.processes()
-    with stage_folder(
-        target, "finetune", settings, keep_partial=True, log_path=log_path, main_process=state.is_main_process
-    ) as folder:
-        state.wait_for_everyone()
+    with stage_folder(target, "finetune", settings, keep_partial=True, log_path=log_path) as folder:
         generator, base = finetune(data, config, seed=seed, folder=folder, generator=generator)
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
             generator.save_pretrained(folder.path, base=base.state)
-            folder.scaffold = TEMPORARY
+            folder.temporary = TEMPORARY
             folder.facts |= {"hash": generator.hash(), "processes": state.num_processes}
     return target
 
 
 def main(command: FinetuneCommand) -> None:
     runtime.check_processes(command.num_processes)
-    state = runtime.processes()
     inputs = (command.data.folder, Path(command.pretrained) if command.pretrained else None, command.latent_cache)
-    guard = output(command, *inputs) if state.is_main_process else nullcontext()
-    with guard:
-        state.wait_for_everyone()
+    with output(command, *inputs):
         data = read_data(command.data)
         run_stage(data, stage_options(command, FinetuneConfig), command.output_dir, seed=command.seed)

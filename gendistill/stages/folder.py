@@ -49,7 +49,7 @@ class StageRecord(TypedDict, total=False):
         seconds: Wall-clock time.
         resumed: Whether an interrupted run was continued.
         peak_memory_mib: Of the process.
-        scaffold: Names in the folder that only a resumed run needs.
+        temporary: Names in the folder that only a resumed run needs; ``scaffold`` in older versions.
     """
 
     stage: Required[str]
@@ -58,12 +58,13 @@ class StageRecord(TypedDict, total=False):
     seconds: float
     resumed: bool
     peak_memory_mib: int
+    temporary: list[str]
     scaffold: list[str]
 
 
 @contextlib.contextmanager
 def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
-    """Guard ``output_dir`` around a command's work.
+    """Guard ``output_dir`` around a command's work; of several processes the main one does so, and all begin together.
 
     With --overwrite the old folder, and what an interrupted command left beside it, are set aside as ``NAME.replaced``:
     they go when the work is done, and come back when the command was refused. After an interruption they wait for the
@@ -74,12 +75,20 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
             be written.
         StorageError: the disk is full.
     """
-    folder = options.output_dir
+    state, folder = runtime.processes(), options.output_dir
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield
+        return
     _check(options, [path for path in inputs if path is not None])
     places = (folder, partial_of(folder))
-    replaced = _set_aside(places) if options.overwrite else []
+    replaced = [path for path in places if path.is_dir()] if options.overwrite else []
+    for path in replaced:
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        path.rename(_aside(path))
     try:
         with storage_errors(folder):
+            state.wait_for_everyone()
             yield
     except StorageError:
         raise  # an interruption: what was finished is kept in the partial folder
@@ -162,14 +171,6 @@ def _aside(path: Path) -> Path:
     return path.with_name(path.name + ".replaced")
 
 
-def _set_aside(places: tuple[Path, ...]) -> list[Path]:
-    found = [path for path in places if path.is_dir()]
-    for path in found:
-        shutil.rmtree(_aside(path), ignore_errors=True)
-        path.rename(_aside(path))
-    return found
-
-
 def read_record(folder: Path) -> StageRecord | None:
     """stage.json of a folder, or None where there is no readable one."""
     try:
@@ -247,29 +248,29 @@ _log = logging.getLogger("gendistill")
 class StageFolder(WorkFolder):
     """Where a stage writes: ``path`` is the partial folder until the stage is done.
 
-    ``facts`` go into stage.json; ``scaffold`` names what only a resumed run needs, removed once the stage is done.
+    ``facts`` go into stage.json; ``temporary`` names what only a resumed run needs, removed once the stage is done.
     """
 
     facts: dict[str, object] = field(default_factory=dict)
-    scaffold: tuple[str, ...] = ()
+    temporary: tuple[str, ...] = ()
 
     def save(self, made: SurrogateSet, name: str) -> None:
-        """Write a set to the folder ``name``, in place of what an interrupted stage may have left there."""
-        shutil.rmtree(self.path / name, ignore_errors=True)
-        made.save(self.path / name)
+        """Write a set, in the main process, to the folder ``name``, over what an interrupted stage left there."""
+        if runtime.processes().is_main_process:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            made.save(self.path / name)
 
 
 def finished(folder: Path, stage: str, settings: StageSettings) -> bool:
-    """Whether ``folder`` is that stage's work with those settings; scaffold that a kill left in it goes.
+    """Whether ``folder`` is that stage's work with those settings; temporary files that a kill left there go.
 
     Raises:
         ArtifactError: it was made with others; the message names them.
     """
     record = _own_record(folder, stage, settings)
-    if record is None:
-        return False
-    _remove(folder, record.get("scaffold", ()))
-    return True
+    if record is not None:
+        _remove(folder, (*record.get("temporary", ()), *record.get("scaffold", ())))
+    return record is not None
 
 
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
@@ -315,19 +316,20 @@ def stage_folder(
     *,
     keep_partial: bool = False,
     log_path: Path | None = None,
-    main_process: bool = True,
 ) -> Iterator[StageFolder]:
     """A folder to write in, which becomes ``target`` when the block ends without an error.
 
     ``keep_partial`` lets a stage with checkpoints find what an interrupted run left, if its settings were the same.
-    Processes that are not the main one write nothing.
+    Several processes begin together; those that are not the main one write nothing.
 
     Raises:
         StorageError: the disk is full; the partial folder stays.
     """
-    partial = partial_of(target)
+    partial, state = partial_of(target), runtime.processes()
+    main_process = state.is_main_process
     with storage_errors(target):
         resumed = main_process and _open(partial, stage, settings, keep_partial)
+        state.wait_for_everyone()
         folder = StageFolder(partial, log_path or partial / LOG)
         runtime.reset_peak_memory()
         start = time.perf_counter()
@@ -358,7 +360,7 @@ def _open(partial: Path, stage: str, settings: StageSettings, keep: bool) -> boo
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        _write_record(fresh, {"stage": stage, "settings": settings, "state": "started"})
+        write_json(fresh / RECORD, {"stage": stage, "settings": settings, "state": "started"}, default=str)
         fresh.rename(partial)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -368,13 +370,13 @@ def _open(partial: Path, stage: str, settings: StageSettings, keep: bool) -> boo
 
 def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     """Write the record and the settings, and let the folder appear as ``target``."""
-    made = {"command": command_line(), "versions": versions(), "scaffold": list(folder.scaffold), **folder.facts}
-    _write_record(folder.path, {**record, "state": "finished", **made})
+    made = {"command": command_line(), "versions": versions(), "temporary": list(folder.temporary), **folder.facts}
+    write_json(folder.path / RECORD, {**record, "state": "finished", **made}, default=str)
     write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     if target.is_dir():
         target.rmdir()  # empty, or the command would have been refused
     folder.path.rename(target)
-    _remove(target, folder.scaffold)
+    _remove(target, folder.temporary)
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
@@ -384,10 +386,6 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _write_record(folder: Path, record: Mapping[str, object]) -> None:
-    write_json(folder / RECORD, record, default=str)
 
 
 def stage_settings(config: Any, seed: int, **inputs: object) -> StageSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,11 +52,7 @@ def run_stage(
     )
     if finished(target, "refine", settings):
         return target
-    state = runtime.processes()
-    with stage_folder(
-        target, "refine", settings, keep_partial=True, log_path=log_path, main_process=state.is_main_process
-    ) as folder:
-        state.wait_for_everyone()
+    with stage_folder(target, "refine", settings, keep_partial=True, log_path=log_path) as folder:
         space = ground_space(teachers, data, config, cache=statistics_cache)
         pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
         config = replace(config, patches=None)  # crops are the same at every IPC
@@ -67,22 +62,19 @@ def run_stage(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,
             )  # fmt: skip
-            if state.is_main_process:
-                folder.save(selected, f"selected/ipc-{selected.ipc}")
-                folder.save(refined, f"ipc-{ipc}")
-                w2[str(ipc)] = refined.meta["w2"]
+            folder.save(selected, f"selected/ipc-{selected.ipc}")
+            folder.save(refined, f"ipc-{ipc}")
+            w2[str(ipc)] = refined.meta["w2"]
         folder.facts["w2"] = w2
-        folder.scaffold = (CHUNKS, CHECKPOINTS)
+        folder.temporary = (CHUNKS, CHECKPOINTS)
     return target
 
 
 def main(command: RefineCommand) -> None:
     runtime.check_processes(command.num_processes)
-    state = runtime.processes()
     teachers = list(as_tuple(command.teacher))
     inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
-    with output(command, *inputs) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+    with output(command, *inputs):
         data = teacher_data(teachers[0])
         run_stage(
             find_surrogate(command.surrogate, command.revision),
@@ -95,5 +87,5 @@ def main(command: RefineCommand) -> None:
             generator_dir=command.generator,
             statistics_cache=command.statistics_cache,
         )
-    if state.is_main_process:
+    if runtime.processes().is_main_process:
         print("\n".join(w2_lines(command.output_dir)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from gendistill import runtime
@@ -38,28 +37,22 @@ def run_stage(
     settings = stage_settings(options, seed, generator=generator.hash(), data=real)
     if finished(target, "sample", settings):
         return target
-    state = runtime.processes()
-    with stage_folder(
-        target, "sample", settings, keep_partial=True, log_path=log_path, main_process=state.is_main_process
-    ) as folder:
-        state.wait_for_everyone()
+    with stage_folder(target, "sample", settings, keep_partial=True, log_path=log_path) as folder:
         write_sets(generator, folder, config, data=data, seed=seed)
         if config.base and generator.has_variant(BASE) and adapter is None:
             base = Generator.from_pretrained(source, BASE, revision=revision)
             base = base.for_classes(generator.classes, generator.label_map)
             write_sets(base, folder, config, data=data, seed=seed, stage="base")
-        folder.scaffold = (IMAGES,)
+        folder.temporary = (IMAGES,)
     return target
 
 
 def main(command: SampleCommand) -> None:
     runtime.check_processes(command.num_processes)
-    state = runtime.processes()
     config = stage_options(command, SampleConfig)
     source = Path(command.generator).expanduser()
     inputs = (source if source.is_dir() else None, command.adapter, command.data.folder if command.data else None)
-    with output(command, *inputs) if state.is_main_process else nullcontext():
-        state.wait_for_everyone()
+    with output(command, *inputs):
         data = read_data(command.data) if command.data and config.modes is not None else None
         run_stage(
             command.generator,

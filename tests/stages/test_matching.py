@@ -61,7 +61,7 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
         assert made.factor == (2 if method in ("idc", "idm") else 1)
         assert made.split.images.shape[0] == 10 * ipc * made.factor**2
         assert made.images.float().std() > 1
-    assert not list(target.rglob("*.safetensors"))  # checkpoints are scaffold
+    assert not list(target.rglob("*.safetensors"))  # checkpoints are temporary
 
 
 @pytest.mark.parametrize("method", ["idc", "dm"])
