@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from gendistill.config.base import Options, Range, require
+from gendistill.registry import SOURCES
 
 Fraction = Annotated[float, Range(0, 0.9, open_low=True, open_high=True)]
 
@@ -39,9 +40,10 @@ class DataConfig(Options):
 
     @property
     def folder(self) -> Path | None:
-        """The name as a folder, where it is one."""
-        path = Path(self.name).expanduser()
-        return path if self.name != "digits" and path.is_dir() else None
+        """The name as a folder, where it is one and no source is called so, such as ``digits``."""
+        path, source = Path(self.name).expanduser(), self.name.partition(":")[0]
+        taken = source in SOURCES and SOURCES[source].matches is None
+        return path if path.is_dir() and not taken else None
 
     def check(self) -> None:
         super().check()

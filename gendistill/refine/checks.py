@@ -98,7 +98,9 @@ def _check_count(pool: SurrogateSet, data: RealData, ipc: int, factor: int) -> N
 def _check_held_out(held_out: Teacher, teachers: Sequence[Teacher], data: RealData, config: RefineConfig) -> None:
     """Refuse a held-out network of a teacher's architecture, and one that no gate uses."""
     check_teacher("the held-out teacher", held_out, data)
-    require(config.gate and config.steps > 0, "held_out", "given", "None without gate true, or with steps 0")
+    require(
+        config.gate and config.steps > 0, "held_out", held_out.spec["name"], "None without gate true, or with steps 0"
+    )
     if any(held_out.spec == teacher.spec for teacher in teachers):
         raise ConfigError(
             f"held_out is a {held_out.spec['name']} of the same shape as a teacher; expected another architecture, "

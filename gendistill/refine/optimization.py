@@ -75,7 +75,7 @@ def refine_images(
         space: The teachers, and the real images' points.
         config: Weights of the objective, steps, bounds.
         seed: Of the atoms and the augmentation.
-        held_out: A classifier that the acceptance gate asks besides.
+        held_out: A classifier that the acceptance gate uses as well.
         folder: Keeps finished chunks and the log; several processes need it.
         label: Of the set, in the log and the progress bar.
         own: As in ``matched_targets``.

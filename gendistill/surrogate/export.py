@@ -263,10 +263,10 @@ def export(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ArtifactError(f"{target} is not empty. Give a new folder, or delete it.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    given = [sets] if isinstance(sets, SurrogateSet | str | Path) else list(sets)
+    items = [sets] if isinstance(sets, SurrogateSet | str | Path) else list(sets)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
         made, paths = Path(place) / "export", []
-        for number, one in enumerate(given):
+        for number, one in enumerate(items):
             if isinstance(one, SurrogateSet):
                 one.save(Path(place) / str(number))
             paths.append(Path(place) / str(number) if isinstance(one, SurrogateSet) else find_surrogate(one))

@@ -55,7 +55,7 @@ def _quoted(name: str) -> str:
     return safe[:-1] + "%2E" if safe.endswith(".") else safe  # which Windows cuts off
 
 
-AS_DATA = "as the data"  # the licence of images that no generator took part in
+AS_DATA = "as the data"  # the licence of images that were made without a generator
 
 
 class GateCounts(TypedDict):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gendistill.cli import USAGE, main
+from gendistill.config import DataConfig
 from gendistill.errors import ConfigError
-from gendistill.registry import DISTILLERS, NETWORKS, REFINERS, SOURCES, Registry, import_plugins
+from gendistill.registry import DISTILLERS, NETWORKS, REFINERS, SOURCES, DataSource, Registry, import_plugins
 
 
 def made(name: str = "one") -> Registry:
@@ -55,3 +58,13 @@ def test_a_plugin_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[s
     assert "The plugin 'no_such_module' cannot be imported" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be imported"):
         import_plugins(["no_such_module"])
+
+
+def test_the_name_of_a_source_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the working folder, unless it is the folders' own source."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SOURCES._added, "stars", DataSource(function=made))
+    for name in ("digits", "stars", "hub", "photos"):
+        (tmp_path / name).mkdir()
+    found = {name: DataConfig(name=name).folder for name in ("digits", "stars", "hub", "photos", "missing")}
+    assert found == {"digits": None, "stars": None, "hub": Path("hub"), "photos": Path("photos"), "missing": None}

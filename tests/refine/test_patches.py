@@ -1,4 +1,4 @@
-"""Patches: the crop of an image that the networks are surest of, as it comes back from its tile."""
+"""Patches: the crop of an image that the networks are most confident about, as it comes back from its tile."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_the_command_packs_patches_into_a_set_that_verifies(
     card = (out / "ipc-2" / "README.md").read_text()
     assert "80 (2 x 2 in each)" in card
     assert f"{manifest['bytes']['images']:,}" in card
-    assert "surest of" in card
+    assert "most confident about" in card
     assert "shrunk, several to a stored image" in card
     capsys.readouterr()
     assert gendistill("verify", out / "ipc-2", out / "selected" / "ipc-8") == 0

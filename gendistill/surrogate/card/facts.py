@@ -56,8 +56,8 @@ class Terms:
 
 def terms(manifests: Sequence[Manifest]) -> Terms:
     """Of sets. A restricting licence holds although another one is unknown; permissive ones then do not."""
-    given = [manifest.get("licence") for manifest in manifests]
-    generator = _distinct(_known(name) for name in given if name != AS_DATA)
+    licences = [manifest.get("licence") for manifest in manifests]
+    generator = _distinct(_known(name) for name in licences if name != AS_DATA)
     data = _distinct(_known((manifest.get("data") or {}).get("licence")) for manifest in manifests)
     found = _distinct((*generator, *data))
     known = tuple(name for name in found if name != UNKNOWN)
@@ -134,11 +134,11 @@ METHODS = {
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 REAL = ("random", "kmeans", "herding", "kcenter")
 STEPS = {
-    "patches": "cut to the crops that a teacher is surest of",
+    "patches": "replaced by the crops that a teacher is most confident about",
     "select": "chosen from a larger pool",
     "barycenter": "refined by matching a teacher's features",
     "pack": "shrunk, several to a stored image",
-    "match": "carried on by distribution matching",
+    "match": "continued by distribution matching",
 }
 
 
@@ -224,15 +224,15 @@ def loading(manifest: Manifest, format: str) -> str:
     if format == "ddranking":
         return "This script runs in the folder of this file; `images.pt` is what DD-Ranking takes as `image_tensor`."
     layout = Layout.of(manifest)
-    given = (
+    text = (
         "Each script runs in the folder of this file. It gives images as float32 (C,H,W) in [-1, 1], as our "
         "classifiers see them, with labels that index `classes`."
     )
     if format == "imagefolder" and not (layout.sorted and layout.natural):
-        given += " Readers sort the folders, each in its own way and not as the classes are; the scripts see to that."
+        text += " Readers sort the folders in other orders than that of the classes; the scripts correct this."
     if layout.decoded:
-        given += f" Every stored image is cut into {_views(layout.factor)} views and these are enlarged."
-    return given
+        text += f" Every stored image is cut into {_views(layout.factor)} views and these are enlarged."
+    return text
 
 
 def shown_for(names: Sequence[str], groups: int) -> str:
@@ -311,11 +311,11 @@ def licence(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
     def said(names: Sequence[str]) -> str:
         return listed("not known" if name == UNKNOWN else cell(name) for name in names)
 
-    effective = said(found.effective) if found.effective else "not known, as it cannot be told from the above"
+    effective = said(found.effective) if found.effective else "not known, because the licences above do not decide it"
     if found.effective and UNKNOWN in (*found.generator, *found.data):
-        effective += ", and what the unknown one asks besides"
+        effective += ", and the terms of the unknown licence"
     return [
-        ("the generator and its base model", said(found.generator) if found.generator else "none took part"),
+        ("the generator and its base model", said(found.generator) if found.generator else "no generator was used"),
         ("the data", said(found.data)),
         ("**so this set**", effective),
     ]
