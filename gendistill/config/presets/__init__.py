@@ -1,0 +1,51 @@
+"""Presets: options of runs and commands by name; the head of each file says for what, and what was measured with it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from gendistill.errors import ConfigError
+
+FOLDER = Path(str(files(__package__)))
+
+
+def preset_names() -> list[str]:
+    """Names that ``--config`` takes, such as ``photos`` and ``matching/dm``: whole runs first."""
+    found = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
+    return sorted(found, key=lambda name: (name.count("/"), name))
+
+
+def summary(name: str) -> str:
+    """The first sentence of a preset's head."""
+    head = [line.removeprefix("#").strip() for line in read_preset(name).splitlines() if line.startswith("#")]
+    return " ".join(head).partition(". ")[0].rstrip(".") + "."
+
+
+def read_preset(name: str) -> str:
+    """The text of a preset's YAML file.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"there is no preset {name!r}; expected one of {', '.join(preset_names())}.")
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_config(source: str) -> str:
+    """The text of a YAML file, or of a preset where no file has this name.
+
+    Raises:
+        ConfigError: neither is there, or the file is not readable as UTF-8.
+    """
+    path = Path(source)
+    if not path.exists() and source in preset_names():
+        return read_preset(source)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        known = ", ".join(preset_names())
+        raise ConfigError(f"--config {source} is neither a file nor a preset; presets are {known}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {source} cannot be read: {error}") from error
