@@ -41,7 +41,7 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("all stages, from pixels to report", commands.RunConfig, "run"),
+    "run": Command("all stages, from pixels to report", commands.RunCommand, "run"),
     "teacher": Command("train the classifier that guides refinement", commands.TeacherCommand, "teacher"),
     "finetune": Command(
         "train the generator, then fine-tune it with the minimax criteria", commands.FinetuneCommand, "finetune"

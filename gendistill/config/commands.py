@@ -81,6 +81,17 @@ class RunConfig(StageOptions):
         _need_pixels(self.refine, "refine.", "in a run, which refines pixels; `gendistill refine` can use a generator")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(RunConfig):
+    """All stages from pixels to report.
+
+    Attributes:
+        dry_run: Check the options against the images, print how long the run will take, and stop.
+    """
+
+    dry_run: bool = False
+
+
 def _need_pixels(config: RefineConfig, prefix: str, where: str) -> None:
     """Refuse a bound on latents where pixels are refined."""
     bound, default = config.latent_trust_region, RefineConfig.latent_trust_region

@@ -252,7 +252,10 @@ def method_of(name: str) -> Method:
 
 @dataclass(frozen=True)
 class Run:
-    """One trajectory: the sets that share its networks, with the options all of them have."""
+    """One trajectory: the sets that share its networks, with the options all of them have.
+
+    ``flop`` counts the floating-point operations on real images, ``fast`` follows from it.
+    """
 
     method: str
     iterations: int
@@ -260,6 +263,7 @@ class Run:
     ipcs: tuple[int, ...]
     rates: tuple[float, ...]
     fast: runtime.ExecutionMode
+    flop: float
 
     @property
     def rules(self) -> Method:
@@ -293,24 +297,21 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         key = hash_json([to_dict(own), alone])
         found = runs.get(key)
         if found is None:
-            fast = _fast(method, own, iterations, data, int(counts.max()))
-            found = Run(method, iterations, own, (), (), fast)
+            flop = _real_flop(own, iterations, data, int(counts.max()))
+            fast = runtime.execution_mode(own.mixed_precision, own.compile, runtime.device(), flop)
+            found = Run(method, iterations, own, (), (), fast, flop)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
 
 
-def _fast(method: str, own: MatchingConfig, iterations: int, data: RealData, largest: int) -> runtime.ExecutionMode:
-    """By the work on real images, which the sets of a run share; no class has more than ``largest``."""
-    device = runtime.device()
-    if "auto" not in (own.mixed_precision, own.compile):
-        return runtime.execution_mode(own.mixed_precision, own.compile, device)
+def _real_flop(own: MatchingConfig, iterations: int, data: RealData, largest: int) -> float:
+    """Floating-point operations on real images, which the sets of a run share; no class has more than ``largest``."""
     passes = 1 if isinstance(own.objective, Gradient) else 1 + BACKWARD
     seen = min(filled(own.real_batch), largest) * len(data.classes) / passes
     networks = TRAINED if isinstance(own.networks, Queue) else 0 if own.train_on == "none" else 1
     trained = networks * filled(own.train_steps) * filled(own.train_batch)
     images = iterations * filled(own.inner_steps) * (seen + trained)
-    flop = training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
-    return runtime.execution_mode(own.mixed_precision, own.compile, device, flop)
+    return training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
 
 
 def network_of(data: RealData, config: MatchingConfig, seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
-from gendistill.matching.methods import plan_runs
+from gendistill.matching.methods import Run, plan_runs
 from gendistill.networks.teacher import Teacher, trained_elsewhere
 from gendistill.progress import follow
 from gendistill.refine.checks import check_refinement, check_tiles
@@ -216,13 +216,18 @@ def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
     )
 
 
+def matching_after(ipc: int, data: RealData, config: RefineConfig) -> Run:
+    """The distribution matching that follows the refinement of a set."""
+    matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
+    wanted = DistillConfig(method="dm", ipc=ipc, iterations=config.match_iterations, matching=matching)
+    return plan_runs(wanted, data)[0]
+
+
 def match_further(
     made: SurrogateSet, data: RealData, config: RefineConfig, seed: int, folder: WorkFolder | None
 ) -> SurrogateSet:
     """The set after distribution matching (method dm) from its own images."""
-    matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
-    wanted = DistillConfig(method="dm", ipc=made.ipc, iterations=config.match_iterations, matching=matching)
-    (run,) = plan_runs(wanted, data)
+    run = matching_after(made.ipc, data, config)
     (matched,) = match(data, run, seed=seed, given=made, folder=folder)
     return replace(
         made, images=matched.images, meta=made.meta | {"matching": {**matched.meta["matching"], "start": "set"}}

@@ -10,22 +10,25 @@ import yaml
 
 from gendistill import runtime
 from gendistill.config import ipc_sizes, require, to_dict
-from gendistill.config.commands import RunConfig
+from gendistill.config.commands import RunCommand, RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
+from gendistill.generator.generator import Generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
+from gendistill.progress import note
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
 from gendistill.report.terminal import format_evaluation
 from gendistill.stages import evaluate, finetune, refine, sample, teacher
+from gendistill.stages.estimate import estimate_run, format_estimate
 from gendistill.stages.folder import SETTINGS, difference, output, with_added
 
 FOLDERS = {
@@ -39,6 +42,8 @@ FOLDERS = {
 
 def run(config: RunConfig) -> Evaluation:
     """All stages, from images to the report, each in a folder of its own below ``config.output_dir``.
+
+    A new run first notes how long it will take, where progress is shown.
 
     Args:
         config: The options of all stages. With ``resume_from_checkpoint`` finished stages are kept and the interrupted
@@ -58,7 +63,9 @@ def run(config: RunConfig) -> Evaluation:
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
         check_sizes(config, data)
-        check_networks(config, data)
+        generator = check_networks(config, data)
+        if not (out / CONFIG).is_file():
+            note(format_estimate(estimate_run(config, data, generator)))
         out.mkdir(parents=True, exist_ok=True)
         _save_config(config, out)
         made = {stage: out / folder for stage, folder in FOLDERS.items()}
@@ -75,6 +82,17 @@ def run(config: RunConfig) -> Evaluation:
         record_evidence(sets, found.to_dict(), data)
         write_report(out, data)
     return found
+
+
+def estimate(config: RunConfig) -> dict[str, float]:
+    """Check the options against the images; returns what ``run`` will take, in seconds by stage. Writes nothing.
+
+    Raises:
+        GendistillError: the options do not fit the images.
+    """
+    data = read_data(config.data)
+    check_sizes(config, data)
+    return estimate_run(config, data, check_networks(config, data))
 
 
 def surrogate_folders(config: RunConfig) -> list[Path]:
@@ -107,8 +125,12 @@ def check_sizes(config: RunConfig, data: RealData) -> None:
         )
 
 
-def check_networks(config: RunConfig, data: RealData) -> None:
-    """Build every network once, so that what does not fit the images is refused before any training."""
+def check_networks(config: RunConfig, data: RealData) -> Generator:
+    """Build every network once, so that what does not fit the images is refused before any training.
+
+    Returns:
+        The generator that the run starts from.
+    """
     build = partial(build_network, channels=data.channels, image_size=data.image_size, classes=len(data.classes))
     teacher, judge = config.teacher, resolve_protocol(config.evaluate)
     network = build(teacher.network, width=teacher.width, depth=teacher.depth)
@@ -125,6 +147,7 @@ def check_networks(config: RunConfig, data: RealData) -> None:
     check_training(generator, config.finetune)
     generator.meta["null_class_trained"] = config.finetune.trains_null_class
     check_guidance(generator, config.sample)
+    return generator
 
 
 def _save_config(config: RunConfig, out: Path) -> None:
@@ -144,7 +167,10 @@ def _save_config(config: RunConfig, out: Path) -> None:
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def main(command: RunConfig) -> None:
+def main(command: RunCommand) -> None:
+    if command.dry_run:
+        print(format_estimate(estimate(command)))
+        return
     start = time.perf_counter()
     result = run(command)
     out = command.output_dir

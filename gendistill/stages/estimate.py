@@ -1,0 +1,193 @@
+"""How long a whole run will take, from a few real steps of its networks before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gendistill import runtime
+from gendistill.config import BESIDE, Compile, Precision, ipc_sizes, kind_of
+from gendistill.config.commands import RunConfig
+from gendistill.data.dataset import RealData
+from gendistill.evaluation.baselines import RANDOM_DRAWS
+from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.generator.adaptation import adapt
+from gendistill.generator.batch_source import CachedLatents
+from gendistill.generator.generator import Generator
+from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.sampler import requests_for, sample
+from gendistill.generator.trainer import train_generator
+from gendistill.networks.factories import build_network
+from gendistill.networks.training import BACKWARD, forward_flop, train_classifier
+from gendistill.refine.refiner import matching_after
+
+ENCODED = 16  # images, where there is an autoencoder
+TIMED = 3  # steps; the first one, which is slower, does not count
+COMPILED, COMPILATION = 1 / 3, 20.0  # a compiled bf16 step in eager fp32 ones; seconds (``runtime.execution_mode``)
+
+
+def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dict[str, float]:
+    """Seconds of every stage, as a rule within a factor of two.
+
+    Steps of the teacher, the generator, sampling and the evaluated classifiers are timed and multiplied by their
+    number; refinement and matching are counted in floating-point operations at the teacher's pace. Not in it: reading
+    the images, the picks of coresets, measures of the sets, and what earlier runs left in the caches.
+
+    Args:
+        config: The options of all stages.
+        data: The real images.
+        generator: What the run would start from. Its steps change it: give one that is not needed afterwards.
+    """
+    options = config.teacher
+    shape = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
+    teacher = build_network(options.network, width=options.width, depth=options.depth, **shape)
+    flop = (1 + BACKWARD) * forward_flop(teacher, data.channels, data.image_size)  # of an image in training
+    training = _training(
+        teacher, data, options.batch_size, options.steps, 1, options.mixed_precision, options.compile, flop
+    )
+    pace = training / options.steps / options.batch_size  # seconds an image
+    return {
+        "teacher": training + len(data.train) * pace / (1 + BACKWARD),
+        "generator": _generator(config, data, generator),
+        "samples": _samples(config, generator),
+        "refinement": pace / flop * _refinement_flop(config, data, flop),
+        "evaluation": _evaluation(config, data, shape),
+    }
+
+
+def _training(
+    network: nn.Module,
+    data: RealData,
+    batch_size: int,
+    steps: int,
+    trainings: int,
+    mixed_precision: Precision,
+    compile: Compile,
+    flop: float,
+) -> float:
+    """Seconds of so many ``trainings`` of ``steps``, each at ``flop`` an image."""
+    device = runtime.device()
+    loop = train_classifier(
+        network, data.train, steps=TIMED, batch_size=batch_size, learning_rate=0.0, weight_decay=0.0, device=device
+    )
+    seconds = _seconds_a_step(record["loss"] for record in loop)
+    total = flop * steps * trainings * batch_size
+    if runtime.execution_mode(mixed_precision, compile, device, total).compile:
+        return COMPILATION + COMPILED * seconds * steps * trainings
+    return seconds * steps * trainings
+
+
+def _generator(config: RunConfig, data: RealData, generator: Generator) -> float:
+    """Encoding, where there is an autoencoder, and both phases."""
+    options = config.finetune
+    codec, few = generator.codec.to(runtime.device()), data.train.take(torch.arange(min(len(data.train), ENCODED)))
+    start = time.perf_counter()
+    latents = real_latents(codec, few, fingerprint="", flip=options.flip, device=runtime.device())
+    seconds = (time.perf_counter() - start) * len(data.train) / len(few)
+    if isinstance(latents, CachedLatents):  # each class gets one of the few
+        index = torch.arange(len(data.classes))
+        one = partial(map, lambda part: part[index % len(few)])
+        stds = None if latents.stds is None else tuple(one(latents.stds))
+        latents = CachedLatents(index, tuple(one(latents.means)), stds)
+    else:
+        latents = real_latents(codec, data.train, fingerprint="", flip=options.flip)
+    timed = replace(
+        options, base_steps=TIMED, minimax_steps=TIMED, preview_steps=0, compile=False, checkpointing_steps=TIMED + 1
+    )
+    phases = [("minimax", options.minimax_steps)]
+    if options.pretrained is None:
+        phases.insert(0, ("base", options.base_steps))
+    for phase, steps in phases:
+        if not steps:
+            continue
+        adaptation = kind_of(options.adaptation) if phase == "minimax" else "full"
+        adapted = adapt(generator.network, adaptation, base_hash="")
+        accelerator = runtime.make_accelerator(options.mixed_precision, options.gradient_accumulation_steps)
+        loop = train_generator(
+            generator,
+            latents,
+            timed,
+            accelerator=accelerator,
+            adapted=adapted,
+            criteria=options.minimax if phase == "minimax" else None,
+        )
+        seconds += steps * _seconds_a_step(record["denoising"] for record in loop)
+        generator.network = adapted.merged()
+    return seconds
+
+
+def _seconds_a_step(losses: Iterator[Tensor]) -> float:
+    """Mean over all steps after the first; reading a loss waits for the device."""
+    next(losses).item()
+    start = time.perf_counter()
+    steps = len([loss.item() for loss in losses])
+    return (time.perf_counter() - start) / steps
+
+
+def _samples(config: RunConfig, generator: Generator) -> float:
+    """The largest set and, before the minimax phase, the largest base set."""
+    options, classes = config.sample, len(generator.classes)
+    largest = max(ipc_sizes(options.ipc))
+    images = classes * (max(largest, options.pool) + (largest if options.base else 0))
+    requests = requests_for(classes, -(-options.batch_size // classes))[: options.batch_size]
+    few = replace(options, num_inference_steps=TIMED, guidance="none", start="noise", compile=False)
+    start = time.perf_counter()
+    for _ in sample(generator.to(runtime.device()), requests, few):
+        pass
+    seconds = (time.perf_counter() - start) / TIMED / len(requests)
+    passes = 2 if options.classifier_free[0] != 1 else 1
+    return seconds * options.num_inference_steps * passes * images
+
+
+def _refinement_flop(config: RunConfig, data: RealData, flop: float) -> float:
+    """Of the optimisation, which passes gradients to the images alone, and of matching."""
+    options, sizes = config.refine, ipc_sizes(config.refine.ipc)
+    found = flop * sum(sizes) * options.pack**2 * len(data.classes) * options.steps
+    for run in (matching_after(ipc, data, options) for ipc in sizes if options.match_iterations):
+        found += run.flop * (COMPILED if run.fast.compile else 1)
+    return found
+
+
+def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> float:
+    """Every row's trainings; random images have a draw a run."""
+    settings = resolve_protocol(config.evaluate)
+    coresets = len(set(config.evaluate.baselines) - {"random", *BESIDE}) + ("kmeans" in config.evaluate.baselines)
+    sampled, refined = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
+    packed = [ipc * config.refine.pack**2 for ipc in refined]
+    sizes = [*sampled * (2 if config.sample.base else 1), *packed, *refined]  # of our sets
+    baselines = [ipc for ipc in set(sizes) for _ in range(coresets)]
+    runs = settings.runs * len(settings.augment)
+    rows = [(ipc * len(data.classes), runs) for ipc in (*sizes, *baselines)]
+    rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs) * len(settings.augment)) for ipc in set(sizes)]
+    seconds = 0.0
+    for name in settings.network:
+        network = build_network(name, width=settings.width, depth=settings.depth, **shape)
+        flop = (1 + BACKWARD) * forward_flop(network, data.channels, data.image_size)
+        steps = sum(settings.length(images, len(data.classes))[0] * count for images, count in rows)
+        steps += settings.length(len(data.train), len(data.classes), full=True)[0] * runs
+        trained = _training(
+            network, data, settings.batch_size, steps, 1, settings.mixed_precision, settings.compile, flop
+        )
+        trainings = sum(count for _, count in rows) + runs
+        tested = trainings * len(data.test) / (1 + BACKWARD) / settings.batch_size * trained / steps
+        seconds += trained + tested
+    return seconds
+
+
+def format_estimate(seconds: dict[str, float]) -> str:
+    """One line: the stages' minutes and their sum."""
+    parts = ", ".join(f"{stage} {_minutes(value)}" for stage, value in seconds.items())
+    device = runtime.device()
+    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"this will take about {_minutes(sum(seconds.values()))} on {where}: {parts}"
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
