@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -20,6 +20,7 @@ import yaml
 from gendistill.config import commands, to_dict
 from gendistill.config.base import Folders, Options, arms, check_names, expected, load_yaml, read, require
 from gendistill.config.flat import Option, all_options, as_data, complete, options_of, unflatten
+from gendistill.config.presets import read_config
 from gendistill.errors import ConfigError, GendistillError, did_you_mean
 from gendistill.registry import CHOICES, import_plugins, plugins_of_environment
 
@@ -31,13 +32,13 @@ class Command:
     """A verb: one line of help, the dataclass of its options, and the ``module`` of stages/ whose
     ``main`` takes that dataclass, or ``module:function``.
 
-    Arguments before the first option are values of ``positional``, where the verb has one.
+    Arguments before the first option are values of the options ``positional``, in order; the last one takes the rest.
     """
 
     summary: str
     options: type[Options]
     entry: str
-    positional: str | None = None
+    positional: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -53,15 +54,23 @@ COMMANDS = {
     "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
     "label": Command("add a teacher's soft labels to a surrogate set", commands.LabelCommand, "label"),
     "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
-    "report": Command("one page of finished runs and evaluations", commands.ReportCommand, "tools:main_report", "run"),
+    "report": Command(
+        "one page of finished runs and evaluations", commands.ReportCommand, "tools:main_report", ("run",)
+    ),
     "export": Command(
         "write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "tools:main_export"
     ),
     "verify": Command(
-        "check whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", "surrogate"
+        "check whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", ("surrogate",)
     ),
     "show": Command(
-        "contact sheet, projection and copy check of a set", commands.ShowCommand, "tools:main_show", "surrogate"
+        "contact sheet, projection and copy check of a set", commands.ShowCommand, "tools:main_show", ("surrogate",)
+    ),
+    "config": Command(
+        "list, show or copy the presets that --config takes",
+        commands.ConfigCommand,
+        "config",
+        ("action", "name", "file"),
     ),
 }
 
@@ -71,7 +80,7 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: gendistill COMMAND [--config FILE.yaml] [--option value ...]",
+            "usage: gendistill COMMAND [--config PRESET or FILE.yaml] [--option value ...]",
             "",
             "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
             "",
@@ -128,13 +137,17 @@ def _parser(name: str, known: Mapping[str, Option], arguments: Sequence[str]) ->
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=f"gendistill {name}",
-        usage=f"gendistill {name} [--config FILE.yaml] [--option value ...]",
+        usage=f"gendistill {name} [--config PRESET or FILE.yaml] [--option value ...]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--print_config", action="store_true", help="Print all options as YAML and exit.")
-    _add(parser, "config", "YAML file: this command's options, or a whole run's.")
+    _add(
+        parser,
+        "config",
+        "Preset or YAML file: this command's options, or a whole run's. `gendistill config list` lists presets.",
+    )
     groups: dict[str, Any] = {"": parser.add_argument_group((command.options.__doc__ or "").split("\n")[0].rstrip("."))}
     for option, one in known.items():
         place = groups[option.rpartition(".")[0]]
@@ -201,20 +214,24 @@ def _merge(target: dict[str, Any], given: Mapping[str, Any]) -> None:
             target[name] = value
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(source: str) -> dict[str, Any]:
+    """The options in a YAML file or a preset."""
     try:
-        loaded = load_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+        loaded = load_yaml(read_config(source))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {source} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"--config {path} holds {type(loaded).__name__}; expected options as `key: value` lines.")
+        raise ConfigError(f"--config {source} holds {type(loaded).__name__}; expected options as `key: value` lines.")
     return loaded
 
 
 def _named(name: str, arguments: list[str]) -> list[str]:
-    """Arguments with the leading ones put behind the option they are values of."""
-    option = COMMANDS[name].positional
-    return [f"--{option}", *arguments] if option and arguments and not arguments[0].startswith("-") else arguments
+    """Arguments with the leading ones put behind the options they are values of."""
+    options, words = COMMANDS[name].positional, list(arguments)
+    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words)) if options else []
+    count = min(len(options), len(leading))
+    placed = [word for pair in zip(options[:count], leading[:count], strict=True) for word in (f"--{pair[0]}", pair[1])]
+    return [*placed, *words[count:]]
 
 
 def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gendistill.cli import COMMANDS, main
 from gendistill.config import to_dict
-from gendistill.config.commands import RunConfig
+from gendistill.config.commands import RunCommand
 from tests.helpers import ROOT, TINY, gendistill
 
 
@@ -37,7 +37,7 @@ def test_every_command_is_listed_and_has_help(capsys: pytest.CaptureFixture) -> 
 def test_print_config_is_what_the_dataclass_says(capsys: pytest.CaptureFixture) -> None:
     assert main(["run", "--output_dir", "x", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed == to_dict(RunConfig(output_dir=Path("x")))
+    assert printed == to_dict(RunCommand(output_dir=Path("x")))
 
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -1,19 +1,60 @@
-"""Every YAML that we ship is taken by the command it names."""
+"""Presets: every one is taken by the command that its head names, and is listed, shown and copied."""
 
 import re
 
 import pytest
 
-from gendistill.cli import COMMANDS, parse
-from tests.helpers import ROOT
+from gendistill.cli import COMMANDS, main, parse
+from gendistill.config.presets import FOLDER, preset_names, read_preset
 
-FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "launch")
+NAMES = [name for name in preset_names() if not name.startswith("launch/")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_a_config_is_taken_by_its_command(path, tmp_path):
-    named = re.search(rf"gendistill (\w+) --config {path.relative_to(ROOT)}", path.read_text(encoding="utf-8"))
-    assert named, "its header names no command"
-    teacher = ["--teacher", "TEACHER"] if "--teacher TEACHER" in path.read_text(encoding="utf-8") else []
-    options = parse(named[1], ["--config", str(path), *teacher, "--output_dir", str(tmp_path)])
-    assert isinstance(options, COMMANDS[named[1]].options)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_taken_by_its_command(name, tmp_path):
+    text = read_preset(name)
+    named = re.search(rf"gendistill (\w+) --config {name} ", text)
+    assert named, "its head names no command"
+    teacher = ["--teacher", "TEACHER"] if "--teacher TEACHER" in text else []
+    by_name = parse(named[1], ["--config", name, *teacher, "--output_dir", str(tmp_path)])
+    by_file = parse(named[1], ["--config", str(FOLDER / f"{name}.yaml"), *teacher, "--output_dir", str(tmp_path)])
+    assert isinstance(by_name, COMMANDS[named[1]].options)
+    assert by_name == by_file
+
+
+def test_presets_are_listed_shown_and_copied(tmp_path, capsys):
+    assert main(["config", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == preset_names()
+    assert main(["config", "show", "quick"]) == 0
+    assert capsys.readouterr().out == read_preset("quick")
+    mine = tmp_path / "mine.yaml"
+    assert main(["config", "copy", "matching/dm", str(mine)]) == 0
+    assert mine.read_text(encoding="utf-8") == read_preset("matching/dm")
+    mine.write_text("changed")
+    assert main(["config", "copy", "quick", str(mine)]) == 2
+    assert mine.read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["config", "show", "quik"], "there is no preset 'quik'"),
+        (["config", "copy", "quick"], "file is null"),
+        (["config", "show"], "name is null"),
+        (["config", "quick"], "expected one of list, show, copy"),
+        (["run", "--config", "quik", "--output_dir", "x"], "neither a file nor a preset"),
+        (["config", "show", "../evaluate"], "there is no preset"),
+    ],
+)
+def test_a_wrong_name_is_refused(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "quik" not in str(arguments) or "quick" in said
+
+
+def test_a_file_of_a_presets_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").write_text("seed: 7\noutput_dir: here\n")
+    assert parse("run", ["--config", "quick"]).seed == 7

@@ -329,3 +329,26 @@ class ReportCommand(Options):
         super().check()
         alone = not isinstance(self.run, list) or len(self.run) == 1
         require(alone or self.output_dir is not None, "output_dir", None, "a folder, for a report of several runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigCommand(Options):
+    """List, show or copy the presets, options of whole runs and commands that --config takes by name.
+
+    Attributes:
+        action: ``list`` all presets, ``show`` one, or ``copy`` it to a file of yours to change.
+        name: Preset to show or copy.
+        file: File to write; must not exist.
+    """
+
+    action: Literal["list", "show", "copy"] = "list"
+    name: str | None = None
+    file: Path | None = None
+
+    def check(self) -> None:
+        super().check()
+        require(self.action == "list" or self.name is not None, "name", self.name, f"a preset to {self.action}")
+        require(self.action != "list" or self.name is None, "name", self.name, "no preset with list")
+        require(
+            (self.action == "copy") == (self.file is not None), "file", self.file, "a new file with copy, else null"
+        )

@@ -87,7 +87,7 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
     options = config.finetune
     codec, few = generator.codec.to(runtime.device()), data.train.take(torch.arange(min(len(data.train), ENCODED)))
     start = time.perf_counter()
-    latents = real_latents(codec, few, fingerprint="", flip=options.flip, device=runtime.device())
+    latents = real_latents(codec, few, fingerprint="", flip=options.flip)
     seconds = (time.perf_counter() - start) * len(data.train) / len(few)
     if isinstance(latents, CachedLatents):  # each class gets one of the few
         index = torch.arange(len(data.classes))

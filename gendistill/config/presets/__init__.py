@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, did_you_mean
 
 FOLDER = Path(str(files(__package__)))
 
@@ -17,9 +18,10 @@ def preset_names() -> list[str]:
 
 
 def summary(name: str) -> str:
-    """The first sentence of a preset's head."""
-    head = [line.removeprefix("#").strip() for line in read_preset(name).splitlines() if line.startswith("#")]
-    return " ".join(head).partition(". ")[0].rstrip(".") + "."
+    """The start of a preset's head, up to the first colon or full stop."""
+    lines = read_preset(name).splitlines()
+    head = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return re.split(r"[.:] ", head, maxsplit=1)[0]
 
 
 def read_preset(name: str) -> str:
@@ -29,7 +31,8 @@ def read_preset(name: str) -> str:
         ConfigError: there is none of this name.
     """
     if name not in preset_names():
-        raise ConfigError(f"there is no preset {name!r}; expected one of {', '.join(preset_names())}.")
+        guess = did_you_mean(name, preset_names())
+        raise ConfigError(f"there is no preset {name!r}; expected one of {', '.join(preset_names())}.{guess}")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -45,7 +48,7 @@ def read_config(source: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        known = ", ".join(preset_names())
-        raise ConfigError(f"--config {source} is neither a file nor a preset; presets are {known}.") from error
+        known, guess = ", ".join(preset_names()), did_you_mean(source, preset_names())
+        raise ConfigError(f"--config {source} is neither a file nor a preset; presets are {known}.{guess}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {source} cannot be read: {error}") from error
