@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,8 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
     for phase, steps in phases:
         if not steps:
             continue
-        adaptation = kind_of(options.adaptation) if phase == "minimax" else "full"
-        adapted = adapt(generator.network, adaptation, base_hash="")
+        how: Any = kind_of(options.adaptation) if phase == "minimax" else "full"
+        adapted = adapt(generator.network, how, base_hash="")
         accelerator = runtime.make_accelerator(options.mixed_precision, options.gradient_accumulation_steps)
         loop = train_generator(
             generator,

@@ -1,0 +1,54 @@
+"""What a run will take is said before it starts; a dry run touches nothing."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gendistill.cli import parse
+from gendistill.stages import run
+from tests.helpers import TINY, gendistill
+
+STAGES = ["teacher", "generator", "samples", "refinement", "evaluation"]
+
+
+@pytest.fixture
+def options(tmp_path: Path):
+    return parse("run", ["--config", str(TINY), "--output_dir", str(tmp_path / "run")])
+
+
+def test_every_stage_has_its_seconds(options):
+    found = run.estimate(options)
+    assert list(found) == STAGES
+    assert all(value > 0 for value in found.values())
+
+
+def test_more_work_takes_longer(options):
+    more = replace(
+        options,
+        teacher=replace(options.teacher, steps=100 * options.teacher.steps),
+        finetune=replace(options.finetune, base_steps=100 * options.finetune.base_steps),
+        sample=replace(options.sample, pool=100 * options.sample.pool),
+        refine=replace(options.refine, steps=100 * options.refine.steps, match_iterations=100),
+        evaluate=replace(options.evaluate, runs=100),
+    )
+    usual, found = run.estimate(options), run.estimate(more)
+    assert all(found[stage] > 2 * usual[stage] for stage in STAGES)
+
+
+def test_a_dry_run_prints_it_and_leaves_the_folder_alone(tmp_path, capsys):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "mine.txt").write_text("mine")
+    for extra in ((), ("--overwrite", "true")):
+        assert gendistill("run", "--config", TINY, "--output_dir", old, "--dry_run", "true", *extra) == 0
+        assert re.search(r"this will take about .* CPU threads: teacher .* evaluation", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "mine.txt"]
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    assert (
+        gendistill("run", "--config", TINY, "--output_dir", tmp_path, "--dry_run", "true", "--sample.ipc", "500") == 2
+    )
+    assert "training images" in capsys.readouterr().err
