@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 import traceback
 from collections import Counter
@@ -72,7 +73,9 @@ def test_few_frames_lie_between_a_command_and_its_loss(
 
     module, _, name = loss.partition(":")
     original = getattr(importlib.import_module(module), name)
-    importlib.import_module("gendistill.stages." + str(LOSSES[loss][0]))
+    for found in pkgutil.walk_packages([str(PACKAGE)], "gendistill."):  # one imported later would keep the spy
+        if found.name != "gendistill.__main__":
+            importlib.import_module(found.name)
     for loaded in [m for n, m in sys.modules.items() if n.startswith("gendistill")]:
         for attribute in [k for k, v in vars(loaded).items() if v is original]:
             monkeypatch.setattr(loaded, attribute, spy)
