@@ -31,8 +31,8 @@ from gendistill.config import WmddConfig as WmddConfig
 from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
-from gendistill.data.sources import Item as Item
-from gendistill.data.sources import Source as Source
+from gendistill.data.items import Item as Item
+from gendistill.data.items import Source as Source
 from gendistill.data.sources import load_data as load_data
 from gendistill.distillers import distill as distill
 from gendistill.evaluation.checks import Finding as Finding

@@ -271,15 +271,18 @@ class DataSource:
     matches: Callable[[str], bool] | str | None = None
 
 
-def _source(name: str, matches: str | None = None) -> DataSource:
-    module = "gendistill.data.sources:"
-    return DataSource(function=module + name, matches=matches and module + matches)
+def _source(function: str, matches: str | None = None) -> DataSource:
+    return DataSource(function=f"gendistill.data.{function}", matches=matches and f"gendistill.data.sources:{matches}")
 
 
 SOURCES = Registry[DataSource](
     "data source",
     "gendistill.sources",
-    {"digits": _source("digits"), "folder": _source("folder", "is_folder"), "hub": _source("hub", "looks_like_hub_id")},
+    {
+        "digits": _source("sources:digits"),
+        "folder": _source("folders:folder", "is_folder"),
+        "hub": _source("tables:hub", "looks_like_hub_id"),
+    },
 )
 _NETWORKS = [f"{name}{norm}" for name in ("convnet", "resnet10", "resnet18", "resnetap10") for norm in ("", "_bn")]
 NETWORKS = Registry[Callable[..., Any]](

@@ -29,6 +29,12 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def messages(text: str) -> list[str]:
+    """Lines for the user on standard error, beside the one that says which images were read."""
+    lines = [line for line in text.splitlines() if line.startswith("gendistill: ")]
+    return [line for line in lines if " images for training from " not in line]
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 

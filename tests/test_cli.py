@@ -14,7 +14,7 @@ from PIL import Image
 from gendistill.cli import COMMANDS, main
 from gendistill.config import to_dict
 from gendistill.config.commands import RunCommand
-from tests.helpers import ROOT, TINY, gendistill
+from tests.helpers import ROOT, TINY, gendistill, messages
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sample", "--help"]])
@@ -111,10 +111,10 @@ def test_bad_options_are_refused_by_name(case: str, capsys: pytest.CaptureFixtur
 
 
 def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """The one message of a command that must exit with 2."""
+    """The one message of a command that must exit with 2, beside the line that says which images were read."""
     capsys.readouterr()
     assert gendistill(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendistill: ")]
+    lines = messages(capsys.readouterr().err)
     assert len(lines) == 1, lines
     return lines[0]
 

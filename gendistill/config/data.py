@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import Options, Range, require
 from gendistill.registry import SOURCES
@@ -15,13 +15,24 @@ class DataConfig(Options):
     """The real images.
 
     Attributes:
-        name: ``digits`` (built in), a folder of class folders, a folder of parquet files, or a Hub id.
+        name: ``digits`` (built in), a folder (docs/data.md lists the layouts), or a Hub id.
+        train: What is the training split: a folder or file pattern below ``name``, or a split of a Hub dataset; ``.``
+            takes everything. Null finds it by its name.
+        test: The same of the test split; ``none`` holds it out from the training split.
+        validation: The same of the validation split; null holds it out from the training split.
         image_size: Side of the square images in pixels; null keeps the common size of the images.
         test_fraction: Share of each class held out as test split if the source has none.
         validation_fraction: Share of each class taken from the training split as validation split; it is used neither
             for training nor for testing.
         split_seed: Seed of these two splits; it is separate from the run's seed, so that runs have the same splits.
-        max_per_class: Keep at most this number of training images of a class (null: all), for quick tries.
+        max_per_class: Keep at most this number of training images of a class (null: all), for quick tries. A
+            validation split that is held out is taken from these; the test split stays as it is without this option.
+        classes: ``all`` refuses a class without training images; ``present`` leaves such classes out.
+        image_column: Column of the images in parquet files and datasets; null takes the only one.
+        label_column: Column of the labels, of whole numbers, of names or of type ClassLabel; null takes the only one
+            of type ClassLabel, or else ``label``.
+        value_range: Black and white of images with more than 8 bits a pixel, for all of them; null takes 0 and 65535
+            for 16 bits without sign, and refuses other types.
         revision: Branch, tag or commit of a Hub id.
         licence: Licence of the images, in the spelling of the Hub, for the cards of sets made from them; null uses the
             licence of a Hub dataset.
@@ -30,11 +41,18 @@ class DataConfig(Options):
     section: ClassVar[str] = "data"
 
     name: str = "digits"
+    train: str | None = None
+    test: str | None = None
+    validation: str | None = None
     image_size: Annotated[int, Range(4)] | None = None
     test_fraction: Fraction = 0.25
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
     max_per_class: Annotated[int, Range(4)] | None = None
+    classes: Literal["all", "present"] = "all"
+    image_column: str | None = None
+    label_column: str | None = None
+    value_range: tuple[float, float] | None = None
     revision: str | None = None
     licence: str | None = None
 
@@ -48,3 +66,6 @@ class DataConfig(Options):
     def check(self) -> None:
         super().check()
         require(bool(self.name), "data.name", self.name, "digits, a folder or a Hub id")
+        if self.value_range is not None:
+            low, high = self.value_range
+            require(low < high, "data.value_range", self.value_range, "black and white, the smaller number first")

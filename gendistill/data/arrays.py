@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gendistill.data.pixels import is_grey, prepare, to_pil
+from gendistill.data.pixels import is_grey, needs_range, prepare, to_pil
 from gendistill.errors import DataError
 from gendistill.progress import track
 
@@ -109,5 +109,10 @@ def _one_image(image: Any, size: int | None) -> Tensor:
         channels = 1 if is_grey(image) else 3
         if size is None and image.width != image.height:
             raise DataError(f"An image is {image.width}x{image.height} pixels; expected square ones. Give image_size.")
+        if needs_range(image):
+            raise DataError(
+                f"An image has mode {image.mode}, which does not say black and white; expected 8 or 16 bits. Convert "
+                "the images to float in [0, 1]."
+            )
         return torch.tensor(prepare(image, size or image.width, channels))
     return square(to_stored(image[None]), size)[0]

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from gendistill.config import DataConfig
 from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
+from gendistill.data.items import some
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
@@ -87,6 +88,7 @@ class RealData:
         test: Images that evaluations alone read, once.
         problems: What was skipped or altered while reading.
         licence: Of the images, as the Hub spells it; None where it is unknown.
+        reading: What ``load_data`` read for each split and what it left out, in one line; empty otherwise.
     """
 
     name: str
@@ -96,6 +98,7 @@ class RealData:
     test: Split
     problems: tuple[str, ...] = field(default=())
     licence: str | None = None
+    reading: str = ""
 
     @classmethod
     def from_arrays(
@@ -209,9 +212,17 @@ class RealData:
         Raises:
             DataError: a class has too few images, or the splits have images of different shapes.
         """
-        empty = [name for name, count in zip(classes, train.counts(len(classes)), strict=True) if count == 0]
-        if empty:
-            raise DataError(f"Empty class in {config.name}: no readable training image of {', '.join(empty)}.")
+        counts = train.counts(len(classes))
+        if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
+            raise DataError(f"Empty class in {config.name}: no readable training image of {some(empty)}.")
+        need = 1 + (test is None) + (validation is None)
+        if small := [(count, name) for name, count in zip(classes, counts, strict=True) if count < need]:
+            count, name = min(small)
+            held = " and ".join(n for n, one in (("test", test), ("validation", validation)) if one is None)
+            raise DataError(
+                f"Class {name!r} has {count} usable image(s), too few to hold out a {held} split; every class needs at "
+                f"least {need}. Add images or remove the class."
+            )
         shapes = [tuple(split.images.shape[1:]) for split in (train, test, validation) if split is not None]
         if len({*shapes}) > 1:
             raise DataError(
@@ -303,25 +314,33 @@ class RealData:
 def stratified_split(
     split: Split, fraction: float, classes: tuple[str, ...], seed: int, purpose: str
 ) -> tuple[Split, Split]:
-    """(rest, held out): ``fraction`` of every class, rounded, at least one image and leaving at least one.
+    """(rest, held out), as ``hold_out`` draws them."""
+    rest, held = hold_out(split.labels, fraction, classes, seed, purpose)
+    return split.take(rest), split.take(held)
+
+
+def hold_out(
+    labels: Tensor, fraction: float, classes: tuple[str, ...], seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Positions in ``labels`` (N,), ascending, of (rest, held out).
+
+    ``fraction`` of every class is held out, rounded, at least one image and leaving at least one.
 
     Raises:
         DataError: a class has fewer than two images.
     """
-    held = []
+    mask = torch.zeros(len(labels), dtype=torch.bool)
     for label, name in enumerate(classes):
-        index = split.of_class(label)
+        index = torch.nonzero(labels == label).flatten()
         if len(index) < 2:
             raise DataError(
-                f"Class {name!r} has {len(index)} usable image(s), too few to hold out a {purpose} split; "
-                "every class needs at least 4 images. Add images or remove the class."
+                f"Class {name!r} has {len(index)} usable image(s), too few to hold out a {purpose} split; expected at "
+                "least 2. Add images or remove the class."
             )
         order = torch.randperm(len(index), generator=torch_rng(seed, "split", purpose, label))
         count = min(max(1, round(fraction * len(index))), len(index) - 1)
-        held.append(index[order[:count]])
-    mask = torch.zeros(len(split), dtype=torch.bool)
-    mask[torch.cat(held)] = True
-    return split.take(torch.nonzero(~mask).flatten()), split.take(torch.nonzero(mask).flatten())
+        mask[index[order[:count]]] = True
+    return torch.nonzero(~mask).flatten(), torch.nonzero(mask).flatten()
 
 
 def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+SIXTEEN_BITS = (0.0, 65535.0)
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 (B,C,H,W) in [0, 255] -> float32 in [-1, 1]."""
@@ -26,17 +28,57 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def is_grey(image: Image.Image) -> bool:
     """Whether ``prepare`` loses nothing by keeping one channel."""
-    return image.mode in ("1", "L") or image.mode.startswith("I")
+    return image.mode in ("1", "L") or is_deep(image)
 
 
-def prepare(image: Image.Image, size: int, channels: int) -> np.ndarray:
+def is_deep(image: Image.Image) -> bool:
+    """Whether its grey values have more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
+def needs_range(image: Image.Image) -> bool:
+    """Whether nothing says which of its values is black and which is white: 32 bits, a sign, or real numbers.
+
+    Pillow opens 16-bit PGM as mode I, with values from 0 to 65535.
+    """
+    return image.mode.startswith("F") or (image.mode == "I" and image.format not in ("PPM", "PNG"))
+
+
+def to_eight_bits(image: Image.Image, value_range: tuple[float, float]) -> Image.Image:
+    """Grey values of more bits as 8 bits: equal steps of whole numbers, real numbers rounded; clipped to the range.
+
+    Raises:
+        ValueError: a value is no number.
+    """
+    low, high = value_range
+    values = np.asarray(image)
+    if np.isnan(values).any():
+        raise ValueError("it has values that are no numbers")
+    values = values.astype(np.float64).clip(low, high) - low
+    whole = np.asarray(image).dtype.kind in "iu"
+    scaled = np.floor(values * (256 / (high - low + 1))) if whole else np.round(values * (255 / (high - low)))
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+
+
+def prepare(image: Image.Image, size: int, channels: int, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Grey or RGB uint8 (C,size,size): upright by EXIF, the central square, resampled by antialiased bicubic.
 
-    Transparent pixels are laid over white; 16-bit grey images are scaled to 8 bits.
+    Transparent pixels are laid over white; grey images of more bits are scaled to 8 bits.
+
+    Args:
+        image: Of any mode and size.
+        size: Side of the result.
+        channels: 1 or 3.
+        value_range: Black and white of grey images with more than 8 bits; null takes ``SIXTEEN_BITS``.
+
+    Raises:
+        ValueError: the image needs a range, or has values that are no numbers.
     """
+    if value_range is None and needs_range(image):
+        raise ValueError(f"nothing says which of its values is black and which is white (mode {image.mode})")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # "I;16", "I;16B", or "I" as Pillow opens 16-bit PGM
-        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    if is_deep(image):
+        image = to_eight_bits(image, value_range or SIXTEEN_BITS)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -1,16 +1,14 @@
-"""Reading the real images: digits, a folder of class folders or of parquet files, a Hub id, or a source of your own.
+"""Reading the real images: digits, a folder, a Hub id, or a source of your own.
 
-A source lists labelled images that are not decoded yet; ``load_data`` decodes and resizes them, counts what it could
-not read, and makes the three splits.
+A source lists labelled images that are not decoded yet (see ``items``); ``load_data`` decodes and resizes them, counts
+what it could not read, and makes the three splits.
 """
 
 from __future__ import annotations
 
-import io
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,62 +16,30 @@ import torch
 from PIL import Image
 
 from gendistill.config import DataConfig
-from gendistill.data.dataset import RealData, Split
-from gendistill.data.pixels import is_grey, prepare
-from gendistill.errors import DataError
-from gendistill.progress import report_problems
+from gendistill.data.dataset import RealData, hold_out
+from gendistill.data.items import Item, Source, some
+from gendistill.data.reader import Reader
+from gendistill.errors import ConfigError, DataError
+from gendistill.progress import note, report_problems
 from gendistill.registry import SOURCES, resolve
 from gendistill.seeding import torch_rng
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "validation", "valid", "val")
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 DIGITS_LICENCE = "cc-by-4.0"  # of the UCI repository, https://doi.org/10.24432/C50P49
-MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
-
-
-@dataclass(frozen=True)
-class Item:
-    """One labelled image that is not decoded yet.
-
-    Attributes:
-        open: Opens it with Pillow.
-        label: Position in the class names.
-        where: Names it in messages.
-    """
-
-    open: Callable[[], Image.Image]
-    label: int
-    where: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a data source finds.
-
-    Attributes:
-        classes: Names in index order.
-        splits: Items by split: ``train``, and ``test`` where the source has one.
-        licence: Of the images, as the Hub spells it.
-    """
-
-    classes: tuple[str, ...]
-    splits: dict[str, list[Item]]
-    licence: str | None = None
 
 
 def load_data(config: DataConfig | str | None = None, **options: object) -> RealData:
-    """Read, resize and split the real images of a name: digits, a folder, parquet files or a Hub id.
+    """Read, resize and split the real images of a name: digits, a folder or a Hub id.
 
     Args:
         config: What to read and how to split it, or its name alone, such as ``digits`` or a folder.
         options: The fields of ``DataConfig`` as keywords, instead of ``config``.
 
     Returns:
-        The data. ``problems`` lists images that were skipped or altered.
+        The data. ``reading`` says what was read and what was left out, ``problems`` lists images that were skipped or
+        altered.
 
     Raises:
-        DataError: nothing is there, a class is empty, or no image can be read.
+        DataError: nothing is there, a class is empty, no image can be read, or it is not clear what is what.
         ConfigError: an option out of its range.
 
     Example:
@@ -82,12 +48,21 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     if isinstance(config, str):
         options, config = {"name": config, **options}, None
     config = config or DataConfig(**options)  # type: ignore[arg-type]
-    source = find_source(config)
-    reader = Reader.for_items(source.splits["train"], config.image_size)
-    train = reader.read(_limit(source.splits["train"], config))
-    test = reader.read(source.splits["test"]) if "test" in source.splits else None
+    source = present_classes(find_source(config), config)
     config = replace(config, licence=config.licence or source.licence)
-    return RealData.from_splits(config, source.classes, train, test, problems=reader.problems)
+    splits = dict(source.splits)
+    if config.max_per_class is not None:
+        if "test" not in splits:  # before fewer are kept, so that the test split is that of all images
+            splits["train"], splits["test"] = _hold_out_test(splits["train"], source.classes, config)
+        splits["train"] = limit(splits["train"], config.max_per_class, config.split_seed)
+    reader = Reader.for_items(splits["train"], config.image_size, config.value_range)
+    train, test, validation = (
+        reader.read(splits[split]) if split in splits else None for split in ("train", "test", "validation")
+    )
+    assert train is not None
+    problems = [*reader.problems, *reader.range_problems()]
+    data = RealData.from_splits(config, source.classes, train, test, validation, problems=problems)
+    return replace(data, reading=describe_reading(data, source, config))
 
 
 def find_source(config: DataConfig) -> Source:
@@ -101,7 +76,10 @@ def find_source(config: DataConfig) -> Source:
         kind = SOURCES[name]
         matches = resolve(kind.matches)
         if matches(config.name) if matches else scheme == name:
-            found = resolve(kind.function)(config)
+            try:
+                found = resolve(kind.function)(config)
+            except OSError as error:
+                raise DataError(f"Cannot read {config.name}: {error}. Check the disk and your rights.") from error
             if not isinstance(found, Source) or "train" not in found.splits:
                 raise DataError(f"The source {name!r} returned {found!r}; expected a Source with a split 'train'.")
             return found
@@ -126,6 +104,9 @@ def looks_like_hub_id(name: str) -> bool:
 def digits(config: DataConfig) -> Source:
     from sklearn.datasets import load_digits
 
+    for option in ("train", "test", "validation", "image_column", "label_column"):
+        if getattr(config, option) is not None:
+            raise ConfigError(f"data.{option} does not apply to the built-in digits. Leave it out.")
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     items = [
@@ -135,211 +116,74 @@ def digits(config: DataConfig) -> Source:
     return Source(tuple(str(d) for d in range(10)), {"train": items}, DIGITS_LICENCE)
 
 
-def folder(config: DataConfig) -> Source:
-    """A folder of parquet files, or of class folders."""
-    root = Path(config.name).expanduser()
-    return _parquet(root) if any(root.rglob("*.parquet")) else _image_folder(root)
-
-
-def _image_folder(root: Path) -> Source:
-    """``root/train/<class>/*`` with an optional ``root/test`` (or val), or ``root/<class>/*``."""
-    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
-    train = next((folders[n] for n in TRAIN if n in folders and class_folders(folders[n])), None)
-    held = next((folders[n] for n in HELD_OUT if n in folders), None) if train else None
-    train = train or root
-    classes = class_folders(train)
-    if len(classes) < 2:
-        raise DataError(
-            f"{train} holds {len(classes)} class folder(s); expected at least two, as in {root}/train/<class>/*.png "
-            f"or {root}/<class>/*.png."
-        )
-    if held is not None:
-        strange = sorted(set(class_folders(held)) - set(classes))
-        if strange:
-            raise DataError(f"{held} has classes that {train} lacks: {', '.join(strange)}. Give both the same names.")
-    splits = {"train": image_files(train, classes, require=True)}
-    if held is not None:
-        splits["test"] = image_files(held, classes, require=False)
-        if not splits["test"]:
-            raise DataError(f"{held} holds no image. Add some, or remove it; the test split is then taken from train.")
-    return Source(classes, splits)
-
-
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the folders in ``root``, sorted; hidden ones are not looked at."""
-    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-
-
-def image_files(root: Path, classes: tuple[str, ...], require: bool) -> list[Item]:
-    """The images below ``root/<class>``, in order; label i is that of ``classes[i]``.
+def present_classes(source: Source, config: DataConfig) -> Source:
+    """The source without classes that have no training image, where ``config.classes`` asks for that.
 
     Raises:
-        DataError: a class has none, where all are required.
+        DataError: a class has none, and it does not.
     """
-    items, empty = [], []
-    for label, name in enumerate(classes):
-        paths = [
-            Path(folder) / file
-            for folder, _, files in sorted(os.walk(root / name))
-            for file in sorted(files)
-            if Path(file).suffix.lower() in SUFFIXES
-        ]
-        if not paths:
-            empty.append(name)
-        items += [Item(lambda p=p: Image.open(p), label, str(p)) for p in paths]  # type: ignore[misc]
-    if empty and require:
+    counts = Counter(item.label for item in source.splits["train"])
+    empty = [name for label, name in enumerate(source.classes) if not counts[label]]
+    if not empty:
+        return source
+    if config.classes == "all":
         raise DataError(
-            f"Empty class under {root}: {', '.join(empty)} hold(s) no image ({', '.join(sorted(SUFFIXES))}). "
-            "Add images or remove the folder."
+            f"Empty class in {config.name}: no training image of {some(empty)} ({len(empty)} of {len(source.classes)} "
+            "classes). Add images, or give --data.classes present to read the other classes alone."
         )
-    return items
+    kept = sorted(counts)
+    position = {label: i for i, label in enumerate(kept)}
+    splits = {
+        split: [replace(item, label=position[item.label]) for item in items if item.label in position]
+        for split, items in source.splits.items()
+    }
+    dropped = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
+    images = f" with {dropped} image(s) of other splits" if dropped else ""
+    left = (*source.left_out, f"{len(empty)} classes without training images{images} ({some(empty, 3)})")
+    return replace(source, classes=tuple(source.classes[label] for label in kept), splits=splits, left_out=left)
 
 
-def _parquet(root: Path) -> Source:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset("parquet", data_dir=str(root))
-    except Exception as error:
-        raise DataError(f"Cannot read the parquet files under {root}: {error}") from error
-    return _from_datasets(loaded, str(root))
-
-
-def hub(config: DataConfig) -> Source:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(config.name, revision=config.revision)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"data.name is {config.name!r}: no such folder here, and it cannot be loaded from the Hub ({reason}). "
-            "Give 'digits', an existing folder, or a Hub id that you can reach."
-        ) from error
-    return _from_datasets(loaded, config.name)
-
-
-def _from_datasets(loaded: object, where: str) -> Source:
-    """The Image and ClassLabel columns of a ``datasets.DatasetDict``, undecoded."""
-    import datasets
-
-    splits = {str(k): v for k, v in loaded.items()}  # type: ignore[attr-defined]
-    train_name = next((n for n in TRAIN if n in splits), next(iter(splits)))
-    features = splits[train_name].features
-    image_column = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
-    label_column = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-    if image_column is None or label_column is None:
-        raise DataError(
-            f"{where} has columns {', '.join(f'{k}: {type(f).__name__}' for k, f in features.items())}; expected one "
-            "of type Image and one of type ClassLabel."
-        )
-
-    def labelled(name: str) -> bool:
-        """Not so where labels are kept back, as -1."""
-        return all(y is not None and y >= 0 for y in splits[name][label_column])
-
-    held_name = next((n for n in HELD_OUT if n in splits and n != train_name and labelled(n)), None)
-    if not labelled(train_name):
-        raise DataError(f"{where} has images without label in its split {train_name!r}; remove them.")
-
-    def items(name: str) -> list[Item]:
-        table = splits[name].cast_column(image_column, datasets.Image(decode=False))
-        labels = table[label_column]
-        return [
-            Item(lambda t=table, i=i: _decode(t[i][image_column]), int(y), f"{where} {name}[{i}]")  # type: ignore[misc]
-            for i, y in enumerate(labels)
-        ]
-
-    found = {"train": items(train_name)}
-    if held_name is not None:
-        found["test"] = items(held_name)
-    return Source(tuple(features[label_column].names), found, splits[train_name].info.license or None)
-
-
-def _decode(cell: dict | None) -> Image.Image:
-    if cell is None:
-        raise ValueError("the cell is empty")
-    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
-
-
-def _limit(items: list[Item], config: DataConfig) -> list[Item]:
-    """At most ``max_per_class`` items of a class, drawn by the split seed."""
-    if config.max_per_class is None:
-        return items
-    order = torch.randperm(len(items), generator=torch_rng(config.split_seed, "limit")).tolist()
+def limit(items: Sequence[Item], most: int, seed: int) -> list[Item]:
+    """At most ``most`` items of a class, drawn by the split seed."""
     seen: Counter[int] = Counter()
     kept = []
-    for i in order:
+    for i in torch.randperm(len(items), generator=torch_rng(seed, "limit")).tolist():
         seen[items[i].label] += 1
-        if seen[items[i].label] <= config.max_per_class:
+        if seen[items[i].label] <= most:
             kept.append(i)
     return [items[i] for i in sorted(kept)]
 
 
-class Reader:
-    """Decodes items to one size and channel count, keeping a list of what went wrong."""
+def _hold_out_test(
+    items: Sequence[Item], classes: tuple[str, ...], config: DataConfig
+) -> tuple[list[Item], list[Item]]:
+    """The items of the training and test split, as ``from_splits`` draws them where every image can be read."""
+    labels = torch.tensor([item.label for item in items])
+    rest, held = hold_out(labels, config.test_fraction, classes, config.split_seed, "test")
+    return [items[i] for i in rest.tolist()], [items[i] for i in held.tolist()]
 
-    def __init__(self, size: int, channels: int, resize_is_news: bool) -> None:
-        self.size, self.channels, self.resize_is_news = size, channels, resize_is_news
-        self.problems: list[str] = []
 
-    @classmethod
-    def for_items(cls, items: list[Item], size: int | None) -> Reader:
-        """Size: the given one, else the commonest. Channels: 1 if all of some 64 images are grey."""
-        seen: list[tuple[tuple[int, int], bool]] = []
-        step = max(1, len(items) // 64)
-        for item in items[::step]:
-            try:
-                with item.open() as image:
-                    seen.append((image.size, is_grey(image)))
-            except UNREADABLE:
-                continue
-        if not seen:
-            first = items[0].where if items else "no file at all"
-            raise DataError(f"None of the images could be opened (the first is {first}).")
-        channels = 1 if all(grey for _, grey in seen) else 3
-        if size is not None:
-            return cls(size, channels, resize_is_news=False)
-        ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
-        if width != height or count < len(seen) / 2:
-            raise DataError(
-                f"The images have different sizes or are not square ({width}x{height} is the most common, {count} of "
-                f"{len(seen)} checked). Set --data.image_size N to resize all of them to N x N."
-            )
-        return cls(width, channels, resize_is_news=True)
-
-    def read(self, items: list[Item]) -> Split:
-        from gendistill.progress import track
-
-        pixels = np.empty((len(items), self.channels, self.size, self.size), np.uint8)
-        labels, n = [], 0
-        for item, array in track(self._arrays(items), "read images", len(items)):
-            if array is not None:
-                pixels[n] = array
-                labels.append(item.label)
-                n += 1
-        return Split(torch.from_numpy(pixels[:n]), torch.tensor(labels, dtype=torch.int64))
-
-    def _arrays(self, items: list[Item]) -> Iterator[tuple[Item, np.ndarray | None]]:
-        for item in items:
-            try:
-                with item.open() as image:
-                    if image.width * image.height > MAX_PIXELS:
-                        raise ValueError(f"{image.width}x{image.height} is larger than {MAX_PIXELS} pixels")
-                    if self.resize_is_news and image.size != (self.size, self.size):
-                        self.problems.append(
-                            f"resized: {item.where} is {image.width}x{image.height}, not {self.size}x{self.size}"
-                        )
-                    if self.channels == 1 and not is_grey(image):
-                        self.problems.append(f"made grey: {item.where} is {image.mode}, the images looked at are grey")
-                    yield item, prepare(image, self.size, self.channels)
-            except UNREADABLE as error:
-                self.problems.append(f"skipped: {item.where} cannot be read ({error})")
-                yield item, None
+def describe_reading(data: RealData, source: Source, config: DataConfig) -> str:
+    """One line: where each split comes from, and what was left out."""
+    own = source.origins.get("train")
+    parts = [f"{len(data.train)} images for training from {own or config.name}"]
+    for split, count in (("validation", data.validation), ("test", data.test)):
+        if split in source.splits:
+            parts.append(f"{len(count)} for {split} from {source.origins.get(split) or config.name}")
+        else:
+            parts.append(f"{len(count)} for {split} held out from these")
+    text = f"{len(data.classes)} classes; {', '.join(parts)}"
+    without = [name for name, n in zip(data.classes, data.test.counts(len(data.classes)), strict=True) if not n]
+    if without:
+        text += f"; no test image of {len(without)} class(es): {some(without)}"
+    if source.left_out:
+        text += f"; left out: {'; '.join(source.left_out)}"
+    return text
 
 
 def read_data(config: DataConfig) -> RealData:
-    """``load_data``, with what was skipped or altered named and counted on standard error."""
+    """``load_data``, with what was read, skipped or altered named and counted on standard error."""
     data = load_data(config)
+    note(data.reading)
     report_problems(data.problems, f"going on with {len(data.train)} training images")
     return data

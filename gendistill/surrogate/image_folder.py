@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gendistill.data.sources import TRAIN, Reader, class_folders, image_files
+from gendistill.data.files import class_folders, image_files
+from gendistill.data.reader import Reader
+from gendistill.data.splits import NAMES
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.manifest import MANIFEST, Provenance, folder_names
 from gendistill.surrogate.set import SurrogateSet
@@ -27,7 +29,7 @@ def read_plain(folder: Path, classes: tuple[str, ...], channels: int, image_size
             can be read.
     """
     root = _root(folder)
-    files = {name: found for name in class_folders(root) if (found := image_files(root, (name,), require=False))}
+    files = {name: found for name in class_folders(root) if (found := image_files(root, (name,)))}
     if not files:
         raise ArtifactError(_nothing(folder, f"its folders ({_some(class_folders(root))}) hold no image"))
     owners = sorted(_labels(root, list(files), classes).items(), key=lambda owner: owner[1])
@@ -55,7 +57,7 @@ def _root(folder: Path) -> Path:
         ArtifactError: there are none.
     """
     inside = {name.lower(): folder / name for name in class_folders(folder)}
-    root = next((inside[name] for name in TRAIN if name in inside and class_folders(inside[name])), folder)
+    root = next((inside[name] for name in NAMES["train"] if name in inside and class_folders(inside[name])), folder)
     if class_folders(root):
         return root
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)

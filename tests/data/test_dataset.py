@@ -154,6 +154,12 @@ def test_a_dataset_of_several_sizes_needs_one():
         RealData.from_dataset(Samples(images, [0, 1] * 10))
 
 
+def test_images_whose_black_and_white_nothing_says_are_refused():
+    images = [Image.fromarray(colours(1)[0, :, :, 0].astype(np.float32))] * 20
+    with pytest.raises(DataError, match=r"mode F, .* Convert the images to float in \[0, 1\]"):
+        RealData.from_dataset(Samples(images, [0, 1] * 10))
+
+
 def test_grey_and_colour_images_of_one_dataset_are_colour():
     images = [Image.fromarray(colours(1)[0]), Image.new("L", (8, 8))] * 10
     assert RealData.from_dataset(Samples(images, [0, 1] * 10)).channels == 3

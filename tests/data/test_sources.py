@@ -15,54 +15,8 @@ from PIL import Image
 
 from gendistill.data.dataset import Split, stratified_split
 from gendistill.data.sources import load_data
-from gendistill.errors import DataError
-
-SIZE = 8
-
-
-def pixels(seed, channels=3, size=SIZE):
-    shape = (size, size, 3) if channels == 3 else (size, size)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def fill(folder, count=6, channels=3, size=SIZE, seed=0):
-    """``count`` different PNG files; returns their pixels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = [pixels(1000 * seed + i, channels, size) for i in range(count)]
-    for i, array in enumerate(arrays):
-        Image.fromarray(array).save(folder / f"{i:03d}.png")
-    return arrays
-
-
-def make(root, classes=("cat", "dog"), count=6, **options):
-    """A flat folder of class folders; returns the root."""
-    for i, name in enumerate(classes):
-        fill(root / name, count, seed=i, **options)
-    return root
-
-
-def load(root, **options):
-    return load_data(name=str(root), **options)
-
-
-def everything(data):
-    """Images (N,C,H,W) and labels of the three splits together."""
-    splits = (data.train, data.validation, data.test)
-    return torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits])
-
-
-def as_set(images):
-    return {bytes(i.numpy()) for i in images}
-
-
-def of_label(data, label):
-    images, labels = everything(data)
-    return as_set(images[labels == label])
-
-
-def stored(arrays):
-    return {np.ascontiguousarray(a.transpose(2, 0, 1) if a.ndim == 3 else a).tobytes() for a in arrays}
-
+from gendistill.errors import ConfigError, DataError
+from tests.data.folders import SIZE, as_set, everything, fill, load, make, of_label, pixels, stored
 
 # layouts
 
@@ -166,7 +120,7 @@ def test_a_decompression_bomb_is_named_and_skipped(tmp_path):
     data = load(tmp_path)
     assert len(everything(data)[1]) == 12
     [problem] = data.problems
-    assert "bomb.png" in problem
+    assert "bomb.png cannot be read (Image size (10000000000 pixels) exceeds limit" in problem
 
 
 def test_grey_rgba_and_palette_images_mix_with_rgb(tmp_path):
@@ -214,6 +168,69 @@ def test_16_bit_grey_images_are_scaled_to_8_bits(tmp_path, suffix, dtype):
     images = everything(data)[0]
     assert data.channels == 1
     assert as_set(images) == stored((values >> 8).astype(np.uint8))
+
+
+def deep(root, arrays, suffix="tif", kind=None):
+    """Grey images of more bits, half of them of each class."""
+    for i, array in enumerate(arrays):
+        folder = root / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{i:02d}.{suffix}", kind)
+    return root
+
+
+def test_12_bits_in_16_are_reported_and_scaled_by_the_range_that_is_given(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (12, SIZE, SIZE))
+    values[0, 0, 0] = 4095
+    deep(tmp_path, values.astype("<u2"), "png")
+    data = load(tmp_path)
+    assert as_set(everything(data)[0]) == stored((values >> 8).astype(np.uint8))
+    [problem] = data.problems
+    assert "12 16-bit images is 4095 of 65535" in problem
+    assert "--data.value_range [0,4095]" in problem
+    data = load(tmp_path, value_range=[0, 4095])
+    assert data.problems == ()
+    assert as_set(everything(data)[0]) == stored((values >> 4).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("<f4", 0.0, 1.0), ("<f4", -3.0, 5.0), ("<i4", -2000, 1999), ("<i4", 0, 1 << 20), ("<i4", 0, 255)],
+)
+def test_real_signed_and_32_bit_images_need_one_range_for_all(tmp_path, dtype, low, high):
+    values = np.random.default_rng(0).uniform(low, high, (12, SIZE, SIZE)).astype(dtype)
+    values[0, 0, :2] = low, high
+    deep(tmp_path, values)
+    with pytest.raises(DataError, match=re.escape(f"--data.value_range [{low:g},{high:g}]")):
+        load(tmp_path)
+    data = load(tmp_path, value_range=[low, high])
+    whole = dtype == "<i4"
+    if whole:
+        expected = (values.astype(np.int64) - low) * 256 // (high - low + 1)
+    else:
+        expected = np.round((values.astype(np.float64) - low) * 255 / (high - low))
+    assert data.channels == 1
+    assert data.problems == ()
+    assert as_set(everything(data)[0]) == stored(expected.astype(np.uint8))
+
+
+def test_values_outside_the_range_and_no_numbers_are_named(tmp_path):
+    values = np.random.default_rng(0).uniform(0, 1, (12, SIZE, SIZE)).astype("<f4")
+    values[3, 2, 2], values[4, 0, 0] = 1.5, np.nan
+    deep(tmp_path, values)
+    data = load(tmp_path, value_range=[0, 1])
+    clipped, skipped = data.problems if "clipped" in data.problems[0] else data.problems[::-1]
+    assert "03.tif has values from" in clipped
+    assert "04.tif cannot be read (it has values that are no numbers)" in skipped
+
+
+def test_a_range_leaves_images_of_8_bits_alone_and_says_where_it_changes_nothing(tmp_path):
+    make(tmp_path)
+    data = load(tmp_path, value_range=[0, 4095])
+    assert data.fingerprint() == load(tmp_path).fingerprint()
+    assert data.problems == ("value range: no image has more than 8 bits, so --data.value_range changes nothing",)
+    with pytest.raises(ConfigError, match=r"value_range is \(5.0, 5.0\); expected black and white|value_range is"):
+        load(tmp_path, value_range=[5, 5])
 
 
 # sizes
@@ -309,85 +326,6 @@ def test_max_per_class_keeps_that_many_training_images_of_each_class(tmp_path):
     assert counts.tolist() == [5, 4, 5]
     assert data.test.counts(3) == [7, 7, 7]
     assert as_set(data.train.images) < stored(arrays[0] + arrays[1] + arrays[2])
-
-
-# parquet
-
-
-def write_parquet(folder, split, count=6, seed=0, images=None, labels=None):
-    import datasets
-
-    arrays = [pixels(1000 * seed + i) for i in range(count)]
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["ship", "car"])})
-    table = {"img": images or [Image.fromarray(a) for a in arrays], "label": labels or [i % 2 for i in range(count)]}
-    datasets.Dataset.from_dict(table, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return arrays
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """An empty folder, and the cache of ``datasets`` beside it."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    return folder
-
-
-@pytest.mark.parametrize("held_out", ["test", "validation"])
-def test_parquet_files_with_a_held_out_split(shelf, held_out):
-    train, test = write_parquet(shelf, "train", 8), write_parquet(shelf, held_out, 4, seed=1)
-    data = load(shelf)
-    assert data.classes == ("ship", "car")
-    assert as_set(data.test.images) == stored(test)
-    assert of_label(data, 0) == stored(train[::2] + test[::2])
-    assert data.problems == ()
-
-
-def test_a_parquet_test_split_is_preferred_and_validation_left_alone(shelf):
-    write_parquet(shelf, "train", 8)
-    write_parquet(shelf, "validation", 4, seed=1)
-    test = write_parquet(shelf, "test", 4, seed=2)
-    data = load(shelf)
-    assert as_set(data.test.images) == stored(test)
-    assert len(everything(data)[1]) == 12
-
-
-def test_a_parquet_test_split_with_hidden_labels_gives_way_to_validation(shelf):
-    write_parquet(shelf, "train", 8)
-    validation = write_parquet(shelf, "validation", 4, seed=1)
-    write_parquet(shelf, "test", 4, seed=2, labels=[-1] * 4)  # as ImageNet-1k has it on the Hub
-    assert as_set(load(shelf).test.images) == stored(validation)
-
-
-def test_parquet_files_without_a_held_out_split_are_split(shelf):
-    arrays = write_parquet(shelf, "train", 16)
-    data = load(shelf)
-    assert data.test.counts(2) == [2, 2]
-    assert as_set(everything(data)[0]) == stored(arrays)
-
-
-def test_a_missing_image_in_a_parquet_file_is_named(shelf):
-    write_parquet(shelf, "train", 12, images=[None if i == 5 else Image.fromarray(pixels(i)) for i in range(12)])
-    data = load(shelf)
-    assert len(everything(data)[1]) == 11
-    [problem] = data.problems
-    assert "train[5]" in problem
-
-
-def test_parquet_files_without_image_and_label_columns_are_refused_with_the_columns_found(shelf):
-    import datasets
-
-    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).to_parquet(shelf / "train.parquet")
-    with pytest.raises(DataError, match=r"text: Value.*type Image"):
-        load(shelf)
-
-
-def test_a_damaged_parquet_file_is_a_data_error(shelf):
-    (shelf / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DataError, match="parquet"):
-        load(shelf)
 
 
 # fingerprints

@@ -29,7 +29,8 @@ PINNED = {  # one thread and the oldest instructions, so that most machines comp
 CHANGING = {
     "seconds", "synthesis_seconds", "command", "versions", "time", "cached", "peak_memory_mib", "resumed", "device",
 }  # fmt: skip
-DIGITS = ("--data.name", "digits", "--data.max_per_class", "40")
+FEW = "few-digits"  # a source of 40 digits of each class, in all splits together
+DIGITS = ("--data.name", FEW)
 SMALL = ("--matching.width", "8", "--matching.mixed_precision", "no", "--matching.compile", "false")
 QUICK = ("--runs", "3", "--steps", "6", "--width", "8", "--baseline_cache", "null")
 
@@ -49,7 +50,7 @@ def commands(out: Path) -> list[tuple[str, ...]]:
     few = ("--matching.real_batch", "8")
     pool, teacher = str(run / "samples" / "pool"), str(run / "teacher")
     return [
-        ("run", "--config", tiny, "--output_dir", str(run)),
+        ("run", "--config", tiny, *DIGITS, "--data.max_per_class", "null", "--output_dir", str(run)),
         *(distil(name, name, ipc="[1,3]") for name in ("random", "kmeans", "herding", "kcenter")),
         match("dc", "dc", *one_step),
         match("dsa", "dsa", *one_step, "--matching.flip", "true"),
@@ -85,7 +86,8 @@ def make(out: Path) -> dict[str, Any]:
     """Run every command into ``out`` in one process of its own; returns what they made."""
     cache = {"XDG_CACHE_HOME": str(out / "cache")}
     script = (
-        "import json, sys\nfrom gendistill.cli import main\nfor line in json.load(sys.stdin):\n"
+        "import json, sys\nfrom gendistill.cli import main\nimport tests.golden.record\n"
+        "tests.golden.record.register_few_digits()\nfor line in json.load(sys.stdin):\n"
         "    assert main(line) == 0, line"
     )
     done = subprocess.run(
@@ -95,6 +97,19 @@ def make(out: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return {"arithmetic": arithmetic(), "sets": sets(out), "evaluations": evaluations(out), "formats": formats(out)}
+
+
+def register_few_digits() -> None:
+    """The digits that the golden sets were made from: a draw of 40 of each class, before the splits."""
+    from dataclasses import replace
+
+    from gendistill import register_source
+    from gendistill.data.sources import digits, limit
+
+    @register_source(FEW)
+    def few(config: Any) -> Any:
+        source = digits(config)
+        return replace(source, splits={"train": limit(source.splits["train"], 40, config.split_seed)})
 
 
 def arithmetic() -> str:
@@ -154,7 +169,7 @@ def steady(value: Any, out: Path) -> Any:
         return {k: steady(v, out) for k, v in value.items() if k not in CHANGING}
     if isinstance(value, list):
         return [steady(v, out) for v in value]
-    return value.replace(str(out), "OUT") if isinstance(value, str) else value
+    return value.replace(str(out), "OUT").replace(FEW, "digits") if isinstance(value, str) else value
 
 
 def _hash(paths: Any, folder: Path) -> str:

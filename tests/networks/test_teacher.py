@@ -94,13 +94,17 @@ def test_a_teacher_of_the_same_images_keeps_its_own_statistics(
     assert "teacher_data" not in SurrogateSet.load(tmp_path / "out" / "ipc-1").meta
 
 
-@pytest.mark.parametrize("other", [(), (*FEW, "--data.split_seed", 1)], ids=["all", "split"])
+def test_a_teacher_of_fewer_training_images_suits_all_of_them(built_in: Path, tmp_path: Path) -> None:
+    assert gendistill(*WMDD, "--teacher", built_in, "--output_dir", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("other", [(), FEW], ids=["all", "few"])
 def test_a_teacher_that_saw_test_images_is_refused_with_their_number(
     built_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: tuple[object, ...]
 ) -> None:
-    assert gendistill(*WMDD, "--teacher", built_in, *other, "--output_dir", tmp_path / "out") == USAGE
-    limit, seed = (40, 1) if other else (None, 0)
-    data, own = load_data(max_per_class=limit, split_seed=seed), load_data(max_per_class=40)
+    seed = ("--data.split_seed", 1)
+    assert gendistill(*WMDD, "--teacher", built_in, *other, *seed, "--output_dir", tmp_path / "out") == USAGE
+    data, own = load_data(max_per_class=40 if other else None, split_seed=1), load_data(max_per_class=40)
     test, train = ({x.numpy().tobytes() for x in split.images} for split in (data.test, own.train))
     assert f"{len(test & train)} of the {len(data.test)} test images are among" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

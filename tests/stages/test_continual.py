@@ -20,7 +20,7 @@ from gendistill.evaluation.result import label_rows
 from gendistill.io import WorkFolder
 from gendistill.report.page import render_continual
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import TINY, gendistill
+from tests.helpers import TINY, gendistill, messages
 
 COUNTS = [4, 7, 10]
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(
     surrogate: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: tuple[object, ...], words: list[str]
 ) -> None:
     assert gendistill(*command(surrogate, tmp_path / "out", *options)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendistill: ")]
+    lines = messages(capsys.readouterr().err)
     assert len(lines) == 1
     assert all(word in lines[0] for word in words), lines
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from gendistill.runtime import Checkpoints, device
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import gendistill, start
+from tests.helpers import gendistill, messages, start
 
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 SELECTIONS = ("random", "representative")
@@ -294,7 +294,7 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
 )
 def test_what_cannot_work_is_refused_in_words(options, words, tmp_path, capsys):
     assert gendistill("distill", *options, "--output_dir", tmp_path / "out") == 2
-    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendistill: ")]
+    (message,) = messages(capsys.readouterr().err)
     assert words in message
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,96 @@
+"""Images in tar files, as webdataset has them: samples of one key, an image and a ``.cls`` with its label."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from gendistill.config import DataConfig
+from gendistill.data.items import Item, LeftOut, Source, some
+from gendistill.data.splits import assign
+from gendistill.errors import DataError
+
+LABEL, MANIFEST = "cls", "manifest.json"
+
+
+class Member(NamedTuple):
+    """Where a file lies in its tar file."""
+
+    offset: int
+    size: int
+
+
+def webdataset(config: DataConfig, root: Path, files: Sequence[str], suffixes: set[str], left: LeftOut) -> Source:
+    """Tar files below ``root``; ``files`` are their names from there, sorted.
+
+    A label is a whole number, a position in the ``classes`` of a manifest.json beside the files where there is one, or
+    a class name.
+
+    Raises:
+        DataError: a file is damaged or has no labelled image, or a label has no class.
+    """
+    found = assign(files, config, str(root), left, files=True)
+    samples = {split: [s for name in names for s in _samples(root / name, suffixes)] for split, names in found.items()}
+    names = _class_names(root)
+    used = {label for label, *_ in samples["train"]}
+    if names is None:
+        names = sorted(used, key=int if all(label.isdigit() for label in used) else None)
+        position = {name: i for i, name in enumerate(names)}
+    else:
+        position = {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
+    splits: dict[str, list[Item]] = {}
+    for split, ones in samples.items():
+        if strange := sorted({label for label, *_ in ones} - {*position}):
+            raise DataError(
+                f"The {split} split of {root} has labels of no class: {some(strange)}; expected {some(names)}."
+            )
+        splits[split] = [
+            Item(partial(_open, path, where), position[label], f"{path}:{key}") for label, key, path, where in ones
+        ]
+    return Source(tuple(names), splits, None, {s: some(f, 3) for s, f in found.items()}, left.sentences())
+
+
+def _samples(path: Path, suffixes: set[str]) -> list[tuple[str, str, Path, Member]]:
+    """(label, key, file, where) of the samples of a tar file, in its order."""
+    images: dict[str, Member] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, ending = member.name.rpartition(".")
+                if member.isfile() and ending == LABEL:
+                    file = tar.extractfile(member)
+                    labels[key] = file.read(1000).decode("utf-8", "replace").strip() if file else ""
+                elif member.isfile() and f".{ending.lower()}" in suffixes:
+                    images[key] = Member(member.offset_data, member.size)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"Cannot read the tar file {path}: {error}. Remove it, or get it again.") from error
+    if not images or images.keys() - labels.keys():
+        without = some(sorted(images.keys() - labels.keys())) or "no image"
+        raise DataError(
+            f"{path} is not a webdataset of labelled images, because of {without}; expected KEY.png (or .jpg, ...) and "
+            f"KEY.{LABEL} of each sample. Unpack other archives first."
+        )
+    return [(labels[key], key, path, where) for key, where in images.items()]
+
+
+def _class_names(root: Path) -> list[str] | None:
+    """The classes of our own export."""
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in found]
+
+
+def _open(path: Path, where: Member) -> Image.Image:
+    with path.open("rb") as file:
+        file.seek(where.offset)
+        return Image.open(io.BytesIO(file.read(where.size)))
