@@ -151,7 +151,7 @@ def _check_levels(train: Path, root: Path) -> None:
             raise DataError(
                 f"{path} holds only folders ({some(one.name for one in inside)}): it is not clear whether these are "
                 f"classes, or it is one. Give --data.train {os.path.relpath(train, root)} where the folders in {train} "
-                "are the classes; otherwise move the class folders up."
+                f"are the classes, or --data.train {os.path.relpath(path, root)} where those in {path} are."
             )
 
 
@@ -199,8 +199,7 @@ def _set_aside(root: Path, folders: Sequence[Path], found: dict[str, Path], expl
                 f"--data.train {train} to set it aside, or --data.train {os.path.relpath(path.parent, root)} where the "
                 f"folders in {path.parent} are the classes."
             )
-        reason = "folder(s) of no split; --data.train, --data.validation and --data.test name others"
-        left.add(reason, f"{os.path.relpath(path, root)}/")
+        left.add("folder(s) of no split", f"{os.path.relpath(path, root)}/")
 
 
 def _covers(folder: Path, path: Path) -> bool:

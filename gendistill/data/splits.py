@@ -98,8 +98,7 @@ def assign(
             hidden += candidate
     taken = [name for chosen in found.values() for name in chosen]
     for name in (name for name in rest if name not in taken):
-        options = "--data.train, --data.validation and --data.test name others"
-        left.add("part(s) without labels" if name in hidden else f"part(s) of no split; {options}", name)
+        left.add("part(s) without labels" if name in hidden else "part(s) of no split", name)
     return found
 
 
