@@ -281,7 +281,7 @@ SOURCES = Registry[DataSource](
     {
         "digits": _source("sources:digits"),
         "folder": _source("folders:folder", "is_folder"),
-        "hub": _source("tables:hub", "looks_like_hub_id"),
+        "hub": _source("columns:hub", "looks_like_hub_id"),
     },
 )
 _NETWORKS = [f"{name}{norm}" for name in ("convnet", "resnet10", "resnet18", "resnetap10") for norm in ("", "_bn")]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gendistill.config import DataConfig
-from gendistill.data import archives, tables
+from gendistill.data import archives, columns
 from gendistill.data.files import SUFFIXES, beside, files_of_types, with_images
 from gendistill.data.items import Source, some
 from gendistill.data.layouts import image_folder
@@ -16,11 +16,11 @@ from gendistill.errors import ConfigError, DataError
 def folder(config: DataConfig) -> Source:
     """A folder of class folders, of parquet or tar files, or one that ``save_to_disk`` wrote."""
     root = Path(config.name).expanduser()
-    if tables.is_saved(root):
-        return tables.saved(config, root)
+    if columns.is_saved(root):
+        return columns.saved(config, root)
     parquet, tars = files_of_types(root, ".parquet", ".tar")
     by_class = with_images(root) if parquet or tars else []
-    of_images = [name for name in parquet if tables.is_image_table(root, name, damaged=not by_class)]
+    of_images = [name for name in parquet if columns.is_image_table(root, name, damaged=not by_class)]
     if of_images and len(by_class) > 1:
         raise DataError(
             f"{root} has parquet files with images ({some(of_images, 3)}) and folders with images "
@@ -31,7 +31,7 @@ def folder(config: DataConfig) -> Source:
         for name in (name for name in parquet if of_images and name not in of_images):
             left.add("parquet file(s) without images", name)
         check_one_set(root, of_images)
-        return tables.parquet(config, root, of_images or parquet, left)
+        return columns.parquet(config, root, of_images or parquet, left)
     for option in ("image_column", "label_column"):
         if getattr(config, option) is not None:
             raise ConfigError(f"data.{option} applies to parquet files and datasets; {root} has none. Leave it out.")
