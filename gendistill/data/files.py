@@ -110,11 +110,11 @@ def has_direct_image(root: Path) -> bool:
 
 
 def image_files(root: Path, classes: Sequence[str], left: LeftOut | None = None) -> list[Item]:
-    """The images below ``root/<class>``, in order; label i is that of ``classes[i]``."""
+    """The images below ``root/<class>``, where there is one, in order; label i is that of ``classes[i]``."""
     left = left or LeftOut()
     items: list[Item] = []
     for label, name in enumerate(classes):
-        for place, files in sorted(walk(root / name, left)):
+        for place, files in sorted(walk(root / name, left)) if (root / name).is_dir() else ():
             for file in sorted(files):
                 path = os.path.join(place, file)
                 if is_image(path):

@@ -191,7 +191,7 @@ def _set_aside(root: Path, folders: Sequence[Path], found: dict[str, Path], expl
     for path in folders:
         if any(_covers(path, chosen) for chosen in found.values()):
             continue
-        unlabelled = "test" in found and not with_images(path)
+        unlabelled = "test" in found and _is_flat(path)
         if not explicit and not unlabelled and role(path.name) not in ("test", "validation"):
             train = os.path.relpath(found["train"], root)
             raise DataError(
@@ -200,6 +200,12 @@ def _set_aside(root: Path, folders: Sequence[Path], found: dict[str, Path], expl
                 f"folders in {path.parent} are the classes."
             )
         left.add("folder(s) of no split", f"{os.path.relpath(path, root)}/")
+
+
+def _is_flat(folder: Path) -> bool:
+    """Whether all images lie together in a folder, or in its only one (``seg_pred/seg_pred/*.png``)."""
+    inside = with_images(folder)
+    return not inside or ([path.name for path in inside] == [folder.name] and not with_images(inside[0]))
 
 
 def _covers(folder: Path, path: Path) -> bool:
