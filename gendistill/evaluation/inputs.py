@@ -25,7 +25,7 @@ from gendistill.surrogate.soft_labels import SoftLabels
 Pool = list[SurrogateSet]  # sets that differ in their synthesis seed alone
 Counts = tuple[int, ...]  # images of each class
 # entries of a manifest that follow from the seed, or from when and where the set was made
-BY_SEED = {"seed", "seconds", "command", "versions", "w2", "gate", "bytes"}
+BY_SEED = {"seed", "seconds", "shared_seconds", "command", "versions", "w2", "gate", "bytes"}
 LABELS = {"soft_labels", "label_teacher_hash"}
 PLACES = {
     "seed", "output_dir", "resume_from_checkpoint", "overwrite", "surrogate", "teacher", "generator", "held_out",
@@ -176,12 +176,18 @@ def facts(pool: Pool, *, labels: bool) -> SetFacts:
     """What the row of a pool says of its images; ``labels`` says whether soft labels count."""
     first = pool[0]
     sizes = [_bytes(made, labels) for made in pool]
-    seconds = [s for made in pool if (s := _seconds(made, labels)) is not None]
+    own = [s for made in pool if (s := _seconds(made, labels)) is not None]
+    shared = [_shared(made, labels) for made in pool]
+    total = sum(own) + sum(sum(parts.values()) - parts.get("pool", 0) for parts in shared)  # own has the pool
     found: SetFacts = {
         "stored_images": len(first.labels),
         "decoded_images": len(first.labels) * first.views,
         "bytes": {key: round(sum(size[key] for size in sizes) / len(pool)) for key in ("images", "labels")},
-        "synthesis_seconds": round(sum(seconds) / len(pool), 2) if len(seconds) == len(pool) else None,
+        "synthesis_seconds": round(total / len(pool), 2) if len(own) == len(pool) else None,
+        "shared_seconds": {
+            part: round(sum(parts.get(part, 0) for parts in shared) / len(pool), 2)
+            for part in dict.fromkeys(part for parts in shared for part in parts)
+        },
     }
     if first.meta.get("name"):
         found["name"] = first.meta["name"]
@@ -212,6 +218,17 @@ def _seconds(made: SurrogateSet, labels: bool) -> float | None:
     stages = dict.fromkeys(("distill", *made.meta.get("stages", []), *(["label"] if labels else [])))
     counted = [seconds[stage] for stage in stages if stage in seconds and (labels or stage != "label")]
     return float(sum(counted)) if counted else None
+
+
+def _shared(made: SurrogateSet, labels: bool) -> dict[str, float]:
+    """Seconds of what other sets use too: training of the generator and of teachers, sampling of the pool."""
+    meta, found = made.meta, dict(made.meta.get("shared_seconds") or {})
+    again = found.pop("label_teacher", None)
+    if labels and again is not None and meta.get("label_teacher_hash") != meta.get("teacher_hash"):
+        found["label_teacher"] = again
+    if "select" in meta.get("stages", ()) and "sample" in (meta.get("seconds") or {}):
+        found["pool"] = meta["seconds"]["sample"]
+    return found
 
 
 def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:

@@ -37,7 +37,10 @@ class SetFacts(TypedDict, total=False):
         stored_images: Images on disk.
         decoded_images: Images to train on, more than the stored ones for a multi-formation set.
         bytes: Size on disk in bytes, by ``images`` (PNG) and ``labels`` (soft labels).
-        synthesis_seconds: Wall-clock time that making the set took; None where unknown, or where nothing was made.
+        synthesis_seconds: Wall-clock time of all that making the set took, training of the generator and of teachers
+            among it; None where unknown, or where nothing was made.
+        shared_seconds: Of that, the parts that other sets use too: ``generator``, ``teacher``, ``label_teacher``,
+            ``pool``. Sets of older versions lack the first three, which are not counted then.
         name: The folder's name, of a plain folder without a manifest.
         missing_classes: Names of the classes without any image.
     """
@@ -46,6 +49,7 @@ class SetFacts(TypedDict, total=False):
     decoded_images: int
     bytes: dict[str, int]
     synthesis_seconds: float | None
+    shared_seconds: dict[str, float]
     name: str
     missing_classes: list[str]
 

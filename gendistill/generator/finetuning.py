@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -89,20 +89,22 @@ def finetune(
     licence = generator.meta.get("licence", OUR_LICENCE)
     saved = folder.path / BASE_WEIGHTS if folder else None
     if saved is not None and saved.is_file():
-        generator.network.load_state_dict(read_tensors(saved, fix="Delete it and resume.")[0])
+        weights, kept = read_tensors(saved, fix="Delete it and resume.")
+        generator.network.load_state_dict(weights)
+        run.seconds["base"] = float(kept.get("seconds", 0))
     elif config.pretrained is None and config.base_steps:
         adapted = adapt(generator.network, "full", base_hash="")
-        run.phase("base", adapted)()
+        run.run_phase("base", adapted)
         run.preview("base")
         generator.network = adapted.merged()
     base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
     if saved is not None and config.pretrained is None and run.is_main:
-        write_tensors(saved, base.state)
+        write_tensors(saved, base.state, {"seconds": f"{run.seconds.get('base', 0)}"})
     base_hash = hash_tensors(base.state)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:
-        run.phase("minimax", adapted)()
+        run.run_phase("minimax", adapted)
         run.preview("minimax")
     run.end()
     generator.meta = {
@@ -113,6 +115,7 @@ def finetune(
         "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
         "null_class_trained": config.trains_null_class,
         "base_hash": base_hash,
+        "training_seconds": run.seconds,
     }
     if folder and config.adaptation != "full":
         origin: AdapterOrigin = {
@@ -183,6 +186,7 @@ class _Training:
         self, generator: Generator, data: RealData, config: FinetuneConfig, seed: int, folder: WorkFolder | None
     ) -> None:
         self.generator, self.config, self.seed, self.folder = generator, config, seed, folder
+        self.seconds: dict[str, float] = {}
         self.accelerator = runtime.make_accelerator(
             config.mixed_precision,
             config.gradient_accumulation_steps,
@@ -198,8 +202,8 @@ class _Training:
             folder=config.latent_cache or (folder.path / LATENTS if folder else None),
         )
 
-    def phase(self, name: str, adapted: Adapted) -> Callable[[], object]:
-        """What runs the training loop of one phase, with its bar and its log."""
+    def run_phase(self, name: str, adapted: Adapted) -> None:
+        """Train one phase, with its bar and its log; of a resumed one the time of all steps is estimated."""
         minimax, checkpoints = name == "minimax", self._checkpoints(name)
         loop = train_generator(
             self.generator,
@@ -213,16 +217,18 @@ class _Training:
             estimate=(lambda found: note(f"{name}: {found}")) if self.is_main else None,
             preview=lambda step: self.preview(f"{name}-{step:06d}"),
         )
-        return partial(
-            follow,
+        steps = self.config.minimax_steps if minimax else self.config.base_steps
+        begun, start = max(checkpoints.steps(), default=0) if checkpoints else 0, time.perf_counter()
+        follow(
             loop,
             "minimax fine-tuning" if minimax else "generator",
-            self.config.minimax_steps if minimax else self.config.base_steps,
-            start=max(checkpoints.steps(), default=0) if checkpoints else 0,
+            steps,
+            start=begun,
             log=self._log if self.is_main else None,
             stage="finetune",
             shown=self.is_main,
         )
+        self.seconds[name] = round((time.perf_counter() - start) * steps / max(1, steps - begun), 2)
 
     def end(self) -> None:
         self.accelerator.wait_for_everyone()

@@ -100,6 +100,7 @@ class GeneratorMeta(TypedDict, total=False):
         parents: The pretrained model, its hash, and the codec.
         parent: Folder name of a model that is not ours.
         variants: Further weights in the folder, such as ``base``.
+        training_seconds: Of each phase.
     """
 
     adaptation: str
@@ -108,6 +109,7 @@ class GeneratorMeta(TypedDict, total=False):
     data: DataFacts
     steps: dict[str, int]
     null_class_trained: bool
+    training_seconds: dict[str, float]
     base_hash: str
     parents: dict[str, str | None]
     parent: str

@@ -83,7 +83,7 @@ def sample_set(
     labels = torch.tensor([request.label for request, _ in made])
     order = torch.argsort(labels, stable=True)
     images = torch.stack([image for _, image in made])
-    meta = _provenance(generator, config, seed, time.perf_counter() - start)
+    meta = _provenance(generator, config, seed, "samples", time.perf_counter() - start)
     return SurrogateSet(images[order], labels[order], generator.classes, meta)
 
 
@@ -134,16 +134,22 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
         )
 
 
-def _provenance(generator: Generator, config: SampleConfig, seed: int, seconds: float) -> Provenance:
-    options = to_dict(config)
+Sampled = Literal["samples", "base"]
+
+
+def _provenance(generator: Generator, config: SampleConfig, seed: int, stage: Sampled, seconds: float) -> Provenance:
+    options, trained = to_dict(config), generator.meta.get("training_seconds")
+    counted = [spent for phase, spent in (trained or {}).items() if stage != "base" or phase == "base"]
+    known = {} if trained is None else {"shared_seconds": {"generator": round(sum(counted), 2)}}
     return provenance(
         "generative",
         seed=seed,
         data=generator.meta.get("data", {}),
         seconds={"sample": seconds},
+        **known,
         licence=generator.meta.get("licence", "unknown"),
-        stages=["finetune", "sample"],
-        stage="samples",
+        stages=["sample"] if stage == "base" else ["finetune", "sample"],
+        stage=stage,
         generator_hash=generator.hash(),
         label_map=generator.label_map,
         conditions=generator.conditions,
@@ -158,7 +164,7 @@ def write_sets(
     *,
     data: RealData | None = None,
     seed: int = 0,
-    stage: Literal["samples", "base"] = "samples",
+    stage: Sampled = "samples",
 ) -> None:
     """Write the sets ``ipc-K`` and ``pool`` into a folder; images that are there already are kept.
 
@@ -195,14 +201,14 @@ def write_sets(
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    meta = _provenance(generator, config, seed, time.perf_counter() - start)
-    if base:
-        meta |= {"stage": "base", "stages": ["sample"]}
+    spent = time.perf_counter() - start
     for name, ipc in sets.items():
         target = folder.path / "base" / name if base else folder.path / name
         link_prefix(images, target, classes, ipc)
+        own = spent * ipc * len(classes) / max(1, len(missing))  # of its images, of those that were there too
+        meta = _provenance(generator, config, seed, stage, own)
         write_card(target, write_manifest(target, classes, generator.image_shape, meta))
-    folder.log({"stage": "sample", "set": stage, "images": len(missing), **meta["seconds"]})
+    folder.log({"stage": "sample", "set": stage, "images": len(missing), "sample": round(spent, 2)})
 
 
 COMPONENTS = 64

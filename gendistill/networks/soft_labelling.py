@@ -153,12 +153,14 @@ def label_set(
     loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps)
     total = -(-len(images) // ROWS) if isinstance(mode, PerImage) else steps
     labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
+    spent = {f"label_{name}": value for name, value in teacher.meta.get("training_seconds", {}).items()}
     meta = add_step(
         surrogate.meta,
         "label",
         time.perf_counter() - start,
         soft_labels={"mode": recipe.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
         label_teacher_hash=teacher.hash(),
+        shared_seconds={**surrogate.meta.get("shared_seconds", {}), **spent},
     )
     return replace(surrogate, meta=meta, soft_labels=labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -43,9 +44,11 @@ class TeacherMeta(TypedDict, total=False):
         accuracy: Fractions of the training and validation images classified correctly.
         data: ``RealData.describe()`` of the images it was trained on.
         data_config: The ``--data`` options that read them again.
+        training_seconds: Of the training, as ``teacher``.
     """
 
     accuracy: dict[str, float]
+    training_seconds: dict[str, float]
     data: DataFacts
     data_config: dict[str, Any]
 
@@ -174,6 +177,7 @@ def train_teacher(
         >>> teacher = gd.train_teacher(data, network=torchvision.models.resnet18(num_classes=10))
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10)
     """
+    start = time.perf_counter()
     require_type("data", data, RealData)
     config, seed = require_type("config", config or TeacherConfig(), TeacherConfig), derive(seed, "teacher")
     channels, side, classes = data.channels, data.image_size, len(data.classes)
@@ -209,7 +213,8 @@ def train_teacher(
             "expected numbers. Lower learning_rate."
         )
     scores = {"train": accuracy(trained, data.train), "validation": accuracy(trained, data.validation)}
-    meta: TeacherMeta = {"accuracy": scores, "data": data.describe()}
+    spent = {"teacher": round(time.perf_counter() - start, 2)}
+    meta: TeacherMeta = {"accuracy": scores, "data": data.describe(), "training_seconds": spent}
     return Teacher(trained, statistics, data.classes, spec, meta, registered=not own)
 
 

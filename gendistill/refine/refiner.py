@@ -251,7 +251,10 @@ def with_meta(
     fingerprint = made.meta.get("data", {}).get("fingerprint")
     others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
     hashes = [teacher.hash() for teacher in teachers]
-    more = {"teacher_data": others} if others else {}
+    more: dict[str, object] = {"teacher_data": others} if others else {}
+    spent = [teacher.meta.get("training_seconds", {}).get("teacher") for teacher in teachers]
+    known = {"teacher": round(sum(s for s in spent if s is not None), 2)} if None not in spent else {}
+    more["shared_seconds"] = {**made.meta.get("shared_seconds", {}), **known}
     teacher_hash = hashes[0] if len(hashes) == 1 else hashes
     seconds = time.perf_counter() - start
     meta = add_step(made.meta, name, seconds, stage=stage, teacher_hash=teacher_hash, **more)

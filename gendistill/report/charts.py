@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,12 +83,22 @@ MARKERS = {  # drawn around (0, 0), about 9 units wide, so that the curves diffe
 }
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 52.0, 436.0
 LOW = 356.0  # bottom of the charts against a cost
+ASIDE = 8.0  # the farthest an interval is drawn from its point
+GLYPH, ROW, BESIDE = 11.5, 20.0, 10.0  # room of a letter of a line's name, of its height, of a letter beside a point
+DIFFERENT = 1.5  # a factor between sets of one IPC, above which their bytes have a chart
+SHARED = {
+    "generator": "training of the generator",
+    "teacher": "training of the teacher",
+    "label_teacher": "training of the labels' teacher",
+    "pool": "sampling of the pool",
+}  # the parts of ``shared_seconds``
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Point:
     """A row on the chart: ``bottom`` and ``top`` are the ends of its interval, ``title`` the words for a pointer,
-    ``name`` what stands beside it."""
+    ``name`` what stands beside it. The interval is drawn ``aside`` units from x, so that several at one x are seen."""
 
     x: float
     y: float
@@ -95,6 +106,7 @@ class Point:
     top: float
     title: str
     name: str = ""
+    aside: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,11 +123,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Line:
-    """A level line with its name at the end, left or right, that has fewer points near it."""
+    """A level line; its name begins at (``x``, ``base``), where it covers least of what is drawn."""
 
     y: float
     name: str
-    left: bool
+    x: float
+    base: float
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,7 @@ class Chart:
 
 
 def chart(rows: Sequence[ReportRow]) -> Chart | None:
-    """Every method's mean and its 95 % t interval, see ``mean_interval``; methods stand side by side at each IPC."""
+    """Every method's mean over IPC and its 95 % t interval, see ``mean_interval``."""
     sized = [r for r in rows if r["ipc"] is not None]
     if not sized:
         return None
@@ -157,19 +170,47 @@ def chart(rows: Sequence[ReportRow]) -> Chart | None:
     room = (RIGHT - LEFT) / len(sizes)
     centres = {ipc: LEFT + room * (i + 0.5) for i, ipc in enumerate(sizes)}
     groups = by_label(sized)
-    gap = min(18.0, 0.72 * room / len(groups))
-    curves = []
-    for i, group in enumerate(groups.values()):
-        x = {ipc: c + gap * (i - (len(groups) - 1) / 2) for ipc, c in centres.items()}
-        curves.append(curve(group, y, [x[ipc_of(r)] for r in group]))
+    curves = [curve(group, y, [centres[ipc_of(r)] for r in group]) for group in groups.values()]
+    curves = side_by_side(curves)
     return Chart(
         title="Test accuracy by images per class",
         against="images per class (IPC)",
         x_ticks=[(round(x, 2), f"{ipc}") for ipc, x in centres.items()],
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
-        full=_full(rows, y, curves),
+        full=_lines(rows, y, curves)[0],
         band=_band([r for r in sized if is_reference(r)], y, centres),
+    )
+
+
+def side_by_side(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves with the intervals of each at most ``ASIDE`` units beside its points."""
+    gap = min(3.0, 2 * ASIDE / max(1, len(curves) - 1))
+    places = [round(gap * (i - (len(curves) - 1) / 2), 2) for i in range(len(curves))]
+    return [
+        replace(c, points=[replace(p, aside=aside) for p in c.points]) for c, aside in zip(curves, places, strict=True)
+    ]
+
+
+def cost_charts(rows: Sequence[ReportRow]) -> list[Chart]:
+    """Accuracy by seconds; and by bytes, where sets of one IPC differ in them by more than ``DIFFERENT`` times."""
+    sizes: dict[int | None, list[float]] = {}
+    for row in rows:
+        if row["ipc"] is not None and (stored := cost(row, "bytes")):
+            sizes.setdefault(row["ipc"], []).append(stored)
+    apart = any(max(found) > DIFFERENT * min(found) for found in sizes.values())
+    drawn = [cost_chart(rows, what) for what in ("seconds", *["bytes"] * apart)]
+    return [one for one in drawn if one]
+
+
+def shared_times(rows: Sequence[ReportRow]) -> tuple[list[str], bool]:
+    """(what sets share, each part with its longest time; whether a generated set lacks the time of its generator)."""
+    known = [row.get("shared_seconds") or {} for row in rows if cost(row, "seconds")]
+    longest = {part: max((parts.get(part, 0.0) for parts in known), default=0.0) for part in SHARED}
+    lacking = [r for r in rows if cost(r, "seconds") and r["method"] == "generative"]
+    return (
+        [f"{words} ({seconds_in_words(longest[part])})" for part, words in SHARED.items() if longest[part]],
+        any("generator" not in (r.get("shared_seconds") or {}) for r in lacking),
     )
 
 
@@ -187,14 +228,15 @@ def cost_chart(rows: Sequence[ReportRow], what: str) -> Chart | None:
     costs = {id(r): c for r, c in rows_with_cost}
     groups = by_label([r for r, _ in rows_with_cost])
     curves = _named_apart([curve(group, y, [x(costs[id(r)]) for r in group], named=True) for group in groups.values()])
+    full, levels = _lines(rows, y, curves, random)
     return Chart(
         title=f"Test accuracy by {'seconds of synthesis' if what == 'seconds' else 'stored bytes'}",
         against="seconds of synthesis, log axis" if what == "seconds" else "bytes of images and labels, log axis",
         x_ticks=[(x(v), words(v)) for v in log_ticks(low, high)],
         y_ticks=y_ticks,
         curves=sorted(curves, key=lambda c: -c.last),
-        full=_full(rows, y, curves),
-        levels=_levels(random, y, curves),
+        full=full,
+        levels=levels,
         table=[_in_words(r, "none") for r in random] + [_in_words(r, words(c)) for r, c in rows_with_cost],
         bottom=LOW,
         height=LOW + 52,
@@ -222,15 +264,39 @@ def curve(rows: Sequence[ReportRow], y: Axis, x: Sequence[float], *, named: bool
 
 def _named_apart(curves: Sequence[Curve]) -> list[Curve]:
     """Without the names that would lie on another name or point; the last curves, the sets, keep theirs first."""
-    boxes = [(p.x - 6, p.y - 6, p.x + 6, p.y + 6) for c in curves for p in c.points]
+    boxes = [_around(p) for c in curves for p in c.points]
     kept: dict[int, list[Point]] = {}
     for i in reversed(range(len(curves))):
         for p in curves[i].points:
-            box = (p.x + 7, p.y - 7, p.x + 11 + 8 * len(p.name), p.y + 7)
-            free = not any(a[0] < box[2] and box[0] < a[2] and a[1] < box[3] and box[1] < a[3] for a in boxes)
+            box = _beside(p)
+            free = not any(_overlap(box, other) for other in boxes)
             boxes += [box] * free
             kept.setdefault(i, []).append(p if free else replace(p, name=""))
     return [replace(c, points=kept[i]) for i, c in enumerate(curves)]
+
+
+def _around(p: Point) -> Box:
+    return p.x - 7, p.y - 7, p.x + 7, p.y + 7
+
+
+def _beside(p: Point) -> Box:
+    return p.x + 7, p.y - 8, p.x + 11 + BESIDE * len(p.name), p.y + 8
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _drawn_boxes(curves: Sequence[Curve]) -> list[Box]:
+    """What a line's name should not cover: points with their names and intervals, and the curves between them."""
+    points = [p for c in curves for p in c.points]
+    boxes = [_around(p) for p in points] + [_beside(p) for p in points if p.name]
+    boxes += [(p.x + p.aside - 2, p.top, p.x + p.aside + 2, p.bottom) for p in points]
+    for a, b in (pair for c in curves for pair in pairwise(c.points)):
+        steps = max(1, round(max(abs(b.x - a.x), abs(b.y - a.y)) / 8))
+        at = [(a.x + (b.x - a.x) * i / steps, a.y + (b.y - a.y) * i / steps) for i in range(steps + 1)]
+        boxes += [(x - 1, y - 1, x + 1, y + 1) for x, y in at]
+    return boxes
 
 
 def marker(colour: str, shape: int) -> str:
@@ -264,27 +330,31 @@ def _accuracy_axis(rows: Sequence[ReportRow], bottom: float) -> tuple[Axis, list
     return y, [(y(v), f"{100 * v:.0f}") for v in steps]
 
 
-def _full(rows: Sequence[ReportRow], y: Axis, curves: Sequence[Curve]) -> Line | None:
-    full = full_row(rows)
-    if full is None:
-        return None
-    return _line(y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %", curves)
+def _lines(
+    rows: Sequence[ReportRow], y: Axis, curves: Sequence[Curve], random: Sequence[ReportRow] = ()
+) -> tuple[Line | None, list[Line]]:
+    """(the line of all real images, one for each of the ``random`` rows; those whose name has no room are nameless)."""
+    full, ordered = full_row(rows), sorted(random, key=lambda r: -r["mean"])
+    wanted = [] if full is None else [(y(full["mean"]), f"{full['label']}, {percent(full['mean'])} %")]
+    wanted += [(y(row["mean"]), f"{row['label']}, IPC {row['ipc']}") for row in ordered]
+    taken, found = _drawn_boxes(curves), list[Line]()
+    for at, name in wanted:
+        others = [(LEFT, other - 1, RIGHT, other + 1) for other, _ in wanted if other != at]
+        covered, place, box = _place(at, name, [*taken, *others])
+        shown = not covered or (full is not None and not found)
+        found.append(Line(at, name if shown else "", *place))
+        taken += [box] * shown
+    return (None, found) if full is None else (found[0], found[1:])
 
 
-def _levels(rows: Sequence[ReportRow], y: Axis, curves: Sequence[Curve]) -> list[Line]:
-    """A line for each row; those whose name would lie on the one before have none."""
-    found: list[Line] = []
-    for row in sorted(rows, key=lambda r: -r["mean"]):
-        line = _line(y(row["mean"]), f"{row['label']}, IPC {row['ipc']}", curves)
-        taken = any(other.name and abs(other.y - line.y) < 16 for other in found)
-        found.append(replace(line, name="") if taken else line)
-    return found
-
-
-def _line(at: float, name: str, curves: Sequence[Curve]) -> Line:
-    near = [p.x for c in curves for p in c.points if p.top - 6 < at and at - 24 < p.bottom]
-    right = sum(x > (LEFT + RIGHT) / 2 for x in near)
-    return Line(at, name, left=len(near) - right <= right)
+def _place(at: float, name: str, taken: Sequence[Box]) -> tuple[int, tuple[float, float], Box]:
+    """(how much of what is drawn a name at the line covers at least, the start of its base line, its box)."""
+    width, found = GLYPH * len(name), []
+    for x in dict.fromkeys([LEFT + 4, max(LEFT + 4, RIGHT - 4 - width), *range(72, int(RIGHT - width), 24)]):
+        for base in (at - 8, at + 18):
+            box = (x, base - ROW + 4, x + width, base + 4)
+            found.append((sum(_overlap(box, other) for other in taken), (float(x), round(base, 2)), box))
+    return min(found, key=lambda place: place[0])
 
 
 def _in_words(row: ReportRow, cost: str) -> tuple[str, str, str, str]:

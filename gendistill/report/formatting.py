@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from gendistill.evaluation.intervals import verdict
 
@@ -19,8 +21,8 @@ def percent(fraction: float) -> str:
 
 
 def signed(fraction: float) -> str:
-    """A difference in points with its sign; two decimals where one would say zero."""
-    points = 100 * fraction
+    """A difference in points with its sign; two decimals where one would say zero, none that is zero to both."""
+    points = 100 * fraction if abs(fraction) >= 0.00005 else 0.0
     return f"{points:+.{1 if abs(points) >= 0.05 or not points else 2}f}".replace("-", "−")
 
 
@@ -44,7 +46,24 @@ def brief(value: float) -> str:
 
 def measure(value: float) -> str:
     """A number of any size in a narrow column: 0.0173, 0.912, 6.1."""
+    if abs(value) < 0.00005:
+        return "0"
     return (f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3g}").replace("-", "−")
+
+
+def deviation(value: float) -> str:
+    """Two digits; what only rounding leaves is 0."""
+    return "0" if value < 1e-6 else f"{value:.2g}"
+
+
+def code(text: str) -> Markup:
+    """Text whose `backticks` become code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def unbroken(text: str) -> str:
+    """With k-means on one line."""
+    return text.replace("k-means", "k‑means")
 
 
 def kilo(count: float) -> str:
@@ -124,6 +143,8 @@ def render_template(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {f.__name__: f for f in (brief, duration, kilo, measure, percent, signed)}
+    environment.filters |= {
+        f.__name__: f for f in (brief, code, deviation, duration, kilo, measure, percent, signed, unbroken)
+    }
     environment.globals |= {"palette": PALETTE, "media": MEDIA}
     return environment.get_template(name).render(**values)

@@ -26,9 +26,11 @@ from gendistill.report.charts import (
     Curve,
     Point,
     chart,
-    cost_chart,
+    cost_charts,
     mean_interval,
     scatter,
+    shared_times,
+    side_by_side,
     ticks,
 )
 from gendistill.report.formatting import RANDOM_LABEL, comparison, percent, render_template
@@ -152,7 +154,8 @@ def _numbers(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]
     return {
         "full": full_row(main),
         "chart": chart(main),
-        "cost_charts": [drawn for what in ("seconds", "bytes") if (drawn := cost_chart(main, what))],
+        "cost_charts": cost_charts(main),
+        "shared_times": shared_times(main),
         "hard": sections([r for r in rows if r["labels"] == "hard"]),
         "soft": sections([r for r in rows if r["labels"] != "hard"]),
         "legacy": any(r.get("legacy_best") for r in rows),
@@ -280,7 +283,7 @@ def _run(run: RunFacts) -> dict[str, object]:
     }
 
 
-TOP, MOST_TICKS, GAP = 36.0, 12, 7.0
+TOP, MOST_TICKS = 36.0, 12
 
 
 class MemoryRow(ContinualRow, total=False):
@@ -344,9 +347,8 @@ def continual_chart(rows: Sequence[MemoryRow], counts: Sequence[int]) -> Chart:
     steps = ticks(min(ends), max(ends))
     x, y = Axis(counts[0], counts[-1], LEFT + 36, RIGHT - 36), Axis(steps[0], steps[-1], BOTTOM, TOP)
     curves = []
-    for i, row in enumerate(rows):
-        aside = GAP * (i - (len(rows) - 1) / 2)
-        points = [_point(row["label"], n, step, x(n) + aside, y) for n, step in zip(counts, row["steps"], strict=True)]
+    for row in rows:
+        points = [_point(row["label"], n, step, x(n), y) for n, step in zip(counts, row["steps"], strict=True)]
         curves.append(Curve(row["label"], row["colour"], MARKERS[row["colour"]], points, row["steps"][-1]["mean"]))
     return Chart(
         title=f"Test accuracy by classes seen, at IPC {ipc_of(rows[0])}",
@@ -357,7 +359,7 @@ def continual_chart(rows: Sequence[MemoryRow], counts: Sequence[int]) -> Chart:
         top=TOP,
         x_ticks=[(x(counts[i]), f"{counts[i]}") for i in evenly_spaced(len(counts), MOST_TICKS)],
         y_ticks=[(y(value), f"{100 * value:.0f}") for value in steps],
-        curves=sorted(curves, key=lambda curve: -curve.last),
+        curves=sorted(side_by_side(curves), key=lambda curve: -curve.last),
         full=None,
     )
 

@@ -244,7 +244,8 @@ def _with(label: str, tag: str) -> str:
 def _noun(row: ReportRow, tag: str) -> str:
     """What a sentence calls the row: "refined set of digits"."""
     if row["stage"] in NAMES:
-        return f"{NAMES[row['stage']]} of {tag}" if tag else NAMES[row["stage"]]
+        name, own = NAMES[row["stage"]], NAMES[row["stage"]].split()[0]
+        return name if tag in ("", own) else f"{name} of {tag}"  # a folder is often called as its stage is
     if row["method"] in BASELINES and tag:
         return f"set {tag} ({row['label']})"
     return f"{row['label']} set {tag}".rstrip()

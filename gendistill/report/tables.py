@@ -82,7 +82,10 @@ def findings(runs: Sequence[EvaluatedRun], rows: Sequence[ReportRow]) -> list[Fi
 def scores(
     runs: Sequence[EvaluatedRun], rows: Sequence[ReportRow]
 ) -> tuple[list[tuple[tuple[str, str], list[ScoreLine]]], list[str]]:
-    """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed)."""
+    """(the scores of all runs, each once, by (labels, network), hard labels first; what could not be computed).
+
+    Of hard labels without ARS there are none: LRS orders sets as their accuracies do.
+    """
     found: dict[ScoreLine, bool] = {}
     missing: dict[str, None] = {}
     for run in runs:
@@ -93,7 +96,8 @@ def scores(
     groups: dict[tuple[str, str], list[ScoreLine]] = {}
     for score in sorted(found, key=lambda s: (found[s], s.ipc)):
         groups.setdefault((score.labels, score.network), []).append(score)
-    return list(groups.items()), list(missing)
+    shown = [kind for kind, lines in groups.items() if kind[0] != "hard" or any(line.ars for line in lines)]
+    return [(kind, groups[kind]) for kind in shown], list(missing)
 
 
 def _score(entry: ScoreEntry, run: EvaluatedRun, rows: Sequence[ReportRow]) -> ScoreLine:

@@ -14,7 +14,7 @@ from gendistill.distillers import distill_sets, read_inputs
 from gendistill.networks.teacher import Teacher
 from gendistill.registry import DISTILLERS
 from gendistill.report.terminal import time_lines, w2_lines
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 
 
 def run_stage(
@@ -33,6 +33,8 @@ def run_stage(
         ArtifactError: the data's test images are among those a teacher was trained on, or the two do not fit.
     """
     method, teachers = DISTILLERS[config.method], [Teacher.from_pretrained(path) for path in teacher_dirs]
+    for teacher, path in zip(teachers, teacher_dirs, strict=True):
+        teacher.meta |= training_time(path)
     inputs = read_inputs(data, config)
     hashes = {name: given.content_hash() for name, given in inputs.items()}
     used = [teacher.hash() for teacher in teachers]

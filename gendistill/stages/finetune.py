@@ -26,6 +26,7 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
     state = runtime.processes()
     with stage_folder(target, "finetune", settings, keep_partial=True, log_path=log_path) as folder:
         generator, base = finetune(data, config, seed=seed, folder=folder, generator=generator)
+        folder.facts["training_seconds"] = generator.meta.pop("training_seconds")  # or no two files were alike
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
             generator.save_pretrained(folder.path, base=base.state)

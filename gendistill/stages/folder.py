@@ -49,6 +49,7 @@ class StageRecord(TypedDict, total=False):
         seconds: Wall-clock time.
         resumed: Whether an interrupted run was continued.
         peak_memory_mib: Of the process.
+        training_seconds: Of the training of a generator or a teacher, by part.
         temporary: Names in the folder that only a resumed run needs; ``scaffold`` in older versions.
     """
 
@@ -59,6 +60,7 @@ class StageRecord(TypedDict, total=False):
     resumed: bool
     peak_memory_mib: int
     temporary: list[str]
+    training_seconds: dict[str, float]
     scaffold: list[str]
 
 
@@ -179,6 +181,18 @@ def read_record(folder: Path) -> StageRecord | None:
         return None
     known = isinstance(record, dict) and {"stage", "settings"} <= record.keys()
     return cast(StageRecord, record) if known else None
+
+
+class TrainingTime(TypedDict, total=False):
+    """Seconds of the training of a generator or a teacher, by part."""
+
+    training_seconds: dict[str, float]
+
+
+def training_time(folder: str | Path) -> TrainingTime:
+    """As the stage that wrote the folder recorded it; empty where none did."""
+    record = read_record(Path(folder))
+    return {"training_seconds": record["training_seconds"]} if record and "training_seconds" in record else {}
 
 
 def _check(options: StageOptions, inputs: list[Path]) -> None:

@@ -10,7 +10,7 @@ from gendistill.config.commands import LabelCommand
 from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import label_line
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link
@@ -19,6 +19,7 @@ from gendistill.surrogate.set import SurrogateSet, link
 def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, target: Path, *, seed: int) -> Path:
     """Write ``target``, a surrogate folder, unless it is there already, made with the same settings."""
     surrogate, teacher = SurrogateSet.load(surrogate_dir), Teacher.from_pretrained(teacher_dir)
+    teacher.meta |= training_time(teacher_dir)
     check_teacher_fits(surrogate, teacher, config)
     settings = stage_settings(config, seed, surrogate=surrogate.content_hash(), teacher=teacher.hash())
     if finished(target, "label", settings):

@@ -18,7 +18,7 @@ from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.refiner import crop_pool, refine_set
 from gendistill.report.terminal import w2_lines
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 
@@ -38,6 +38,8 @@ def run_stage(
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
+    for teacher, path in zip(teachers, teacher_dirs, strict=True):
+        teacher.meta |= training_time(path)
     held_out = Teacher.from_pretrained(held_out_dir) if held_out_dir else None
     codec = load_generator_codec(generator_dir, data.channels) if generator_dir else None
     check_refinement(pool, teachers, data, config, ipc_sizes(config.ipc), held_out, codec)

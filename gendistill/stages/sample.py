@@ -11,7 +11,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.surrogate_sets import IMAGES, check_images, write_sets
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 
 
 def run_stage(
@@ -27,6 +27,7 @@ def run_stage(
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; several processes share the work."""
     generator = Generator.from_pretrained(source, revision=revision)
+    generator.meta |= training_time(source)
     if adapter is not None:
         generator = generator.with_adapter(adapter)
     if config.class_names is not None:
@@ -42,6 +43,7 @@ def run_stage(
         if config.base and generator.has_variant(BASE) and adapter is None:
             base = Generator.from_pretrained(source, BASE, revision=revision)
             base = base.for_classes(generator.classes, generator.label_map)
+            base.meta |= training_time(source)
             write_sets(base, folder, config, data=data, seed=seed, stage="base")
         folder.temporary = (IMAGES,)
     return target

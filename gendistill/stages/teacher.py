@@ -29,6 +29,7 @@ def run_stage(
     with stage_folder(target, "teacher", settings, log_path=log_path) as folder:
         teacher = train_teacher(data, config, seed=seed, folder=folder)
         teacher.meta["data_config"] = to_dict(data_config)
+        folder.facts["training_seconds"] = teacher.meta.pop("training_seconds")  # or no two files were alike
         teacher.save_pretrained(folder.path)
         folder.facts["accuracy"] = teacher.meta["accuracy"]
     return target

@@ -84,6 +84,7 @@ class Provenance(TypedDict, total=False):
         label_teacher_hash: Of the teacher of the soft labels.
         soft_labels: Mode, temperature, top_k and seed of the soft labels.
         seconds: By step.
+        shared_seconds: Of training what other sets use too, by part: ``generator``, ``teacher``, ``label_teacher``.
         command: The command line.
         versions: Of the libraries.
         label_map: The generator's condition of each class.
@@ -115,6 +116,7 @@ class Provenance(TypedDict, total=False):
     label_teacher_hash: str
     soft_labels: LabelRecord
     seconds: dict[str, float]
+    shared_seconds: dict[str, float]
     command: str
     versions: dict[str, str]
     label_map: dict[str, int]

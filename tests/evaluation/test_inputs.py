@@ -167,6 +167,22 @@ def test_costs_are_those_of_the_manifest(digits, tmp_path) -> None:
     assert facts([make()], labels=False)["synthesis_seconds"] is None
 
 
+def test_everything_a_set_needed_is_counted_and_what_is_shared_is_named() -> None:
+    spent = {"sample": 90.0, "select": 1.0, "label": 4.0}
+    made = changed(make(), seconds=spent, stages=["finetune", "sample", "select"],
+                   shared_seconds={"generator": 2202.0, "teacher": 33.0, "label_teacher": 33.0}, teacher_hash="a",
+                   label_teacher_hash="a")  # fmt: skip
+    shared = {"generator": 2202.0, "teacher": 33.0, "pool": 90.0}
+    for labels, total in ((False, 2326.0), (True, 2330.0)):
+        found = facts([made], labels=labels)
+        assert (found["synthesis_seconds"], found["shared_seconds"]) == (total, shared)
+    other = changed(made, label_teacher_hash="b")
+    assert facts([other], labels=True)["synthesis_seconds"] == 2363.0  # by a teacher of its own
+    assert facts([other], labels=False)["synthesis_seconds"] == 2326.0
+    again = changed(other, seed=8, shared_seconds={"generator": 2190.0})
+    assert len(pools([other, again], labels=False)) == 1
+
+
 def test_the_size_of_an_uneven_set_is_rounded_up() -> None:
     made = make(ipc=3)
     assert size_of(made) == 3

@@ -17,7 +17,7 @@ from gendistill.evaluation.copies import CopyCheck
 from gendistill.networks.factories import build_network
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
-from gendistill.report.charts import chart, ticks
+from gendistill.report.charts import ASIDE, chart, ticks
 from gendistill.report.formatting import CELL
 from gendistill.report.images import gallery
 from gendistill.report.nearest import closest_of_run
@@ -149,7 +149,9 @@ def test_chart_stays_in_its_frame(data: RealData) -> None:
     points = [p for curve in drawn.curves for p in curve.points]
     assert len(points) == 6
     assert all(drawn.top <= p.top <= p.y <= p.bottom <= drawn.bottom for p in points)
-    assert len({p.x for p in points}) == len(points)
+    assert [len({p.x for p in curve.points}) for curve in drawn.curves] == [2, 2, 2]
+    assert len({p.x for p in points}) == 2  # every curve passes through the true places
+    assert max(abs(p.aside) for p in points) <= ASIDE
     assert len({curve.colour for curve in drawn.curves}) == len(drawn.curves)
 
 

@@ -11,7 +11,17 @@ from scipy import stats
 
 from gendistill.evaluation.evaluator import seed_spread, with_verdict
 from gendistill.evaluation.intervals import row_interval
-from gendistill.report.charts import chart, cost_chart, log_ticks, mean_interval
+from gendistill.report.charts import (
+    ASIDE,
+    chart,
+    cost_chart,
+    cost_charts,
+    log_ticks,
+    mean_interval,
+    shared_times,
+    side_by_side,
+)
+from gendistill.report.formatting import code, deviation, measure, signed
 from gendistill.report.page import as_csv
 from gendistill.report.results import (
     EvaluatedRun,
@@ -279,6 +289,64 @@ def test_costs_are_drawn_in_their_order_and_written_as_a_table() -> None:
     assert stored is not None
     assert [line[2] for line in stored.table] == ["1.02 kB", "5.02 kB", "10 kB"]
     assert cost_chart(rows_of(evaluated_run("run", rows[:1])), "seconds") is None
+
+
+def test_bytes_have_a_chart_where_they_tell_more_than_the_images_per_class() -> None:
+    rows = [row("random", 1, bytes={"images": 100, "labels": 0}), row("dm", 1, bytes={"images": 120, "labels": 0})]
+    assert cost_charts(rows_of(evaluated_run("run", rows))) == []
+    rows[1]["bytes"]["labels"] = 40
+    (drawn,) = cost_charts(rows_of(evaluated_run("run", rows)))
+    assert drawn.title == "Test accuracy by stored bytes"
+
+
+def test_what_sets_share_is_named_with_its_time() -> None:
+    shared = {"generator": 2202.0, "teacher": 33.0}
+    rows = [
+        row("generative", 1, stage="samples", synthesis_seconds=2300.0, shared_seconds={"generator": 2202.0}),
+        row("generative", 1, stage="refined", synthesis_seconds=2400.0, shared_seconds={**shared, "pool": 90.0}),
+    ]
+    parts = ["training of the generator (36.7 min)", "training of the teacher (33 s)", "sampling of the pool (90 s)"]
+    assert shared_times(rows_of(evaluated_run("run", rows))) == (parts, False)
+    rows[0]["shared_seconds"] = {}  # of an older version
+    assert shared_times(rows_of(evaluated_run("run", rows)))[1]
+
+
+def test_names_of_lines_cover_no_point() -> None:
+    rows = [row("random", ipc, accuracy=[mean] * 3) for ipc, mean in ((1, 0.5), (5, 0.6), (10, 0.64))]
+    rows += [row("dm", ipc, accuracy=[mean] * 3, synthesis_seconds=seconds)
+             for ipc, mean, seconds in ((1, 0.51, 1.0), (5, 0.61, 40.0), (10, 0.65, 100.0))]  # fmt: skip
+    drawn = cost_chart(rows_of(evaluated_run("run", rows)), "seconds")
+    assert drawn is not None
+    points = [(p.x, p.y) for curve in drawn.curves for p in curve.points]
+    named = [line for line in drawn.levels if line.name]
+    assert named
+    for line in named:
+        ends = line.x + 7 * len(line.name)
+        assert not any(line.x < x < ends and line.base - 14 < y < line.base + 3 for x, y in points), line
+
+
+def test_intervals_stand_side_by_side_and_curves_do_not() -> None:
+    rows = [row(f"method {i}", ipc, 0.01 * i) for ipc in (1, 5, 10) for i in range(9)]
+    drawn = chart(rows_of(evaluated_run("run", rows)))
+    assert drawn is not None
+    assert {tuple(p.x for p in curve.points) for curve in drawn.curves} == {tuple(x for x, _ in drawn.x_ticks)}
+    asides = [curve.points[0].aside for curve in drawn.curves]
+    assert len(set(asides)) == 9
+    assert max(map(abs, asides)) == ASIDE
+    assert side_by_side([]) == []
+
+
+def test_numbers_have_no_negative_zero_and_no_rounding_left() -> None:
+    assert [signed(v) for v in (-0.00001, 0.0, -0.0004, 0.012)] == ["+0.0", "+0.0", "−0.04", "+1.2"]
+    assert [measure(v) for v in (-0.00001, -0.0173, 1.0)] == ["0", "−0.0173", "1"]
+    assert [deviation(v) for v in (1.6e-16, 0.0084)] == ["0", "0.0084"]
+    assert code("look (`gendistill show`) <b>") == "look (<code>gendistill show</code>) &lt;b&gt;"
+
+
+def test_a_refined_set_in_the_folder_refined_is_called_so_once() -> None:
+    rows = [row("random", 1)] + [row("generative", 1, 0.1 * i, "refined", set=name) for i, name in ((1, "a"), (2, "b"))]
+    found = rows_of(evaluated_run("run", rows, {"a": "refined", "b": "other"}))
+    assert [r["noun"] for r in found[1:]] == ["refined set", "refined set of other"]
 
 
 def test_random_is_a_band_from_side_to_side() -> None:

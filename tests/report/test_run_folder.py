@@ -102,7 +102,7 @@ def test_a_run_and_an_evaluation_on_one_page(tmp_path: Path, data: RealData) -> 
         lines = list(csv.DictReader(file))
     assert len(lines) == len(found["rows"])
     for expected in ("The best of 3 by test accuracy", "Class by class", "The pictures", "Among the real images",
-                     "the refined set of run at IPC 2", "gendistill evaluate --surrogate", "<td>dm, one</td>",
+                     "the refined set of run at IPC 2", "gendistill evaluate --surrogate", "dm, one</td>",
                      "dm, two"):  # fmt: skip
         assert expected in page, expected
     assert "Not shown" not in page
@@ -112,7 +112,7 @@ def test_one_evaluation_gets_its_report_beside_its_summary(tmp_path: Path, data:
     folder = evaluation(tmp_path, data)
     assert gendistill("report", folder) == 0
     page = words(folder)
-    assert "Accuracy by stored bytes" in page
+    assert "Accuracy by stored bytes" not in page  # which would repeat the chart by IPC
     assert "Accuracy by seconds" not in page
     assert [row["set_name"] for row in numbers(folder)["rows"]] == [None, "one", "two"]
 

@@ -51,6 +51,15 @@ def test_manifests_say_where_a_set_comes_from(run: Path) -> None:
     assert manifest["stages"] == ["finetune", "sample", "select", "barycenter"]
     assert manifest["stored_images"] == 20
     assert manifest["w2"]["after"] < manifest["w2"]["before"]
+    parts = json.loads((run / "generator" / "stage.json").read_text())["training_seconds"]
+    assert parts.keys() == {"base", "minimax"}
+    assert manifest["shared_seconds"].keys() == {"generator", "teacher"}
+    assert manifest["shared_seconds"]["generator"] == pytest.approx(sum(parts.values()), abs=0.02)
+    base = json.loads((run / "samples" / "base" / "ipc-2" / "manifest.json").read_text())
+    assert base["shared_seconds"] == {"generator": parts["base"]}  # it needed no minimax phase
+    pool = json.loads((run / "samples" / "pool" / "manifest.json").read_text())
+    own = json.loads((run / "samples" / "ipc-2" / "manifest.json").read_text())
+    assert own["seconds"]["sample"] < pool["seconds"]["sample"] == manifest["seconds"]["sample"]
 
 
 def test_summary_has_every_row_at_every_ipc(run: Path) -> None:
