@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import isfinite
 from typing import Any, TypeVar
+
+from gendistill.errors import ConfigError
 
 T = TypeVar("T")
 _shown: ContextVar[bool] = ContextVar("gendistill_show_progress", default=False)
@@ -71,10 +74,11 @@ def follow(
     log: Callable[[Any], None] | None = None,
     every: int = 10,
     shown: bool = True,
+    remedy: str | None = None,
     **fields: Any,
 ) -> T:
     """Run a loop of step records under a ``step_bar``, and return the loop's value."""
-    with step_bar(label, total, start=start, log=log, every=every, shown=shown, **fields) as show:
+    with step_bar(label, total, start=start, log=log, every=every, shown=shown, remedy=remedy, **fields) as show:
         while True:
             try:
                 record = next(loop)
@@ -92,11 +96,13 @@ def step_bar(
     log: Callable[[Any], None] | None = None,
     every: int = 10,
     shown: bool = True,
+    remedy: str | None = None,
     **fields: Any,
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar for a loop of step records, which the function that it yields shows one by one.
 
     Every ``every``-th record and the last one go to ``log`` with ``fields`` added; only those are read from the device.
+    With a ``remedy``, what the user can change, a value among them that is not finite raises ConfigError.
     """
     from tqdm import tqdm
 
@@ -118,6 +124,9 @@ def step_bar(
         if count % every and count != total:
             return
         plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
+        wrong = [f"{k} is {v}" for k, v in plain.items() if isinstance(v, float) and not isfinite(v)]
+        if remedy is not None and wrong:
+            raise ConfigError(f"{label} diverged: {wrong[0]} at step {count} of {total}; expected a number. {remedy}")
         bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
         if log is not None:
             log({**plain, **fields})

@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import cache, wraps
 from importlib.util import find_spec
@@ -280,6 +280,12 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; the sum shows it, unless it overflows."""
+    floats = [one for one in tensors if one.is_floating_point() and one.numel()]
+    return all(bool(one.sum().isfinite()) or bool(one.isfinite().all()) for one in floats)
 
 
 def full_tensor(value: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.loading import licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
-from gendistill.generator.trainer import train_generator
+from gendistill.generator.trainer import rate_advice, train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
@@ -227,6 +227,7 @@ class _Training:
             log=self._log if self.is_main else None,
             stage="finetune",
             shown=self.is_main,
+            remedy=rate_advice(self.config, minimax=minimax),
         )
         self.seconds[name] = round((time.perf_counter() - start) * steps / max(1, steps - begun), 2)
 

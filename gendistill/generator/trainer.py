@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Loop
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
@@ -105,6 +105,7 @@ def train_generator(
 
     Raises:
         ConfigError: the batch does not divide among processes and micro-batches, or there is no null class to drop to.
+            Training diverged: weights that are not finite are never saved.
         ArtifactError: the checkpoint belongs to another model.
     """
     phase, steps, peak = (
@@ -153,7 +154,23 @@ def train_generator(
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
-    return {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
+    trained = {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
+    _require_finite(trained, steps, config, minimax=criteria is not None)
+    return trained
+
+
+def rate_advice(config: FinetuneConfig, *, minimax: bool) -> str:
+    """What to change where a phase diverges."""
+    name = "minimax_learning_rate" if minimax else "learning_rate"
+    return f"Lower finetune.{name} ({getattr(config, name):g})."
+
+
+def _require_finite(tensors: Mapping[str, Tensor], step: int, config: FinetuneConfig, *, minimax: bool) -> None:
+    if not runtime.all_finite(tensors.values()):
+        raise ConfigError(
+            f"The {'minimax' if minimax else 'base'} phase diverged: after step {step} the generator has weights that "
+            f"are not finite; expected numbers. {rate_advice(config, minimax=minimax)}"
+        )
 
 
 def step_losses(
@@ -291,6 +308,7 @@ def _save_and_preview(
     """Where they are due after ``step`` steps."""
     if checkpoints and step % checkpoints.every == 0:
         tensors = state.tensors()  # by every process: sharded ones are gathered
+        _require_finite(tensors, step, config, minimax=state.memories is not None)
         if accelerator.is_main_process:
             checkpoints.save(step, tensors)
     if preview and config.preview_steps and step % config.preview_steps == 0:

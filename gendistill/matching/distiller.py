@@ -19,7 +19,7 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
-from gendistill.runtime import Checkpoints
+from gendistill.runtime import Checkpoints, all_finite
 from gendistill.surrogate.manifest import AS_DATA, provenance
 from gendistill.surrogate.set import SurrogateSet
 
@@ -90,7 +90,8 @@ def match(
         snapshots()
     saved, steps = time.monotonic(), run.iterations * matcher.plan.inner_steps
     done = matcher.iteration * matcher.plan.inner_steps
-    with step_bar(label, steps, start=done, log=folder.log if folder else None, **fields) as show:
+    log, advice = folder.log if folder else None, _advice(run)
+    with step_bar(label, steps, start=done, log=log, remedy=advice, **fields) as show:
         for record in matcher.run():
             between = record.pop("done") and matcher.iteration < run.iterations
             show(record)  # before a checkpoint says that this was done
@@ -108,12 +109,18 @@ def match(
     return sets
 
 
+def _advice(run: Run) -> str:
+    return (
+        f"Lower --matching.learning_rate ({run.config.learning_rate:g}) or, where networks learn, train_learning_rate "
+        f"({run.config.train_learning_rate:g}), or take --matching.mixed_precision no."
+    )
+
+
 def _require_finite(matcher: Matcher, run: Run) -> None:
-    if not all(bool(one.images.isfinite().all()) for one in matcher.sets):
+    if not all_finite(one.images for one in matcher.sets):
         raise DataError(
-            f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. Lower "
-            f"--matching.learning_rate ({run.config.learning_rate:g}) or, where networks learn, train_learning_rate "
-            f"({run.config.train_learning_rate:g}), or take --matching.mixed_precision no."
+            f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. "
+            + _advice(run)
         )
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 from urllib.parse import quote, unquote
@@ -338,7 +339,7 @@ _SHAPE: dict[str, Callable[[Any], bool]] = {
     "channels": lambda v: v in (1, 3),
     "stored_images": _count(1),
     "factor": lambda v: all(map(_count(1), v)) and len(v) > 1 if isinstance(v, list) else _count(1)(v),
-    "weights": lambda v: v is None or (isinstance(v, list) and all(isinstance(w, float) and w > 0 for w in v)),
+    "weights": lambda v: v is None or (isinstance(v, list) and all(isinstance(w, float) and 0 < w < inf for w in v)),
 }
 
 

@@ -18,6 +18,7 @@ from gendistill.io import read_json, read_tensors, write_json, write_tensors
 
 TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
 KEYS = ("mode", "classes", "temperature", "views", "teacher", "top_k", "averaged", "steps")
+SUM = 0.05  # by which stored probabilities may miss 1: fp16 rounds small ones
 AGAIN = "Copy the set again, or label it again with `gendistill label`."
 Mode = Literal["per_image", "per_view", "online"]
 
@@ -183,6 +184,25 @@ class SoftLabels:
             )
         if self.indices is not None and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.classes:
             raise ArtifactError(f"The soft labels in {folder} name classes outside 0 to {self.classes - 1}.")
+        self.check_values(f"The soft labels in {folder}")
+
+    def check_values(self, what: str) -> None:
+        """Refuse a temperature or stored values that are no probabilities.
+
+        Raises:
+            ArtifactError: a temperature that is not positive, or values that are not finite, are negative or do not
+                sum to 1 (to at most 1 with ``top_k``).
+        """
+        if not 0 < self.temperature < float("inf"):
+            raise ArtifactError(f"{what} have temperature {self.temperature}; expected a number above 0. {AGAIN}")
+        if self.values is None or not self.values.numel():
+            return
+        sums, least = self.values.sum(-1, dtype=torch.float32), float(self.values.min())
+        low = 0.0 if self.top_k is not None else 1 - SUM
+        right = (sums > low) & (sums < 1 + SUM)  # false for NaN
+        if not (right.all() and least >= 0):
+            wrong = f"{int((~right).sum())} of {right.numel()} rows with another sum, and a least value of {least:g}"
+            raise ArtifactError(f"{what} have {wrong}; expected probabilities, which sum to 1. {AGAIN}")
 
 
 def packed(probabilities: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -12,11 +12,12 @@ import torch
 
 from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
-from gendistill.errors import ConfigError
+from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.generator.finetuning import finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.surrogate_sets import sample_set, write_sets
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, read_tensors
+from gendistill.runtime import all_finite
 from gendistill.surrogate.set import SurrogateSet
 
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
@@ -76,3 +77,27 @@ def test_a_set_in_memory_is_the_set_in_a_folder(tuned: Generator, tmp_path: Path
 def test_a_set_without_images_is_refused(tuned: Generator) -> None:
     with pytest.raises(ConfigError, match="ipc is 0; expected"):
         sample_set(tuned, 0)
+
+
+@pytest.mark.parametrize(("phase", "option"), [("base", "learning_rate"), ("minimax", "minimax_learning_rate")])
+def test_a_training_that_diverges_says_when_and_what_to_change(
+    digits: RealData, tmp_path: Path, phase: str, option: str
+) -> None:
+    """No weights that are not finite are kept, not even in a checkpoint."""
+    config = replace(CONFIG, max_grad_norm=0.0, base_steps=12, minimax_steps=12, **{option: 1e30})
+    folder = work(tmp_path / "work")
+    with pytest.raises(ConfigError, match=rf"diverged: .* step .*; expected .*\. Lower finetune.{option} \(1e\+30\)"):
+        finetune(digits, config, folder=folder)
+    kept = [path for path in folder.path.rglob("*.safetensors") if phase in path.parts or phase == path.stem]
+    assert all(all_finite(read_tensors(path, fix="")[0].values()) for path in kept)
+
+
+def test_a_generator_whose_weights_are_no_numbers_is_refused(tuned: Generator, tmp_path: Path) -> None:
+    broken = deepcopy(tuned)
+    with torch.no_grad():
+        next(broken.network.parameters())[0] = torch.nan
+    broken.save_pretrained(tmp_path / "generator")
+    with pytest.raises(ArtifactError, match="weights that are not finite, such as 'conv_in"):
+        Generator.from_pretrained(tmp_path / "generator")
+    with pytest.raises(DataError, match="images that are not finite; expected numbers"):
+        sample_set(broken, 1, SAMPLING)

@@ -18,6 +18,8 @@ from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
+from gendistill.io import read_tensors, write_tensors
+from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.teacher import Teacher, check_teacher
 from gendistill.refine.feature_space import ground_space
@@ -191,3 +193,18 @@ def test_a_held_out_network_that_saw_test_images_is_refused(
     refine = ("refine", "--surrogate", tmp_path / "pool", "--teacher", built_in, "--ipc", 1, "--gate", "true")
     assert gendistill(*refine, "--held_out", spied, "--output_dir", tmp_path / "out") == USAGE
     assert "the held-out teacher was trained on other splits than these" in capsys.readouterr().err
+
+
+def test_a_teacher_whose_weights_are_no_numbers_is_refused(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "model.safetensors"
+    weights = read_tensors(path, fix="")[0]
+    weights["head.bias"] = torch.full_like(weights["head.bias"], torch.nan)
+    write_tensors(path, weights)
+    with pytest.raises(ArtifactError, match="not finite, such as 'head"):
+        Teacher.from_pretrained(tmp_path / "teacher")
+    broken = Teacher.from_pretrained(teacher)
+    broken.network.load_state_dict(weights)
+    made = distill(load_data(max_per_class=40), "random", 1)
+    with pytest.raises(ArtifactError, match="not finite"):
+        label_set(made, broken)
