@@ -248,6 +248,7 @@ DISTILLERS = Registry[Distiller](
         "dsa": _matching("DSA", "gradient", "fresh"),
         "dm": _matching("DM", "features", "fresh"),
         "idc": _matching("IDC", "gradient", "fresh"),
+        "dream": _matching("DREAM", "gradient", "fresh"),
         "idm": _matching("IDM", "features", "queue"),
     },
 )

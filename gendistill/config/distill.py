@@ -31,7 +31,7 @@ from gendistill.registry import DISTILLERS
 
 MatchingStart = Literal["noise", "random", "clustered"]
 Distance = Literal["cosine", "mse", "l1"]
-Augmentation = Literal["none", "one", "all"]
+Augmentation = Literal["none", "one", "all", "color_crop"]
 NetworkTraining = Literal["none", "surrogate", "real"]
 
 
@@ -43,11 +43,13 @@ class Representative(Options):
         interval: Inner steps between two clusterings, 10 by default; with dm 50, because a clustering takes as long as
             four of its steps.
         per_cluster: Images selected from every cluster.
-        cluster_weights: ``free`` clusters of k-means (the paper), or ``fixed`` ones of equal mass: with few candidates
-            free clusters select outliers, and are worse than random (docs/results.md).
+        cluster_weights: ``free`` clusters of k-means (the paper, and the default of method dream), or ``fixed`` ones of
+            equal mass (default of the others): with few candidates free clusters select outliers, and are worse than
+            random (docs/results.md).
         candidates: Images of a class that are embedded and clustered, by default 4 times real_batch; 0 is all (the
-            paper).
-        dimensions: Dimensions of a random projection of the features; 0 is no projection (the paper).
+            paper, and the default of method dream).
+        dimensions: Dimensions of a random projection of the features, by default 256; 0 is no projection (the paper,
+            and the default of method dream).
     """
 
     section: ClassVar[str] = "distill.matching"
@@ -55,9 +57,9 @@ class Representative(Options):
 
     interval: Count | None = None
     per_cluster: Count = 1
-    cluster_weights: BarycenterWeights = "fixed"
+    cluster_weights: BarycenterWeights | None = None
     candidates: Whole | None = None
-    dimensions: Whole = 256
+    dimensions: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +131,11 @@ class Queue(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig(Options):
-    """Options of methods dc, dsa, dm, idc and idm. Null is the method's value (matching/methods.py).
+    """Options of methods dc, dsa, dm, idc, dream and idm. Null is the method's value (matching/methods.py).
 
     Attributes:
-        network: A name of ``gendistill.NETWORKS``; null is ``resnetap10`` for idc from 128 px on, else ``convnet``.
-            Ours have instance norm, or with ``_bn`` batch norm.
+        network: A name of ``gendistill.NETWORKS``; null is ``resnetap10`` for idc and dream from 128 px on, else
+            ``convnet``. Ours have instance norm, or with ``_bn`` batch norm.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
         start: ``noise``; ``random`` real images; ``clustered``: real images nearest to the k-means centres of their
@@ -142,21 +144,24 @@ class MatchingConfig(Options):
         factor: Views per side in a stored image: factor x factor images in the bytes of one; a list such as [1,2]
             stores the views of each factor.
         inner_steps: Steps of the images on each network.
-        learning_rate: Learning rate of SGD for the images, in units of the range [0, 1]; for idc the rate at IPC 10 and
-            28, 32 or 224 px, which is scaled (methods.py).
+        learning_rate: Learning rate of SGD for the images, in units of the range [0, 1]; for idc and dream
+            the rate at IPC 10 and 28, 32 or 224 px, which is scaled (methods.py).
         momentum: Momentum of SGD for the images.
         real_batch: Real images of a class in a step.
         most_views: Largest number of views of a class in a step, drawn again in every step; 0 is all.
-        selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM).
+        selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM); null is the
+            method's, ``random`` for all but dream.
         objective: What is matched: gradients or mean features, with options that differ from the method's.
         augmentation: Augmentation of real images and views alike: ``one`` of six operations per step (DSA; of five
-            without ``flip``), ``all`` of colour, crop and cutout (IDC), or ``none``.
-        flip: Mirror images at random; wrong for digits, right for most photographs.
+            without ``flip``), ``all`` of colour, crop and cutout (IDC), ``color_crop`` (IDC on MNIST) or ``none``.
+        flip: Mirror images at random; wrong for digits, right for most photographs. DSA, DM and IDM mirror photographs,
+            IDC and DREAM mirror none.
         networks: Fresh networks or a queue of them, with options that differ from the method's.
         train_steps: Steps of network training between inner steps, or per iteration for a queue; epochs with train_on
             surrogate.
         train_batch: Images per step of network training.
-        train_learning_rate: Learning rate of SGD for networks.
+        train_learning_rate: Learning rate of SGD for networks; null is 0.01, and 0.1 with idc and dream for 100 and
+            more classes of 128 px and more.
         cutmix: Probability that a batch of network training is mixed.
         classes_per_chunk: Classes computed together; null depends on the device: gradient matching uses 1 on a CPU,
             where that is fastest, and up to 10 on a GPU, fewer above 32 px; feature matching as many as fit into its
@@ -187,14 +192,14 @@ class MatchingConfig(Options):
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
     real_batch: Count | None = None
     most_views: Whole | None = None
-    selection: Literal["random"] | Representative = "random"
+    selection: Literal["random"] | Representative | None = None
     objective: Gradient | Features | None = None
     augmentation: Augmentation | None = None
     flip: bool = False
     networks: Fresh | Queue | None = None
     train_steps: Whole | None = None
     train_batch: Count | None = None
-    train_learning_rate: NonNegative = 0.01
+    train_learning_rate: NonNegative | None = None
     cutmix: Share | None = None
     classes_per_chunk: Count | None = None
     mixed_precision: Precision = "auto"
@@ -236,7 +241,7 @@ class DistillConfig(Options):
         ipc: Images per class: a number, or a list such as [1,5,10].
         iterations: Matching methods: outer iterations, each with one network; null is the published number.
         wmdd: Options of method wmdd.
-        matching: Options of methods dc, dsa, dm, idc and idm.
+        matching: Options of methods dc, dsa, dm, idc, dream and idm.
         options: Options of a method of your own, by name.
     """
 

@@ -63,7 +63,8 @@ def options_of(cls: type[Options]) -> dict[str, Option]:
             continue
         if not _by_options(types[one.name]):
             kinds = (*_names(types[one.name]), *(str(member.kind) for member in chosen))
-            found[one.name] = Option(Literal[kinds], kind_of(default), texts.get(one.name, ""))
+            hint = Literal[kinds] | None if type(None) in arms(types[one.name]) else Literal[kinds]
+            found[one.name] = Option(hint, kind_of(default), texts.get(one.name, ""))
         for member in chosen:
             for name, option in _of_member(one.name, member).items():
                 owners = found[name].owners if name in found else ()
@@ -116,7 +117,7 @@ def complete(cls: type[Options], flat: Mapping[str, Any], elsewhere: Sequence[st
         if option.section and (value is not None or type(None) not in arms(option.type)):
             require(isinstance(value, Mapping), place, value, "its options below it")
             found[name] = complete(option.section, value, option.section.above)
-        elif get_origin(option.type) is Literal:
+        elif all(get_origin(arm) is Literal or arm is type(None) for arm in arms(option.type)):
             checked(option.type, value, place)
     return found
 
@@ -204,7 +205,7 @@ def _names(hint: Any) -> tuple[str, ...]:
 
 def _by_options(hint: Any) -> bool:
     """Whether no flat option names the choice: a member is chosen by its own options, and null by none of them."""
-    return type(None) in arms(hint)
+    return type(None) in arms(hint) and not _names(hint)
 
 
 def _chosen(name: str, hint: Any, flat: Mapping[str, Any], known: Mapping[str, Option]) -> Any:

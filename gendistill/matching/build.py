@@ -154,7 +154,7 @@ def _selection(run: Run, real: Split, classes: int, seed: int) -> Selection:
         seed,
         interval=filled(chosen.interval),
         per_cluster=chosen.per_cluster,
-        weights=chosen.cluster_weights,
+        weights=filled(chosen.cluster_weights),
         candidates=chosen.candidates or None,
         dimensions=chosen.dimensions or None,
         **run.fast._asdict(),
@@ -167,13 +167,13 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
     training = Training(
         classes=len(data.classes),
         batch_size=filled(config.train_batch),
-        learning_rate=config.train_learning_rate,
+        learning_rate=filled(config.train_learning_rate),
         augmentation=None if queue else _augmentation(config, data.train, matching=False),
         cutmix=filled(config.cutmix),
         bf16=run.fast.bf16,
         compile=run.fast.compile,
         momentum=run.rules.momentum,
-        weight_decay=run.rules.weight_decay,
+        weight_decay=run.weight_decay,
     )
     if queue:
         return NetworkQueue(
@@ -191,7 +191,8 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
 
 
 def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Siamese | None:
-    """DSA's, one of the operations a step, or IDC's, all in order; cutout is for matching alone (IDC)."""
+    """DSA's, one of the operations a step, or IDC's, all in order; cutout is for matching alone, where CutMix is for
+    training (IDC)."""
     if config.augmentation == "none":
         return None
     mean, std = mean_and_std(split)
@@ -199,5 +200,5 @@ def _augmentation(config: MatchingConfig, split: Split, *, matching: bool) -> Si
     if config.augmentation == "one":
         operations = ("color", "crop", "cutout", *flip, "scale", "rotate")
         return Siamese(operations=operations, compose="one", mean=mean, std=std)
-    operations = (*flip, "color", "crop", *(("cutout",) if matching else ()))
+    operations = (*flip, "color", "crop", *(("cutout",) if matching and config.augmentation == "all" else ()))
     return Siamese(operations=operations, compose="all", mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""The matching back-ends (dc, dsa, dm, idc, idm) as a stage: starts, a run with checkpoints and snapshots, sets."""
+"""The matching methods (dc, dsa, dm, idc, dream, idm): starts, a run with checkpoints and snapshots, sets."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def match(
 def _advice(run: Run) -> str:
     return (
         f"Lower --matching.learning_rate ({run.config.learning_rate:g}) or, where networks learn, train_learning_rate "
-        f"({run.config.train_learning_rate:g}), or take --matching.mixed_precision no."
+        f"({filled(run.config.train_learning_rate):g}), or take --matching.mixed_precision no."
     )
 
 
@@ -202,7 +202,7 @@ def matched(
     folder: WorkFolder | None = None,
     draw: Draw | None = None,
 ) -> Iterator[SurrogateSet]:
-    """A set for each of ``config.ipc`` by method dc, dsa, dm, idc or idm; those that can share a run do.
+    """A set for each of ``config.ipc`` by method dc, dsa, dm, idc, dream or idm; those that can share a run do.
 
     Args:
         data: The real images, of which ``data.train`` is matched.

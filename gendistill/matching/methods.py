@@ -1,12 +1,13 @@
 """What each method of the family is: its values of the engine's choices, by images per class and kind of images.
 
 Published or released values where there are some (shared sources: DC 2006.05929, DSA 2102.08259, DM 2110.04181, IDC
-2205.14959, IDM 2307.09742); for every other IPC, size and data the nearest rule below, so that nothing is refused for
-want of hyper-parameters.
+2205.14959, DREAM 2302.14416, IDM 2307.09742); for every other IPC, size and data the nearest rule below, so that
+nothing is refused for want of hyper-parameters.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -49,17 +50,41 @@ LOOPS = {50: (50, 10), 40: (40, 15), 30: (30, 20), 20: (20, 25), 10: (10, 50), 0
 
 @dataclass(frozen=True)
 class Images:
-    """What the presets ask of the data: channels, side in pixels, classes, images of the smallest class (0: many)."""
+    """What the presets ask of the data.
+
+    Attributes:
+        channels: Of the images.
+        size: Their side in pixels.
+        classes: How many there are.
+        per_class: Images of the smallest class; 0 is many.
+        count: Training images of all classes.
+        name: Of the data, by which IDC's code knows MNIST and SVHN.
+    """
 
     channels: int
     size: int
     classes: int
     per_class: int = 0
+    count: int = 0
+    name: str = ""
 
     @property
     def plain(self) -> bool:
         """Grey images up to 32 px, as MNIST and its like."""
         return self.channels == 1 and self.size <= 32
+
+    @property
+    def digits(self) -> bool:
+        """MNIST, by its name, and the built-in digits, which are like it; not Fashion-MNIST, KMNIST or EMNIST."""
+        name = self.name.lower()
+        return self.plain and (
+            name == "digits" or ("fashion" not in name and re.search(r"(?<![a-z])mnist", name) is not None)
+        )
+
+    @property
+    def cifar(self) -> bool:
+        """Photographs below 64 px, but for SVHN, which its name tells."""
+        return self.channels == 3 and self.size < 64 and "svhn" not in self.name.lower()
 
     @property
     def large(self) -> bool:
@@ -68,14 +93,21 @@ class Images:
 
 
 def resolve_options(method: str, config: MatchingConfig, ipc: int, images: Images) -> MatchingConfig:
-    """The config with the method's value for everything left null, or, with ``representative`` images, DREAM's."""
-    preset = _filled_from(method_of(method).preset(ipc, images), COMMON)
-    if isinstance(config.selection, Representative):
+    """The config with the method's value for everything left null.
+
+    Representative selection brings the clustered start, and smaller batches where they would leave no choice.
+    """
+    factor = max(sides(as_tuple(config.factor))) if config.factor is not None else None
+    preset = _filled_from(method_of(method).preset(ipc, images, factor), COMMON)
+    chosen = preset.selection if config.selection is None else config.selection
+    if isinstance(chosen, Representative):
         most = max(1, images.per_class // SHARE) if images.per_class else MOST_PICKS  # of the class, else no choice
         batch = min(filled(preset.real_batch), MOST_PICKS, most)
-        batch = max(1, batch // config.selection.per_cluster) * config.selection.per_cluster
-        candidates = 4 * (config.real_batch or batch)
-        usual = Representative(interval=method_of(method).interval, candidates=candidates)
+        batch = max(1, batch // chosen.per_cluster) * chosen.per_cluster
+        usual = preset.selection
+        if not isinstance(usual, Representative):
+            cheap: dict[str, Any] = {"candidates": 4 * (config.real_batch or batch), "dimensions": 256}
+            usual = Representative(interval=method_of(method).interval, cluster_weights="fixed", **cheap)
         preset = replace(preset, start="clustered", real_batch=batch, selection=usual)
     return _filled_from(config, preset)
 
@@ -91,7 +123,8 @@ def _filled_from(config: T, other: T) -> T:
 
 
 def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) -> float:
-    """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28, 32 or 224.
+    """The images' learning rate: IDC scales its own by ipc / 10 and (size / base)^2, with base 28 for MNIST, 224 for
+    ImageNet and 32 for all others, Fashion-MNIST too.
 
     Images below 28 px, the smallest published, take the rate of 28 px: on 8 px the square would be 1/12.
 
@@ -105,11 +138,11 @@ def image_rate(method: str, config: MatchingConfig, ipc: int, images: Images) ->
     assert rate is not None
     if not method_of(method).scales_rate:
         return rate
-    base = 28 if images.plain else 224 if images.large else 32
+    base = 28 if images.digits else 224 if images.large else 32
     return rate * ipc / 10 * (max(images.size, SMALLEST) / base) ** 2
 
 
-def _dc(ipc: int, images: Images) -> MatchingConfig:
+def _dc(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
     inner, epochs = next(loops for least, loops in LOOPS.items() if ipc >= least)
     return MatchingConfig(
         start="noise",
@@ -124,11 +157,11 @@ def _dc(ipc: int, images: Images) -> MatchingConfig:
     )
 
 
-def _dsa(ipc: int, images: Images) -> MatchingConfig:
-    return replace(_dc(ipc, images), start="random", augmentation="one")
+def _dsa(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
+    return replace(_dc(ipc, images, factor), start="random", augmentation="one")
 
 
-def _dm(ipc: int, images: Images) -> MatchingConfig:
+def _dm(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
     return MatchingConfig(
         start="random",
         learning_rate=1.0 * STANDARDISED,
@@ -139,33 +172,49 @@ def _dm(ipc: int, images: Images) -> MatchingConfig:
     )
 
 
-def _idc(ipc: int, images: Images) -> MatchingConfig:
-    real = 500 if images.plain or images.large else 1000 if images.size >= 64 else 2000  # images a training
-    rate = 5e-3
-    if images.plain:
-        rate = 1e-4
-    elif images.large:
-        rate = 3e-3 if images.classes < 100 else 1e-3
+def _idc(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
+    """As argument.py and misc/reproduce.py of the released code (snu-mllab/Efficient-Dataset-Condensation) have it."""
+    large, many = images.large, images.large and images.classes >= 100
+    factor, batch = factor or (3 if large else 2), 128 if many else 64
+    rate = (1e-3 if many else 3e-3) if large else 1e-4 if images.plain else 5e-3
+    trained = 2000 if images.cifar and images.classes <= 10 else 500  # images between two steps
+    warm = (5 if many else 10) * -(-images.count // batch) if large else 0  # epochs
+    bare = images.digits and factor > 1  # "cutmix or cutout is not much effective"
     return MatchingConfig(
-        network="resnetap10" if images.large else "convnet",
+        network="resnetap10" if large else "convnet",
         start="random",
-        factor=3 if images.large else 2,
+        factor=factor,
         inner_steps=100,
         learning_rate=rate,
-        real_batch=64 if images.size >= 64 else 128,
+        real_batch=batch,
         most_views=128,
-        objective=Gradient(
-            distance="l1" if images.plain or images.large else "mse", match_head=False, feature_weight=0.0
-        ),
-        augmentation="all",
-        networks=Fresh(train_on="real", warm_steps=0),
-        train_steps=-(-real // 64),
-        cutmix=0.5,
+        objective=Gradient(distance="l1" if images.plain or large else "mse", match_head=False, feature_weight=0.0),
+        augmentation="color_crop" if bare else "all",
+        networks=Fresh(train_on="real", warm_steps=warm),
+        train_steps=-(-trained // batch),
+        train_batch=batch,
+        train_learning_rate=0.1 if many else 0.01,
+        cutmix=0.0 if bare else 1.0 if large else 0.5,
         checkpoint_every=1,  # an iteration is 100 steps
     )
 
 
-def _idm(ipc: int, images: Images) -> MatchingConfig:
+def _dream(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
+    """IDC's with the values that argument.py and misc/reproduce.py of DREAM's code (Yanqing0327/DREAM) change."""
+    idc, tiny = _idc(ipc, images, factor), images.channels == 3 and not images.large and images.size >= 64
+    trained = 1000 if tiny else 2000 if images.cifar else 500  # of CIFAR-100 as of CIFAR-10
+    return replace(
+        idc,
+        start="clustered",
+        learning_rate=1e-6 if tiny and ipc >= 50 else idc.learning_rate,
+        real_batch=64 if tiny else 128,
+        selection=Representative(interval=10, cluster_weights="free", candidates=0, dimensions=0),
+        train_steps=-(-trained // filled(idc.train_batch)),
+        cutmix=1.0 if tiny else idc.cutmix,  # argument.py lowers it for smaller images alone
+    )
+
+
+def _idm(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
     few = ipc < 10 and images.size < 64
     if images.large:
         weight, steps = 3.0, 10
@@ -196,9 +245,11 @@ COMMON = MatchingConfig(
     factor=1,
     inner_steps=1,
     most_views=0,
+    selection="random",
     augmentation="none",
     train_steps=0,
     train_batch=64,
+    train_learning_rate=0.01,
     cutmix=0.0,
     checkpoint_every=100,
 )
@@ -211,6 +262,8 @@ UNREAD = {  # what a manifest holds of the options that a method does not read
     "warm_steps": 0,
     "queue_size": 1,
     "queue_interval": 1,
+    "cluster_weights": "fixed",
+    "dimensions": 256,
 }
 
 
@@ -219,28 +272,34 @@ class Method:
     """What sets a method apart, beside its values of the options.
 
     Attributes:
-        preset: Its values of the options, by images per class and kind of images.
+        preset: Its values of the options, by images per class, kind of images, and the factor where one was chosen.
         iterations: The published number of outer iterations.
+        large_iterations: The same for images of 128 px and more, where it differs.
         interval: Inner steps between two clusterings of representative selection.
         by_class: The images step after each class.
         scales_rate: The images' rate depends on their number and size (IDC).
         momentum: SGD's, of network training.
         weight_decay: SGD's, of network training.
+        many_decay: The same for 100 and more classes of 128 px and more, where it differs.
     """
 
-    preset: Callable[[int, Images], MatchingConfig]
+    preset: Callable[[int, Images, int | None], MatchingConfig]
     iterations: int
+    large_iterations: int | None = None
     interval: int = 10
     by_class: bool = False
     scales_rate: bool = False
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    many_decay: float | None = None
 
 
 DC = Method(preset=_dc, iterations=1000, momentum=0.0, weight_decay=0.0)
 DSA = Method(preset=_dsa, iterations=1000, momentum=0.0, weight_decay=0.0)
 DM = Method(preset=_dm, iterations=20_000, interval=50)  # a clustering takes the time of four steps
-IDC = Method(preset=_idc, iterations=1200, by_class=True, scales_rate=True)
+IDC = Method(preset=_idc, iterations=2000, large_iterations=500, by_class=True, scales_rate=True, many_decay=1e-4)
+# 1200 in the paper, section 4.1; the released code has IDC's 2000
+DREAM = replace(IDC, preset=_dream, iterations=1200)
 IDM = Method(preset=_idm, iterations=20_000, by_class=True)
 
 
@@ -262,6 +321,7 @@ class Run:
     config: MatchingConfig
     ipcs: tuple[int, ...]
     rates: tuple[float, ...]
+    weight_decay: float
     fast: runtime.ExecutionMode
     flop: float
 
@@ -282,11 +342,13 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
     """Sets whose options are the same share a run, unless networks learn from the set itself."""
     method, given = config.method, config.matching
     counts = data.train.labels.bincount(minlength=len(data.classes))
-    images = Images(data.channels, data.image_size, len(data.classes), int(counts.min()))
-    iterations = config.iterations or method_of(method).iterations
+    shape = data.channels, data.image_size, len(data.classes)
+    images = Images(*shape, per_class=int(counts.min()), count=len(data.train), name=data.name)
+    iterations, decay = length_and_decay(method_of(method), images)
+    iterations = config.iterations or iterations
     resolved, presets = (
         [resolve_options(method, options, ipc, images) for ipc in ipc_sizes(config.ipc)]
-        for options in (given, MatchingConfig(real_batch=given.real_batch, selection=given.selection))
+        for options in (given, _same_kind(given))
     )
     _check_used(method, given, resolved, presets)
     runs: dict[str, Run] = {}
@@ -299,9 +361,23 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         if found is None:
             flop = _real_flop(own, iterations, data, int(counts.max()))
             fast = runtime.execution_mode(own.mixed_precision, own.compile, runtime.device(), flop)
-            found = Run(method, iterations, own, (), (), fast, flop)
+            found = Run(method, iterations, own, (), (), decay, fast, flop)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
+
+
+def _same_kind(given: MatchingConfig) -> MatchingConfig:
+    """No options but those that the values of others depend on."""
+    return MatchingConfig(real_batch=given.real_batch, selection=given.selection, factor=given.factor)
+
+
+def length_and_decay(rules: Method, images: Images) -> tuple[int, float]:
+    """The method's number of iterations and weight decay for such images."""
+    iterations, decay = rules.iterations, rules.weight_decay
+    if images.large:
+        iterations = rules.large_iterations or iterations
+        decay = decay if rules.many_decay is None or images.classes < 100 else rules.many_decay
+    return iterations, decay
 
 
 def _real_flop(own: MatchingConfig, iterations: int, data: RealData, largest: int) -> float:

@@ -123,7 +123,9 @@ def test_feature_matching_is_each_methods_own(few: RealData) -> None:
 
 
 def test_cutout_is_for_matching_alone_and_idm_trains_on_images_as_they_are(few: RealData) -> None:
-    idc = built(few, "idc")
+    bare = built(few, "idc")  # as on MNIST
+    assert bare.augmentation.operations == bare.supply.training.augmentation.operations == ("color", "crop")
+    idc = built(few, "idc", augmentation="all")
     assert idc.augmentation.operations == ("color", "crop", "cutout")
     assert idc.supply.training.augmentation.operations == ("color", "crop")
     assert built(few, "idm").supply.training.augmentation is None

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gendistill.config import Features, Gradient, MatchingConfig, Representative
-from gendistill.matching.methods import Images, image_rate, resolve_options
+from gendistill.matching.methods import Images, image_rate, length_and_decay, method_of, resolve_options
 from gendistill.registry import DISTILLERS
 from gendistill.seeding import torch_rng
 
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 CIFAR10 = Images(channels=3, size=32, classes=10)
-OBJECTIVES = dict.fromkeys(("dc", "dsa", "idc"), Gradient(distance="l1"))
+OBJECTIVES = dict.fromkeys(("dc", "dsa", "idc", "dream"), Gradient(distance="l1"))
 DREAM = MatchingConfig(selection=Representative())
 
 
@@ -63,14 +63,16 @@ def test_idc_matches_large_images_on_its_resnet():
 def test_representative_selection_brings_the_clustered_start(method):
     assert resolve_options(method, DREAM, 10, CIFAR10).start == "clustered"
     assert resolve_options(method, replace(DREAM, start="noise"), 10, CIFAR10).start == "noise"
-    assert resolve_options(method, MatchingConfig(), 10, CIFAR10).start != "clustered"
+    plain = MatchingConfig(selection=None if method == "dream" else "random")
+    assert (resolve_options(method, plain, 10, CIFAR10).start == "clustered") == (method == "dream")
 
 
 @pytest.mark.parametrize(("config", "batch"), [(MatchingConfig(), 5000), (DREAM, 256)])
 def test_representative_batches_of_idm_are_no_whole_classes(config, batch):
     found = resolve_options("idm", config, 1, CIFAR10)
     assert found.real_batch == batch
-    assert found.selection == (Representative(interval=10, candidates=4 * batch) if config is DREAM else "random")
+    cheap = {"candidates": 4 * batch, "dimensions": 256, "cluster_weights": "fixed"}
+    assert found.selection == (Representative(interval=10, **cheap) if config is DREAM else "random")
     assert resolve_options("idm", replace(config, real_batch=500), 1, CIFAR10).real_batch == 500
 
 
@@ -93,19 +95,17 @@ def test_published_loops_of_dc(ipc, loops):
 def test_representative_batches_leave_a_choice(method):
     small = replace(CIFAR10, per_class=120)
     found = resolve_options(method, DREAM, 10, small)
-    assert (found.real_batch, found.selection.candidates) == (30, 120)
+    assert (found.real_batch, found.selection.candidates) == (30, 0 if method == "dream" else 120)
     fours = MatchingConfig(selection=Representative(per_cluster=4))
     assert resolve_options(method, fours, 10, small).real_batch == 28
-    assert resolve_options(method, MatchingConfig(), 10, small).real_batch >= 128
+    alone = MatchingConfig(selection="random")
+    assert resolve_options(method, alone, 10, small).real_batch >= (64 if method == "idc" else 128)
 
 
 def test_published_values_on_cifar10():
     dc = resolve_options("dc", MatchingConfig(), 10, CIFAR10)
     assert (dc.inner_steps, dc.train_steps, dc.objective.distance) == (10, 50, "cosine")
     assert resolve_options("dc", MatchingConfig(), 50, CIFAR10).train_steps == 10
-    idc = resolve_options("idc", MatchingConfig(), 10, CIFAR10)
-    assert (idc.factor, idc.objective.distance, idc.real_batch, idc.inner_steps) == (2, "mse", 128, 100)
-    assert image_rate("idc", idc, 50, CIFAR10) == pytest.approx(5 * 5e-3)
     idm = [resolve_options("idm", MatchingConfig(), ipc, CIFAR10) for ipc in (1, 10, 50)]
     assert [c.objective.class_aware for c in idm] == pytest.approx([0.5 * 100, 0.5 * 100, 0.1 * 100])
     assert [c.networks.interval for c in idm] == [5, 30, 30]
@@ -141,17 +141,92 @@ def test_between_published_ipc_the_nearest_below_holds(method):
     assert values[4] == values[5]
 
 
-def test_idc_on_many_large_classes_has_a_lower_rate():
-    rates = [
-        resolve_options("idc", MatchingConfig(), 10, Images(3, 224, classes)).learning_rate for classes in (10, 100)
-    ]
-    assert rates == pytest.approx([3e-3, 1e-3])
+MNIST = Images(1, 28, 10, count=60_000, name="ylecun/mnist")
+FASHION = Images(1, 28, 10, count=60_000, name="zalando-datasets/fashion_mnist")
+SVHN = Images(3, 32, 10, count=73_257, name="ufldl-stanford/svhn")
+CIFAR100 = Images(3, 32, 100, count=50_000, name="uoft-cs/cifar100")
+TINY = Images(3, 64, 200, count=100_000, name="zh-plus/tiny-imagenet")
+IMAGENET10 = Images(3, 224, 10, count=12_000, name="imagenet10")
+IMAGENET100 = Images(3, 224, 100, count=128_000, name="imagenet100")
+# argument.py and misc/reproduce.py of snu-mllab/Efficient-Dataset-Condensation and of Yanqing0327/DREAM, at IPC 10:
+# factor, start, distance, rate of the images (scaled), real batch, images a training / batch of it, its rate, warm
+# epochs, CutMix, augmentation, iterations, weight decay, network
+RELEASED = [
+    ("idc", CIFAR10, 2, "random", "mse", 5e-3, 64, 32, 64, 0.01, 0, 0.5, "all", 2000, 5e-4, "convnet"),
+    ("idc", SVHN, 2, "random", "mse", 5e-3, 64, 8, 64, 0.01, 0, 0.5, "all", 2000, 5e-4, "convnet"),
+    ("idc", MNIST, 2, "random", "l1", 1e-4, 64, 8, 64, 0.01, 0, 0.0, "color_crop", 2000, 5e-4, "convnet"),
+    ("idc", FASHION, 2, "random", "l1", 7.65625e-5, 64, 8, 64, 0.01, 0, 0.5, "all", 2000, 5e-4, "convnet"),
+    ("idc", IMAGENET10, 3, "random", "l1", 3e-3, 64, 8, 64, 0.01, 10, 1.0, "all", 500, 5e-4, "resnetap10"),
+    ("idc", IMAGENET100, 3, "random", "l1", 1e-3, 128, 4, 128, 0.1, 5, 1.0, "all", 500, 1e-4, "resnetap10"),
+    ("dream", CIFAR10, 2, "clustered", "mse", 5e-3, 128, 32, 64, 0.01, 0, 0.5, "all", 1200, 5e-4, "convnet"),
+    ("dream", CIFAR100, 2, "clustered", "mse", 5e-3, 128, 32, 64, 0.01, 0, 0.5, "all", 1200, 5e-4, "convnet"),
+    ("dream", SVHN, 2, "clustered", "mse", 5e-3, 128, 8, 64, 0.01, 0, 0.5, "all", 1200, 5e-4, "convnet"),
+    ("dream", MNIST, 2, "clustered", "l1", 1e-4, 128, 8, 64, 0.01, 0, 0.0, "color_crop", 1200, 5e-4, "convnet"),
+    ("dream", FASHION, 2, "clustered", "l1", 7.65625e-5, 128, 8, 64, 0.01, 0, 0.5, "all", 1200, 5e-4, "convnet"),
+    ("dream", TINY, 2, "clustered", "mse", 4 * 5e-3, 64, 16, 64, 0.01, 0, 1.0, "all", 1200, 5e-4, "convnet"),
+    ("dream", IMAGENET10, 3, "clustered", "l1", 3e-3, 128, 8, 64, 0.01, 10, 1.0, "all", 500, 5e-4, "resnetap10"),
+    ("dream", IMAGENET100, 3, "clustered", "l1", 1e-3, 128, 4, 128, 0.1, 5, 1.0, "all", 500, 1e-4, "resnetap10"),
+]
+
+
+@pytest.mark.parametrize("row", RELEASED, ids=lambda row: f"{row[0]} {row[1].name or 'cifar10'}")
+def test_idc_and_dream_are_as_their_released_code(row):
+    method, images, *expected = row
+    found = resolve_options(method, MatchingConfig(), 10, images)
+    epoch = -(-images.count // found.train_batch)
+    iterations, decay = length_and_decay(method_of(method), images)
+    assert expected == [
+        found.factor, found.start, found.objective.distance, pytest.approx(image_rate(method, found, 10, images)),
+        found.real_batch, found.train_steps, found.train_batch, found.train_learning_rate,
+        found.networks.warm_steps / epoch if epoch else 0, found.cutmix, found.augmentation, iterations, decay,
+        found.network,
+    ]  # fmt: skip
+    same = (found.inner_steps, found.most_views, found.momentum, found.objective.match_head, found.networks.train_on)
+    assert same == (100, 128, 0.5, False, "real")
+    assert not found.flip
+    exact = Representative(interval=10, cluster_weights="free", candidates=0, dimensions=0)
+    assert found.selection == (exact if method == "dream" else "random")
+
+
+def test_idc_on_whole_images_of_mnist_keeps_cutmix_and_cutout():
+    whole = resolve_options("idc", MatchingConfig(factor=1), 10, MNIST)
+    assert (whole.factor, whole.cutmix, whole.augmentation) == (1, 0.5, "all")
+
+
+@pytest.mark.parametrize(("ipc", "rate"), [(10, 5e-3), (49, 5e-3), (50, 1e-6)])
+def test_dream_lowers_its_rate_on_tiny_imagenet_at_fifty_images(ipc, rate):
+    assert resolve_options("dream", MatchingConfig(), ipc, TINY).learning_rate == rate
+
+
+def test_dream_can_cluster_as_the_others_do():
+    cheap = Representative(cluster_weights="fixed", candidates=512, dimensions=256)
+    found = resolve_options("dream", MatchingConfig(selection=cheap), 10, CIFAR10)
+    assert found.selection == replace(cheap, interval=10)
+    assert resolve_options("dream", MatchingConfig(selection="random"), 10, CIFAR10).selection == "random"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_mnist"),
+    [
+        ("digits", True),
+        ("ylecun/mnist", True),
+        ("/data/MNIST", True),
+        ("mnist_png", True),
+        ("fashion_mnist", False),
+        ("Fashion-MNIST", False),
+        ("kmnist", False),
+        ("emnist", False),
+        ("arrays", False),
+    ],
+)
+def test_mnist_is_known_by_its_name(name, is_mnist):
+    assert Images(1, 28, 10, name=name).digits == is_mnist
 
 
 def test_idc_does_not_lower_its_rate_below_the_smallest_published_size():
     rates = {}
     for size in (8, 27, 28, 32):
-        images = Images(1, size, 10)
+        images = Images(1, size, 10, name="mnist")
         rates[size] = image_rate("idc", resolve_options("idc", MatchingConfig(), 10, images), 10, images)
     assert rates[8] == rates[27] == rates[28] == pytest.approx(1e-4)
     assert rates[32] > rates[28]

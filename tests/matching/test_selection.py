@@ -78,7 +78,8 @@ def selection(kind, split, classes=10, batch_size=12, seed=0, **options):
 
 
 def test_the_options_name_every_selection():
-    assert set(get_args(options_of(DistillConfig)["selection"].type)) == set(SELECTIONS)
+    named, _ = get_args(options_of(DistillConfig)["selection"].type)  # or null, the method's
+    assert set(get_args(named)) == set(SELECTIONS)
 
 
 @pytest.mark.parametrize("kind", SELECTIONS)

@@ -32,7 +32,7 @@ SELECTIONS = ("random", "representative")
 SMALL = ("--data.max_per_class", 20, "--matching.width", 8, "--matching.real_batch", 6)
 LEARN = ("--matching.train_steps", 1, "--matching.train_batch", 16)
 SHORT = {
-    **dict.fromkeys(("dc", "dsa", "idc"), (*LEARN, "--matching.inner_steps", 2)),
+    **dict.fromkeys(("dc", "dsa", "idc", "dream"), (*LEARN, "--matching.inner_steps", 2)),
     "dm": (),
     "idm": LEARN,
 }
@@ -58,7 +58,7 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
         assert made.ipc == ipc
         assert made.meta["method"] == method
         assert made.meta["space"] == (selection if selection == "representative" else None)
-        assert made.factor == (2 if method in ("idc", "idm") else 1)
+        assert made.factor == (2 if method in ("idc", "dream", "idm") else 1)
         assert made.split.images.shape[0] == 10 * ipc * made.factor**2
         assert made.images.float().std() > 1
     assert not list(target.rglob("*.safetensors"))  # checkpoints are temporary
@@ -81,7 +81,7 @@ def test_views_of_several_factors_are_matched_saved_and_judged(method, tmp_path,
 def test_classes_of_a_pass_reach_the_objective(method, given, digits):
     config = DistillConfig(method=method, ipc=1, matching=MatchingConfig(width=8, classes_per_chunk=given))
     (run,) = plan_runs(config, digits)
-    default = classes_together(device(), run.config.real_batch, 8) if method in ("dc", "dsa", "idc") else None
+    default = classes_together(device(), run.config.real_batch, 8) if method in ("dc", "dsa", "idc", "dream") else None
     assert build(digits, run, seed=0).objective.classes_per_chunk == (given or default)
 
 
@@ -141,7 +141,9 @@ def test_the_manifest_tells_what_every_option_came_to(tmp_path):
         beside = {"checkpoint_every", "snapshot_every", "selection"}  # decide nothing; and the manifest's space
         assert set(told) == {"image_rate", *to_dict(MatchingConfig())} - beside
         assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk"}
-        assert told["image_rate"] == image_rate("idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10))
+        assert told["image_rate"] == image_rate(
+            "idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10, name="digits")
+        )
 
 
 def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
