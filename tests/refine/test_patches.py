@@ -285,14 +285,14 @@ def test_labels_of_the_pool_are_neither_packed_nor_claimed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--patches", 5, "--min_patch", 1], "refine.min_patch is 1.0; expected a number more than 0 and less than 1"),
+        (["--patches", 5, "--min_patch", 1], "refine.min_patch is 1; expected a number more than 0 and less than 1"),
         (["--patches", 0], "refine.patches is 0"),
         (["--patches", 2, "--min_patch", 0], "refine.min_patch is 0"),
         (["--pack", 9], "pack is 9; expected 1 to 8 for images of 8x8 px"),
         (["--pack", 4], "ipc is 1 with pack 4, which takes 16 images a class, but the pool has 12"),
         (["--pack", 2, "--weights", "free"], "fixed with pack above 1"),
         (["--steps", 0, "--gate", "true"], "refine.gate is True; expected false with steps 0"),
-        (["--teacher", "[]"], "teacher is []; expected a folder, or a list of them"),
+        (["--teacher", "[]"], "teacher is []; expected a path or a list"),
     ],
     ids=str,
 )
