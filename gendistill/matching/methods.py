@@ -75,11 +75,10 @@ class Images:
 
     @property
     def digits(self) -> bool:
-        """MNIST, by its name, and the built-in digits, which are like it; not Fashion-MNIST, KMNIST or EMNIST."""
+        """MNIST and other handwritten digits, by their name; not Fashion-MNIST, KMNIST or EMNIST."""
         name = self.name.lower()
-        return self.plain and (
-            name == "digits" or ("fashion" not in name and re.search(r"(?<![a-z])mnist", name) is not None)
-        )
+        named = re.search(r"(?<![a-z])(mnist|digits)", name) is not None and "fashion" not in name
+        return self.plain and named
 
     @property
     def cifar(self) -> bool:
