@@ -33,6 +33,10 @@ class StorageError(GendistillError):
     """The disk is full; finished work is kept, and the same command can continue from it."""
 
 
+class DivergenceError(ConfigError):
+    """A training diverged with these options: its loss is infinite or not a number."""
+
+
 class ConvergenceError(GendistillError, RuntimeError):
     """A solver did not reach its optimum with these options."""
 

@@ -23,7 +23,14 @@ from gendistill.errors import ConfigError, DataError, require_type, require_type
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
 from gendistill.evaluation.entries import Entry, SoftTargets, pool_entry
-from gendistill.evaluation.evaluator import TrainingRun, check_entries, check_shapes, resolve_precision
+from gendistill.evaluation.evaluator import (
+    TrainingRun,
+    check_entries,
+    check_shapes,
+    entry_name,
+    naming_run,
+    resolve_precision,
+)
 from gendistill.evaluation.inputs import by_counts, check_origins, pools, size_of
 from gendistill.evaluation.intervals import paired_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
@@ -135,7 +142,8 @@ def _learn(
         found = done.get(key)
         if found is None:
             start, shown = time.perf_counter(), arrived(training.test, seen, training.classes)[0]
-            accuracy = train_and_test(memory, targets, replace(training, test=shown, classes=count), run)
+            with naming_run(entry, training.settings.network[0], run):
+                accuracy = train_and_test(memory, targets, replace(training, test=shown, classes=count), run)
             found = {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)}
         results.append(found)
         yield {
@@ -153,13 +161,13 @@ def _learn(
 
 def _sizes(
     entries: Sequence[Entry], orders: Sequence[Tensor], counts: Sequence[int], config: EvaluateConfig
-) -> set[int]:
-    """Images of every memory that is trained on; one class alone needs no training."""
-    found = set()
+) -> dict[int, str]:
+    """Images of every memory that is trained on, and whose it is; one class alone needs no training."""
+    found = dict[int, str]()
     for entry in entries:
         for run in range(entry.count(config.runs)):
             images = torch.tensor(entry.run(run)[0].counts(len(orders[run])))[orders[run]].cumsum(0)
-            found |= {int(images[count - 1]) for count in counts if count > 1}
+            found |= {int(images[n - 1]): f"{entry_name(entry)}, {n} classes" for n in counts if n > 1}
     return found
 
 

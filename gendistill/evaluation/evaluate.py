@@ -15,9 +15,9 @@ from gendistill.data.dataset import RealData, check_origin, mean_and_std
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog
-from gendistill.evaluation.checks import NOT_RECOGNISED, VALUE_RANGE, Finding
+from gendistill.evaluation.checks import NOT_RECOGNISED, SHUFFLED, VALUE_RANGE, Finding
 from gendistill.evaluation.checks.counts import data_findings
-from gendistill.evaluation.checks.labels import label_quality, soft_targets
+from gendistill.evaluation.checks.labels import label_quality, soft_targets, unrecognised_samples
 from gendistill.evaluation.entries import Entry, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (
     RunRecord,
@@ -194,6 +194,7 @@ def describe(
         quality = label_quality(subject, real, soft_targets(made), extractor.classifier, seed)
         found[key] = _numbers(subject, real, extractor.space, quality, seed)
         findings += [replace(finding, set=key) for finding in _faults(subject, real)]
+    findings = _one_of_a_generator(findings, fitting)
     for finding in findings:
         if finding.severity == "error":
             note(f"{finding.kind}: {finding.text}")
@@ -230,7 +231,31 @@ def _faults(subject: DescribedSet, real: RealReference) -> list[Finding]:
         found["labels"] = [f for f in labels if f.kind not in (VALUE_RANGE, NOT_RECOGNISED)]
     elif any(f.kind == VALUE_RANGE for f in labels):
         found["pixel_values"] = [f for f in pixels if f.kind != VALUE_RANGE]
+    lost = (NOT_RECOGNISED, SHUFFLED) if found["pixel_values"] else (NOT_RECOGNISED,)
+    if is_generated(subject.made):
+        found["labels"] = [unrecognised_samples(f.numbers) if f.kind in lost else f for f in found["labels"]]
     return [*chain(*found.values())]
+
+
+def is_generated(made: SurrogateSet) -> bool:
+    return made.meta.get("method") == "generative"
+
+
+def _one_of_a_generator(findings: list[Finding], sets: Mapping[str, SurrogateSet]) -> list[Finding]:
+    """Where a generator's samples are not recognised, one finding for all generated sets: that of the largest such set.
+
+    The unusual pixel values of these sets have the same cause.
+    """
+    made = {key: one for key, one in sets.items() if is_generated(one)}
+    own = [f for f in findings if f.set in made]
+    lost = [f for f in own if f.kind == NOT_RECOGNISED]
+    if not lost:
+        return findings
+    first = max(lost, key=lambda f: len(made[str(f.set)].labels))
+    same = lost + [f for f in own if f.kind == VALUE_RANGE and f.severity == "warning"]
+    said = f"{first.text} This is so in {len(lost)} of {len(made)} generated sets." if len(made) > 1 else first.text
+    left = [f for f in findings if f is first or f not in same]
+    return [replace(f, text=said) if f is first else f for f in left]
 
 
 def run_check(name: str, subject: DescribedSet, real: RealReference) -> list[Finding]:

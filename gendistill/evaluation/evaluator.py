@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -16,13 +17,13 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import RealData, Split
-from gendistill.errors import DataError
+from gendistill.errors import ConfigError, DataError, DivergenceError
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.intervals import by_set, calibration_error, paired_interval, row_interval, verdict
 from gendistill.evaluation.protocols import Settings, resolve_protocol
-from gendistill.evaluation.summary import FULL, Row, RunResult, reference_of
+from gendistill.evaluation.summary import FULL, Row, RunResult, reference_of, row_label
 from gendistill.hashing import hash_tensors
-from gendistill.networks.factories import build_network
+from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.training import (
     Batches,
     accuracy,
@@ -115,16 +116,21 @@ class TrainingRun:
             seed=seed,
         )
 
-    def check(self, name: str, images: set[int]) -> None:
-        """Check that the network can be trained on sets of these numbers of ``images``.
+    def check(self, name: str, images: Mapping[int, str]) -> None:
+        """Check that the network can be trained on sets of these numbers of ``images``, which messages call so.
 
         Raises:
             ConfigError: the network does not fit the images, or batch norm would get batches of one image.
         """
         network, size = self.network(name), self.settings.batch_size
-        for count in images:
-            last = count % size if self.settings.steps is None and count > size else 0
-            require_batch_of_two(network, size, last or count)
+        for count, row in images.items():
+            require_batch_of_two(network, size, count, row)
+            if self.settings.steps is None and count > size and count % size == 1 and batch_norm_layers(network):
+                raise ConfigError(
+                    f"evaluate.batch_size is {size}, which leaves 1 of the {count} images of {row} for the last batch "
+                    f"of every epoch; batch norm in {name} needs at least 2. Give a batch_size that leaves none or "
+                    "more, evaluate.steps instead of epochs, or a network without batch norm such as 'convnet'."
+                )
 
     def batches(self, train: Split, targets: SoftTargets | None, seed: int, augment: bool) -> Batches:
         """What ``run`` trains on: the batches of ``targets``, or images of ``train`` augmented by the protocol."""
@@ -221,7 +227,8 @@ def evaluate_entries(
             found = done.get(key) or (recall(key) if recall and baseline else None)
             if found is None:
                 start = time.perf_counter()
-                found = training.run(name, draw, targets, run, augment=augment, full=full)
+                with naming_run(entry, name, run):
+                    found = training.run(name, draw, targets, run, augment=augment, full=full)
                 found["seconds"] = round(time.perf_counter() - start, 3)
             results.append(found)
             yield {
@@ -240,6 +247,21 @@ def evaluate_entries(
     return [with_verdict(row, rows) for row in rows]
 
 
+def entry_name(entry: Entry) -> str:
+    """What a message calls the entry."""
+    label = row_label({"method": entry.method, "stage": entry.stage, "space": entry.space, **entry.facts})
+    return label if entry.ipc is None else f"{label} at IPC {entry.ipc}"
+
+
+@contextmanager
+def naming_run(entry: Entry, network: str, run: int) -> Iterator[None]:
+    """Let the error of a diverged training say whose it is."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"Run {run} of {entry_name(entry)}, network {network}: {error}") from error
+
+
 def check_entries(entries: Sequence[Entry], training: TrainingRun) -> None:
     """Check that everything can be trained and tested, before anything is.
 
@@ -249,7 +271,7 @@ def check_entries(entries: Sequence[Entry], training: TrainingRun) -> None:
     """
     for entry in entries:
         check_shapes(entry, training.test)
-    sizes = {len(draw) for entry in entries for draw in entry.draws}
+    sizes = {len(draw): entry_name(entry) for entry in reversed(entries) for draw in entry.draws}
     for name in training.settings.network:
         training.check(name, sizes)
 

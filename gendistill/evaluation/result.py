@@ -7,14 +7,24 @@ import html
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from gendistill.errors import ArtifactError
-from gendistill.evaluation.summary import ContinualRow, FindingEntry, Row, ScoreEntry, SetNumbers, row_label
+from gendistill.evaluation.summary import (
+    ContinualRow,
+    FindingEntry,
+    Row,
+    ScoreEntry,
+    SetNumbers,
+    balanced_accuracy,
+    has_uneven_test,
+    row_label,
+    without_twins,
+)
 from gendistill.io import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -187,15 +197,18 @@ class Evaluation(_Result):
         return written
 
     def _shown(self) -> DataFrame:
-        frame = self.to_pandas()
-        frame.insert(0, "set", [row_label(row) for row in self.rows])
-        frame["ipc"] = [row["ipc"] or "" for row in self.rows]
+        rows = without_twins(self.rows)
+        frame = replace(self, rows=rows).to_pandas()
+        frame.insert(0, "set", [row_label(row) for row in rows])
+        frame["ipc"] = [row["ipc"] or "" for row in rows]
         frame["images"] = frame["stored_images"]
-        frame["accuracy %"] = [_percent(row) for row in self.rows]
-        frame["95 % vs random"] = [_points(row) for row in self.rows]
+        frame["accuracy %"] = [_percent(row) for row in rows]
+        frame["balanced %"] = [f"{100 * (balanced_accuracy(row) or 0):.1f}" for row in rows]
+        frame["95 % vs random"] = [_points(row) for row in rows]
         frame["labels"] = frame["recipe"].fillna("hard")
         differing = [name for name in ("labels", "augment", "network") if frame[name].nunique() > 1]
-        return frame[["ipc", "set", *differing, "images", "accuracy %", "95 % vs random", "verdict"]]
+        balanced = ["balanced %"] * has_uneven_test(self)
+        return frame[["ipc", "set", *differing, "images", "accuracy %", *balanced, "95 % vs random", "verdict"]]
 
     def _records(self) -> Sequence[Mapping[str, object]]:
         return [flat_row(row) for row in self.rows]

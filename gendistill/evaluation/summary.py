@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeVar
 
 Labels = Literal["hard", "soft", "online"]
 Severity = Literal["error", "warning"]
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 Pair = list[float]  # [low, high]: the ends of a 95 % interval
 
 
@@ -330,10 +331,31 @@ def row_label(row: Mapping[str, Any]) -> str:
     return f"{name} ({row['space']})" if row.get("space") else name
 
 
+UNEVEN = 1.5  # a factor between classes, in test images, above which the accuracy needs the balanced one beside it
+
+
+def has_uneven_test(result: Mapping[str, Any]) -> bool:
+    """Whether the classes differ so much in test images that guessing the largest one pays."""
+    counts = [n for n in ((result.get("data") or {}).get("counts") or {}).get("test") or () if n]
+    return bool(counts) and max(counts) > UNEVEN * min(counts)
+
+
+def balanced_accuracy(row: Mapping[str, Any]) -> float | None:
+    """The mean accuracy over the classes that were tested, in [0, 1]."""
+    known = [share for share in row.get("per_class") or () if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def without_twins(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """The rows without the baselines that a set repeats: a k-means set and the k-means baseline are the same images."""
+    keys = ("method", "accuracy", "per_class", *COMPARED)
+    seen = [[row.get(key) for key in keys] for row in rows if row.get("set")]
+    return [r for r in rows if r.get("set") or is_reference(r) or [r.get(key) for key in keys] not in seen]
+
+
 RANDOM, FULL = "random", "full"
 EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
 COMPARED = ("ipc", "counts", "labels", "recipe", "network", "augment")  # what a row and its reference share
-AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 def is_reference(row: Mapping[str, Any]) -> bool:

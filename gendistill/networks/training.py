@@ -15,7 +15,7 @@ from gendistill.data.augmentation import Augmentation
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, DivergenceError
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.progress import track
 
@@ -41,6 +41,7 @@ def multi_step(steps: int, milestones: Sequence[float], decay: float, per_epoch:
     return lambda step: decay ** sum(step // per_epoch >= end for end in ends)
 
 
+LOOK = 100  # steps between looks at the loss, each of which waits for the device
 CPU_ROWS = 64  # activations that fit in the caches: half the time of batches of 512
 Optimizer = Literal["adamw", "sgd"]
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
@@ -106,6 +107,7 @@ def train_classifier(
 
     Raises:
         ConfigError: batch norm would see a batch of one image.
+        DivergenceError: the loss became infinite or not a number.
     """
     require_batch_of_two(network, batch_size, len(split))
     device = torch.device(device)
@@ -115,6 +117,7 @@ def train_classifier(
         there = Split(split.images.to(device), split.labels.to(device))
         batches = augmented_batches(there, Augmentation(shift=shift, flip=flip), batch_size=batch_size, seed=seed)
     descent, rate = _optimizer(network, optimizer, learning_rate, weight_decay, momentum), rate or warm_cosine(steps)
+    highest = torch.zeros((), device=device)
     for step in range(steps):
         for group in descent.param_groups:
             group["lr"] = learning_rate * rate(step)
@@ -124,8 +127,24 @@ def train_classifier(
         descent.zero_grad(set_to_none=True)
         loss.backward()
         descent.step()
+        highest = torch.maximum(highest, loss.detach())  # which keeps NaN
+        if (step + 1) % LOOK == 0 or step + 1 == steps:
+            require_finite(float(highest), learning_rate)
         yield {"step": step + 1, "loss": loss.detach()}
     return network.eval()
+
+
+def require_finite(loss: float, learning_rate: float) -> None:
+    """Refuse a training that diverged.
+
+    Raises:
+        DivergenceError: the loss is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"Training diverged: its loss became {loss}, expected a finite number. Lower learning_rate, which is "
+            f"{learning_rate:g}."
+        )
 
 
 def _optimizer(
@@ -150,11 +169,12 @@ def _layout(bf16: bool, compile: bool) -> torch.memory_format:
     return torch.channels_last if bf16 or compile else torch.contiguous_format
 
 
-def require_batch_of_two(network: nn.Module, batch_size: int, images: int) -> None:
-    """Refuse batches of one image where batch norm needs their variance."""
+def require_batch_of_two(network: nn.Module, batch_size: int, images: int, row: str = "") -> None:
+    """Refuse batches of one image where batch norm needs their variance; ``row`` names what is trained on."""
     if min(batch_size, images) < 2 and batch_norm_layers(network):
+        of = f" of {row}" if row else ""
         raise ConfigError(
-            f"batch_size is {batch_size} for {images} image(s): batch norm needs at least 2 images a batch. "
+            f"batch_size is {batch_size} for {images} image(s){of}: batch norm needs at least 2 images a batch. "
             "Raise batch_size, or take a network without batch norm such as 'convnet'."
         )
 

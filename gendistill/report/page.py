@@ -159,6 +159,7 @@ def _numbers(facts: ReportFacts, rows: Sequence[ReportRow]) -> dict[str, object]
         "hard": sections([r for r in rows if r["labels"] == "hard"]),
         "soft": sections([r for r in rows if r["labels"] != "hard"]),
         "legacy": any(r.get("legacy_best") for r in rows),
+        "balanced": any(r.get("balanced") is not None for r in rows),
         "class_tables": class_tables(products(main), main, facts.classes),
         "scores": scored,
         "unscored": unscored,

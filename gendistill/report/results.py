@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Required, TypeVar, cast
 
-from gendistill.evaluation.summary import FULL, RANDOM, Row, is_reference
+from gendistill.evaluation.summary import (
+    FULL,
+    RANDOM,
+    Row,
+    balanced_accuracy,
+    has_uneven_test,
+    is_reference,
+    without_twins,
+)
 from gendistill.report.formatting import NAMES, listed
 
 Condition = tuple[Any, ...]
@@ -105,6 +113,7 @@ class ReportRow(Row, total=False):
         given: Whether it is a set that was to be evaluated, not a baseline.
         set_name: The short name of its folder.
         fault: Whether the evaluation found an error in the set.
+        balanced: The mean accuracy over classes, in [0, 1], where classes differ much in their number of test images.
         colour: The colour of its label.
         shape: Counts the labels with that colour, whose markers differ.
         forest: Its interval against random images: low, middle, high and zero, in per cent of the column's width.
@@ -121,6 +130,7 @@ class ReportRow(Row, total=False):
     given: bool
     set_name: str | None
     fault: bool
+    balanced: float | None
     colour: str
     shape: int
     forest: list[float] | None
@@ -151,7 +161,7 @@ def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
     numbers = settings_numbers(runs)
     for run, number in zip(runs, numbers, strict=True):
         alike = [other.name for other, its in zip(runs, numbers, strict=True) if its == number]
-        for row in run.summary["rows"]:
+        for row in without_twins(run.summary["rows"]):
             new = _row(row, run, number, listed(alike) if number else "")
             same = found.setdefault(json.dumps([number, *(row.get(name) for name in SAME)]), [])
             twin = next((r for r in same if _one_continues(r, row)), None)
@@ -170,7 +180,7 @@ def merge_rows(runs: Sequence[EvaluatedRun]) -> list[ReportRow]:
 
 def _row(row: ReportRow, run: EvaluatedRun, number: int, alike: str) -> ReportRow:
     names = [run.evaluated_sets[h] for h in hashes(row) if h in run.evaluated_sets]
-    return {
+    found: ReportRow = {
         "ci95_vs_random": None,
         **row,
         "runs": [run.name],
@@ -180,6 +190,9 @@ def _row(row: ReportRow, run: EvaluatedRun, number: int, alike: str) -> ReportRo
         "set_name": next((name for name in names if name), None),
         "fault": bool(_with_errors(run) & set(hashes(row))),
     }
+    if has_uneven_test(run.summary):
+        found["balanced"] = balanced_accuracy(row)
+    return found
 
 
 def _with_errors(run: EvaluatedRun) -> set[str | None]:

@@ -214,7 +214,12 @@ def _table(row: ReportRow, random: ReportRow | None, classes: Sequence[str]) -> 
     return ClassTable(row["label"], ipc_of(row), best, worst, len(found) - len(best) - len(worst))
 
 
-EXTRA = {"legacy": "legacy_best", "ece": "ece", "stored": "bytes"}  # column: the key that some row has
+EXTRA = {
+    "balanced": "balanced",
+    "legacy": "legacy_best",
+    "ece": "ece",
+    "stored": "bytes",
+}  # column: the key that some row has
 
 
 @dataclass(frozen=True)

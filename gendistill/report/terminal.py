@@ -9,7 +9,19 @@ from typing import Any
 
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
-from gendistill.evaluation.summary import FindingEntry, Measure, Pair, Row, Score, ScoreEntry, SetNumbers, row_label
+from gendistill.evaluation.summary import (
+    FindingEntry,
+    Measure,
+    Pair,
+    Row,
+    Score,
+    ScoreEntry,
+    SetNumbers,
+    balanced_accuracy,
+    has_uneven_test,
+    row_label,
+    without_twins,
+)
 from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.stored import StoredSet
@@ -51,40 +63,53 @@ def table(result: Mapping[str, Any]) -> str:
     Args:
         result: An ``Evaluation``, or anything else with its ``rows``.
     """
-    rows: list[Row] = sorted(result["rows"], key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
+    rows: list[Row] = sorted(without_twins(result["rows"]), key=lambda r: (r["ipc"] is None, r["ipc"] or 0))
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda r: _recipe(r) != "hard"):
         augmented = "augmented" if row.get("augment") else "not augmented"
         groups.setdefault((row["network"], f"labels {_recipe(row)}", augmented), []).append(row)
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
-    legacy, blocks = any("legacy_best" in row for row in rows), []
+    legacy, balanced, blocks = any("legacy_best" in row for row in rows), has_uneven_test(result), []
     for names, group in sorted(groups.items(), key=lambda item: _first(item[0][0], rows)):
         title = "; ".join(name for name, differs in zip(names, differ, strict=True) if differs)
-        blocks.append("\n".join([*([f"{title}:"] if title else []), _head(legacy), *(_line(r, legacy) for r in group)]))
-    return "\n".join(["\n\n".join(blocks), *_notes(rows)])
+        blocks.append(
+            "\n".join(
+                [
+                    *([f"{title}:"] if title else []),
+                    _head(legacy, balanced),
+                    *(_line(r, legacy, balanced) for r in group),
+                ]
+            )
+        )
+    return "\n".join(["\n\n".join(blocks), *_notes(rows, balanced)])
 
 
 def _first(network: str, rows: Sequence[Row]) -> int:
     return next(i for i, row in enumerate(rows) if row["network"] == network)
 
 
-def _head(legacy: bool) -> str:
+def _head(legacy: bool, balanced: bool) -> str:
     return (
-        f"{'IPC':>4}  {'set':<{WIDTH}} {'images':>11} {'bytes':>7}  {'accuracy %':>12}"
-        f"{'  (best)' if legacy else ''}  {'95 % vs random':>16}  verdict"
+        f"{'IPC':>4}  {'set':<{_width(balanced)}} {'images':>11} {'bytes':>7}  {'accuracy %':>12}"
+        f"{'  balanced' if balanced else ''}{'  (best)' if legacy else ''}  {'95 % vs random':>16}  verdict"
     )
 
 
-def _line(row: Row, legacy: bool) -> str:
+def _width(balanced: bool) -> int:
+    return WIDTH - 10 * balanced
+
+
+def _line(row: Row, legacy: bool, balanced: bool) -> str:
     interval, label = row["ci95_vs_random"], row_label(row)
     gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
     seeds = f" x{row['synthesis_seeds']}" if row.get("synthesis_seeds", 1) > 1 else ""
-    room = WIDTH - len(seeds)
+    room = _width(balanced) - len(seeds)
     label = (label if len(label) <= room else label[: room - 1] + "…") + seeds
+    fair = f"  {100 * (balanced_accuracy(row) or 0):8.1f}" if balanced else ""
     best = f"  ({100 * sum(row['legacy_best']) / len(row['legacy_best']):4.1f})" if legacy else ""
     return (
-        f"{row['ipc'] or '':>4}  {label:<{WIDTH}} {_images(row):>11} {_bytes(row):>7}  {100 * row['mean']:5.1f} ± "
-        f"{100 * row['std']:4.1f}{best}  {gain:>16}  {row['verdict']}"
+        f"{row['ipc'] or '':>4}  {label:<{_width(balanced)}} {_images(row):>11} {_bytes(row):>7}  "
+        f"{100 * row['mean']:5.1f} ± {100 * row['std']:4.1f}{fair}{best}  {gain:>16}  {row['verdict']}"
     )
 
 
@@ -111,12 +136,14 @@ def _short(number: float, unit: str = "") -> str:
     raise AssertionError
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[Row], balanced: bool) -> list[str]:
     """What the columns do not explain."""
     runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
     notes = [_beside_bytes(row, ends) for row in rows if (ends := row.get("ci95_vs_equal_bytes"))]
     if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
         notes.append("xN: N synthesis seeds in one row, whose interval covers further seeds.")
+    if balanced:
+        notes.append("balanced: the mean over classes; the classes differ much in their number of test images.")
     if any("legacy_best" in row for row in rows):
         notes.append("(best): the highest of several tests along the way; no verdict uses it.")
     if cached:

@@ -14,6 +14,7 @@ from gendistill.config.commands import RunCommand, RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
+from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
@@ -140,9 +141,13 @@ def check_networks(config: RunConfig, data: RealData) -> Generator:
     require(
         judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard"
     )
+    sizes = [int(path.name.removeprefix("ipc-")) for path in surrogate_folders(config)]
+    images = {ipc * len(data.classes): f"the sets at IPC {ipc}" for ipc in sizes}
+    images |= {ipc * config.refine.pack**2 * len(data.classes): f"the refined set at IPC {ipc}"
+               for ipc in ipc_sizes(config.refine.ipc)}  # fmt: skip
+    images |= {len(data.train): "all real images"} if "full" in config.evaluate.baselines else {}
     for name in judge.network:
-        network = build(name, width=judge.width, depth=judge.depth)
-        require_batch_of_two(network, judge.batch_size, len(data.train))
+        TrainingRun(judge, data.test, len(data.classes)).check(name, images)
     generator = start_generator(data, config.finetune, config.seed)
     check_training(generator, config.finetune)
     generator.meta["null_class_trained"] = config.finetune.trains_null_class

@@ -100,6 +100,22 @@ def test_good_sets_raise_nothing(digits: RealData, extractor: FeatureExtractor) 
     assert findings == []
 
 
+def test_samples_of_an_early_generator_are_not_recognised_once_and_the_remedy_is_training(
+    digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet
+) -> None:
+    noise = torch.randint(60, 200, drawn.images.shape, generator=torch_rng(0, "noise"), dtype=torch.uint8)
+    meta = {"method": "generative", "stage": "samples"}
+    early = {f"{n}": surrogate(noise[:: 100 // n], drawn.labels[:: 100 // n], meta=meta) for n in (50, 100)}
+    _, (finding,) = describe(digits, early, extractor)
+    assert (finding["kind"], finding["severity"], finding["set"]) == ("not recognised", "warning", "100")
+    assert "longer training of the generator" in finding["text"]
+    assert finding["text"].endswith("This is so in 2 of 2 generated sets.")
+    assert not any(word in finding["text"] for word in ("value range", "normalisation", "two lists"))
+    wrong = drawn.labels[torch.randperm(100, generator=torch_rng(0, "shuffled"))]
+    _, shuffled = describe(digits, {"good": surrogate(drawn.images, wrong, meta=meta)}, extractor)
+    assert [f["kind"] for f in shuffled] == ["shuffled labels"]  # of images that look as they should
+
+
 def test_noise_gives_warnings_at_most(digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet) -> None:
     noise = torch.randint(0, 256, drawn.images.shape, generator=torch_rng(0, "noise"), dtype=torch.uint8)
     _, findings = describe(digits, {"noise": surrogate(noise, drawn.labels)}, extractor)

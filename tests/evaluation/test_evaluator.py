@@ -12,7 +12,7 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, Split
 from gendistill.distillers import distill
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, DivergenceError
 from gendistill.evaluation.cache import RUNS
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.evaluate import evaluate
@@ -135,6 +135,21 @@ def test_every_network_is_built_before_anything_is_trained():
     config = EvaluateConfig(runs=3, epochs=1, batch_size=4, network=("convnet", "convnet_bn"))
     with pytest.raises(ConfigError, match="batch norm"):
         next(evaluate_entries(one_left, TEST, CLASSES, config))
+
+
+def test_a_last_batch_of_one_image_names_its_row():
+    sets = [Entry("made", None, 2, (some_images(4, 8),)), Entry("dm", None, 20, (some_images(40, 5),))]
+    config = EvaluateConfig(runs=3, epochs=2, batch_size=39, network="convnet_bn")
+    with pytest.raises(ConfigError, match="leaves 1 of the 40 images of dm at IPC 20 for the last batch"):
+        next(evaluate_entries(sets, TEST, CLASSES, config))
+    config = EvaluateConfig(runs=3, steps=4, batch_size=39, network="convnet_bn")  # whose batches cross epochs
+    assert next(evaluate_entries(sets, TEST, CLASSES, config))
+
+
+def test_a_diverged_training_is_called_so_with_row_run_and_remedy():
+    config = EvaluateConfig(runs=3, steps=8, learning_rate=1e20, width=4)
+    with pytest.raises(DivergenceError, match=r"Run 0 of made at IPC 2, network convnet: .* nan.* Lower learning_rate"):
+        next(evaluate_entries([Entry("made", None, 2, (some_images(4, 8),))], TEST, CLASSES, config))
 
 
 class FailingFolder(WorkFolder):

@@ -17,6 +17,7 @@ from gendistill.config import Continual, EvaluateConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
+from gendistill.evaluation.summary import without_twins
 from gendistill.surrogate.set import SurrogateSet
 
 QUICK: dict[str, Any] = {"runs": 3, "steps": 3, "width": 8, "baseline_cache": None}
@@ -108,6 +109,29 @@ def test_interval_ends_are_columns(result: Evaluation) -> None:
     assert pd.isna(frame["low"][0])  # the reference
 
 
+def test_a_set_that_a_baseline_repeats_is_shown_once(result: Evaluation) -> None:
+    own = next(row for row in result.rows if row["set"])
+    twin = {**own, "set": None, "verdict": "baseline"}
+    found = replace(result, rows=[twin, *result.rows])
+    assert gd.table(found) == gd.table(result)
+    assert found._repr_html_() == result._repr_html_()
+    assert found.to_pandas().shape[0] == result.to_pandas().shape[0] + 1  # the numbers are all there
+    other = replace(result, rows=[{**twin, "accuracy": [0.5, 0.5, 0.5]}, *result.rows])
+    assert gd.table(other) != gd.table(result)
+
+
+def test_the_balanced_accuracy_stands_beside_where_test_classes_differ(result: Evaluation) -> None:
+    assert "balanced" not in gd.table(result)
+    assert "balanced" not in result._repr_html_()
+    counts = {**result.data["counts"], "test": [60, 30]}
+    rows = [{**row, "per_class": [1.0, 0.0], "mean": 2 / 3, "std": 0.0} for row in result.rows[:1]]
+    found = replace(result, rows=rows, data={**result.data, "counts": counts})
+    text = gd.table(found)
+    assert re.search(r"accuracy %  balanced .*\n.* 66\.7 ±  0\.0 {6}50\.0 ", text)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "<td>50.0</td>" in found._repr_html_()
+
+
 def test_a_notebook_shows_a_table_and_names_are_escaped(result: Evaluation, continual: ContinualEvaluation) -> None:
     rows = [{**row, "name": "<script>alert(1)</script>"} for row in result.rows if row["set"]]
     page = replace(result, rows=rows, protocol="<b>")._repr_html_()
@@ -117,7 +141,7 @@ def test_a_notebook_shows_a_table_and_names_are_escaped(result: Evaluation, cont
     assert re.search(r"<td>\d+\.\d ± \d+\.\d</td>", page)
     assert re.search(r"<td>[+-]\d+\.\d to [+-]\d+\.\d</td>", page)
     page = result._repr_html_()
-    assert page.count("<tr>") == len(result.rows)
+    assert page.count("<tr>") == len(without_twins(result.rows)) < len(result.rows)  # one baseline is the set itself
     assert "&lt;NA&gt;" not in page  # all real images have no IPC
     page = continual._repr_html_()
     assert "<th>5 classes</th>" in page

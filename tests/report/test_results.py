@@ -349,6 +349,19 @@ def test_a_refined_set_in_the_folder_refined_is_called_so_once() -> None:
     assert [r["noun"] for r in found[1:]] == ["refined set", "refined set of other"]
 
 
+def test_the_balanced_accuracy_and_no_twin_of_a_set_are_in_the_tables() -> None:
+    own = row("kmeans", 1, 0.1, space="pixels", set="a", per_class=[1.0, 0.0])
+    rows = [row("random", 1, per_class=[0.9, 0.2]), {**own, "set": None}, own]
+    counts = {"data": {"counts": {"test": [60, 30]}}}
+    found = rows_of(evaluated_run("run", rows, {"a": None}, **counts))
+    assert [(r["method"], r["given"], r["balanced"]) for r in found] == [
+        ("random", False, pytest.approx(0.55)), ("kmeans", True, 0.5)
+    ]  # fmt: skip
+    assert "balanced" in sections(found)[0].columns
+    even = rows_of(evaluated_run("run", rows, {"a": None}, data={"counts": {"test": [60, 50]}}))
+    assert "balanced" not in sections(even)[0].columns
+
+
 def test_random_is_a_band_from_side_to_side() -> None:
     rows = [row("random", 1), row("random", 5), row("dm", 1, 0.1)]
     drawn = chart(rows_of(evaluated_run("run", rows)))

@@ -132,6 +132,19 @@ def test_bad_options_are_refused(made: Path, tmp_path: Path, capsys, options, me
         (("--evaluate.labels", "soft"), "hard in a run"),
         (("--evaluate.network", "[convnet,resnet99]"), "resnet99"),
         (("--evaluate.network", "[convnet,convnet_bn]", "--evaluate.batch_size", 1), "batch norm"),
+        (
+            (
+                "--evaluate.network",
+                "convnet_bn",
+                "--evaluate.steps",
+                "null",
+                "--evaluate.epochs",
+                2,
+                "--evaluate.batch_size",
+                19,
+            ),
+            "leaves 1 of the 20 images of the refined set at IPC 2 for the last batch",
+        ),
     ],
 )
 def test_a_run_refuses_what_its_evaluation_could_not_do(tmp_path: Path, capsys, options, message) -> None:

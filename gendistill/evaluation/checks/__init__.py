@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gendistill.evaluation.summary import FindingEntry, Severity
 
 VALUE_RANGE, NOT_RECOGNISED = "value range", "not recognised"  # kinds that two checks may find for one fault
+SHUFFLED = "shuffled labels"
 SHOWN = 3  # files or classes that a sentence names
 
 
@@ -20,12 +21,14 @@ class Finding:
         text: A sentence for people.
         severity: ``error`` or ``warning``.
         set: Content hash of the set; None where the fault is of the data.
+        numbers: What was measured, for another sentence on the same fault; not stored.
     """
 
     kind: str
     text: str
     severity: Severity = "error"
     set: str | None = None
+    numbers: str = ""
 
     def to_dict(self) -> FindingEntry:
         return {"kind": self.kind, "text": self.text, "severity": self.severity, "set": self.set}

@@ -15,7 +15,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.crops import batch_indices
-from gendistill.evaluation.checks import NOT_RECOGNISED, VALUE_RANGE, Finding, counted, list_names
+from gendistill.evaluation.checks import NOT_RECOGNISED, SHUFFLED, VALUE_RANGE, Finding, counted, list_names
 from gendistill.evaluation.reference import DescribedSet, Predictions, RealReference, by_class
 from gendistill.evaluation.set_metrics import shares
 from gendistill.evaluation.summary import LabelNumbers, Measure
@@ -145,14 +145,26 @@ def _unrecognised(agreeing: int, total: int, chance: float, right: float, *, shu
     )
     if shuffled:
         return Finding(
-            "shuffled labels",
+            SHUFFLED,
             f"The labels look shuffled: {numbers} and is sure of what it sees; pair images and labels anew, most often "
             "two lists were sorted differently.",
+            numbers=numbers,
         )
     return Finding(
         NOT_RECOGNISED,
         f"The images are not recognised: {numbers} and is not sure of what it sees; look at them (`gendistill show`) "
         "and check value range, normalisation and labels.",
+        "warning",
+        numbers=numbers,
+    )
+
+
+def unrecognised_samples(numbers: str) -> Finding:
+    """Of a generator's images, which are rarely stored or labelled wrongly and often sampled too early."""
+    return Finding(
+        NOT_RECOGNISED,
+        f"The generator's samples are not recognised: {numbers}; the usual remedy is a longer training of the "
+        "generator (finetune.base_steps, finetune.minimax_steps). Look at them with `gendistill show`.",
         "warning",
     )
 
