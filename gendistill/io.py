@@ -8,14 +8,30 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import reprlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from gendistill.errors import ArtifactError, GendistillError, StorageError
+from gendistill.hashing import hash_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +45,63 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def replaceable(folder: Path) -> Path:
+    """The folder, behind a link where there is one, whose place a finished folder can take.
+
+    Raises:
+        ArtifactError: it is the current folder or a mount point.
+    """
+    place = folder.resolve() if folder.is_symlink() else folder
+    if not place.is_dir():
+        return place
+    what = "the current folder" if place.samefile(Path.cwd()) else "a mount point" if _is_mount(place) else ""
+    if what:
+        raise ArtifactError(
+            f"{folder} is {what}, which a finished folder cannot replace. Give a folder in it, as {folder / 'out'}."
+        )
+    return place
+
+
+def _is_mount(folder: Path) -> bool:
+    """Whether something is mounted there, also a part of the same file system."""
+    if os.path.ismount(folder):
+        return True
+    with suppress(OSError):
+        points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        return str(folder.resolve()) in {re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point) for point in points}
+    return False
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder ``name`` below ``folder``, where data of others give the name, or may hold links.
+
+    Raises:
+        ArtifactError: the name is not a plain relative path, or a link leads out of the folder.
+    """
+    if not is_relative(name) or any(leading_outside(folder, [name])):
+        raise ArtifactError(f"{folder} names {name!r}, which is not in it; expected a file of that folder.")
+    return folder / name
+
+
+def is_relative(name: str) -> bool:
+    """Whether a name, with / between its parts, stays below the folder that it is in."""
+    return not any(part in ("", ".", "..") for part in name.split("/")) and not set(name) & set("\\\0")
+
+
+def leading_outside(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Those of ``names`` that a link leads out of ``folder``; the Hub's cache links files to its own ``blobs``."""
+    root = Path(os.path.realpath(folder))
+    roots = (root, *(path.parent / "blobs" for path in root.parents if path.name == "snapshots"))
+    starts, real = tuple(f"{path}{os.sep}" for path in roots), cache(os.path.realpath)
+    for name in names:
+        path = os.path.join(folder, name)
+        place = os.path.realpath(path) if os.path.islink(path) else os.path.join(real(os.path.dirname(path)), "file")
+        if not place.startswith(starts):
+            yield name
+
+
 @contextmanager
-def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic(path: Path, *, shared: bool = False, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to; it is renamed to ``path`` at the end, or removed after an error.
 
     A process that is killed leaves the old file and the temporary one, which the next write replaces.
@@ -38,10 +109,14 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
     Args:
         path: The file to create or replace.
         shared: Other processes may write the same file at the same time, so the temporary one is this process's own.
+        sync: Wait until the disk has the file, so that a loss of power leaves no empty one; takes milliseconds.
     """
     partial = partial_of(path.with_name(f"{path.name}.{os.getpid()}")) if shared else partial_of(path)
     try:
         yield partial
+        if sync:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -68,9 +143,15 @@ def write_json(path: Path, value: Any, *, default: Callable[[Any], Any] | None =
 
 
 def read_json(
-    path: Path, *, kind: str, fix: str, required: Collection[str] = (), format: int | None = None
+    path: Path,
+    *,
+    kind: str,
+    fix: str,
+    required: Collection[str] = (),
+    format: int | None = None,
+    schema: type | None = None,
 ) -> dict[str, Any]:
-    """Read a JSON object and check its keys and format version.
+    """Read a JSON object and check its keys, their types and the version of its format.
 
     Args:
         path: The file.
@@ -78,39 +159,125 @@ def read_json(
         fix: A sentence for the error message: how to get a good file.
         required: Keys that it must have.
         format: The version that its key ``format`` must have; None does not check it.
+        schema: A TypedDict; keys that it does not know are kept as they are.
 
     Raises:
-        ArtifactError: the file is missing, damaged, no object, of another format, or lacks a key.
+        ArtifactError: the file is missing, damaged, no object, of another format, lacks a key, or has another type.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is no file; expected JSON. {fix}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{path.parent} is not {kind}: it has no {path.name}. {fix}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}. {fix}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}. {fix}") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} is damaged: it holds {type(value).__name__}, expected an object. {fix}")
     if format is not None and value.get("format") != format:
-        raise ArtifactError(f"{path} has format {value.get('format')!r}; this version reads {format}. {fix}")
+        raise ArtifactError(f"{path} has format {_shown(value.get('format'))}; this version reads {format}. {fix}")
     missing = [key for key in required if key not in value]
     if missing:
         raise ArtifactError(f"{path} is damaged: it lacks {', '.join(missing)}. {fix}")
+    problem = mismatch(schema, value) if schema else ""
+    if problem:
+        raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file from tensors on any device."""
+def mismatch(kind: Any, value: Any, field: str = "") -> str:
+    """How a value that was read from JSON differs from a type, such as ``counts.2 is 'x'; expected a whole number``.
+
+    Args:
+        kind: A TypedDict, ``list[...]``, ``dict[str, ...]``, a union, a Literal or a plain type.
+        value: What was read; other keys than those of a TypedDict are not looked at.
+        field: Where it stands, for the message.
+
+    Returns:
+        The first difference, or an empty text.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Required, NotRequired):
+        return mismatch(arguments[0], value, field)
+    if origin in (Union, UnionType):
+        fits = any(not mismatch(one, value) for one in arguments)
+    elif origin is Literal:
+        fits = value in arguments if isinstance(value, str | int | NoneType) else False
+    elif isinstance(value, list) and origin is list:
+        return next(filter(None, (mismatch(arguments[0], v, f"{field}.{i}") for i, v in enumerate(value))), "")
+    elif isinstance(value, dict) and origin is dict:
+        return next(filter(None, (mismatch(arguments[1], v, f"{field}.{k}") for k, v in value.items())), "")
+    elif isinstance(value, dict) and is_typeddict(kind):
+        return _record_mismatch(kind, value, field)
+    elif kind in (Any, object):
+        fits = True
+    elif kind in (int, float):
+        fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    else:
+        fits = isinstance(kind, type) and not is_typeddict(kind) and isinstance(value, kind)
+    return "" if fits else f"{field.lstrip('.') or 'it'} is {_shown(value)}; expected {_words(kind)}"
+
+
+def _record_mismatch(kind: Any, value: dict[str, Any], field: str) -> str:
+    hints, required = _fields(kind)
+    lacking = next((name for name in sorted(required) if name not in value), "")
+    if lacking:
+        return f"it lacks {f'{field}.{lacking}'.lstrip('.')}"
+    known = ((name, hint) for name, hint in hints.items() if name in value)
+    return next(filter(None, (mismatch(hint, value[name], f"{field}.{name}") for name, hint in known)), "")
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Types of a TypedDict's keys, and the keys that it must have."""
+    hints = get_type_hints(kind, include_extras=True)
+    required = {name for name, hint in hints.items() if get_origin(hint) is Required} | kind.__required_keys__
+    return hints, frozenset(name for name in required if get_origin(hints[name]) is not NotRequired)
+
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+
+
+def _words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, arguments))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is list:
+        return f"a list (each {_words(arguments[0])})"
+    return WORDS.get(kind, "an object")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    return reprlib.repr(value)
+
+
+DIGEST = "blake2b"  # the key in the metadata of a file whose tensors are compared with their hash
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, hashed: bool = False
+) -> None:
+    """Write a safetensors file from tensors on any device; where ``hashed``, ``read_tensors`` compares their hash."""
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if hashed:
+        metadata = {**(metadata or {}), DIGEST: hash_tensors(plain)}
     with atomic(path) as partial:
+        partial.unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(plain, partial, metadata=None if metadata is None else dict(metadata))
+        partial.chmod(mode)  # safetensors 0.8 makes a file that no other user can read
 
 
 def read_tensors(path: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors, mapped into memory, and its metadata.
+    """Read a safetensors file: its tensors, mapped into memory, and its metadata without the hash.
 
     Raises:
         ArtifactError: the file is missing or damaged; ``fix`` ends the message.
@@ -119,9 +286,14 @@ def read_tensors(path: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, 
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}. {fix}") from error
+    digest = metadata.pop(DIGEST, None)
+    if digest is not None and digest != hash_tensors(tensors):
+        raise ArtifactError(f"{path} is damaged: its tensors do not match their hash. {fix}")
+    return tensors, metadata
 
 
 @contextmanager

@@ -233,7 +233,7 @@ class Checkpoints:
         partial.mkdir()
         plain = {k: v.detach().cpu().clone() for k, v in state.items()}  # a file holds no shared memory
         try:
-            write_tensors(partial / "state.safetensors", plain, self.identity)
+            write_tensors(partial / "state.safetensors", plain, self.identity, hashed=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room, and half a state is none
             raise

@@ -98,8 +98,8 @@ def finetune(
         run.preview("base")
         generator.network = adapted.merged()
     base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
-    if saved is not None and config.pretrained is None and run.is_main:
-        write_tensors(saved, base.state, {"seconds": f"{run.seconds.get('base', 0)}"})
+    if saved is not None and not saved.is_file() and config.pretrained is None and run.is_main:
+        write_tensors(saved, base.state, {"seconds": f"{run.seconds.get('base', 0)}"}, hashed=True)
     base_hash = hash_tensors(base.state)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)

@@ -149,17 +149,9 @@ def read_record(folder: Path) -> GeneratorRecord:
         ArtifactError: it is missing, damaged, or of another format.
     """
     fix = "Run `gendistill finetune` again."
-    record = read_json(folder / FILE, kind="a generator folder", required=REQUIRED, format=FORMAT, fix=fix)
-    shapes = {
-        "classes": isinstance(record["classes"], list) and all(isinstance(c, str) for c in record["classes"]),
-        "label_map": isinstance(record["label_map"], dict),
-        "conditions": isinstance(record["conditions"], int),
-        "codec": isinstance(record["codec"], dict) and {"channels", "hash", "name"} <= record["codec"].keys(),
-        "variants": isinstance(record["variants"], list),
-    }
-    wrong = [name for name, right in shapes.items() if not right]
-    if wrong:
-        raise ArtifactError(f"{folder / FILE} is damaged: look at {', '.join(wrong)}. {fix}")
+    record = read_json(
+        folder / FILE, kind="a generator folder", required=REQUIRED, format=FORMAT, schema=GeneratorRecord, fix=fix
+    )
     check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
     return cast("GeneratorRecord", record)
 

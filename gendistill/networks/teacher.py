@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Required, TypedDict, cast
 
 from torch import nn
 
@@ -52,6 +52,14 @@ class TeacherMeta(TypedDict, total=False):
     training_seconds: dict[str, float]
     data: DataFacts
     data_config: dict[str, Any]
+
+
+class TeacherRecord(TeacherMeta):
+    """teacher.json."""
+
+    format: Required[int]
+    classes: Required[list[str]]
+    network: Required[NetworkSpec]
 
 
 @dataclass
@@ -124,12 +132,13 @@ class Teacher:
             ArtifactError: the folder is not a teacher's, is damaged, or its weights do not fit.
         """
         folder = Path(folder)
-        record = read_json(
-            folder / FILE,
-            kind="a teacher folder",
-            required=("network", "classes"),
-            fix="Make one with `gendistill teacher`.",
-        )
+        fix = "Make one with `gendistill teacher`."
+        record = read_json(folder / FILE, kind="a teacher folder", format=FORMAT, schema=TeacherRecord, fix=fix)
+        known, found = NetworkSpec.__annotations__.keys(), record["network"].keys()
+        if not {"name", "channels", "image_size", "classes"} <= found <= known:
+            raise ArtifactError(
+                f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {fix}"
+            )
         network = build_network(**record["network"])
         weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
         try:

@@ -120,7 +120,7 @@ def refine_images(
             computed.add(i)
             if store is not None:
                 store.mkdir(parents=True, exist_ok=True)
-                write_tensors(_chunk(store, i), {"images": images[parts[i]]})
+                write_tensors(_chunk(store, i), {"images": images[parts[i]]}, hashed=True)
     state.wait_for_everyone()
     for i, positions in enumerate(parts):
         if store is not None and i not in computed:

@@ -7,12 +7,14 @@ which settings made it, and ``config.yaml`` holds the settings for people.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
@@ -24,8 +26,23 @@ from gendistill.config import to_dict
 from gendistill.config.commands import RunConfig, StageOptions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.hashing import hash_json
-from gendistill.io import CONFIG, LOG, RECORD, WorkFolder, partial_of, storage_errors, write_json, write_text
-from gendistill.surrogate.manifest import command_line, versions
+from gendistill.io import (
+    CONFIG,
+    LOG,
+    RECORD,
+    WorkFolder,
+    is_full,
+    is_relative,
+    mismatch,
+    partial_of,
+    replaceable,
+    storage_errors,
+    write_json,
+    write_text,
+)
+from gendistill.surrogate.card.card import CARD
+from gendistill.surrogate.card.entry import EVIDENCE, PAIRS
+from gendistill.surrogate.manifest import MANIFEST, TRAIN, check_sizes, command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
@@ -51,6 +68,7 @@ class StageRecord(TypedDict, total=False):
         peak_memory_mib: Of the process.
         training_seconds: Of the training of a generator or a teacher, by part.
         temporary: Names in the folder that only a resumed run needs; ``scaffold`` in older versions.
+        files: Bytes of each file; those of a set are in its manifest. Missing in older versions.
     """
 
     stage: Required[str]
@@ -62,6 +80,7 @@ class StageRecord(TypedDict, total=False):
     temporary: list[str]
     training_seconds: dict[str, float]
     scaffold: list[str]
+    files: dict[str, int]
 
 
 @contextlib.contextmanager
@@ -77,12 +96,19 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
             be written.
         StorageError: the disk is full.
     """
-    state, folder = runtime.processes(), options.output_dir
+    state = runtime.processes()
     if not state.is_main_process:
         state.wait_for_everyone()
         yield
         return
-    _check(options, [path for path in inputs if path is not None])
+    folder = _place(options.output_dir)
+    with _locked(folder):
+        _check(options, folder, [path for path in inputs if path is not None])
+        yield from _replacing(options, folder, state.wait_for_everyone)
+
+
+def _replacing(options: StageOptions, folder: Path, begin: Callable[[], None]) -> Iterator[None]:
+    """Set the old folders aside for the time of the work, where --overwrite replaces them."""
     places = (folder, partial_of(folder))
     replaced = [path for path in places if path.is_dir()] if options.overwrite else []
     for path in replaced:
@@ -90,7 +116,7 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
         path.rename(_aside(path))
     try:
         with storage_errors(folder):
-            state.wait_for_everyone()
+            begin()
             yield
     except StorageError:
         raise  # an interruption: what was finished is kept in the partial folder
@@ -118,21 +144,10 @@ def plain_output(target: Path, overwrite: bool, record_name: str, inputs: Sequen
         ArtifactError: the folder holds something else, holds one of ``inputs``, or cannot be written.
         StorageError: the disk is full.
     """
-    _check_place(target, inputs)
+    target = _place(target)
     partial = partial_of(target)
-    for path in (target, partial, _aside(target)):
-        ours = _wrote(path / record_name, begun=path == partial)
-        if path == target and ours and not overwrite:
-            raise ArtifactError(
-                f"output_dir {target} is not empty. Replace it with --overwrite, or give another --output_dir."
-            )
-        if not ours and (_has_files(path) or path.is_file()):
-            raise ArtifactError(
-                f"{path} was not written by this command, so it is not overwritten. Delete it yourself, or give "
-                "another --output_dir."
-            )
-    _check_writable(target)
-    with storage_errors(target, "Nothing was kept: make room and give the command again."):
+    with _locked(target), storage_errors(target, "Nothing was kept: make room and give the command again."):
+        _check_plain(target, overwrite, record_name, inputs)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -142,6 +157,21 @@ def plain_output(target: Path, overwrite: bool, record_name: str, inputs: Sequen
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _check_plain(target: Path, overwrite: bool, record_name: str, inputs: Sequence[Path]) -> None:
+    _check_place(target, inputs, replaced=True)
+    for path in (target, partial_of(target), _aside(target)):
+        ours = _wrote(path / record_name, begun=path == partial_of(target))
+        if path == target and ours and not overwrite:
+            raise ArtifactError(
+                f"output_dir {target} is not empty. Replace it with --overwrite, or give another --output_dir."
+            )
+        if not ours and (_has_files(path) or path.is_file()):
+            raise ArtifactError(
+                f"{path} was not written by this command, so it is not overwritten. Delete it yourself, or give "
+                "another --output_dir."
+            )
 
 
 def _wrote(record: Path, *, begun: bool) -> bool:
@@ -177,10 +207,15 @@ def read_record(folder: Path) -> StageRecord | None:
     """stage.json of a folder, or None where there is no readable one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    known = isinstance(record, dict) and {"stage", "settings"} <= record.keys()
-    return cast(StageRecord, record) if known else None
+    if not isinstance(record, dict) or "settings" not in record or mismatch(StageRecord, {**record, **ANY_SETTINGS}):
+        return None
+    names = [name for key in ("temporary", "scaffold", "files") for name in record.get(key, ())]
+    return cast(StageRecord, record) if all(map(is_relative, names)) else None
+
+
+ANY_SETTINGS = {"settings": StageSettings(options=None, seed=0, inputs={})}  # they are compared as a whole
 
 
 class TrainingTime(TypedDict, total=False):
@@ -195,9 +230,8 @@ def training_time(folder: str | Path) -> TrainingTime:
     return {"training_seconds": record["training_seconds"]} if record and "training_seconds" in record else {}
 
 
-def _check(options: StageOptions, inputs: list[Path]) -> None:
-    folder = options.output_dir
-    _check_place(folder, inputs)
+def _check(options: StageOptions, folder: Path, inputs: list[Path]) -> None:
+    _check_place(folder, inputs, replaced=options.overwrite or not isinstance(options, RunConfig))
     places = (folder, partial_of(folder))
     found = [path for path in places if _has_files(path)]
     touched = [*found, *(_aside(path) for path in found)] if options.overwrite else found
@@ -212,15 +246,71 @@ def _check(options: StageOptions, inputs: list[Path]) -> None:
             f"output_dir {found[0]} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
             "--overwrite, or give another --output_dir."
         )
-    _check_writable(folder)
 
 
-def _check_place(folder: Path, inputs: Sequence[Path]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+def _place(folder: Path) -> Path:
+    """The folder itself where ``folder`` is a link or ends with a dot: beside it is room for ``NAME.partial``.
+
+    Raises:
+        ArtifactError: nothing can be written there.
+    """
+    try:
+        place = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
+        if place.exists() and not place.is_dir():
+            raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+        place.with_name(place.name + ".partial.new").exists()  # the longest name that a command uses
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for parent in {place.parent, place if place.is_dir() else place.parent}:
+            with tempfile.TemporaryFile(dir=parent):
+                pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"output_dir {folder} cannot be written: {why}. Give another --output_dir.") from error
+    return place
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep every other process from writing the same folder.
+
+    Raises:
+        ArtifactError: another one does so now.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        except BlockingIOError as error:
+            file.close()
+            raise ArtifactError(
+                f"Another process is writing output_dir {folder}. Wait until it has ended, or give another one."
+            ) from error
+        except FileNotFoundError:
+            pass
+        except OSError:
+            break  # a file system without locks
+        file.close()  # the process that had the lock has just ended and removed its file
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _check_place(folder: Path, inputs: Sequence[Path], *, replaced: bool) -> None:
+    """Check that no input lies in the folder, and that the finished work can take its place, where it is ``replaced``.
+
+    Raises:
+        ArtifactError: an input does, or the folder is the current one or a mount point.
+    """
     for path in inputs:
         if folder.resolve() in (path.resolve(), *path.resolve().parents):
             raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
+    if replaced:
+        replaceable(folder)
 
 
 def _has_files(folder: Path) -> bool:
@@ -241,18 +331,6 @@ def _is_run(folder: Path) -> bool:
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(config, dict) and set(config) == set(SETTINGS)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for parent in {folder.parent, folder if folder.is_dir() else folder.parent}:
-            with tempfile.NamedTemporaryFile(dir=parent):
-                pass
-    except OSError as error:
-        raise ArtifactError(
-            f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir."
-        ) from error
 
 
 _log = logging.getLogger("gendistill")
@@ -279,12 +357,49 @@ def finished(folder: Path, stage: str, settings: StageSettings) -> bool:
     """Whether ``folder`` is that stage's work with those settings; temporary files that a kill left there go.
 
     Raises:
-        ArtifactError: it was made with others; the message names them.
+        ArtifactError: it was made with others, or is no longer complete; the message says what differs.
     """
     record = _own_record(folder, stage, settings)
-    if record is not None:
-        _remove(folder, (*record.get("temporary", ()), *record.get("scaffold", ())))
-    return record is not None
+    if record is None:
+        if _has_files(folder):
+            raise ArtifactError(f"{folder} has no {RECORD} that can be read, so its files are not used. {AGAIN}")
+        return False
+    _check_complete(folder, record)
+    _remove(folder, (*record.get("temporary", ()), *record.get("scaffold", ())))
+    return True
+
+
+AGAIN = "Copy the folder again, or delete it and resume, which makes it again."
+CHANGED_LATER = {RECORD, CONFIG, LOG, CARD, EVIDENCE, PAIRS}
+
+
+def _check_complete(folder: Path, record: StageRecord) -> None:
+    """Compare the files with the record, and those of sets with their manifests, by size.
+
+    Raises:
+        ArtifactError: one is missing or has another size.
+    """
+    listed = record.get("files", {})
+    for name, size in listed.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found:,} bytes; expected {size:,}"
+            raise ArtifactError(f"{folder} was finished, but {name} {what}. {AGAIN}")
+    for name in listed:
+        if Path(name).name == MANIFEST:
+            check_sizes(folder / Path(name).parent)
+
+
+def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
+    """Bytes of each file that stays as it is, without those that the manifest of a set counts."""
+    sets = [path.parent / TRAIN for path in folder.rglob(MANIFEST)]
+    left_out = {*sets, *(folder / name for name in temporary)}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in CHANGED_LATER and not left_out & {path, *path.parents}
+    }
 
 
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
@@ -339,6 +454,7 @@ def stage_folder(
     Raises:
         StorageError: the disk is full; the partial folder stays.
     """
+    target = replaceable(target)
     partial, state = partial_of(target), runtime.processes()
     main_process = state.is_main_process
     with storage_errors(target):
@@ -349,11 +465,10 @@ def stage_folder(
         start = time.perf_counter()
         try:
             yield folder
-        except StorageError:
-            raise
-        except GendistillError:
-            if main_process and {p.name for p in partial.rglob("*") if p.is_file()} <= {RECORD, LOG}:
-                shutil.rmtree(partial)  # refused before any work
+        except Exception as error:
+            kept = keep_partial and {p.name for p in partial.rglob("*") if p.is_file()} - {RECORD, LOG}
+            if main_process and not kept and not isinstance(error, StorageError) and not is_full(error):
+                shutil.rmtree(partial, ignore_errors=True)  # there is nothing in it to resume
             raise
         if not main_process:
             return
@@ -385,6 +500,7 @@ def _open(partial: Path, stage: str, settings: StageSettings, keep: bool) -> boo
 def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     """Write the record and the settings, and let the folder appear as ``target``."""
     made = {"command": command_line(), "versions": versions(), "temporary": list(folder.temporary), **folder.facts}
+    made["files"] = _file_sizes(folder.path, folder.temporary)
     write_json(folder.path / RECORD, {**record, "state": "finished", **made}, default=str)
     write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     if target.is_dir():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gendistill.config import Format
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.io import write_json, write_text
+from gendistill.io import inside, replaceable, write_json, write_text
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD, card
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, Evidence, read_entry
@@ -142,7 +142,7 @@ def write_imagefolder(stored: StoredSet, folder: Path) -> None:
     with closing(stored.images()) as images:
         for image in images:
             (folder / image.name).write_bytes(image.png)
-    shutil.copyfile(stored.folder / CHECKSUMS, folder / CHECKSUMS)
+    shutil.copyfile(inside(stored.folder, CHECKSUMS), folder / CHECKSUMS)
 
 
 WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
@@ -224,14 +224,11 @@ def write_export(
 
 
 def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: Evidence) -> None:
-    shutil.copyfile(stored.folder / MANIFEST, target / MANIFEST)
     if evidence:
         write_json(target / EVIDENCE, evidence)
-    if (stored.folder / PAIRS).is_file():
-        shutil.copyfile(stored.folder / PAIRS, target / PAIRS)
-    inside = stored.labelled and format != "imagefolder"
-    for name in (soft_labels.RECORD, *(() if inside else (soft_labels.TENSORS,))):
-        if (stored.folder / name).is_file():
+    in_columns = stored.labelled and format != "imagefolder"
+    for name in (MANIFEST, PAIRS, soft_labels.RECORD, *(() if in_columns else (soft_labels.TENSORS,))):
+        if inside(stored.folder, name).is_file():
             shutil.copyfile(stored.folder / name, target / name)
 
 
@@ -259,7 +256,7 @@ def export(
     Example:
         >>> gd.export(["run/refined/ipc-1", "run/refined/ipc-10"], "export", "parquet")  # doctest: +SKIP
     """
-    target = Path(folder)
+    target = replaceable(Path(folder))
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ArtifactError(f"{target} is not empty. Give a new folder, or delete it.")
     target.parent.mkdir(parents=True, exist_ok=True)

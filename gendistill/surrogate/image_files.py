@@ -63,8 +63,17 @@ def write_files(paths: Sequence[Path], images: Tensor, order: Tensor) -> None:
 
 def write_image(path: Path, image: Tensor) -> None:
     """Write one uint8 image (C,H,W), completely or not at all."""
-    with atomic(path) as partial:
+    with atomic(path, sync=False) as partial:  # its checksums show whether it is whole
         partial.write_bytes(encode(image))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a PNG file is there with every part of it unchanged."""
+    try:
+        data = path.read_bytes()
+        return data.startswith(SIGNATURE) and bool(_checked_chunks(data))
+    except (OSError, ValueError):
+        return False
 
 
 def png_sizes(images: Tensor) -> list[int]:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import re
+import reprlib
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from math import inf
 from pathlib import Path
-from typing import Any, Required, TypedDict, cast
+from typing import Any, NotRequired, Required, TypedDict, cast
 from urllib.parse import quote, unquote
 
 from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
-from gendistill.io import read_json, write_json, write_text
+from gendistill.io import inside, is_relative, leading_outside, read_json, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
-from gendistill.surrogate.multi_formation import Factor, views_in
+from gendistill.surrogate.multi_formation import Factor, factor_of, sides, views_in
 from gendistill.surrogate.soft_labels import LabelRecord
 
 TRAIN = "train"
@@ -64,7 +66,7 @@ class GateCounts(TypedDict):
 
     images: int
     kept: int
-    refused_images: int
+    refused_images: NotRequired[int]
     refused_classes: int
 
 
@@ -249,6 +251,7 @@ def write_manifest(
     labels = [name for name in LABELS if (folder / name).is_file()]
     images = [f"{TRAIN}/{name}/{image_name(i)}" for name, n in zip(folders, counts, strict=True) for i in range(n)]
     lines = "".join(f"{digest}  {name}\n" for name, digest in digests(folder, [*images, *labels]))
+    os.sync()  # at once, because waiting for each image takes milliseconds
     write_text(folder / CHECKSUMS, lines)
     manifest = {
         "format": FORMAT,
@@ -297,82 +300,106 @@ def digests(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield name, digest.hexdigest()
 
 
+FIX = "Expected a folder such as RUN/samples/ipc-10; copy or make the set again."
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a set, its shape checked.
+    """The manifest of a set, every key checked.
 
     Raises:
         ArtifactError: there is none, it is damaged, of another format, or names an unsafe folder.
     """
-    path = folder / MANIFEST
-    fix = "Expected a folder such as RUN/samples/ipc-10; copy or make the set again."
-    manifest = read_json(path, kind="a surrogate set", format=FORMAT, fix=fix)
-    wrong = [key for key, holds in _SHAPE.items() if not holds(manifest.get(key))]
-    lists = [manifest.get(key) for key in ("classes", "folders", "counts")]
-    if not wrong and len({len(found) for found in lists if found is not None}) > 1:
-        wrong = ["classes", "folders", "counts"]
-    if not wrong and sum(manifest["counts"]) != manifest["stored_images"]:
-        wrong = ["counts", "stored_images"]
-    weights = manifest.get("weights")
-    if not wrong and weights is not None and len(weights) != manifest["stored_images"]:
-        wrong = ["weights", "stored_images"]
-    if wrong:
-        raise ArtifactError(f"{path} is damaged: look at {', '.join(wrong)}. {fix}")
+    path = inside(folder, MANIFEST)
+    manifest = cast(Manifest, read_json(path, kind="a surrogate set", format=FORMAT, schema=Manifest, fix=FIX))
     for name in manifest["folders"]:
-        if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
-            raise ArtifactError(f"{path} names the unsafe folder {name!r}; expected a plain name.")
-    return cast(Manifest, manifest)
+        if "/" in name or not is_relative(name):
+            raise ArtifactError(f"{path} names the unsafe folder {name!r}; expected a plain name. {FIX}")
+    for field, right, expected in _rules(manifest):
+        if not right:
+            found = reprlib.repr(manifest.get(field))
+            raise ArtifactError(f"{path} is damaged: {field} is {found}; expected {expected}. {FIX}")
+    return manifest
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-
-
-def _count(low: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
-
-
-_SHAPE: dict[str, Callable[[Any], bool]] = {
-    "classes": _names,
-    "folders": lambda v: _names(v) and len(set(v)) == len(v),
-    "counts": lambda v: isinstance(v, list) and all(map(_count(0), v)),
-    "image_size": _count(1),
-    "channels": lambda v: v in (1, 3),
-    "stored_images": _count(1),
-    "factor": lambda v: all(map(_count(1), v)) and len(v) > 1 if isinstance(v, list) else _count(1)(v),
-    "weights": lambda v: v is None or (isinstance(v, list) and all(isinstance(w, float) and 0 < w < inf for w in v)),
-}
+def _rules(manifest: Manifest) -> Iterator[tuple[str, bool, str]]:
+    """(field, whether it agrees with the others, what was expected), in an order in which each can be computed."""
+    classes, folders, counts = manifest["classes"], manifest["folders"], manifest["counts"]
+    side, stored, factor = manifest["image_size"], manifest["stored_images"], factor_of(manifest)
+    weights = manifest.get("weights")
+    yield "classes", bool(classes), "one name or more"
+    yield "folders", len(set(folders)) == len(folders) == len(classes), f"{len(classes)} different names"
+    yield "counts", len(counts) == len(classes) and min(counts) >= 0, f"{len(classes)} numbers of at least 0"
+    yield "image_size", side >= 1, "a number of at least 1"
+    yield "channels", manifest["channels"] in (1, 3), "1 or 3"
+    yield "stored_images", stored == sum(counts) >= 1, f"the sum of counts, {sum(counts)}, and at least 1"
+    yield "ipc", manifest["ipc"] == stored // len(classes), f"{stored // len(classes)}"
+    right = all(1 <= one <= side for one in sides(factor)) and (isinstance(factor, int) or len(factor) > 1)
+    yield "factor", right, f"a number from 1 to {side}, or several of them"
+    views = stored * views_in(factor)
+    yield "decoded_images", manifest["decoded_images"] == views, f"{views}"
+    positive = weights is None or (len(weights) == stored and all(0 < w < math.inf for w in weights))
+    yield "weights", positive, f"{stored} numbers above 0"
 
 
 def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
     """The image files of each class, in order, as the manifest counts them.
 
     Raises:
-        ArtifactError: one is missing, or there is another beside them.
+        ArtifactError: one is missing, is a link that leads out of the set, or there is another beside them.
     """
-    found, missing, foreign = [], [], []
+    found: list[list[Path]] = []
+    missing, foreign, lacking = [], [], 0
     for name, count in zip(manifest["folders"], manifest["counts"], strict=True):
-        here = folder / TRAIN / name
-        wanted = [here / image_name(i) for i in range(count)]
+        here = inside(folder, f"{TRAIN}/{name}")
         present = {p.name for p in here.iterdir()} if here.is_dir() else set()
-        missing += [p for p in wanted if p.name not in present]
-        foreign += [here / p for p in sorted(present - {p.name for p in wanted}) if p.endswith(".png")]
-        found.append(wanted)
+        ours = {p for p in present if p.endswith(".png") and _index(p) < count}
+        foreign += [here / p for p in sorted(present - ours) if p.endswith(".png")]
+        if len(ours) < count:  # which can be any number, so only the first are listed
+            first = (image_name(i) for i in range(min(count, len(ours) + SHOWN + 1)))
+            missing += [here / p for p in first if p not in ours][: SHOWN + 1]
+            lacking += count - len(ours)
+        else:
+            found.append([here / image_name(i) for i in range(count)])
     if missing or foreign:
-        said = [f"{len(paths)} {what} ({_some(paths)})" for what, paths in _named(missing, foreign) if paths]
+        named = [(lacking, "image(s) missing", missing), (len(foreign), "image(s) too many", foreign)]
+        said = [f"{number} {what} ({_some(paths)})" for number, what, paths in named if paths]
         raise ArtifactError(
             f"{folder} is not what its manifest says: {', '.join(said)}. Copy the folder again, or make it again with "
             "the manifest's command."
         )
+    for path in leading_outside(folder, (f"{TRAIN}/{p.parent.name}/{p.name}" for paths in found for p in paths)):
+        raise ArtifactError(f"{folder} is not a set by itself: {path} is a link that leads out of it. {FIX}")
     return found
 
 
-def _named(missing: list[Path], foreign: list[Path]) -> list[tuple[str, list[Path]]]:
-    return [("image(s) missing", missing), ("image(s) too many", foreign)]
+def _index(name: str) -> float:
+    """The position of an image in its class by its name; no position of another file."""
+    stem = name.removesuffix(".png")
+    known = len(stem) < 12 and stem.isascii() and stem.isdigit() and image_name(int(stem)) == name
+    return int(stem) if known else math.inf
 
 
-def _some(paths: Sequence[Path], most: int = 3) -> str:
-    names = [f"{p.parent.name}/{p.name}" for p in paths[:most]]
-    return ", ".join(names) + (", ..." if len(paths) > most else "")
+def check_sizes(folder: Path) -> None:
+    """Compare what lies in a set's folder with its manifest, without reading it.
+
+    Raises:
+        ArtifactError: an image or the soft labels are missing, or have another size.
+    """
+    manifest = read_manifest(folder)
+    images = [path for paths in image_paths(folder, manifest) for path in paths]
+    labels = [path for name in LABELS if (path := folder / name).is_file()]
+    for what, files in (("images", images), ("labels", labels)):
+        found, expected = sum(path.stat().st_size for path in files), manifest.get("bytes", {}).get(what)
+        if expected is not None and found != expected:
+            raise ArtifactError(f"{folder} has {found:,} bytes of {what}; its manifest says {expected:,}. {FIX}")
+
+
+SHOWN = 3  # files that a message names
+
+
+def _some(paths: Sequence[Path]) -> str:
+    names = [f"{p.parent.name}/{p.name}" for p in paths[:SHOWN]]
+    return ", ".join(names) + (", ..." if len(paths) > SHOWN else "")
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -392,21 +419,69 @@ def verify(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} has no readable {CHECKSUMS} ({error}), so nothing can be verified.") from error
-    if hash_bytes(lines.encode()) != manifest["checksums"]:
-        raise ArtifactError(f"{folder / CHECKSUMS} does not match its manifest.")
-    wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines.splitlines())}
-    present = [name for name in wanted if (folder / name).is_file()]
+    wanted = read_checksums(folder, manifest)
+    outside = set(leading_outside(folder, wanted))
+    present = [name for name in wanted if (folder / name).is_file() and name not in outside]
     found = dict(track(digests(folder, present), "verify", len(present)))
     problems = []
     for name, digest in wanted.items():
-        if name not in found:
+        if name in outside:
+            problems.append(f"{name} is a link that leads out of the set")
+        elif name not in found:
             problems.append(f"{name} is missing")
         elif found[name] != digest:
             problems.append(f"{name} was changed")
     here = [p.relative_to(folder).as_posix() for p in sorted((folder / TRAIN).rglob("*")) if not p.is_dir()]
     present = [*here, *(name for name in LABELS if (folder / name).exists())]
     return problems + [f"{name} does not belong to the set" for name in present if name not in wanted]
+
+
+def read_checksums(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The digests of a set's images and soft labels, by name.
+
+    Raises:
+        ArtifactError: there is no CHECKSUMS, it does not match the manifest, or lists other files.
+    """
+    path = inside(folder, CHECKSUMS)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} has no readable {CHECKSUMS} ({error}), so nothing can be verified.") from error
+    if hash_bytes(text.encode()) != manifest["checksums"]:
+        raise ArtifactError(f"{path} does not match its manifest.")
+    folders = dict(zip(manifest["folders"], manifest["counts"], strict=True))
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        digest, _, name = line.partition("  ")
+        parts = name.split("/")
+        image = len(parts) == 3 and parts[0] == TRAIN and _index(parts[2]) < folders.get(parts[1], 0)
+        if not DIGEST.fullmatch(digest) or not (image or name in LABELS):
+            raise ArtifactError(
+                f"{path} is damaged: line {number} is {reprlib.repr(line)}; expected a checksum and an image or soft "
+                f"labels of the set. {FIX}"
+            )
+        found[name] = digest
+    if sum(name not in LABELS for name in found) != manifest["stored_images"]:
+        raise ArtifactError(
+            f"{path} is damaged: it lists {len(found)} files; expected {manifest['stored_images']} images. {FIX}"
+        )
+    return found
+
+
+DIGEST = re.compile("[0-9a-f]{32}")
+
+
+def check_labels(folder: Path, manifest: Manifest) -> None:
+    """Compare the soft labels with their checksums; images have their own.
+
+    Raises:
+        ArtifactError: they are missing or were changed.
+    """
+    if not manifest.get("bytes", {}).get("labels"):
+        return
+    wanted = {name: digest for name, digest in read_checksums(folder, manifest).items() if name in LABELS}
+    missing = [name for name in wanted if not inside(folder, name).is_file()]
+    changed = [name for name, digest in digests(folder, wanted) if digest != wanted[name]] if not missing else []
+    if missing or changed:
+        what = f"{missing[0]} is missing" if missing else f"{changed[0]} was changed"
+        raise ArtifactError(f"{folder} is not as it was made: {what}. {soft_labels.AGAIN}")

@@ -18,12 +18,13 @@ from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_tensors
 from gendistill.io import atomic
 from gendistill.surrogate.card.card import write_card
-from gendistill.surrogate.image_files import read_images, write_files, write_image
+from gendistill.surrogate.image_files import is_complete, read_images, write_files, write_image
 from gendistill.surrogate.manifest import (
     MANIFEST,
     TRAIN,
     Manifest,
     Provenance,
+    check_labels,
     folder_names,
     image_name,
     image_paths,
@@ -52,7 +53,8 @@ class SurrogateWriter:
         return self.paths[label] / image_name(index)
 
     def has(self, label: int, index: int) -> bool:
-        return self.path(label, index).is_file()
+        """Whether the whole file is there; one that a loss of power cut short is not."""
+        return is_complete(self.path(label, index))
 
     def put(self, label: int, index: int, image: Tensor) -> None:
         """Queue one uint8 image (C,H,W)."""
@@ -102,7 +104,9 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except FileExistsError:
-        return
+        if not target.samefile(source):  # an older file, or one that a loss of power cut short
+            target.unlink()
+            link(source, target)
     except OSError:  # a file system without hard links, or another one
         with atomic(target) as partial:
             shutil.copyfile(source, partial)
@@ -232,13 +236,15 @@ class SurrogateSet:
         """Read a folder written by ``save``.
 
         Raises:
-            ArtifactError: no manifest, images missing, too many, unreadable or of another size than it says.
+            ArtifactError: no manifest, images missing, too many, unreadable or of another size than it says, or soft
+                labels that were changed.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
         factor = factor_of(manifest)
         paths = image_paths(folder, manifest)
         images = read_images([p for ps in paths for p in ps], manifest["channels"], manifest["image_size"])
+        check_labels(folder, manifest)
         labels = torch.arange(len(paths)).repeat_interleave(torch.tensor([len(ps) for ps in paths]))
         return cls(
             images,

@@ -5,16 +5,17 @@ Legend: N decoded images, K classes, B images a batch, S batches, k kept classes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from gendistill.data.crops import Views, ViewsRecord
 from gendistill.errors import ArtifactError
-from gendistill.io import read_json, read_tensors, write_json, write_tensors
+from gendistill.io import inside, read_json, read_tensors, write_json, write_tensors
 
 TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
 KEYS = ("mode", "classes", "temperature", "views", "teacher", "top_k", "averaged", "steps")
@@ -155,18 +156,12 @@ class SoftLabels:
         Raises:
             ArtifactError: they are damaged, or made for another set.
         """
-        path = folder / RECORD
-        if not path.exists():
+        record = read_record(folder)
+        if not record:
             return None
-        record = read_json(path, kind="a set with soft labels", required=KEYS, format=FORMAT, fix=AGAIN)
-        if record["mode"] not in get_args(Mode):
-            raise ArtifactError(f"{path} has mode {record['mode']!r}; expected {', '.join(get_args(Mode))}. {AGAIN}")
-        tensors = {} if record["mode"] == "online" else read_tensors(folder / TENSORS, fix=AGAIN)[0]
-        try:
-            views = Views(**record["views"])
-        except TypeError as error:
-            raise ArtifactError(f"{path} is damaged: {error}. {AGAIN}") from error
-        options = {key: record[key] for key in KEYS[:-1]} | {"views": views}
+        tensors = {} if record["mode"] == "online" else read_tensors(inside(folder, TENSORS), fix=AGAIN)[0]
+        options: dict[str, Any] = {key: record[key] for key in KEYS[:-1]}  # type: ignore[literal-required]
+        options["views"] = Views(**record["views"])
         found = cls(**options, values=tensors.get("values"), indices=tensors.get("indices"))
         found._check(folder, images, record["steps"])
         return found
@@ -193,7 +188,7 @@ class SoftLabels:
             ArtifactError: a temperature that is not positive, or values that are not finite, are negative or do not
                 sum to 1 (to at most 1 with ``top_k``).
         """
-        if not 0 < self.temperature < float("inf"):
+        if not 0 < self.temperature < math.inf:
             raise ArtifactError(f"{what} have temperature {self.temperature}; expected a number above 0. {AGAIN}")
         if self.values is None or not self.values.numel():
             return
@@ -203,6 +198,35 @@ class SoftLabels:
         if not (right.all() and least >= 0):
             wrong = f"{int((~right).sum())} of {right.numel()} rows with another sum, and a least value of {least:g}"
             raise ArtifactError(f"{what} have {wrong}; expected probabilities, which sum to 1. {AGAIN}")
+
+
+def read_record(folder: Path) -> LabelRecord:
+    """soft_labels.json of a set, every key checked; empty where there are none.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    path = inside(folder, RECORD)
+    if not path.exists():
+        return {}
+    record = read_json(path, kind="a set with soft labels", required=KEYS, format=FORMAT, schema=LabelRecord, fix=AGAIN)
+    views, steps, top = record["views"], record["steps"], record["top_k"]
+    unknown = sorted(views.keys() - ViewsRecord.__annotations__.keys())
+    rules = {
+        "views": (
+            not unknown and views["batch_size"] >= 1,
+            "batch_size of at least 1 and no options of newer versions",
+        ),
+        "temperature": (0 < record["temperature"] < math.inf, "a number above 0"),
+        "classes": (record["classes"] >= 1, "a number of at least 1"),
+        "averaged": (record["averaged"] >= 1, "a number of at least 1"),
+        "top_k": (top is None or 1 <= top <= record["classes"], f"null or a number from 1 to {record['classes']}"),
+        "steps": (steps is None or steps >= 1, "null or a number of at least 1"),
+    }
+    for key, (right, expected) in rules.items():
+        if not right:
+            raise ArtifactError(f"{path} is damaged: {key} is {record[key]!r}; expected {expected}. {AGAIN}")
+    return cast(LabelRecord, record)
 
 
 def packed(probabilities: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -58,7 +58,7 @@ def test_a_temperature_that_divides_nothing_is_refused(tmp_path: Path, temperatu
     labels().save(tmp_path)
     record = json.loads((tmp_path / RECORD).read_text())
     (tmp_path / RECORD).write_text(json.dumps(record | {"temperature": temperature}))
-    with pytest.raises(ArtifactError, match=r"temperature .*; expected a number above 0"):
+    with pytest.raises(ArtifactError, match=r"temperature is .*; expected a number above 0"):
         SoftLabels.load(tmp_path, 2)
 
 
@@ -66,5 +66,5 @@ def test_weights_of_infinity_are_refused(tmp_path: Path) -> None:
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     made = SurrogateSet(images, torch.tensor([0, 1]), ("a", "b"), weights=torch.tensor([1.0, float("inf")]))
     made.save(tmp_path / "set")
-    with pytest.raises(ArtifactError, match="look at weights"):
+    with pytest.raises(ArtifactError, match=r"weights is .*; expected 2 numbers above 0"):
         SurrogateSet.load(tmp_path / "set")

@@ -14,9 +14,9 @@ import jinja2
 import yaml
 
 from gendistill.errors import ArtifactError
-from gendistill.io import write_json, write_text
+from gendistill.io import mismatch, write_json, write_text
 from gendistill.surrogate.card import facts
-from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, Evidence, evidence_problem, read_entry
+from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, Evidence, read_entry
 from gendistill.surrogate.card.facts import block, code, plain, terms
 from gendistill.surrogate.card.loaders import Layout, features, readers, soft_script
 from gendistill.surrogate.manifest import TRAIN, Manifest, read_manifest
@@ -30,7 +30,7 @@ def add_evidence(folder: Path, **parts: Unpack[Evidence]) -> None:
     """
     entry = read_entry(folder, read_manifest(folder))
     evidence: Evidence = {**entry.evidence, **parts}
-    problem = evidence_problem(evidence)
+    problem = mismatch(Evidence, evidence)
     if problem:
         raise ArtifactError(f"The evidence for {folder} is not written: {problem}.")
     shown = card([replace(entry, evidence=evidence)], format="imagefolder")

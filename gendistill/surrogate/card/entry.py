@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Required, TypedDict, cast
+from typing import Required, TypedDict, cast
 
-from gendistill.errors import ArtifactError
-from gendistill.io import read_json
-from gendistill.surrogate import soft_labels
+from gendistill.io import inside, read_json
 from gendistill.surrogate.manifest import Manifest
-from gendistill.surrogate.soft_labels import LabelRecord
+from gendistill.surrogate.soft_labels import LabelRecord, read_record
 
 EVIDENCE = "evidence.json"
-ROW = {"method", "ipc", "mean"}
 PAIRS = "closest_pairs.png"  # of the copy check, where it says that there are ``pairs``
-PARTS = {"evaluation": {"rows"}, "copies": {"space", "images", "exact", "near", "median", "held_out_median"}}
 
 
 class EvaluationRow(TypedDict, total=False):
@@ -84,13 +80,10 @@ def read_evidence(folder: Path) -> Evidence:
     Raises:
         ArtifactError: the file is damaged.
     """
-    path, fix = folder / EVIDENCE, "Delete it and measure again."
+    path, fix = inside(folder, EVIDENCE), "Delete it and measure again."
     if not path.exists():
         return {}
-    found = read_json(path, kind="a set with evidence", fix=fix)
-    if problem := evidence_problem(found):
-        raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
-    return cast(Evidence, found)
+    return cast(Evidence, read_json(path, kind="a set with evidence", schema=Evidence, fix=fix))
 
 
 @dataclass(frozen=True)
@@ -123,26 +116,4 @@ def read_entry(source: Path, manifest: Manifest, *, folder: str = "") -> CardEnt
     Raises:
         ArtifactError: its soft labels or its evidence are damaged.
     """
-    return CardEntry(f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), _soft(source))
-
-
-def _soft(source: Path) -> LabelRecord:
-    path = source / soft_labels.RECORD
-    fix = "Copy the set again, or label it again."
-    if not path.is_file():
-        return {}
-    return cast(LabelRecord, read_json(path, kind="a set with soft labels", fix=fix))
-
-
-def evidence_problem(found: Any) -> str:
-    """What evidence lacks that a card needs."""
-    if not isinstance(found, dict):
-        return "it is no JSON object"
-    for name, needed in PARTS.items():
-        part = found.get(name)
-        if part is not None and (not isinstance(part, dict) or not needed <= part.keys()):
-            return f"{name} needs {', '.join(sorted(needed))}"
-    rows = (found.get("evaluation") or {}).get("rows", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= ROW for row in rows):
-        return f"every row of evaluation needs {', '.join(sorted(ROW))}"
-    return ""
+    return CardEntry(f"ipc-{manifest['ipc']}", folder, manifest, read_evidence(source), read_record(source))
