@@ -5,6 +5,7 @@ Each takes the features (n,d) of one class, the number k and a seed, and returns
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -19,7 +20,10 @@ from gendistill.registry import DISTILLERS, coresets, resolve
 from gendistill.seeding import derive, numpy_rng
 from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.transport.barycenter import assign, kmeans_atoms
+from gendistill.transport.kmeans import kmeans_atoms
+from gendistill.transport.plans import EQUAL, assign
+
+_log = logging.getLogger("gendistill")
 
 
 def random(features: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -31,7 +35,7 @@ def kmeans(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The real image nearest to each of k centres, no image twice (one-to-one assignment)."""
     if count == len(features):
         return np.arange(count)
-    return assign(kmeans_atoms(features, count, seed), features)
+    return assign(kmeans_atoms(features, count, seed), features, EQUAL)
 
 
 def herding(features: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -102,7 +106,7 @@ def positions(method: str, split: Split, features: Tensor, classes: tuple[str, .
     """
     if not DISTILLERS[method].coreset:
         raise ConfigError(f"method is {method!r}; expected a coreset: {', '.join(coresets())}.")
-    choose = resolve(DISTILLERS[method].function)
+    choose, few = resolve(DISTILLERS[method].function), list[str]()
     wanted = [ipc] * len(classes) if isinstance(ipc, int) else list(ipc)
     found = zip(classes, split.counts(len(classes)), wanted, strict=True)
     small = [f"{name} has {count}" for name, count, most in found if count < most]
@@ -116,8 +120,14 @@ def positions(method: str, split: Split, features: Tensor, classes: tuple[str, .
         if not count:
             continue
         index = split.of_class(label)
+        different = len({row.tobytes() for row in features[index].numpy()}) if method == "kmeans" else count
+        few += [f"{classes[label]} ({different} for {count})"] * (different < count < len(index))
         chosen = np.asarray(choose(features[index].double().numpy(), count, derive(seed, method, label)))
         if len(set(chosen.tolist())) != count or chosen.ndim != 1:
             raise ConfigError(f"The method {method!r} chose {chosen}; expected {count} different positions.")
         picks.append(index[torch.from_numpy(chosen)])
+    if few:
+        _log.warning(
+            "gendistill: k-means has fewer different images than clusters in %s; some are alike.", ", ".join(few)
+        )
     return torch.cat(picks)

@@ -27,6 +27,7 @@ from gendistill.io import WorkFolder, atomic, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
+PICKS = 2  # another number when coresets choose other images
 # the training behind an outcome, below the package: edited, it gives other outcomes though the version stays
 TRAINING = (
     "networks/*.py", "data/augmentation.py", "data/pixels.py", "data/siamese.py", "data/crops.py",
@@ -119,7 +120,7 @@ class BaselineCache:
     @classmethod
     def of_picks(cls, data: RealData, config: EvaluateConfig) -> BaselineCache:
         """For the picks of coresets from these images and for their size in bytes, whatever the training settings."""
-        made_from = {"format": FORMAT, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
+        made_from = {"format": PICKS, "data": data.fingerprint(), "versions": _versions(CHOOSING)}
         return cls._of(config, made_from, coresets=_added(DISTILLERS, config.baselines))
 
     @classmethod

@@ -14,7 +14,7 @@ import ot
 from numpy.typing import ArrayLike
 
 from gendistill.seeding import derive
-from gendistill.transport.plans import as_mass, as_points
+from gendistill.transport.plans import as_mass, as_points, one_thread
 
 SAME = 1e-12  # squared distance in variances, above the rounding of squared distances
 
@@ -49,7 +49,7 @@ def kmeans_centres(
     from sklearn.exceptions import ConvergenceWarning
 
     clusters = KMeans(count, n_init=starts, random_state=derive(seed, "kmeans") % 2**32)
-    with warnings.catch_warnings():
+    with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than centres
         return clusters.fit(points, sample_weight=mass).cluster_centers_
 
@@ -69,11 +69,14 @@ def lloyd(
     Atom j's weight is the mass nearest to it. Stops when the atoms' squared moves sum to at most ``tolerance``.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     spread = points.var(0).mean() or 1.0  # scikit-learn multiplies its tolerance by this
     init, _, _ = without_empty(points, mass, init)
     clusters = KMeans(len(init), init=init, n_init=1, max_iter=max_iterations, tol=tolerance / spread)
-    clusters.fit(points, sample_weight=mass)
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters.fit(points, sample_weight=mass)
     atoms, weights, w2 = without_empty(points, mass, clusters.cluster_centers_)
     return atoms, weights, w2, clusters.n_iter_
 

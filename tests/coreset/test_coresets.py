@@ -1,11 +1,17 @@
 """One contract for every coreset method; each against a slow loop."""
 
+import logging
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
-from gendistill.coreset.coresets import choose_coreset, herding, kcenter, kmeans, random
+from gendistill.coreset.coresets import choose_coreset, herding, kcenter, kmeans, positions, random
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.sources import load_data
+from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS, coresets, resolve
 from gendistill.transport.barycenter import kmeans_atoms
@@ -153,3 +159,24 @@ def test_classes_are_drawn_apart(digits: RealData) -> None:
         picks = chosen.images[chosen.labels == label]
         positions.add(tuple(int((images == p).flatten(1).all(1).nonzero()[0]) for p in picks))
     assert len(positions) == 10
+
+
+def test_k_means_does_not_depend_on_the_number_of_threads() -> None:
+    """Of 1,726 images in 500 clusters many have exactly two, which are equally far from their centre."""
+    data = load_data(name="digits", validation_fraction=0.02, test_fraction=0.02)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(distill(data, "kmeans", 50).content_hash())
+    assert found[0] == found[1]
+
+
+def test_k_means_of_few_different_images_says_so_once_by_class(caplog: pytest.LogCaptureFixture) -> None:
+    points = torch.tensor([[0.0], [0.0], [0.0], [1.0], [2.0], [3.0]]).repeat(2, 1)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1]).repeat(2)
+    split = Split(torch.zeros(12, 1, 1, 1, dtype=torch.uint8), labels)
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        positions("kmeans", split, points, ("few", "more"), (3, 2), 0)
+    (record,) = caplog.records
+    assert "fewer different images than clusters in few (2 for 3);" in record.getMessage()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from gendistill.transport.barycenter import assign, wasserstein2
-from gendistill.transport.plans import transport
+from gendistill.transport.plans import EQUAL, transport
 from tests.transport.clouds import SEED, cloud, masses
 
 # wasserstein2
@@ -178,3 +178,9 @@ def test_what_is_no_cloud_of_points_is_refused(call, bad, said):
 def test_masses_that_are_none_are_refused(mass):
     with pytest.raises(ValueError, match="x_mass"):
         wasserstein2(np.zeros((3, 2)), np.zeros((1, 2)), mass)
+
+
+def test_a_tie_above_rounding_is_decided_by_position() -> None:
+    """0.1 + 0.2 is not 0.3: the middle of two points is nearer to one of them, by rounding alone."""
+    for points in ([[0.1], [0.5], [9.0]], [[0.5], [0.1], [9.0]], [[0.1 + 2e-16], [0.5], [9.0]]):
+        assert assign([[(points[0][0] + points[1][0]) / 2]], points, EQUAL).tolist() == [0]
