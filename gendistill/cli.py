@@ -21,7 +21,7 @@ from gendistill.config import commands, to_dict
 from gendistill.config.base import Folders, Options, arms, check_names, expected, load_yaml, read, require
 from gendistill.config.flat import Option, all_options, as_data, complete, options_of, unflatten
 from gendistill.config.presets import read_config
-from gendistill.errors import ConfigError, GendistillError, did_you_mean
+from gendistill.errors import ConfigError, GendistillError, did_you_mean, printable
 from gendistill.registry import CHOICES, import_plugins, plugins_of_environment
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(options)
         return DONE
     except GendistillError as error:
-        print(f"gendistill: {in_yaml_words(str(error))}", file=sys.stderr)
+        print(f"gendistill: {printable(in_yaml_words(str(error)), lines=True)}", file=sys.stderr)
         return USAGE
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE

@@ -47,6 +47,12 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0].rstrip(". ") + "."
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text for a terminal: control characters, which can hide or forge what is shown, are escaped; ``lines`` stay."""
+    keep = "\n" if lines else ""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The sentence that a message ends with where a known name is close to this one."""
     close = difflib.get_close_matches(str(name), list(known), 1)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from stat import S_IMODE
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -254,6 +255,17 @@ def _words(kind: Any) -> str:
 def _shown(value: Any) -> str:
     """A value in a message, cut where it is long."""
     return reprlib.repr(value)
+
+
+def share_files(folder: Path) -> None:
+    """Give files of other libraries the permissions of new files; safetensors 0.8 makes them private."""
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*.safetensors"):
+        if not path.is_symlink():
+            path.chmod(mode)
 
 
 DIGEST = "blake2b"  # the key in the metadata of a file whose tensors are compared with their hash

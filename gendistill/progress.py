@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any, TypeVar
 
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, printable
 
 T = TypeVar("T")
 _shown: ContextVar[bool] = ContextVar("gendistill_show_progress", default=False)
@@ -53,7 +53,7 @@ def note(text: str) -> None:
     if _shown.get():
         from tqdm import tqdm
 
-        tqdm.write(f"gendistill: {text}", file=sys.stderr)
+        tqdm.write(f"gendistill: {printable(text, lines=True)}", file=sys.stderr)
 
 
 def finish(loop: Generator[Any, None, T]) -> T:

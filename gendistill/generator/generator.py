@@ -35,7 +35,7 @@ from gendistill.generator.networks import (
     load_scheduler,
 )
 from gendistill.hashing import hash_json, hash_tensors
-from gendistill.io import write_json
+from gendistill.io import share_files, write_json
 
 BASE = "base"
 
@@ -186,6 +186,7 @@ class Generator:
             "variants": [BASE] if base is not None else [],
         }
         write_json(folder / FILE, record)
+        share_files(folder)
 
     @classmethod
     def from_pretrained(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, printable
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import (
     FindingEntry,
@@ -38,21 +38,15 @@ def format_evaluation(result: Evaluation) -> str:
         hashes = row["set"] if isinstance(row["set"], list) else [row["set"]]
         names |= {one: (row["ipc"], row_label(row)) for one in hashes if one}
     parts = (table(result), score_table(result), set_table(result, names), finding_lines(result, names))
-    return "\n\n".join(part.strip("\n") for part in parts if part)
+    return printable("\n\n".join(part.strip("\n") for part in parts if part), lines=True)
 
 
 def format_continual(result: ContinualEvaluation) -> str:
     """The rows after the last step, and their means over the steps."""
     last = [{**row, **row["steps"][-1]} for row in result.rows]
     average = [{**row, **row["average"]} for row in result.rows]
-    return "\n".join(
-        [
-            f"After the last of {len(result.classes)} steps, {result.classes[-1]} classes:",
-            table({"rows": last}),
-            "Mean over the steps:",
-            table({"rows": average}),
-        ]
-    )
+    heads = (f"After the last of {len(result.classes)} steps, {result.classes[-1]} classes:", "Mean over the steps:")
+    return printable("\n".join([heads[0], table({"rows": last}), heads[1], table({"rows": average})]), lines=True)
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -340,10 +334,15 @@ def verify_text(folder: Path) -> tuple[bool, str]:
         manifest, problems = read_manifest(folder), verify(folder)
     except ArtifactError as error:  # other sets are checked all the same
         return False, str(error)
-    origin = f"made by: {manifest.get('command', 'unknown')}"
+    origin = printable(f"made by: {manifest.get('command', 'unknown')}")
     if problems:
         more = [f"and {len(problems) - MOST_FILES} more"] if len(problems) > MOST_FILES else []
-        lines = [f"{folder} is not as it was made; {len(problems)} file(s):", *problems[:MOST_FILES], *more, origin]
+        lines = [
+            f"{folder} is not as it was made; {len(problems)} file(s):",
+            *map(printable, problems[:MOST_FILES]),
+            *more,
+            origin,
+        ]
         return False, "\n  ".join(lines)
     return True, f"{folder}: complete and unchanged\n  {_contents(manifest)}\n  {origin}"
 
