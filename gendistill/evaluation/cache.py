@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 
@@ -23,7 +23,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import WorkFolder, atomic, write_text
+from gendistill.io import WorkFolder, atomic, mismatch, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
@@ -46,11 +46,13 @@ _log = logging.getLogger("gendistill")
 class RunLog:
     """The finished trainings of one evaluation, a line each of runs.jsonl, so that an interrupted one goes on.
 
+    Lines that lack a ``needed`` key, or have another type or a number out of range, are left out with a warning.
+
     Attributes:
         done: The results that were there at the start, by record key.
     """
 
-    def __init__(self, folder: WorkFolder | None) -> None:
+    def __init__(self, folder: WorkFolder | None, needed: Sequence[str] = ("accuracy", "seconds")) -> None:
         self.done: dict[str, RunResult] = {}
         self._folder = folder
         path = folder.path / RUNS if folder else None
@@ -60,11 +62,18 @@ class RunLog:
         complete = text[: text.rfind("\n") + 1]  # a kill may cut the last line off
         if complete != text:
             write_text(path, complete)
-        for line in complete.splitlines():
-            with contextlib.suppress(ValueError):  # two lines in one, as older versions wrote after a kill
+        for number, line in enumerate(complete.splitlines(), 1):
+            try:
                 key, result = json.loads(line)
-                if isinstance(result, dict):  # older versions wrote an accuracy alone
-                    self.done[key] = result  # type: ignore[assignment]
+            except (ValueError, TypeError):  # two lines in one, as older versions wrote after a kill
+                key, result = None, None
+            if not isinstance(key, str) or not isinstance(result, dict):  # older versions wrote an accuracy alone
+                continue
+            problem = result_problem(result, needed)
+            if problem:
+                _log.warning("gendistill: line %d of %s: %s; this training is done again.", number, path, problem)
+            else:
+                self.done[key] = cast("RunResult", result)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Keep the outcome of a record under its key, and log the rest of it, unless it was there at the start."""
@@ -73,6 +82,18 @@ class RunLog:
         self._folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome")})
         with (self._folder.path / RUNS).open("a", encoding="utf-8") as file:
             file.write(json.dumps([record["key"], record["outcome"]]) + "\n")
+
+
+def result_problem(result: Mapping[str, Any], needed: Sequence[str]) -> str:
+    """What is wrong with a stored ``RunResult``: a field, what it is and what was expected."""
+    lacking = [name for name in needed if name not in result]
+    if lacking:
+        return f"it lacks {', '.join(lacking)}"
+    for name, most in (("accuracy", 1.0), ("ece", 1.0), ("legacy_best", 1.0), ("seconds", 1e12)):
+        value = result.get(name, 0)
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            return f"{name} is {value:g}; expected 0 to {most:g}"
+    return mismatch(RunResult, dict(result))
 
 
 def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:

@@ -126,7 +126,8 @@ def evaluate(
     place = folder.path if folder else None
     extractor = make_feature_extractor(config.features, data, teacher, place) if config.describe else None
     entries = all_entries(data, surrogates, config, seed, teacher)
-    cache, runs = BaselineCache.of(data, config, device), RunLog(folder)
+    needed = ["accuracy", "correct", "ece", "seconds", *["legacy_best"] * settings.legacy_best]
+    cache, runs = BaselineCache.of(data, config, device), RunLog(folder, needed)
     made = {surrogate.content_hash(): surrogate for surrogate in surrogates}
     sets, found = describe(data, made, extractor, seed=seed) if extractor else ({}, [])
 

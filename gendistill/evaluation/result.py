@@ -7,7 +7,7 @@ import html
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.summary import (
     ContinualRow,
+    ContinualSummary,
     FindingEntry,
     Row,
     ScoreEntry,
     SetNumbers,
+    Summary,
     balanced_accuracy,
     has_uneven_test,
+    read_summary,
     row_label,
+    summary_problem,
     without_twins,
 )
-from gendistill.io import read_json, write_json, write_text
+from gendistill.io import write_json, write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,6 +44,7 @@ class _Result(Mapping[str, Any]):
     """What both tasks share. The keys of the mapping are those of the JSON file."""
 
     JSON: ClassVar[str]  # names of the two files in a folder
+    SCHEMA: ClassVar[type]
     CSV: ClassVar[str]
     COLUMNS: ClassVar[tuple[str, ...]]  # of the CSV file and of ``to_pandas``
     protocol: str
@@ -84,12 +89,11 @@ class _Result(Mapping[str, Any]):
         Raises:
             ArtifactError: it is no summary of an evaluation.
         """
+        problem = summary_problem(record, cls.SCHEMA)
+        if problem:
+            raise ArtifactError(f"This is no content of {cls.JSON}: {problem}.")
         own = fields(cls)  # type: ignore[arg-type]
         values = {"protocol": "unknown", "seed": 0, **{f.name: record[f.name] for f in own if f.name in record}}
-        needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
-        lists = isinstance(record.get("rows"), list) and isinstance(record.get("data"), dict)
-        if not lists or needed - values.keys():
-            raise ArtifactError(f"Got no summary of an evaluation; expected the keys of {cls.JSON}, `rows` a list.")
         return cls(**values)
 
     @classmethod
@@ -103,8 +107,7 @@ class _Result(Mapping[str, Any]):
         if place.is_dir():
             inside = (place / cls.JSON, place / "evaluation" / cls.JSON)
             place = next((file for file in inside if file.is_file()), inside[0])
-        fix = "Give the folder that `gendistill evaluate` or `gendistill run` wrote."
-        return cls.from_dict(read_json(place, kind="an evaluation", fix=fix, required=("data", "rows")))
+        return cls.from_dict(read_summary(place, cls.SCHEMA))
 
     def save(self, folder: str | Path) -> Path:
         """Write the JSON file, and the rows once more as a CSV file; returns the JSON file's path."""
@@ -158,6 +161,7 @@ class Evaluation(_Result):
     """
 
     JSON = "summary.json"
+    SCHEMA = Summary
     CSV = "summary.csv"
     COLUMNS = (
         "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std",
@@ -265,6 +269,7 @@ class ContinualEvaluation(_Result):
     """
 
     JSON = "continual.json"
+    SCHEMA = ContinualSummary
     CSV = "continual.csv"
     COLUMNS = (
         "method", "space", "stage", "ipc", "labels", "augment", "network", "step", "classes", "mean", "std", "low",

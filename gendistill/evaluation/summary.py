@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Required, TypedDict, TypeVar
+
+from gendistill.errors import ArtifactError
+from gendistill.io import mismatch, read_json
 
 Labels = Literal["hard", "soft", "online"]
 Severity = Literal["error", "warning"]
@@ -58,6 +62,8 @@ class SetFacts(TypedDict, total=False):
 class Row(SetFacts, total=False):
     """One set, or one baseline, with one kind of labels, one network and one choice of augmentation.
 
+    Rows of older versions may lack the keys that are not required; those of an evaluation have all but a few.
+
     Attributes:
         method: A distiller's name, ``random``, ``kmeans``, ``herding``, ``kcenter``, ``full``, or ``folder``.
         stage: Of a generative set ``base``, ``samples``, ``select`` or ``refined``; else None.
@@ -90,23 +96,23 @@ class Row(SetFacts, total=False):
     stage: Required[str | None]
     ipc: Required[int | None]
     labels: Required[Labels]
-    recipe: Required[str | None]
+    recipe: str | None
     augment: Required[bool]
     network: Required[str]
-    space: Required[str | None]
-    counts: Required[list[int] | None]
+    space: str | None
+    counts: list[int] | None
     accuracy: Required[list[float]]
     mean: Required[float]
     std: Required[float]
-    per_class: Required[list[float | None]]
-    ece: Required[list[float]]
+    per_class: list[float | None]
+    ece: list[float]
     legacy_best: list[float]
-    seconds: Required[float]
-    set: Required[str | list[str] | None]
-    synthesis_seeds: Required[int]
-    std_within: Required[float | None]
-    std_between: Required[float | None]
-    cached: Required[int]
+    seconds: float
+    set: str | list[str] | None
+    synthesis_seeds: int
+    std_within: float | None
+    std_between: float | None
+    cached: int
     ci95_vs_random: Pair | None
     ci95_these_sets: Pair | None
     ci95_vs_equal_bytes: Pair | None
@@ -303,6 +309,111 @@ class FindingEntry(TypedDict):
     text: str
     severity: Severity
     set: str | None
+
+
+class SplitCounts(TypedDict):
+    """Images of each class, by split."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+
+class SummaryData(TypedDict, total=False):
+    """The real images of an evaluation."""
+
+    name: str
+    fingerprint: Required[str]
+    counts: Required[SplitCounts]
+
+
+class SummarySettings(TypedDict, total=False):
+    """What readers use of a protocol's values."""
+
+    steps: int | None
+    width: int | None
+    changed: list[str]
+
+
+class Summary(TypedDict, total=False):
+    """summary.json; see ``Evaluation``. Keys of newer versions are kept as they are."""
+
+    protocol: str
+    data: Required[SummaryData]
+    seed: int
+    rows: Required[list[Row]]
+    scores: list[ScoreEntry]
+    sets: dict[str, SetNumbers]
+    findings: list[FindingEntry]
+    command: str
+    versions: dict[str, str]
+    device: str
+    settings: SummarySettings
+
+
+class ContinualSummary(TypedDict, total=False):
+    """continual.json; see ``ContinualEvaluation``."""
+
+    protocol: str
+    data: Required[SummaryData]
+    seed: int
+    classes: Required[list[int]]
+    orders: Required[list[list[str]]]
+    rows: Required[list[ContinualRow]]
+
+
+SHARE, COUNT, TIME, DIFFERENCE = (0.0, 1.0), (0.0, 1e12), (0.0, 1e12), (-1e6, 1e6)
+RANGES = {  # of all numbers of a row
+    "ipc": (0.0, 1e9), "counts": COUNT, "accuracy": SHARE, "mean": SHARE, "std": SHARE, "per_class": SHARE,
+    "ece": SHARE, "legacy_best": SHARE, "seconds": TIME, "synthesis_seconds": TIME, "shared_seconds": TIME,
+    "bytes": (0.0, 1e18), "stored_images": COUNT, "decoded_images": COUNT, "synthesis_seeds": (1.0, 1e6),
+    "ci95_vs_random": DIFFERENCE,
+    "ci95_these_sets": DIFFERENCE, "ci95_vs_equal_bytes": DIFFERENCE,
+}  # fmt: skip
+PAIRS = ("ci95_vs_random", "ci95_these_sets", "ci95_vs_equal_bytes")
+
+
+def summary_problem(summary: Mapping[str, Any], schema: type = Summary) -> str:
+    """What is wrong with the content of summary.json or continual.json: a field, what it is and what was expected."""
+    if summary.get("format", 1) != 1:
+        return f"format is {summary['format']!r}; this version reads 1"
+    problem = mismatch(schema, dict(summary))
+    if problem or schema is not Summary:
+        return problem
+    return next(filter(None, (_row_problem(f"rows.{i}", row) for i, row in enumerate(summary["rows"]))), "")
+
+
+def read_summary(path: Path, schema: type = Summary) -> dict[str, Any]:
+    """Read summary.json or continual.json.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged; the message names the field.
+    """
+    fix = "Give the folder that `gendistill evaluate` or `gendistill run` wrote, copy it again, or make it again."
+    found = read_json(path, kind="an evaluation", fix=fix)
+    problem = summary_problem(found, schema)
+    if problem:
+        raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
+    return found
+
+
+def _row_problem(place: str, row: Mapping[str, Any]) -> str:
+    if "verdict" not in row:
+        return f"it lacks {place}.verdict"
+    if not row["accuracy"]:
+        return f"{place}.accuracy is []; expected a number for every run"
+    for key, (low, high) in RANGES.items():
+        for number in _numbers(row.get(key)):
+            if not low <= number <= high:
+                return f"{place}.{key} is {number:g}; expected {low:g} to {high:g}"
+    other = next((key for key in PAIRS if row.get(key) is not None and len(row[key]) != 2), None)
+    return f"{place}.{other} has {len(row[other])} numbers; expected the two ends of an interval" if other else ""
+
+
+def _numbers(value: Any) -> Iterable[float]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
 LABELS = {

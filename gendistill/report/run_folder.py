@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import yaml
 
 from gendistill.config import DataConfig
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.io import CONFIG, LOG, RECORD
+from gendistill.evaluation.summary import read_summary
+from gendistill.io import CONFIG, LOG, RECORD, read_json
 
 COMMANDS = ("gendistill", "evaluate")
 Options = dict[str, Any]  # of a command, by dotted name, as YAML reads them
@@ -198,14 +199,16 @@ def read_finished(path: Path) -> Finished:
     elif (path / CONFIG).is_file():
         config = _read(path, Path(CONFIG), str)
     place = Path(EVALUATION) / SUMMARY if is_run else Path(SUMMARY)
-    summary = _read(path, place, _summary)
+    if not (path / place).is_file():
+        raise _unfinished(path, place)
+    summary = {"protocol": "unknown", "seed": 0, **read_summary(path / place)}
     records = [Path(name) / RECORD for name in STAGES] if is_run else [Path(RECORD)]
     return Finished(
         path=path,
         is_run=is_run,
         run_data=run_data,
         summary=summary,
-        records=[_read(path, name, json.loads) for name in records if (path / name).is_file()],
+        records=[_record(path / name) for name in records if (path / name).is_file()],
         config=config,
         date=_date(path, path / place),
     )
@@ -226,25 +229,40 @@ def _read(run: Path, name: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse((run / name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(
-            f"{run} is not a finished run: it has no {name}. Expected the output_dir of a finished `gendistill run` or "
-            "`gendistill evaluate`; finish it with its own options and --resume_from_checkpoint latest."
-        ) from error
+        raise _unfinished(run, name) from error
     except (ValueError, yaml.YAMLError) as error:
         raise ArtifactError(f"{run / name} is damaged: {error}. Copy the run again, or make it again.") from error
 
 
-def _summary(text: str) -> Mapping[str, Any]:
-    found = json.loads(text)
-    if not (isinstance(found, dict) and isinstance(found.get("rows"), list) and "fingerprint" in found.get("data", {})):
-        raise ValueError("it is not a summary with `rows` and `data`")
-    return found
+def _unfinished(run: Path, name: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{run} is not a finished run: it has no {name}. Expected the output_dir of a finished `gendistill run` or "
+        "`gendistill evaluate`; finish it with its own options and --resume_from_checkpoint latest."
+    )
+
+
+class ShownRecord(TypedDict, total=False):
+    """What the page reads of a stage.json."""
+
+    stage: Required[str]
+    seconds: float
+    peak_memory_mib: float
+    accuracy: dict[str, float]
+    w2: dict[str, dict[str, float]]
+    command: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    return read_json(path, kind="a stage", schema=ShownRecord, fix="Copy the run again, or make it again.")
 
 
 def _date(run: Path, summary: Path) -> str:
     """When the run wrote its last log record: unlike a file's date, it survives copying."""
     try:
         seconds = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["time"]
-    except (OSError, ValueError, LookupError):
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         seconds = summary.stat().st_mtime
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")

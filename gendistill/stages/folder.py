@@ -101,7 +101,7 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
         state.wait_for_everyone()
         yield
         return
-    folder = _place(options.output_dir)
+    folder = writable_place(options.output_dir)
     with _locked(folder):
         _check(options, folder, [path for path in inputs if path is not None])
         yield from _replacing(options, folder, state.wait_for_everyone)
@@ -144,7 +144,7 @@ def plain_output(target: Path, overwrite: bool, record_name: str, inputs: Sequen
         ArtifactError: the folder holds something else, holds one of ``inputs``, or cannot be written.
         StorageError: the disk is full.
     """
-    target = _place(target)
+    target = writable_place(target)
     partial = partial_of(target)
     with _locked(target), storage_errors(target, "Nothing was kept: make room and give the command again."):
         _check_plain(target, overwrite, record_name, inputs)
@@ -248,7 +248,7 @@ def _check(options: StageOptions, folder: Path, inputs: list[Path]) -> None:
         )
 
 
-def _place(folder: Path) -> Path:
+def writable_place(folder: Path) -> Path:
     """The folder itself where ``folder`` is a link or ends with a dot: beside it is room for ``NAME.partial``.
 
     Raises:

@@ -16,7 +16,7 @@ from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
 from gendistill.report.terminal import export_line, verify_text
-from gendistill.stages.folder import plain_output
+from gendistill.stages.folder import plain_output, writable_place
 from gendistill.surrogate.export import export_folders
 from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
 from gendistill.surrogate.set import SurrogateSet
@@ -73,7 +73,7 @@ def main_show(command: ShowCommand) -> None:
 def main_report(command: ReportCommand) -> None:
     paths = as_tuple(command.run)
     found = read_runs(paths)
-    target = command.output_dir or paths[0]
+    target = command.output_dir or writable_place(paths[0])
     place = plain_output(target, command.overwrite, NUMBERS, paths) if command.output_dir else nullcontext(target)
     with place as folder:  # entered first, so that a place that will not do is refused at once
         facts = gather(found, *find_data(found))

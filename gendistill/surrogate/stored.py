@@ -99,7 +99,14 @@ class StoredSet:
 
 FULL = "full"
 OLD = ("random", "kmeans")  # the baselines of a summary without hashes
-NEEDED = {"method", "ipc", "mean"}
+
+
+class ShownSummary(TypedDict, total=False):
+    """What a card reads of summary.json."""
+
+    rows: Required[list[EvaluationRow]]
+    protocol: str
+    command: str
 
 
 def read_summary(path: Path) -> Mapping[str, Any]:
@@ -108,11 +115,7 @@ def read_summary(path: Path) -> Mapping[str, Any]:
     Raises:
         ArtifactError: there is none, or it is something else.
     """
-    summary = read_json(path, kind="an evaluation", required=("rows",), fix="Give the summary.json of one.")
-    rows = summary["rows"]
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and r.keys() >= NEEDED for r in rows):
-        raise ArtifactError(f"evaluation {path} is no summary of an evaluation: it has no rows. Give its summary.json.")
-    return summary
+    return read_json(path, kind="an evaluation", schema=ShownSummary, fix="Give the summary.json of one.")
 
 
 def evaluation_of(stored: StoredSet, summary: Mapping[str, Any], content: str | None = None) -> EvaluationEvidence:

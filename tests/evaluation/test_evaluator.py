@@ -13,7 +13,7 @@ from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, Split
 from gendistill.distillers import distill
 from gendistill.errors import ConfigError, DivergenceError
-from gendistill.evaluation.cache import RUNS
+from gendistill.evaluation.cache import RUNS, RunLog
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluator import TrainingRun, evaluate_entries, planned_rows
@@ -125,6 +125,20 @@ def test_accuracy_by_class_is_exact_and_none_without_test_images():
     assert all(row["per_class"][0] is None for row in rows)
     assert all(row["per_class"][1] == pytest.approx(row["mean"]) for row in rows)
     assert all(record["outcome"]["correct"][0] == 0 for record in records)
+
+
+def test_damaged_results_are_trained_again_and_named(tmp_path, caplog):
+    good = {"accuracy": 0.5, "correct": [1, 2], "ece": 0.1, "seconds": 1.0}
+    bad = [{**good, "accuracy": 5.0}, {**good, "correct": "all"}, {k: v for k, v in good.items() if k != "ece"}, 0.5]
+    lines = [["good", good], *([f"bad {i}", one] for i, one in enumerate(bad)), 7, "text", [1, good]]
+    (tmp_path / RUNS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = RunLog(WorkFolder(tmp_path, tmp_path / "log.jsonl"), ["accuracy", "correct", "ece", "seconds"])
+    assert log.done == {"good": good}
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(": ", 2)[2].split(";")[0] for text in said] == [
+        "accuracy is 5", "correct is 'all'", "it lacks ece"
+    ]  # fmt: skip
+    assert f"line 2 of {tmp_path / RUNS}" in said[0]
 
 
 def test_every_network_is_built_before_anything_is_trained():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,8 +19,16 @@ from PIL import Image
 
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_pil
+from gendistill.errors import ArtifactError
 from gendistill.evaluation.baselines import random_draw
-from gendistill.report.run_folder import CONTINUAL, CONTINUAL_PAGE, recorded_data, recorded_options, recorded_paths
+from gendistill.report.run_folder import (
+    CONTINUAL,
+    CONTINUAL_PAGE,
+    read_finished,
+    recorded_data,
+    recorded_options,
+    recorded_paths,
+)
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
@@ -304,7 +314,68 @@ def test_a_damaged_summary_is_refused(tmp_path: Path, data: RealData, capsys: py
     folder = evaluation(tmp_path, data)
     (folder / "summary.json").write_text('{"rows": 3}')
     assert gendistill("report", folder) == 2
-    assert "summary.json is damaged: it is not a summary" in capsys.readouterr().err
+    assert "summary.json is damaged: it lacks data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [{}]}, "it lacks rows.0."),
+        ({"rows": 3}, "rows is 3; expected a list"),
+        ({"accuracy": "high"}, "rows.0.accuracy is 'high'; expected a list (each a number)"),
+        ({"accuracy": []}, "rows.0.accuracy is []; expected a number for every run"),
+        ({"mean": 96.2}, "rows.0.mean is 96.2; expected 0 to 1"),
+        ({"mean": float("nan")}, "rows.0.mean is nan; expected 0 to 1"),
+        ({"ipc": 10**30}, "rows.0.ipc is 1e+30; expected 0 to 1e+09"),
+        ({"bytes": {"images": "many"}}, "rows.0.bytes.images is 'many'; expected a whole number"),
+        ({"ci95_vs_random": [0.1]}, "rows.0.ci95_vs_random has 1 numbers; expected the two ends"),
+        ({"data": {"fingerprint": "x"}}, "it lacks data.counts"),
+        ({"data": None}, "data is null; expected an object"),
+        ({"findings": ["bad"]}, "findings.0 is 'bad'; expected an object"),
+        ({"settings": {"changed": 5}}, "settings.changed is 5; expected a list"),
+        ({"format": 2}, "format is 2; this version reads 1"),
+    ],
+    ids=str,
+)
+def test_a_damaged_field_of_a_summary_is_named(
+    tmp_path: Path, data: RealData, capsys: pytest.CaptureFixture[str], change: dict[str, object], message: str
+) -> None:
+    path = evaluation(tmp_path, data) / "summary.json"
+    summary = json.loads(path.read_text())
+    in_row = not change.keys() & {"rows", "data", "findings", "settings", "format"}
+    rows = [{**summary["rows"][0], **change}, *summary["rows"][1:]]
+    path.write_text(json.dumps({**summary, "rows": rows} if in_row else {**summary, **change}))
+    assert gendistill("report", path.parent) == 2
+    assert f"{path} is damaged: {message}" in capsys.readouterr().err
+
+
+def test_keys_of_a_newer_version_do_no_harm(tmp_path: Path, data: RealData) -> None:
+    path = evaluation(tmp_path, data) / "summary.json"
+    summary = json.loads(path.read_text())
+    rows = [{**row, "new": {"deep": [1]}} for row in summary["rows"]]
+    path.write_text(json.dumps({**summary, "rows": rows, "newer": [1, 2], "format": 1}))
+    assert gendistill("report", path.parent) == 0
+
+
+def test_a_damaged_stage_record_is_named(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    (run / "refined" / "stage.json").write_text('{"stage": "refine", "seconds": "long"}')
+    with pytest.raises(ArtifactError, match=r"refined/stage\.json is damaged: seconds is 'long'; expected a number"):
+        read_finished(run)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, data: RealData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = evaluation(tmp_path, data)
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert gendistill("report", folder) == 2
+    message = capsys.readouterr().err
+    assert f"{folder} cannot be written: Read-only file system. Give another --output_dir." in message
 
 
 def test_of_a_continual_evaluation_its_own_page_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
