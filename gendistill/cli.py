@@ -8,9 +8,8 @@ import itertools
 import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import reduce
 from typing import Any, get_args, get_origin
@@ -18,79 +17,18 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from gendistill.config import commands, to_dict
-from gendistill.config.base import Folders, Options, arms, check_names, expected, load_yaml, read, require
-from gendistill.config.flat import Option, all_options, as_data, complete, options_of, unflatten
+from gendistill.config.base import arms, check_names, fits, item_of, read, read_words, require
+from gendistill.config.flat import Option, all_options, as_data, complete, from_short, options_of, unflatten
+from gendistill.config.paths import check_paths
 from gendistill.config.presets import read_config
+from gendistill.config.text import load_yaml
 from gendistill.errors import ConfigError, GendistillError, did_you_mean, printable
-from gendistill.registry import CHOICES, import_plugins, plugins_of_environment
+from gendistill.progress import show_progress
+from gendistill.registry import import_plugins, plugins_of_environment
+from gendistill.stages import Outcome
+from gendistill.usage import COMMANDS, help_text, in_yaml_words, usage
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """A verb: one line of help, the dataclass of its options, and the ``module`` of stages/ whose
-    ``main`` takes that dataclass, or ``module:function``.
-
-    Arguments before the first option are values of the options ``positional``, in order; the last one takes the rest.
-    """
-
-    summary: str
-    options: type[Options]
-    entry: str
-    positional: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "run": Command("all stages, from pixels to report", commands.RunCommand, "run"),
-    "teacher": Command("train the classifier that guides refinement", commands.TeacherCommand, "teacher"),
-    "finetune": Command(
-        "train the generator, then fine-tune it with the minimax criteria", commands.FinetuneCommand, "finetune"
-    ),
-    "sample": Command("sample surrogate sets from a generator", commands.SampleCommand, "sample"),
-    "distill": Command(
-        "gradient and distribution matching, WMDD from noise, or coresets", commands.DistillCommand, "distill"
-    ),
-    "refine": Command("select from a surrogate set and refine", commands.RefineCommand, "refine"),
-    "label": Command("add a teacher's soft labels to a surrogate set", commands.LabelCommand, "label"),
-    "evaluate": Command("train classifiers on sets and baselines, test once", commands.EvaluateCommand, "evaluate"),
-    "report": Command(
-        "one page of finished runs and evaluations", commands.ReportCommand, "tools:main_report", ("run",)
-    ),
-    "export": Command(
-        "write sets as parquet, webdataset, ddranking, or for the Hub", commands.ExportCommand, "tools:main_export"
-    ),
-    "verify": Command(
-        "check whether a set is complete and unchanged", commands.VerifyCommand, "tools:main_verify", ("surrogate",)
-    ),
-    "show": Command(
-        "contact sheet, projection and copy check of a set", commands.ShowCommand, "tools:main_show", ("surrogate",)
-    ),
-    "config": Command(
-        "list, show or copy the presets that --config takes",
-        commands.ConfigCommand,
-        "config",
-        ("action", "name", "file"),
-    ),
-}
-
-
-def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: gendistill COMMAND [--config PRESET or FILE.yaml] [--option value ...]",
-            "",
-            "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`gendistill --plugin MODULE COMMAND` first imports a module that registers your own methods.",
-            "`gendistill COMMAND --help` lists a command's options, `--print_config` prints them as YAML.",
-        ]
-    )
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -101,28 +39,24 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         SystemExit: after --help or --print_config.
     """
     cls, known = COMMANDS[name].options, dict(all_options(COMMANDS[name].options))
+    if any(word in ("-h", "--help") for word in arguments):
+        after = itertools.dropwhile(lambda word: word not in ("-h", "--help"), arguments)
+        word = next(itertools.islice(after, 1, None), "-")
+        print(help_text(name, None if word.startswith("-") else word))
+        raise SystemExit(DONE)
     try:
-        found, unknown = _parser(name, known, arguments).parse_known_args(_named(name, list(arguments)))
+        found, rest = _parser(name, known, arguments).parse_known_args(_with_values(name, known, arguments))
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error.argument_name} has no value; expected {error.argument_name} VALUE.") from None
-    for word in unknown:
-        option = word.partition("=")[0]
-        if not word.startswith("-"):
-            raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
-        last = option.rpartition(".")[2].removeprefix("--")
-        alike = [one for one in known if one.rpartition(".")[2] == last] or known  # of another section
-        guess = did_you_mean(option, [f"--{one}" for one in alike])
-        raise ConfigError(f"{name} has no option {option}.{guess} `gendistill {name} --help` lists all options.")
+    _refuse_unknown(name, known, rest)
     given: dict[str, Any] = {}
-    for pairs in found.given or ():
-        (option, text), *more = pairs if isinstance(pairs, list) else [pairs]
+    for option, words in [*(found.given or ()), *_positional(name, rest, found.given or ())]:
         if option == "config":
-            _merge(given, _own_part(name, _read_config(text)))
-            continue
-        value = [text, *(other for _, other in more)] if more else text
-        value = read(_type_of(option, known), value)
-        *sections, last = option.split(".")
-        _merge(given, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
+            _merge(given, _with_sections(cls, _own_part(name, _read_config(words[0]))))
+        else:
+            value = _value(option, known, words)
+            *sections, last = option.split(".")
+            _merge(given, reduce(lambda inner, section: {section: inner}, reversed(sections), {last: value}))
     required = {one: None for one, option in options_of(cls).items() if option.default is MISSING}
     if not found.print_config:
         return unflatten(cls, given)
@@ -132,75 +66,90 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     raise SystemExit(DONE)
 
 
+class _Given(argparse.Action):
+    """Keeps (option, words) in the order of the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = values if isinstance(values, list) else [values]
+        namespace.given = [*(namespace.given or ()), (str(option_string)[2:], words)]
+
+
 def _parser(name: str, known: Mapping[str, Option], arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """What splits a command's arguments into ``given``, a list of (option, text), and prints its help."""
-    command = COMMANDS[name]
-    parser = argparse.ArgumentParser(
-        prog=f"gendistill {name}",
-        usage=f"gendistill {name} [--config PRESET or FILE.yaml] [--option value ...]",
-        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--print_config", action="store_true", help="Print all options as YAML and exit.")
-    _add(
-        parser,
-        "config",
-        "Preset or YAML file: this command's options, or a whole run's. `gendistill config list` lists presets.",
-    )
-    groups: dict[str, Any] = {"": parser.add_argument_group((command.options.__doc__ or "").split("\n")[0].rstrip("."))}
+    """What splits a command's arguments into ``given``, a list of (option, words), and the rest."""
+    parser = argparse.ArgumentParser(prog=f"gendistill {name}", exit_on_error=False, allow_abbrev=False, add_help=False)
+    parser.set_defaults(given=None)
+    parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("--config", action=_Given)
     for option, one in known.items():
-        place = groups[option.rpartition(".")[0]]
-        if one.section:
-            groups[option] = parser.add_argument_group(f"{option}: {one.text.rstrip('.')}")
-            _add(place, option, argparse.SUPPRESS)
-        elif one.type in (Folders, Folders | None):
-            _add(place, option, _help(option, one), nargs="+")
-        elif option in ("overwrite", "private"):
-            _add(place, option, _help(option, one), nargs="?", const="true")
-        else:
-            _add(place, option, _help(option, one))
+        nargs = "+" if item_of(one.type) is not None else None
+        parser.add_argument(f"--{option}", action=_Given, nargs=nargs)
         if any(get_origin(arm) is dict for arm in arms(one.type)):  # names below it are the user's
-            for below in dict.fromkeys(a.partition("=")[0][2:] for a in arguments if a.startswith(f"--{option}.")):
-                _add(place, below, argparse.SUPPRESS)
+            for below in dict.fromkeys(a.partition("=")[0] for a in arguments if a.startswith(f"--{option}.")):
+                parser.add_argument(below, action=_Given)
     return parser
 
 
-def _add(place: Any, option: str, text: str, **more: Any) -> None:
-    metavar = option.rpartition(".")[2].upper()
-    place.add_argument(
-        f"--{option}",
-        dest="given",
-        action="append",
-        type=lambda word: (option, word),
-        help=text,
-        metavar=metavar,
-        **more,
-    )
+def _with_values(name: str, known: Mapping[str, Option], arguments: Sequence[str]) -> Iterator[str]:
+    """Arguments in which an option of yes or no that stands alone has the value true."""
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        option = known.get(word.removeprefix("--")) if word.startswith("--") else None
+        if option is None or not fits(option.type, True):
+            yield word
+            continue
+        alone = following.startswith("-") or (COMMANDS[name].positional and not fits_words(option.type, following))
+        yield f"{word}=true" if alone else word
 
 
-def _type_of(option: str, known: Mapping[str, Option]) -> Any:
-    """The type of an option, or of a name below a mapping."""
-    if option in known:
-        return known[option].type
-    mapping = next(one.type for name, one in known.items() if option.startswith(f"{name}.") and not one.section)
-    return next(get_args(arm)[1] for arm in arms(mapping) if get_origin(arm) is dict)
+def fits_words(hint: Any, word: str) -> bool:
+    """Whether a type takes a word of the command line."""
+    return fits(hint, read_words(hint, [word]))
 
 
-def _help(option: str, one: Option) -> str:
-    """Its line of help, the names that a registry has for it, its values and its default."""
-    kinds = ", ".join(kind for _, kind in one.owners if " " not in kind)
-    text = f"{kinds}: {one.text[:1].lower()}{one.text[1:]}" if kinds else one.text
-    registry = CHOICES.get(option.rpartition(".")[2])
-    names = f"One of {', '.join(registry.names())}. " if registry else ""
-    usual = as_data(one.default)
-    default = "" if one.default is MISSING else f"; default {usual if isinstance(usual, str) else json.dumps(usual)}"
-    return in_yaml_words(f"{text} {names}({expected(one.type)}{default})").replace("%", "%%")
+def _refuse_unknown(name: str, known: Mapping[str, Option], rest: Sequence[str]) -> None:
+    """Refuse options that the command does not have, and values without one where none may stand."""
+    for word in rest:
+        option = word.partition("=")[0]
+        if not word.startswith("-"):
+            if COMMANDS[name].positional:
+                continue
+            raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
+        last = option.rpartition(".")[2].removeprefix("--")
+        alike = [one for one in known if one.rpartition(".")[2] == last] or known  # of another section
+        guess = did_you_mean(option, [f"--{one}" for one in alike])
+        raise ConfigError(f"{name} has no option {option}.{guess} `gendistill {name} --help all` lists all options.")
 
 
-def in_yaml_words(text: str) -> str:
-    """A text in which Python's None is YAML's null."""
-    return re.sub(r"\bNone\b", "null", text)
+def _positional(name: str, words: Sequence[str], given: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """Words that stand alone as values of the command's positional options, the last of which takes the rest."""
+    options, named = COMMANDS[name].positional, {option for option, _ in given}
+    several = bool(options) and item_of(dict(all_options(COMMANDS[name].options))[options[-1]].type) is not None
+    if len(words) > len(options) and not several:
+        word = words[len(options)]
+        raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
+    pairs = list(zip(options, ([word] for word in words), strict=False))
+    if words[len(options) :]:
+        pairs[-1][1].extend(words[len(options) :])
+    for option, values in pairs:
+        if option in named:
+            raise ConfigError(f"{values[0]!r} and --{option} are both given; expected all in one place.")
+    return pairs
+
+
+def _value(option: str, known: Mapping[str, Option], words: Sequence[str]) -> Any:
+    """What the words after an option say."""
+    if option not in known:  # a name below a mapping
+        mapping = next(one.type for name, one in known.items() if option.startswith(f"{name}.") and not one.section)
+        return read(next(get_args(arm)[1] for arm in arms(mapping) if get_origin(arm) is dict), words[0])
+    one = known[option]
+    found = read_words(one.type, words)
+    scalar = found is not None and not isinstance(found, (list, dict))
+    return from_short(one, words[0] if one.section and one.section.short and scalar else found)
+
+
+def _with_sections(cls: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of a file, those of a section below it where a text stands in its place."""
+    known = options_of(cls)
+    return {name: from_short(known[name], value) if name in known else value for name, value in given.items()}
 
 
 def _merge(target: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -218,20 +167,11 @@ def _read_config(source: str) -> dict[str, Any]:
     """The options in a YAML file or a preset."""
     try:
         loaded = load_yaml(read_config(source))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {source} cannot be read: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {source} cannot be read: {error}.") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {source} holds {type(loaded).__name__}; expected options as `key: value` lines.")
     return loaded
-
-
-def _named(name: str, arguments: list[str]) -> list[str]:
-    """Arguments with the leading ones put behind the options they are values of."""
-    options, words = COMMANDS[name].positional, list(arguments)
-    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words)) if options else []
-    count = min(len(options), len(leading))
-    placed = [word for pair in zip(options[:count], leading[:count], strict=True) for word in (f"--{pair[0]}", pair[1])]
-    return [*placed, *words[count:]]
 
 
 def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -239,33 +179,72 @@ def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
     sections = [key for key in COMMANDS if isinstance(loaded.get(key), dict)]
     if name == "run" or not sections:
         return loaded
-    check_names("The file", loaded, dict.fromkeys([*COMMANDS, *options_of(commands.RunConfig)]), ())
+    known = dict.fromkeys([*COMMANDS, *options_of(commands.RunCommand)])
+    beside = [key for key in loaded if key in options_of(COMMANDS[name].options).keys() - known.keys()]
+    if beside:
+        raise ConfigError(f"{beside[0]} stands beside the sections of the file; expected it below {name}.")
+    check_names("The file", loaded, known, ())
+    for section in (key for key in loaded if key in COMMANDS):
+        require(isinstance(loaded[section], dict), section, loaded[section], "its options below it")
     own, shared = loaded.get(name, {}), {"data", "seed"} & options_of(COMMANDS[name].options).keys()
-    require(isinstance(own, dict), name, own, "its options below it")
     return {**own, **{k: v for k, v in loaded.items() if k in shared}}
 
 
-def _import_plugins(arguments: Sequence[str]) -> list[str]:
-    """Import the modules of every ``--plugin`` and of GENDISTILL_PLUGINS; returns the other arguments."""
-    modules, rest, words = plugins_of_environment(), [], iter(arguments)
-    for word in words:
-        if word != "--plugin" and not word.startswith("--plugin="):
-            rest.append(word)
-        elif module := word.partition("=")[2] or next(words, ""):
-            modules.append(module)
+@dataclass
+class Flags:
+    """What every command takes beside its options.
+
+    Attributes:
+        json: Print the result as JSON.
+        quiet: Print no progress and no notes.
+        log_level: What loggers print.
+        plugins: Modules to import first.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    log_level: str = "warning"
+    plugins: tuple[str, ...] = ()
+
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def _flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
+    """The flags among the arguments, and the other arguments."""
+    flags, rest, words = Flags(), [], list(arguments)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name in ("--json", "--quiet"):
+            if not equals and words and words[0] in ("true", "false"):
+                value = words.pop(0)
+            require(value in ("", "true", "false"), name[2:], value, "true or false")
+            setattr(flags, name[2:], value != "false")
+        elif name in ("--log_level", "--plugin"):
+            value = value or (words.pop(0) if words and not words[0].startswith("-") else "")
+            if name == "--plugin" and not value:
+                raise ConfigError("--plugin has no value; expected a module: --plugin my_methods for my_methods.py.")
+            if name == "--plugin":
+                flags.plugins += (value,)
+            else:
+                require(value in LEVELS, "log_level", value, f"one of {', '.join(LEVELS)}", LEVELS)
+                flags.log_level = value
         else:
-            raise ConfigError("--plugin has no value; expected a module: --plugin my_methods for my_methods.py.")
-    import_plugins(modules)
-    return rest
+            rest.append(f"{name}{equals}{value}")
+    return flags, rest
 
 
-def _entry(name: str) -> Callable[[Any], None]:
+def _entry(name: str, flags: Flags) -> Callable[[Any], Outcome]:
     """What runs a command; with it torch is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if flags.quiet or not sys.stderr.isatty():  # downloads
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.ERROR if flags.quiet else logging.WARNING, format="%(message)s")
+    logging.getLogger("gendistill").setLevel(flags.log_level.upper())
     module, _, function = COMMANDS[name].entry.partition(":")
-    run: Callable[[Any], None] = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
+    run: Callable[[Any], Outcome] = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
     return run
 
 
@@ -273,27 +252,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
     name = ""
     try:
-        arguments = _import_plugins(sys.argv[1:] if arguments is None else arguments)
-        if not arguments or arguments[0] in ("-h", "--help"):
+        flags, words = _flags(sys.argv[1:] if arguments is None else arguments)
+        if arguments is None:  # what manifests record: how a command prints is no part of it
+            sys.argv[1:] = [*words, *(f"--plugin={module}" for module in flags.plugins)]
+        import_plugins([*plugins_of_environment(), *flags.plugins])
+        if not words or words[0] in ("-h", "--help"):
             print(usage())
-            return DONE if arguments else USAGE
-        if arguments[0] == "--version":
+            return DONE if words else USAGE
+        if words[0] == "--version":
             from importlib.metadata import version
 
             print(version("gendistill"))
             return DONE
-        name, rest = arguments[0], arguments[1:]
+        name, rest = words[0], words[1:]
         if name not in COMMANDS:
             guess = did_you_mean(name, COMMANDS)
             raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.{guess}")
-        options, run = parse(name, rest), _entry(name)
-        from gendistill.progress import show_progress
-
-        with show_progress():
-            run(options)
-        return DONE
+        options = parse(name, rest)
+        check_paths(options)
+        run = _entry(name, flags)
+        with show_progress(not flags.quiet):
+            outcome = run(options)
+        return _print(outcome, flags.json)
     except GendistillError as error:
-        print(f"gendistill: {printable(in_yaml_words(str(error)), lines=True)}", file=sys.stderr)
+        _print_error(str(error))
         return USAGE
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
@@ -302,6 +284,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; continue with --resume_from_checkpoint latest" if resumes else ""
         print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _print(outcome: Outcome, as_json: bool) -> int:
+    """Print, in the first of several processes, what a command wrote and found; returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        if as_json:
+            print(json.dumps(outcome.data, indent=2, ensure_ascii=False, default=str))
+        elif outcome.text:
+            print(outcome.text)
+        if outcome.problem:
+            _print_error(outcome.problem)
+    return USAGE if outcome.problem else DONE
+
+
+def _print_error(text: str) -> None:
+    print(f"gendistill: {printable(in_yaml_words(text), lines=True)}", file=sys.stderr)
 
 
 def entry() -> None:

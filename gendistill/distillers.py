@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from gendistill.config.distill import method_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.io import WorkFolder
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
 from gendistill.progress import track
 from gendistill.registry import DISTILLERS, resolve
 from gendistill.surrogate.manifest import provenance
@@ -41,7 +42,7 @@ def distill(
         data: The real images; the set is made from ``data.train``.
         method: A name of ``gendistill.DISTILLERS.names()``.
         ipc: Images of each class.
-        teacher: The teacher, or several, of methods that need one, such as wmdd.
+        teacher: The teacher, or several, of methods that need one, such as wmdd; one whose features a coreset compares.
         options: The method's own: WmddConfig, MatchingConfig, or the dataclass that the method was registered with, or
             its values by name.
         seed: Of everything random.
@@ -93,18 +94,19 @@ def distill_sets(
     Args:
         data: The real images.
         config: The method and its options.
-        teachers: Of a method that needs them, else none.
+        teachers: Of a method that needs them, or one whose features a coreset compares.
         seed: Of everything random.
         work: Where a method keeps what lets it continue after a kill.
         statistics_cache: Folder of class statistics, for teachers that were trained on other images.
         inputs: What ``read_inputs`` returns, where it was called already.
     """
     method = DISTILLERS[config.method]
-    if method.needs_teacher != bool(teachers):
-        wanted = "a teacher" if method.needs_teacher else "none"
+    most = math.inf if method.needs_teacher else int(method.takes_teacher)
+    if not int(method.needs_teacher) <= len(teachers) <= most:
+        wanted = "a teacher" if method.needs_teacher else "at most one" if most else "none"
         raise ConfigError(f"{len(teachers)} teachers are given; expected {wanted} with method {config.method}.")
-    if statistics_cache and not method.needs_teacher:
-        raise ConfigError(f"statistics_cache is {str(statistics_cache)!r}; expected None with method {config.method}.")
+    if statistics_cache and not teachers:
+        raise ConfigError(f"statistics_cache is {str(statistics_cache)!r}; expected None without a teacher.")
     inputs = read_inputs(data, config) if inputs is None else inputs
     made: Iterator[SurrogateSet] = resolve(method.make)(
         data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache, **inputs
@@ -137,12 +139,27 @@ def _as_section(method: str, options: Any) -> Mapping[str, Any]:
 # How each kind of method makes its sets. Their libraries are imported when one is used.
 
 
-def coreset_sets(data: RealData, config: DistillConfig, *, seed: int, **_: Any) -> Iterator[SurrogateSet]:
+def coreset_sets(
+    data: RealData,
+    config: DistillConfig,
+    *,
+    teachers: Sequence[Teacher],
+    seed: int,
+    statistics_cache: Path | None,
+    **_: Any,
+) -> Iterator[SurrogateSet]:
     from gendistill.coreset.coresets import coreset_set
 
+    features = None
+    for teacher in teachers:  # one at most
+        check_teacher("the teacher", teacher, data)
+        features = with_statistics_of(teacher, data, statistics_cache).statistics.features
     with closing(track(ipc_sizes(config.ipc), config.method)) as sizes:  # the bar ends before an error's message
         for ipc in sizes:
-            yield coreset_set(data, config.method, ipc, seed=seed)
+            made = coreset_set(data, config.method, ipc, seed=seed, features=features)
+            for teacher in teachers:
+                made.meta["teacher_hash"] = teacher.hash()
+            yield made
 
 
 def wmdd_sets(

@@ -184,9 +184,10 @@ class Distiller:
         make: Yields a set for each of ``config.ipc``; see ``distill_sets`` for its arguments.
         function: Of a coreset, which images it takes of a class; of a method of your own, what makes one set.
         coreset: Whether ``function`` chooses positions by features.
+        takes_teacher: Whether a coreset can compare a teacher's features instead of pixels.
         options: Dataclass of the method's options, null where it has none.
         sections: Flat options of DistillConfig that the method reads, beside ``method`` and ``ipc``.
-        needs_teacher: Whether it takes teachers; other methods refuse them.
+        needs_teacher: Whether it cannot do without teachers.
         parallel: Whether several processes share its work.
         resumable: Whether a killed run continues where it was.
         temporary: Names below its folder that only a resumed run needs.
@@ -199,6 +200,7 @@ class Distiller:
     make: Callable[..., Iterator[Any]] | str
     function: Callable[..., Any] | str | None = None
     coreset: bool = False
+    takes_teacher: bool = False
     options: type | None = None
     sections: tuple[str, ...] = ()
     needs_teacher: bool = False
@@ -210,8 +212,10 @@ class Distiller:
     choices: tuple[str, ...] = ()
 
 
-def _coreset(function: Callable[..., Any] | str) -> Distiller:
-    return Distiller(make="gendistill.distillers:coreset_sets", function=function, coreset=True)
+def _coreset(function: Callable[..., Any] | str, takes_teacher: bool = True) -> Distiller:
+    return Distiller(
+        make="gendistill.distillers:coreset_sets", function=function, coreset=True, takes_teacher=takes_teacher
+    )
 
 
 _WMDD = Distiller(
@@ -241,7 +245,8 @@ DISTILLERS = Registry[Distiller](
     "gendistill.distillers",
     {
         **{
-            name: _coreset(f"gendistill.coreset.coresets:{name}") for name in ("random", "kmeans", "herding", "kcenter")
+            name: _coreset(f"gendistill.coreset.coresets:{name}", name != "random")
+            for name in ("random", "kmeans", "herding", "kcenter")
         },
         "wmdd": _WMDD,
         "dc": _matching("DC", "gradient", "fresh"),
@@ -273,7 +278,7 @@ class DataSource:
 
 
 def _source(function: str, matches: str | None = None) -> DataSource:
-    return DataSource(function=f"gendistill.data.{function}", matches=matches and f"gendistill.data.sources:{matches}")
+    return DataSource(function=f"gendistill.data.{function}", matches=matches and f"gendistill.{matches}")
 
 
 SOURCES = Registry[DataSource](
@@ -281,8 +286,8 @@ SOURCES = Registry[DataSource](
     "gendistill.sources",
     {
         "digits": _source("sources:digits"),
-        "folder": _source("folders:folder", "is_folder"),
-        "hub": _source("columns:hub", "looks_like_hub_id"),
+        "folder": _source("folders:folder", "data.sources:is_folder"),
+        "hub": _source("columns:hub", "config.data:could_be_hub_id"),
     },
 )
 _NETWORKS = [f"{name}{norm}" for name in ("convnet", "resnet10", "resnet18", "resnetap10") for norm in ("", "_bn")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import yaml
-
+from gendistill.config.text import load_yaml
 from gendistill.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +50,9 @@ class NotEmpty:
 
 
 Count = Annotated[int, Range(1)]
+Width = Annotated[int, Range(1, 65536)]  # of a layer
+Depth = Annotated[int, Range(1, 256)]  # of a network
+PerClass = Annotated[int, Range(1, 100_000)]  # images
 Whole = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
@@ -62,7 +63,7 @@ Precision = Literal["auto", "no", "bf16"]
 Compile = bool | Literal["auto"]
 Format = Literal["imagefolder", "parquet", "webdataset", "ddranking"]
 Projection = Literal["pca", "tsne"]
-Sizes = Count | tuple[Count, ...]
+Sizes = PerClass | tuple[PerClass, ...]
 Folders = Path | Annotated[list[Path], NotEmpty()]
 
 
@@ -74,7 +75,8 @@ class Options:
     ``super().check()`` first. A class that a union chooses has a ``kind``, its name on the command line, and where its
     options stand in a section of their own there, that section's name is ``below``; ``order`` is the order of the flat
     options where it is not that of the fields, "..." being those that it does not name (see flat.py). ``above`` names
-    the options that stand beside its section there instead of in it.
+    the options that stand beside its section there instead of in it; ``short`` is the option that a text stands for
+    where it is given in place of the section.
     """
 
     section: ClassVar[str] = ""
@@ -82,6 +84,7 @@ class Options:
     below: ClassVar[str | None] = None
     order: ClassVar[str] = ""
     above: ClassVar[tuple[str, ...]] = ()
+    short: ClassVar[str | None] = None
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         unknown = [name for name in options if name not in {f.name for f in fields(cls)}]
@@ -182,6 +185,8 @@ def conform(hint: Any, value: Any) -> Any:
     elif _is_own_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value, hint.__name__)
     elif _is_a(origin or hint, value):
+        if hint is float and isinstance(value, Integral) and abs(int(value)) > 2**1000:
+            raise TypeError(expected(hint))
         return hint(value) if hint is Path or (hint is float and isinstance(value, Integral)) else value
     raise TypeError(expected(hint))
 
@@ -213,32 +218,44 @@ def _is_a(kind: Any, value: Any) -> bool:
     return isinstance(value, (Path, str) if kind is Path else kind)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, and names are text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        return {str(name): value for name, value in super().construct_mapping(node, deep).items()}
-
-
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
-
-
-def load_yaml(text: str) -> Any:
-    """What a YAML text says. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
-
-
 def read(hint: Any, value: Any) -> Any:
     """Text as what YAML reads in it, or as it is where the type takes only that; other values as they are."""
     if not isinstance(value, str) or hint is Any or not value.strip():
         return value
     try:
         found = load_yaml(value)
-    except (yaml.YAMLError, ValueError):
+    except ValueError:
         return value
     collection = isinstance(found, (list, dict)) and any(kind in COLLECTIONS for kind in map(_origin, arms(hint)))
     return value if not (collection or fits(hint, found)) and fits(hint, value) else found
+
+
+def read_words(hint: Any, words: Sequence[str]) -> Any:
+    """Words of the command line as the type takes them; a list is written ``1 5 10``, ``1,5,10`` or ``[1,5,10]``."""
+    text, item = " ".join(words), item_of(hint)
+    found = read(hint, text)
+    if item is None or isinstance(found, (list, dict)) or found is None:
+        return found
+    parts = [part for word in words for part in _split(item, word)]
+    if len(parts) == 1 and fits(hint, found):
+        return found
+    values = [read(item, part) for part in parts]
+    return values if len(values) > 1 or fits(hint, values) else found
+
+
+def _split(item: Any, word: str) -> list[str]:
+    """The parts of ``1,5,10``; a text with a space, such as a class name, and an existing file are one."""
+    whole = (" " in word and fits(item, word)) or (fits(item, Path()) and Path(word).exists())
+    return [word] if whole else [part.strip() for part in word.split(",") if part.strip()]
+
+
+def item_of(hint: Any) -> Any:
+    """The type of the items of a list that a type takes; None where it takes none."""
+    for arm in arms(hint):
+        if _origin(arm) in (tuple, list):
+            inner = get_args(arm)[0] if get_origin(arm) is Annotated else arm
+            return (get_args(inner) or (Any,))[0]
+    return None
 
 
 def _origin(hint: Any) -> Any:
@@ -284,7 +301,7 @@ def check_names(place: str, values: Iterable[str], known: Iterable[str], require
     names, known = list(values), list(known)
     for name in names:
         if name not in known:
-            text = f"expected some of {', '.join(known)}" if known else "it has no options"
+            text = f"expected some of {', '.join(known)}" if known else "expected none: it has no options"
             raise ConfigError(f"{place} has no {name}; {text}.{did_you_mean(name, known)}")
     for name in required:
         if name not in names:

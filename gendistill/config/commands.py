@@ -16,6 +16,7 @@ from gendistill.config import (
     RefineConfig,
     SampleConfig,
     TeacherConfig,
+    as_tuple,
     ipc_sizes,
     kind_of,
     require,
@@ -147,28 +148,31 @@ class DistillCommand(StageOptions, DistillConfig):
     """Run a distiller on the real images.
 
     Attributes:
-        data: The real images.
-        teacher: Teacher folder, or a list of them, for method wmdd.
+        data: The real images; null is those of the teacher, or digits without one.
+        teacher: Teacher folder, or a list of them, for method wmdd; one for kmeans, herding, kcenter and coresets of
+            your own, which then compare its features instead of pixels.
         statistics_cache: Folder that keeps class statistics of these images for other runs, if a teacher was trained on
             other images; null keeps none.
         num_processes: Number of processes that you start; the command is refused if another number runs. Only wmdd uses
             several.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | None = None
     teacher: Folders | None = None
     statistics_cache: Path | None = None
     num_processes: Count | None = None
 
     def check(self) -> None:
         super().check()
-        alone = not DISTILLERS[self.method].needs_teacher
-        cache, processes = self.statistics_cache, self.num_processes
-        require(not (alone and cache), "statistics_cache", str(cache), f"None with method {self.method}")
-        single = not DISTILLERS[self.method].parallel
-        require(not single or processes in (None, 1), "num_processes", processes, f"1 with method {self.method}")
-        wanted = f"None with method {self.method}" if alone else f"a teacher folder with method {self.method}"
-        require(alone == (self.teacher is None), "teacher", self.teacher and str(self.teacher), wanted)
+        method, teachers = DISTILLERS[self.method], () if self.teacher is None else as_tuple(self.teacher)
+        with_method = f"with method {self.method}"
+        cache, processes, given = self.statistics_cache, self.num_processes, self.teacher and str(self.teacher)
+        require(bool(teachers) or not cache, "statistics_cache", str(cache), f"None {with_method} without a teacher")
+        require(method.parallel or processes in (None, 1), "num_processes", processes, f"1 {with_method}")
+        require(not method.needs_teacher or bool(teachers), "teacher", given, f"a teacher folder {with_method}")
+        if not method.needs_teacher:
+            most = 1 if method.takes_teacher else 0
+            require(len(teachers) <= most, "teacher", given, f"{'at most one' if most else 'None'} {with_method}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,7 @@ class RefineCommand(StageOptions, RefineConfig):
         surrogate: Folder or Hub id of the surrogate set to select from, such as RUN/samples/pool.
         revision: Branch, tag or commit of a Hub id.
         teacher: Teacher folder, or a list of them; several teachers are used together.
+        data: The real images; null is those of the first teacher.
         generator: Generator folder, to refine in the latents of its autoencoder; null refines pixels.
         held_out: Teacher folder of another architecture, used only by the acceptance test (gate).
         statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, if another
@@ -188,6 +193,7 @@ class RefineCommand(StageOptions, RefineConfig):
 
     surrogate: Path
     teacher: Folders
+    data: DataConfig | None = None
     revision: str | None = None
     generator: Path | None = None
     held_out: Path | None = None
@@ -266,9 +272,9 @@ class ShowCommand(Options):
         surrogate: Folder of a surrogate set, or a list of them.
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier `show` wrote to output_dir.
-        data: The real images, needed for everything except the contact sheets.
-        teacher: Teacher folder, whose features are compared and projected instead of pixels. If data is not set, the
-            data that the teacher was trained on are used.
+        data: The real images, needed for everything except the contact sheets; null is those of the teacher, or none
+            without one.
+        teacher: Teacher folder, whose features are compared and projected instead of pixels.
         projection: ``pca``, or ``tsne`` (slower; shows groups, not distances).
         seed: Seed of t-SNE.
     """
@@ -295,14 +301,15 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
         surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or any folder of class folders
             of images, or a list of them.
         revision: Branch, tag or commit of Hub ids.
-        data: The real images that the baselines and the test split come from.
+        data: The real images that the baselines and the test split come from; null is those of the teacher, or digits
+            without one.
         teacher: Teacher folder: the coreset baselines then compare its features (k-means also pixels), and baselines
             get its soft labels.
     """
 
     surrogate: Folders
     revision: str | None = None
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | None = None
     teacher: Path | None = None
 
     def check(self) -> None:
@@ -352,3 +359,8 @@ class ConfigCommand(Options):
         require(
             (self.action == "copy") == (self.file is not None), "file", self.file, "a new file with copy, else null"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand(Options):
+    """Print versions, devices, threads, caches and optional packages, for a look at a machine or a bug report."""

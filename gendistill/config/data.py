@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import Options, Range, require
+from gendistill.errors import did_you_mean
 from gendistill.registry import SOURCES
 
 Fraction = Annotated[float, Range(0, 0.9, open_low=True, open_high=True)]
@@ -39,12 +40,13 @@ class DataConfig(Options):
     """
 
     section: ClassVar[str] = "data"
+    short: ClassVar[str | None] = "name"
 
     name: str = "digits"
     train: str | None = None
     test: str | None = None
     validation: str | None = None
-    image_size: Annotated[int, Range(4)] | None = None
+    image_size: Annotated[int, Range(4, 8192)] | None = None
     test_fraction: Fraction = 0.25
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
@@ -69,3 +71,28 @@ class DataConfig(Options):
         if self.value_range is not None:
             low, high = self.value_range
             require(low < high, "data.value_range", self.value_range, "black and white, the smaller number first")
+
+    def problem(self) -> str:
+        """Why no source can read the name, as far as that shows without reading; empty if one may."""
+        plain = [name for name in SOURCES.names() if SOURCES[name].matches is None]
+        own = any(SOURCES[name].matches is not None for name in SOURCES.added())
+        known = own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
+        guess = did_you_mean(self.name, plain)
+        return "" if known or (could_be_hub_id(self.name) and not guess) else f"{unreadable(self.name)}{guess}"
+
+
+def unreadable(name: str) -> str:
+    """The message for a name that no source reads."""
+    own = "".join(f", {source}:..." for source in SOURCES.added())
+    if Path(name).expanduser().exists():
+        return f"data.name is {name!r}, a file; expected 'digits', a folder or a Hub id{own}."
+    return (
+        f"data.name is {name!r}, but there is no such folder. Give 'digits', an existing folder of class folders or of "
+        f"parquet files, or a Hub id such as 'uoft-cs/cifar10'{own}."
+    )
+
+
+def could_be_hub_id(name: str) -> bool:
+    """Whether the Hub can have a dataset of this name."""
+    path = name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
+    return not path and name.count("/") <= 1

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from gendistill.config.base import (
     Compile,
     Count,
+    Depth,
     Flat,
     NonNegative,
     Options,
@@ -16,6 +17,7 @@ from gendistill.config.base import (
     Share,
     Sizes,
     Whole,
+    Width,
     as_tuple,
     build,
     check_sizes,
@@ -183,8 +185,8 @@ class MatchingConfig(Options):
     )
 
     network: str | None = None
-    width: Count = 128
-    depth: Count | None = None
+    width: Width = 128
+    depth: Depth | None = None
     start: MatchingStart | Path | None = None
     factor: Count | list[Count] | None = None
     inner_steps: Count | None = None

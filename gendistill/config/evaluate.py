@@ -4,7 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Compile, Count, NonNegative, Options, Precision, Range, Whole, as_tuple, require
+from gendistill.config.base import (
+    Compile,
+    Count,
+    Depth,
+    NonNegative,
+    Options,
+    Precision,
+    Range,
+    Whole,
+    Width,
+    as_tuple,
+    require,
+)
 from gendistill.registry import DISTILLERS, coresets
 
 Labels = Literal["hard", "soft"]
@@ -82,8 +94,8 @@ class EvaluateConfig(Options):
     task: Literal["classification"] | Continual = "classification"
     protocol: Protocol = "gendistill"
     network: str | tuple[str, ...] | None = None
-    width: Count | None = None
-    depth: Count | None = None
+    width: Width | None = None
+    depth: Depth | None = None
     runs: Annotated[int, Range(3)] = 5
     steps: Count | None = None
     epochs: Count | None = None

@@ -111,15 +111,21 @@ def complete(cls: type[Options], flat: Mapping[str, Any], elsewhere: Sequence[st
     known = {name: option for name, option in options_of(cls).items() if name not in elsewhere}
     check_names(cls.section or "The command", flat, known, [n for n, one in known.items() if one.default is MISSING])
     found = {name: option.default for name, option in known.items()}
-    for name, value in flat.items():
+    for name, given in flat.items():
         option, place = known[name], f"{cls.section}.{name}".removeprefix(".")
-        found[name] = value
+        found[name] = value = from_short(option, given)
         if option.section and (value is not None or type(None) not in arms(option.type)):
             require(isinstance(value, Mapping), place, value, "its options below it")
             found[name] = complete(option.section, value, option.section.above)
         elif all(get_origin(arm) is Literal or arm is type(None) for arm in arms(option.type)):
             checked(option.type, value, place)
     return found
+
+
+def from_short(option: Option, value: Any) -> Any:
+    """The value of an option; a text in place of a section's options as the one that it stands for."""
+    short = option.section.short if option.section else None
+    return {short: value} if short and isinstance(value, str) else value
 
 
 def _assemble(cls: type[T], flat: Mapping[str, Any]) -> T:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Count, Flat, NonNegative, Options, Precision, Share, Whole, require
+from gendistill.config.base import Count, Depth, Flat, NonNegative, Options, Precision, Share, Whole, Width, require
 
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
@@ -26,8 +26,8 @@ class UNet(Options):
     section: ClassVar[str] = "finetune.model"
     kind: ClassVar[str | None] = "unet"
 
-    block_out_channels: tuple[Count, ...] = (64, 128, 128)
-    layers_per_block: Count = 1
+    block_out_channels: tuple[Width, ...] = (64, 128, 128)
+    layers_per_block: Depth = 1
     attention_levels: Whole = 0
     norm_num_groups: Count = 16
 
@@ -55,9 +55,9 @@ class DiT(Options):
     section: ClassVar[str] = "finetune.model"
     kind: ClassVar[str | None] = "dit"
 
-    num_layers: Count = 8
-    num_attention_heads: Count = 4
-    attention_head_dim: Count = 64
+    num_layers: Depth = 8
+    num_attention_heads: Width = 4
+    attention_head_dim: Width = 64
     patch_size: Count = 2
     learned_sigma: bool = False
 

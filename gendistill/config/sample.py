@@ -13,7 +13,6 @@ from gendistill.config.base import (
     Range,
     Share,
     Sizes,
-    Whole,
     check_sizes,
     require,
 )
@@ -112,7 +111,7 @@ class SampleConfig(Options):
 
     ipc: Sizes = (1, 5, 10)
     classes: tuple[str | int, ...] | None = None
-    pool: Whole = 100
+    pool: Annotated[int, Range(0, 100_000)] = 100
     base: bool = True
     num_inference_steps: Annotated[int, Range(1, 1000)] = 10
     scheduler: Scheduler = "dpmsolver++"

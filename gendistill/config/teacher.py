@@ -6,12 +6,14 @@ from typing import ClassVar
 from gendistill.config.base import (
     Compile,
     Count,
+    Depth,
     NonNegative,
     Options,
     Positive,
     PositiveShare,
     Precision,
     Whole,
+    Width,
     require,
 )
 
@@ -40,8 +42,8 @@ class TeacherConfig(Options):
     section: ClassVar[str] = "teacher"
 
     network: str = "convnet_bn"
-    width: Count = 64
-    depth: Count | None = None
+    width: Width = 64
+    depth: Depth | None = None
     steps: Count = 400
     batch_size: Count = 64
     learning_rate: NonNegative = 2e-3

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from gendistill.config import DataConfig
+from gendistill.config.data import unreadable
 from gendistill.data.dataset import RealData, hold_out
 from gendistill.data.items import Item, Source, some
 from gendistill.data.reader import Reader
@@ -71,6 +72,8 @@ def find_source(config: DataConfig) -> Source:
     Raises:
         DataError: no source reads this name, or the one that does cannot.
     """
+    if problem := config.problem():
+        raise DataError(problem)
     scheme = config.name.partition(":")[0]
     for name in sorted((*SOURCES.added(), *SOURCES.ours()), key=lambda name: name != scheme):
         kind = SOURCES[name]
@@ -83,22 +86,11 @@ def find_source(config: DataConfig) -> Source:
             if not isinstance(found, Source) or "train" not in found.splits:
                 raise DataError(f"The source {name!r} returned {found!r}; expected a Source with a split 'train'.")
             return found
-    own = "".join(f", {name}:..." for name in SOURCES.added())
-    if Path(config.name).expanduser().exists():
-        raise DataError(f"data.name is {config.name!r}, a file; expected 'digits', a folder or a Hub id{own}.")
-    raise DataError(
-        f"data.name is {config.name!r}, but there is no such folder. Give 'digits', an existing folder of class "
-        f"folders or of parquet files, or a Hub id such as 'uoft-cs/cifar10'{own}."
-    )
+    raise DataError(unreadable(config.name))
 
 
 def is_folder(name: str) -> bool:
     return Path(name).expanduser().is_dir()
-
-
-def looks_like_hub_id(name: str) -> bool:
-    outside = name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
-    return not outside and name.count("/") <= 1
 
 
 def digits(config: DataConfig) -> Source:

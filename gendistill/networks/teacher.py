@@ -224,9 +224,17 @@ def train_teacher(
     return Teacher(trained, statistics, data.classes, spec, meta, registered=not own)
 
 
-def teacher_data(folder: Path) -> RealData:
-    """The real images that the teacher in ``folder`` was trained on, read again and checked by fingerprint."""
-    return _own_data(Teacher.from_pretrained(folder), str(folder))
+def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealData, DataConfig]:
+    """The real images and how they are read: by ``config``, or as those of the teacher in ``folder``, else digits.
+
+    Raises:
+        ArtifactError: the teacher does not say what it was trained on, or those images have changed.
+    """
+    if config is None and folder is not None:
+        teacher = Teacher.from_pretrained(folder)
+        return _own_data(teacher, str(folder)), DataConfig(**teacher.meta["data_config"])
+    config = config or DataConfig()
+    return read_data(config), config
 
 
 def _own_data(teacher: Teacher, what: str) -> RealData:

@@ -139,8 +139,13 @@ class Finished:
 
     @cached_property
     def options(self) -> Options:
-        """Of the recorded command."""
-        return {} if self.is_run else recorded_options(str(self.summary.get("command", "")), self.path)
+        """Where its images were, as stage.json says; of older versions, as the recorded command does."""
+        if self.is_run:
+            return {}
+        sources = next((one["sources"] for one in self.records if "sources" in one), None)
+        if sources is None:
+            return recorded_options(str(self.summary.get("command", "")), self.path)
+        return {**_flat(sources), "start": _start(sources["output_dir"], self.path)}
 
     @property
     def data_config(self) -> DataConfig | None:

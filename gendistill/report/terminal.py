@@ -22,6 +22,8 @@ from gendistill.evaluation.summary import (
     row_label,
     without_twins,
 )
+from gendistill.report.sets import facts_of_evaluation
+from gendistill.report.verdicts import headline, left_out, verdicts
 from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.stored import StoredSet
@@ -39,6 +41,12 @@ def format_evaluation(result: Evaluation) -> str:
         names |= {one: (row["ipc"], row_label(row)) for one in hashes if one}
     parts = (table(result), score_table(result), set_table(result, names), finding_lines(result, names))
     return printable("\n\n".join(part.strip("\n") for part in parts if part), lines=True)
+
+
+def verdict_sentence(result: Evaluation) -> str:
+    """What the intervals say of the sets over all IPC."""
+    rows = facts_of_evaluation(result.to_dict(), None, ()).rows
+    return headline(verdicts(rows), left_out(rows))
 
 
 def format_continual(result: ContinualEvaluation) -> str:
@@ -271,6 +279,28 @@ def _score(found: Score | None) -> str:
 
 def _points(gain: float | None) -> str:
     return "" if gain is None else f"{100 * gain:+.1f}"
+
+
+def describe_sets(target: Path) -> tuple[str, dict[str, Any]]:
+    """A line of each set below ``target``, with what made it and how far it moved; and the same as data."""
+    found = {path.parent: read_manifest(path.parent) for path in sorted(target.rglob("manifest.json"), key=_by_ipc)}
+    width = max(len(str(folder)) for folder in found)
+    lines = [
+        f"{folder!s:<{width}}  {made['stored_images']:,} images of {len(made['classes'])} classes, "
+        f"{_short(sum(made['bytes'].values()), 'B')}"
+        for folder, made in found.items()
+    ]
+    sets = {
+        str(folder): {"ipc": made["ipc"], "images": made["stored_images"], "bytes": made["bytes"], "w2": made.get("w2")}
+        for folder, made in found.items()
+    }
+    return "\n".join([*lines, *time_lines(target), *w2_lines(target)]), {"output_dir": str(target), "sets": sets}
+
+
+def _by_ipc(path: Path) -> tuple[str, int, str]:
+    """Folders by the number at the end of their names."""
+    stem, _, number = path.parent.name.rpartition("-")
+    return (str(path.parent.parent), int(number), "") if stem and number.isdigit() else (str(path.parent), 0, stem)
 
 
 def w2_lines(target: Path) -> Iterator[str]:

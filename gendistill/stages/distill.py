@@ -9,11 +9,11 @@ from gendistill import runtime
 from gendistill.config import DistillConfig, as_tuple, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
 from gendistill.data.dataset import RealData
-from gendistill.data.sources import read_data
 from gendistill.distillers import distill_sets, read_inputs
-from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher import Teacher, real_images
 from gendistill.registry import DISTILLERS
-from gendistill.report.terminal import time_lines, w2_lines
+from gendistill.report.terminal import describe_sets
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 
 
@@ -58,20 +58,18 @@ def _deciding(config: DistillConfig) -> Mapping[str, object]:
     return found
 
 
-def main(command: DistillCommand) -> None:
+def main(command: DistillCommand) -> Outcome:
     runtime.check_processes(command.num_processes if DISTILLERS[command.method].parallel else 1)
     teachers = [path for path in as_tuple(command.teacher) if path is not None]
     start = command.matching.start if isinstance(command.matching.start, Path) else None
-    inputs = (command.data.folder, *teachers, command.statistics_cache, start)
+    inputs = (command.data.folder if command.data else None, *teachers, command.statistics_cache, start)
     with output(command, *inputs):
         run_stage(
-            read_data(command.data),
+            real_images(command.data, next(iter(teachers), None))[0],
             stage_options(command, DistillConfig),
             command.output_dir,
             seed=command.seed,
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
         )
-    if runtime.processes().is_main_process:
-        for line in (*w2_lines(command.output_dir), *time_lines(command.output_dir)):
-            print(line)
+    return Outcome(*describe_sets(command.output_dir)) if runtime.processes().is_main_process else Outcome("")

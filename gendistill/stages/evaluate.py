@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,19 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig, as_tuple, kind_of, stage_options, to_dict
 from gendistill.config.commands import EvaluateCommand
 from gendistill.data.dataset import RealData
-from gendistill.data.sources import read_data
 from gendistill.evaluation.cache import RUNS
 from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.inputs import read_set
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
-from gendistill.networks.teacher import Teacher
-from gendistill.report.terminal import format_continual, format_evaluation
+from gendistill.networks.teacher import Teacher, real_images
+from gendistill.report.terminal import format_continual, format_evaluation, verdict_sentence
+from gendistill.stages import Outcome
 from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
 from gendistill.surrogate.set import SurrogateSet
 
 PAGE = "continual.html"
+SOURCES = ("output_dir", "surrogate", "teacher", "data")  # options that say where a report finds the images again
 
 
 def run_stage(
@@ -35,6 +36,7 @@ def run_stage(
     teacher_dir: Path | None = None,
     revision: str | None = None,
     log_path: Path | None = None,
+    sources: Mapping[str, object] | None = None,
 ) -> Evaluation | ContinualEvaluation:
     """Write ``target`` unless it was made with the same settings; returns the result."""
     task = TASKS[kind_of(config.task)]
@@ -48,6 +50,7 @@ def run_stage(
     if not finished(target, "evaluate", settings):
         with stage_folder(target, "evaluate", settings, keep_partial=True, log_path=log_path) as folder:
             folder.temporary = (RUNS,)
+            folder.facts |= {"sources": sources} if sources else {}
             task.write(data, sets, config, seed, teacher, folder)
     return task.result.load(target)
 
@@ -87,16 +90,29 @@ TASKS = {
 }
 
 
-def main(command: EvaluateCommand) -> None:
+def main(command: EvaluateCommand) -> Outcome:
     runtime.check_processes(1)
     paths = as_tuple(command.surrogate)
     target, config = command.output_dir, stage_options(command, EvaluateConfig)
     cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
-    with output(command, command.data.folder, command.teacher, cache, *paths):
-        data = read_data(command.data)
+    images = command.data.folder if command.data else None
+    with output(command, images, command.teacher, cache, *paths):
+        data, read = real_images(command.data, command.teacher)
+        options = to_dict(command) | {"data": to_dict(read)}
         result = run_stage(
-            data, paths, config, target, seed=command.seed, teacher_dir=command.teacher, revision=command.revision
+            data,
+            paths,
+            config,
+            target,
+            seed=command.seed,
+            teacher_dir=command.teacher,
+            revision=command.revision,
+            sources={name: options[name] for name in SOURCES},
         )
-    print(TASKS[kind_of(config.task)].format(result))
+    lines = [TASKS[kind_of(config.task)].format(result), ""]
     if isinstance(result, ContinualEvaluation):
-        print(f"{target / PAGE}  the curves, for a browser")
+        lines.append(f"{target / PAGE}  the curves, for a browser")
+    lines.append(f"{target / result.JSON}  every number")
+    if isinstance(result, Evaluation):
+        lines += ["", verdict_sentence(result)]
+    return Outcome("\n".join(lines), {"output_dir": str(target), **result.to_dict()})

@@ -11,6 +11,7 @@ from gendistill.config.commands import FinetuneCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.finetuning import TEMPORARY, check_training, finetune, start_generator
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 
 
@@ -35,9 +36,13 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
     return target
 
 
-def main(command: FinetuneCommand) -> None:
+def main(command: FinetuneCommand) -> Outcome:
     runtime.check_processes(command.num_processes)
     inputs = (command.data.folder, Path(command.pretrained) if command.pretrained else None, command.latent_cache)
     with output(command, *inputs):
         data = read_data(command.data)
         run_stage(data, stage_options(command, FinetuneConfig), command.output_dir, seed=command.seed)
+    if not runtime.processes().is_main_process:
+        return Outcome("")
+    text = f"{command.output_dir}  a generator of {len(data.classes)} classes; sample from it with `gendistill sample`."
+    return Outcome(text, {"output_dir": str(command.output_dir), "classes": list(data.classes)})

@@ -10,6 +10,7 @@ from gendistill.config.commands import LabelCommand
 from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import label_line
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import image_paths, read_manifest
@@ -34,10 +35,11 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
     return target
 
 
-def main(command: LabelCommand) -> None:
+def main(command: LabelCommand) -> Outcome:
     runtime.check_processes(1)
     with output(command, command.surrogate, command.teacher):
         surrogate = find_surrogate(command.surrogate, command.revision)
         config = stage_options(command, LabelConfig)
         run_stage(surrogate, command.teacher, config, command.output_dir, seed=command.seed)
-    print(label_line(command.output_dir))
+    data = {"output_dir": str(command.output_dir), "bytes": read_manifest(command.output_dir)["bytes"]}
+    return Outcome(label_line(command.output_dir), data)

@@ -12,12 +12,13 @@ from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS
-from gendistill.networks.teacher import Teacher, teacher_data
+from gendistill.networks.teacher import Teacher, real_images
 from gendistill.refine.checks import check_refinement
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.refiner import crop_pool, refine_set
-from gendistill.report.terminal import w2_lines
+from gendistill.report.terminal import describe_sets
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
@@ -72,12 +73,13 @@ def run_stage(
     return target
 
 
-def main(command: RefineCommand) -> None:
+def main(command: RefineCommand) -> Outcome:
     runtime.check_processes(command.num_processes)
     teachers = list(as_tuple(command.teacher))
-    inputs = (command.surrogate, *teachers, command.generator, command.held_out, command.statistics_cache)
+    images = command.data.folder if command.data else None
+    inputs = (command.surrogate, *teachers, images, command.generator, command.held_out, command.statistics_cache)
     with output(command, *inputs):
-        data = teacher_data(teachers[0])
+        data, _ = real_images(command.data, teachers[0])
         run_stage(
             find_surrogate(command.surrogate, command.revision),
             teachers,
@@ -89,5 +91,4 @@ def main(command: RefineCommand) -> None:
             generator_dir=command.generator,
             statistics_cache=command.statistics_cache,
         )
-    if runtime.processes().is_main_process:
-        print("\n".join(w2_lines(command.output_dir)))
+    return Outcome(*describe_sets(command.output_dir)) if runtime.processes().is_main_process else Outcome("")

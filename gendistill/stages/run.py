@@ -23,12 +23,12 @@ from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
-from gendistill.progress import note
+from gendistill.progress import note, numbered_stage
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
-from gendistill.report.terminal import format_evaluation
-from gendistill.stages import evaluate, finetune, refine, sample, teacher
+from gendistill.report.terminal import format_evaluation, verdict_sentence
+from gendistill.stages import Outcome, evaluate, finetune, refine, sample, teacher
 from gendistill.stages.estimate import estimate_run, format_estimate
 from gendistill.stages.folder import SETTINGS, difference, output, with_added
 
@@ -71,14 +71,19 @@ def run(config: RunConfig) -> Evaluation:
         _save_config(config, out)
         made = {stage: out / folder for stage, folder in FOLDERS.items()}
         seed, log, teachers = config.seed, out / LOG, [made["teacher"]]
-        teacher.run_stage(data, config.data, config.teacher, made["teacher"], seed=seed, log_path=log)
-        finetune.run_stage(data, config.finetune, made["finetune"], seed=seed, log_path=log)
-        sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, seed=seed, log_path=log)
         pool = made["sample"] / "pool"
-        refine.run_stage(pool, teachers, data, config.refine, made["refine"], seed=seed, log_path=log)
-        found = evaluate.run_stage(
-            data, sets, config.evaluate, made["evaluate"], seed=seed, teacher_dir=made["teacher"], log_path=log
-        )
+        with numbered_stage("teacher", 1, 5):
+            teacher.run_stage(data, config.data, config.teacher, made["teacher"], seed=seed, log_path=log)
+        with numbered_stage("generator", 2, 5):
+            finetune.run_stage(data, config.finetune, made["finetune"], seed=seed, log_path=log)
+        with numbered_stage("samples", 3, 5):
+            sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, seed=seed, log_path=log)
+        with numbered_stage("refinement", 4, 5):
+            refine.run_stage(pool, teachers, data, config.refine, made["refine"], seed=seed, log_path=log)
+        with numbered_stage("evaluation", 5, 5):
+            found = evaluate.run_stage(
+                data, sets, config.evaluate, made["evaluate"], seed=seed, teacher_dir=made["teacher"], log_path=log
+            )
         assert isinstance(found, Evaluation)
         record_evidence(sets, found.to_dict(), data)
         write_report(out, data)
@@ -172,17 +177,20 @@ def _save_config(config: RunConfig, out: Path) -> None:
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def main(command: RunCommand) -> None:
+def main(command: RunCommand) -> Outcome:
     if command.dry_run:
-        print(format_estimate(estimate(command)))
-        return
+        by_stage = estimate(command)
+        return Outcome(format_estimate(by_stage), {"seconds": by_stage})
     start = time.perf_counter()
     result = run(command)
-    out = command.output_dir
-    print()
-    print(format_evaluation(result))
-    print(f"\n{time.perf_counter() - start:.0f} s in all. Everything is in {out}:")
-    print(f"  {out / 'report.html'}  the pictures and curves, for a browser")
-    print(f"  {out / 'evaluation' / 'summary.json'}  every number")
-    best = f"refined/ipc-{max(ipc_sizes(command.refine.ipc))}"
-    print(f"  {out / best}  a surrogate set, ready for ImageFolder or load_dataset")
+    out, seconds = command.output_dir, time.perf_counter() - start
+    best = out / "refined" / f"ipc-{max(ipc_sizes(command.refine.ipc))}"
+    text = f"""{format_evaluation(result)}
+
+{seconds:.0f} s in all. Everything is in {out}:
+  {out / "report.html"}  the pictures and curves, for a browser
+  {out / "evaluation" / "summary.json"}  every number
+  {best}  a surrogate set, ready for ImageFolder or load_dataset
+
+{verdict_sentence(result)}"""
+    return Outcome(text, {"output_dir": str(out), "set": str(best), "seconds": seconds, **result.to_dict()})

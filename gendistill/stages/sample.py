@@ -11,6 +11,8 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.surrogate_sets import IMAGES, check_images, write_sets
+from gendistill.report.terminal import describe_sets
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 
 
@@ -49,7 +51,7 @@ def run_stage(
     return target
 
 
-def main(command: SampleCommand) -> None:
+def main(command: SampleCommand) -> Outcome:
     runtime.check_processes(command.num_processes)
     config = stage_options(command, SampleConfig)
     source = Path(command.generator).expanduser()
@@ -65,3 +67,4 @@ def main(command: SampleCommand) -> None:
             revision=command.revision,
             adapter=command.adapter,
         )
+    return Outcome(*describe_sets(command.output_dir)) if runtime.processes().is_main_process else Outcome("")

@@ -9,7 +9,8 @@ from gendistill.config import DataConfig, TeacherConfig, stage_options, to_dict
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
-from gendistill.networks.teacher import train_teacher
+from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 
 
@@ -35,8 +36,12 @@ def run_stage(
     return target
 
 
-def main(command: TeacherCommand) -> None:
+def main(command: TeacherCommand) -> Outcome:
     runtime.check_processes(1)
     with output(command, command.data.folder):
         data = read_data(command.data)
         run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)
+    found = Teacher.from_pretrained(command.output_dir).meta["accuracy"]
+    scores = ", ".join(f"{share:.1%} of the {split} images" for split, share in found.items())
+    text = f"{command.output_dir}  a teacher: it recognises {scores}."
+    return Outcome(text, {"output_dir": str(command.output_dir), "accuracy": found})

@@ -7,15 +7,15 @@ from contextlib import nullcontext
 from gendistill import runtime
 from gendistill.config import as_tuple
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
-from gendistill.data.sources import read_data
-from gendistill.errors import ArtifactError
-from gendistill.networks.teacher import Teacher, teacher_data
+from gendistill.networks.teacher import Teacher, real_images
 from gendistill.report.nearest import copy_line
 from gendistill.report.page import NUMBERS, REPORT, TABLE, write_report_files
 from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
 from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
 from gendistill.report.terminal import export_line, verify_text
+from gendistill.report.verdicts import headline, left_out, verdicts
+from gendistill.stages import Outcome
 from gendistill.stages.folder import plain_output, writable_place
 from gendistill.surrogate.export import export_folders
 from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
@@ -23,7 +23,7 @@ from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.stored import RECORD, read_summary
 
 
-def main_export(command: ExportCommand) -> None:
+def main_export(command: ExportCommand) -> Outcome:
     if command.push_to_hub is not None:
         check_push(command.push_to_hub)
     if command.evaluation is not None:
@@ -32,25 +32,22 @@ def main_export(command: ExportCommand) -> None:
     paths, target = [find_surrogate(path) for path in given], command.output_dir
     with plain_output(target, command.overwrite, RECORD, paths) as folder:
         sets = export_folders(paths, folder, command.format, command.evaluation)
-    print(export_line(target, sets, command.format))
+    text = export_line(target, sets, command.format)
+    data = {"output_dir": str(target), "format": command.format, "sets": {one.config: len(one.paths) for one in sets}}
     if command.push_to_hub is not None:
-        print(push(target, command.push_to_hub, revision=command.revision, private=command.private))
+        pushed = push(target, command.push_to_hub, revision=command.revision, private=command.private)
+        text, data = f"{text}\n{pushed}", {**data, "pushed": pushed}
+    return Outcome(text, data)
 
 
-def main_verify(command: VerifyCommand) -> None:
-    paths = as_tuple(command.surrogate)
-    failed = []
-    for path in paths:
-        sound, text = verify_text(path)
-        if sound:
-            print(text)
-        else:
-            failed.append(text)
-    if failed:
-        raise ArtifactError("\n".join(failed))
+def main_verify(command: VerifyCommand) -> Outcome:
+    found = {str(path): verify_text(path) for path in as_tuple(command.surrogate)}
+    sound, failed = ([text for good, text in found.values() if good is wanted] for wanted in (True, False))
+    data = {"sets": {path: {"unchanged": good, "text": text} for path, (good, text) in found.items()}}
+    return Outcome("\n".join(sound), data, problem="\n".join(failed))
 
 
-def main_show(command: ShowCommand) -> None:
+def main_show(command: ShowCommand) -> Outcome:
     runtime.check_processes(1)
     paths = as_tuple(command.surrogate)
     names, target = set_names(paths), command.output_dir
@@ -58,19 +55,20 @@ def main_show(command: ShowCommand) -> None:
     with plain_output(target, command.overwrite, SHOW_RECORD, inputs) as folder:
         sets = {name: SurrogateSet.load(path) for name, path in zip(names, paths, strict=True)}
         teacher = Teacher.from_pretrained(command.teacher) if command.teacher else None
-        data = read_data(command.data) if command.data else None
-        if command.teacher and not command.data:
-            data = teacher_data(command.teacher)
+        data = real_images(command.data, command.teacher)[0] if command.data or command.teacher else None
         record = show(sets, folder, data=data, teacher=teacher, method=command.projection, seed=command.seed)
-    for name, found in record["sets"].items():
-        print(f"{name}: {copy_line(found['copies'])}" if data else f"{name}: {sum(found['counts'].values()):,} images")
-    print(f"{target / SHOW_PAGE}  everything on one page, for a browser; beside it:")
-    print("\n".join(f"  {path.name}" for path in sorted(target.iterdir()) if path.name != SHOW_PAGE))
+    lines = [f"{target / SHOW_PAGE}  everything on one page, for a browser; beside it:"]
+    lines += [f"  {path.name}" for path in sorted(target.iterdir()) if path.name != SHOW_PAGE]
     if not data:
-        print("With --data.name or --teacher also the closest real images and the projection among them.")
+        lines.append("With --data or --teacher also the closest real images and the projection among them.")
+    for name, found in record["sets"].items():
+        lines.append(
+            f"{name}: {copy_line(found['copies'])}" if data else f"{name}: {sum(found['counts'].values()):,} images"
+        )
+    return Outcome("\n".join(lines), {"output_dir": str(target), **record})
 
 
-def main_report(command: ReportCommand) -> None:
+def main_report(command: ReportCommand) -> Outcome:
     paths = as_tuple(command.run)
     found = read_runs(paths)
     target = command.output_dir or writable_place(paths[0])
@@ -78,7 +76,7 @@ def main_report(command: ReportCommand) -> None:
     with place as folder:  # entered first, so that a place that will not do is refused at once
         facts = gather(found, *find_data(found))
         write_report_files(facts, folder)
-    for run in facts.runs:
-        for sentence in run.missing:
-            print(f"{run.folder}: {sentence}")
-    print(f"The report is in {target / REPORT}; its numbers in {NUMBERS} and {TABLE} beside it.")
+    missing = [f"{run.folder}: {sentence}" for run in facts.runs for sentence in run.missing]
+    said = [f"The report is in {target / REPORT}; its numbers in {NUMBERS} and {TABLE} beside it."]
+    data = {"output_dir": str(target), "report": str(target / REPORT), "missing": missing}
+    return Outcome("\n".join([*missing, *said, headline(verdicts(facts.rows), left_out(facts.rows))]), data)

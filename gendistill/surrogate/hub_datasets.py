@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from gendistill.config.paths import HUB_ID, NO_SET
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hub import fetch, local_folder
 from gendistill.surrogate import soft_labels
@@ -14,7 +14,6 @@ from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN
 from gendistill.surrogate.stored import RECORD, read_record
 
 FILES = (MANIFEST, CHECKSUMS, EVIDENCE, PAIRS, f"{TRAIN}/*", soft_labels.TENSORS, soft_labels.RECORD)
-DATASET = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")
 
 
 def find_surrogate(source: str | Path, revision: str | None = None) -> Path:
@@ -32,12 +31,9 @@ def find_surrogate(source: str | Path, revision: str | None = None) -> Path:
     name = str(source)
     folder = local_folder(name, revision, "the folder of a surrogate set")
     if folder is None:
-        found = DATASET.fullmatch(name)
+        found = HUB_ID.fullmatch(name)
         if not found:
-            raise ArtifactError(
-                f"There is no folder {name!r}. Give an existing one such as RUN/samples/ipc-10, or a Hub dataset such "
-                "as owner/name or owner/name/ipc-10."
-            )
+            raise ArtifactError(NO_SET.format(name))
         part = found["part"] or ""
         patterns = (RECORD, *(f"{part}/{file}" if part else file for file in FILES))
         folder = fetch(found["name"], revision, patterns, "dataset") / part

@@ -221,7 +221,7 @@ def test_an_old_name_says_the_new_form(cls: type[Options], old: str, new: str) -
 
 
 def test_help_says_which_kind_an_option_belongs_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["label", "--help"]) == 0
+    assert main(["label", "--help", "all"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--views VIEWS per_image: views averaged" in text
     assert "--batch_size BATCH_SIZE per_view, online: images per batch" in text

@@ -109,8 +109,8 @@ MESSAGES = {
         "SampleConfig has no guidance_scale; expected it as guidance=ClassifierFree(scale=...).",
     ),
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
-    "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number of at least"),
-    "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number of at least 1 or"),
+    "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number from 4 to"),
+    "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number from 1 to 100000"),
     "a bool": (lambda: config.TeacherConfig(steps=True), "steps is True; expected a whole number of at least 1."),
     "a command's own": (
         lambda: commands.TeacherCommand(output_dir=3, steps=2),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gendistill import progress
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, StorageError
@@ -171,7 +172,10 @@ def test_latents_that_are_not_finite_are_refused(split: Split, tmp_path: Path) -
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_progress_counts_the_batches(split: Split, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_counts_the_batches(
+    split: Split, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "OFTEN", 0.0)
     with show_progress():
         encode(split, None)
     assert "encode images" in capsys.readouterr().err

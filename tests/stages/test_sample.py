@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gendistill import progress
 from gendistill.generator.generator import Generator
 from gendistill.seeding import numpy_rng
 from gendistill.surrogate.set import SurrogateSet
@@ -198,12 +199,15 @@ def test_nothing_is_overwritten_but_what_sampling_wrote(
     assert files(tmp_path, "**/*") == before
 
 
-def test_progress_counts_images(command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_progress_counts_images(
+    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "OFTEN", 0.0)
     options = ("--batch_size", 7, "--pool", 4)
     assert gendistill(*command, *options, "--output_dir", tmp_path / "out") == 0
     said = capsys.readouterr().err
-    assert re.search(r"sample\s+: 100%.*40/40", said)
-    assert re.search(r"sample \(base\)\s*: 100%.*30/30", said)
+    assert re.search(r"sample: 40 of 40 \(100 %\)", said)
+    assert re.search(r"sample \(base\): 30 of 30 \(100 %\)", said)
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [(record["set"], record["images"]) for record in log] == [("samples", 40), ("base", 30)]
 

@@ -50,5 +50,8 @@ def read_config(source: str) -> str:
     except FileNotFoundError as error:
         known, guess = ", ".join(preset_names()), did_you_mean(source, preset_names())
         raise ConfigError(f"--config {source} is neither a file nor a preset; presets are {known}.{guess}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ConfigError(f"--config {source} is not UTF-8 text ({wrong}); save it in UTF-8.") from error
+    except OSError as error:
         raise ConfigError(f"--config {source} cannot be read: {error}") from error

@@ -1,0 +1,79 @@
+"""Checks of the folders that a command names, before anything slow is imported. No torch in here.
+
+The library checks all of it again, and more; here a mistyped path is found in a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gendistill.config.base import Options, as_tuple
+from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions, VerifyCommand
+from gendistill.config.data import DataConfig
+from gendistill.errors import ArtifactError, DataError
+from gendistill.io import partial_of, read_json
+
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
+TEACHERS = ("teacher", "held_out")
+NO_SET = (
+    "There is no folder {!r}. Give an existing one such as RUN/samples/ipc-10, or a Hub dataset such as owner/name or "
+    "owner/name/ipc-10."
+)
+
+
+def check_paths(options: Options) -> None:
+    """Refuse inputs that are not there, and an output folder that is taken.
+
+    Raises:
+        ArtifactError: a folder is missing or of another kind, or output_dir is a file or not empty.
+        DataError: data.name can be no data.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, DataConfig):
+            if problem := value.problem():
+                raise DataError(problem)
+        elif field.name in TEACHERS:
+            for folder in _paths(value):
+                fix = "Make one with `gendistill teacher`."
+                read_json(folder / "teacher.json", kind="a teacher folder", required=("network", "classes"), fix=fix)
+    _check_sets(options)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
+        _check_output(options)
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    return (path for path in as_tuple(value) if isinstance(path, Path))
+
+
+def _check_sets(options: Options) -> None:
+    missing = [path for path in _paths(getattr(options, "surrogate", None)) if not path.expanduser().exists()]
+    several = isinstance(options, VerifyCommand) and len(missing) < len(as_tuple(options.surrogate))
+    here_only = isinstance(options, (VerifyCommand, ShowCommand))
+    for path in missing:
+        if not several and (here_only or not HUB_ID.fullmatch(str(path))):
+            raise ArtifactError(NO_SET.format(str(path)))
+    for path in _paths(options.run) if isinstance(options, ReportCommand) else ():
+        if not path.exists():
+            raise ArtifactError(f"There is no folder {str(path)!r}. Give the output_dir of a `run` or an `evaluate`.")
+
+
+def _check_output(options: Options) -> None:
+    folder = getattr(options, "output_dir", None)
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+    if not isinstance(options, StageOptions) or options.overwrite or options.resume_from_checkpoint:
+        return
+    for path in (folder, partial_of(folder)):
+        if path.is_dir() and any(path.iterdir()):
+            raise ArtifactError(
+                f"output_dir {path} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
+                "--overwrite, or give another --output_dir."
+            )

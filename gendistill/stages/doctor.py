@@ -1,0 +1,120 @@
+"""`gendistill doctor`: what this machine and its Python have."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from gendistill import __version__, runtime
+from gendistill.config.commands import DoctorCommand
+from gendistill.evaluation.cache import cache_folder
+from gendistill.stages import Outcome
+
+PACKAGES = (
+    "torch", "torchvision", "diffusers", "accelerate", "timm", "POT", "datasets", "scikit-learn", "scipy", "numpy",
+    "Pillow", "safetensors", "huggingface_hub", "pandas",
+)  # fmt: skip
+OPTIONAL = {  # what each is for, and the extra of gendistill that installs it
+    "peft": ("adaptation lora of finetune", "lora"),
+    "transformers": ("features transformers:NAME of evaluate", "transformers"),
+    "tensorboard": ("report_to tensorboard of finetune", "tensorboard"),
+    "wandb": ("report_to wandb of finetune", "wandb"),
+}
+FEATURES = {  # of a CPU
+    "avx512_f": "AVX-512, for fp32",
+    "avx512_bf16": "AVX-512 in bf16: mixed_precision auto uses it",
+    "amx_bf16": "AMX in bf16: mixed_precision auto uses it",
+}
+
+
+def main(_: DoctorCommand) -> Outcome:
+    found = {
+        "versions": _versions(),
+        "machine": _machine(),
+        "devices": _devices(),
+        "caches": _caches(),
+        "optional packages": _optional(),
+    }
+    width = max(len(name) for part in found.values() for name in part)
+    blocks = ["\n".join([f"{title}:", *(f"  {name:<{width}}  {said}" for name, said in part.items())])
+              for title, part in found.items()]  # fmt: skip
+    return Outcome("\n\n".join(blocks), found)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _versions() -> dict[str, str]:
+    own = {"gendistill": __version__, "python": platform.python_version()}
+    return own | {name: _version(name) for name in PACKAGES}
+
+
+def _machine() -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": platform.platform(),
+        "processors": f"{usable} usable of {os.cpu_count()}",
+        "torch threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS sets them)",
+        "memory": _size(memory),
+        "free disk here": _size(shutil.disk_usage(Path.cwd()).free),
+        "C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or "none: torch.compile is not used on the CPU",
+    }
+
+
+def _devices() -> dict[str, str]:
+    able = torch.cpu.get_capabilities()
+    found = {f"cpu {name}": f"{'yes' if able.get(name) else 'no'} ({text})" for name, text in FEATURES.items()}
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{about.name}, {_size(about.total_memory)}"
+    device = runtime.device()
+    precision = "bf16" if runtime.wants_bf16("auto", device) else "fp32"
+    return {**found, "used": f"{device}, precision auto is {precision}"}
+
+
+def _caches() -> dict[str, str]:
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    compiled = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"/tmp/torchinductor_{os.environ.get('USER', 'root')}")
+    folders: Mapping[str, Path | None] = {
+        "baselines": cache_folder("auto"),
+        "Hub": Path(HF_HUB_CACHE),
+        "datasets": Path(HF_DATASETS_CACHE),
+        "compiled code": compiled,
+    }
+    found = {name: f"{folder}, {_size(_bytes(folder))}" for name, folder in folders.items() if folder is not None}
+    return {**found, "network": "switched off by HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "allowed"}
+
+
+def _optional() -> dict[str, str]:
+    found = {}
+    for name, (purpose, extra) in OPTIONAL.items():
+        installed = _version(name) if find_spec(name) else f"missing: pip install 'gendistill[{extra}]'"
+        found[name] = f"{installed} (for {purpose})"
+    return found
+
+
+def _bytes(folder: Path) -> int:
+    """Of the files below a folder, where links of the Hub's cache lead counted once."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _size(count: float) -> str:
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1024 and unit != "TiB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
