@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -48,3 +49,23 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Litera
             f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
             "downloaded before can be used."
         ) from error
+
+
+def why_no_dataset(name: str) -> str:
+    """Why the dataset ``name`` cannot be loaded, in a moment; empty where it is in the caches, or may be on the Hub."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    if downloaded.is_dir() or (prepared / name.replace("/", "___")).is_dir():
+        return ""
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except RepositoryNotFoundError:
+        return "the Hub has no such dataset, or it is private"
+    except HfHubHTTPError:  # others may be able to read it, with their rights or later
+        return ""
+    except Exception as error:
+        return reason(error).rstrip(".")
+    return ""

@@ -75,10 +75,19 @@ class DataConfig(Options):
     def problem(self) -> str:
         """Why no source can read the name, as far as that shows without reading; empty if one may."""
         plain = [name for name in SOURCES.names() if SOURCES[name].matches is None]
-        own = any(SOURCES[name].matches is not None for name in SOURCES.added())
-        known = own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
         guess = did_you_mean(self.name, plain)
-        return "" if known or (could_be_hub_id(self.name) and not guess) else f"{unreadable(self.name)}{guess}"
+        return "" if self._is_known() or (could_be_hub_id(self.name) and not guess) else unreadable(self.name) + guess
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the images can only be on the Hub."""
+        return not self._is_known() and could_be_hub_id(self.name)
+
+    def _is_known(self) -> bool:
+        """Whether the name is a folder, or a source's own, as far as that shows without reading."""
+        own = any(SOURCES[name].matches is not None for name in SOURCES.added())
+        plain = [name for name in SOURCES.names() if SOURCES[name].matches is None]
+        return own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
 
 
 def unreadable(name: str) -> str:

@@ -16,6 +16,7 @@ from gendistill.config.base import Options, as_tuple
 from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions, VerifyCommand
 from gendistill.config.data import DataConfig
 from gendistill.errors import ArtifactError, DataError
+from gendistill.hub import why_no_dataset
 from gendistill.io import partial_of, read_json
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
@@ -36,8 +37,7 @@ def check_paths(options: Options) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         if isinstance(value, DataConfig):
-            if problem := value.problem():
-                raise DataError(problem)
+            _check_data(value)
         elif field.name in TEACHERS:
             for folder in _paths(value):
                 fix = "Make one with `gendistill teacher`."
@@ -45,6 +45,16 @@ def check_paths(options: Options) -> None:
     _check_sets(options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
         _check_output(options)
+
+
+def _check_data(data: DataConfig) -> None:
+    if problem := data.problem():
+        raise DataError(problem)
+    if data.on_hub and (problem := why_no_dataset(data.name)):
+        raise DataError(
+            f"data.name is {data.name!r}: no such folder here, and it cannot be loaded from the Hub ({problem}). Give "
+            "'digits', an existing folder, or a Hub id that you can reach."
+        )
 
 
 def _paths(value: Any) -> Iterator[Path]:
