@@ -8,7 +8,8 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache, wraps
 from importlib.util import find_spec
@@ -193,6 +194,21 @@ def make_accelerator(
     return accelerator
 
 
+@contextlib.contextmanager
+def own_accelerate_state() -> Iterator[None]:
+    """Give the caller's Accelerator its settings back at the end: accelerate shares them among all of a process, so
+    that a new one changes the accumulation steps and the precision of those that are there."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    kept = [(kind._shared_state, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
+    try:
+        yield
+    finally:
+        for shared, before in kept:
+            shared.clear()
+            shared.update(before)
+
+
 def owns_optimizer(accelerator: Accelerator) -> bool:
     """Whether the launcher (DeepSpeed) keeps the optimiser's state to itself, so that no checkpoint can hold it."""
     from accelerate import DistributedType
@@ -204,6 +220,39 @@ def require_tracker(name: str) -> None:
     """Raises ConfigError if it is not installed."""
     if name != "none" and find_spec(name) is None:
         raise ConfigError(f"report_to is {name!r}, which is not installed; run `pip install {name}`.")
+
+
+MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one step
+
+
+class CheckpointTimer:
+    """Whether the last checkpoint is a minute old, by a clock on which all processes agree.
+
+    Agreeing waits for the device, so it is done rarely: half way to the minute, at the pace of the steps so far.
+
+    Args:
+        step: Steps that were done before.
+        agree: Seconds of this process -> those that count for all.
+        clock: Its seconds.
+    """
+
+    def __init__(
+        self, step: int, agree: Callable[[float], float] = float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.agree, self.clock = agree, clock
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """A checkpoint of this step was just saved."""
+        self._since, self._saved, self._asked = self.clock(), step, step + 1
+
+    def is_due(self, step: int) -> bool:
+        if step < self._asked:
+            return False
+        seconds = self.agree(self.clock() - self._since)
+        pace = seconds / (step - self._saved)
+        self._asked = step + max(1, int((MOST_LOST - seconds) / 2 / max(pace, 1e-6)))
+        return seconds >= MOST_LOST
 
 
 class Checkpoints:

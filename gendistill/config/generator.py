@@ -162,7 +162,8 @@ class FinetuneConfig(Options):
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it and fp32 on CPU; there ``bf16`` took 0.6 of the
             time.
         compile: torch.compile the network; faster only on GPUs and in long runs.
-        checkpointing_steps: Optimiser steps between resumable checkpoints.
+        checkpointing_steps: Largest number of optimiser steps between resumable checkpoints; one is also saved when the
+            last is a minute old.
         checkpoints_total_limit: Number of newest checkpoints to keep.
         preview_steps: Optimiser steps between sample grids in ``previews/``; 0 draws one at the end of each phase.
         report_to: Tracker in addition to log.jsonl: ``tensorboard`` or ``wandb``.

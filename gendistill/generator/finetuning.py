@@ -46,6 +46,7 @@ class BaseWeights:
         return f"BaseWeights({len(self.state)} tensors, {sum(one.numel() for one in self.state.values()):,} values)"
 
 
+@runtime.own_accelerate_state()
 def finetune(
     data: RealData,
     config: FinetuneConfig | None = None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Loop
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from gendistill.generator.memory import MinimaxMemories
 from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (
     Checkpoints,
+    CheckpointTimer,
     flatten_optimizer,
     full_tensor,
     prefixed,
@@ -134,6 +136,7 @@ def train_generator(
     slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
     timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
     runtime.reset_peak_memory()
+    timer = CheckpointTimer(done, partial(_agreed, accelerator))
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
@@ -150,7 +153,12 @@ def train_generator(
         if estimate and step == timed:
             estimate(_estimate(state, _now() - start, steps - done))
         if step + 1 < steps:
-            _save_and_preview(state, step + 1, config, accelerator, checkpoints, preview)
+            if checkpoints and ((step + 1) % checkpoints.every == 0 or timer.is_due(step + 1)):
+                _save(state, step + 1, config, accelerator, checkpoints)
+                timer.restart(step + 1)
+            if preview and config.preview_steps and (step + 1) % config.preview_steps == 0:
+                with state.averaged():
+                    preview(step + 1)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
@@ -297,23 +305,20 @@ def _estimate(state: TrainingState, seconds: float, steps: int) -> Estimate:
     return Estimate(parameters, trained, held, runtime.peak_memory(), seconds, steps)
 
 
-def _save_and_preview(
-    state: TrainingState,
-    step: int,
-    config: FinetuneConfig,
-    accelerator: Accelerator,
-    checkpoints: Checkpoints | None,
-    preview: Callable[[int], None] | None,
+def _agreed(accelerator: Accelerator, seconds: float) -> float:
+    """The most that any process counts."""
+    if accelerator.num_processes == 1:
+        return seconds
+    return float(accelerator.gather(torch.tensor([seconds], device=accelerator.device)).max())
+
+
+def _save(
+    state: TrainingState, step: int, config: FinetuneConfig, accelerator: Accelerator, checkpoints: Checkpoints
 ) -> None:
-    """Where they are due after ``step`` steps."""
-    if checkpoints and step % checkpoints.every == 0:
-        tensors = state.tensors()  # by every process: sharded ones are gathered
-        _require_finite(tensors, step, config, minimax=state.memories is not None)
-        if accelerator.is_main_process:
-            checkpoints.save(step, tensors)
-    if preview and config.preview_steps and step % config.preview_steps == 0:
-        with state.averaged():
-            preview(step)
+    tensors = state.tensors()  # by every process: sharded ones are gathered
+    _require_finite(tensors, step, config, minimax=state.memories is not None)
+    if accelerator.is_main_process:
+        checkpoints.save(step, tensors)
 
 
 def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:

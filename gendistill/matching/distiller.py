@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -19,12 +18,11 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
-from gendistill.runtime import Checkpoints, all_finite
+from gendistill.runtime import Checkpoints, CheckpointTimer, all_finite
 from gendistill.surrogate.manifest import AS_DATA, provenance
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS, CHECKPOINTS = "snapshots", "previews", "checkpoints"
-MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one iteration
 
 Draw = Callable[[Split, Sequence[str], str], Image.Image]  # a contact sheet of images, with a title
 
@@ -88,7 +86,7 @@ def match(
 
     if matcher.iteration == 0:
         snapshots()
-    saved, steps = time.monotonic(), run.iterations * matcher.plan.inner_steps
+    timer, steps = CheckpointTimer(matcher.iteration), run.iterations * matcher.plan.inner_steps
     done = matcher.iteration * matcher.plan.inner_steps
     log, advice = folder.log if folder else None, _advice(run)
     with step_bar(label, steps, start=done, log=log, remedy=advice, **fields) as show:
@@ -97,11 +95,11 @@ def match(
             show(record)  # before a checkpoint says that this was done
             if between:
                 snapshots()
-            waited = time.monotonic() - saved > MOST_LOST
-            if between and checkpoints and (matcher.iteration % checkpoints.every == 0 or waited):
+            number = matcher.iteration
+            if between and checkpoints and (number % checkpoints.every == 0 or timer.is_due(number)):
                 _require_finite(matcher, run)
                 checkpoints.save(matcher.iteration, matcher.state_dict())
-                saved = time.monotonic()
+                timer.restart(number)
     sets = made()
     if folder and every:
         for one in sets:

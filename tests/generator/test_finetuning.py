@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
 
 from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
@@ -101,3 +103,12 @@ def test_a_generator_whose_weights_are_no_numbers_is_refused(tuned: Generator, t
         Generator.from_pretrained(tmp_path / "generator")
     with pytest.raises(DataError, match="images that are not finite; expected numbers"):
         sample_set(broken, 1, SAMPLING)
+
+
+def test_fine_tuning_leaves_the_accelerator_of_the_caller_alone(digits: RealData) -> None:
+    before = dict(GradientState._shared_state)
+    mine = Accelerator(cpu=True, gradient_accumulation_steps=8)
+    finetune(digits, replace(CONFIG, base_steps=1, minimax_steps=0))
+    assert mine.gradient_accumulation_steps == 8
+    GradientState._shared_state.clear()
+    GradientState._shared_state.update(before)

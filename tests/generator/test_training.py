@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError
@@ -58,6 +60,19 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
     loop.close()
     assert checkpoints.steps() == [s for s in (2, 4) if s <= stop]
     assert gap(trained(digits, criteria=criteria, checkpoints=checkpoints), whole) == 0
+
+
+def test_a_checkpoint_is_saved_when_the_last_is_old_however_few_steps_there_were(
+    digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(digits, criteria=MinimaxConfig())
+    monkeypatch.setattr(runtime, "MOST_LOST", 0.0)
+    checkpoints = Checkpoints(tmp_path, every=100, keep=9)
+    trained(digits, criteria=MinimaxConfig(), checkpoints=checkpoints)
+    assert checkpoints.steps() == [1, 2, 3, 4, 5, 6, 7]
+    for step in (4, 5, 6, 7):
+        shutil.rmtree(tmp_path / f"step-{step:06d}")
+    assert gap(trained(digits, criteria=MinimaxConfig(), checkpoints=checkpoints), whole) == 0
 
 
 def test_micro_batches_add_up_to_the_whole_batch(digits: RealData) -> None:

@@ -194,7 +194,7 @@ def test_what_is_decided_for_a_size_is_decided_for_it_alone(digits, monkeypatch)
 
 
 def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("gendistill.matching.distiller.MOST_LOST", 0.0)
+    monkeypatch.setattr("gendistill.runtime.MOST_LOST", 0.0)
     saved = []
     keep = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (saved.append(step), keep(self, step, state)))
@@ -210,7 +210,7 @@ def test_little_is_lost_where_a_checkpoint_is_far_away(tmp_path, monkeypatch):
             "train_on is 'real'; expected null with method idm: Fresh",
         ),
         (("--method", "dm", "--matching.class_aware", 5), "class_aware is 5.0; expected null with method dm"),
-        (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc"),
+        (("--method", "idm", "--matching.distance", "l1"), "an option of dc, dsa, idc, dream"),
         (
             ("--method", "dm", "--matching.learning_rate", 0),
             "learning_rate is 0; expected null or a number more than 0",
