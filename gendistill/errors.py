@@ -42,9 +42,9 @@ class ConvergenceError(GendistillError, RuntimeError):
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error of another library, as a sentence."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(". ") + "."
+    """The first line of an error of another library, as a sentence; the first error of torch's lists."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[min(len(lines) - 1, lines[0].startswith("Error(s) in loading"))].rstrip(". ") + "."
 
 
 def printable(text: str, *, lines: bool = False) -> str:

@@ -31,6 +31,7 @@ from gendistill.networks.teacher import NetworkSpec, Teacher
 from gendistill.networks.training import infer, train_classifier
 from gendistill.progress import follow
 
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")  # names that transformers gives the parameter
 FILES = ("*.json", "*.safetensors")
 ROWS = 64  # images that a large network sees at once
 MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # transformers' numbers of Pillow's filters
@@ -81,8 +82,10 @@ class Backbone:
 def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
     """``timm:NAME`` or ``transformers:NAME``, NAME being a folder or a Hub id, or one of timm's own names.
 
+    Networks are in fp32, whatever their checkpoint is in. No code of a folder is run, and no pickle is read.
+
     Raises:
-        ConfigError: another kind of name, or a network that gives no features.
+        ConfigError: another kind of name, or a network that gives no features, or others for the same images.
         ArtifactError: the files are missing (offline), pickled, or do not fit.
     """
     kind, _, source = name.partition(":")
@@ -91,12 +94,17 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
     device = torch.device(device)
     network, preprocessing = LOADERS[kind](source, device)
     backbone = Backbone(name, network, preprocessing, device)
+    probes = (torch.arange(2 * 3 * 8 * 8) * 37 % 256).byte().view(2, 3, 8, 8)
     try:
-        found = backbone(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        found, again = backbone(probes), backbone(probes)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"{name} takes no images of {preprocessing.crop} px: {reason(error)}") from error
     if found.ndim != 2:
         raise ConfigError(f"{name} gives {tuple(found.shape)} for two images; expected one row of features each.")
+    if not torch.allclose(found, again, rtol=1e-4, atol=1e-5):
+        raise ConfigError(
+            f"{name} gives other features for the same images, or NaN; expected a network that draws nothing at random."
+        )
     return backbone
 
 
@@ -104,8 +112,13 @@ def _timm(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
     import timm
 
     folder = _folder(source if "/" in source else _timm_id(source), source)
-    try:
-        net = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    try:  # the one file by name: timm's own choice in a folder may be a pickle
+        chosen = {"source": "", "file": str(_weights(folder))}
+        net = timm.create_model(
+            f"local-dir:{folder}", pretrained=True, num_classes=0, pretrained_cfg_overlay=chosen
+        ).float()
+    except ArtifactError:
+        raise
     except Exception as error:
         raise ArtifactError(f"{folder} cannot be loaded by timm: {reason(error)}") from error
     facts = timm.data.resolve_model_data_config(net)
@@ -117,6 +130,20 @@ def _timm(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
         std=tuple(facts["std"]),
         mode=facts["interpolation"] if facts["interpolation"] in MODES.values() else "bicubic",
     )
+
+
+def _weights(folder: Path) -> Path:
+    """The safetensors file of a timm folder: model.safetensors, or the only one.
+
+    Raises:
+        ArtifactError: there are several others.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    usual = folder / "model.safetensors"
+    if usual not in found and len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ArtifactError(f"{folder} has the weights {names}; expected model.safetensors, or one file.")
+    return usual if usual in found else found[0]
 
 
 def _timm_id(name: str) -> str:
@@ -145,7 +172,9 @@ def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor],
     logging.set_verbosity_error()  # it reports unused weights: the head is left out on purpose
     logging.disable_progress_bar()
     try:
-        model, info = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
         raise ArtifactError(f"{folder} cannot be loaded by transformers: {reason(error)}") from error
     tower = getattr(model, "vision_model", model)  # of CLIP and similar models
@@ -154,16 +183,34 @@ def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor],
         raise ArtifactError(f"{folder} lacks {len(missing)} weight(s) of its model, such as {missing[0]!r}.")
     pooled = not any("pooler" in key for key in info["missing_keys"])  # else the pooler would be a random one
     tower = tower.to(device).eval()
-    return lambda images: _pooled(tower(pixel_values=images), pooled), _processor(folder)
+    token = any(name.rpartition(".")[2] in CLASS_TOKENS for name, _ in tower.named_parameters())
+    masked = getattr(tower.config, "mask_ratio", None) is not None  # ViTMAE drops 75 % of the patches, in eval too
+    if masked:
+        tower.config.mask_ratio = 0.0
+
+    def features(images: Tensor) -> Tensor:
+        own = {"noise": _order(tower, images)} if masked else {}
+        return _pooled(tower(pixel_values=images, **own), pooled, token)
+
+    return features, _processor(folder)
 
 
-def _pooled(outputs: Any, pooled: bool) -> Tensor:
-    """(B,D): the pooled output; else the class token (B,T,D), or the mean over a map (B,D,h,w)."""
+def _order(tower: Any, images: Tensor) -> Tensor:
+    """(B,T): what keeps ViTMAE's patches in their order, which it would draw."""
+    count = tower.embeddings.patch_embeddings.num_patches
+    return torch.arange(count, dtype=torch.float32, device=images.device).expand(len(images), -1)
+
+
+def _pooled(outputs: Any, pooled: bool, token: bool) -> Tensor:
+    """(B,D): the pooled output; else the class token of (B,T,D), or where there is none the mean over the tokens, as
+    over a map (B,D,h,w)."""
     found = getattr(outputs, "pooler_output", None) if pooled else None
     if found is not None:
         return found.flatten(1)
     hidden = outputs.last_hidden_state
-    return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3))
+    return hidden[:, 0] if token else hidden.mean(1)
 
 
 def _processor(folder: Path) -> Preprocessing:

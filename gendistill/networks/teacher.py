@@ -13,7 +13,7 @@ from gendistill import runtime
 from gendistill.config import DataConfig, TeacherConfig
 from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
-from gendistill.errors import ArtifactError, ConfigError, GendistillError, require_type
+from gendistill.errors import ArtifactError, ConfigError, GendistillError, reason, require_type
 from gendistill.generator.loading import require_finite
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
@@ -144,7 +144,7 @@ class Teacher:
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {error}") from error
+            raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {reason(error)}") from error
         require_finite(str(folder / "model.safetensors"), weights)
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")

@@ -18,7 +18,7 @@ from gendistill.errors import ArtifactError, ConfigError, DataError
 from gendistill.generator.finetuning import finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.surrogate_sets import sample_set, write_sets
-from gendistill.io import WorkFolder, read_tensors
+from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.runtime import all_finite
 from gendistill.surrogate.set import SurrogateSet
 
@@ -43,7 +43,8 @@ def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
     folder = work(tmp_path / "work")
     generator, base = finetune(digits, CONFIG, folder=folder)
     assert generator.hash() == tuned.hash()
-    assert {p.name for p in folder.path.iterdir()} == {"base.safetensors", "checkpoints", "log.jsonl", "previews"}
+    kept = {"base.safetensors", "checkpoints", "log.jsonl", "previews"}
+    assert {p.name for p in folder.path.iterdir()} == kept
     phases = [json.loads(line)["phase"] for line in folder.log_path.read_text().splitlines()]
     assert phases == ["base", "minimax"]
     again, same = finetune(digits, CONFIG, folder=folder)
@@ -112,3 +113,11 @@ def test_fine_tuning_leaves_the_accelerator_of_the_caller_alone(digits: RealData
     assert mine.gradient_accumulation_steps == 8
     GradientState._shared_state.clear()
     GradientState._shared_state.update(before)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, tmp_path: Path) -> None:
+    tuned.save_pretrained(tmp_path / "generator")
+    path = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
+    write_tensors(path, read_tensors(path, fix="")[0] | {"conv_in.bias": torch.zeros(3)}, {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"conv_in.bias.*\[3\].*\[16\]"):
+        Generator.from_pretrained(tmp_path / "generator")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.networks.feature_extractors import Preprocessing, load_backbone
+from gendistill.networks.feature_extractors import LOADERS, Preprocessing, load_backbone
 from gendistill.seeding import torch_rng
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -31,7 +31,7 @@ def processor(folder: Path, **facts: object) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(record))
 
 
-def saved(kind: str, folder: Path) -> Path:
+def saved(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     import transformers as hf
 
     with torch.random.fork_rng():
@@ -48,11 +48,23 @@ def saved(kind: str, folder: Path) -> Path:
                 )
             ),
             "convnext": lambda: hf.ConvNextModel(hf.ConvNextConfig(depths=[1, 1], hidden_sizes=[8, 16], num_stages=2)),
+            "ijepa": lambda: hf.IJepaModel(hf.IJepaConfig(image_size=28, patch_size=14, **VISION)),
+            "siglip": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(image_size=28, patch_size=14, **VISION)),
+            "siglip_headless": lambda: hf.SiglipVisionModel(
+                hf.SiglipVisionConfig(image_size=28, patch_size=14, vision_use_head=False, **VISION)
+            ),
+            "vitmae": lambda: hf.ViTMAEModel(hf.ViTMAEConfig(image_size=28, patch_size=7, **VISION)),
+            "resnet": lambda: hf.ResNetModel(
+                hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+            ),
+            "swin": lambda: hf.SwinModel(
+                hf.SwinConfig(image_size=28, patch_size=7, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2)
+            ),
             "vit_unpooled": lambda: hf.ViTModel(
                 hf.ViTConfig(image_size=28, patch_size=14, **VISION), add_pooling_layer=False
             ),
         }[kind]()
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     processor(folder)
     return folder
 
@@ -156,3 +168,87 @@ def test_without_transformers_the_way_to_install_it_is_named(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"gendistill\[transformers\]"):
         load_backbone("transformers:facebook/dinov2-small")
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "siglip", "convnext", "resnet", "swin"])
+def test_a_checkpoint_in_half_precision_computes_in_fp32(kind: str, tmp_path: Path) -> None:
+    """transformers loads it in its own precision: convolutions refuse the images, and others round."""
+    import transformers as hf
+
+    backbone = load_backbone(f"transformers:{saved(kind, tmp_path, torch.bfloat16)}")
+    model = hf.AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        own = getattr(model, "vision_model", model)(pixel_values=backbone.preprocessing(pictures())).pooler_output
+    torch.testing.assert_close(backbone(pictures()), own.flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["ijepa", "siglip_headless"])
+def test_without_a_class_token_features_are_the_mean_over_tokens(kind: str, tmp_path: Path) -> None:
+    """The first token is the top left patch."""
+    import transformers as hf
+
+    backbone = load_backbone(f"transformers:{saved(kind, tmp_path)}")
+    model = hf.AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        hidden = model(pixel_values=backbone.preprocessing(pictures())).last_hidden_state
+    torch.testing.assert_close(backbone(pictures()), hidden.mean(1))
+
+
+def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path: Path) -> None:
+    """ViTMAE masks 75 % of them at random, in evaluation mode too."""
+    import transformers as hf
+
+    backbone = load_backbone(f"transformers:{saved('vitmae', tmp_path)}")
+    assert torch.equal(backbone(pictures()), backbone(pictures()))
+    whole = hf.AutoModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
+    with torch.no_grad():
+        own = whole(pixel_values=backbone.preprocessing(pictures())).last_hidden_state[:, 0]
+    torch.testing.assert_close(backbone(pictures()), own)
+
+
+def test_a_network_that_draws_at_random_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Preprocessing(resize=8, crop=8, mean=MEAN, std=STD)
+    noisy = lambda source, device: (lambda images: torch.rand(len(images), 4), prepare)  # noqa: E731
+    monkeypatch.setitem(LOADERS, "timm", noisy)
+    with pytest.raises(ConfigError, match="timm:any gives other features for the same images"):
+        load_backbone("timm:any")
+
+
+def test_code_of_a_folder_is_never_run(tmp_path: Path) -> None:
+    saved("vit", tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    with pytest.raises(ArtifactError, match="cannot be loaded by transformers"):
+        load_backbone(f"transformers:{tmp_path}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "other"])
+def test_a_pickle_beside_safetensors_is_never_read(name: str, tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model("resnet10t", num_classes=5)
+    facts = {"mean": MEAN, "std": STD, "input_size": (3, 32, 32), "num_classes": 5, "classifier": "fc"}
+    record = {"architecture": "resnet10t", "num_classes": 5, "pretrained_cfg": facts | {"first_conv": "conv1"}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    for pickle in ("pytorch_model.bin", "model.pth"):  # other numbers: timm takes pytorch_model.bin by preference
+        torch.save({key: torch.zeros_like(one) for key, one in net.state_dict().items()}, tmp_path / pickle)
+    save_file(net.state_dict(), tmp_path / f"{name}.safetensors")
+    backbone = load_backbone(f"timm:{tmp_path}")
+    net.eval()
+    with torch.no_grad():
+        own = net.forward_head(net.forward_features(backbone.preprocessing(pictures())), pre_logits=True)
+    torch.testing.assert_close(backbone(pictures()), own)
+
+
+def test_safetensors_among_which_none_is_named_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"one.safetensors, two.safetensors; expected model.safetensors"):
+        load_backbone(f"timm:{tmp_path}")

@@ -208,3 +208,11 @@ def test_a_teacher_whose_weights_are_no_numbers_is_refused(teacher: Path, tmp_pa
     made = distill(load_data(max_per_class=40), "random", 1)
     with pytest.raises(ArtifactError, match="not finite"):
         label_set(made, broken)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "model.safetensors"
+    write_tensors(path, read_tensors(path, fix="")[0] | {"head.bias": torch.zeros(3)})
+    with pytest.raises(ArtifactError, match=r"does not fit .*head.bias.*\[3\].*\[10\]"):
+        Teacher.from_pretrained(tmp_path / "teacher")
