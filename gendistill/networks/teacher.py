@@ -239,7 +239,10 @@ def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealDat
 
 def _own_data(teacher: Teacher, what: str) -> RealData:
     if "data_config" not in teacher.meta:
-        raise ArtifactError(f"{what} does not say how to read the images it was trained on; run `gendistill teacher`.")
+        raise ArtifactError(
+            f"{what} does not say how to read the images it was trained on. Give --data, or a teacher that `gendistill "
+            "teacher` made."
+        )
     data = read_data(DataConfig(**teacher.meta["data_config"]))
     if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""What commands print: an evaluation as text of at most 120 columns, and lines about sets."""
+"""What commands print: an evaluation as text of at most 100 columns, and lines about sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, v
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.stored import StoredSet
 
-WIDTH = 31  # of a row's name
+COLUMNS_OF_TEXT = 100
+WIDTH = 30  # of a row's name
 MOST_FILES = 10  # that are named of a damaged set
 SetName = tuple[int | None, str]  # images per class, and what the set is called
 
@@ -92,26 +93,26 @@ def _first(network: str, rows: Sequence[Row]) -> int:
 
 def _head(legacy: bool, balanced: bool) -> str:
     return (
-        f"{'IPC':>4}  {'set':<{_width(balanced)}} {'images':>11} {'bytes':>7}  {'accuracy %':>12}"
+        f"{'IPC':>4}  {'set':<{_width(balanced, legacy)}} {'images':>11} {'bytes':>7}  {'accuracy %':>12}"
         f"{'  balanced' if balanced else ''}{'  (best)' if legacy else ''}  {'95 % vs random':>16}  verdict"
     )
 
 
-def _width(balanced: bool) -> int:
-    return WIDTH - 10 * balanced
+def _width(balanced: bool, legacy: bool) -> int:
+    return WIDTH - 10 * balanced - 8 * legacy
 
 
 def _line(row: Row, legacy: bool, balanced: bool) -> str:
-    interval, label = row["ci95_vs_random"], row_label(row)
+    interval, label, verdict = row["ci95_vs_random"], row_label(row), row["verdict"].removesuffix(" than random")
     gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
     seeds = f" x{row['synthesis_seeds']}" if row.get("synthesis_seeds", 1) > 1 else ""
-    room = _width(balanced) - len(seeds)
+    room = _width(balanced, legacy) - len(seeds)
     label = (label if len(label) <= room else label[: room - 1] + "…") + seeds
     fair = f"  {100 * (balanced_accuracy(row) or 0):8.1f}" if balanced else ""
     best = f"  ({100 * sum(row['legacy_best']) / len(row['legacy_best']):4.1f})" if legacy else ""
     return (
-        f"{row['ipc'] or '':>4}  {label:<{_width(balanced)}} {_images(row):>11} {_bytes(row):>7}  "
-        f"{100 * row['mean']:5.1f} ± {100 * row['std']:4.1f}{fair}{best}  {gain:>16}  {row['verdict']}"
+        f"{row['ipc'] or '':>4}  {label:<{_width(balanced, legacy)}} {_images(row):>11} {_bytes(row):>7}  "
+        f"{100 * row['mean']:5.1f} ± {100 * row['std']:4.1f}{fair}{best}  {gain:>16}  {verdict}"
     )
 
 
@@ -150,7 +151,7 @@ def _notes(rows: Sequence[Row], balanced: bool) -> list[str]:
         notes.append("(best): the highest of several tests along the way; no verdict uses it.")
     if cached:
         notes.append(f"{cached} of {runs} runs come from earlier evaluations (baseline_cache).")
-    return ["", *notes] if notes else []
+    return ["", *map(_wrapped, notes)] if notes else []
 
 
 def _beside_bytes(row: Row, ends: Pair) -> str:
@@ -165,15 +166,15 @@ def _recipe(row: Row) -> str:
 
 COLUMNS = {
     "kid": "KID",
-    "precision": "precision",
+    "precision": "prec.",
     "recall": "recall",
     "density": "density",
-    "coverage": "coverage",
+    "coverage": "cover.",
     "vendi": "Vendi",
-    "representativeness": "represent.",
-    "crowding": "crowding",
+    "representativeness": "repr.",
+    "crowding": "crowd.",
 }
-HEADS = (*COLUMNS.values(), "agreement")
+HEADS = (*COLUMNS.values(), "agree.")
 NEAR = 0.05  # share of near copies worth a line; 0.01 is what held-out images have
 
 
@@ -184,7 +185,10 @@ def set_table(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
         return ""
     first = next(iter(sets.values()))
     lines = [
-        f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of equal size",
+        _wrapped(
+            f"The sets by {first['features']}: means over classes, beside {first['draws']} random real sets of "
+            "equal size"
+        ),
         _columns_line("IPC  set", HEADS),
     ]
     last: list[str] = []
@@ -210,10 +214,7 @@ def _values(found: SetNumbers) -> list[Measure]:
 def finding_lines(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
     """A paragraph for each finding, errors first."""
     found = sorted(result.get("findings") or [], key=lambda f: f["severity"] != "error")
-    return "\n".join(
-        textwrap.fill(f"{f['severity'].upper()} {_where(f, names)}: {f['text']}", 118, subsequent_indent="  ")
-        for f in found
-    )
+    return "\n".join(_wrapped(f"{f['severity'].upper()} {_where(f, names)}: {f['text']}") for f in found)
 
 
 def _where(finding: FindingEntry, names: Mapping[str, SetName]) -> str:
@@ -224,9 +225,8 @@ def _where(finding: FindingEntry, names: Mapping[str, SetName]) -> str:
 
 
 def _columns_line(name: str, values: Sequence[str]) -> str:
-    return f"{name:<28}" + "".join(
-        f"{value:>{max(9, len(head)) + 1}}" for value, head in zip(values, HEADS, strict=True)
-    )
+    name = name if len(name) <= 28 else f"{name[:27]}…"
+    return f"{name:<28}" + "".join(f"{value:>8}" for value in values)
 
 
 def _number(value: float | None, sign: str = "") -> str:
@@ -252,23 +252,27 @@ def score_table(result: Mapping[str, Any]) -> str:
     soft = any(entry["labels"] != "hard" for entry in entries)
     if not soft and not any(entry["ars"] for entry in entries):
         return ""
-    width = 2 + max(len(entry["recipe"] or "hard") for entry in entries)
     several = len({entry["network"] for entry in entries}) > 1
-    lines = [
-        "",
-        "Scores from 0 to 1: higher is better; 0.269 is alpha = 0. HLR (lower is better) and IOR in points.",
-        f"{'IPC':>4}  {'set':<30}{'labels':<{width}} {'LRS':>13}  {'HLR':>6}  {'IOR':>6}  {'ARS':>13}"
-        + ("  network" if several else ""),
-    ]
+    groups: dict[str, list[ScoreEntry]] = {}
     for entry in sorted(entries, key=lambda e: e["ipc"] or 0):
-        lrs = entry["lrs"]
-        lines.append(
-            f"{entry['ipc']:>4}  {row_label(entry):<30}{entry['recipe'] or 'hard':<{width}} {_score(lrs):>13}"
-            f"  {_points(lrs['hlr']):>6}  {_points(lrs['ior']):>6}  {_score(entry['ars']):>13}"
-            + (f"  {entry['network']}" if several else "")
-        )
+        title = f"labels {entry['recipe'] or 'hard'}" + (f"; {entry['network']}" if several else "")
+        groups.setdefault(title, []).append(entry)
+    lines = ["", "Scores from 0 to 1: higher is better; 0.269 is alpha = 0. HLR (lower is better) and IOR in points."]
+    for title, group in groups.items():
+        lines.append(f"{title}:")
+        lines.append(f"{'IPC':>4}  {'set':<30} {'LRS':>13}  {'HLR':>6}  {'IOR':>6}  {'ARS':>13}")
+        for entry in group:
+            lrs = entry["lrs"]
+            lines.append(
+                f"{entry['ipc']:>4}  {row_label(entry):<30} {_score(lrs):>13}  {_points(lrs['hlr']):>6}"
+                f"  {_points(lrs['ior']):>6}  {_score(entry['ars']):>13}"
+            )
     missing = dict.fromkeys(sentence for entry in entries for sentence in entry["missing"])
-    return "\n".join([*lines, *missing])
+    return "\n".join([*lines, *map(_wrapped, missing)])
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, COLUMNS_OF_TEXT, subsequent_indent="  ")
 
 
 def _score(found: Score | None) -> str:

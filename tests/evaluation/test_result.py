@@ -128,7 +128,7 @@ def test_the_balanced_accuracy_stands_beside_where_test_classes_differ(result: E
     found = replace(result, rows=rows, data={**result.data, "counts": counts})
     text = gd.table(found)
     assert re.search(r"accuracy %  balanced .*\n.* 66\.7 ±  0\.0 {6}50\.0 ", text)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 100
     assert "<td>50.0</td>" in found._repr_html_()
 
 
