@@ -46,6 +46,24 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def output_place(folder: Path) -> Path:
+    """The folder that an ``output_dir`` means, behind a link or a dot: ``NAME.partial`` is made beside it.
+
+    Raises:
+        ArtifactError: it is a file, or a path that cannot be.
+    """
+    try:
+        place = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
+        is_file = place.exists() and not place.is_dir()
+        place.with_name(place.name + ".partial.new").exists()  # the longest name that a command uses
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"output_dir {folder} cannot be written: {why}. Give another --output_dir.") from error
+    if is_file:
+        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+    return place
+
+
 def replaceable(folder: Path) -> Path:
     """The folder, behind a link where there is one, whose place a finished folder can take.
 

@@ -17,7 +17,7 @@ from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions,
 from gendistill.config.data import DataConfig
 from gendistill.errors import ArtifactError, DataError
 from gendistill.hub import why_no_dataset
-from gendistill.io import partial_of, read_json
+from gendistill.io import output_place, partial_of, read_json
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
 TEACHERS = ("teacher", "held_out")
@@ -77,8 +77,7 @@ def _check_output(options: Options) -> None:
     folder = getattr(options, "output_dir", None)
     if folder is None:
         return
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
+    folder = output_place(folder)
     if not isinstance(options, StageOptions) or options.overwrite or options.resume_from_checkpoint:
         return
     for path in (folder, partial_of(folder)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -67,6 +69,8 @@ class DataFacts(TypedDict, total=False):
         test_fingerprint: Of the test images.
         counts: Images of each class, by split.
         licence: As the Hub spells it; missing where unknown.
+        options: The fields of ``DataConfig`` that read them again, without those at their default; missing for images
+            from memory and in older versions.
     """
 
     name: str
@@ -74,6 +78,7 @@ class DataFacts(TypedDict, total=False):
     test_fingerprint: str
     counts: dict[str, list[int]]
     licence: str
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class RealData:
         problems: What was skipped or altered while reading.
         licence: Of the images, as the Hub spells it; None where it is unknown.
         reading: What ``load_data`` read for each split and what it left out, in one line; empty otherwise.
+        options: The options of ``load_data`` that are not at their default; empty otherwise.
     """
 
     name: str
@@ -99,6 +105,7 @@ class RealData:
     problems: tuple[str, ...] = field(default=())
     licence: str | None = None
     reading: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
@@ -308,6 +315,8 @@ class RealData:
         }
         if self.licence is not None:
             found["licence"] = self.licence
+        if self.options:
+            found["options"] = dict(self.options)
         return found
 
 
@@ -368,8 +377,25 @@ def check_origin(what: str, classes: tuple[str, ...], meta: Mapping[str, Any], d
         raise ArtifactError(
             f"{what} was made from other images or splits ({name}, fingerprint {fingerprint}) than "
             f"--data gives ({data.name}, {data.fingerprint()}), so test images may be among them. Give the --data "
-            "options it was made with."
+            f"options it was made with{f': {known}' if (known := data_arguments(source)) else ''}."
         )
+
+
+def data_arguments(facts: DataFacts) -> str:
+    """The options of the command line that read the images of a manifest again, as far as it has them."""
+    options = facts.get("options") or ({"name": facts["name"]} if facts.get("name") else {})
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return shlex.join(word for name, value in values.items() for word in (f"--data.{name}", value))
+
+
+def data_config_of(facts: DataFacts) -> DataConfig | None:
+    """The options that read the images of a manifest's ``data`` again; None where it does not say them.
+
+    Raises:
+        ConfigError: an option has a value that this version refuses.
+    """
+    options = facts.get("options")
+    return DataConfig(**options) if options else None
 
 
 def evenly_spaced(count: int, most: int | None) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gendistill.config import DataConfig
+from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
 from gendistill.data.dataset import RealData, hold_out
 from gendistill.data.items import Item, Source, some
@@ -49,6 +49,7 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     if isinstance(config, str):
         options, config = {"name": config, **options}, None
     config = config or DataConfig(**options)  # type: ignore[arg-type]
+    asked = _options(config)
     source = present_classes(find_source(config), config)
     config = replace(config, licence=config.licence or source.licence)
     splits = dict(source.splits)
@@ -63,7 +64,14 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     assert train is not None
     problems = [*reader.problems, *reader.range_problems()]
     data = RealData.from_splits(config, source.classes, train, test, validation, problems=problems)
-    return replace(data, reading=describe_reading(data, source, config))
+    return replace(data, reading=describe_reading(data, source, config), options=asked)
+
+
+def _options(config: DataConfig) -> dict[str, object]:
+    """What reads the same images again, from any folder: the options that are not at their default, and the name."""
+    default, place = DataConfig(), config.folder
+    changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k)}
+    return {"name": str(place.resolve()) if place else config.name, **{k: v for k, v in changed.items() if k != "name"}}
 
 
 def find_source(config: DataConfig) -> Source:

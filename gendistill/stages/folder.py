@@ -34,6 +34,7 @@ from gendistill.io import (
     is_full,
     is_relative,
     mismatch,
+    output_place,
     partial_of,
     replaceable,
     storage_errors,
@@ -249,23 +250,21 @@ def _check(options: StageOptions, folder: Path, inputs: list[Path]) -> None:
 
 
 def writable_place(folder: Path) -> Path:
-    """The folder itself where ``folder`` is a link or ends with a dot: beside it is room for ``NAME.partial``.
+    """``output_place``, where files can be written.
 
     Raises:
-        ArtifactError: nothing can be written there.
+        ArtifactError: none can.
     """
+    place = output_place(folder)
     try:
-        place = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
-        if place.exists() and not place.is_dir():
-            raise ArtifactError(f"output_dir {folder} is a file; give a folder.")
-        place.with_name(place.name + ".partial.new").exists()  # the longest name that a command uses
         place.parent.mkdir(parents=True, exist_ok=True)
         for parent in {place.parent, place if place.is_dir() else place.parent}:
             with tempfile.TemporaryFile(dir=parent):
                 pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"output_dir {folder} cannot be written: {why}. Give another --output_dir.") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"output_dir {folder} cannot be written: {error.strerror}. Give another --output_dir."
+        ) from error
     return place
 
 

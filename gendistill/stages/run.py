@@ -14,6 +14,7 @@ from gendistill.config.commands import RunCommand, RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
+from gendistill.evaluation.cache import cache_folder
 from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
@@ -64,6 +65,7 @@ def run(config: RunConfig) -> Evaluation:
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
         check_sizes(config, data)
+        cache_folder(config.evaluate.baseline_cache)  # refused now, not after the training
         generator = check_networks(config, data)
         if not (out / CONFIG).is_file():
             note(format_estimate(estimate_run(config, data, generator)))

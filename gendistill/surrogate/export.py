@@ -22,9 +22,9 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import inside, replaceable, write_json, write_text
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD, card
-from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, Evidence, read_entry
+from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, CardEntry, Evidence, read_entry
 from gendistill.surrogate.ddranking import write_ddranking
-from gendistill.surrogate.hub_datasets import find_surrogate
+from gendistill.surrogate.hub_datasets import find_surrogate, without_local_paths
 from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN, command_line, versions
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
@@ -200,7 +200,7 @@ def write_export(
 
     Beside the data of the format stand manifest.json, evidence.json and soft_labels.json of each set, and its soft
     labels where the format has no place for them. ``evidence`` has parts to add by config; ``facts`` go into
-    export.json.
+    export.json. Of every path on this computer the last part alone is written, because exports are published.
 
     Raises:
         ArtifactError: the sets do not fit into one export, or not into the format.
@@ -215,19 +215,22 @@ def write_export(
         WRITERS[format](stored, target)
         entry = read_entry(stored.folder, stored.manifest, folder=part)
         more: Evidence = (evidence or {}).get(stored.config, {})
-        entry = replace(entry, evidence={**entry.evidence, **more})
-        _write_companions(stored, target, format, entry.evidence)
+        shown = without_local_paths({**entry.evidence, **more})
+        entry = replace(entry, manifest=without_local_paths(entry.manifest), evidence=shown)
+        _write_companions(stored, target, format, entry)
         entries.append(entry)
         record[stored.config] = {"folder": part, "checksums": stored.manifest["checksums"]}
     write_text(folder / CARD, card(entries, format=format), errors="replace")
-    write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **(facts or {})})
+    facts = without_local_paths(facts or {})
+    write_json(folder / RECORD, {"export": FORMAT, "format": format, "sets": record, **facts})
 
 
-def _write_companions(stored: StoredSet, target: Path, format: Format, evidence: Evidence) -> None:
-    if evidence:
-        write_json(target / EVIDENCE, evidence)
+def _write_companions(stored: StoredSet, target: Path, format: Format, entry: CardEntry) -> None:
+    write_json(target / MANIFEST, entry.manifest)
+    if entry.evidence:
+        write_json(target / EVIDENCE, entry.evidence)
     in_columns = stored.labelled and format != "imagefolder"
-    for name in (MANIFEST, PAIRS, soft_labels.RECORD, *(() if in_columns else (soft_labels.TENSORS,))):
+    for name in (PAIRS, soft_labels.RECORD, *(() if in_columns else (soft_labels.TENSORS,))):
         if inside(stored.folder, name).is_file():
             shutil.copyfile(stored.folder / name, target / name)
 

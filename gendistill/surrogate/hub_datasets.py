@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import re
+import shlex
+from pathlib import Path, PurePath
+from typing import Any
 
 from gendistill.config.paths import HUB_ID, NO_SET
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hub import fetch, local_folder
+from gendistill.io import read_json
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.card.card import CARD
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS
@@ -61,6 +66,41 @@ def _check(folder: Path, name: str) -> None:
         raise ArtifactError(f"{name} holds several sets; give one: {', '.join(f'{name}/{s}' for s in record['sets'])}.")
 
 
+# a path from the root, the home or the current folder, inside a text; not the // of an address
+LOCAL = re.compile(r"(?<![\w./-])(?:~\w*|\.{1,2})?/(?![/\s])[^,;\[\]'\"\n]*")
+NAMES = ("classes", "folders", "versions")  # which are no paths, whatever they look like
+
+
+def without_local_paths(value: Any) -> Any:
+    """A value of manifest.json, evidence.json or export.json with the last part alone of every path on this computer.
+
+    In a command every word is looked at; a relative path is one that is here.
+    """
+    if isinstance(value, dict):
+        return {
+            k: _short_command(v) if k == "command" else v if k in NAMES else without_local_paths(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [without_local_paths(one) for one in value]
+    return _short(value) if isinstance(value, str) else value
+
+
+def _short_command(command: object) -> object:
+    try:
+        return shlex.join(map(_short, shlex.split(command))) if isinstance(command, str) else command
+    except ValueError:  # no command of ours
+        return _short(str(command))
+
+
+def _short(text: str) -> str:
+    """The text with names for paths."""
+    option, is_set, value = text.rpartition("=")
+    if "/" in value and not LOCAL.match(value) and os.path.exists(value):
+        return f"{option}{is_set}{Path(value).name}"
+    return LOCAL.sub(lambda found: PurePath(found[0].rstrip()).name, text)
+
+
 # Everything that exports consist of, so that none of an earlier one stays among the new files
 OURS = (
     "train/*", "train-*.parquet", "train-*.tar", "?????/*.png", "*.pt", "manifest.json", "CHECKSUMS", "evidence.json",
@@ -92,6 +132,18 @@ def push_to_hub(folder: str | Path, name: str, *, revision: str | None = None, p
     if read_record(Path(folder)) is None:
         raise ArtifactError(f"{folder} is not an export: it has no {RECORD}. Write one with gendistill.export.")
     return push(Path(folder), name, revision=revision, private=private)
+
+
+def _check_public(folder: Path) -> None:
+    """Refuse an export that an older version wrote with paths of this computer.
+
+    Raises:
+        ArtifactError: a file names one.
+    """
+    for path in (found for name in (MANIFEST, EVIDENCE, RECORD) for found in folder.rglob(name)):
+        found = read_json(path, kind="an export", fix="Export the set again.")
+        if found != without_local_paths(found):
+            raise ArtifactError(f"{path} names folders of this computer, which others should not see. Export it again.")
 
 
 def check_push(name: str) -> None:
@@ -128,6 +180,7 @@ def push(folder: Path, name: str, *, revision: str | None = None, private: bool 
     """
     from huggingface_hub import HfApi
 
+    _check_public(folder)
     api, kind = HfApi(), "dataset"
     try:
         api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)

@@ -14,7 +14,7 @@ import pytest
 from gendistill.errors import ArtifactError
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folder import finished, read_record, stage_folder, stage_settings
-from tests.helpers import files, gendistill, messages, start
+from tests.helpers import TINY, files, gendistill, messages, start
 
 RANDOM = ("distill", "--method", "random", "--ipc", 2, "--data.name", "digits")
 RESUME = ("--resume_from_checkpoint", "latest")
@@ -187,3 +187,20 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="do not match their hash"):
         checkpoints.latest()
+
+
+def test_a_cache_that_is_a_file_is_refused_before_any_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").touch()
+    command = (
+        "run",
+        "--config",
+        TINY,
+        "--evaluate.baseline_cache",
+        tmp_path / "cache",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    assert "is a file; expected a folder" in refused(capsys, *command)
+    assert {p.name for p in tmp_path.iterdir()} == {"cache"}

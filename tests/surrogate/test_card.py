@@ -31,6 +31,7 @@ from gendistill.surrogate.stored import StoredSet
 from tests.surrogate.sets import NASTY, make
 
 DIGITS = tuple(map(str, range(10)))
+SPLITS = ("train", "test", "val", "dev")  # by which datasets finds splits where it is told nothing
 UNSORTED = ("zebra", "ant", "10", "2", "a/b", "größe")
 SETS: dict[str, SurrogateSet] = {
     "grey digits": make(DIGITS, channels=1),
@@ -43,6 +44,8 @@ SETS: dict[str, SurrogateSet] = {
     "factors 1 and 2": make(factor=(1, 2)),
     "factor 2, grey, unsorted": make(UNSORTED, channels=1, factor=2),
     "names of splits": make(("train", "test")),
+    "names of splits alone": make(SPLITS),
+    "a name of a split": make(("test",)),
 }
 every_set = pytest.mark.parametrize("original", SETS.values(), ids=SETS.keys())
 
@@ -184,8 +187,9 @@ def exported(tmp_path: Path, sets: Iterable[SurrogateSet], format: Any) -> Path:
 
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("format", ["imagefolder", "parquet", "webdataset"])
-def test_the_code_reads_the_largest_of_several_sets(format, factor, tmp_path, monkeypatch) -> None:
-    sets = [make(UNSORTED, ipc=ipc, channels=1, factor=factor) for ipc in (1, 3, 2)]
+@pytest.mark.parametrize("classes", [UNSORTED, SPLITS])
+def test_the_code_reads_the_largest_of_several_sets(format, factor, classes, tmp_path, monkeypatch) -> None:
+    sets = [make(classes, ipc=ipc, channels=1, factor=factor) for ipc in (1, 3, 2)]
     folder = exported(tmp_path, sets, format)
     assert [c["config_name"] for c in front(readme(folder))["configs"] if c.get("default")] == ["ipc-3"]
     for number in range(len(scripts(folder))):

@@ -22,13 +22,16 @@ from torch import Tensor
 import gendistill
 from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.surrogate.export import write_export, write_parquet, write_webdataset
+from gendistill.surrogate.card.card import add_evidence
+from gendistill.surrogate.export import export, write_export, write_parquet, write_webdataset
+from gendistill.surrogate.hub_datasets import push
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed
 from gendistill.surrogate.stored import StoredSet
 from tests.helpers import files
+from tests.surrogate.sets import make
 
 CLASSES = ("zebra", "a/b", "größe.tar.png", "10", "2", "猫 [x]*")  # in no sorted order, and not their folders' names
 
@@ -391,3 +394,45 @@ def test_what_is_no_export_is_not_pushed(tmp_path: Path, monkeypatch: pytest.Mon
         gendistill.push_to_hub(tmp_path, "me/mine")
     with pytest.raises(ConfigError, match="expected a dataset id"):
         gendistill.push_to_hub(tmp_path, "mine")
+
+
+def test_paths_of_this_computer_are_not_exported(tmp_path: Path) -> None:
+    """But for their last part; what no path is stays as it is."""
+    home = "/home/someone/secret/cats"
+    command = f"gendistill distill --data.name {home} --surrogate '[{home}/a,~/b]' --teacher={home} --pretrained o/n"
+    facts = {"name": home, "options": {"name": home, "licence": "cc/by"}}
+    made = make(classes=("/etc", "a/b"), command=command, data=facts, teacher_data=[facts], licence="9/10, 3 / 4")
+    made.save(tmp_path / "set")
+    add_evidence(tmp_path / "set", evaluation={"protocol": "p", "data": home, "command": command, "rows": []})
+    assert home in (tmp_path / "set" / "manifest.json").read_text()
+    export(tmp_path / "set", tmp_path / "out", "webdataset")
+    for path in ("manifest.json", "evidence.json", "export.json", "README.md"):
+        text = (tmp_path / "out" / path).read_text()
+        assert "someone" not in text, path
+        assert str(tmp_path) not in text, path
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["classes"] == ["/etc", "a/b"]
+    assert manifest["data"] == {"name": "cats", "options": {"name": "cats", "licence": "cc/by"}}
+    assert manifest["licence"] == "9/10, 3 / 4"
+    assert manifest["command"].endswith("--data.name cats --surrogate '[a,b]' --teacher=cats --pretrained o/n")
+
+
+def test_an_older_export_with_paths_is_not_pushed(tmp_path: Path) -> None:
+    make().save(tmp_path / "set")
+    export(tmp_path / "set", tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "command": "gendistill run --output_dir /home/me/x"}))
+    with pytest.raises(ArtifactError, match="names folders of this computer"):
+        push(tmp_path / "out", "owner/name")
+
+
+def test_every_sample_of_a_tar_file_has_every_column(tmp_path: Path) -> None:
+    """The webdataset reader of datasets takes the columns from the first samples."""
+    images = make(ipc=4)
+    probabilities = torch.full((12, 3), 1 / 3).half()
+    soft = SoftLabels("per_image", 3, 1.0, Views(seed=0, batch_size=2), values=probabilities)
+    SurrogateSet(images.images, images.labels, images.classes, {}, 1, soft).save(tmp_path / "set")
+    export(tmp_path / "set", tmp_path / "out", "webdataset")
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        names = [name.split(".") for name in tar.getnames()]
+    assert names == [[f"{i:08d}", column] for i in range(12) for column in ("png", "cls", "npy")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gendistill.data.dataset import DataFacts
+from gendistill.data.dataset import DataFacts, data_arguments
 from gendistill.surrogate.card.entry import CopyEvidence, EvaluationRow, Evidence
 from gendistill.surrogate.card.loaders import Layout
 from gendistill.surrogate.manifest import AS_DATA, Manifest
@@ -359,8 +359,7 @@ def _beside(format: str) -> str:
 
 
 def _data(manifest: Manifest) -> str:
-    name = (manifest.get("data") or {}).get("name")
-    return f" --data.name {shlex.quote(str(name))}" if name else ""
+    return f" {arguments}" if (arguments := data_arguments(manifest.get("data") or {})) else ""
 
 
 class EvaluationTable(NamedTuple):
