@@ -20,7 +20,7 @@ from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.loading import licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
-from gendistill.generator.trainer import rate_advice, train_generator
+from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
@@ -29,6 +29,7 @@ LATENTS, CHECKPOINTS, BASE_WEIGHTS = "latents", "checkpoints", "base.safetensors
 TEMPORARY = (CHECKPOINTS, BASE_WEIGHTS, LATENTS)  # what only an interrupted training needs
 PREVIEWS, ADAPTER = "previews", "adapter"
 PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+RELEASED_CHANGE = 12.0  # steps x rate: about 12 000 steps of 1e-3 for DiT-XL/2 on ten classes of ImageNet
 OUR_LICENCE = "apache-2.0"
 
 
@@ -105,6 +106,8 @@ def finetune(
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
     if config.minimax_steps:
+        if config.pretrained is not None and run.is_main:
+            _note_small_change(config)
         run.run_phase("minimax", adapted)
         run.preview("minimax")
     run.end()
@@ -128,6 +131,18 @@ def finetune(
         save_adapter(folder.path / ADAPTER, adapted, origin, main_process=run.is_main)
     generator.network = adapted.merged()
     return generator, base
+
+
+def _note_small_change(config: FinetuneConfig) -> None:
+    """Say so where the steps are far too few, or the rate too low, to change a pretrained generator."""
+    steps, peak = config.minimax_steps, config.minimax_learning_rate
+    total = sum(learning_rate_at(step, steps, peak) for step in range(steps))
+    if total < RELEASED_CHANGE / 10:
+        note(
+            f"the learning rates of the {steps} minimax steps sum to {total:.2g}, those of the released recipe for a "
+            f"pretrained DiT to about {RELEASED_CHANGE:g}: the generator will hardly change. Set --minimax_steps and "
+            "--minimax_learning_rate, such as 12000 and 1e-3."
+        )
 
 
 def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ class ConvNet(Classifier):
     """``depth`` blocks of [3x3 convolution, norm, ReLU, 2x2 average pooling], then one linear layer.
 
     Input (B,C,H,W) in [-1, 1]; ``features`` gives (B,D), ``classify`` maps those to logits (B,K).
-    Instance norm is GroupNorm(width, width), as in the released DC code; batch norm is for teachers.
+    Instance norm is GroupNorm(width, width), as in the released DC code; batch norm is for teachers. Grey images of
+    28 px (MNIST) are padded by 3 in the first convolution, as there: their maps are those of 32 px.
     """
 
     def __init__(
@@ -77,12 +79,23 @@ class ConvNet(Classifier):
             raise ConfigError(
                 f"A ConvNet of depth {depth} does not fit {image_size} px images; expected 1 to {deepest}."
             )
+        self.padding = 3 if (channels, image_size) == (1, 28) else 1  # of the first convolution
         layers: list[nn.Module] = []
         for level in range(depth):
             norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(width, width)
-            layers += [nn.Conv2d(width if level else channels, width, 3, padding=1), norm, nn.ReLU(), AvgPool2x2()]
+            inside, padding = (width, 1) if level else (channels, self.padding)
+            layers += [nn.Conv2d(inside, width, 3, padding=padding), norm, nn.ReLU(), AvgPool2x2()]
         self.body = nn.Sequential(*layers, nn.Flatten())
-        self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
+        self.classes, self._unpadded = classes, width * (image_size >> depth) ** 2
+        self.head = nn.Linear(width * ((image_size + 2 * (self.padding - 1)) >> depth) ** 2, classes)
+
+    def fit_head(self, features: int) -> None:
+        """Pad the first convolution by 1 where stored weights have the ``features`` of that: grey images of 28 px were
+        not padded by 3 before."""
+        if self.padding > 1 and features == self._unpadded:
+            first: Any = next(self.body.children())
+            first.padding, self.padding = (1, 1), 1
+            self.head = nn.Linear(features, self.classes)
 
 
 LEAST = 3  # positions a side: of one, instance norm is a constant; of 2 x 2, its derivatives explode

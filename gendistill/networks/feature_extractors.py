@@ -338,7 +338,9 @@ def _untrained(data: RealData) -> tuple[nn.Module, str]:
     """(the network, the hash of all that decides its training)."""
     shape: NetworkSpec = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
     spec: NetworkSpec = {**SPEC, **shape}
-    return build_network(**spec, seed=0), hash_json([spec, vars(TeacherConfig()), data.fingerprint()])
+    network = build_network(**spec, seed=0)
+    padded = ["padded"] if getattr(network, "padding", 1) > 1 else []  # grey images of 28 px were not before
+    return network, hash_json([spec, vars(TeacherConfig()), data.fingerprint(), *padded])
 
 
 def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:

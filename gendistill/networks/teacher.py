@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
+import torch
 from torch import nn
 
 from gendistill import runtime
@@ -17,6 +18,7 @@ from gendistill.errors import ArtifactError, ConfigError, GendistillError, reaso
 from gendistill.generator.loading import require_finite
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
+from gendistill.networks.classifiers import ConvNet
 from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
 from gendistill.networks.statistics import ClassStatistics, cached_statistics, collect_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop
@@ -141,6 +143,8 @@ class Teacher:
             )
         network = build_network(**record["network"])
         weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
+        if isinstance(network, ConvNet) and weights.get("head.weight", torch.empty(0)).ndim == 2:
+            network.fit_head(weights["head.weight"].shape[1])
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

@@ -5,9 +5,9 @@ scaled to length 1 (``generator.memory`` does so); filled (K,M) bool, which slot
 images take part; weight (B,) nonnegative, how much each counts.
 
 Both criteria compare an image with the memory of its own class by cosine. Reductions:
-``global`` takes one extreme pair a class and averages over the classes present, as the released code does, so one
-image a class gets a gradient; ``per_sample`` gives every image its own extreme and averages over the images, with
-``weight`` where there is one.
+``global`` takes one extreme pair a class, so one image a class gets a gradient, and averages over the classes that have
+a pair (the released code divides by all classes of the batch, also those without a memory); ``per_sample`` gives every
+image its own extreme and averages over the images, with ``weight`` where there is one.
 An image whose class memory is empty, or that is not active, does not count; if no image is left, or the weights sum to
 0, the value is 0.
 """

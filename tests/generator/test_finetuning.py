@@ -15,10 +15,11 @@ from accelerate.state import GradientState
 from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, DataError
-from gendistill.generator.finetuning import finetune
+from gendistill.generator.finetuning import _note_small_change, finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder, read_tensors, write_tensors
+from gendistill.progress import show_progress
 from gendistill.runtime import all_finite
 from gendistill.surrogate.set import SurrogateSet
 
@@ -121,3 +122,14 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, t
     write_tensors(path, read_tensors(path, fix="")[0] | {"conv_in.bias": torch.zeros(3)}, {"format": "pt"})
     with pytest.raises(ArtifactError, match=r"conv_in.bias.*\[3\].*\[16\]"):
         Generator.from_pretrained(tmp_path / "generator")
+
+
+@pytest.mark.parametrize(("steps", "rate", "said"), [(100, 3e-4, True), (1000, 1e-3, True), (4000, 1e-3, False)])
+def test_few_steps_of_a_pretrained_generator_are_named_with_what_to_set(
+    steps: int, rate: float, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with show_progress():
+        _note_small_change(FinetuneConfig(minimax_steps=steps, minimax_learning_rate=rate))
+    found = " ".join(capsys.readouterr().err.split())
+    assert ("such as 12000 and 1e-3" in found) == said
+    assert not said or f"the learning rates of the {steps} minimax steps sum to" in found

@@ -225,3 +225,13 @@ def test_a_network_that_cannot_take_the_size_is_refused(name):
 def test_unknown_timm_names_are_refused_with_names_like_them():
     with pytest.raises(ConfigError, match="resnet10t"):
         build_network("timm:resnet10", channels=1, image_size=16, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "features"), [(1, 28, 2048), (3, 28, 1152), (1, 32, 2048), (3, 32, 2048), (1, 8, 512)]
+)
+def test_a_convnet_pads_grey_images_of_28_px_to_the_maps_of_32_px_as_released(channels, size, features):
+    for name in ("convnet", "convnet_bn"):
+        network = build_network(name, channels=channels, image_size=size, classes=10)
+        assert network.features(torch.zeros(2, channels, size, size)).shape == (2, features)
+        assert network.body[0].padding == ((3, 3) if (channels, size) == (1, 28) else (1, 1))

@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gendistill.cli import USAGE
-from gendistill.config import RefineConfig
+from gendistill.config import RefineConfig, TeacherConfig
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
@@ -21,8 +22,9 @@ from gendistill.hashing import hash_tensors
 from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
-from gendistill.networks.teacher import Teacher, check_teacher
+from gendistill.networks.teacher import Teacher, check_teacher, train_teacher
 from gendistill.refine.feature_space import ground_space
+from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 
@@ -216,3 +218,19 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(teacher: Path, tmp_
     write_tensors(path, read_tensors(path, fix="")[0] | {"head.bias": torch.zeros(3)})
     with pytest.raises(ArtifactError, match=r"does not fit .*head.bias.*\[3\].*\[10\]"):
         Teacher.from_pretrained(tmp_path / "teacher")
+
+
+def test_a_teacher_of_mnist_that_was_stored_before_its_images_were_padded_still_loads(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (80, 1, 28, 28), dtype=torch.uint8, generator=torch_rng(0))
+    data = RealData.from_arrays(images, torch.arange(80) % 2, classes=("a", "b"))
+    teacher = train_teacher(data, TeacherConfig(network="convnet_bn", width=4, steps=2, batch_size=8))
+    assert teacher.network.head.in_features == 4 * 16
+    teacher.save_pretrained(tmp_path / "new")
+    assert Teacher.from_pretrained(tmp_path / "new").hash() == teacher.hash()
+    teacher.network.fit_head(4 * 9)  # as it was
+    teacher.save_pretrained(tmp_path / "old")
+    found = Teacher.from_pretrained(tmp_path / "old")
+    assert found.network.body[0].padding == (1, 1)
+    teacher.network.cpu().eval()
+    shown = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(found.network(shown), teacher.network(shown))
