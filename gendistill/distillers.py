@@ -17,7 +17,7 @@ from gendistill.config.distill import method_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.io import WorkFolder
-from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
+from gendistill.networks.teacher import Teacher, check_teacher, time_of, with_statistics_of
 from gendistill.progress import track
 from gendistill.registry import DISTILLERS, resolve
 from gendistill.surrogate.manifest import provenance
@@ -159,6 +159,7 @@ def coreset_sets(
             made = coreset_set(data, config.method, ipc, seed=seed, features=features)
             for teacher in teachers:
                 made.meta["teacher_hash"] = teacher.hash()
+                made.meta["shared_seconds"] = time_of(teachers)
             yield made
 
 
@@ -224,7 +225,9 @@ def function_sets(
         for ipc in sizes:
             start = time.perf_counter()
             made = function(data, ipc, seed, **given)
-            yield _complete(made, data, config.method, seed, time.perf_counter() - start)
+            made = _complete(made, data, config.method, seed, time.perf_counter() - start)
+            made.meta.setdefault("shared_seconds", time_of(teachers))
+            yield made
 
 
 def _complete(made: Any, data: RealData, method: str, seed: int, seconds: float) -> SurrogateSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
@@ -253,6 +254,12 @@ def _own_data(teacher: Teacher, what: str) -> RealData:
             f"The images at {data.name} changed since {what} was trained on them; run `gendistill teacher` again."
         )
     return data
+
+
+def time_of(teachers: Sequence[Teacher]) -> dict[str, float]:
+    """Seconds of the training of all teachers, as ``teacher``; empty where one does not know its own."""
+    spent = [teacher.meta.get("training_seconds", {}).get("teacher") for teacher in teachers]
+    return {} if not spent or None in spent else {"teacher": round(sum(s for s in spent if s is not None), 2)}
 
 
 def trained_elsewhere(teacher: Teacher, fingerprint: str | None) -> bool:

@@ -16,7 +16,7 @@ from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import Run, plan_runs
-from gendistill.networks.teacher import Teacher, trained_elsewhere
+from gendistill.networks.teacher import Teacher, time_of, trained_elsewhere
 from gendistill.progress import follow
 from gendistill.refine.checks import check_refinement, check_tiles
 from gendistill.refine.constraints import LatentRegion
@@ -252,9 +252,7 @@ def with_meta(
     others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
     hashes = [teacher.hash() for teacher in teachers]
     more: dict[str, object] = {"teacher_data": others} if others else {}
-    spent = [teacher.meta.get("training_seconds", {}).get("teacher") for teacher in teachers]
-    known = {"teacher": round(sum(s for s in spent if s is not None), 2)} if None not in spent else {}
-    more["shared_seconds"] = {**made.meta.get("shared_seconds", {}), **known}
+    more["shared_seconds"] = {**made.meta.get("shared_seconds", {}), **time_of(teachers)}
     teacher_hash = hashes[0] if len(hashes) == 1 else hashes
     seconds = time.perf_counter() - start
     meta = add_step(made.meta, name, seconds, stage=stage, teacher_hash=teacher_hash, **more)
