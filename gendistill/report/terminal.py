@@ -198,11 +198,11 @@ def set_table(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
         beside = [v["random"] for v in values if v["random"]]
         random = [
             _columns_line(f"{ipc or '':>3}  random real sets", [_number(r["mean"]) for r in beside]),
-            _columns_line("     their spread", [_number(r["std"], "±") for r in beside]),
+            _columns_line("   their spread", [_number(r["std"], "±") for r in beside]),
         ]
         lines += random if random != last else []
         last = random
-        lines.append(_columns_line(f"     {name}", [_number(v["mean"]) for v in values]))
+        lines.append(_columns_line(f"   {name}", [_number(v["mean"]) for v in values]))
         lines += [f"       {line}" for line in _unusual(found)]
     return "\n".join(lines)
 
