@@ -236,7 +236,11 @@ def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealDat
         ArtifactError: the teacher does not say what it was trained on, or those images have changed.
     """
     if config is None and folder is not None:
-        teacher = Teacher.from_pretrained(folder)
+        teacher, usual = Teacher.from_pretrained(folder), DataConfig()
+        if "data_config" not in teacher.meta and teacher.meta.get("data", {}).get("name") == usual.name:
+            data = read_data(usual)
+            if not trained_elsewhere(teacher, data.fingerprint()):
+                return data, usual
         return _own_data(teacher, str(folder)), DataConfig(**teacher.meta["data_config"])
     config = config or DataConfig()
     return read_data(config), config

@@ -497,7 +497,8 @@ def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) 
 def test_a_teacher_that_names_no_data_is_refused(
     teacher: Teacher, pool: SurrogateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    teacher.save_pretrained(tmp_path / "teacher")
+    of_others = {**teacher.meta, "data": {**teacher.meta["data"], "fingerprint": "of other images"}}
+    replace(teacher, meta=of_others).save_pretrained(tmp_path / "teacher")
     pool.save(tmp_path / "pool")
     folders = ("--teacher", tmp_path / "teacher", "--surrogate", tmp_path / "pool", "--output_dir", tmp_path / "out")
     assert gendistill("refine", *folders) == USAGE

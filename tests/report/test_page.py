@@ -162,10 +162,11 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
     assert 2 <= len(steps) <= 8
 
 
-def test_command_reads_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reads_the_run_again(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", write_images(tmp_path / "images"))
-    main_report(ReportCommand(run=run))
-    assert str(run / "report.html") in capsys.readouterr().out
+    outcome = main_report(ReportCommand(run=run))
+    assert str(run / "report.html") in outcome.text
+    assert outcome.data["report"] == str(run / "report.html")
     assert (run / "report.html").is_file()
 
 

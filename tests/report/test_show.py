@@ -70,7 +70,7 @@ def test_without_real_images_it_makes_sheets_and_says_how_to_see_more(
     assert load(out)["sets"]["ipc-2"]["copies"] is None
     said = capsys.readouterr().out
     assert f"{out / 'show.html'}" in said
-    assert "--data.name or --teacher" in said
+    assert "--data or --teacher" in said
 
 
 def test_beside_real_images_it_checks_draws_and_tells(
