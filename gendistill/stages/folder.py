@@ -187,6 +187,7 @@ def _wrote(record: Path, *, begun: bool) -> bool:
 
 def _swap(partial: Path, target: Path) -> None:
     """Let ``partial`` appear as ``target``, and what stood there go."""
+    os.sync()  # what other libraries wrote is on the disk too before it has its name
     replaces = target.is_dir()
     if replaces:
         shutil.rmtree(_aside(target), ignore_errors=True)
@@ -502,6 +503,7 @@ def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     made["files"] = _file_sizes(folder.path, folder.temporary)
     write_json(folder.path / RECORD, {**record, "state": "finished", **made}, default=str)
     write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
+    os.sync()  # what other libraries wrote is on the disk too before it has its name
     if target.is_dir():
         target.rmdir()  # empty, or the command would have been refused
     folder.path.rename(target)
