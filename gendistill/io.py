@@ -241,9 +241,9 @@ def mismatch(kind: Any, value: Any, field: str = "") -> str:
 
 def _record_mismatch(kind: Any, value: dict[str, Any], field: str) -> str:
     hints, required = _fields(kind)
-    lacking = next((name for name in sorted(required) if name not in value), "")
+    lacking = [f"{field}.{name}".lstrip(".") for name in hints if name in required and name not in value]
     if lacking:
-        return f"it lacks {f'{field}.{lacking}'.lstrip('.')}"
+        return f"it lacks {', '.join(lacking)}"
     known = ((name, hint) for name, hint in hints.items() if name in value)
     return next(filter(None, (mismatch(hint, value[name], f"{field}.{name}") for name, hint in known)), "")
 

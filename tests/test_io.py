@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
+from typing import Any, Literal, Required, TypedDict
 
 import pytest
 import torch
 
 from gendistill.errors import ArtifactError
-from gendistill.io import atomic, read_json, read_tensors, write_json, write_tensors, write_text
+from gendistill.io import atomic, mismatch, read_json, read_tensors, write_json, write_tensors, write_text
 from tests.helpers import no_file_above
 
 NOTHING = {"kind": "a shelf", "fix": "Build one."}
@@ -65,6 +68,63 @@ def test_what_is_wrong_with_json(text: str | bytes | None, said: str, tmp_path: 
         (tmp_path / "a").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(ArtifactError, match=said):
         read_json(tmp_path / "a", required=("x", "y"), format=3, **NOTHING)
+
+
+class Inner(TypedDict):
+    """Every key is there."""
+
+    name: str
+    parts: list[float]
+
+
+class Record(TypedDict, total=False):
+    """One key is there."""
+
+    count: Required[int]
+    inner: Inner
+    choice: Literal["a", "b"] | None
+    by_name: dict[str, int]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"count": 1, "inner": {"name": "x", "parts": [1, 2.5]}, "choice": None, "by_name": {"y": 2}, "new": []}, ""),
+        ({}, "it lacks count"),
+        ({"count": 1, "inner": {}}, "it lacks inner.name, inner.parts"),
+        ({"count": True}, "count is True; expected a whole number"),
+        ({"count": 1.0}, "count is 1.0; expected a whole number"),
+        ({"count": 1, "inner": {"name": "x", "parts": [1, "2"]}}, "inner.parts.1 is '2'; expected a number"),
+        ({"count": 1, "inner": []}, "inner is []; expected an object"),
+        ({"count": 1, "choice": "c"}, "choice is 'c'; expected 'a' or 'b' or null"),
+        ({"count": 1, "choice": ["a"]}, "choice is ['a']; expected 'a' or 'b' or null"),
+        ({"count": 1, "by_name": {"y": None}}, "by_name.y is None; expected a whole number"),
+    ],
+)
+def test_a_value_of_json_is_compared_with_its_type(value: Any, said: str, tmp_path: Path) -> None:
+    assert mismatch(Record, value) == said
+    write_json(tmp_path / "a", value)
+    if said:
+        with pytest.raises(ArtifactError, match=re.escape(f"a is damaged: {said}. Build one.")):
+            read_json(tmp_path / "a", schema=Record, **NOTHING)
+    else:
+        assert read_json(tmp_path / "a", schema=Record, **NOTHING) == value
+
+
+def test_tensors_that_were_changed_do_not_match_their_hash(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(4)}, {"from": "b"}, hashed=True)
+    assert read_tensors(tmp_path / "a", fix="Build one.")[1] == {"from": "b"}
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"do not match their hash\. Build one\.$"):
+        read_tensors(tmp_path / "a", fix="Build one.")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="a is no file"):
+        read_json(tmp_path / "a", **NOTHING)
 
 
 def test_tensors_with_their_metadata(tmp_path: Path) -> None:

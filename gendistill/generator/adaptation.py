@@ -282,8 +282,8 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
     record = read_json(
         folder / RECORD,
         kind="an adapter",
-        required=("method", "rank", "base_hash", "adapter_hash"),
         format=FORMAT,
+        schema=AdapterRecord,
         fix="Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora.",
     )
     return cast("AdapterRecord", record)

@@ -185,7 +185,7 @@ class ExportRecord(TypedDict, total=False):
 def read_record(folder: Path) -> ExportRecord | None:
     """The record of a finished export, or None."""
     try:
-        record = read_json(folder / RECORD, kind="an export", required=("export", "format", "sets"), fix="")
+        record = cast(ExportRecord, read_json(folder / RECORD, kind="an export", schema=ExportRecord, fix=""))
     except ArtifactError:
         return None
-    return cast(ExportRecord, record) if record["export"] == FORMAT and isinstance(record["sets"], dict) else None
+    return record if record["export"] == FORMAT else None
