@@ -75,7 +75,7 @@ def _check_sets(options: Options) -> None:
 
 def _check_output(options: Options) -> None:
     folder = getattr(options, "output_dir", None)
-    if folder is None:
+    if folder is None or getattr(options, "dry_run", False):  # which writes nothing
         return
     folder = output_place(folder)
     if not isinstance(options, StageOptions) or options.overwrite or options.resume_from_checkpoint:
