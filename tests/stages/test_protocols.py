@@ -91,7 +91,8 @@ def test_two_networks_and_both_augmentations_in_one_table(made: Path, tmp_path: 
     wanted = [f"{network}; {told}:" for network in ("convnet", "convnet_bn") for told in ("augmented", "not augmented")]
     assert heads == wanted
     assert text.count("(best)") == 4 + 1
-    assert text.count("random real images") == 4
+    assert text.count("random real images  ") == 4
+    assert "random real images" in text.splitlines()[-1]  # the verdict
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["network"], row["augment"]) for row in rows} == {
