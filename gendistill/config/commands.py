@@ -301,8 +301,8 @@ class EvaluateCommand(StageOptions, EvaluateConfig):
         surrogate: Folder or Hub id (owner/name, owner/name/ipc-10) of a surrogate set, or any folder of class folders
             of images, or a list of them.
         revision: Branch, tag or commit of Hub ids.
-        data: The real images that the baselines and the test split come from; null is those of the teacher, or digits
-            without one.
+        data: The real images that the baselines and the test split come from; null is those of the teacher,
+            without one those that the first set was made from, or else digits.
         teacher: Teacher folder: the coreset baselines then compare its features (k-means also pixels), and baselines
             get its soft labels.
     """

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gendistill.data.dataset import RealData, check_origin
+from gendistill.config import DataConfig
+from gendistill.data.dataset import RealData, check_origin, data_config_of
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.protocols import Settings
 from gendistill.evaluation.summary import FindingEntry, SetFacts, Severity
@@ -46,6 +47,12 @@ def read_set(source: str | Path, data: RealData, revision: str | None = None) ->
     made = read_plain(folder, data.classes, data.channels, data.image_size)
     report_problems(made.meta["problems"], f"going on with {len(made.labels)} images of {folder}")
     return made
+
+
+def recorded_data(sources: Iterable[str | Path]) -> DataConfig | None:
+    """How to read the images that the first of these folders with a manifest was made from; None where none says it."""
+    folders = [Path(source) for source in sources if (Path(source) / MANIFEST).is_file()]
+    return data_config_of(read_manifest(folders[0]).get("data", {})) if folders else None
 
 
 def check_origins(sets: Iterable[SurrogateSet], data: RealData) -> None:

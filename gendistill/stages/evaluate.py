@@ -14,7 +14,7 @@ from gendistill.data.dataset import RealData
 from gendistill.evaluation.cache import RUNS
 from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.evaluate import evaluate
-from gendistill.evaluation.inputs import read_set
+from gendistill.evaluation.inputs import read_set, recorded_data
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.networks.teacher import Teacher, real_images
 from gendistill.report.terminal import format_continual, format_evaluation, verdict_sentence
@@ -95,9 +95,9 @@ def main(command: EvaluateCommand) -> Outcome:
     paths = as_tuple(command.surrogate)
     target, config = command.output_dir, stage_options(command, EvaluateConfig)
     cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
-    images = command.data.folder if command.data else None
-    with output(command, images, command.teacher, cache, *paths):
-        data, read = real_images(command.data, command.teacher)
+    asked = command.data or (None if command.teacher else recorded_data(paths))
+    with output(command, asked.folder if asked else None, command.teacher, cache, *paths):
+        data, read = real_images(asked, command.teacher)
         options = to_dict(command) | {"data": to_dict(read)}
         result = run_stage(
             data,

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -294,3 +295,17 @@ def test_the_table_fits_100_columns_whatever_the_rows_say() -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert "labels per_view, T 4, top 10, crop 0.08, flip, CutMix 1" in text
     assert "9 of 9 runs" in text
+
+
+def test_evaluate_reads_the_images_that_the_first_set_was_made_from(tmp_path: Path, capsys: Any) -> None:
+    options = ("--data.split_seed", 1, "--data.max_per_class", 20)
+    for name, extra in (("recorded", options), ("usual", ())):
+        assert gendistill("distill", "--method", "random", "--ipc", 1, *extra, "--output_dir", tmp_path / name) == 0
+    one = ("--steps", 1, "--width", 4, "--runs", 3, "--baselines", "[random]", "--describe", "false")
+    made = tmp_path / "recorded" / "ipc-1"
+    assert gendistill("evaluate", made, *one, "--output_dir", tmp_path / "a") == 0
+    recorded = json.loads((tmp_path / "a" / "stage.json").read_text())["sources"]["data"]
+    assert (recorded["split_seed"], recorded["max_per_class"]) == (1, 20)
+    other = tmp_path / "usual" / "ipc-1"
+    assert gendistill("evaluate", other, made, *one, "--output_dir", tmp_path / "b") == 2
+    assert "--data.split_seed 1" in capsys.readouterr().err
