@@ -241,7 +241,7 @@ def test_generators_that_cannot_serve_are_refused_and_nothing_is_written(
         (command(folders, "teacher", out), "not a generator folder"),
         (command(folders, swapped, out), "is not the AutoencoderTiny"),
         (command(folders, "kl", out, "--delta_size", 4), "delta_size is 4; expected null"),
-        (command(folders, "kl", folders / "kl"), "holds the input"),
+        (command(folders, "kl", folders / "kl", "--overwrite"), "holds the input"),
         (["refine", "--surrogate", out, "--teacher", out, "--output_dir", out, "--latent_trust_region", 0.2],
          "0.5 without generator"),
         (["run", "--refine.latent_trust_region", 0.2, "--output_dir", out], "0.5 in a run"),
