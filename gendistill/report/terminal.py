@@ -273,8 +273,10 @@ def score_table(result: Mapping[str, Any]) -> str:
 
 def _wrapped(sentence: str) -> str:
     """In lines of the usual width, but with paths and names whole."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(sentence, COLUMNS_OF_TEXT, subsequent_indent="  ", **options)
+    whole = textwrap.TextWrapper(
+        COLUMNS_OF_TEXT, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return whole.fill(sentence)
 
 
 def _score(found: Score | None) -> str:
