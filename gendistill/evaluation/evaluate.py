@@ -36,7 +36,7 @@ from gendistill.evaluation.inputs import (
     size_of,
     total_bytes,
 )
-from gendistill.evaluation.protocols import resolve_protocol
+from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.reference import DescribedSet, RealReference, by_class
 from gendistill.evaluation.result import Evaluation
 from gendistill.evaluation.scores import scores
@@ -73,6 +73,17 @@ def all_entries(
     if soft:
         found += soft_entries(soft, beside, teacher)
     return found + real.full()
+
+
+def _check(data: RealData, surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:
+    """Refuse, before anything that takes long, sets and a teacher that do not fit the data or the protocol."""
+    check_origins(surrogates, data)
+    if teacher is not None:
+        require_type("teacher", teacher, Teacher)
+        check_origin("the teacher", teacher.classes, teacher.meta, data)
+    check_soft_labels(surrogates, settings, teacher)
+    entries = [Entry(made.meta.get("method", "unknown"), None, size_of(made), (made.split,)) for made in surrogates]
+    check_entries(entries, TrainingRun(settings, data.test, len(data.classes)))
 
 
 def evaluate(
@@ -112,15 +123,7 @@ def evaluate(
     config = require_type("config", config or EvaluateConfig(), EvaluateConfig)
     require_type("data", data, RealData)
     surrogates = require_types("surrogates", surrogates, SurrogateSet)
-    check_origins(surrogates, data)
-    if teacher is not None:
-        require_type("teacher", teacher, Teacher)
-        check_origin("the teacher", teacher.classes, teacher.meta, data)
-    check_soft_labels(surrogates, resolve_protocol(config), teacher)
-    training = TrainingRun(resolve_protocol(config), data.test, len(data.classes))
-    check_entries(  # before anything that takes long
-        [Entry(made.meta.get("method", "unknown"), None, size_of(made), (made.split,)) for made in surrogates], training
-    )
+    _check(data, surrogates, resolve_protocol(config), teacher)
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
     place = folder.path if folder else None

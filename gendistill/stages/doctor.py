@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -88,12 +90,12 @@ def _caches() -> dict[str, str]:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
-    compiled = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"/tmp/torchinductor_{os.environ.get('USER', 'root')}")
+    usual = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")  # torch's
     folders: Mapping[str, Path | None] = {
         "baselines": cache_folder("auto"),
         "Hub": Path(HF_HUB_CACHE),
         "datasets": Path(HF_DATASETS_CACHE),
-        "compiled code": compiled,
+        "compiled code": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual)),
     }
     found = {name: f"{folder}, {_size(_bytes(folder))}" for name, folder in folders.items() if folder is not None}
     return {**found, "network": "switched off by HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "allowed"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gendistill.evaluation.baselines import RANDOM_DRAWS
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.batch_source import CachedLatents
+from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.sampler import requests_for, sample
@@ -49,7 +49,7 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
     teacher = build_network(options.network, width=options.width, depth=options.depth, **shape)
     flop = (1 + BACKWARD) * forward_flop(teacher, data.channels, data.image_size)  # of an image in training
     training = _training(
-        teacher, data, options.batch_size, options.steps, 1, options.mixed_precision, options.compile, flop
+        teacher, data, options.batch_size, options.steps, options.mixed_precision, options.compile, flop
     )
     pace = training / options.steps / options.batch_size  # seconds an image
     return {
@@ -66,37 +66,34 @@ def _training(
     data: RealData,
     batch_size: int,
     steps: int,
-    trainings: int,
     mixed_precision: Precision,
     compile: Compile,
     flop: float,
 ) -> float:
-    """Seconds of so many ``trainings`` of ``steps``, each at ``flop`` an image."""
+    """Seconds of so many ``steps``, at ``flop`` an image, of one training or of all that share what is compiled."""
     device = runtime.device()
     loop = train_classifier(
         network, data.train, steps=TIMED, batch_size=batch_size, learning_rate=0.0, weight_decay=0.0, device=device
     )
     seconds = _seconds_a_step(record["loss"] for record in loop)
-    total = flop * steps * trainings * batch_size
-    if runtime.execution_mode(mixed_precision, compile, device, total).compile:
-        return COMPILATION + COMPILED * seconds * steps * trainings
-    return seconds * steps * trainings
+    if runtime.execution_mode(mixed_precision, compile, device, flop * steps * batch_size).compile:
+        return COMPILATION + COMPILED * seconds * steps
+    return seconds * steps
 
 
 def _generator(config: RunConfig, data: RealData, generator: Generator) -> float:
     """Encoding, where there is an autoencoder, and both phases."""
     options = config.finetune
-    codec, few = generator.codec.to(runtime.device()), data.train.take(torch.arange(min(len(data.train), ENCODED)))
+    codec, few = generator.codec.to(runtime.device()), data.train
+    if not isinstance(codec, PixelCodec):
+        few = data.train.take(torch.arange(min(len(data.train), ENCODED)))
     start = time.perf_counter()
     latents = real_latents(codec, few, fingerprint="", flip=options.flip)
     seconds = (time.perf_counter() - start) * len(data.train) / len(few)
     if isinstance(latents, CachedLatents):  # each class gets one of the few
         index = torch.arange(len(data.classes))
-        one = partial(map, lambda part: part[index % len(few)])
-        stds = None if latents.stds is None else tuple(one(latents.stds))
-        latents = CachedLatents(index, tuple(one(latents.means)), stds)
-    else:
-        latents = real_latents(codec, data.train, fingerprint="", flip=options.flip)
+        mean, std = latents.means[0][index % len(few)], latents.stds and latents.stds[0][index % len(few)]
+        latents = CachedLatents(index, (mean,), None if std is None else (std,))
     timed = replace(
         options, base_steps=TIMED, minimax_steps=TIMED, preview_steps=0, compile=False, checkpointing_steps=TIMED + 1
     )
@@ -171,9 +168,7 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
         flop = (1 + BACKWARD) * forward_flop(network, data.channels, data.image_size)
         steps = sum(settings.length(images, len(data.classes))[0] * count for images, count in rows)
         steps += settings.length(len(data.train), len(data.classes), full=True)[0] * runs
-        trained = _training(
-            network, data, settings.batch_size, steps, 1, settings.mixed_precision, settings.compile, flop
-        )
+        trained = _training(network, data, settings.batch_size, steps, settings.mixed_precision, settings.compile, flop)
         trainings = sum(count for _, count in rows) + runs
         tested = trainings * len(data.test) / (1 + BACKWARD) / settings.batch_size * trained / steps
         seconds += trained + tested

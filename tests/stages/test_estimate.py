@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gendistill.cli import parse
+from gendistill.config import DiT
 from gendistill.stages import run
+from tests.generator.autoencoders import kl, tiny
 from tests.helpers import TINY, gendistill
 
 STAGES = ["teacher", "generator", "samples", "refinement", "evaluation"]
@@ -52,3 +54,11 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
         gendistill("run", "--config", TINY, "--output_dir", tmp_path, "--dry_run", "true", "--sample.ipc", "500") == 2
     )
     assert "training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("autoencoder", [tiny, kl])
+def test_a_generator_in_latents_has_its_seconds_too(options, tmp_path, autoencoder):
+    autoencoder(in_channels=1, out_channels=1).save_pretrained(tmp_path / "codec")
+    model = replace(options.finetune.model, architecture=DiT(num_layers=1, num_attention_heads=1, patch_size=1))
+    latent = replace(options.finetune, codec=str(tmp_path / "codec"), model=model)
+    assert run.estimate(replace(options, finetune=latent))["generator"] > 0
