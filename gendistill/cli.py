@@ -47,7 +47,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     try:
         found, rest = _parser(name, known, arguments).parse_known_args(_with_values(name, known, arguments))
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error.argument_name} has no value; expected {error.argument_name} VALUE.") from None
+        option = error.argument_name
+        lacks = f"{option} has no value; expected {option} VALUE."
+        raise ConfigError(lacks if "expected" in error.message else f"{option}: {error.message}.") from None
     _refuse_unknown(name, known, rest)
     given: dict[str, Any] = {}
     for option, words in [*(found.given or ()), *_positional(name, rest, found.given or ())]:
@@ -197,13 +199,13 @@ class Flags:
     Attributes:
         json: Print the result as JSON.
         quiet: Print no progress and no notes.
-        log_level: What loggers print.
+        log_level: What loggers print; empty for warnings, or errors alone with ``quiet``.
         plugins: Modules to import first.
     """
 
     json: bool = False
     quiet: bool = False
-    log_level: str = "warning"
+    log_level: str = ""
     plugins: tuple[str, ...] = ()
 
 
@@ -234,15 +236,20 @@ def _flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     return flags, rest
 
 
-def _entry(name: str, flags: Flags) -> Callable[[Any], Outcome]:
-    """What runs a command; with it torch is imported."""
+def _prepare(flags: Flags) -> None:
+    """Set what libraries read when they are imported, and what loggers print."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: large tensors of the CPU in huge pages
     if flags.quiet or not sys.stderr.isatty():  # downloads
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.ERROR if flags.quiet else logging.WARNING, format="%(message)s")
-    logging.getLogger("gendistill").setLevel(flags.log_level.upper())
+    usual = "error" if flags.quiet else "warning"
+    logging.basicConfig(level=usual.upper(), format="%(message)s")
+    logging.getLogger("gendistill").setLevel((flags.log_level or usual).upper())
+
+
+def _entry(name: str) -> Callable[[Any], Outcome]:
+    """What runs a command; with it torch is imported."""
     module, _, function = COMMANDS[name].entry.partition(":")
     run: Callable[[Any], Outcome] = getattr(importlib.import_module(f"gendistill.stages.{module}"), function or "main")
     return run
@@ -269,8 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             guess = did_you_mean(name, COMMANDS)
             raise ConfigError(f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}.{guess}")
         options = parse(name, rest)
+        _prepare(flags)
         check_paths(options)
-        run = _entry(name, flags)
+        run = _entry(name)
         with show_progress(not flags.quiet):
             outcome = run(options)
         return _print(outcome, flags.json)

@@ -67,5 +67,7 @@ def why_no_dataset(name: str) -> str:
     except HfHubHTTPError:  # others may be able to read it, with their rights or later
         return ""
     except Exception as error:
+        if "Timeout" in type(error).__name__:  # a slow Hub
+            return ""
         return reason(error).rstrip(".")
     return ""

@@ -143,6 +143,11 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Generator
                 bar.update()
 
 
+def is_shown() -> bool:
+    """Whether bars and notes are shown here."""
+    return _shown.get()
+
+
 def note(text: str) -> None:
     """One line for the user, where bars are shown."""
     if not _shown.get():
@@ -212,7 +217,7 @@ def step_bar(
             count += 1
             if bar is not None:
                 bar.update()
-            if count % every and count != total:
+            if (count % every and count != total) or (bar is None and log is None and remedy is None):
                 return
             plain = {k: v.item() if hasattr(v, "item") else v for k, v in record.items()}
             wrong = [f"{k} is {v}" for k, v in plain.items() if isinstance(v, float) and not isfinite(v)]

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass
 from gendistill.config import commands
 from gendistill.config.base import Options, expected
 from gendistill.config.flat import Option, all_options, as_data
+from gendistill.errors import ConfigError, did_you_mean
 from gendistill.registry import CHOICES
 
 COLUMNS = 100
@@ -172,7 +173,7 @@ def usage() -> str:
             "Turn a labelled image collection into a small surrogate set that trains classifiers nearly as well.",
             "",
             "start with:",
-            "  gendistill run --config quick --output_dir runs/quick",
+            "  gendistill run --config quick --data my_images --output_dir runs/quick",
             "",
             "commands:",
             *lines,
@@ -198,6 +199,8 @@ def help_text(name: str, word: str | None = None) -> str:
             lines += ["", f"`gendistill {name} --help all` lists all {_count(known)} options, `--help WORD` some."]
         return "\n".join(lines)
     found = {one: option for one, option in known.items() if word == "all" or word in one}
+    if not found:
+        raise ConfigError(f"{name} has no option with {word!r} in its name.{did_you_mean(word, known)}")
     for section, title in _sections(command, known).items():
         own = [one for one, option in found.items() if one.rpartition(".")[0] == section and not option.section]
         if own:

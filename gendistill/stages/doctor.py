@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,7 +112,11 @@ def _optional() -> dict[str, str]:
 
 def _bytes(folder: Path) -> int:
     """Of the files below a folder, where links of the Hub's cache lead counted once."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def _size(count: float) -> str:

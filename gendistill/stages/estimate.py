@@ -32,6 +32,7 @@ TIMED = 3  # steps; the first one, which is slower, does not count
 COMPILED, COMPILATION = 1 / 3, 20.0  # a compiled bf16 step in eager fp32 ones; seconds (``runtime.execution_mode``)
 
 
+@runtime.own_accelerate_state()
 def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dict[str, float]:
     """Seconds of every stage, as a rule within a factor of two.
 
@@ -92,8 +93,8 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
     seconds = (time.perf_counter() - start) * len(data.train) / len(few)
     if isinstance(latents, CachedLatents):  # each class gets one of the few
         index = torch.arange(len(data.classes))
-        mean, std = latents.means[0][index % len(few)], latents.stds and latents.stds[0][index % len(few)]
-        latents = CachedLatents(index, (mean,), None if std is None else (std,))
+        mean, stds = latents.means[0][index % len(few)], latents.stds
+        latents = CachedLatents(index, (mean,), (stds[0][index % len(few)],) if stds else None)
     timed = replace(
         options, base_steps=TIMED, minimax_steps=TIMED, preview_steps=0, compile=False, checkpointing_steps=TIMED + 1
     )
@@ -179,7 +180,9 @@ def format_estimate(seconds: dict[str, float]) -> str:
     """One line: the stages' minutes and their sum."""
     parts = ", ".join(f"{stage} {_minutes(value)}" for stage, value in seconds.items())
     device = runtime.device()
-    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
     return f"this will take about {_minutes(sum(seconds.values()))} on {where}: {parts}"
 
 

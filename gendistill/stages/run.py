@@ -24,7 +24,7 @@ from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.training import require_batch_of_two
-from gendistill.progress import note, numbered_stage
+from gendistill.progress import is_shown, note, numbered_stage
 from gendistill.refine.objective import require_batch_norm
 from gendistill.report.nearest import record_evidence
 from gendistill.report.page import write_report
@@ -64,11 +64,10 @@ def run(config: RunConfig) -> Evaluation:
     cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
-        check_sizes(config, data)
-        cache_folder(config.evaluate.baseline_cache)  # refused now, not after the training
-        generator = check_networks(config, data)
-        if not (out / CONFIG).is_file():
+        generator = check_run(config, data)
+        if is_shown() and not (out / CONFIG).is_file():
             note(format_estimate(estimate_run(config, data, generator)))
+        del generator  # the estimate has changed it
         out.mkdir(parents=True, exist_ok=True)
         _save_config(config, out)
         made = {stage: out / folder for stage, folder in FOLDERS.items()}
@@ -98,9 +97,16 @@ def estimate(config: RunConfig) -> dict[str, float]:
     Raises:
         GendistillError: the options do not fit the images.
     """
+    runtime.check_processes(1)
     data = read_data(config.data)
+    return estimate_run(config, data, check_run(config, data))
+
+
+def check_run(config: RunConfig, data: RealData) -> Generator:
+    """Refuse, before any training, what does not fit the images; returns the generator that the run starts from."""
     check_sizes(config, data)
-    return estimate_run(config, data, check_networks(config, data))
+    cache_folder(config.evaluate.baseline_cache)
+    return check_networks(config, data)
 
 
 def surrogate_folders(config: RunConfig) -> list[Path]:
