@@ -7,12 +7,13 @@ import json
 import tarfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
 from gendistill.config import DataConfig
+from gendistill.data.files import is_skipped
 from gendistill.data.items import Item, LeftOut, Source, some
 from gendistill.data.splits import assign
 from gendistill.errors import DataError
@@ -30,18 +31,19 @@ class Member(NamedTuple):
 def webdataset(config: DataConfig, root: Path, files: Sequence[str], suffixes: set[str], left: LeftOut) -> Source:
     """Tar files below ``root``; ``files`` are their names from there, sorted.
 
-    A label is a whole number, a position in the ``classes`` of a manifest.json beside the files where there is one, or
-    a class name.
+    A label is a whole number, a position in the ``classes`` of a manifest.json beside the files or in ``root`` where
+    there is one, or a class name.
 
     Raises:
         DataError: a file is damaged or has no labelled image, or a label has no class.
     """
     found = assign(files, config, str(root), left, files=True)
     samples = {split: [s for name in names for s in _samples(root / name, suffixes)] for split, names in found.items()}
-    names = _class_names(root)
+    beside = {(root / name).parent for name in files}
+    names = (_class_names(*beside) if len(beside) == 1 else None) or _class_names(root)
     used = {label for label, *_ in samples["train"]}
     if names is None:
-        names = sorted(used, key=int if all(label.isdigit() for label in used) else None)
+        names = sorted(used, key=int if all(label.isdecimal() for label in used) else None)
         position = {name: i for i, name in enumerate(names)}
     else:
         position = {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
@@ -64,6 +66,8 @@ def _samples(path: Path, suffixes: set[str]) -> list[tuple[str, str, Path, Membe
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                if any(is_skipped(part) for part in PurePosixPath(member.name).parts if part != "."):
+                    continue
                 key, _, ending = member.name.rpartition(".")
                 if member.isfile() and ending == LABEL:
                     file = tar.extractfile(member)
@@ -81,13 +85,17 @@ def _samples(path: Path, suffixes: set[str]) -> list[tuple[str, str, Path, Membe
     return [(labels[key], key, path, where) for key, where in images.items()]
 
 
-def _class_names(root: Path) -> list[str] | None:
-    """The classes of our own export."""
-    try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["classes"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _class_names(folder: Path) -> list[str] | None:
+    """The classes of our own export; None where no manifest names any."""
+    path = folder / MANIFEST
+    if not path.is_file():
         return None
-    return [str(name) for name in found]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}. Get the export again, or remove the file.") from error
+    names = found.get("classes") if isinstance(found, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _open(path: Path, where: Member) -> Image.Image:

@@ -176,7 +176,7 @@ def _classes(tables: Sequence[tuple[Table, Sequence[str | None]]], config: DataC
     if declared:
         return tuple(declared)
     used = {label for _, labels in tables for label in labels if label is not None}
-    numbers = all(label.lstrip("-").isdigit() for label in used)
+    numbers = all(label.removeprefix("-").isdecimal() for label in used)
     return tuple(sorted(used, key=int if numbers else None))
 
 

@@ -121,7 +121,7 @@ class Reader:
         """What the values of all images that were read say about the range."""
         if self.value_range is not None and not self.deep:
             return ["value range: no image has more than 8 bits, so --data.value_range changes nothing"]
-        if self.value_range is None and self.deep and self.highest <= SIXTEEN_BITS[1] // 2:
+        if self.value_range is None and self.deep and 0 < self.highest <= SIXTEEN_BITS[1] // 2:
             top = (1 << int(self.highest).bit_length()) - 1
             return [
                 f"value range: the highest value of {self.deep} 16-bit images is {self.highest:g} of 65535, so they "

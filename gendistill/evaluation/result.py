@@ -207,7 +207,7 @@ class Evaluation(_Result):
         frame["ipc"] = [row["ipc"] or "" for row in rows]
         frame["images"] = frame["stored_images"]
         frame["accuracy %"] = [_percent(row) for row in rows]
-        frame["balanced %"] = [f"{100 * (balanced_accuracy(row) or 0):.1f}" for row in rows]
+        frame["balanced %"] = ["" if (fair := balanced_accuracy(row)) is None else f"{100 * fair:.1f}" for row in rows]
         frame["95 % vs random"] = [_points(row) for row in rows]
         frame["labels"] = frame["recipe"].fillna("hard")
         differing = [name for name in ("labels", "augment", "network") if frame[name].nunique() > 1]

@@ -183,7 +183,7 @@ def write_sets(
         ConfigError: the options do not fit the generator, or real images are needed and missing.
         ArtifactError: the data have another image size or lack a class.
     """
-    base, state, start = stage == "base", runtime.processes(), time.perf_counter()
+    base, state = stage == "base", runtime.processes()
     sets = {f"ipc-{ipc}": ipc for ipc in ipc_sizes(config.ipc)}
     if config.pool and not base:
         sets["pool"] = config.pool
@@ -191,6 +191,7 @@ def write_sets(
     with SurrogateWriter(images, classes) as writer:
         missing = [r for r in requests_for(len(classes), max(sets.values())) if not writer.has(r.label, r.index)]
         state.wait_for_everyone()  # all have looked before anyone writes
+        start = time.perf_counter()
         share = missing[state.process_index :: state.num_processes]
         made: Any = _images(generator, share, config, data, seed)
         if state.is_main_process:
@@ -205,7 +206,7 @@ def write_sets(
     for name, ipc in sets.items():
         target = folder.path / "base" / name if base else folder.path / name
         link_prefix(images, target, classes, ipc)
-        own = spent * ipc * len(classes) / max(1, len(missing))  # of its images, of those that were there too
+        own = spent * ipc * len(classes) / len(missing) if missing else 0.0  # of its images, also those there before
         meta = _provenance(generator, config, seed, stage, own)
         write_card(target, write_manifest(target, classes, generator.image_shape, meta))
     folder.log({"stage": "sample", "set": stage, "images": len(missing), "sample": round(spent, 2)})

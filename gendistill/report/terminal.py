@@ -103,17 +103,21 @@ def _width(balanced: bool, legacy: bool) -> int:
 
 
 def _line(row: Row, legacy: bool, balanced: bool) -> str:
-    interval, label, verdict = row["ci95_vs_random"], row_label(row), row["verdict"].removesuffix(" than random")
+    interval, label, verdict = row.get("ci95_vs_random"), row_label(row), row["verdict"].removesuffix(" than random")
     gain = f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}" if interval else ""
     seeds = f" x{row['synthesis_seeds']}" if row.get("synthesis_seeds", 1) > 1 else ""
     room = _width(balanced, legacy) - len(seeds)
     label = (label if len(label) <= room else label[: room - 1] + "…") + seeds
-    fair = f"  {100 * (balanced_accuracy(row) or 0):8.1f}" if balanced else ""
+    fair = _fair(balanced_accuracy(row)) if balanced else ""
     best = f"  ({100 * sum(row['legacy_best']) / len(row['legacy_best']):4.1f})" if legacy else ""
     return (
         f"{row['ipc'] or '':>4}  {label:<{_width(balanced, legacy)}} {_images(row):>11} {_bytes(row):>7}  "
         f"{100 * row['mean']:5.1f} ± {100 * row['std']:4.1f}{fair}{best}  {gain:>16}  {verdict}"
     )
+
+
+def _fair(balanced: float | None) -> str:
+    return f"  {'' if balanced is None else f'{100 * balanced:.1f}':>8}"
 
 
 def _images(row: Row) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -71,32 +73,37 @@ LOCAL = re.compile(r"(?<![\w./-])(?:~\w*|\.{1,2})?/(?![/\s])[^,;\[\]'\"\n]*")
 NAMES = ("classes", "folders", "versions")  # which are no paths, whatever they look like
 
 
-def without_local_paths(value: Any) -> Any:
+def without_local_paths(value: Any, *, relative: bool = True) -> Any:
     """A value of manifest.json, evidence.json or export.json with the last part alone of every path on this computer.
 
-    In a command every word is looked at; a relative path is one that is here.
+    In a command every word is looked at. With ``relative`` also paths from the current folder that are there now.
     """
+    short = partial(_short, relative=relative)
     if isinstance(value, dict):
         return {
-            k: _short_command(v) if k == "command" else v if k in NAMES else without_local_paths(v)
+            k: _short_command(v, short)
+            if k == "command"
+            else v
+            if k in NAMES
+            else without_local_paths(v, relative=relative)
             for k, v in value.items()
         }
     if isinstance(value, list):
-        return [without_local_paths(one) for one in value]
-    return _short(value) if isinstance(value, str) else value
+        return [without_local_paths(one, relative=relative) for one in value]
+    return short(value) if isinstance(value, str) else value
 
 
-def _short_command(command: object) -> object:
+def _short_command(command: object, short: Callable[[str], str]) -> object:
     try:
-        return shlex.join(map(_short, shlex.split(command))) if isinstance(command, str) else command
+        return shlex.join(map(short, shlex.split(command))) if isinstance(command, str) else command
     except ValueError:  # no command of ours
-        return _short(str(command))
+        return short(str(command))
 
 
-def _short(text: str) -> str:
+def _short(text: str, *, relative: bool) -> str:
     """The text with names for paths."""
     option, is_set, value = text.rpartition("=")
-    if "/" in value and not LOCAL.match(value) and os.path.exists(value):
+    if relative and "/" in value and not LOCAL.match(value) and os.path.exists(value):
         return f"{option}{is_set}{Path(value).name}"
     return LOCAL.sub(lambda found: PurePath(found[0].rstrip()).name, text)
 
@@ -142,7 +149,7 @@ def _check_public(folder: Path) -> None:
     """
     for path in (found for name in (MANIFEST, EVIDENCE, RECORD) for found in folder.rglob(name)):
         found = read_json(path, kind="an export", fix="Export the set again.")
-        if found != without_local_paths(found):
+        if found != without_local_paths(found, relative=False):  # the export itself is there by now
             raise ArtifactError(f"{path} names folders of this computer, which others should not see. Export it again.")
 
 

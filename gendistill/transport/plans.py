@@ -23,6 +23,8 @@ EQUAL = 1e-11  # of the largest difference in cost: what rounding may make of a 
 
 @cache
 def _libraries() -> ThreadpoolController:
+    import sklearn.cluster  # noqa: F401  (the controller knows only what is loaded, and k-means brings its own OpenMP)
+
     return ThreadpoolController()  # 8 ms, a limit 0.2 ms
 
 

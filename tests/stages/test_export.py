@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,14 @@ def test_a_pushed_export_is_the_folder_and_comes_back_set_by_set(
         find_surrogate("me/digits")
     with pytest.raises(ArtifactError, match="holds no surrogate set"):
         find_surrogate("me/digits/ipc-9")
+
+
+def test_an_export_below_the_current_folder_is_pushed(
+    tmp_path: Path, sets: dict[int, Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gendistill", "export", "--output_dir", "deep/out"])  # which is recorded
+    assert push(sets, Path("deep/out")) == 0
 
 
 def test_a_branch_is_made_and_read_by_its_name(tmp_path: Path, sets: dict[int, Path], hub: Hub) -> None:
