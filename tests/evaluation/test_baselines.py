@@ -149,7 +149,8 @@ def test_equal_bytes_is_the_smallest_random_set_of_which_every_draw_reaches_them
     real = Baselines(few, EvaluateConfig(baselines=("random", "bytes")), 0)
     total = round(factor * sum(size[ipc - 1] for size in sizes) / 5)
     rows = [row for row in real.beside(ipc, 5, [total]) if row.space == EQUAL_BYTES]
-    wanted = next((n for n in range(1, 14) if all(size[n - 1] >= total for size in sizes)), 13)
+    most = len(sizes[0])
+    wanted = next((n for n in range(1, most + 1) if all(size[n - 1] >= total for size in sizes)), most)
     assert [row.facts["stored_images"] for row in rows] == ([10 * wanted] if wanted > ipc else [])
 
 
@@ -160,8 +161,9 @@ def few() -> RealData:
 
 @pytest.fixture(scope="module")
 def sizes(few: RealData) -> list[list[int]]:
-    """Bytes of each of five random draws at 1 to 13 images per class, each draw's images being encoded apart."""
-    draws = [[distill(few, "random", n, seed=derive(0, "random draw", r)) for n in range(1, 14)] for r in range(5)]
+    """Bytes of each of five random draws at 1 to all images of the smallest class, each draw being encoded apart."""
+    counts = range(1, min(few.train.counts(10)) + 1)
+    draws = [[distill(few, "random", n, seed=derive(0, "random draw", r)) for n in counts] for r in range(5)]
     return [[sum(png_sizes(made.images)) for made in draw] for draw in draws]
 
 
