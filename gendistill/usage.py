@@ -199,7 +199,7 @@ def help_text(name: str, word: str | None = None) -> str:
             lines += ["", f"`gendistill {name} --help all` lists all {_count(known)} options, `--help WORD` some."]
         return "\n".join(lines)
     found = {one: option for one, option in known.items() if word == "all" or word in one}
-    if not found:
+    if not found and word != "all":
         raise ConfigError(f"{name} has no option with {word!r} in its name.{did_you_mean(word, known)}")
     for section, title in _sections(command, known).items():
         own = [one for one, option in found.items() if one.rpartition(".")[0] == section and not option.section]
