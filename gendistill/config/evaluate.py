@@ -23,6 +23,7 @@ Labels = Literal["hard", "soft"]
 Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
 BESIDE = ("bytes", "full")  # baselines that no coreset chooses
 FEATURES = ("auto", "teacher", "trained")
+Decayed = Literal["all", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,10 @@ class EvaluateConfig(Options):
         batch_size: Images per step; a smaller set has batches of its size.
         learning_rate: Peak learning rate of the protocol's optimiser.
         weight_decay: Weight decay of the optimiser.
+        weight_decay_on: What decays: ``all`` parameters, or ``weights``, those of more than one dimension, which spares
+            biases and norms.
+        test_crop: Share of the side of test images that is cut from their middle and enlarged to the whole size: 0.875
+            sees what resizing to 256 px and cutting 224 px sees; 1 tests whole images.
         shift: Random translation in pixels; 0 turns it off.
         flip: Mirror images at random; wrong for digits, right for most photographs.
         augment: false trains without any augmentation of the protocol; [true,false] gives rows with and without.
@@ -102,6 +107,8 @@ class EvaluateConfig(Options):
     batch_size: Count | None = None
     learning_rate: NonNegative | None = None
     weight_decay: NonNegative | None = None
+    weight_decay_on: Decayed | None = None
+    test_crop: Annotated[float, Range(0, 1, open_low=True)] | None = None
     shift: Whole | None = None
     flip: bool | None = None
     augment: bool | tuple[bool, ...] = True

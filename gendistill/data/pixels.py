@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 SIXTEEN_BITS = (0.0, 65535.0)
 
@@ -87,6 +88,22 @@ def prepare(image: Image.Image, size: int, channels: int, value_range: tuple[flo
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     array = np.asarray(image, dtype=np.uint8)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def central_share(images: Tensor, share: float) -> Tensor:
+    """The central square of ``share`` of the side of uint8 images (B,C,H,W), enlarged to their size by bicubic.
+
+    With 0.875 it is what resizing to 256 px and cutting 224 px from the middle shows. The square has a whole number of
+    pixels, rounded.
+    """
+    side = images.shape[-1]
+    kept = max(1, round(share * side))
+    if kept == side:
+        return images
+    low = (side - kept) // 2
+    central = images[..., low : low + kept, low : low + kept]
+    enlarged = [F.interpolate(part.float(), side, mode="bicubic", antialias=True) for part in central.split(256)]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in enlarged])
 
 
 def tile(images: Sequence[Tensor], columns: int, side: int = 48) -> Tensor:

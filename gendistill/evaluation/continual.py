@@ -19,6 +19,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
+from gendistill.data.pixels import central_share
 from gendistill.errors import ConfigError, DataError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
@@ -116,6 +117,7 @@ def continual(
     for entry in entries:
         for run in range(entry.count(config.runs)):
             _check(entry, run, test, orders[run][: counts[0]], classes)
+    test = Split(central_share(test.images, settings.test_crop), test.labels)
     training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
     for entry in entries:

@@ -17,6 +17,7 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.pixels import central_share
 from gendistill.errors import ConfigError, DataError, DivergenceError
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.intervals import by_set, calibration_error, paired_interval, row_interval, verdict
@@ -45,7 +46,7 @@ class TrainingRun:
 
     Attributes:
         settings: The protocol.
-        test: The test images.
+        test: The test images as networks see them, after ``Settings.test_crop``.
         classes: How many classes there are.
         device: Where to train.
         normal: Mean and standard deviation of the real training images, in [-1, 1].
@@ -81,6 +82,7 @@ class TrainingRun:
             batch_size=s.batch_size,
             learning_rate=s.learning_rate,
             weight_decay=s.weight_decay,
+            weight_decay_on=s.weight_decay_on,
             optimizer=s.optimizer,
             momentum=s.momentum,
             rate=s.rate(steps, per_epoch),
@@ -216,6 +218,7 @@ def evaluate_entries(
         DataError: images of another shape than the test images.
     """
     settings, rows, done = resolve_protocol(config), list[Row](), done or {}
+    test = Split(central_share(test.images, settings.test_crop), test.labels)
     training = TrainingRun(settings, test, len(classes), device, normal)
     check_entries(entries, training)
     for entry, name, augment in planned_rows(entries, settings):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill import runtime
+from gendistill.config.evaluate import Decayed
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
@@ -91,6 +92,7 @@ def train_classifier(
     device: torch.device | str = "cpu",
     batches: Batches | None = None,
     temperature: float = 1.0,
+    weight_decay_on: Decayed = "all",
     optimizer: Optimizer = "adamw",
     momentum: float = 0.9,
     rate: Rate | None = None,
@@ -100,6 +102,7 @@ def train_classifier(
     """The optimiser on the mean cross-entropy; yields {step, loss}; returns the network, in eval.
 
     A set smaller than ``batch_size`` gives batches of its own size, so equal ``steps`` mean equal optimiser steps.
+    ``weight_decay_on`` says which parameters decay: ``all``, or ``weights``, those of more than one dimension.
     ``rate`` is the share of ``learning_rate`` at each step, by default ``warm_cosine``; ``momentum`` is SGD's.
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
@@ -116,7 +119,8 @@ def train_classifier(
     if batches is None:
         there = Split(split.images.to(device), split.labels.to(device))
         batches = augmented_batches(there, Augmentation(shift=shift, flip=flip), batch_size=batch_size, seed=seed)
-    descent, rate = _optimizer(network, optimizer, learning_rate, weight_decay, momentum), rate or warm_cosine(steps)
+    groups = _groups(network, weight_decay, weight_decay_on)
+    descent, rate = _optimizer(groups, optimizer, learning_rate, momentum), rate or warm_cosine(steps)
     highest = torch.zeros((), device=device)
     for step in range(steps):
         for group in descent.param_groups:
@@ -147,12 +151,21 @@ def require_finite(loss: float, learning_rate: float) -> None:
         )
 
 
+def _groups(network: nn.Module, weight_decay: float, on: Decayed) -> list[dict[str, Any]]:
+    """Parameters with the same weight decay together."""
+    parameters = list(network.parameters())
+    if on == "all":
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    weights, others = ([p for p in parameters if (p.ndim > 1) is wanted] for wanted in (True, False))
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
 def _optimizer(
-    network: nn.Module, name: Optimizer, learning_rate: float, weight_decay: float, momentum: float
+    groups: list[dict[str, Any]], name: Optimizer, learning_rate: float, momentum: float
 ) -> torch.optim.Optimizer:
     if name == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=learning_rate)
 
 
 def classification_loss(

@@ -8,9 +8,11 @@ from typing import get_args
 
 import pytest
 import torch
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from gendistill.config import EvaluateConfig, Protocol
 from gendistill.data.dataset import Split
+from gendistill.data.pixels import central_share
 from gendistill.errors import ConfigError
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.evaluator import evaluate_entries
@@ -128,6 +130,44 @@ def test_rows_with_and_without_no_augmentation_are_refused():
     assert settings(augment=False).augment == (False,)
     with pytest.raises(ConfigError, match=r"evaluate\.augment"):
         settings("idc", augment=(True, True))
+
+
+# as released
+
+
+def test_wmdd_spares_norms_from_decay_and_tests_the_middle_of_images():
+    found = settings("wmdd-soft")
+    assert (found.weight_decay_on, found.test_crop) == ("weights", 224 / 256)
+    for name in NAMES[:-1]:
+        assert (settings(name).weight_decay_on, settings(name).test_crop) == ("all", 1.0)
+    assert settings("wmdd-soft", test_crop=1.0).changed == ("test_crop",)
+    with pytest.raises(ConfigError, match=r"evaluate\.test_crop"):
+        settings(test_crop=1.5)
+
+
+def test_the_share_of_an_image_is_what_resizing_and_cutting_shows():
+    stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    stripes[..., 4:-4] = 255  # the border of 4 px is exactly what 0.875 cuts off
+    assert (central_share(stripes, 0.875) == 255).all()
+    assert torch.equal(central_share(stripes, 1.0), stripes)
+    image = torch.arange(64).mul(4).expand(1, 1, 64, 64).to(torch.uint8)
+    resize, crop = Resize(73, InterpolationMode.BICUBIC), CenterCrop(64)  # 64 of 73 px
+    assert (central_share(image, 64 / 73).int() - crop(resize(image)).int()).abs().max() <= 2
+
+
+def test_every_row_is_tested_on_the_share():
+    """The border says the wrong class; only a test of the middle is right about all images."""
+    train, test = some_images(40, 1, 16), some_images(20, 2, 16)
+    wrong = torch.where(test.labels == 1, 0, 255).to(torch.uint8)[:, None, None, None].expand_as(test.images).clone()
+    wrong[..., 4:-4, 4:-4] = test.images[..., 4:-4, 4:-4]
+    entries = [Entry(RANDOM, None, 20, (train,)), Entry(FULL, None, None, (train,))]
+    config = EvaluateConfig(width=8, runs=3, steps=30, baseline_cache=None)
+    half = finish(
+        evaluate_entries(entries, Split(wrong, test.labels), ("dark", "bright"), replace(config, test_crop=0.5))
+    )
+    whole = finish(evaluate_entries(entries, Split(wrong, test.labels), ("dark", "bright"), config))
+    assert [row["mean"] for row in half] == [1.0, 1.0]
+    assert all(row["mean"] < 0.9 for row in whole)
 
 
 # end to end

@@ -40,6 +40,27 @@ def test_epochs_differ_and_so_do_seeds():
     assert len(orders) == 4
 
 
+# weight decay
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("on", ["all", "weights"])
+def test_weights_alone_decay_or_everything(optimizer, on):
+    network = build_network("convnet", channels=1, image_size=8, classes=2, width=4, depth=2, seed=0)
+    zero = lambda step: (torch.zeros(4, 1, 8, 8), torch.full((4, 2), 0.5))  # noqa: E731
+    for parameter in network.parameters():
+        parameter.data.fill_(1.0)
+        parameter.register_hook(torch.zeros_like)  # no gradient, so that decay alone moves it
+    split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    options = {"steps": 1, "batch_size": 4, "learning_rate": 0.1, "weight_decay": 0.5, "rate": lambda step: 1.0}
+    finish(train_classifier(network, split, batches=zero, optimizer=optimizer, weight_decay_on=on, **options))
+    dimensions = {parameter.ndim for parameter in network.parameters()}
+    assert dimensions == {1, 2, 4}
+    for parameter in network.parameters():
+        decays = on == "all" or parameter.ndim > 1
+        assert torch.allclose(parameter, torch.full_like(parameter, 0.95 if decays else 1.0))
+
+
 # augmentation
 
 

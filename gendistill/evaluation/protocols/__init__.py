@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from gendistill.config import Compile, EvaluateConfig, Labels, Precision, as_tuple
+from gendistill.config.evaluate import Decayed
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.siamese import Operation, Siamese
 from gendistill.errors import ConfigError
@@ -34,6 +35,7 @@ class Settings:
         milestones: multi_step: shares of the epochs after which the rate is multiplied by ``decay``.
         siamese: Groups of DSA's operations, one of each for a batch.
         cutmix: Probability that a batch is mixed.
+        test_crop: Share of the side of test images that is tested.
         temperature: That the soft labels of a set must have, as the other options of its views; None takes any.
         changed: Fields of the protocol that the user gave other values.
     """
@@ -52,6 +54,7 @@ class Settings:
     momentum: float = 0.0
     learning_rate: float
     weight_decay: float
+    weight_decay_on: Decayed = "all"
     schedule: Literal["warm_cosine", "cosine", "multi_step"]
     milestones: tuple[float, ...] = ()
     decay: float = 1.0
@@ -62,6 +65,7 @@ class Settings:
     lighting: float = 0.0
     siamese: tuple[tuple[Operation, ...], ...] = ()
     cutmix: float = 0.0
+    test_crop: float = 1.0
     augment: tuple[bool, ...]
     labels: Labels
     temperature: float | None = None
