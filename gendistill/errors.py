@@ -34,7 +34,7 @@ class StorageError(GendistillError):
 
 
 class DivergenceError(ConfigError):
-    """A training diverged with these options: its loss is infinite or not a number."""
+    """A loss, weights or images are no longer finite with these options: the training that makes them diverged."""
 
 
 class ConvergenceError(GendistillError, RuntimeError):

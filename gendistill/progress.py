@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any, Protocol, TypeVar
 
-from gendistill.errors import ConfigError, printable
+from gendistill.errors import DivergenceError, printable
 
 T = TypeVar("T")
 _shown: ContextVar[bool] = ContextVar("gendistill_show_progress", default=False)
@@ -207,7 +207,7 @@ def step_bar(
     """A bar for a loop of step records, which the function that it yields shows one by one.
 
     Every ``every``-th record and the last one go to ``log`` with ``fields`` added; only those are read from the device.
-    With a ``remedy``, what the user can change, a value among them that is not finite raises ConfigError.
+    With a ``remedy``, what the user can change, a value among them that is not finite raises DivergenceError.
     """
     count = start
     with _bar(label, total, start, shown) as bar:
@@ -223,7 +223,7 @@ def step_bar(
             wrong = [f"{k} is {v}" for k, v in plain.items() if isinstance(v, float) and not isfinite(v)]
             if remedy is not None and wrong:
                 at = f"at step {count} of {total}"
-                raise ConfigError(f"{label} diverged: {wrong[0]} {at}; expected a number. {remedy}")
+                raise DivergenceError(f"{label} diverged: {wrong[0]} {at}; expected a number. {remedy}")
             if bar is not None:
                 bar.set_postfix({k: f"{v:.3g}" for k, v in plain.items() if isinstance(v, float)}, refresh=False)
             if log is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gendistill import progress
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.io import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # half a second of imports, which many commands do not need
@@ -335,6 +335,35 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no tensor holds NaN or infinity; the sum shows it, unless it overflows."""
     floats = [one for one in tensors if one.is_floating_point() and one.numel()]
     return all(bool(one.sum().isfinite()) or bool(one.isfinite().all()) for one in floats)
+
+
+def refuse_divergence(what: str, tensors: Iterable[Tensor], remedy: str) -> None:
+    """Check what a computation made: its loss, weights, features or images.
+
+    Args:
+        what: The begin of the message, up to "not finite": ``The images of dm are``.
+        tensors: What was made.
+        remedy: What the user can change, a sentence.
+
+    Raises:
+        DivergenceError: one of them is NaN or infinite.
+    """
+    if not all_finite(tensors):
+        raise DivergenceError(f"{what} not finite; expected numbers. {remedy}")
+
+
+def require_finite_weights(where: str, weights: Mapping[str, Tensor]) -> None:
+    """Check weights that were read from a file.
+
+    Raises:
+        ArtifactError: one is NaN or infinite, as of a training that diverged.
+    """
+    for name, tensor in weights.items():
+        if not all_finite([tensor]):
+            raise ArtifactError(
+                f"{where} has weights that are not finite, such as {name!r}; expected numbers. Get the folder again, "
+                "or train again with a lower learning rate."
+            )
 
 
 def full_tensor(value: Tensor) -> Tensor:

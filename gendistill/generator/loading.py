@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import yaml
-from torch import Tensor
 
 from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError, reason
 from gendistill.generator.class_mapping import check_label_map
 from gendistill.hub import fetch, local_folder
 from gendistill.io import read_json
-from gendistill.runtime import all_finite
+from gendistill.runtime import require_finite_weights
 
 FILE, FORMAT = "gendistill.json", 2
 INDEX = "model_index.json"
@@ -77,18 +76,8 @@ def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
             f"The weights in {folder} lack {count} tensor(s) of its config.json, such as {first!r}. Get or save the "
             "folder again."
         )
-    require_finite(str(folder), model.state_dict())
+    require_finite_weights(str(folder), model.state_dict())
     return model.float().eval()
-
-
-def require_finite(where: str, weights: Mapping[str, Tensor]) -> None:
-    """Raises ArtifactError where weights are NaN or infinite, as of a training that diverged."""
-    for name, tensor in weights.items():
-        if not all_finite([tensor]):
-            raise ArtifactError(
-                f"{where} has weights that are not finite, such as {name!r}; expected numbers. Get the folder again, "
-                "or train again with a lower learning rate."
-            )
 
 
 class CodecRecord(TypedDict):

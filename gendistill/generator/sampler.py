@@ -18,12 +18,12 @@ from torch import Tensor
 
 from gendistill.config import ModeGuidance, Prototypes, SampleConfig
 from gendistill.data.pixels import to_uint8
-from gendistill.errors import ConfigError, DataError
+from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
 from gendistill.generator.generator import Generator
 from gendistill.generator.schedulers import make_scheduler, scheduler_step, start_from
 from gendistill.objectives import diffusion
-from gendistill.runtime import all_finite, native_bf16, to_device
+from gendistill.runtime import native_bf16, refuse_divergence, to_device
 from gendistill.seeding import torch_rng
 
 DECODED_AT_ONCE, CPU_ROWS = 8, 16
@@ -65,7 +65,7 @@ def sample(
 
     Raises:
         ConfigError: an unknown solver, too many steps, guidance without a null class, or prototypes left out.
-        DataError: images that are not finite.
+        DivergenceError: images that are not finite.
     """
     config = config or SampleConfig()
     _check(generator, config, prototypes)
@@ -279,9 +279,8 @@ def _decode(codec: Codec, x: Tensor) -> Tensor:
     """uint8 (b,C,H,W) on the CPU, always as many at once: memory and rounding do not depend on the batch."""
     parts = x.split(DECODED_AT_ONCE)
     decoded = torch.cat([codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)] for part in parts])
-    if not all_finite([decoded]):
-        raise DataError(
-            "The generator makes images that are not finite; expected numbers. Sample with --mixed_precision no or a "
-            "lower --guidance_scale, or fine-tune again with a lower learning rate."
-        )
+    remedy = (
+        "Sample with --mixed_precision no or a lower --guidance_scale, or fine-tune again with a lower learning rate."
+    )
+    refuse_divergence("The generator makes images that are", [decoded], remedy)
     return to_uint8(decoded).cpu()

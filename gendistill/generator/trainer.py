@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
@@ -107,7 +107,7 @@ def train_generator(
 
     Raises:
         ConfigError: the batch does not divide among processes and micro-batches, or there is no null class to drop to.
-            Training diverged: weights that are not finite are never saved.
+        DivergenceError: weights are no longer finite, which are never saved.
         ArtifactError: the checkpoint belongs to another model.
     """
     phase, steps, peak = (
@@ -163,7 +163,7 @@ def train_generator(
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
     trained = {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
-    _require_finite(trained, steps, config, minimax=criteria is not None)
+    _refuse_divergence(trained, steps, config, minimax=criteria is not None)
     return trained
 
 
@@ -173,12 +173,10 @@ def rate_advice(config: FinetuneConfig, *, minimax: bool) -> str:
     return f"Lower finetune.{name} ({getattr(config, name):g})."
 
 
-def _require_finite(tensors: Mapping[str, Tensor], step: int, config: FinetuneConfig, *, minimax: bool) -> None:
-    if not runtime.all_finite(tensors.values()):
-        raise ConfigError(
-            f"The {'minimax' if minimax else 'base'} phase diverged: after step {step} the generator has weights that "
-            f"are not finite; expected numbers. {rate_advice(config, minimax=minimax)}"
-        )
+def _refuse_divergence(tensors: Mapping[str, Tensor], step: int, config: FinetuneConfig, *, minimax: bool) -> None:
+    phase = "minimax" if minimax else "base"
+    what = f"The {phase} phase diverged: after step {step} the generator has weights that are"
+    runtime.refuse_divergence(what, tensors.values(), rate_advice(config, minimax=minimax))
 
 
 def step_losses(
@@ -316,7 +314,7 @@ def _save(
     state: TrainingState, step: int, config: FinetuneConfig, accelerator: Accelerator, checkpoints: Checkpoints
 ) -> None:
     tensors = state.tensors()  # by every process: sharded ones are gathered
-    _require_finite(tensors, step, config, minimax=state.memories is not None)
+    _refuse_divergence(tensors, step, config, minimax=state.memories is not None)
     if accelerator.is_main_process:
         checkpoints.save(step, tensors)
 

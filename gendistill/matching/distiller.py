@@ -11,14 +11,14 @@ from PIL import Image
 
 from gendistill.config import DistillConfig, MatchingStart, kind_of, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
-from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hashing import hash_json
 from gendistill.io import WorkFolder, atomic, partial_of
 from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
-from gendistill.runtime import Checkpoints, CheckpointTimer, all_finite
+from gendistill.runtime import Checkpoints, CheckpointTimer, refuse_divergence
 from gendistill.surrogate.manifest import AS_DATA, provenance
 from gendistill.surrogate.set import SurrogateSet
 
@@ -97,9 +97,10 @@ def match(
                 snapshots()
             number = matcher.iteration
             if between and checkpoints and (number % checkpoints.every == 0 or timer.is_due(number)):
-                _require_finite(matcher, run)
+                _refuse_divergence(matcher, run)
                 checkpoints.save(matcher.iteration, matcher.state_dict())
                 timer.restart(number)
+    _refuse_divergence(matcher, run)
     sets = made()
     if folder and every:
         for one in sets:
@@ -114,12 +115,9 @@ def _advice(run: Run) -> str:
     )
 
 
-def _require_finite(matcher: Matcher, run: Run) -> None:
-    if not all_finite(one.images for one in matcher.sets):
-        raise DataError(
-            f"The images of {run.method} are not finite after {matcher.iteration} iterations; expected numbers. "
-            + _advice(run)
-        )
+def _refuse_divergence(matcher: Matcher, run: Run) -> None:
+    what = f"After {matcher.iteration} iterations the images of {run.method} are"
+    refuse_divergence(what, (one.images for one in matcher.sets), _advice(run))
 
 
 def _checkpoints(folder: WorkFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
@@ -142,7 +140,6 @@ def _surrogate(
     given: SurrogateSet | None,
     origin: str | None,
 ) -> SurrogateSet:
-    _require_finite(matcher, run)
     one, seconds, selection = matcher.sets[place], matcher.clock.seconds(), kind_of(run.config.selection)
     meta = provenance(
         run.method,
@@ -212,7 +209,8 @@ def matched(
 
     Raises:
         ConfigError: options that do not go together, or that would do nothing.
-        DataError: a class without an image, or images that are no longer finite.
+        DataError: a class without an image.
+        DivergenceError: a loss or images that are no longer finite.
     """
     for run in plan_runs(config, data):
         yield from match(data, run, seed=seed, given=given, folder=folder, draw=draw)

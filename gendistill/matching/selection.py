@@ -26,7 +26,7 @@ from gendistill import runtime
 from gendistill.config import BarycenterWeights
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
-from gendistill.errors import ArtifactError, DataError
+from gendistill.errors import ArtifactError
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter
 from gendistill.transport.kmeans import kmeans_centres
@@ -229,15 +229,12 @@ def representatives(
         weights: ``free`` clusters of k-means, or ``fixed`` ones of equal mass.
 
     Raises:
-        DataError: features that are not finite.
+        DivergenceError: features that are not finite.
     """
     if count >= len(features):
         return torch.arange(len(features))
-    if not features.isfinite().all():
-        raise DataError(
-            "The matching network gives features that are not finite; expected numbers. Lower its learning rate, or "
-            "turn bf16 off."
-        )
+    what = "The matching network gives features that are"
+    runtime.refuse_divergence(what, [features], "Lower its learning rate, or turn bf16 off.")
     points = features.numpy()
     with threadpool_limits(1):  # sums over threads come in no fixed order
         centres = kmeans_centres(points, count // per_cluster, seed, starts=1)

@@ -19,7 +19,6 @@ from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.class_mapping import check_manifest_labels
-from gendistill.generator.loading import require_finite
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import Batches
@@ -120,6 +119,7 @@ def label_set(
     Raises:
         ArtifactError: the teacher has other classes, channels or image size.
         ConfigError: ``top_k`` is larger than the number of classes.
+        DivergenceError: the teacher's probabilities are not finite.
 
     Example:
         >>> from gendistill.config import PerImage
@@ -155,6 +155,8 @@ def label_set(
     total = -(-len(images) // ROWS) if isinstance(mode, PerImage) else steps
     labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
     spent = {f"label_{name}": value for name, value in teacher.meta.get("training_seconds", {}).items()}
+    what, remedy = "The soft labels of this teacher are", "Train the teacher again with a lower learning rate."
+    runtime.refuse_divergence(what, labels.tensors.values(), remedy)
     labels.check_values("The soft labels of this teacher")
     meta = add_step(
         surrogate.meta,
@@ -174,7 +176,6 @@ def check_teacher_fits(surrogate: SurrogateSet, teacher: Teacher, config: LabelC
             f"The surrogate set has classes {', '.join(surrogate.classes)}, the teacher {', '.join(teacher.classes)}; "
             "expected the same in the same order."
         )
-    require_finite(f"The teacher {teacher.spec['name']}", teacher.network.state_dict())
     check_manifest_labels("the surrogate set", surrogate.classes, surrogate.meta)
     channels, side = surrogate.images.shape[1], surrogate.images.shape[-1]
     if (teacher.spec["channels"], teacher.spec["image_size"]) != (channels, side):

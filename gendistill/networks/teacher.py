@@ -16,7 +16,6 @@ from gendistill.config import DataConfig, TeacherConfig
 from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError, reason, require_type
-from gendistill.generator.loading import require_finite
 from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.classifiers import ConvNet
@@ -150,7 +149,7 @@ class Teacher:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {reason(error)}") from error
-        require_finite(str(folder / "model.safetensors"), weights)
+        runtime.require_finite_weights(str(folder / "model.safetensors"), weights)
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")
         unknown = sorted(statistics.means.keys() - batch_norm_layers(network).keys())
@@ -187,7 +186,8 @@ def train_teacher(
         The teacher, its network in eval mode on this process's device.
 
     Raises:
-        ConfigError: the network does not take these images or gives no features, or training diverged.
+        ConfigError: the network does not take these images or gives no features.
+        DivergenceError: training diverged.
 
     Example:
         >>> teacher = gd.train_teacher(data, network=torchvision.models.resnet18(num_classes=10))

@@ -16,7 +16,7 @@ from gendistill.data.augmentation import Augmentation
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
-from gendistill.errors import ConfigError, DivergenceError
+from gendistill.errors import ConfigError
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.progress import track
 
@@ -133,22 +133,10 @@ def train_classifier(
         descent.step()
         highest = torch.maximum(highest, loss.detach())  # which keeps NaN
         if (step + 1) % LOOK == 0 or step + 1 == steps:
-            require_finite(float(highest), learning_rate)
+            what = f"Training diverged: its loss is {float(highest)},"
+            runtime.refuse_divergence(what, [highest], f"Lower learning_rate, which is {learning_rate:g}.")
         yield {"step": step + 1, "loss": loss.detach()}
     return network.eval()
-
-
-def require_finite(loss: float, learning_rate: float) -> None:
-    """Refuse a training that diverged.
-
-    Raises:
-        DivergenceError: the loss is infinite or not a number.
-    """
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"Training diverged: its loss became {loss}, expected a finite number. Lower learning_rate, which is "
-            f"{learning_rate:g}."
-        )
 
 
 def _groups(network: nn.Module, weight_decay: float, on: Decayed) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig, to_dict
 from gendistill.data.pixels import to_float, to_uint8
-from gendistill.errors import DataError
 from gendistill.generator.codec import Codec
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder, read_tensors, write_tensors
@@ -88,7 +87,7 @@ def refine_images(
 
     Raises:
         ValueError: several processes without a ``folder``, or atoms of another shape than the images' points.
-        DataError: images that are not finite.
+        DivergenceError: images that are not finite.
 
     Example:
         >>> space = gd.ground_space([teacher], data, gd.RefineConfig())
@@ -221,7 +220,7 @@ def refine_chunk(
     checkpointing), and still count as one batch. Deterministic.
 
     Raises:
-        DataError: the images are not finite in the end.
+        DivergenceError: the images are not finite in the end.
     """
     device = next(space.networks[0].parameters()).device
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
@@ -249,11 +248,11 @@ def refine_chunk(
         record = {"step": step + 1, **{name: value.detach() for name, value in terms.items()}}
         yield cast(RefineRecord, record)
     with torch.no_grad():
-        if not all(one.delta.isfinite().all() for one in batches):
-            raise DataError(
-                "Refinement ended in numbers that are not finite; expected images. Lower the learning rate and the "
-                "weights of the objective, and look whether the teacher recognises its own images."
-            )
+        remedy = (
+            "Lower the learning rate and the weights of the objective, and look whether the teacher recognises its own "
+            "images."
+        )
+        runtime.refuse_divergence("Refinement ended in images that are", (one.delta for one in batches), remedy)
         return torch.cat([to_uint8(one.images(one.delta)).cpu() for one in batches])
 
 

@@ -74,7 +74,7 @@ def refine_set(
     Raises:
         ConfigError: the same teacher twice, too few images, or options that the inputs do not allow.
         ArtifactError: sets, teachers and data of other classes, sizes or splits.
-        DataError: images that are not finite; lower the learning rate.
+        DivergenceError: images that are not finite; lower the learning rate.
 
     Example:
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10, config=gd.RefineConfig(steps=200))

@@ -14,7 +14,7 @@ from accelerate.state import GradientState
 
 from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
-from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.generator.finetuning import _note_small_change, finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.surrogate_sets import sample_set, write_sets
@@ -90,7 +90,9 @@ def test_a_training_that_diverges_says_when_and_what_to_change(
     """No weights that are not finite are kept, not even in a checkpoint."""
     config = replace(CONFIG, max_grad_norm=0.0, base_steps=12, minimax_steps=12, **{option: 1e30})
     folder = work(tmp_path / "work")
-    with pytest.raises(ConfigError, match=rf"diverged: .* step .*; expected .*\. Lower finetune.{option} \(1e\+30\)"):
+    with pytest.raises(
+        DivergenceError, match=rf"diverged: .* step .*; expected .*\. Lower finetune.{option} \(1e\+30\)"
+    ):
         finetune(digits, config, folder=folder)
     kept = [path for path in folder.path.rglob("*.safetensors") if phase in path.parts or phase == path.stem]
     assert all(all_finite(read_tensors(path, fix="")[0].values()) for path in kept)
@@ -103,7 +105,7 @@ def test_a_generator_whose_weights_are_no_numbers_is_refused(tuned: Generator, t
     broken.save_pretrained(tmp_path / "generator")
     with pytest.raises(ArtifactError, match="weights that are not finite, such as 'conv_in"):
         Generator.from_pretrained(tmp_path / "generator")
-    with pytest.raises(DataError, match="images that are not finite; expected numbers"):
+    with pytest.raises(DivergenceError, match="images that are not finite; expected numbers"):
         sample_set(broken, 1, SAMPLING)
 
 

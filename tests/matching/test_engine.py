@@ -10,7 +10,7 @@ import torch
 from gendistill.config import DataConfig, DistillConfig, Features, MatchingConfig, Queue, Representative
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError, ConfigError
+from gendistill.errors import ArtifactError, DivergenceError
 from gendistill.matching.build import build
 from gendistill.matching.distiller import match
 from gendistill.matching.engine import Matcher
@@ -149,5 +149,7 @@ def test_the_joint_step_equals_steps_after_each_class(data):
 @pytest.mark.parametrize("method", ["dm", "dc"])
 def test_images_that_diverge_say_when_and_what_to_change(data, method):
     run = one_run(data, method, iterations=12, learning_rate=1e38)
-    with pytest.raises(ConfigError, match=rf"{method} random ipc 1 diverged: loss is .* at step 10 of .*learning_rate"):
+    with pytest.raises(
+        DivergenceError, match=rf"{method} random ipc 1 diverged: loss is .* at step 10 of .*learning_rate"
+    ):
         match(data, run, seed=0)

@@ -14,7 +14,7 @@ from gendistill.config import DistillConfig
 from gendistill.config.flat import options_of
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
-from gendistill.errors import ArtifactError, DataError
+from gendistill.errors import ArtifactError, DivergenceError
 from gendistill.evaluation.set_metrics import batch_mmd
 from gendistill.matching.selection import (
     RandomSelection,
@@ -344,7 +344,7 @@ def test_more_dimensions_than_there_are_project_nothing(digits: RealData):
 def test_a_network_that_diverged_is_refused(digits: RealData):
     network = convnet()
     nn.init.constant_(network.body[0].weight, float("nan"))
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         selection("representative", digits.train).picks(network, 0, 0)
 
 

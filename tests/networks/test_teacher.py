@@ -18,7 +18,7 @@ from gendistill.config import RefineConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, DivergenceError
 from gendistill.hashing import hash_tensors
 from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.soft_labelling import label_set
@@ -210,7 +210,7 @@ def test_a_teacher_whose_weights_are_no_numbers_is_refused(teacher: Path, tmp_pa
     broken = Teacher.from_pretrained(teacher)
     broken.network.load_state_dict(weights)
     made = distill(load_data(max_per_class=40), "random", 1)
-    with pytest.raises(ArtifactError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         label_set(made, broken)
 
 

@@ -16,7 +16,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
-from gendistill.errors import ArtifactError, ConfigError, DataError
+from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
@@ -182,7 +182,7 @@ def test_numbers_that_overflow_are_refused_not_saved(digits: RealData, teacher: 
     moments = teacher.statistics
     broken = {name: torch.full_like(mean, torch.nan) for name, mean in moments.means.items()}
     guide = replace(teacher, statistics=replace(moments, means=broken))
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         refine_set(pool, guide, digits, 1, replace(CONFIG, steps=2))
 
 
