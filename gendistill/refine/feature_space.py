@@ -24,6 +24,7 @@ from gendistill.config import ObjectiveConfig
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
 from gendistill.networks.training import infer
 
@@ -41,6 +42,8 @@ class FeatureSpace:
         pixel_scale: (K,); 0 leaves pixels out.
         real: Points (N,D) of the real training images.
         labels: Their classes (N,).
+        identity: Hash of the real images, the teachers and the options, but not of the points, which another CPU
+            rounds otherwise.
     """
 
     teachers: tuple[Teacher, ...]
@@ -48,10 +51,17 @@ class FeatureSpace:
     pixel_scale: Tensor
     real: Tensor
     labels: Tensor
+    identity: str
 
     @classmethod
     def build(
-        cls, teachers: Sequence[Teacher], train: Split, pixel_weight: float, *, scaled: bool = True
+        cls,
+        teachers: Sequence[Teacher],
+        train: Split,
+        pixel_weight: float,
+        *,
+        scaled: bool = True,
+        fingerprint: str | None = None,
     ) -> FeatureSpace:
         """The space of the images that every teacher's statistics were collected on, in the same order.
 
@@ -60,6 +70,7 @@ class FeatureSpace:
             train: The real images.
             pixel_weight: w, at least 0.
             scaled: Divide features by class variances; WMDD does not.
+            fingerprint: Of the data that ``train`` belongs to; None computes one of ``train``.
 
         Raises:
             ArtifactError: the statistics belong to other images.
@@ -78,7 +89,9 @@ class FeatureSpace:
             coarse = torch.cat([shrunk(to_float(part)).flatten(1) for part in train.images.split(ROWS)])
             spread = [coarse[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)]
             pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
-        space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels)
+        origin = fingerprint or hash_tensors({"images": train.images, "labels": train.labels})
+        identity = hash_json([origin, [teacher.hash() for teacher in teachers], pixel_weight, scaled])
+        space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels, identity)
         parts, factors = [*(t.statistics.features for t in teachers), coarse], space.factors(train.labels)
         return replace(space, real=_scaled(parts[: len(factors)], factors))
 
@@ -159,4 +172,5 @@ def ground_space(
         check_teacher("the teacher" if len(teachers) == 1 else f"teacher {place} of {len(teachers)}", teacher, data)
         teacher.network.to(runtime.device())
     fitted = [with_statistics_of(teacher, data, cache) for teacher in teachers]
-    return FeatureSpace.build(fitted, data.train, config.pixel_weight, scaled=config.feature_loss == "squared")
+    scaled = config.feature_loss == "squared"
+    return FeatureSpace.build(fitted, data.train, config.pixel_weight, scaled=scaled, fingerprint=data.fingerprint())

@@ -146,16 +146,10 @@ def _identity(
     atoms: Tensor | None,
 ) -> str:
     """A hash of everything that decides the refined images, so that no other computation takes their chunks."""
-    tensors = {"images": start.images, "labels": start.labels, "real labels": space.labels}
+    tensors = {"images": start.images, "labels": start.labels, **({} if atoms is None else {"atoms": atoms})}
     bounds = {name: value.hash() if isinstance(value, Codec) else value for name, value in vars(region).items()}
-    return hash_json(
-        [
-            hash_tensors(tensors if atoms is None else {**tensors, "atoms": atoms}),
-            [hash_tensors({"real": part}) for part in space.real.split(4096)],  # in parts, or memory would double
-            [teacher.hash() for teacher in space.teachers],
-            [type(region).__name__, bounds, to_dict(config), seed, own],
-        ]
-    )
+    options = [type(region).__name__, bounds, to_dict(config), seed, own]
+    return hash_json([hash_tensors(tensors), space.identity, options])
 
 
 def refine_part(

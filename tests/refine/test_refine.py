@@ -109,6 +109,17 @@ def test_computations_in_one_folder_keep_their_chunks_apart(
         assert len(list((tmp_path / "chunks").iterdir())) == number
 
 
+def test_chunks_are_found_again_on_a_cpu_that_rounds_otherwise(
+    pool: SurrogateSet, space: FeatureSpace, tmp_path: Path
+) -> None:
+    work, config = WorkFolder(tmp_path, tmp_path / "log.jsonl"), replace(CONFIG, steps=3)
+    elsewhere = replace(space, real=space.real * (1 + 1e-6))
+    assert not torch.equal(elsewhere.real, space.real)
+    first, again = (refine_images(pool.prefix(2), points, config, seed=1, folder=work) for points in (space, elsewhere))
+    assert torch.equal(again.images, first.images)
+    assert len(list((tmp_path / "chunks").iterdir())) == 1
+
+
 def test_selection_takes_distinct_pool_images_nearer_than_the_first(
     teacher: Teacher, pool: SurrogateSet, space: FeatureSpace
 ) -> None:
