@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,18 @@ def test_datasets_reads_each_of_several_sets_by_name(format: str, tmp_path: Path
         found = sorted((row[label], np.asarray(row[image]).tobytes()) for row in read)
         wanted = zip(original.labels.tolist(), original.images, strict=True)
         assert found == sorted((c, np.ascontiguousarray(i.permute(1, 2, 0)).tobytes()) for c, i in wanted)
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "parquet", "webdataset"])
+@pytest.mark.parametrize("sizes", [(1,), (1, 2)])
+def test_the_code_of_another_export_in_a_folder_of_the_same_name_reads_that_one(
+    sizes: tuple[int, ...], format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [make(("ant", "bee"), ipc=ipc) for ipc in sizes]
+    others = [replace(one, images=255 - one.images) for one in sets]
+    for place, originals in (("a", sets), ("b", others)):
+        (tmp_path / place).mkdir()
+        check_read(run(exported(tmp_path / place, originals, format), 0, monkeypatch), originals[-1])
 
 
 def test_sets_that_are_read_differently_have_code_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

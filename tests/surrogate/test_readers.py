@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ NAMES = {
     "unsorted": ("zebra", "ant", "10", "2", "a/b", "größe"),
     "nasty": NASTY,
     "names of splits": ("_y", "test", "train", "val", "validation", "data"),
+    "all names of splits": ("cat", "dev", "eval", "evaluation", "test", "testing", "train", "training", "valid"),
     "underscores": ("__x__", "plain"),  # datasets skips folders with two leading underscores
     "what YAML takes for other things": ("no", "null", "1.0", "1e3", "~", "- x", "{a: b}", "#", "'", '"', "yes: no"),
     "one class": ("only",),
@@ -62,6 +64,33 @@ def test_datasets_reads_the_folder_unconfigured_with_labels_in_order(
         read = datasets.load_dataset(str(tmp_path / "set"), config)["train"]
         assert read.features["label"].names == list(folder_names(classes))
         assert by_class((row["image"], row["label"]) for row in read) == expected(original, range(len(classes)))
+
+
+def test_datasets_does_not_take_one_set_for_another_in_a_folder_of_the_same_name(tmp_path: Path) -> None:
+    import datasets
+
+    first, names = make(), make(("ant", "bee", "dog"))
+    other = replace(first, images=255 - first.images)
+    for place, original in zip("abc", (first, other, names), strict=True):
+        original.save(tmp_path / place / "ipc-2")
+        read = datasets.load_dataset(str(tmp_path / place / "ipc-2"), split="train")
+        assert read.features["label"].names == list(original.classes)
+        assert by_class((row["image"], row["label"]) for row in read) == expected(original, range(3))
+
+
+@by_name
+def test_datasets_reads_the_files_without_the_card(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """The call of docs/surrogate.md; labels are in the order of the folders' names."""
+    import datasets
+
+    original = make(classes)
+    original.save(tmp_path / "set")
+    files = {"train": str(tmp_path / "set" / "train" / "*" / "*.png")}
+    read = datasets.load_dataset("imagefolder", data_files=files, drop_labels=False)
+    assert list(read) == ["train"]
+    names = read["train"].features["label"].names
+    found = by_class((row["image"], names[row["label"]]) for row in read["train"])
+    assert found == expected(original, folder_names(classes))
 
 
 @by_name

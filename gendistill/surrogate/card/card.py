@@ -89,10 +89,16 @@ def front_matter(entries: Sequence[CardEntry], default: CardEntry, title: str, f
 
 
 def _config(entry: CardEntry, format: str, default: bool) -> dict[str, Any]:
+    """How datasets reads the set.
+
+    datasets finds what it has read before by the name of the folder and by these fields, not by the files: without the
+    checksum in ``description`` two sets in folders of one name, such as ipc-10, would both be the first one.
+    """
     path = "/".join(part for part in (entry.folder, FILES[format]) if part)
     config: dict[str, Any] = {
         "config_name": entry.config,
         **({"default": True} if default else {}),
+        "description": f"images and labels of checksum {entry.manifest['checksums']}",
         "data_files": [{"split": TRAIN, "path": path}],
     }
     layout = Layout.of(entry.manifest)
