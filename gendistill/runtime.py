@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ def processes() -> PartialState:
 def _on_cpu() -> bool:
     """Several processes without a GPU: without this option accelerate runs each of them on its own."""
     return "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+
+
+def of_main_process(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the main process, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    found = [make() if processes().is_main_process else None]
+    return cast(T, broadcast_object_list(found)[0])
 
 
 def check_processes(expected: int | None) -> None:
@@ -96,7 +104,9 @@ class ExecutionMode(NamedTuple):
     compile: bool
 
 
-def execution_mode(mixed_precision: str, compile: bool | str, device: torch.device, flop: float = 0.0) -> ExecutionMode:
+def execution_mode(
+    mixed_precision: str, compile: bool | str, device: torch.device, flop: float | Callable[[], float] = 0.0
+) -> ExecutionMode:
     """Resolve ``auto`` for precision and compilation.
 
     On a CPU with bf16 units, compiled bf16 takes a third of the time of eager fp32, and eager bf16 takes more time than
@@ -107,11 +117,12 @@ def execution_mode(mixed_precision: str, compile: bool | str, device: torch.devi
         mixed_precision: ``auto``, ``no`` or ``bf16``.
         compile: True, False or ``auto``.
         device: Where the network runs.
-        flop: Floating-point operations of all training that shares the compiled code.
+        flop: Floating-point operations of all training that shares the compiled code; a function is called only where
+            they decide.
     """
     if compile == "auto":
         able = device.type == "cpu" and native_bf16(device) and mixed_precision != "no" and _has_compiler()
-        compile = able and flop >= COMPILING
+        compile = able and (flop() if callable(flop) else flop) >= COMPILING
     alone = mixed_precision == "auto" and device.type == "cpu" and not compile
     return ExecutionMode(not alone and wants_bf16(mixed_precision, device), bool(compile))
 

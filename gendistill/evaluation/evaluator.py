@@ -392,6 +392,9 @@ def resolve_precision(config: EvaluateConfig, data: RealData) -> EvaluateConfig:
     training = TrainingRun(settings, data.test, classes)
     steps, _ = settings.length(len(data.train), classes, full=True)
     shape = data.channels, data.image_size, steps * settings.batch_size * SHARED
-    flop = max(training_flop(training.network(name), *shape) for name in settings.network)
+
+    def flop() -> float:
+        return max(training_flop(training.network(name), *shape) for name in settings.network)
+
     mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
     return replace(config, mixed_precision="bf16" if mode.bf16 else "no", compile=mode.compile)

@@ -189,8 +189,8 @@ def write_sets(
         sets["pool"] = config.pool
     images, classes = folder.path / IMAGES / stage, generator.classes
     with SurrogateWriter(images, classes) as writer:
-        missing = [r for r in requests_for(len(classes), max(sets.values())) if not writer.has(r.label, r.index)]
-        state.wait_for_everyone()  # all have looked before anyone writes
+        wanted = requests_for(len(classes), max(sets.values()))
+        missing = runtime.of_main_process(lambda: [r for r in wanted if not writer.has(r.label, r.index)])
         start = time.perf_counter()
         share = missing[state.process_index :: state.num_processes]
         made: Any = _images(generator, share, config, data, seed)

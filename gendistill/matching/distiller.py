@@ -76,6 +76,7 @@ def match(
         note(f"{label}: the first steps compile, for up to a minute")
 
     def made() -> list[SurrogateSet]:
+        _refuse_divergence(matcher, run)
         return [_surrogate(data, run, place, matcher, seed, given, origin) for place in range(len(run.ipcs))]
 
     def snapshots() -> None:
@@ -100,7 +101,6 @@ def match(
                 _refuse_divergence(matcher, run)
                 checkpoints.save(matcher.iteration, matcher.state_dict())
                 timer.restart(number)
-    _refuse_divergence(matcher, run)
     sets = made()
     if folder and every:
         for one in sets:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -312,7 +313,7 @@ def method_of(name: str) -> Method:
 class Run:
     """One trajectory: the sets that share its networks, with the options all of them have.
 
-    ``flop`` counts the floating-point operations on real images, ``fast`` follows from it.
+    ``fast`` follows from the operations on real images (``real_flop``).
     """
 
     method: str
@@ -322,7 +323,6 @@ class Run:
     rates: tuple[float, ...]
     weight_decay: float
     fast: runtime.ExecutionMode
-    flop: float
 
     @property
     def rules(self) -> Method:
@@ -358,9 +358,9 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         key = hash_json([to_dict(own), alone])
         found = runs.get(key)
         if found is None:
-            flop = _real_flop(own, iterations, data, int(counts.max()))
+            flop = partial(real_flop, own, iterations, data)
             fast = runtime.execution_mode(own.mixed_precision, own.compile, runtime.device(), flop)
-            found = Run(method, iterations, own, (), (), decay, fast, flop)
+            found = Run(method, iterations, own, (), (), decay, fast)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
 
@@ -379,8 +379,9 @@ def length_and_decay(rules: Method, images: Images) -> tuple[int, float]:
     return iterations, decay
 
 
-def _real_flop(own: MatchingConfig, iterations: int, data: RealData, largest: int) -> float:
-    """Floating-point operations on real images, which the sets of a run share; no class has more than ``largest``."""
+def real_flop(own: MatchingConfig, iterations: int, data: RealData) -> float:
+    """Floating-point operations on real images, which the sets of a run share."""
+    largest = int(data.train.labels.bincount().max())
     passes = 1 if isinstance(own.objective, Gradient) else 1 + BACKWARD
     seen = min(filled(own.real_batch), largest) * len(data.classes) / passes
     networks = TRAINED if isinstance(own.networks, Queue) else 0 if own.train_on == "none" else 1

@@ -23,6 +23,7 @@ from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.sampler import requests_for, sample
 from gendistill.generator.trainer import train_generator
+from gendistill.matching.methods import real_flop
 from gendistill.networks.factories import build_network
 from gendistill.networks.training import BACKWARD, forward_flop, train_classifier
 from gendistill.refine.refiner import matching_after
@@ -148,7 +149,7 @@ def _refinement_flop(config: RunConfig, data: RealData, flop: float) -> float:
     options, sizes = config.refine, ipc_sizes(config.refine.ipc)
     found = flop * sum(sizes) * options.pack**2 * len(data.classes) * options.steps
     for run in (matching_after(ipc, data, options) for ipc in sizes if options.match_iterations):
-        found += run.flop * (COMPILED if run.fast.compile else 1)
+        found += real_flop(run.config, run.iterations, data) * (COMPILED if run.fast.compile else 1)
     return found
 
 

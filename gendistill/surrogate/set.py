@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -101,14 +102,15 @@ def link_prefix(source: Path, target: Path, classes: Sequence[str], ipc: int) ->
 
 
 def link(source: Path, target: Path) -> None:
+    """Let the file appear as ``target`` too: as a link, or a copy where the file system has no links between them."""
     try:
         os.link(source, target)
     except FileExistsError:
-        if not target.samefile(source):  # an older file, or one that a loss of power cut short
-            target.unlink()
+        if not target.samefile(source) and not filecmp.cmp(source, target, shallow=False):
+            target.unlink()  # an older file, or one that a loss of power cut short
             link(source, target)
-    except OSError:  # a file system without hard links, or another one
-        with atomic(target) as partial:
+    except OSError:
+        with atomic(target, sync=False) as partial:  # the manifest is written after all images are on the disk
             shutil.copyfile(source, partial)
 
 

@@ -48,6 +48,14 @@ def test_what_is_asked_for_is_done() -> None:
     assert runtime.execution_mode("auto", True, CPU) == (runtime.native_bf16(CPU), True)
 
 
+def test_operations_are_counted_only_where_they_decide() -> None:
+    def never() -> float:
+        raise AssertionError
+
+    for precision, compiles in (("no", "auto"), ("auto", False), ("bf16", True)):
+        assert runtime.execution_mode(precision, compiles, CPU, never).compile is (compiles is True)
+
+
 def test_short_runs_stay_as_they_are_and_long_ones_are_fast_whatever_sets_they_make() -> None:
     data = load_data(DataConfig(name="digits"))
     able = runtime.execution_mode("auto", "auto", CPU, 1e15)

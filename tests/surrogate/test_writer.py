@@ -194,3 +194,9 @@ def test_without_hard_links_the_bytes_are_copied_whole(tmp_path: Path) -> None:
         killed.write_bytes(b"half of it")
         link_prefix(tmp_path / "all", target, CLASSES, 2)
         assert files(target, "**/*") == files(tmp_path / "all", "**/*")
+        copies = {path: inode(path) for path in target.rglob("*.png")}
+        cut = next(iter(copies))
+        cut.write_bytes(b"half of it")
+        link_prefix(tmp_path / "all", target, CLASSES, 2)
+        assert files(target, "**/*") == files(tmp_path / "all", "**/*")
+        assert all(inode(path) == number for path, number in copies.items() if path != cut)  # not copied again
