@@ -272,8 +272,8 @@ class ShowCommand(Options):
         surrogate: Folder of a surrogate set, or a list of them.
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier `show` wrote to output_dir.
-        data: The real images, needed for everything except the contact sheets; null is those of the teacher, or none
-            without one.
+        data: The real images, needed for everything except the contact sheets; null is those of the teacher, or
+            without one those that the first set was made from, if they can be read as its manifest says.
         teacher: Teacher folder, whose features are compared and projected instead of pixels.
         projection: ``pca``, or ``tsne`` (slower; shows groups, not distances).
         seed: Seed of t-SNE.
@@ -286,11 +286,6 @@ class ShowCommand(Options):
     teacher: Path | None = None
     projection: Projection = "pca"
     seed: int = 0
-
-    def check(self) -> None:
-        super().check()
-        real = self.data is not None or self.teacher is not None
-        require(real or self.projection == "pca", "projection", self.projection, "pca, unless data or teacher is given")
 
 
 @dataclass(frozen=True, kw_only=True)

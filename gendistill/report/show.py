@@ -73,7 +73,7 @@ def show(
     checks: dict[str, Copies] = {}
     projection = None
     if data:
-        _check(sets, data, teacher)
+        check_sets(sets, data, teacher)
         checks, projection = _compare(splits, data, teacher, method, seed)
         write_text(folder / PROJECTION, render_projection(projection))
         parts = [(name, found.closest(MOST_PAIRS), splits[name]) for name, found in checks.items()]
@@ -113,8 +113,12 @@ def _by_name(sets: SurrogateSet | Sequence[SurrogateSet] | Mapping[str, Surrogat
     return dict(zip(unique, made, strict=True))
 
 
-def _check(sets: Mapping[str, SurrogateSet], data: RealData, teacher: Teacher | None) -> None:
-    """Refuse sets and a teacher that belong to other data."""
+def check_sets(sets: Mapping[str, SurrogateSet], data: RealData, teacher: Teacher | None = None) -> None:
+    """Refuse sets and a teacher that belong to other data.
+
+    Raises:
+        ArtifactError: one has other classes, sizes or splits than the data.
+    """
     for name, made in sets.items():
         check_origin(f"the surrogate set {name}", made.classes, made.meta, data)
         shape, wanted = tuple(made.images.shape[1:]), tuple(data.train.images.shape[1:])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from gendistill import runtime
-from gendistill.config import as_tuple
+from gendistill.config import DataConfig, as_tuple
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
+from gendistill.data.dataset import RealData
+from gendistill.errors import ConfigError, GendistillError
+from gendistill.evaluation.inputs import recorded_data
 from gendistill.networks.teacher import Teacher, real_images
 from gendistill.report.nearest import copy_line
 from gendistill.report.page import NUMBERS, REPORT, TABLE, write_report_files
 from gendistill.report.run_folder import read_runs
 from gendistill.report.sets import find_data, gather, set_names
-from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, show
+from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, check_sets, show
 from gendistill.report.terminal import export_line, verify_text
 from gendistill.report.verdicts import headline, left_out, verdicts
 from gendistill.stages import Outcome
@@ -47,18 +52,51 @@ def main_verify(command: VerifyCommand) -> Outcome:
     return Outcome("\n".join(sound), data, problem="\n".join(failed))
 
 
+def recorded(paths: Sequence[Path]) -> tuple[DataConfig | None, str]:
+    """How to read the images that the sets were made from, as ``evaluate`` does, or why that is not known."""
+    try:
+        return recorded_data(paths), ""
+    except GendistillError as error:
+        return None, str(error)
+
+
+def recorded_images(config: DataConfig, sets: Mapping[str, SurrogateSet]) -> tuple[RealData | None, str]:
+    """The images that the sets were made from, or why they are not there any more."""
+    try:
+        data = real_images(config, None)[0]
+        check_sets(sets, data)
+    except GendistillError as error:
+        return None, str(error)
+    return data, ""
+
+
 def main_show(command: ShowCommand) -> Outcome:
     runtime.check_processes(1)
     paths = as_tuple(command.surrogate)
     names, target = set_names(paths), command.output_dir
-    inputs = [path for path in (*paths, command.teacher, command.data and command.data.folder) if path]
+    asked, problem = command.data, ""
+    if asked is None and command.teacher is None:
+        asked, problem = recorded(paths)
+    inputs = [path for path in (*paths, command.teacher, asked and asked.folder) if path]
     with plain_output(target, command.overwrite, SHOW_RECORD, inputs) as folder:
         sets = {name: SurrogateSet.load(path) for name, path in zip(names, paths, strict=True)}
         teacher = Teacher.from_pretrained(command.teacher) if command.teacher else None
-        data = real_images(command.data, command.teacher)[0] if command.data or command.teacher else None
+        data = None
+        if command.data or command.teacher:
+            data = real_images(asked, command.teacher)[0]
+        elif asked:
+            data, problem = recorded_images(asked, sets)
+        if data is None and command.projection != "pca":
+            reason = problem or "the manifest names none."
+            raise ConfigError(
+                f"projection is {command.projection!r}, but there are no real images to project: {reason} Give --data "
+                "or --teacher, or leave projection out."
+            )
         record = show(sets, folder, data=data, teacher=teacher, method=command.projection, seed=command.seed)
     lines = [f"{target / SHOW_PAGE}  everything on one page, for a browser; beside it:"]
     lines += [f"  {path.name}" for path in sorted(target.iterdir()) if path.name != SHOW_PAGE]
+    if problem:
+        lines.append(f"The real images are not shown, because those that the manifest names cannot be used: {problem}")
     if not data:
         lines.append("With --data or --teacher also the closest real images and the projection among them.")
     for name, found in record["sets"].items():

@@ -59,8 +59,8 @@ def assert_loads_nothing(folder: Path) -> None:
 def test_without_real_images_it_makes_sheets_and_says_how_to_see_more(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    assert gendistill("show", made / "kmeans" / "ipc-2", "--output_dir", out) == 0
+    out, unknown = tmp_path / "out", without_origin(made / "kmeans" / "ipc-2", tmp_path / "ipc-2")
+    assert gendistill("show", unknown, "--output_dir", out) == 0
     assert names(out) == ["contact_sheet.png", "show.html", "show.json"]
     assert_loads_nothing(out)
     page = words(out)
@@ -71,6 +71,54 @@ def test_without_real_images_it_makes_sheets_and_says_how_to_see_more(
     said = capsys.readouterr().out
     assert f"{out / 'show.html'}" in said
     assert "--data or --teacher" in said
+    assert "cannot be used" not in said
+
+
+def without_origin(folder: Path, target: Path) -> Path:
+    """The set without what its manifest says of the real images."""
+    loaded = SurrogateSet.load(folder)
+    replace(loaded, meta={k: v for k, v in loaded.meta.items() if k != "data"}).save(target)
+    return target
+
+
+def test_without_data_it_reads_the_images_that_the_set_was_made_from(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = made / "kmeans" / "ipc-2"
+    assert gendistill("show", source, "--output_dir", tmp_path / "given", *SMALL) == 0
+    assert gendistill("show", source, "--output_dir", tmp_path / "recorded") == 0
+    assert "20 are copies of training images" in capsys.readouterr().out
+    without = ("command", "versions")
+    given, recorded = (
+        {k: v for k, v in load(tmp_path / name).items() if k not in without} for name in ("given", "recorded")
+    )
+    assert recorded == given
+    assert gendistill("show", source, "--output_dir", tmp_path / "tsne", "--projection", "tsne") == 0
+    assert load(tmp_path / "tsne")["projection"]["method"] == "tsne"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"name": "/gone/away"}, "there is no such folder"),
+        ({"name": "digits", "split_seed": 7}, "made from other images or splits"),
+        ({"name": "digits", "image_size": 2}, "data.image_size is 2"),
+        ({"name": "digits", "colour": "red"}, "colour"),
+    ],
+)
+def test_it_shows_the_set_alone_where_these_images_cannot_be_read(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict, reason: str
+) -> None:
+    loaded = SurrogateSet.load(made / "kmeans" / "ipc-2")
+    replace(loaded, meta={**loaded.meta, "data": {**loaded.meta["data"], "options": options}}).save(tmp_path / "set")
+    assert gendistill("show", tmp_path / "set", "--output_dir", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["contact_sheet.png", "show.html", "show.json"]
+    said = capsys.readouterr().out
+    assert "The real images are not shown" in said
+    assert reason in said
+    assert gendistill("show", tmp_path / "set", "--output_dir", tmp_path / "no", "--projection", "tsne") == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_beside_real_images_it_checks_draws_and_tells(
@@ -172,7 +220,8 @@ def test_output_is_guarded(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--overwrite" in capsys.readouterr().err
     (out / "mark").touch()
     assert gendistill("show", source, "--output_dir", out, "--overwrite") == 0
-    assert names(out) == ["contact_sheet.png", "show.html", "show.json"]
+    assert not (out / "mark").exists()
+    assert {"contact_sheet.png", "show.html", "show.json"} <= {*names(out)}
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("keep")
@@ -183,9 +232,9 @@ def test_output_is_guarded(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_options_that_would_do_nothing_are_refused(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = made / "kmeans" / "ipc-2"
+    source = without_origin(made / "kmeans" / "ipc-2", tmp_path / "ipc-2")
     assert gendistill("show", source, "--output_dir", tmp_path / "out", "--projection", "tsne") == 2
-    assert "projection is 'tsne'; expected pca, unless data or teacher is given" in capsys.readouterr().err
+    assert "projection is 'tsne', but there are no real images to project" in capsys.readouterr().err
     assert gendistill("show", source, source, "--output_dir", tmp_path / "out") == 2
     assert "given twice" in capsys.readouterr().err
 
