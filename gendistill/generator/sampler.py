@@ -27,6 +27,7 @@ from gendistill.runtime import native_bf16, refuse_divergence, to_device
 from gendistill.seeding import torch_rng
 
 DECODED_AT_ONCE, CPU_ROWS = 8, 16
+REMEDY = "Sample with --mixed_precision no or a lower --guidance_scale, or fine-tune again with a lower learning rate."
 
 
 @dataclass(frozen=True)
@@ -277,10 +278,9 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 def _decode(codec: Codec, x: Tensor) -> Tensor:
     """uint8 (b,C,H,W) on the CPU, always as many at once: memory and rounding do not depend on the batch."""
-    parts = x.split(DECODED_AT_ONCE)
-    decoded = torch.cat([codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)] for part in parts])
-    remedy = (
-        "Sample with --mixed_precision no or a lower --guidance_scale, or fine-tune again with a lower learning rate."
-    )
-    refuse_divergence("The generator makes images that are", [decoded], remedy)
-    return to_uint8(decoded).cpu()
+    images = []
+    for part in x.split(DECODED_AT_ONCE):
+        decoded = codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]
+        refuse_divergence("The generator makes images that are", [decoded], REMEDY)
+        images.append(to_uint8(decoded).cpu())
+    return torch.cat(images)
