@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gendistill import runtime
@@ -32,6 +31,7 @@ from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.manifest import Provenance, provenance, write_manifest
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 from gendistill.transport.barycenter import kmeans_atoms
+from gendistill.transport.plans import one_thread
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
 DECISIVE = (
@@ -241,8 +241,7 @@ def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: i
 
 def _class_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     """``count`` centres (M,D) of points (n,D), by population and then by first member."""
-    # One thread: the order of a sum over threads would decide which of two near centres an image joins.
-    with threadpool_limits(limits=1):
+    with one_thread():  # or the order of a sum would decide which of two near centres an image joins
         reduced = _reduced(points, seed)
         atoms = kmeans_atoms(reduced, count, seed)
         distances = (reduced**2).sum(1)[:, None] - 2 * reduced @ atoms.T + (atoms**2).sum(1)

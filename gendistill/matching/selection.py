@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from gendistill import runtime
@@ -30,6 +29,7 @@ from gendistill.errors import ArtifactError
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter
 from gendistill.transport.kmeans import kmeans_centres
+from gendistill.transport.plans import one_thread
 
 CPU_BATCH = 32  # activations that still fit in the caches: a ConvNet-3 embeds in 0.6 of the time of batches of 128
 BATCH = 256
@@ -236,7 +236,7 @@ def representatives(
     what = "The matching network gives features that are"
     runtime.refuse_divergence(what, [features], "Lower its learning rate, or turn bf16 off.")
     points = features.numpy()
-    with threadpool_limits(1):  # sums over threads come in no fixed order
+    with one_thread():
         centres = kmeans_centres(points, count // per_cluster, seed, starts=1)
         if weights == "fixed":
             centres = solve_barycenter(points, centres, tolerance=TOLERANCE).atoms

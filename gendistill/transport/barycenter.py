@@ -29,7 +29,7 @@ from gendistill.errors import ConvergenceError
 from gendistill.progress import track
 from gendistill.seeding import derive
 from gendistill.transport.kmeans import at_most, kmeans_atoms, lloyd
-from gendistill.transport.plans import as_mass, as_points, assign, same_dimension, transport, wasserstein2
+from gendistill.transport.plans import as_mass, as_points, assign, one_thread, same_dimension, transport, wasserstein2
 
 __all__ = ["Barycenter", "assign", "barycenter", "kmeans_atoms", "solve_barycenter", "wasserstein2"]
 
@@ -255,7 +255,7 @@ def class_barycenters(
             raise type(error)(f"Class {repr(names[label]) if names else label}: {error}") from error
 
     # OpenMP's limit belongs to a thread, so every worker sets it; BLAS's to the process, so it is undone here.
-    with threadpool_limits(1), ThreadPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+    with one_thread(), ThreadPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
 
         def running() -> Iterator[Future[Barycenter]]:
             for label, (points, start) in enumerate(classes):
