@@ -64,6 +64,22 @@ def output_place(folder: Path) -> Path:
     return place
 
 
+def has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def refuse_files(folder: Path, *, resumable: bool) -> None:
+    """Check that an output folder is empty or not there.
+
+    Raises:
+        ArtifactError: it holds files; the message says how to go on, by ``--resume_from_checkpoint`` where
+            ``resumable``.
+    """
+    if has_files(folder):
+        how = "Continue with --resume_from_checkpoint latest, replace it" if resumable else "Replace it"
+        raise ArtifactError(f"output_dir {folder} is not empty. {how} with --overwrite, or give another --output_dir.")
+
+
 def replaceable(folder: Path) -> Path:
     """The folder, behind a link where there is one, whose place a finished folder can take.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -185,10 +186,19 @@ def conform(hint: Any, value: Any) -> Any:
     elif _is_own_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value, hint.__name__)
     elif _is_a(origin or hint, value):
-        if hint is float and isinstance(value, Integral) and abs(int(value)) > 2**1000:
-            raise TypeError(expected(hint))
-        return hint(value) if hint is Path or (hint is float and isinstance(value, Integral)) else value
+        return _conform_plain(hint, value)
     raise TypeError(expected(hint))
+
+
+def _conform_plain(hint: Any, value: Any) -> Any:
+    """A value of a plain type: a path with the home folder for ~, a float of a whole number."""
+    if hint is Path:
+        return Path(os.path.expanduser(value))
+    if hint is float and isinstance(value, Integral):
+        if abs(int(value)) > 2**1000:
+            raise TypeError(expected(hint))
+        return float(value)
+    return value
 
 
 def _conform_items(hint: Any, value: Any) -> Any:

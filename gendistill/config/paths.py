@@ -17,7 +17,7 @@ from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions,
 from gendistill.config.data import DataConfig
 from gendistill.errors import ArtifactError, DataError
 from gendistill.hub import why_no_dataset
-from gendistill.io import output_place, partial_of, read_json
+from gendistill.io import output_place, partial_of, read_json, refuse_files
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
 TEACHERS = ("teacher", "held_out")
@@ -62,7 +62,7 @@ def _paths(value: Any) -> Iterator[Path]:
 
 
 def _check_sets(options: Options) -> None:
-    missing = [path for path in _paths(getattr(options, "surrogate", None)) if not path.expanduser().exists()]
+    missing = [path for path in _paths(getattr(options, "surrogate", None)) if not path.exists()]
     several = isinstance(options, VerifyCommand) and len(missing) < len(as_tuple(options.surrogate))
     here_only = isinstance(options, (VerifyCommand, ShowCommand))
     for path in missing:
@@ -81,8 +81,4 @@ def _check_output(options: Options) -> None:
     if not isinstance(options, StageOptions) or options.overwrite or options.resume_from_checkpoint:
         return
     for path in (folder, partial_of(folder)):
-        if path.is_dir() and any(path.iterdir()):
-            raise ArtifactError(
-                f"output_dir {path} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
-                "--overwrite, or give another --output_dir."
-            )
+        refuse_files(path, resumable=True)

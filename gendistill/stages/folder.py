@@ -31,11 +31,13 @@ from gendistill.io import (
     LOG,
     RECORD,
     WorkFolder,
+    has_files,
     is_full,
     is_relative,
     mismatch,
     output_place,
     partial_of,
+    refuse_files,
     replaceable,
     storage_errors,
     write_json,
@@ -165,10 +167,8 @@ def _check_plain(target: Path, overwrite: bool, record_name: str, inputs: Sequen
     for path in (target, partial_of(target), _aside(target)):
         ours = _wrote(path / record_name, begun=path == partial_of(target))
         if path == target and ours and not overwrite:
-            raise ArtifactError(
-                f"output_dir {target} is not empty. Replace it with --overwrite, or give another --output_dir."
-            )
-        if not ours and (_has_files(path) or path.is_file()):
+            refuse_files(target, resumable=False)
+        if not ours and (has_files(path) or path.is_file()):
             raise ArtifactError(
                 f"{path} was not written by this command, so it is not overwritten. Delete it yourself, or give "
                 "another --output_dir."
@@ -235,19 +235,16 @@ def training_time(folder: str | Path) -> TrainingTime:
 def _check(options: StageOptions, folder: Path, inputs: list[Path]) -> None:
     _check_place(folder, inputs, replaced=options.overwrite or not isinstance(options, RunConfig))
     places = (folder, partial_of(folder))
-    found = [path for path in places if _has_files(path)]
+    found = [path for path in places if has_files(path)]
     touched = [*found, *(_aside(path) for path in found)] if options.overwrite else found
-    foreign = [path for path in touched if _has_files(path) and not _is_ours(options, path)]
+    foreign = [path for path in touched if has_files(path) and not _is_ours(options, path)]
     if foreign and (options.overwrite or options.resume_from_checkpoint):
         raise ArtifactError(
             f"{foreign[0]} was not written by this command, so it is neither resumed nor overwritten. Delete it "
             "yourself, or give another --output_dir."
         )
     if found and not options.overwrite and not options.resume_from_checkpoint:
-        raise ArtifactError(
-            f"output_dir {found[0]} is not empty. Continue with --resume_from_checkpoint latest, replace it with "
-            "--overwrite, or give another --output_dir."
-        )
+        refuse_files(found[0], resumable=True)
 
 
 def writable_place(folder: Path) -> Path:
@@ -313,10 +310,6 @@ def _check_place(folder: Path, inputs: Sequence[Path], *, replaced: bool) -> Non
         replaceable(folder)
 
 
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
 def _is_ours(options: StageOptions, folder: Path) -> bool:
     """Whether the same command wrote the folder."""
     if isinstance(options, RunConfig):
@@ -361,7 +354,7 @@ def finished(folder: Path, stage: str, settings: StageSettings) -> bool:
     """
     record = _own_record(folder, stage, settings)
     if record is None:
-        if _has_files(folder):
+        if has_files(folder):
             raise ArtifactError(f"{folder} has no {RECORD} that can be read, so its files are not used. {AGAIN}")
         return False
     _check_complete(folder, record)

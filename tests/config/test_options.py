@@ -134,4 +134,13 @@ def test_lists_become_tuples_and_text_becomes_a_path() -> None:
     assert commands.VerifyCommand(surrogate=["a", "b"]).surrogate == [Path("a"), Path("b")]
     assert config.EvaluateConfig(baseline_cache="auto").baseline_cache == "auto"
     assert config.EvaluateConfig(baseline_cache="here").baseline_cache == Path("here")
+
+
+def test_a_path_in_the_home_folder_is_the_same_for_every_option() -> None:
+    home = Path.home()
+    assert commands.VerifyCommand(surrogate=["~/a", Path("~/b")]).surrogate == [home / "a", home / "b"]
+    assert config.EvaluateConfig(baseline_cache="~/c").baseline_cache == home / "c"
+    assert config.MatchingConfig(start="~/set").start == home / "set"
+    options = commands.LabelCommand(surrogate="~/a", teacher="~/t", output_dir="~/out")
+    assert (options.surrogate, options.teacher, options.output_dir) == (home / "a", home / "t", home / "out")
     assert repr(config.TeacherConfig(learning_rate=1).learning_rate) == "1.0"
