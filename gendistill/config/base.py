@@ -46,9 +46,6 @@ class NotEmpty:
     def __contains__(self, value: Sized) -> bool:
         return len(value) > 0
 
-    def __str__(self) -> str:
-        return "that is not empty"
-
 
 Count = Annotated[int, Range(1)]
 Width = Annotated[int, Range(1, 65536)]  # of a layer
@@ -336,8 +333,9 @@ def expected(hint: Any) -> str:
     hint = BARE.get(hint, hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [str(extra) for extra in arguments[1:] if isinstance(extra, (Range, NotEmpty))]
-        text = " ".join([expected(arguments[0]), *bounds])
+        text = " ".join([expected(arguments[0]), *(str(extra) for extra in arguments[1:] if isinstance(extra, Range))])
+        if NotEmpty() in arguments[1:]:
+            text = text.replace("a list", "a list of one or more", 1)
     elif origin in (Union, types.UnionType):
         text = " or ".join(map(expected, sorted(arguments, key=lambda arm: arm is not types.NoneType)))
     elif origin is Literal:

@@ -88,7 +88,7 @@ class Features(Options):
 
     Attributes:
         class_aware: Weight of the cross-entropy of the views times the network's accuracy, both as fractions; 0 with
-            dm, whose networks have learned nothing.
+            dm: only a queue knows the accuracy of its networks.
     """
 
     section: ClassVar[str] = "distill.matching"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Loop
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,23 +116,14 @@ def train_generator(
         else ("base", config.base_steps, config.learning_rate)
     )
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
-    own = parts[accelerator.process_index]
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
-    if config.gradient_checkpointing:
-        generator.network.enable_gradient_checkpointing()
-    network: Any = torch.compile(adapted.network) if config.compile else adapted.network
-    optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
-    network, optimizer = accelerator.prepare(network.train(), optimizer)
+    network, optimizer = _prepared(generator, adapted, config, accelerator)
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
+    batches = _micro_batches(source, range(done, steps), config, parts[accelerator.process_index], accelerator.device)
     alphas = generator.alphas_cumprod.to(accelerator.device)
-    batches = prefetch(
-        lambda i: source.draw(done + i // len(own), config.batch_size, own[i % len(own)]),
-        range((steps - done) * len(own)),
-        accelerator.device,
-    )
     slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
     timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
     runtime.reset_peak_memory()
@@ -141,7 +132,7 @@ def train_generator(
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, peak)
-        for batch in islice(batches, len(own)):
+        for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
                 losses = step_losses(generator, network, batch, alphas, state.memories)
                 accelerator.backward(sum(losses.values()))
@@ -165,6 +156,26 @@ def train_generator(
     trained = {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
     _refuse_divergence(trained, steps, config, minimax=criteria is not None)
     return trained
+
+
+def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator) -> Any:
+    """The network and its optimiser, as accelerate trains them."""
+    if config.gradient_checkpointing:
+        generator.network.enable_gradient_checkpointing()
+    network: Any = torch.compile(adapted.network) if config.compile else adapted.network
+    optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
+    return accelerator.prepare(network.train(), optimizer)
+
+
+def _micro_batches(
+    source: BatchSource, steps: range, config: FinetuneConfig, own: Sequence[slice], device: torch.device
+) -> Iterator[BatchDraw]:
+    """Of every step the positions that are this process's ``own`` in its batch."""
+
+    def draw(i: int) -> BatchDraw:
+        return source.draw(steps[i // len(own)], config.batch_size, own[i % len(own)])
+
+    return prefetch(draw, range(len(steps) * len(own)), device)
 
 
 def rate_advice(config: FinetuneConfig, *, minimax: bool) -> str:

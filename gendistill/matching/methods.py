@@ -432,7 +432,7 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
     if isinstance(config.networks, Queue):
         return found
     if isinstance(config.objective, Features):
-        found["class_aware"] = f"with method {method}, whose networks have learned nothing"
+        found["class_aware"] = f"with method {method}: only a queue knows the accuracy of its networks"
     if isinstance(config.objective, Features) and (config.network or "").endswith("_bn"):
         found["classes_per_chunk"] = f"with method {method} and batch norm, which sees one class at a time"
     if config.train_on == "none" or config.inner_steps == 1:

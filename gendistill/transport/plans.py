@@ -114,9 +114,10 @@ def assign(targets: ArrayLike, candidates: ArrayLike, equal: float = 0.0) -> np.
     """For each target (k,d) its own candidate (n,d), n >= k: positions (k,) that minimise the total squared distance.
 
     SciPy's assignment solver, 30 times as fast as a transport plan at 100 x 500. Terms of the cost that are the same
-    for all candidates of a target are left out, so that distant targets lose no digits. Costs that differ by less than
-    ``equal`` times the largest difference count as ties, which positions decide: with ``EQUAL``, rounding does not
-    choose between the two points of a cluster of two.
+    for all candidates of a target are left out, so that distant targets lose no digits. Where ``equal`` is
+    positive, costs are rounded to multiples of ``equal`` times the largest difference, and positions decide between
+    those that become equal. So with ``EQUAL`` an error in the last digits does not choose between the two points of a
+    cluster of two, unless the costs are on both sides of a half.
 
     Raises:
         ValueError: fewer candidates than targets, or inputs that are not two clouds of one dimension.

@@ -107,7 +107,7 @@ FOLDERS = [
 @pytest.mark.parametrize(("command", "name"), FOLDERS)
 def test_an_empty_list_of_folders_is_refused_alike(command: str, name: str, capsys) -> None:
     message = refused(capsys, command, *required(command, name), f"--{name}=[]")
-    assert re.search(rf"{name} is \[\]; expected .*a path or a list \(each a path\) that is not empty\.", message)
+    assert re.search(rf"{name} is \[\]; expected .*a path or a list of one or more \(each a path\)\.", message)
 
 
 def nested_places(cls: type[Options], place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
