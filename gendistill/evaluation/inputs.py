@@ -19,7 +19,7 @@ from gendistill.progress import report_problems
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain
-from gendistill.surrogate.manifest import MANIFEST, read_manifest
+from gendistill.surrogate.manifest import MANIFEST, own_seconds, read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
 
@@ -183,7 +183,7 @@ def facts(pool: Pool, *, labels: bool) -> SetFacts:
     """What the row of a pool says of its images; ``labels`` says whether soft labels count."""
     first = pool[0]
     sizes = [_bytes(made, labels) for made in pool]
-    own = [s for made in pool if (s := _seconds(made, labels)) is not None]
+    own = [s for made in pool if (s := own_seconds(made.meta, labels=labels)) is not None]
     shared = [_shared(made, labels) for made in pool]
     total = sum(own) + sum(sum(parts.values()) - parts.get("pool", 0) for parts in shared)  # own has the pool
     found: SetFacts = {
@@ -217,18 +217,8 @@ def _bytes(made: SurrogateSet, labels: bool) -> dict[str, int]:
     return {"images": sizes["images"], "labels": sizes["labels"] if labels else 0}
 
 
-def _seconds(made: SurrogateSet, labels: bool) -> float | None:
-    """Seconds of the stages that made the set, where its manifest has them."""
-    seconds = made.meta.get("seconds")
-    if not isinstance(seconds, dict):
-        return None
-    stages = dict.fromkeys(("distill", *made.meta.get("stages", []), *(["label"] if labels else [])))
-    counted = [seconds[stage] for stage in stages if stage in seconds and (labels or stage != "label")]
-    return float(sum(counted)) if counted else None
-
-
 def _shared(made: SurrogateSet, labels: bool) -> dict[str, float]:
-    """Seconds of what other sets use too: training of the generator and of teachers, sampling of the pool."""
+    """Seconds of what other sets use too: training of generator and teachers, the set to start from, the pool."""
     meta, found = made.meta, dict(made.meta.get("shared_seconds") or {})
     again = found.pop("label_teacher", None)
     if labels and again is not None and meta.get("label_teacher_hash") != meta.get("teacher_hash"):

@@ -45,7 +45,7 @@ class SetFacts(TypedDict, total=False):
         synthesis_seconds: Wall-clock time of all that making the set took, training of the generator and of teachers
             among it; None where unknown, or where nothing was made.
         shared_seconds: Of that, the parts that other sets use too: ``generator``, ``teacher``, ``label_teacher``,
-            ``pool``. Sets of older versions lack the first three, which are not counted then.
+            ``start_set``, ``pool``. Sets of older versions lack all but the pool, and these are not counted then.
         name: The folder's name, of a plain folder without a manifest.
         missing_classes: Names of the classes without any image.
     """

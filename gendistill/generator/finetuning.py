@@ -87,6 +87,7 @@ def finetune(
     config = require_type("config", config or FinetuneConfig(), FinetuneConfig)
     generator = fit_classes(generator, data, config) if generator else start_generator(data, config, seed)
     check_training(generator, config)
+    before = generator.meta.get("training_seconds")
     run = _Training(generator, data, config, seed, folder)
     licence = generator.meta.get("licence", OUR_LICENCE)
     saved = folder.path / BASE_WEIGHTS if folder else None
@@ -119,7 +120,7 @@ def finetune(
         "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
         "null_class_trained": config.trains_null_class,
         "base_hash": base_hash,
-        "training_seconds": run.seconds,
+        "training_seconds": ({"pretrained": sum(before.values())} if before else {}) | run.seconds,
     }
     if folder and config.adaptation != "full":
         origin: AdapterOrigin = {

@@ -102,7 +102,7 @@ class GeneratorMeta(TypedDict, total=False):
         parents: The pretrained model, its hash, and the codec.
         parent: Folder name of a model that is not ours.
         variants: Further weights in the folder, such as ``base``.
-        training_seconds: Of each phase.
+        training_seconds: Of each phase, and of the ``pretrained`` generator where it is known.
     """
 
     adaptation: str

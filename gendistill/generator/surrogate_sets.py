@@ -139,7 +139,7 @@ Sampled = Literal["samples", "base"]
 
 def _provenance(generator: Generator, config: SampleConfig, seed: int, stage: Sampled, seconds: float) -> Provenance:
     options, trained = to_dict(config), generator.meta.get("training_seconds")
-    counted = [spent for phase, spent in (trained or {}).items() if stage != "base" or phase == "base"]
+    counted = [spent for phase, spent in (trained or {}).items() if stage != "base" or phase != "minimax"]
     known = {} if trained is None else {"shared_seconds": {"generator": round(sum(counted), 2)}}
     return provenance(
         "generative",

@@ -19,7 +19,7 @@ from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
 from gendistill.runtime import Checkpoints, CheckpointTimer, refuse_divergence
-from gendistill.surrogate.manifest import AS_DATA, provenance
+from gendistill.surrogate.manifest import AS_DATA, own_seconds, provenance
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS, CHECKPOINTS = "snapshots", "previews", "checkpoints"
@@ -151,9 +151,17 @@ def _surrogate(
         iterations=matcher.iteration,
         matching=_resolved(run, place),
     )
-    if origin:
+    if given and origin:
         meta["start"] = origin
+        meta["shared_seconds"] = _time_of_start(given)
     return SurrogateSet(one.stored(), one.labels, data.classes, meta, one.factor)
+
+
+def _time_of_start(given: SurrogateSet) -> dict[str, float]:
+    """Seconds of all that the set to start from needed, as far as it knows them; its soft labels are not used."""
+    own, shared = own_seconds(given.meta, labels=False), given.meta.get("shared_seconds", {})
+    known = {} if own is None else {"start_set": round(own + shared.get("start_set", 0), 2)}
+    return {part: seconds for part, seconds in shared.items() if part not in ("label_teacher", "start_set")} | known
 
 
 def _resolved(run: Run, place: int) -> dict[str, object]:

@@ -91,6 +91,7 @@ SHARED = {
     "teacher": "training of the teacher",
     "label_teacher": "training of the labels' teacher",
     "pool": "sampling of the pool",
+    "start_set": "making the set that matching started from",
 }  # the parts of ``shared_seconds``
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

@@ -12,13 +12,14 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.finetuning import TEMPORARY, check_training, finetune, start_generator
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 
 
 def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
     generator = start_generator(data, config, seed)
     parent = generator.hash() if config.pretrained else None
+    generator.meta |= training_time(config.pretrained) if config.pretrained else {}
     check_training(generator, config)
     decisive = replace(config, latent_cache=None, report_to="none")
     settings = stage_settings(decisive, seed, data=data.fingerprint(), pretrained=parent, codec=generator.codec.hash())

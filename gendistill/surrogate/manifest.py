@@ -87,7 +87,8 @@ class Provenance(TypedDict, total=False):
         label_teacher_hash: Of the teacher of the soft labels.
         soft_labels: Mode, temperature, top_k and seed of the soft labels.
         seconds: By step.
-        shared_seconds: Of training what other sets use too, by part: ``generator``, ``teacher``, ``label_teacher``.
+        shared_seconds: Of what other sets use too, by part: training of the ``generator``, the ``teacher`` and the
+            ``label_teacher``, and making the ``start_set`` of a matching method.
         command: The command line.
         versions: Of the libraries.
         label_map: The generator's condition of each class.
@@ -227,6 +228,16 @@ def add_step(meta: Provenance, name: str | None, seconds: float = 0.0, **more: A
         "versions": versions(),
     }
     return cast(Provenance, found)
+
+
+def own_seconds(meta: Provenance, *, labels: bool) -> float | None:
+    """Seconds of the stages that made a set, with or without its soft labels; None where its manifest lacks them."""
+    seconds = meta.get("seconds")
+    if not isinstance(seconds, dict):
+        return None
+    stages = dict.fromkeys(("distill", *meta.get("stages", []), *(["label"] if labels else [])))
+    counted = [seconds[stage] for stage in stages if stage in seconds and (labels or stage != "label")]
+    return float(sum(counted)) if counted else None
 
 
 MANIFEST, CHECKSUMS, FORMAT = "manifest.json", "CHECKSUMS", 2

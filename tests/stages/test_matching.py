@@ -16,6 +16,7 @@ from gendistill.config import DataConfig, DistillConfig, MatchingConfig, Represe
 from gendistill.config.flat import unflatten
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
+from gendistill.evaluation.inputs import facts
 from gendistill.matching.build import build, classes_together
 from gendistill.matching.distiller import match, save_whole
 from gendistill.matching.engine import PARTS
@@ -130,6 +131,26 @@ def test_the_licence_of_a_start_goes_with_the_set(digits):
     (made,) = match(digits, run, seed=0, given=given)
     assert made.meta["licence"] == "CC-BY-NC-4.0"
     assert made.meta["start"] == given.content_hash()
+
+
+def test_the_time_of_the_set_that_matching_started_from_is_counted(digits, tmp_path):
+    given = distill(digits, "random", 1)
+    given.meta["stages"], given.meta["seconds"] = ["sample", "select"], {"sample": 90.0, "select": 4.0, "label": 7.0}
+    given.meta["shared_seconds"] = {"generator": 2200.0, "teacher": 33.0, "label_teacher": 30.0}
+    given.save(tmp_path / "start")
+    options = ("--matching.start", tmp_path / "start", "--ipc", 1, "--iterations", 1)
+    whole = ("--method", "dm", "--matching.width", 8, "--matching.real_batch", 6)  # of digits, as the start is
+    assert gendistill("distill", *whole, *options, "--output_dir", tmp_path / "out") == 0
+    made = SurrogateSet.load(tmp_path / "out" / "ipc-1")
+    shared = {"generator": 2200.0, "teacher": 33.0, "start_set": 94.0}
+    assert made.meta["shared_seconds"] == shared
+    matching = MatchingConfig(width=8, real_batch=6, start=tmp_path / "out" / "ipc-1")
+    again = distill(digits, "dm", 1, config=DistillConfig(method="dm", ipc=1, iterations=1, matching=matching))
+    total = round(94.0 + made.meta["seconds"]["distill"], 2)
+    assert again.meta["shared_seconds"] == {**shared, "start_set": pytest.approx(total)}
+    found = facts([again], labels=True)
+    assert found["shared_seconds"]["start_set"] == pytest.approx(total)
+    assert found["synthesis_seconds"] == pytest.approx(2233 + total + again.meta["seconds"]["distill"], abs=0.02)
 
 
 def test_the_manifest_tells_what_every_option_came_to(tmp_path):

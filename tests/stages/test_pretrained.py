@@ -71,6 +71,22 @@ def test_a_subset_of_imagenet_conditions_on_its_true_indices(dit: Path, subset: 
     assert torch.equal(draw.condition[kept], torch.tensor(list(WORDNET.values()))[draw.labels[kept]])
 
 
+def test_the_time_of_the_generator_that_was_tuned_further_is_counted(tuned: Path, subset: Path, tmp_path: Path) -> None:
+    before = json.loads((tuned / "stage.json").read_text())["training_seconds"]
+    assert before.keys() == {"minimax"}  # the folder of diffusers that it came from does not know its own
+    assert (
+        gendistill("finetune", "--pretrained", tuned, "--data.name", subset, *SHORT, "--output_dir", tmp_path / "out")
+        == 0
+    )
+    parts = json.loads((tmp_path / "out" / "stage.json").read_text())["training_seconds"]
+    assert parts["pretrained"] == before["minimax"]
+    sampled = ("--ipc", 1, "--num_inference_steps", 1, "--pool", 0, "--base", "true")
+    assert gendistill("sample", tmp_path / "out", *sampled, "--output_dir", tmp_path / "sets") == 0
+    for place, spent in (("ipc-1", sum(parts.values())), ("base/ipc-1", before["minimax"])):
+        manifest = json.loads((tmp_path / "sets" / place / "manifest.json").read_text())
+        assert manifest["shared_seconds"]["generator"] == pytest.approx(spent, abs=0.01)
+
+
 def test_the_fine_tuned_folder_is_a_pipeline_that_carries_licence_and_names(dit: Path, tuned: Path) -> None:
     record = json.loads((tuned / "gendistill.json").read_text())
     assert record["licence"] == "cc-by-nc-4.0"
