@@ -20,6 +20,7 @@ from gendistill.config import Online as Online
 from gendistill.config import Patches as Patches
 from gendistill.config import PerImage as PerImage
 from gendistill.config import PerView as PerView
+from gendistill.config import Pretrained as Pretrained
 from gendistill.config import Prototypes as Prototypes
 from gendistill.config import Queue as Queue
 from gendistill.config import RefineConfig as RefineConfig

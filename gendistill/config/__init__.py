@@ -56,7 +56,7 @@ from gendistill.config.refine import (
     WmddStart,
 )
 from gendistill.config.sample import ClassifierFree, Guidance, ModeGuidance, Prototypes, SampleConfig, Scheduler, Start
-from gendistill.config.teacher import LabelConfig, Online, PerImage, PerView, TeacherConfig
+from gendistill.config.teacher import LabelConfig, Online, PerImage, PerView, Pretrained, TeacherConfig
 
 __all__ = [
     "BESIDE",
@@ -97,6 +97,7 @@ __all__ = [
     "PerView",
     "Precision",
     "Prediction",
+    "Pretrained",
     "Projection",
     "Protocol",
     "Prototypes",

@@ -1,7 +1,7 @@
 """Options of the teacher and of its soft labels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from gendistill.config.base import (
     Compile,
@@ -16,6 +16,43 @@ from gendistill.config.base import (
     Width,
     require,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Options):
+    """A published classifier as the teacher.
+
+    Attributes:
+        source: ``timm:NAME``, the folder or Hub id of a timm or transformers classifier, or a safetensors file.
+        network: Architecture of a safetensors file, ``timm:NAME`` or ``torchvision:NAME``; null reads config.json
+            beside it.
+        revision: Branch, tag or commit of a Hub id.
+        head: Last layer: ``mapped`` keeps the network's own rows of the classes, found by name or WordNet id; ``new``
+            fits one on the features; ``auto`` maps if every class has its row, and fits one otherwise.
+        label_map: Row of each class name in the network's last layer, if its names are not enough.
+        tune: What is trained for ``steps``: ``none``, the ``head``, or ``all`` weights.
+        input_size: Side in pixels to which the network resizes images; null is the network's own.
+    """
+
+    section: ClassVar[str] = "teacher.pretrained"
+    short: ClassVar[str | None] = "source"
+
+    source: str
+    network: str | None = None
+    revision: str | None = None
+    head: Literal["auto", "mapped", "new"] = "auto"
+    label_map: dict[str, int] | None = None
+    tune: Literal["none", "head", "all"] = "none"
+    input_size: Count | None = None
+
+    def check(self) -> None:
+        super().check()
+        require(self.source.strip() != "", "teacher.pretrained", self.source, "a name, a folder, a Hub id or a file")
+        maps = self.label_map is None or self.head != "new"
+        require(maps, f"{self.section}.label_map", self.label_map, "null with head new, which has no rows to map")
+        kinds = ("timm:", "torchvision:")
+        known = self.network is None or (self.network.startswith(kinds) and not self.network.endswith(":"))
+        require(known, f"{self.section}.network", self.network, "timm:NAME or torchvision:NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +74,8 @@ class TeacherConfig(Options):
             compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling; ``auto``
             compiles on such a CPU if the training is long enough.
+        pretrained: Published classifier to take instead of training one: ``timm:NAME``, a folder, a Hub id or a
+            safetensors file; ``pretrained.tune`` says what of it is trained.
     """
 
     section: ClassVar[str] = "teacher"
@@ -52,6 +91,25 @@ class TeacherConfig(Options):
     flip: bool = False
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
+    pretrained: Pretrained | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training."""
+        return self.pretrained is None or self.pretrained.tune != "none"
+
+    def check(self) -> None:
+        super().check()
+        if self.pretrained is None:
+            return
+        unused = {"network": "pretrained.network says what a file of weights is for"} | dict.fromkeys(
+            ("width", "depth"), "the pretrained network has its own"
+        )
+        if not self.trains:
+            unused["steps"] = "pretrained.tune none trains nothing; choose head or all"
+        for name, why in unused.items():
+            value, usual = getattr(self, name), TeacherConfig.__dataclass_fields__[name].default
+            require(value == usual, f"teacher.{name}", value, f"{usual}, its default, with pretrained: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,10 @@ from gendistill.errors import ArtifactError, ConfigError
 
 IMAGENET = 1000
 SHOWN = 5
+OTHERWISE = {  # what else helps where classes do not match, by the section of a model's options
+    "finetune": "train without finetune.pretrained",
+    "teacher.pretrained": "choose teacher.pretrained.head new, which is fitted on the features",
+}
 Names = Sequence[tuple[str, ...]]
 _log = logging.getLogger("gendistill")
 
@@ -106,12 +110,14 @@ class ClassMapping:
         reference = imagenet_names()
         pairs = [(own, ref) for own, ref in zip(self.names, reference, strict=False) if own and not own[0].isdigit()]
         if not pairs:
-            _log.warning("The generator does not name its 1000 conditions; they are taken for ImageNet-1k's, in order.")
+            _log.warning("The model does not name its 1000 classes; they are taken for ImageNet-1k's, in order.")
             return reference
         return reference if sum(bool(set(own) & set(ref)) for own, ref in pairs) > len(pairs) / 2 else None
 
 
-def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, int] | None = None) -> dict[str, int]:
+def label_map_for(
+    classes: tuple[str, ...], names: Names, given: Mapping[str, int] | None = None, section: str = "finetune"
+) -> dict[str, int]:
     """Condition index of every class.
 
     A class gets the condition that has its name; if there is none, the one whose name differs only in case, spaces,
@@ -122,13 +128,14 @@ def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, in
         classes: Class names of the data, such as ``tench`` or ``n01440764``.
         names: By condition index, without the null class: all that the condition is called.
         given: Condition indices of some or all classes; they replace matching by name.
+        section: Options of the model, in which messages name ``label_map``.
 
     Raises:
         ArtifactError: a class has no condition or several, or two classes have one.
         ConfigError: ``given`` names an unknown class or condition.
     """
     given = dict(given or {})
-    _check_given(classes, given, len(names))
+    _check_given(classes, given, len(names), section)
     finder = _Finder(names)
     found = {name: [given[name]] if name in given else finder.find(name) for name in classes}
     problems = [finder.explain(name, indices) for name, indices in found.items() if len(indices) != 1]
@@ -137,11 +144,11 @@ def label_map_for(classes: tuple[str, ...], names: Names, given: Mapping[str, in
         first = next(name for name, indices in found.items() if len(indices) != 1)
         raise ArtifactError(
             f"The classes do not match the model's conditions: {'; '.join(problems[:SHOWN])}{more}. Give the index in "
-            f'finetune.label_map, as {{"{first}": INDEX}} with INDEX from 0 to {len(names) - 1}, rename the class, or '
-            "train without finetune.pretrained."
+            f'{section}.label_map, as {{"{first}": INDEX}} with INDEX from 0 to {len(names) - 1}, rename the class, or '
+            f"{OTHERWISE[section]}."
         )
     label_map = {name: indices[0] for name, indices in found.items()}
-    _check_distinct(label_map)
+    _check_distinct(label_map, section)
     return label_map
 
 
@@ -239,20 +246,20 @@ def _is_index(value: object, conditions: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < conditions
 
 
-def _check_given(classes: tuple[str, ...], given: Mapping[str, int], conditions: int) -> None:
+def _check_given(classes: tuple[str, ...], given: Mapping[str, int], conditions: int, section: str) -> None:
     unknown = sorted(set(given) - set(classes))
     if unknown:
         raise ConfigError(
-            f"finetune.label_map names {_some(unknown)}, which the data do not have; its classes are {_some(classes)}."
+            f"{section}.label_map names {_some(unknown)}, which the data do not have; its classes are {_some(classes)}."
         )
     for name, index in given.items():
         if not _is_index(index, conditions):
             raise ConfigError(
-                f"finetune.label_map has {name!r}: {index!r}; expected a condition index from 0 to {conditions - 1}."
+                f"{section}.label_map has {name!r}: {index!r}; expected a condition index from 0 to {conditions - 1}."
             )
 
 
-def _check_distinct(label_map: Mapping[str, int]) -> None:
+def _check_distinct(label_map: Mapping[str, int], section: str = "finetune") -> None:
     owners: dict[int, list[str]] = {}
     for name, index in label_map.items():
         owners.setdefault(index, []).append(name)
@@ -260,7 +267,7 @@ def _check_distinct(label_map: Mapping[str, int]) -> None:
     if shared:
         raise ArtifactError(
             f"Several classes have one condition: {'; '.join(shared[:SHOWN])}. Every class needs its own: correct "
-            "finetune.label_map or merge the classes."
+            f"{section}.label_map or merge the classes."
         )
 
 

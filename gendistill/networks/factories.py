@@ -208,12 +208,13 @@ def as_classifier(network: nn.Module, *, channels: int, image_size: int, classes
         if not heads:
             raise ConfigError(f"The network {name} has no features to guide with; expected {NEEDED}, with K {classes}.")
         network = WithFeatures(network, heads[-1])
-    _try(network, name, torch.zeros(2, channels, image_size, image_size), classes)
+    check_classifier(network, name, torch.zeros(2, channels, image_size, image_size), classes)
     return network
 
 
 @torch.no_grad()
-def _try(network: Any, name: str, images: Tensor, classes: int) -> None:
+def check_classifier(network: Any, name: str, images: Tensor, classes: int) -> None:
+    """Refuse a network that fails on ``images`` (2,C,H,W), or whose features do not give its K logits."""
     training, parameter = network.training, next(network.parameters(), images)
     images = images.to(parameter.device)
     try:

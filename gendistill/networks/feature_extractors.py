@@ -5,8 +5,6 @@ Legend: B images, C channels, D features, K classes.
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.config import TeacherConfig
@@ -24,41 +21,15 @@ from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hashing import hash_json
-from gendistill.hub import fetch, local_folder
 from gendistill.io import write_tensors
 from gendistill.networks.factories import build_network
+from gendistill.networks.published import MODES, Preprocessing, model_folder, read_processor, timm_source, weights_file
 from gendistill.networks.teacher import NetworkSpec, Teacher
-from gendistill.networks.training import infer, train_classifier
+from gendistill.networks.training import infer, inference_rows, train_classifier
 from gendistill.progress import follow
 
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")  # names that transformers gives the parameter
-FILES = ("*.json", "*.safetensors")
 ROWS = 64  # images that a large network sees at once
-MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # transformers' numbers of Pillow's filters
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """uint8 images as a network wants them: resized, the middle cropped, (x * scale - mean) / std by channel."""
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: float = 1 / 255
-    mode: str = "bicubic"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B,C,H,H) -> float32 (B,channels of mean,crop,crop); one channel is repeated."""
-        values = images.float().expand(-1, len(self.mean), -1, -1)
-        if values.shape[-1] != self.resize:
-            smooth, size = self.mode != "nearest", (self.resize, self.resize)
-            align = False if smooth else None  # which nearest does not take
-            values = F.interpolate(values, size, mode=self.mode, align_corners=align, antialias=smooth).clamp(0, 255)
-        edge = (self.resize - self.crop) // 2
-        values = values[..., edge : edge + self.crop, edge : edge + self.crop]
-        mean, std = (values.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (values * self.scale - mean) / std
 
 
 @dataclass(frozen=True)
@@ -111,9 +82,9 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
 def _timm(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
     import timm
 
-    folder = _folder(source if "/" in source else _timm_id(source), source)
+    folder = model_folder(timm_source(source), source)
     try:  # the one file by name: timm's own choice in a folder may be a pickle
-        chosen = {"source": "", "file": str(_weights(folder))}
+        chosen = {"source": "", "file": str(weights_file(folder))}
         net = timm.create_model(
             f"local-dir:{folder}", pretrained=True, num_classes=0, pretrained_cfg_overlay=chosen
         ).float()
@@ -132,34 +103,6 @@ def _timm(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
     )
 
 
-def _weights(folder: Path) -> Path:
-    """The safetensors file of a timm folder: model.safetensors, or the only one.
-
-    Raises:
-        ArtifactError: there are several others.
-    """
-    found = sorted(folder.glob("*.safetensors"))
-    usual = folder / "model.safetensors"
-    if usual not in found and len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ArtifactError(f"{folder} has the weights {names}; expected model.safetensors, or one file.")
-    return usual if usual in found else found[0]
-
-
-def _timm_id(name: str) -> str:
-    """The Hub id of the weights of one of timm's names, such as resnet18 or resnet18.a1_in1k."""
-    import timm
-
-    if Path(name).is_dir():
-        return name
-    architecture = name.partition(".")[0]
-    facts = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
-    if facts is None or not facts.hf_hub_id:
-        close = ", ".join(difflib.get_close_matches(architecture, timm.list_models(pretrained=True), 5)) or "none"
-        raise ConfigError(f"timm has no weights of {name!r}; names like it: {close}.")
-    return f"{facts.hf_hub_id}{architecture}.{facts.tag}" if facts.hf_hub_id.endswith("/") else facts.hf_hub_id
-
-
 def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
     try:
         from transformers import AutoModel, logging
@@ -168,7 +111,7 @@ def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor],
             f"transformers:{source} needs the package transformers ({error}); run "
             "`pip install 'gendistill[transformers]'`, or take timm:NAME."
         ) from error
-    folder = _folder(source, source)
+    folder = model_folder(source, source)
     logging.set_verbosity_error()  # it reports unused weights: the head is left out on purpose
     logging.disable_progress_bar()
     try:
@@ -192,7 +135,7 @@ def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor],
         own = {"noise": _order(tower, images)} if masked else {}
         return _pooled(tower(pixel_values=images, **own), pooled, token)
 
-    return features, _processor(folder)
+    return features, read_processor(folder)
 
 
 def _order(tower: Any, images: Tensor) -> Tensor:
@@ -211,41 +154,6 @@ def _pooled(outputs: Any, pooled: bool, token: bool) -> Tensor:
     if hidden.ndim == 4:
         return hidden.mean((2, 3))
     return hidden[:, 0] if token else hidden.mean(1)
-
-
-def _processor(folder: Path) -> Preprocessing:
-    """What preprocessor_config.json says.
-
-    Raises:
-        ArtifactError: there is none, or it leaves out what is needed.
-    """
-    path = folder / "preprocessor_config.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        resize = _side(facts["size"])
-        crop = _side(facts["crop_size"]) if facts.get("do_center_crop") else resize
-        normal = facts.get("do_normalize", True)
-        mean, std = (facts["image_mean"], facts["image_std"]) if normal else ([0.0] * 3, [1.0] * 3)
-        scale = facts.get("rescale_factor", 1 / 255) if facts.get("do_rescale", True) else 1.0
-        mode = MODES.get(facts.get("resample", 3), "bicubic")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} does not say how images are resized and normalised ({type(error).__name__}: {error}). Save the "
-            "model's image processor into the folder: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)."
-        ) from error
-    return Preprocessing(resize=max(resize, crop), crop=crop, mean=tuple(mean), std=tuple(std), scale=scale, mode=mode)
-
-
-def _side(size: int | dict[str, int]) -> int:
-    return size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else size["height"]
-
-
-def _folder(source: str, name: str) -> Path:
-    """The folder, or the local copy of the Hub's, with its weights as safetensors."""
-    path = local_folder(source, None, "a model folder") or fetch(source, None, FILES, "model")
-    if not any(path.glob("*.safetensors")):
-        raise ArtifactError(f"{name} has no safetensors weights in {path}, and pickled ones are not read.")
-    return path.resolve()
 
 
 LOADERS = {"timm": _timm, "transformers": _transformers}
@@ -340,21 +248,22 @@ def _untrained(data: RealData) -> tuple[nn.Module, str]:
     spec: NetworkSpec = {**SPEC, **shape}
     network = build_network(**spec, seed=0)
     padded = ["padded"] if getattr(network, "padding", 1) > 1 else []  # grey images of 28 px were not before
-    return network, hash_json([spec, vars(TeacherConfig()), data.fingerprint(), *padded])
+    options = {name: value for name, value in vars(TeacherConfig()).items() if name != "pretrained"}
+    return network, hash_json([spec, options, data.fingerprint(), *padded])
 
 
 def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """uint8 (B,C,H,W) -> features (B,D), on the CPU."""
     features: Any = network.features
-    return _batched("features", features)
+    return _batched("features", network, features)
 
 
 def _probabilities(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    return _batched("classes", lambda images: network(images).softmax(1))
+    return _batched("classes", network, lambda images: network(images).softmax(1))
 
 
-def _batched(label: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    device = runtime.device()
+def _batched(label: str, network: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    device, rows = runtime.device(), inference_rows(network, BATCH)
     return lambda images: infer(
-        lambda x: function(to_float(runtime.to_device(x, device))).float().cpu(), images, batch_size=BATCH, label=label
+        lambda x: function(to_float(runtime.to_device(x, device))).float().cpu(), images, batch_size=rows, label=label
     )

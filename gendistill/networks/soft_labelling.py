@@ -21,7 +21,7 @@ from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.class_mapping import check_manifest_labels
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.training import Batches
+from gendistill.networks.training import Batches, inference_rows
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
 from gendistill.surrogate.manifest import add_step
@@ -42,7 +42,8 @@ class LabelRecord(TypedDict, total=False):
 @torch.no_grad()
 def probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Tensor:
     """float32 (B,K) for float images (B,C,H,W) in [-1, 1]."""
-    return (teacher(images).float() / temperature).softmax(1)
+    parts = images.split(inference_rows(teacher, max(1, len(images))))
+    return torch.cat([(teacher(part).float() / temperature).softmax(1) for part in parts])
 
 
 def label_per_image(

@@ -24,6 +24,7 @@ from gendistill.errors import ArtifactError, ConfigError, DataError, StorageErro
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import atomic, read_tensors, write_tensors
 from gendistill.networks.factories import batch_norm_layers
+from gendistill.networks.training import inference_rows
 from gendistill.objectives.refinement import row_sums
 from gendistill.progress import note, track
 from gendistill.runtime import processes, to_device
@@ -216,7 +217,7 @@ def collect_statistics(
         network: With ``features``; without batch norm there are no moments.
         split: N images with labels below ``classes``.
         classes: K.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass, or fewer where the network asks for it.
         shared: Every process calls this with the same arguments: each takes every n-th batch, and all get the
             statistics of the full split. Fewer batches than processes are not shared.
 
@@ -229,6 +230,7 @@ def collect_statistics(
         raise DataError(f"Class statistics of {found}; expected images with labels below {classes}.")
     device = next(network.parameters()).device
     network.eval()
+    batch_size = inference_rows(network, batch_size)
     spans = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
     rank, world = (processes().process_index, processes().num_processes) if shared else (0, 1)
     if len(spans) < world:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gendistill import runtime
-from gendistill.config import DataConfig, TeacherConfig
+from gendistill.config import DataConfig, Pretrained, TeacherConfig
 from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError, reason, require_type
@@ -20,6 +20,12 @@ from gendistill.hashing import hash_bytes, hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.classifiers import ConvNet
 from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
+from gendistill.networks.pretrained import (
+    PretrainedClassifier,
+    PretrainedRecord,
+    open_pretrained,
+    rebuild_pretrained,
+)
 from gendistill.networks.statistics import ClassStatistics, cached_statistics, collect_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow, note
@@ -30,7 +36,7 @@ FILE, FORMAT = "teacher.json", 1
 
 
 class NetworkSpec(TypedDict, total=False):
-    """Arguments of ``build_network``, as teacher.json stores them."""
+    """Arguments of ``build_network``, as teacher.json stores them; ``name`` is LIBRARY:ARCHITECTURE if pretrained."""
 
     name: str
     channels: int
@@ -48,9 +54,11 @@ class TeacherMeta(TypedDict, total=False):
         data: ``RealData.describe()`` of the images it was trained on.
         data_config: The ``--data`` options that read them again.
         training_seconds: Of the training, as ``teacher``.
+        pretrained: Where a published network comes from, and how it is built.
     """
 
     accuracy: dict[str, float]
+    pretrained: PretrainedRecord
     training_seconds: dict[str, float]
     data: DataFacts
     data_config: dict[str, Any]
@@ -141,7 +149,10 @@ class Teacher:
             raise ArtifactError(
                 f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {fix}"
             )
-        network = build_network(**record["network"])
+        if "pretrained" in record:
+            network: nn.Module = rebuild_pretrained(record["pretrained"], len(record["classes"]))
+        else:
+            network = build_network(**record["network"])
         weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
         if isinstance(network, ConvNet) and weights.get("head.weight", torch.empty(0)).ndim == 2:
             network.fit_head(weights["head.weight"].shape[1])
@@ -161,15 +172,34 @@ class Teacher:
         return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], cast(TeacherMeta, meta))
 
 
+def teacher_network(
+    config: TeacherConfig, *, classes: tuple[str, ...], channels: int, image_size: int, seed: int = 0
+) -> tuple[nn.Module, NetworkSpec]:
+    """The network that ``config`` names before its training, and how it is built."""
+    spec: NetworkSpec = {
+        "name": config.network,
+        "channels": channels,
+        "image_size": image_size,
+        "classes": len(classes),
+    }
+    if config.pretrained is None:
+        spec |= {"width": config.width, "depth": config.depth}
+        return build_network(**spec, seed=seed), spec
+    network = open_pretrained(config.pretrained, classes=classes, channels=channels, image_size=image_size)
+    spec["name"] = f"{network.record['library']}:{network.record['architecture']}"
+    return network, spec
+
+
 def train_teacher(
     data: RealData,
     config: TeacherConfig | None = None,
     *,
     network: nn.Module | str | None = None,
+    pretrained: Pretrained | str | None = None,
     seed: int = 0,
     folder: WorkFolder | None = None,
 ) -> Teacher:
-    """Train a classifier on ``data.train``, then collect its class statistics in one further pass.
+    """Train a classifier on ``data.train``, or take a published one, and collect its class statistics in one pass.
 
     The optimiser is AdamW on the cross-entropy under a one-cycle cosine (``networks.training``).
 
@@ -179,6 +209,9 @@ def train_teacher(
         network: A registered name, which replaces ``config.network``, or a module of your own, which is trained as it
             stands, on images (B,C,H,W) in [-1, 1]. A module without ``features`` and ``classify`` has to end with a
             linear layer named fc, classifier, head or heads.
+        pretrained: A published classifier, which replaces ``config.pretrained``: its source, or all its options. It is
+            trained only where its ``tune`` says so. A last layer without rows of these classes is fitted by logistic
+            regression on the features of ``data.train``.
         seed: Of the initial weights (not a module's) and of the batches.
         folder: Where the log of the training goes.
 
@@ -188,24 +221,51 @@ def train_teacher(
     Raises:
         ConfigError: the network does not take these images or gives no features.
         DivergenceError: training diverged.
+        ArtifactError: the files of a published classifier cannot be used, or lack classes that they should have.
 
     Example:
         >>> teacher = gd.train_teacher(data, network=torchvision.models.resnet18(num_classes=10))
+        >>> teacher = gd.train_teacher(data, pretrained="timm:resnet18.a1_in1k")
         >>> selected, refined = gd.refine_set(pool, teacher, data, ipc=10)
     """
     start = time.perf_counter()
     require_type("data", data, RealData)
     config, seed = require_type("config", config or TeacherConfig(), TeacherConfig), derive(seed, "teacher")
+    if isinstance(pretrained, str):
+        pretrained = Pretrained(source=pretrained)
+    config = replace(config, pretrained=pretrained) if pretrained else config
+    if config.pretrained and network is not None:
+        raise ConfigError("network and pretrained are both given; expected one of them.")
     channels, side, classes = data.channels, data.image_size, len(data.classes)
     own = isinstance(network, nn.Module)
-    name = f"{type(network).__module__}.{type(network).__qualname__}" if own else network or config.network
-    spec: NetworkSpec = {"name": str(name), "channels": channels, "image_size": side, "classes": classes}
     if isinstance(network, nn.Module):
+        name = f"{type(network).__module__}.{type(network).__qualname__}"
+        spec: NetworkSpec = {"name": name, "channels": channels, "image_size": side, "classes": classes}
         student = as_classifier(network, channels=channels, image_size=side, classes=classes)
     else:
-        spec |= {"width": config.width, "depth": config.depth}
-        student = build_network(**spec, seed=seed)
-    flop = training_flop(student, channels, side, config.steps * config.batch_size)
+        config = replace(config, network=str(network)) if network else config
+        student, spec = teacher_network(config, classes=data.classes, channels=channels, image_size=side, seed=seed)
+    meta: TeacherMeta = {"data": data.describe()}
+    statistics = None
+    if isinstance(student, PretrainedClassifier):
+        meta["pretrained"] = student.record
+        if student.record["rows"] is None:
+            statistics = collect_statistics(student.to(runtime.device()), data.train, classes)
+            student.fit_head(statistics.features, statistics.labels)
+    trained = _trained(student, data, config, seed, folder) if config.trains else student.to(runtime.device()).eval()
+    if statistics is None or (config.pretrained and config.pretrained.tune == "all"):
+        statistics = collect_statistics(trained, data.train, classes)
+    scores = {"train": accuracy(trained, data.train), "validation": accuracy(trained, data.validation)}
+    spent = {"teacher": round(time.perf_counter() - start, 2)}
+    return Teacher(
+        trained, statistics, data.classes, spec, {"accuracy": scores, **meta, "training_seconds": spent}, not own
+    )
+
+
+def _trained(
+    student: nn.Module, data: RealData, config: TeacherConfig, seed: int, folder: WorkFolder | None
+) -> nn.Module:
+    flop = training_flop(student, data.channels, data.image_size, config.steps * config.batch_size)
     mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
     loop = train_classifier(
         student,
@@ -221,12 +281,9 @@ def train_teacher(
         bf16=mode.bf16,
         compile=mode.compile,
     )
-    trained = follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
-    statistics = collect_statistics(trained, data.train, len(data.classes))
-    scores = {"train": accuracy(trained, data.train), "validation": accuracy(trained, data.validation)}
-    spent = {"teacher": round(time.perf_counter() - start, 2)}
-    meta: TeacherMeta = {"accuracy": scores, "data": data.describe(), "training_seconds": spent}
-    return Teacher(trained, statistics, data.classes, spec, meta, registered=not own)
+    with torch.random.fork_rng():  # networks of others may have dropout
+        torch.manual_seed(seed)
+        return follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
 
 
 def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealData, DataConfig]:

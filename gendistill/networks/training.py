@@ -180,6 +180,11 @@ def require_batch_of_two(network: nn.Module, batch_size: int, images: int, row: 
         )
 
 
+def inference_rows(network: nn.Module, usual: int) -> int:
+    """Images in one forward pass without gradients: fewer than ``usual`` where the network asks for it."""
+    return min(usual, int(getattr(network, "inference_rows", usual)))
+
+
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 
 
@@ -204,7 +209,7 @@ def infer(function: Callable[..., Output], *inputs: Tensor, batch_size: int, lab
 def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
     """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
-    rows, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
+    rows, layout = inference_rows(network, CPU_ROWS if device.type == "cpu" else 512), _layout(bf16, compile)
     fast = runtime.compiled(predict_batch) if compile else predict_batch
 
     def batch(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
-from gendistill.networks.training import infer
+from gendistill.networks.training import infer, inference_rows
 
 SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more
 ROWS = 512  # images of a batch
@@ -133,7 +133,8 @@ class FeatureSpace:
             features = [network.features(x) for network in self.networks]  # type: ignore[operator]
             return self.embed(features, x, self.factors(y.to(device))).cpu()
 
-        return infer(batch, images, labels, batch_size=ROWS)
+        rows = min(inference_rows(network, ROWS) for network in self.networks)
+        return infer(batch, images, labels, batch_size=rows)
 
 
 def shrunk(images: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.statistics import batch_norm_inputs
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.training import infer
+from gendistill.networks.training import infer, inference_rows
 from gendistill.objectives.refinement import RealMoments, normalised_gap, published_gap
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.transport.barycenter import assign, class_barycenters, kmeans_atoms, wasserstein2
@@ -208,4 +208,4 @@ def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_si
     def batch(x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(network(to_float(x).to(device)).float(), y.to(device), reduction="none")
 
-    return infer(batch, images, labels, batch_size=batch_size)
+    return infer(batch, images, labels, batch_size=inference_rows(network, batch_size))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import BESIDE, Compile, Precision, ipc_sizes, kind_of
+from gendistill.config import BESIDE, Compile, Precision, TeacherConfig, ipc_sizes, kind_of
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.baselines import RANDOM_DRAWS
@@ -25,6 +25,7 @@ from gendistill.generator.sampler import requests_for, sample
 from gendistill.generator.trainer import train_generator
 from gendistill.matching.methods import real_flop
 from gendistill.networks.factories import build_network
+from gendistill.networks.teacher import teacher_network
 from gendistill.networks.training import BACKWARD, forward_flop, train_classifier
 from gendistill.refine.refiner import matching_after
 
@@ -48,19 +49,27 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
     """
     options = config.teacher
     shape = {"channels": data.channels, "image_size": data.image_size, "classes": len(data.classes)}
-    teacher = build_network(options.network, width=options.width, depth=options.depth, **shape)
+    published = options.pretrained
+    timed = replace(options, pretrained=replace(published, tune="all")) if published else options  # with its backward
+    teacher, _ = teacher_network(timed, classes=data.classes, channels=data.channels, image_size=data.image_size)
     flop = (1 + BACKWARD) * forward_flop(teacher, data.channels, data.image_size)  # of an image in training
     training = _training(
         teacher, data, options.batch_size, options.steps, options.mixed_precision, options.compile, flop
     )
     pace = training / options.steps / options.batch_size  # seconds an image
     return {
-        "teacher": training + len(data.train) * pace / (1 + BACKWARD),
+        "teacher": training * _share(options) + len(data.train) * pace / (1 + BACKWARD),
         "generator": _generator(config, data, generator),
         "samples": _samples(config, generator),
         "refinement": pace / flop * _refinement_flop(config, data, flop),
         "evaluation": _evaluation(config, data, shape),
     }
+
+
+def _share(options: TeacherConfig) -> float:
+    """Of the time that training all weights takes: none without training, a forward pass where the head trains."""
+    frozen = options.pretrained is not None and options.pretrained.tune == "head"
+    return options.trains / (1 + BACKWARD if frozen else 1)
 
 
 def _training(

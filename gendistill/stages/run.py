@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,7 +21,8 @@ from gendistill.generator.finetuning import check_training, start_generator
 from gendistill.generator.generator import Generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
-from gendistill.networks.factories import batch_norm_layers, build_network
+from gendistill.networks.factories import batch_norm_layers
+from gendistill.networks.teacher import teacher_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.progress import is_shown, note, numbered_stage
 from gendistill.refine.objective import require_batch_norm
@@ -145,10 +145,10 @@ def check_networks(config: RunConfig, data: RealData) -> Generator:
     Returns:
         The generator that the run starts from.
     """
-    build = partial(build_network, channels=data.channels, image_size=data.image_size, classes=len(data.classes))
     teacher, judge = config.teacher, resolve_protocol(config.evaluate)
-    network = build(teacher.network, width=teacher.width, depth=teacher.depth)
-    require_batch_of_two(network, teacher.batch_size, len(data.train))
+    network, _ = teacher_network(teacher, classes=data.classes, channels=data.channels, image_size=data.image_size)
+    if teacher.trains:
+        require_batch_of_two(network, teacher.batch_size, len(data.train))
     if config.refine.steps:
         require_batch_norm(batch_norm_layers(network), config.refine.batch_norm_weight)
     require(

@@ -9,6 +9,7 @@ from gendistill.config import DataConfig, TeacherConfig, stage_options, to_dict
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
+from gendistill.networks.pretrained import hash_source
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
@@ -24,7 +25,8 @@ def run_stage(
     log_path: Path | None = None,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings."""
-    settings = stage_settings(config, seed, data=data.fingerprint())
+    source = {"pretrained": hash_source(config.pretrained)} if config.pretrained else {}
+    settings = stage_settings(config, seed, data=data.fingerprint(), **source)
     if finished(target, "teacher", settings):
         return target
     with stage_folder(target, "teacher", settings, log_path=log_path) as folder:
@@ -38,7 +40,8 @@ def run_stage(
 
 def main(command: TeacherCommand) -> Outcome:
     runtime.check_processes(1)
-    with output(command, command.data.folder):
+    source = Path(command.pretrained.source) if command.pretrained else None
+    with output(command, command.data.folder, source):
         data = read_data(command.data)
         run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)
     found = Teacher.from_pretrained(command.output_dir).meta["accuracy"]

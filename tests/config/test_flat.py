@@ -84,7 +84,7 @@ def made(cls: type[Options]) -> st.SearchStrategy[Options]:
     def draw(rng: Any) -> Options:
         types = hints(cls)
         chosen = rng(st.sets(st.sampled_from(sorted(types)), max_size=4)) if types else set()
-        required = {name for name in types if name in ("scale", "every", "count", "output_dir")}
+        required = {name for name in types if name in ("scale", "every", "count", "output_dir", "source")}
         given = {name: rng(values(types[name])) for name in sorted(chosen | (required & needed(cls)))}
         try:
             return cls(**given)

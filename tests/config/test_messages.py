@@ -24,7 +24,9 @@ FOREIGN = re.compile(r"typing|Union|jsonargparse|argparse|NoneType|Namespace|Lit
 
 def required(command: str, but: str) -> list[str]:
     fields = COMMANDS[command].options.__dataclass_fields__.values()
-    return [f"--{f.name}={REQUIRED[f.name]}" for f in fields if is_required(f) and f.name != but]
+    found = [f"--{f.name}={REQUIRED[f.name]}" for f in fields if is_required(f) and f.name != but]
+    section = but.rpartition("pretrained.")  # which has no options without its source
+    return [*found, f"--{section[0]}pretrained.source=x"] if section[1] and section[2] != "source" else found
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

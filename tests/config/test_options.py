@@ -29,7 +29,7 @@ def classes() -> list[type[Options]]:
 
 REQUIRED: dict[str, Any] = {
     "output_dir": Path("x"), "generator": "g", "surrogate": Path("s"), "teacher": Path("t"), "run": Path("r"),
-    "scale": 2.0, "every": 3, "count": 2,
+    "scale": 2.0, "every": 3, "count": 2, "source": "timm:x",
 }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.networks.feature_extractors import LOADERS, Preprocessing, load_backbone
+from gendistill.networks.feature_extractors import LOADERS, load_backbone
+from gendistill.networks.published import Preprocessing
 from gendistill.seeding import torch_rng
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

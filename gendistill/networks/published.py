@@ -1,0 +1,122 @@
+"""Published networks: where their files are, and how they want their images. No pickle is read, and no code is run.
+
+Legend: B images, C channels, H the side of an image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendistill.errors import ArtifactError, ConfigError
+from gendistill.hub import fetch, local_folder
+
+FILES = ("*.json", "*.safetensors", "README.md")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
+MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # transformers' numbers of Pillow's filters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Images in [0, 255] as a network wants them: resized, the middle cropped, (x * scale - mean) / std by channel."""
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = 1 / 255
+    mode: str = "bicubic"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B,C,H,H) -> float32 (B,channels of mean,crop,crop), differentiable; one channel is repeated."""
+        values = images.float().expand(-1, len(self.mean), -1, -1)
+        if values.shape[-1] != self.resize:
+            smooth, size = self.mode != "nearest", (self.resize, self.resize)
+            align = False if smooth else None  # which nearest does not take
+            values = F.interpolate(values, size, mode=self.mode, align_corners=align, antialias=smooth).clamp(0, 255)
+        edge = (self.resize - self.crop) // 2
+        values = values[..., edge : edge + self.crop, edge : edge + self.crop]
+        mean, std = (values.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (values * self.scale - mean) / std
+
+
+def model_folder(source: str, name: str, revision: str | None = None) -> Path:
+    """The folder, or the local copy of the Hub's, with its weights as safetensors.
+
+    Raises:
+        ArtifactError: there is none, or its weights are pickled.
+    """
+    path = local_folder(source, revision, "a model folder") or fetch(source, revision, FILES, "model")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(one for one in path.iterdir() if one.suffix in PICKLES)
+        fix = f" {conversion(pickled[0], path / 'model.safetensors')}" if pickled else ""
+        raise ArtifactError(f"{name} has no safetensors weights in {path}, and pickled ones are not read.{fix}")
+    return path.resolve()
+
+
+def conversion(pickled: Path, target: Path) -> str:
+    """The sentence that says how a pickled file of tensors becomes a safetensors file."""
+    return (
+        'Convert a file of tensors by name: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone()'
+        f" for k, v in torch.load('{pickled}', map_location='cpu', weights_only=True).items()}}, '{target}')\"."
+    )
+
+
+def weights_file(folder: Path) -> Path:
+    """The safetensors file of a timm folder: model.safetensors, or the only one.
+
+    Raises:
+        ArtifactError: there are several others.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    usual = folder / "model.safetensors"
+    if usual not in found and len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ArtifactError(f"{folder} has the weights {names}; expected model.safetensors, or one file.")
+    return usual if usual in found else found[0]
+
+
+def timm_source(name: str) -> str:
+    """The folder itself, or the Hub id of the weights of one of timm's names, as resnet18 or resnet18.a1_in1k."""
+    import timm
+
+    if "/" in name or Path(name).is_dir():
+        return name
+    architecture = name.partition(".")[0]
+    facts = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
+    if facts is None or not facts.hf_hub_id:
+        close = ", ".join(difflib.get_close_matches(architecture, timm.list_models(pretrained=True), 5)) or "none"
+        raise ConfigError(f"timm has no weights of {name!r}; names like it: {close}.")
+    return f"{facts.hf_hub_id}{architecture}.{facts.tag}" if facts.hf_hub_id.endswith("/") else facts.hf_hub_id
+
+
+def read_processor(folder: Path) -> Preprocessing:
+    """What preprocessor_config.json of a transformers folder says.
+
+    Raises:
+        ArtifactError: there is none, or it leaves out what is needed.
+    """
+    path = folder / "preprocessor_config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        resize = _side(facts["size"])
+        crop = _side(facts["crop_size"]) if facts.get("do_center_crop") else resize
+        normal = facts.get("do_normalize", True)
+        mean, std = (facts["image_mean"], facts["image_std"]) if normal else ([0.0] * 3, [1.0] * 3)
+        scale = facts.get("rescale_factor", 1 / 255) if facts.get("do_rescale", True) else 1.0
+        mode = MODES.get(facts.get("resample", 3), "bicubic")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} does not say how images are resized and normalised ({type(error).__name__}: {error}). Save the "
+            "model's image processor into the folder: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)."
+        ) from error
+    return Preprocessing(resize=max(resize, crop), crop=crop, mean=tuple(mean), std=tuple(std), scale=scale, mode=mode)
+
+
+def _side(size: int | dict[str, int]) -> int:
+    return size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else size["height"]
