@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gendistill.config import Pretrained, require
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.class_mapping import ClassMapping, Names, label_map_for
-from gendistill.generator.loading import licence_of, require_finite
+from gendistill.generator.loading import licence_of
 from gendistill.hashing import hash_bytes, hash_json
 from gendistill.io import read_json, read_tensors
 from gendistill.networks.factories import HEADS, WithFeatures, check_classifier
@@ -39,6 +39,7 @@ from gendistill.networks.published import (
     weights_file,
 )
 from gendistill.progress import note
+from gendistill.runtime import require_finite_weights
 
 Library = Literal["timm", "torchvision", "transformers"]
 SECTION = "teacher.pretrained"
@@ -185,7 +186,7 @@ def open_pretrained(
             ``head="mapped"`` and a class has no row.
     """
     found = _published(options)
-    require_finite(options.source, found.network.state_dict())
+    require_finite_weights(options.source, found.network.state_dict())
     taken, side = len(found.preprocessing.mean), options.input_size or found.preprocessing.crop
     if channels not in (1, taken):
         raise ConfigError(

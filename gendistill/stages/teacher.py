@@ -40,7 +40,7 @@ def run_stage(
 
 def main(command: TeacherCommand) -> Outcome:
     runtime.check_processes(1)
-    source = Path(command.pretrained.source) if command.pretrained else None
+    source = Path(command.pretrained.source).expanduser() if command.pretrained else None
     with output(command, command.data.folder, source):
         data = read_data(command.data)
         run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)
