@@ -41,6 +41,13 @@ RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 RESUME = "Finished work is kept: make room and continue with --resume_from_checkpoint latest."
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: GENDISTILL_CACHE, or gendistill in XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("GENDISTILL_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill"
+
+
 def partial_of(path: Path) -> Path:
     """Where a folder or file is written before it gets its name."""
     return path.with_name(path.name + ".partial")

@@ -132,15 +132,25 @@ def _drawn(label: str, total: int | None, initial: int) -> Bar:
     return found
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Generator[T, None, None]:
-    """Pass ``items`` on, with a bar (label, count, rate, time left) where bars are shown."""
+def track(
+    items: Iterable[T],
+    label: str,
+    total: int | None = None,
+    *,
+    initial: int = 0,
+    size: Callable[[T], int] | None = None,
+) -> Generator[T, None, None]:
+    """Pass ``items`` on, with a bar (label, count, rate, time left) where bars are shown.
+
+    An item counts as ``size`` of it, else as one; the bar begins at ``initial``.
+    """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with _bar(label, total) as bar:
+    with _bar(label, total, initial) as bar:
         for item in items:
             yield item
             if bar is not None:
-                bar.update()
+                bar.update(1 if size is None else size(item))
 
 
 def is_shown() -> bool:

@@ -34,6 +34,13 @@ class DataConfig(Options):
             of type ClassLabel, or else ``label``.
         value_range: Black and white of images with more than 8 bits a pixel, for all of them; null takes 0 and 65535
             for 16 bits without sign, and refuses other types.
+        decoding: ``fast`` decodes JPEG files at a half, a quarter or an eighth of their size where that is still twice
+            ``image_size`` or more, which changes pixels by about one level in 255; ``exact`` decodes all of them.
+        cache: Folder of stores, where the decoded images of a collection are kept for later commands; ``auto`` is
+            ``data`` in GENDISTILL_CACHE, or else in the user's cache folder, and keeps collections that take more than
+            a moment to decode; null keeps none.
+        in_memory_gib: Decoded images that are kept in no store may take this much memory, in GiB, and those of a store
+            move to a GPU as a whole if they take less; null is a quarter of the free memory.
         revision: Branch, tag or commit of a Hub id.
         licence: Licence of the images, in the spelling of the Hub, for the cards of sets made from them; null uses the
             licence of a Hub dataset.
@@ -55,6 +62,9 @@ class DataConfig(Options):
     image_column: str | None = None
     label_column: str | None = None
     value_range: tuple[float, float] | None = None
+    decoding: Literal["fast", "exact"] = "fast"
+    cache: Literal["auto"] | Path | None = "auto"
+    in_memory_gib: Annotated[float, Range(0, open_low=True)] | None = None
     revision: str | None = None
     licence: str | None = None
 

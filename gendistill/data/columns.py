@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,10 @@ def _of_datasets(loaded: Mapping[Any, Any], config: DataConfig) -> Source:
         [*tables], config, config.name, left, files=False, labelled=lambda name: labelled(tables[name], config)
     )
     licence = loaded[found["train"][0]].info.license or None
-    return from_tables(
+    source = from_tables(
         {split: [tables[n] for n in names] for split, names in found.items()}, found, config, left, licence
     )
+    return replace(source, identity=" ".join(loaded[name]._fingerprint for names in found.values() for name in names))
 
 
 def labelled(table: Table, config: DataConfig) -> bool:

@@ -1,4 +1,4 @@
-"""RealData: the labelled collection with its three splits, held as uint8 in memory."""
+"""RealData: the labelled collection with its three splits, as uint8 in memory or mapped from a store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch.utils.data import Dataset
 
 from gendistill.config import DataConfig
 from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
+from gendistill.data.images import Images, MappedImages, image_hashes
 from gendistill.data.items import some
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
 
+OF_HASHES = "xxh3-"  # begins fingerprints that are made from the hashes of the images
 Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int] | Sequence[str]]  # images, labels
 
 
@@ -30,11 +33,11 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: uint8 (N,C,H,W) in [0, 255].
+        images: uint8 (N,C,H,W) in [0, 255], in memory or mapped from a store.
         labels: int64 (N,), positions in the class names.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -44,11 +47,25 @@ class Split:
         return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
 
     def take(self, index: Tensor) -> Split:
-        return Split(self.images[index], self.labels[index])
+        """Some of these images; those of a store stay there."""
+        images = self.images.take(index) if isinstance(self.images, MappedImages) else self.images[index]
+        return Split(images, self.labels[index])
 
     def of_class(self, label: int) -> Tensor:
         """Positions of one class, in storage order."""
-        return torch.nonzero(self.labels == label).flatten()
+        order, first = self._by_class
+        return order[first[label] : first[label + 1]] if label + 1 < len(first) else order[:0]
+
+    @cached_property
+    def _by_class(self) -> tuple[Tensor, list[int]]:
+        """Positions sorted by class, and where each class begins."""
+        counts = torch.bincount(self.labels.cpu()).tolist()
+        return torch.argsort(self.labels, stable=True), list(accumulate(counts, initial=0))
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """Of the pixels of each image, uint8 (N,16)."""
+        return image_hashes(self.images)
 
     def counts(self, classes: int) -> list[int]:
         return torch.bincount(self.labels, minlength=classes).tolist()
@@ -249,7 +266,7 @@ class RealData:
         size = "x".join(map(str, self.train.images.shape[1:]))
         return (
             f"RealData({self.name!r}, {len(self.classes)} classes, {counts} images of {size}, "
-            f"fingerprint {self.fingerprint()[:8]})"
+            f"fingerprint {self.fingerprint()[:13]})"
         )
 
     @property
@@ -261,7 +278,7 @@ class RealData:
         return int(self.train.images.shape[1])
 
     def fingerprint(self) -> str:
-        """BLAKE2b over class names, pixels and labels of all splits: equal data, equal fingerprint. Read once."""
+        """A hash of class names, pixels and labels of all splits: equal data, equal fingerprint."""
         return self._fingerprint
 
     @cached_property
@@ -278,8 +295,36 @@ class RealData:
         digest.update("\0".join(self.classes).encode())
         for split in splits:
             digest.update(repr(tuple(split.images.shape)).encode())
-            digest.update(split.images.numpy().tobytes())
-            digest.update(split.labels.numpy().tobytes())
+            digest.update(np.ascontiguousarray(split.hashes))
+            digest.update(split.labels.numpy())
+        return OF_HASHES + digest.hexdigest()
+
+    def is_of(self, fingerprint: str | None) -> bool:
+        """Whether these are the data of a recorded fingerprint, whichever version recorded it."""
+        return self._is(fingerprint, self.fingerprint(), "fingerprint")
+
+    def has_test_of(self, fingerprint: str | None) -> bool:
+        """The same of ``test_fingerprint``."""
+        return self._is(fingerprint, self.test_fingerprint, "test_fingerprint")
+
+    def _is(self, recorded: str | None, own: str, kind: str) -> bool:
+        old = recorded is not None and not recorded.startswith(OF_HASHES)
+        return recorded == own or (old and recorded == self.old_fingerprints[kind])
+
+    @cached_property
+    def old_fingerprints(self) -> dict[str, str]:
+        """Both fingerprints as earlier versions made them, from all pixels: takes as long as reading them."""
+        splits = {"fingerprint": (self.train, self.validation, self.test), "test_fingerprint": (self.test,)}
+        return {kind: self._pixel_digest(*ones) for kind, ones in splits.items()}
+
+    def _pixel_digest(self, *splits: Split) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(self.classes).encode())
+        for split in splits:
+            digest.update(repr(tuple(split.images.shape)).encode())
+            for part in split.images.split(4096):
+                digest.update(part.contiguous().numpy())
+            digest.update(split.labels.numpy())
         return digest.hexdigest()
 
     def for_classes(self, classes: tuple[str, ...]) -> RealData:
@@ -293,7 +338,7 @@ class RealData:
         def chosen(split: Split) -> Split:
             labels = renumbered[split.labels]
             kept = torch.nonzero(labels >= 0).flatten()
-            return Split(split.images[kept], labels[kept])
+            return replace(split.take(kept), labels=labels[kept])
 
         return replace(
             self,
@@ -339,8 +384,8 @@ def hold_out(
         DataError: a class has fewer than two images.
     """
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(classes):
-        index = torch.nonzero(labels == label).flatten()
+    sorted_positions = torch.argsort(labels, stable=True).split(torch.bincount(labels, minlength=len(classes)).tolist())
+    for label, (name, index) in enumerate(zip(classes, sorted_positions, strict=True)):
         if len(index) < 2:
             raise DataError(
                 f"Class {name!r} has {len(index)} usable image(s), too few to hold out a {purpose} split; expected at "
@@ -364,8 +409,8 @@ def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
 def same_test(meta: Mapping[str, Any], data: RealData) -> bool:
     """Whether a manifest names no data, these data, or others with the same test images."""
     source = meta.get("data", {})
-    same = source.get("test_fingerprint") == data.test_fingerprint
-    return same or source.get("fingerprint") in (None, data.fingerprint())
+    fingerprint = source.get("fingerprint")
+    return fingerprint is None or data.has_test_of(source.get("test_fingerprint")) or data.is_of(fingerprint)
 
 
 def check_origin(what: str, classes: tuple[str, ...], meta: Mapping[str, Any], data: RealData) -> None:
@@ -411,5 +456,6 @@ def evenly_spaced_by_class(labels: Tensor, classes: int, most: int) -> Tensor:
     Where there are more classes than ``most``, one of each of so many classes.
     """
     each = max(1, most // classes)
-    found = [torch.nonzero(labels == c).flatten() for c in evenly_spaced(classes, most)]
+    by_class = torch.argsort(labels, stable=True).split(torch.bincount(labels, minlength=classes).tolist())
+    found = [by_class[c] for c in evenly_spaced(classes, most)]
     return torch.cat([index[evenly_spaced(len(index), each)] for index in found]).sort().values

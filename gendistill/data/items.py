@@ -52,6 +52,8 @@ class Source:
         licence: Of the images, as the Hub spells it.
         origins: Where each split was found, for the line that says what was read.
         left_out: What was found and not read, by reason.
+        identity: Changes whenever what the items give does, so that decoded images can be kept for later commands;
+            None keeps none.
     """
 
     classes: tuple[str, ...]
@@ -59,6 +61,7 @@ class Source:
     licence: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    identity: str | None = None
 
 
 def printable(name: str | os.PathLike[str]) -> str:

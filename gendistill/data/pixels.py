@@ -61,7 +61,14 @@ def to_eight_bits(image: Image.Image, value_range: tuple[float, float]) -> Image
     return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
 
 
-def prepare(image: Image.Image, size: int, channels: int, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def prepare(
+    image: Image.Image,
+    size: int,
+    channels: int,
+    value_range: tuple[float, float] | None = None,
+    *,
+    exact: bool = True,
+) -> np.ndarray:
     """Grey or RGB uint8 (C,size,size): upright by EXIF, the central square, resampled by antialiased bicubic.
 
     Transparent pixels are laid over white; grey images of more bits are scaled to 8 bits.
@@ -71,12 +78,16 @@ def prepare(image: Image.Image, size: int, channels: int, value_range: tuple[flo
         size: Side of the result.
         channels: 1 or 3.
         value_range: Black and white of grey images with more than 8 bits; null takes ``SIXTEEN_BITS``.
+        exact: False decodes a JPEG file at 1/2, 1/4 or 1/8 of its size where that leaves at least twice ``size``: its
+            own cosine transform averages pixels then, and the rest of the way is bicubic.
 
     Raises:
         ValueError: the image needs a range, or has values that are no numbers.
     """
     if value_range is None and needs_range(image):
         raise ValueError(f"nothing says which of its values is black and which is white (mode {image.mode})")
+    if not exact and image.format == "JPEG":
+        image.draft(image.mode, (2 * size, 2 * size))
     image = ImageOps.exif_transpose(image)
     if is_deep(image):
         image = to_eight_bits(image, value_range or SIXTEEN_BITS)

@@ -2,48 +2,87 @@
 
 from __future__ import annotations
 
+import mmap
+import multiprocessing
+import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 
 from gendistill.data.dataset import Split
+from gendistill.data.images import HASH
 from gendistill.data.items import Item, printable
 from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare
 from gendistill.errors import DataError
 from gendistill.progress import track
 
+Places = Sequence[int] | np.ndarray
 UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 LOOKED_AT = 64
+BLOCK = 512  # images that a process decodes before it reports
+FEW = 2000  # images for which no processes are started
 
 
+@dataclass
+class Block:
+    """What decoding some items gave, beside the pixels.
+
+    Attributes:
+        first: Position of the first item.
+        readable: bool (n,).
+        hashes: uint8 (n,16), zeros where an item is not readable.
+        problems: Sentences on single items.
+        deep: Images with more than 8 bits.
+        highest: The highest value in those.
+    """
+
+    first: int
+    readable: np.ndarray
+    hashes: np.ndarray
+    problems: list[str] = field(default_factory=list)
+    deep: int = 0
+    highest: float = 0.0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.readable)
+
+
+@dataclass(frozen=True)
 class Reader:
-    """Decodes items, keeping a list of what went wrong.
+    """Decodes items to square images.
 
-    Args:
+    Attributes:
         size: Side of the images.
         channels: 1 or 3.
         resize_is_news: Whether images of another size are a problem.
         value_range: Black and white of images with more than 8 bits.
+        exact: Whether JPEG files that are much larger than ``size`` are decoded in full.
     """
 
-    def __init__(
-        self, size: int, channels: int, resize_is_news: bool, value_range: tuple[float, float] | None = None
-    ) -> None:
-        self.size, self.channels, self.resize_is_news, self.value_range = size, channels, resize_is_news, value_range
-        self.problems: list[str] = []
-        self.deep, self.highest = 0, -np.inf  # images with more than 8 bits, and the highest value in them
+    size: int
+    channels: int
+    resize_is_news: bool
+    value_range: tuple[float, float] | None = None
+    exact: bool = True
 
     @classmethod
     def for_items(
-        cls, items: Sequence[Item], size: int | None, value_range: tuple[float, float] | None = None
+        cls,
+        items: Sequence[Item],
+        size: int | None,
+        value_range: tuple[float, float] | None = None,
+        exact: bool = True,
     ) -> Reader:
         """Size: the given one, else the commonest. Channels: 1 if all of some 64 images are grey.
 
@@ -68,66 +107,125 @@ class Reader:
             _refuse_vague(vague, len(seen))
         channels = 1 if all(grey for _, grey in seen) else 3
         if size is not None:
-            return cls(size, channels, False, value_range)
+            return cls(size, channels, False, value_range, exact)
         ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
         if width != height or count < len(seen) / 2:
             raise DataError(
                 f"The images have different sizes or are not square ({width}x{height} is the most common, {count} of "
                 f"{len(seen)} checked). Set --data.image_size N to resize all of them to N x N."
             )
-        return cls(width, channels, True, value_range)
+        return cls(width, channels, True, value_range, exact)
 
-    def read(self, items: Sequence[Item]) -> Split:
-        pixels = np.empty((len(items), self.channels, self.size, self.size), np.uint8)
-        labels, n = [], 0
-        for item, array in track(self._arrays(items), "read images", len(items)):
-            if array is not None:
-                pixels[n] = array
-                labels.append(item.label)
-                n += 1
-        return Split(torch.from_numpy(pixels[:n]), torch.tensor(labels, dtype=torch.int64))
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
 
-    def _arrays(self, items: Sequence[Item]) -> Iterator[tuple[Item, np.ndarray | None]]:
-        for item in items:
+    def read(self, items: Sequence[Item]) -> tuple[Split, list[Block]]:
+        """The readable images of ``items`` in memory, and what was found on the way."""
+        count = len(items)
+        pixels = shared_array((count, *self.shape)) if count >= FEW else np.empty((count, *self.shape), np.uint8)
+        blocks = [*show_blocks(self.decode_all(items, pixels, range(count)), count)]
+        kept = np.concatenate([np.empty(0, bool), *(block.readable for block in blocks)])
+        labels = np.array([item.label for item in items], np.int64)[kept]
+        return Split(torch.from_numpy(pixels if kept.all() else pixels[kept]), torch.from_numpy(labels)), blocks
+
+    def decode_all(self, items: Sequence[Item], target: np.ndarray, places: Places, first: int = 0) -> Iterator[Block]:
+        """Write the images of ``items[first:]`` to ``target[places[i]]``; blocks in order, decoded by all processors.
+
+        ``target`` must be memory that processes share, where there are more than a few items.
+        """
+        jobs = _Jobs(self, items, target, places, range(first, len(items), BLOCK))
+        workers = min(usable_processors(), len(jobs)) if len(items) - first >= FEW else 0
+        if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+            yield from (jobs[i] for i in range(len(jobs)))
+            return
+        loader = torch.utils.data.DataLoader(
+            jobs, batch_size=None, num_workers=workers, multiprocessing_context="fork", prefetch_factor=2
+        )
+        yield from loader
+
+    def decode(self, items: Sequence[Item], target: np.ndarray, places: Places, first: int) -> Block:
+        """``items`` into ``target[places[i]]``; ``first`` is the position of the first of them in all."""
+        block = Block(first, np.zeros(len(items), bool), np.zeros((len(items), HASH), np.uint8))
+        for i, item in enumerate(items):
             where = printable(item.where)
             try:
                 with item.open() as image:
-                    if not _fits(image):
-                        raise ValueError(f"{image.width}x{image.height} is larger than {MAX_PIXELS} pixels")
-                    if self.resize_is_news and image.size != (self.size, self.size):
-                        self.problems.append(
-                            f"resized: {where} is {image.width}x{image.height}, not {self.size}x{self.size}"
-                        )
-                    if self.channels == 1 and not is_grey(image):
-                        self.problems.append(f"made grey: {where} is {image.mode}, the images looked at are grey")
-                    array = prepare(image, self.size, self.channels, self.value_range)
-                    if is_deep(image):
-                        self._look_at_range(image, where)
-                    yield item, array
+                    array = self._image(image, where, block)
             except UNREADABLE as error:
-                self.problems.append(f"skipped: {where} cannot be read ({printable(str(error))})")
-                yield item, None
+                block.problems.append(f"skipped: {where} cannot be read ({printable(str(error))})")
+                continue
+            target[places[i]] = array
+            block.readable[i] = True
+            block.hashes[i] = np.frombuffer(xxhash.xxh3_128_digest(np.ascontiguousarray(array)), np.uint8)
+        return block
 
-    def _look_at_range(self, image: Image.Image, where: str) -> None:
-        values = np.asarray(image)
-        self.deep += 1
-        self.highest = max(self.highest, float(values.max()))
-        if self.value_range and (values.min() < self.value_range[0] or values.max() > self.value_range[1]):
-            self.problems.append(
-                f"clipped: {where} has values from {values.min():g} to {values.max():g}, outside value_range"
+    def _image(self, image: Image.Image, where: str, block: Block) -> np.ndarray:
+        if not _fits(image):
+            raise ValueError(f"{image.width}x{image.height} is larger than {MAX_PIXELS} pixels")
+        if self.resize_is_news and image.size != (self.size, self.size):
+            block.problems.append(f"resized: {where} is {image.width}x{image.height}, not {self.size}x{self.size}")
+        if self.channels == 1 and not is_grey(image):
+            block.problems.append(f"made grey: {where} is {image.mode}, the images looked at are grey")
+        array = prepare(image, self.size, self.channels, self.value_range, exact=self.exact)
+        if is_deep(image):
+            values = np.asarray(image)
+            block.deep += 1
+            block.highest = max(block.highest, float(values.max()))
+            if self.value_range and (values.min() < self.value_range[0] or values.max() > self.value_range[1]):
+                block.problems.append(
+                    f"clipped: {where} has values from {values.min():g} to {values.max():g}, outside value_range"
+                )
+        return array
+
+    def problems(self, blocks: Sequence[Block]) -> list[str]:
+        """On single images, then what the values of all of them say about the range."""
+        single = [problem for block in blocks for problem in block.problems]
+        deep, highest = sum(block.deep for block in blocks), max((block.highest for block in blocks), default=0.0)
+        if self.value_range is not None and not deep:
+            return [*single, "value range: no image has more than 8 bits, so --data.value_range changes nothing"]
+        if self.value_range is None and deep and 0 < highest <= SIXTEEN_BITS[1] // 2:
+            top = (1 << int(highest).bit_length()) - 1
+            single.append(
+                f"value range: the highest value of {deep} 16-bit images is {highest:g} of 65535, so they are dark; if "
+                f"white is {top}, give --data.value_range [0,{top}]"
             )
+        return single
 
-    def range_problems(self) -> list[str]:
-        """What the values of all images that were read say about the range."""
-        if self.value_range is not None and not self.deep:
-            return ["value range: no image has more than 8 bits, so --data.value_range changes nothing"]
-        if self.value_range is None and self.deep and 0 < self.highest <= SIXTEEN_BITS[1] // 2:
-            top = (1 << int(self.highest).bit_length()) - 1
-            return [
-                f"value range: the highest value of {self.deep} 16-bit images is {self.highest:g} of 65535, so they "
-                f"are dark; if white is {top}, give --data.value_range [0,{top}]"
-            ]
-        return []
+
+class _Jobs(torch.utils.data.Dataset[Block]):
+    """Blocks of items, for a ``DataLoader``."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        items: Sequence[Item],
+        target: np.ndarray,
+        places: Places,
+        starts: range,
+    ) -> None:
+        self.reader, self.items, self.target, self.places, self.starts = reader, items, target, places, starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> Block:
+        span = slice(self.starts[number], self.starts[number] + BLOCK)
+        return self.reader.decode(self.items[span], self.target, self.places[span], span.start)
+
+
+def show_blocks(blocks: Iterable[Block], total: int, done: int = 0) -> Iterator[Block]:
+    """The blocks, with a bar that counts their images."""
+    return track(blocks, "read images", total, initial=done, size=lambda block: len(block.readable))
+
+
+def shared_array(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 memory that processes forked later can write to."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+def usable_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fits(image: Image.Image) -> bool:

@@ -7,8 +7,9 @@ what it could not read, and makes the three splits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,28 @@ from PIL import Image
 
 from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
-from gendistill.data.dataset import RealData, hold_out
+from gendistill.data.cache import (
+    GIB,
+    OF_MACHINE,
+    Identity,
+    identity_of_files,
+    known_store,
+    memory_limit,
+    remove_older,
+    store_folder,
+    store_key,
+    worth_storing,
+)
+from gendistill.data.dataset import RealData, Split, hold_out
 from gendistill.data.items import Item, Source, some
 from gendistill.data.reader import Reader
-from gendistill.errors import ConfigError, DataError
+from gendistill.data.store import Store, build_store, is_store, open_store
+from gendistill.errors import ConfigError, DataError, StorageError
 from gendistill.progress import note, report_problems
 from gendistill.registry import SOURCES, resolve
 from gendistill.seeding import torch_rng
 
+HELD_OUT = "held out"  # the origin of a split that was taken from the training split before it was limited
 DIGITS_LICENCE = "cc-by-4.0"  # of the UCI repository, https://doi.org/10.24432/C50P49
 
 
@@ -49,29 +64,85 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     if isinstance(config, str):
         options, config = {"name": config, **options}, None
     config = config or DataConfig(**options)  # type: ignore[arg-type]
-    asked = _options(config)
+    if config.folder and is_store(config.folder):
+        return _split(open_store(config.folder), config)
+    identity = identity_of_files(config)
+    if identity and (known := known_store(config, identity)):
+        return _split(known, config)
     source = present_classes(find_source(config), config)
+    if identity is None and source.identity:
+        identity = Identity(source.identity)
+        if known := known_store(config, identity):
+            return _split(known, config)
+    return _read(limited(source, config), identity, config)
+
+
+def _read(source: Source, identity: Identity | None, config: DataConfig) -> RealData:
+    """Decode the images: into a store where one is worth it, else into memory."""
+    reader = Reader.for_items(
+        source.splits["train"], config.image_size, config.value_range, exact=config.decoding == "exact"
+    )
+    count = sum(map(len, source.splits.values()))
+    size = count * prod(reader.shape)
+    if identity and worth_storing(config, identity, count):
+        try:
+            made = build_store(store_folder(config, identity), source, reader, key=store_key(config, identity))
+        except StorageError as error:
+            if config.cache != "auto" or size > memory_limit(config):
+                raise
+            note(f"{error} They are held in memory.")
+        else:
+            remove_older(made)
+            return _split(made, config)
+    if size > memory_limit(config):
+        why = "--data.cache null keeps no store. Give a folder" if identity else "their source has no identity. Add one"
+        raise DataError(
+            f"The {count} images of {config.name} take {size / GIB:.3g} GiB in memory, more than "
+            f"{memory_limit(config) / GIB:.3g}, and {why}, a smaller --data.image_size, or a larger --data.in_memory_gib."
+        )
+    splits, blocks = {}, []
+    for split in source.splits:
+        splits[split], found = reader.read(source.splits[split])
+        blocks += found
+    return _split(Decoded(source, splits, reader.problems(blocks)), config)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What ``_split`` needs of images in memory, as a ``Store`` has it."""
+
+    source: Source
+    splits: Mapping[str, Split]
+    problems: Sequence[str]
+
+
+def _split(found: Decoded | Store, config: DataConfig) -> RealData:
+    """The data of decoded images, with the splits that the source lacks held out from its training split."""
+    source, splits = found.source, found.splits
     config = replace(config, licence=config.licence or source.licence)
-    splits = dict(source.splits)
+    data = RealData.from_splits(
+        config, source.classes, splits["train"], splits.get("test"), splits.get("validation"), problems=found.problems
+    )
+    return replace(data, reading=describe_reading(data, source, config), options=_options(config))
+
+
+def limited(source: Source, config: DataConfig) -> Source:
+    """The splits in the order train, test, validation, with at most ``max_per_class`` training images of a class."""
+    splits, origins = dict(source.splits), source.origins
     if config.max_per_class is not None:
         if "test" not in splits:  # before fewer are kept, so that the test split is that of all images
             splits["train"], splits["test"] = _hold_out_test(splits["train"], source.classes, config)
+            origins = origins | {"test": HELD_OUT}
         splits["train"] = limit(splits["train"], config.max_per_class, config.split_seed)
-    reader = Reader.for_items(splits["train"], config.image_size, config.value_range)
-    train, test, validation = (
-        reader.read(splits[split]) if split in splits else None for split in ("train", "test", "validation")
-    )
-    assert train is not None
-    problems = [*reader.problems, *reader.range_problems()]
-    data = RealData.from_splits(config, source.classes, train, test, validation, problems=problems)
-    return replace(data, reading=describe_reading(data, source, config), options=asked)
+    ordered = {split: splits[split] for split in ("train", "test", "validation") if split in splits}
+    return replace(source, splits=ordered, origins=origins)
 
 
 def _options(config: DataConfig) -> dict[str, object]:
     """What reads the same images again, from any folder: the options that are not at their default, and the name."""
     default, place = DataConfig(), config.folder
-    changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k)}
-    return {"name": str(place.resolve()) if place else config.name, **{k: v for k, v in changed.items() if k != "name"}}
+    changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k) and k not in ("name", *OF_MACHINE)}
+    return {"name": str(place.resolve()) if place else config.name, **changed}
 
 
 def find_source(config: DataConfig) -> Source:
@@ -168,7 +239,7 @@ def describe_reading(data: RealData, source: Source, config: DataConfig) -> str:
     own = source.origins.get("train")
     parts = [f"{len(data.train)} images for training from {own or config.name}"]
     for split, count in (("validation", data.validation), ("test", data.test)):
-        if split in source.splits:
+        if split in source.splits and source.origins.get(split) != HELD_OUT:
             parts.append(f"{len(count)} for {split} from {source.origins.get(split) or config.name}")
         else:
             parts.append(f"{len(count)} for {split} held out from these")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +22,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import WorkFolder, atomic, mismatch, write_text
+from gendistill.io import WorkFolder, atomic, cache_root, mismatch, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
@@ -97,13 +96,13 @@ def result_problem(result: Mapping[str, Any], needed: Sequence[str]) -> str:
 
 
 def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:
-    """The folder of an option ``baseline_cache``: ``auto`` is gendistill/baselines in XDG_CACHE_HOME or ~/.cache.
+    """The folder of an option ``baseline_cache``: ``auto`` is baselines in ``io.cache_root()``.
 
     Raises:
         ArtifactError: it is a file.
     """
     if folder == "auto":
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill" / "baselines"
+        folder = cache_root() / "baselines"
     if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
         raise ArtifactError(f"baseline_cache {folder} is a file; expected a folder, or None to keep no runs.")
     return folder

@@ -35,16 +35,17 @@ def read_plain(folder: Path, classes: tuple[str, ...], channels: int, image_size
     owners = sorted(_labels(root, list(files), classes).items(), key=lambda owner: owner[1])
     items = [replace(item, label=label) for name, label in owners for item in files[name]]
     reader = Reader(image_size, channels, resize_is_news=True)
-    split = reader.read(items)
+    split, blocks = reader.read(items)
+    problems = reader.problems(blocks)
     if not len(split):
-        raise ArtifactError(f"None of the {len(items)} images below {root} can be read: {reader.problems[0]}.")
+        raise ArtifactError(f"None of the {len(items)} images below {root} can be read: {problems[0]}.")
     counts = split.counts(len(classes))
     meta: Provenance = {
         "method": METHOD,
         "stage": None,
         "name": root.resolve().parent.name if root != folder else folder.resolve().name,
         "bytes": {"images": sum(Path(item.where).stat().st_size for item in items), "labels": 0},
-        "problems": reader.problems,
+        "problems": problems,
         "missing_classes": [name for name, count in zip(classes, counts, strict=True) if not count],
     }
     return SurrogateSet(split.images, split.labels, classes, meta)

@@ -1,0 +1,108 @@
+"""Which collections have a store, where it is, and what decides that it is still that of the files on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gendistill.config import DataConfig, to_dict
+from gendistill.data.files import walk
+from gendistill.data.reader import FEW
+from gendistill.data.store import JOURNAL, Store, is_store, open_store
+from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_json
+from gendistill.io import cache_root
+from gendistill.progress import note
+from gendistill.registry import SOURCES, resolve
+
+GIB = 1 << 30
+SLOW = 32 << 20  # bytes of files that take more than a moment to decode
+OF_MACHINE = ("cache", "in_memory_gib")  # options that change no image
+OF_SPLITS = ("test_fraction", "validation_fraction", "split_seed", "max_per_class")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What changes whenever the images of a source do.
+
+    Attributes:
+        content: Hash of names, sizes and times of files, or what the source says itself.
+        size: Bytes of the files, where known.
+    """
+
+    content: str
+    size: int = 0
+
+
+def identity_of_files(config: DataConfig) -> Identity | None:
+    """Of all visible files of a folder: their names, sizes and times. None where the name is no folder of ours."""
+    folder = config.folder
+    added = (resolve(kind.matches) for name in SOURCES.added() if (kind := SOURCES[name]).matches)
+    if folder is None or any(matches and matches(config.name) for matches in added):
+        return None
+    listed, size = [], 0
+    for place, names in walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            found = os.stat(path)
+            size += found.st_size
+            listed.append((os.path.relpath(path, folder), found.st_size, found.st_mtime_ns))
+    return Identity(hash_json(sorted(listed)), size)
+
+
+def store_key(config: DataConfig, identity: Identity) -> str:
+    """Of the options that decide what is read and how it is decoded, and of the content.
+
+    How splits are held out is not among them, except where ``max_per_class`` chooses after it.
+    """
+    options = to_dict(config)
+    left_out = (*OF_MACHINE, "licence", *(() if config.max_per_class else OF_SPLITS))
+    place = {"name": str(config.folder.resolve()) if config.folder else config.name}
+    decisive = {name: value for name, value in options.items() if name not in left_out} | place
+    return f"{hash_json(decisive)[:16]}-{hash_json(identity.content)[:16]}"
+
+
+def cache_of(config: DataConfig) -> Path | None:
+    """The folder of stores."""
+    return cache_root() / "data" if config.cache == "auto" else config.cache
+
+
+def store_folder(config: DataConfig, identity: Identity) -> Path:
+    cache = cache_of(config)
+    assert cache is not None
+    return cache / store_key(config, identity)
+
+
+def known_store(config: DataConfig, identity: Identity) -> Store | None:
+    """The store of these images, where it was built and is whole."""
+    if cache_of(config) is None or not is_store(folder := store_folder(config, identity)):
+        return None
+    try:
+        return open_store(folder, folder.name)
+    except ArtifactError as error:
+        note(f"{error} Reading them again.")
+        return None
+
+
+def worth_storing(config: DataConfig, identity: Identity, count: int) -> bool:
+    """Whether a store saves time: always where a folder is named, else from some thousand images or large files on."""
+    return config.cache is not None and (config.cache != "auto" or count >= FEW or identity.size >= SLOW)
+
+
+def remove_older(made: Store) -> None:
+    """Remove the stores of the same source and options from before its files changed."""
+    prefix = made.folder.name.partition("-")[0]
+    for folder in made.folder.parent.glob(f"{prefix}-*"):
+        if folder != made.folder and (is_store(folder) or (folder / JOURNAL).is_file()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory_limit(config: DataConfig) -> float:
+    """Bytes of decoded images that memory may hold."""
+    import psutil
+
+    if config.in_memory_gib is not None:
+        return config.in_memory_gib * GIB
+    return psutil.virtual_memory().available / 4

@@ -1,0 +1,315 @@
+"""A store: the decoded images of a collection in one file that is mapped into memory.
+
+A store is a folder: ``images.u8`` holds the pixels of all images, sorted by split and class; ``index.npz`` their
+labels, places and hashes; ``store.json`` what they are and where they came from. A store that is being built is
+``NAME.partial``, where ``blocks.jsonl`` says which images are done: the next process continues after one was killed.
+
+Legend: N images of all splits, C channels, H = W the side in pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Required, TypedDict
+
+import numpy as np
+import torch
+
+from gendistill.data.dataset import Split
+from gendistill.data.images import HASH, MappedImages, image_hashes
+from gendistill.data.items import Source
+from gendistill.data.reader import Block, Reader, show_blocks
+from gendistill.errors import ArtifactError, StorageError
+from gendistill.hashing import hash_bytes
+from gendistill.io import partial_of, read_json, write_json
+from gendistill.progress import note
+
+FORMAT, RECORD, PIXELS, INDEX, JOURNAL = 1, "store.json", "images.u8", "index.npz", "blocks.jsonl"
+CHECKED = 64  # images whose pixels are compared with their hashes when a store is opened
+FIX = "Run `gendistill cache clear`, or remove it; the images are then read again."
+
+
+class StoreRecord(TypedDict, total=False):
+    """What ``store.json`` says.
+
+    Attributes:
+        format: Version of the format.
+        key: Of the files and options that the images were read from, as ``cache.store_key`` makes it.
+        classes: Names in index order.
+        shape: (N,C,H,W) of the file.
+        splits: Images of each split, in order, readable or not.
+        index_hash: Of ``index.npz``.
+        origins: As in ``Source``.
+        left_out: As in ``Source``.
+        licence: As in ``Source``.
+        problems: What was skipped or altered while reading.
+    """
+
+    format: Required[int]
+    key: Required[str]
+    classes: Required[list[str]]
+    shape: Required[list[int]]
+    splits: Required[dict[str, int]]
+    index_hash: Required[str]
+    origins: Required[dict[str, str]]
+    left_out: Required[list[str]]
+    licence: Required[str | None]
+    problems: Required[list[str]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store.
+
+    Attributes:
+        folder: Where it is.
+        record: What ``store.json`` says.
+        splits: The readable images of each split, in the order of the source.
+    """
+
+    folder: Path
+    record: StoreRecord
+    splits: Mapping[str, Split]
+
+    @property
+    def problems(self) -> list[str]:
+        return self.record["problems"]
+
+    @property
+    def source(self) -> Source:
+        """What the images were read from, without items."""
+        found = self.record
+        return Source(
+            tuple(found["classes"]),
+            {split: [] for split in self.splits},
+            found["licence"],
+            found["origins"],
+            tuple(found["left_out"]),
+        )
+
+
+def is_store(folder: Path) -> bool:
+    return (folder / RECORD).is_file() and (folder / PIXELS).is_file()
+
+
+def open_store(folder: Path, key: str | None = None) -> Store:
+    """Map the images of a store; takes about as long as reading its index.
+
+    Args:
+        folder: Of a store.
+        key: That it must have; None takes any.
+
+    Raises:
+        ArtifactError: it is damaged, or of another key.
+    """
+    record: StoreRecord = read_json(  # type: ignore[assignment]
+        folder / RECORD, kind="a store of images", fix=FIX, format=FORMAT, schema=StoreRecord
+    )
+    if key is not None and record["key"] != key:
+        raise ArtifactError(f"{folder} is the store of other images (key {record['key']}, expected {key}). {FIX}")
+    index, shape = _index(folder, record["index_hash"]), record["shape"]
+    count, size = sum(record["splits"].values()), (folder / PIXELS).stat().st_size
+    rows, labels, hashes = (index.get(name, np.empty(0)) for name in ("rows", "labels", "hashes"))
+    shapes = (labels.shape, rows.shape, hashes.shape, size)
+    if len(shape) != 4 or shapes != ((count,), (count,), (shape[0], HASH), int(np.prod(shape))) or shape[0] != count:
+        raise ArtifactError(f"{folder} is damaged: its files do not have the {count} images of {shape[1:]}. {FIX}")
+    base = torch.from_file(str(folder / PIXELS), shared=False, size=size, dtype=torch.uint8).view(shape)
+    looked_at = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).astype(np.int64))
+    looked_at = looked_at[hashes[looked_at].any(1)]  # the others could not be read
+    if not np.array_equal(image_hashes(base[torch.from_numpy(looked_at)]), hashes[looked_at]):
+        raise ArtifactError(f"{folder} is damaged: images in {PIXELS} differ from their hashes. {FIX}")
+    splits, first = {}, 0
+    for split, n in record["splits"].items():
+        here = slice(first, first + n)
+        kept = torch.from_numpy(hashes[rows[here]].any(1))
+        images = MappedImages(base, torch.from_numpy(rows[here])[kept], hashes)
+        splits[split], first = Split(images, torch.from_numpy(labels[here])[kept]), first + n
+    return Store(folder, record, splits)
+
+
+def _index(folder: Path, expected: str) -> dict[str, np.ndarray]:
+    try:
+        content = (folder / INDEX).read_bytes()
+        if hash_bytes(content) != expected:
+            raise ValueError("its hash differs")
+        with np.load(folder / INDEX, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / INDEX} is damaged: {error}. {FIX}") from error
+
+
+def build_store(folder: Path, source: Source, reader: Reader, *, key: str) -> Store:
+    """Decode all images of a source into a new store, or continue where a killed process stopped.
+
+    Args:
+        folder: The store; processes that build the same one at once wait for the first.
+        source: With the items of each split.
+        reader: How they are decoded.
+        key: Of the source and options.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    with _alone(folder):
+        if is_store(folder):
+            with suppress(ArtifactError):
+                return open_store(folder, key)
+            shutil.rmtree(folder)
+        partial = partial_of(folder)
+        try:
+            record = _write(partial, source, reader, key)
+            write_json(partial / RECORD, record)
+            (partial / JOURNAL).unlink()
+            partial.rename(folder)
+        except OSError as error:
+            raise _storage_error(partial, error) from error
+    return open_store(folder, key)
+
+
+def _write(partial: Path, source: Source, reader: Reader, key: str) -> StoreRecord:
+    """Fill the pixels and the index."""
+    items = [item for split in source.splits.values() for item in split]
+    labels, sizes = np.array([item.label for item in items], np.int64), [len(s) for s in source.splits.values()]
+    rows = _class_sorted(labels, sizes)
+    identity = {"key": key, "shape": [len(items), *reader.shape]}
+    pixels = _pixels(partial, identity)
+    blocks = [*_finished_blocks(partial, identity, pixels, rows)]
+    done = blocks[-1].end if blocks else 0
+    with (partial / JOURNAL).open("a", encoding="utf-8") as journal:
+        for block in show_blocks(reader.decode_all(items, pixels, rows, done), len(items), done):
+            journal.write(json.dumps(_as_line(block)) + "\n")
+            journal.flush()
+            blocks.append(block)
+    pixels.flush()
+    hashes = np.zeros((len(items), HASH), np.uint8)
+    hashes[rows] = np.concatenate([block.hashes for block in blocks])
+    with (partial / INDEX).open("wb") as file:
+        np.savez(file, labels=labels, rows=rows, hashes=hashes)
+        file.flush()
+        os.fsync(file.fileno())
+    return {
+        "format": FORMAT,
+        "key": key,
+        "classes": list(source.classes),
+        "shape": identity["shape"],
+        "splits": dict(zip(source.splits, sizes, strict=True)),
+        "index_hash": hash_bytes((partial / INDEX).read_bytes()),
+        "origins": source.origins,
+        "left_out": list(source.left_out),
+        "licence": source.licence,
+        "problems": reader.problems(blocks),
+    }  # type: ignore[typeddict-item]
+
+
+def _class_sorted(labels: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Where each image goes in the file: splits one after another, each sorted by class."""
+    splits = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.empty(len(labels), np.int64)
+    rows[np.lexsort((labels, splits))] = np.arange(len(labels))
+    return rows
+
+
+def _pixels(partial: Path, identity: Mapping[str, Any]) -> np.ndarray:
+    """The file of all pixels, mapped for writing; what another source left is removed."""
+    head = json.dumps(identity)
+    journal = partial / JOURNAL
+    known = journal.open(encoding="utf-8").readline() if journal.is_file() else ""
+    if known.rstrip("\n") != head or not (partial / PIXELS).is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        size = int(np.prod(identity["shape"]))
+        try:
+            with (partial / PIXELS).open("wb") as file:
+                _reserve(file.fileno(), size)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        journal.write_text(head + "\n", encoding="utf-8")
+    return np.memmap(partial / PIXELS, np.uint8, "r+", shape=tuple(identity["shape"]))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the room on the disk now: a full disk would otherwise end the process when pixels are written."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (OSError, AttributeError) as error:
+        if not isinstance(error, AttributeError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        zeros = bytes(1 << 20)
+        for first in range(0, size, len(zeros)):
+            os.write(file, zeros[: size - first])
+
+
+def _finished_blocks(
+    partial: Path, identity: Mapping[str, Any], pixels: np.ndarray, rows: np.ndarray
+) -> Iterator[Block]:
+    """The blocks that a killed process finished, as far as their pixels are what it hashed."""
+    with (partial / JOURNAL).open(encoding="utf-8") as lines:
+        next(lines)
+        good, expected = [json.dumps(identity) + "\n"], 0
+        for line in lines:
+            try:
+                block = _of_line(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                break
+            images = torch.from_numpy(pixels[rows[block.first : block.end]][block.readable])
+            if block.first != expected or not np.array_equal(image_hashes(images), block.hashes[block.readable]):
+                break
+            expected = block.end
+            good.append(line)
+            yield block
+    (partial / JOURNAL).write_text("".join(good), encoding="utf-8")
+
+
+def _as_line(block: Block) -> dict[str, Any]:
+    return {
+        "first": block.first,
+        "readable": np.packbits(block.readable).tobytes().hex(),
+        "hashes": block.hashes.tobytes().hex(),
+        "problems": block.problems,
+        "deep": block.deep,
+        "highest": block.highest,
+    }
+
+
+def _of_line(line: dict[str, Any]) -> Block:
+    hashes = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8).reshape(-1, HASH)
+    readable = np.unpackbits(np.frombuffer(bytes.fromhex(line["readable"]), np.uint8), count=len(hashes)).astype(bool)
+    return Block(line["first"], readable, hashes, line["problems"], line["deep"], line["highest"])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process build a store; others wait."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            note("Another process reads these images; waiting for it.")
+            lock.acquire()
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _storage_error(folder: Path, error: OSError) -> StorageError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = "the disk is full" if full else error.strerror or str(error)
+    return StorageError(
+        f"The images cannot be stored in {folder}: {why}. Give another folder with --data.cache or GENDISTILL_CACHE, "
+        "or --data.cache null to hold them in memory."
+    )
