@@ -48,6 +48,15 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gendistill"
 
 
+def format_bytes(count: float) -> str:
+    """Such as ``3.66 GiB``."""
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while count >= 1024 and unit != "TiB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
+
+
 def partial_of(path: Path) -> Path:
     """Where a folder or file is written before it gets its name."""
     return path.with_name(path.name + ".partial")

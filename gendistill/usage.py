@@ -141,6 +141,14 @@ COMMANDS = {
         "action name file",
         ("action", "name", "file"),
     ),
+    "cache": Command(
+        "list or clear the stores of decoded images",
+        commands.CacheCommand,
+        "image_cache",
+        "list",
+        "action store cache",
+        ("action", "store"),
+    ),
     "doctor": Command(
         "versions, devices, caches and optional packages of this machine",
         commands.DoctorCommand,

@@ -357,5 +357,24 @@ class ConfigCommand(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheCommand(Options):
+    """The stores: decoded images that later commands read.
+
+    Attributes:
+        action: ``list`` shows the stores and what they take; ``clear`` removes them.
+        store: Which ones to clear, by the names that ``list`` shows; without any, all.
+        cache: Their folder; ``auto`` is the one that commands use by default.
+    """
+
+    action: Literal["list", "clear"] = "list"
+    store: list[str] | None = None
+    cache: Literal["auto"] | Path = "auto"
+
+    def check(self) -> None:
+        super().check()
+        require(self.store is None or self.action == "clear", "store", self.store, "none with list")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorCommand(Options):
     """Print versions, devices, threads, caches and optional packages, for a look at a machine or a bug report."""

@@ -81,11 +81,11 @@ def coreset_set(
     if method == "random":  # which reads no feature, so no pixel is turned into a float
         space, features = None, torch.empty(len(data.train), 0)
     elif features is None:
-        features = to_float(data.train.images).flatten(1)
+        features = to_float(data.train.pixels).flatten(1)
     chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
     seconds = {"distill": time.perf_counter() - start}
     meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=space)
-    return SurrogateSet(chosen.images, chosen.labels, data.classes, meta)
+    return SurrogateSet(chosen.pixels, chosen.labels, data.classes, meta)
 
 
 Size = int | Sequence[int]  # images of every class, or of each

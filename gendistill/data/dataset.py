@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from gendistill.config import DataConfig
 from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
-from gendistill.data.images import Images, MappedImages, image_hashes
 from gendistill.data.items import some
+from gendistill.data.mapped import Images, MappedImages, image_hashes
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
@@ -46,6 +46,11 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
 
+    @property
+    def pixels(self) -> Tensor:
+        """All images in memory."""
+        return self.images[:] if isinstance(self.images, MappedImages) else self.images
+
     def take(self, index: Tensor) -> Split:
         """Some of these images; those of a store stay there."""
         images = self.images.take(index) if isinstance(self.images, MappedImages) else self.images[index]
@@ -66,6 +71,11 @@ class Split:
     def hashes(self) -> np.ndarray:
         """Of the pixels of each image, uint8 (N,16)."""
         return image_hashes(self.images)
+
+    @property
+    def hash_set(self) -> set[bytes]:
+        """The hashes of its images."""
+        return set(map(bytes, self.hashes))
 
     def counts(self, classes: int) -> list[int]:
         return torch.bincount(self.labels, minlength=classes).tolist()

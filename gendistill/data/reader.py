@@ -17,8 +17,8 @@ import xxhash
 from PIL import Image
 
 from gendistill.data.dataset import Split
-from gendistill.data.images import HASH
 from gendistill.data.items import Item, printable
+from gendistill.data.mapped import HASH
 from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare
 from gendistill.errors import DataError
 from gendistill.progress import track

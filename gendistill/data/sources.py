@@ -18,7 +18,11 @@ from PIL import Image
 
 from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
-from gendistill.data.cache import (
+from gendistill.data.dataset import RealData, Split, hold_out
+from gendistill.data.items import Item, Source, some
+from gendistill.data.reader import Reader
+from gendistill.data.store import Store, build_store, is_store, open_store
+from gendistill.data.store_cache import (
     GIB,
     OF_MACHINE,
     Identity,
@@ -30,10 +34,6 @@ from gendistill.data.cache import (
     store_key,
     worth_storing,
 )
-from gendistill.data.dataset import RealData, Split, hold_out
-from gendistill.data.items import Item, Source, some
-from gendistill.data.reader import Reader
-from gendistill.data.store import Store, build_store, is_store, open_store
 from gendistill.errors import ConfigError, DataError, StorageError
 from gendistill.progress import note, report_problems
 from gendistill.registry import SOURCES, resolve
@@ -86,7 +86,9 @@ def _read(source: Source, identity: Identity | None, config: DataConfig) -> Real
     size = count * prod(reader.shape)
     if identity and worth_storing(config, identity, count):
         try:
-            made = build_store(store_folder(config, identity), source, reader, key=store_key(config, identity))
+            made = build_store(
+                store_folder(config, identity), source, reader, key=store_key(config, identity), name=config.name
+            )
         except StorageError as error:
             if config.cache != "auto" or size > memory_limit(config):
                 raise
@@ -98,7 +100,7 @@ def _read(source: Source, identity: Identity | None, config: DataConfig) -> Real
         why = "--data.cache null keeps no store. Give a folder" if identity else "their source has no identity. Add one"
         raise DataError(
             f"The {count} images of {config.name} take {size / GIB:.3g} GiB in memory, more than "
-            f"{memory_limit(config) / GIB:.3g}, and {why}, a smaller --data.image_size, or a larger --data.in_memory_gib."
+            f"{memory_limit(config) / GIB:.3g}, and {why}, a smaller --data.image_size, or more --data.in_memory_gib."
         )
     splits, blocks = {}, []
     for split in source.splits:
@@ -118,12 +120,12 @@ class Decoded:
 
 def _split(found: Decoded | Store, config: DataConfig) -> RealData:
     """The data of decoded images, with the splits that the source lacks held out from its training split."""
-    source, splits = found.source, found.splits
+    source, splits, options = found.source, found.splits, _options(config)
     config = replace(config, licence=config.licence or source.licence)
     data = RealData.from_splits(
         config, source.classes, splits["train"], splits.get("test"), splits.get("validation"), problems=found.problems
     )
-    return replace(data, reading=describe_reading(data, source, config), options=_options(config))
+    return replace(data, reading=describe_reading(data, source, config), options=options)
 
 
 def limited(source: Source, config: DataConfig) -> Source:
@@ -134,7 +136,7 @@ def limited(source: Source, config: DataConfig) -> Source:
             splits["train"], splits["test"] = _hold_out_test(splits["train"], source.classes, config)
             origins = origins | {"test": HELD_OUT}
         splits["train"] = limit(splits["train"], config.max_per_class, config.split_seed)
-    ordered = {split: splits[split] for split in ("train", "test", "validation") if split in splits}
+    ordered = {str(split): splits[split] for split in ("train", "test", "validation") if split in splits}
     return replace(source, splits=ordered, origins=origins)
 
 

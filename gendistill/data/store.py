@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from gendistill.data.dataset import Split
-from gendistill.data.images import HASH, MappedImages, image_hashes
 from gendistill.data.items import Source
+from gendistill.data.mapped import HASH, MappedImages, image_hashes
 from gendistill.data.reader import Block, Reader, show_blocks
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.hashing import hash_bytes
@@ -41,7 +41,8 @@ class StoreRecord(TypedDict, total=False):
 
     Attributes:
         format: Version of the format.
-        key: Of the files and options that the images were read from, as ``cache.store_key`` makes it.
+        key: Of the files and options that the images were read from, as ``store_cache.store_key`` makes it.
+        name: The source, as ``DataConfig.name`` named it.
         classes: Names in index order.
         shape: (N,C,H,W) of the file.
         splits: Images of each split, in order, readable or not.
@@ -54,6 +55,7 @@ class StoreRecord(TypedDict, total=False):
 
     format: Required[int]
     key: Required[str]
+    name: Required[str]
     classes: Required[list[str]]
     shape: Required[list[int]]
     splits: Required[dict[str, int]]
@@ -99,6 +101,17 @@ def is_store(folder: Path) -> bool:
     return (folder / RECORD).is_file() and (folder / PIXELS).is_file()
 
 
+def read_record(folder: Path) -> StoreRecord:
+    """What ``store.json`` says.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    return read_json(  # type: ignore[return-value]
+        folder / RECORD, kind="a store of images", fix=FIX, format=FORMAT, schema=StoreRecord
+    )
+
+
 def open_store(folder: Path, key: str | None = None) -> Store:
     """Map the images of a store; takes about as long as reading its index.
 
@@ -109,9 +122,7 @@ def open_store(folder: Path, key: str | None = None) -> Store:
     Raises:
         ArtifactError: it is damaged, or of another key.
     """
-    record: StoreRecord = read_json(  # type: ignore[assignment]
-        folder / RECORD, kind="a store of images", fix=FIX, format=FORMAT, schema=StoreRecord
-    )
+    record = read_record(folder)
     if key is not None and record["key"] != key:
         raise ArtifactError(f"{folder} is the store of other images (key {record['key']}, expected {key}). {FIX}")
     index, shape = _index(folder, record["index_hash"]), record["shape"]
@@ -145,7 +156,7 @@ def _index(folder: Path, expected: str) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{folder / INDEX} is damaged: {error}. {FIX}") from error
 
 
-def build_store(folder: Path, source: Source, reader: Reader, *, key: str) -> Store:
+def build_store(folder: Path, source: Source, reader: Reader, *, key: str, name: str) -> Store:
     """Decode all images of a source into a new store, or continue where a killed process stopped.
 
     Args:
@@ -153,6 +164,7 @@ def build_store(folder: Path, source: Source, reader: Reader, *, key: str) -> St
         source: With the items of each split.
         reader: How they are decoded.
         key: Of the source and options.
+        name: The source, for people.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -164,7 +176,7 @@ def build_store(folder: Path, source: Source, reader: Reader, *, key: str) -> St
             shutil.rmtree(folder)
         partial = partial_of(folder)
         try:
-            record = _write(partial, source, reader, key)
+            record = _write(partial, source, reader, key, name)
             write_json(partial / RECORD, record)
             (partial / JOURNAL).unlink()
             partial.rename(folder)
@@ -173,12 +185,13 @@ def build_store(folder: Path, source: Source, reader: Reader, *, key: str) -> St
     return open_store(folder, key)
 
 
-def _write(partial: Path, source: Source, reader: Reader, key: str) -> StoreRecord:
+def _write(partial: Path, source: Source, reader: Reader, key: str, name: str) -> StoreRecord:
     """Fill the pixels and the index."""
     items = [item for split in source.splits.values() for item in split]
     labels, sizes = np.array([item.label for item in items], np.int64), [len(s) for s in source.splits.values()]
     rows = _class_sorted(labels, sizes)
-    identity = {"key": key, "shape": [len(items), *reader.shape]}
+    shape = [len(items), *reader.shape]
+    identity = {"key": key, "shape": shape}
     pixels = _pixels(partial, identity)
     blocks = [*_finished_blocks(partial, identity, pixels, rows)]
     done = blocks[-1].end if blocks else 0
@@ -197,15 +210,16 @@ def _write(partial: Path, source: Source, reader: Reader, key: str) -> StoreReco
     return {
         "format": FORMAT,
         "key": key,
+        "name": name,
         "classes": list(source.classes),
-        "shape": identity["shape"],
+        "shape": shape,
         "splits": dict(zip(source.splits, sizes, strict=True)),
         "index_hash": hash_bytes((partial / INDEX).read_bytes()),
         "origins": source.origins,
         "left_out": list(source.left_out),
         "licence": source.licence,
         "problems": reader.problems(blocks),
-    }  # type: ignore[typeddict-item]
+    }
 
 
 def _class_sorted(labels: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -216,7 +230,7 @@ def _class_sorted(labels: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     return rows
 
 
-def _pixels(partial: Path, identity: Mapping[str, Any]) -> np.ndarray:
+def _pixels(partial: Path, identity: Mapping[str, Any]) -> np.memmap:
     """The file of all pixels, mapped for writing; what another source left is removed."""
     head = json.dumps(identity)
     journal = partial / JOURNAL

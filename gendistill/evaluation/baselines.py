@@ -72,7 +72,7 @@ class Baselines:
         key = "bytes of all images"  # encoding a million takes minutes
         found = self._cache.recall(key)
         if found is None:
-            found = {"total": sum(png_sizes(self.data.train.images))}
+            found = {"total": sum(png_sizes(self.data.train.pixels))}
             self._cache.keep(key, found)
         return [Entry(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
 
@@ -98,7 +98,7 @@ class Baselines:
         key = f"picks {method} {size} {self.seed} {space}"
         found = self._cache.recall(key)
         if found is None:
-            compared = to_float(data.train.images).flatten(1) if features is None else features
+            compared = to_float(data.train.pixels).flatten(1) if features is None else features
             index = positions(method, data.train, compared, data.classes, wanted, self.seed)
             found = {"index": index.tolist()}
             self._cache.keep(key, found)
@@ -116,7 +116,7 @@ class Baselines:
         most = min(self.data.train.counts(len(self.data.classes)))
         count = min(ipc, most)
         while True:  # a larger draw begins with the smaller one
-            sizes = png_sizes(random_draw(self.data, self._even(count), self.seed, draw).images)
+            sizes = png_sizes(random_draw(self.data, self._even(count), self.seed, draw).pixels)
             steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
             enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
             if enough or count == most:
@@ -138,7 +138,7 @@ def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
 def _row(
     method: str, ipc: int, draws: tuple[Split, ...], space: str | None = None, counts: Counts | None = None
 ) -> Entry:
-    total = sum(sum(png_sizes(draw.images)) for draw in draws)
+    total = sum(sum(png_sizes(draw.pixels)) for draw in draws)
     facts = _facts(len(draws[0]), round(total / len(draws)))
     return Entry(method, None, ipc, draws, space, counts=counts, facts=facts)
 

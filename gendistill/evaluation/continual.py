@@ -117,7 +117,7 @@ def continual(
     for entry in entries:
         for run in range(entry.count(config.runs)):
             _check(entry, run, test, orders[run][: counts[0]], classes)
-    test = Split(central_share(test.images, settings.test_crop), test.labels)
+    test = Split(central_share(test.pixels, settings.test_crop), test.labels)
     training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
     for entry in entries:
@@ -193,7 +193,7 @@ def _memory(entry: Entry, run: int, seen: Tensor, classes: int) -> tuple[Split, 
     """(images of the ``seen`` classes, their targets where they have others than hard labels, key) of a run."""
     draw, targets = entry.run(run)
     memory, index = arrived(draw, seen, classes)
-    content = hash_tensors({"images": memory.images, "labels": memory.labels, "seen": seen})
+    content = hash_tensors({"images": memory.pixels, "labels": memory.labels, "seen": seen})
     key = "-".join([content, str(run), *([targets.key] if targets else [])])
     if targets is not None and targets.table is not None:
         targets = replace(targets, table=targets.table[index][:, seen])

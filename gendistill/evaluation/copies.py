@@ -153,7 +153,7 @@ class CopyCheck:
         if not len(data.validation):
             raise DataError("The copy check got no held-out real images; raise data.validation_fraction.")
         embed = features or _flat
-        points = embed(data.train.images)
+        points = embed(data.train.pixels)
         held_out = embed(data.validation.images[evenly_spaced(len(data.validation), most)])
         hashes = {split: list(digests(getattr(data, split).images)) for split in SPLITS}
         distances, _ = nearest(held_out, points)
@@ -283,7 +283,7 @@ class LeakageCheck:
     @classmethod
     def of(cls, data: RealData) -> LeakageCheck:
         reference = CopyCheck.of(data, features=small_pixels, space=space(data), most=MOST)
-        test = small_pixels(data.test.images)
+        test = small_pixels(data.test.pixels)
         threshold = float(reference.held_out.quantile(QUANTILE))
         close = _much_closer(nearest(reference.held_out_points, test)[0], reference.held_out, threshold)
         return cls(reference, test, float((close.sum() + 1) / (len(close) + 1)))

@@ -140,8 +140,8 @@ def _labelled(
     recipe = replace(soft, mode="online" if soft.mode == "per_view" else soft.mode, values=None, indices=None)
     targets = []
     for draw in baseline.draws:
-        labels = finish(generate_labels(recipe, network, draw.images, 0))
-        labelled = SurrogateSet(draw.images, draw.labels, classes, soft_labels=labels)
+        labels = finish(generate_labels(recipe, network, draw.pixels, 0))
+        labelled = SurrogateSet(draw.pixels, draw.labels, classes, soft_labels=labels)
         targets.append(_targets(labelled, network))
     stored: SetFacts = {**baseline.facts, "bytes": {**baseline.facts["bytes"], "labels": size}}
     return replace(_relabelled(baseline, soft, tuple(targets)), facts=stored)

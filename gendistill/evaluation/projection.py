@@ -79,7 +79,7 @@ def project_sets(
         split.take(evenly_spaced_by_class(split.labels, len(data.classes), MOST_POINTS))
         for split in (data.train, *sets.values())
     ]
-    real, *points = (embed(split.images) for split in drawn)
+    real, *points = (embed(split.pixels) for split in drawn)
     found = project(real, points, method=method, seed=seed)
     clouds = [
         Cloud(at, split.labels, len(whole))

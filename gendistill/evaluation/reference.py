@@ -56,11 +56,11 @@ class RealReference:
         hashes = [leaks.reference.hashes["train"][i] for i in position.tolist()]
         return cls(
             data,
-            pool.images,
-            by_class(extractor.embed(pool.images), pool.labels, classes),
-            by_class(extractor.classify(pool.images), pool.labels, classes),
+            pool.pixels,
+            by_class(extractor.embed(pool.pixels), pool.labels, classes),
+            by_class(extractor.classify(pool.pixels), pool.labels, classes),
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
-            Predictions.of(extractor.classify(data.validation.images)),
+            Predictions.of(extractor.classify(data.validation.pixels)),
             leaks,
             float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
             seed,
@@ -113,7 +113,7 @@ class DescribedSet:
         views = made.split
         position = _measured(views.labels, real.features)
         images = views.images[position]
-        copies = real.leaks.reference.check(views.images)
+        copies = real.leaks.reference.check(views.pixels)
         features, probabilities = extractor.embed(images), extractor.classify(images)
         inverted = extractor.classify(255 - images)
         return cls(

@@ -13,10 +13,10 @@ from torch import nn
 
 from gendistill import runtime
 from gendistill.config import DataConfig, Pretrained, TeacherConfig
-from gendistill.data.dataset import DataFacts, RealData, Split, check_classes
+from gendistill.data.dataset import DataFacts, RealData, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError, reason, require_type
-from gendistill.hashing import hash_bytes, hash_tensors
+from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.classifiers import ConvNet
 from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
@@ -296,7 +296,7 @@ def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealDat
         teacher, usual = Teacher.from_pretrained(folder), DataConfig()
         if "data_config" not in teacher.meta and teacher.meta.get("data", {}).get("name") == usual.name:
             data = read_data(usual)
-            if not trained_elsewhere(teacher, data.fingerprint()):
+            if not trained_elsewhere(teacher, data):
                 return data, usual
         return _own_data(teacher, str(folder)), DataConfig(**teacher.meta["data_config"])
     config = config or DataConfig()
@@ -310,7 +310,7 @@ def _own_data(teacher: Teacher, what: str) -> RealData:
             "teacher` made."
         )
     data = read_data(DataConfig(**teacher.meta["data_config"]))
-    if data.fingerprint() != teacher.meta["data"]["fingerprint"]:
+    if not data.is_of(teacher.meta["data"]["fingerprint"]):
         raise ArtifactError(
             f"The images at {data.name} changed since {what} was trained on them; run `gendistill teacher` again."
         )
@@ -323,10 +323,10 @@ def time_of(teachers: Sequence[Teacher]) -> dict[str, float]:
     return {} if not spent or None in spent else {"teacher": round(sum(s for s in spent if s is not None), 2)}
 
 
-def trained_elsewhere(teacher: Teacher, fingerprint: str | None) -> bool:
-    """Whether it was trained on other images or splits than those of this fingerprint, where both are known."""
+def trained_elsewhere(teacher: Teacher, data: RealData) -> bool:
+    """Whether it is known to be trained on other images or splits."""
     own = teacher.meta.get("data", {}).get("fingerprint")
-    return None not in (own, fingerprint) and own != fingerprint
+    return own is not None and not data.is_of(own)
 
 
 def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
@@ -346,17 +346,17 @@ def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
             f"{what} takes images of {shape[0]} channel(s) and {shape[1]} px, the data have {data.channels} and "
             f"{data.image_size} px; expected the same. Give another --data.image_size or teacher."
         )
-    if not trained_elsewhere(teacher, data.fingerprint()):
+    if not trained_elsewhere(teacher, data):
         return
     advice = "Give the --data options it was made with, or a teacher that was trained without these test images."
     try:
-        seen = _digests(_own_data(teacher, what).train)
+        seen = _own_data(teacher, what).train.hash_set
     except GendistillError as error:
         raise ArtifactError(
             f"{what} was trained on other images or splits than these, and whether test images are among them is "
             f"unknown: {error} {advice}"
         ) from error
-    leaks = len((_digests(data.test) & seen) - _digests(data.train))
+    leaks = len((data.test.hash_set & seen) - data.train.hash_set)
     if leaks:
         raise ArtifactError(
             f"{what} was trained on other splits than these: {leaks} of the {len(data.test)} test images are among its "
@@ -364,16 +364,12 @@ def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
         )
 
 
-def _digests(split: Split) -> set[str]:
-    return {hash_bytes(image.numpy().tobytes()) for image in split.images}
-
-
 def with_statistics_of(teacher: Teacher, data: RealData, cache: Path | None) -> Teacher:
     """The teacher with class statistics of ``data.train``: its own, or collected, where it was trained on others.
 
     ``cache`` keeps collected ones. Where several processes run, all call this and share the pass.
     """
-    if not trained_elsewhere(teacher, data.fingerprint()):
+    if not trained_elsewhere(teacher, data):
         return teacher
     if runtime.processes().is_main_process:
         note(

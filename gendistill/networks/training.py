@@ -216,7 +216,7 @@ def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: 
         call = fast if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
         return call(network, to_float(runtime.to_device(images, device)).contiguous(memory_format=layout), bf16)
 
-    return infer(batch, split.images, batch_size=rows)
+    return infer(batch, split.pixels, batch_size=rows)
 
 
 def predict_batch(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:

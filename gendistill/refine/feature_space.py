@@ -89,7 +89,7 @@ class FeatureSpace:
             coarse = torch.cat([shrunk(to_float(part)).flatten(1) for part in train.images.split(ROWS)])
             spread = [coarse[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)]
             pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
-        origin = fingerprint or hash_tensors({"images": train.images, "labels": train.labels})
+        origin = fingerprint or hash_tensors({"images": train.pixels, "labels": train.labels})
         identity = hash_json([origin, [teacher.hash() for teacher in teachers], pixel_weight, scaled])
         space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels, identity)
         parts, factors = [*(t.statistics.features for t in teachers), coarse], space.factors(train.labels)

@@ -16,7 +16,7 @@ from gendistill.generator.codec import Codec
 from gendistill.io import WorkFolder
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import Run, plan_runs
-from gendistill.networks.teacher import Teacher, time_of, trained_elsewhere
+from gendistill.networks.teacher import Teacher, time_of
 from gendistill.progress import follow
 from gendistill.refine.checks import check_refinement, check_tiles
 from gendistill.refine.constraints import LatentRegion
@@ -237,7 +237,7 @@ def match_further(
 def _with_w2(made: SurrogateSet, space: FeatureSpace, name: str) -> SurrogateSet:
     """The set with the mean class W2 of its decoded views under ``name``."""
     views = made.split
-    w2 = float(class_w2(space.points(views.images, views.labels), views.labels, space).mean())
+    w2 = float(class_w2(space.points(views.pixels, views.labels), views.labels, space).mean())
     return replace(made, meta=made.meta | {"w2": {**made.meta.get("w2", {}), name: w2}})
 
 
@@ -248,8 +248,9 @@ def with_meta(
 
     ``teacher_data`` names what a teacher was trained on where that is not the set's own data.
     """
-    fingerprint = made.meta.get("data", {}).get("fingerprint")
-    others = [teacher.meta["data"] for teacher in teachers if trained_elsewhere(teacher, fingerprint)]
+    own = made.meta.get("data", {}).get("fingerprint")
+    trained_on = [teacher.meta.get("data", {}) for teacher in teachers]
+    others = [one for one in trained_on if None not in (own, one.get("fingerprint")) and one["fingerprint"] != own]
     hashes = [teacher.hash() for teacher in teachers]
     more: dict[str, object] = {"teacher_data": others} if others else {}
     more["shared_seconds"] = {**made.meta.get("shared_seconds", {}), **time_of(teachers)}

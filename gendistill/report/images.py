@@ -117,7 +117,7 @@ def contact_sheet(
     What does not fit ``most_pixels`` is left out, images before classes, and the sheet says so. Columns end before
     ``widest``.
     """
-    side, row = enlarged_side(split.images, SHEET_SIDE)
+    side, row = enlarged_side(split.pixels, SHEET_SIDE)
     font = ImageFont.load_default(13)
     counts = split.counts(len(classes))
     picked, shown = fit(counts, row, most_pixels)

@@ -141,7 +141,7 @@ def closest_of_evaluation(
 def _checked(label: str, made: SurrogateSet, ipc: int, reference: CopyCheck, run: str) -> Closest:
     name = f"{NAMES.get(made.meta.get('stage') or '') or f'set {label}'}{f' of {run}' if run else ''} at IPC {ipc}"
     split = made.split
-    return closest(f"the {name}", reference.check(split.images), split, reference.data)
+    return closest(f"the {name}", reference.check(split.pixels), split, reference.data)
 
 
 def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
@@ -184,8 +184,8 @@ def matched(match: Match, made: Split, data: RealData) -> tuple[Split, Split, st
 def _pair(match: Match, made: Split, data: RealData) -> Pair:
     ours, theirs, names, distance = matched(match, made, data)
     return Pair(
-        made=sprite(ours.images, f"{data.classes[int(ours.labels)]}, of the set", columns=1, side=LARGE_SIDE),
-        real=sprite(theirs.images, f"{data.classes[int(theirs.labels)]}, real", columns=1, side=LARGE_SIDE),
+        made=sprite(ours.pixels, f"{data.classes[int(ours.labels)]}, of the set", columns=1, side=LARGE_SIDE),
+        real=sprite(theirs.pixels, f"{data.classes[int(theirs.labels)]}, real", columns=1, side=LARGE_SIDE),
         names=names,
         distance=distance,
     )
@@ -197,7 +197,7 @@ PAIRS_ACROSS = 4
 def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
     """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
     right, and below how far apart they are."""
-    side, row = enlarged_side(data.train.images, PAIR_SIDE)
+    side, row = enlarged_side(data.train.pixels, PAIR_SIDE)
     font = ImageFont.load_default(13)
     width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
     heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
@@ -224,7 +224,7 @@ def record_evidence(folders: Sequence[Path], summary: Mapping[str, Any], data: R
     for folder in track(folders, "cards", len(folders)):
         made = SurrogateSet.load(folder)
         views = made.split
-        copies = reference.check(views.images)
+        copies = reference.check(views.pixels)
         pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
         evaluation = evaluation_of(StoredSet.open(folder), summary, made.content_hash())
         found = cast(CopyEvidence, {**copies.summary(), "pairs": True})

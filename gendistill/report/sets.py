@@ -69,7 +69,7 @@ def _facts(found: Finished, name: str, data: RealData | None, reasons: Sequence[
 
 def facts_of_evaluation(summary: Mapping[str, Any], data: RealData | None, sets: Sequence[SurrogateSet]) -> ReportFacts:
     """Everything that the page shows of one evaluation in memory; distances are between pixels."""
-    if data and summary["data"]["fingerprint"] != data.fingerprint():
+    if data and not data.is_of(summary["data"]["fingerprint"]):
         raise ArtifactError(
             f"The images of {data.name} (fingerprint {data.fingerprint()}) are not those of the evaluation "
             f"({summary['data']['fingerprint']}). Give the --data options of `evaluate`."
@@ -129,7 +129,7 @@ def _is_here(name: str) -> bool:
 
 def check_data(found: Finished, data: RealData) -> None:
     """Refuse other images than the folder was made from."""
-    if found.fingerprint != data.fingerprint():
+    if not data.is_of(found.fingerprint):
         raise ArtifactError(
             f"The images at {data.name} are not those that {found.path} was made from (fingerprint "
             f"{data.fingerprint()}, expected {found.fingerprint}). Put the old ones back, or make the run again."
@@ -150,7 +150,7 @@ def beside(sets: dict[str, SurrogateSet], data: RealData, seed: int) -> dict[str
     several numbers the equal ones, else the most."""
     counts = min((made.counts for made in sets.values()), key=lambda c: (len(set(c)) > 1, -sum(c)))
     drawn = random_draw(data, tuple(counts), seed, 0)
-    random = SurrogateSet(drawn.images, drawn.labels, data.classes, {"method": RANDOM, "stage": None})
+    random = SurrogateSet(drawn.pixels, drawn.labels, data.classes, {"method": RANDOM, "stage": None})
     return {RANDOM_LABEL: random, **sets}
 
 

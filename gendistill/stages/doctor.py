@@ -18,6 +18,7 @@ import torch
 from gendistill import __version__, runtime
 from gendistill.config.commands import DoctorCommand
 from gendistill.evaluation.cache import cache_folder
+from gendistill.io import cache_root, format_bytes
 from gendistill.stages import Outcome
 
 PACKAGES = (
@@ -70,8 +71,8 @@ def _machine() -> dict[str, str]:
         "system": platform.platform(),
         "processors": f"{usable} usable of {os.cpu_count()}",
         "torch threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS sets them)",
-        "memory": _size(memory),
-        "free disk here": _size(shutil.disk_usage(Path.cwd()).free),
+        "memory": format_bytes(memory),
+        "free disk here": format_bytes(shutil.disk_usage(Path.cwd()).free),
         "C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or "none: torch.compile is not used on the CPU",
     }
 
@@ -81,7 +82,7 @@ def _devices() -> dict[str, str]:
     found = {f"cpu {name}": f"{'yes' if able.get(name) else 'no'} ({text})" for name, text in FEATURES.items()}
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = f"{about.name}, {_size(about.total_memory)}"
+        found[f"cuda:{index}"] = f"{about.name}, {format_bytes(about.total_memory)}"
     device = runtime.device()
     precision = "bf16" if runtime.wants_bf16("auto", device) else "fp32"
     return {**found, "used": f"{device}, precision auto is {precision}"}
@@ -93,12 +94,15 @@ def _caches() -> dict[str, str]:
 
     usual = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")  # torch's
     folders: Mapping[str, Path | None] = {
+        "images": cache_root() / "data",
         "baselines": cache_folder("auto"),
         "Hub": Path(HF_HUB_CACHE),
         "datasets": Path(HF_DATASETS_CACHE),
         "compiled code": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual)),
     }
-    found = {name: f"{folder}, {_size(_bytes(folder))}" for name, folder in folders.items() if folder is not None}
+    found = {
+        name: f"{folder}, {format_bytes(_bytes(folder))}" for name, folder in folders.items() if folder is not None
+    }
     return {**found, "network": "switched off by HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "allowed"}
 
 
@@ -117,11 +121,3 @@ def _bytes(folder: Path) -> int:
         with suppress(OSError):  # gone meanwhile
             total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
     return total
-
-
-def _size(count: float) -> str:
-    units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while count >= 1024 and unit != "TiB":
-        count, unit = count / 1024, next(units)
-    return f"{count:.3g} {unit}"

@@ -48,7 +48,7 @@ def read_plain(folder: Path, classes: tuple[str, ...], channels: int, image_size
         "problems": problems,
         "missing_classes": [name for name, count in zip(classes, counts, strict=True) if not count],
     }
-    return SurrogateSet(split.images, split.labels, classes, meta)
+    return SurrogateSet(split.pixels, split.labels, classes, meta)
 
 
 def _root(folder: Path) -> Path:

@@ -168,6 +168,6 @@ def test_grey_and_colour_images_of_one_dataset_are_colour():
 def test_a_repr_is_one_short_line():
     data = load_data(name="digits")
     assert repr(data) == (
-        f"RealData('digits', 10 classes, 1211/136/450 images of 1x8x8, fingerprint {data.fingerprint()[:8]})"
+        f"RealData('digits', 10 classes, 1211/136/450 images of 1x8x8, fingerprint {data.fingerprint()[:13]})"
     )
     assert repr(data.train) == "Split(1211 images of 1x8x8)"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gendistill.config import DataConfig, to_dict
 from gendistill.data.files import walk
 from gendistill.data.reader import FEW
-from gendistill.data.store import JOURNAL, Store, is_store, open_store
+from gendistill.data.store import JOURNAL, Store, is_store, open_store, read_record
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_json
 from gendistill.io import cache_root
@@ -106,3 +107,35 @@ def memory_limit(config: DataConfig) -> float:
     if config.in_memory_gib is not None:
         return config.in_memory_gib * GIB
     return psutil.virtual_memory().available / 4
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """A store on disk, whole or not.
+
+    Attributes:
+        folder: Where it is.
+        size: Bytes that it takes.
+        text: What it holds.
+    """
+
+    folder: Path
+    size: int
+    text: str
+
+
+def store_folders(cache: Path) -> Iterator[StoreFolder]:
+    """The stores below a folder, and those that a killed process left unfinished."""
+    for folder in sorted(cache.iterdir()) if cache.is_dir() else ():
+        if not (is_store(folder) or (folder / JOURNAL).is_file()):
+            continue
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        try:
+            record = read_record(folder)
+        except ArtifactError:
+            yield StoreFolder(folder, size, "unfinished" if (folder / JOURNAL).is_file() else "damaged")
+            continue
+        count, _, side, _ = record["shape"]
+        yield StoreFolder(
+            folder, size, f"{record['name']}: {count:,} images of {side} px, {len(record['classes'])} classes"
+        )
