@@ -299,8 +299,23 @@ NETWORKS = Registry[Callable[..., Any]](
         "timm:": "gendistill.networks.factories:timm_network",
     },
 )
-REFINERS = Registry[Callable[..., Any]](
-    "refiner", "gendistill.refiners", {"barycenter": "gendistill.refine.refiner:barycenter"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refiner:
+    """What makes better images of a set's.
+
+    Attributes:
+        function: ``(made, data, teachers, seed)`` -> SurrogateSet.
+        options: Dataclass of its options, null where it has none.
+    """
+
+    function: Callable[..., Any] | str
+    options: type | None = None
+
+
+REFINERS = Registry[Refiner](
+    "refiner", "gendistill.refiners", {"barycenter": Refiner(function="gendistill.refine.refiner:barycenter")}
 )
 _CHECKS = "gendistill.evaluation.checks."
 CHECKS = Registry[Callable[..., Iterable[Any]]](
@@ -336,8 +351,7 @@ def register_distiller(
     Raises:
         ConfigError: the name is taken, or ``options`` is no dataclass.
     """
-    if options is not None and not is_dataclass(options):
-        raise ConfigError(f"options of the method {name!r} is {options!r}; expected a dataclass.")
+    _require_dataclass(f"the method {name!r}", options)
 
     def add(function: F) -> F:
         one = Distiller(
@@ -352,6 +366,11 @@ def register_distiller(
         return function
 
     return add
+
+
+def _require_dataclass(owner: str, options: object) -> None:
+    if options is not None and not is_dataclass(options):
+        raise ConfigError(f"options of {owner} is {options!r}; expected a dataclass.")
 
 
 def register_coreset(name: str) -> Callable[[F], F]:
@@ -370,7 +389,7 @@ def register_coreset(name: str) -> Callable[[F], F]:
     return add
 
 
-def register_refiner(name: str) -> Callable[[F], F]:
+def register_refiner(name: str, *, options: type | None = None) -> Callable[[F], F]:
     """Decorator: a refiner of your own, a function ``(made, data, teachers, seed) -> SurrogateSet``.
 
     ``made`` has the selected images, ``teachers`` is a list. The function may have further parameters: ``space`` (the
@@ -378,10 +397,15 @@ def register_refiner(name: str) -> Callable[[F], F]:
 
     Args:
         name: What ``RefineConfig(refiner=NAME)`` and ``refine --refiner NAME`` choose.
+        options: A dataclass; its instance comes as ``options=``.
+
+    Raises:
+        ConfigError: the name is taken, or ``options`` is no dataclass.
     """
+    _require_dataclass(f"the refiner {name!r}", options)
 
     def add(function: F) -> F:
-        REFINERS.add(name, function, function)
+        REFINERS.add(name, Refiner(function=function, options=options), function)
         return function
 
     return add

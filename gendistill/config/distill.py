@@ -19,14 +19,13 @@ from gendistill.config.base import (
     Whole,
     Width,
     as_tuple,
-    build,
     check_sizes,
     hints,
     option_name,
     require,
     shown,
 )
-from gendistill.config.flat import to_dict, to_flat, unflatten
+from gendistill.config.flat import registered_options, to_dict, to_flat
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
@@ -276,16 +275,9 @@ class DistillConfig(Options):
 
 
 def method_options(config: DistillConfig) -> Any:
-    """``config.options`` as the dataclass that the method was registered with; None where it has none.
-
-    Raises:
-        ConfigError: an unknown name or a value of another type, or values where the method has no options.
-    """
-    kind, given, name = DISTILLERS[config.method].options, config.options or {}, "distill.options"
-    if kind is None:
-        require(not given, name, given, f"None with method {config.method}, which has none")
-        return None
-    return unflatten(kind, given) if issubclass(kind, Options) else build(kind, given, name)
+    """``config.options`` as the dataclass that the method was registered with; None where it has none."""
+    kind = DISTILLERS[config.method].options
+    return registered_options(kind, config.options, "distill.options", f"method {config.method}")
 
 
 def _changed(own: Options, prefix: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from gendistill.config.base import (
     Options,
     arms,
+    build,
     cached,
     check_names,
     checked,
@@ -86,6 +87,18 @@ def _of_member(owner: str, member: type[Options]) -> dict[str, Option]:
             default = flat.off if flat.off is not None else flat.default
         found[_flat_name(member, one.name)] = Option(types[one.name], default, texts.get(one.name, ""), owners)
     return found
+
+
+def registered_options(kind: type | None, given: Mapping[str, Any] | None, place: str, owner: str) -> Any:
+    """Options by name as the dataclass that a method or refiner was registered with; None where it has none.
+
+    Raises:
+        ConfigError: an unknown name or a value of another type, or values where there are no options.
+    """
+    if kind is None:
+        require(not given, place, given, f"None with {owner}, which has none")
+        return None
+    return unflatten(kind, given or {}) if issubclass(kind, Options) else build(kind, given or {}, place)
 
 
 def all_options(cls: type[Options], prefix: str = "", elsewhere: Sequence[str] = ()) -> Iterator[tuple[str, Option]]:

@@ -1,7 +1,7 @@
 """Options of refinement, and of WMDD, the same optimisation from other starts."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gendistill.config.base import (
     Count,
@@ -18,6 +18,7 @@ from gendistill.config.base import (
     check_sizes,
     require,
 )
+from gendistill.config.flat import registered_options, to_dict
 from gendistill.errors import ConfigError
 from gendistill.registry import REFINERS
 
@@ -155,6 +156,7 @@ class RefineConfig(ObjectiveConfig):
         select: Select images of the set by assignment; false takes its first images.
         refiner: Refiner of the selected images: ``barycenter``, one of your own, or a list of them, applied in this
             order.
+        options: Options of a refiner of your own, by name.
         gate: Keep a refinement only if it helps: W2 of its class falls, and the cross-entropy of the image in the
             network ``held_out``, if there is one, does not rise.
         pack: Factor of multi-formation: pack x pack images, each refined separately, are shrunk into every stored
@@ -171,6 +173,7 @@ class RefineConfig(ObjectiveConfig):
     ipc: Sizes = (1, 5, 10)
     select: bool = True
     refiner: str | tuple[str, ...] = "barycenter"
+    options: dict[str, Any] | None = None
     gate: bool = False
     pack: Count = 1
     latent_trust_region: NonNegative = 0.5
@@ -185,8 +188,24 @@ class RefineConfig(ObjectiveConfig):
         for name in names:
             if name not in REFINERS:
                 raise ConfigError(f"refine.{REFINERS.unknown(name)}")
+        for own in refiner_options(self).values():
+            object.__setattr__(self, "options", to_dict(own))
         require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
         require(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
         if self.match_iterations:
             require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
+
+
+def refiner_options(config: RefineConfig) -> dict[str, Any]:
+    """``config.options`` as the dataclass that the one refiner with options was registered with, by its name.
+
+    Raises:
+        ConfigError: several refiners have options, none has any, or values that do not fit.
+    """
+    names = as_tuple(config.refiner)
+    owners = [name for name in names if REFINERS[name].options]
+    require(len(owners) <= 1, "refine.refiner", config.refiner, f"at most one with options of {', '.join(owners)}")
+    owner = owners[0] if owners else names[0]
+    found = registered_options(REFINERS[owner].options, config.options, "refine.options", f"refiner {owner}")
+    return {owner: found} if owners else {}

@@ -10,6 +10,7 @@ import torch
 
 from gendistill import runtime
 from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
+from gendistill.config.refine import refiner_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.generator.codec import Codec
@@ -25,7 +26,7 @@ from gendistill.refine.objective import class_w2
 from gendistill.refine.optimization import refine_images
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select
-from gendistill.registry import REFINERS, accepted
+from gendistill.registry import REFINERS, accepted, resolve
 from gendistill.surrogate.manifest import add_step
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
@@ -95,7 +96,10 @@ def refine_set(
     for name in as_tuple(config.refiner):
         start, before = time.perf_counter(), made
         offered = {"space": space, "config": config, "ipc": ipc, "held_out": held_out, "work": folder, "codec": codec}
-        made = REFINERS[name](before, data, teachers, seed, **accepted(REFINERS[name], offered))
+        if name in (own := refiner_options(config)):
+            offered["options"] = own[name]
+        function = resolve(REFINERS[name].function)
+        made = function(before, data, teachers, seed, **accepted(function, offered))
         _check_refined(name, made, before)
         if REFINERS.is_added(name):  # ours has measured it
             known = before.meta.get("w2") or _with_w2(before, space, "before").meta["w2"]

@@ -396,7 +396,10 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 
 
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
-ADDED: dict[str, dict[str, object]] = {"refine": {"refiner": "barycenter"}, "teacher": {"pretrained": None}}
+ADDED: dict[str, dict[str, object]] = {
+    "refine": {"refiner": "barycenter", "options": None},
+    "teacher": {"pretrained": None},
+}
 
 
 def with_added(stage: str, options: Mapping[str, object]) -> dict[str, object]:

@@ -81,6 +81,7 @@ def test_a_network_trains_as_teacher_and_is_matched_on(folder: Path) -> None:
 def test_a_refiner_takes_the_place_of_ours_and_its_w2_is_measured(folder: Path) -> None:
     made = read(folder / "refined" / "ipc-5" / "manifest.json")
     assert made["stages"] == ["select", "pull"]
+    assert read(folder / "refined" / "stage.json")["settings"]["options"]["options"] == {"share": 0.9}
     assert made["w2"].keys() == {"before", "after"}
     assert made["w2"]["after"] != made["w2"]["before"]
     assert "ipc-5: W2^2" in (folder / "stdout.txt").read_text(encoding="utf-8")

@@ -17,8 +17,9 @@ from gendistill.cli import main, parse
 from gendistill.config import to_dict
 from gendistill.config.distill import method_options
 from gendistill.config.flat import unflatten
+from gendistill.config.refine import refiner_options
 from gendistill.errors import ConfigError
-from gendistill.registry import DISTILLERS
+from gendistill.registry import DISTILLERS, REFINERS
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,28 @@ def test_wrong_values_are_refused_by_name(given: dict, message: str, tmp_path: P
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"method": "mixture", "options": given}), encoding="utf-8")
     assert main(["distill", "--config", str(tmp_path / "own.yaml"), "--output_dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"gendistill: {message}\n"
+
+
+@pytest.fixture
+def _refiners() -> Iterator[None]:
+    for name in ("one", "other"):
+        gd.register_refiner(name, options=Noise)(lambda made, data, teachers, seed, options: made)
+    yield
+    for name in ("one", "other"):
+        REFINERS._added.pop(name)
+        REFINERS._functions.pop(name)
+
+
+@pytest.mark.usefixtures("_refiners")
+def test_a_refiner_has_options_of_its_own() -> None:
+    words = ["--refiner", "[barycenter,one]", "--options.std=2", "--surrogate=s", "--teacher=t", "--output_dir=x"]
+    flags = parse("refine", words)
+    assert refiner_options(flags) == {"one": Noise(std=2.0)}
+    assert flags.options == gd.RefineConfig(refiner=("barycenter", "one"), options={"std": 2}).options
+    assert gd.RefineConfig(refiner="one").options == to_dict(Noise())
+    with pytest.raises(ConfigError, match=r"refine\.options has no sdt; .* Did you mean 'std'"):
+        gd.RefineConfig(refiner="one", options={"sdt": 1})
+    with pytest.raises(ConfigError, match="expected at most one with options of one, other"):
+        gd.RefineConfig(refiner=("one", "other"))
+    with pytest.raises(ConfigError, match=r"refine\.options is .* None with refiner barycenter, which has none"):
+        gd.RefineConfig(options={"std": 1})
