@@ -287,6 +287,7 @@ SOURCES = Registry[DataSource](
     {
         "digits": _source("sources:digits"),
         "folder": _source("folders:folder", "data.sources:is_folder"),
+        "list": _source("lists:file_list", "config.data:is_list"),
         "hub": _source("columns:hub", "config.data:could_be_hub_id"),
     },
 )

@@ -8,6 +8,7 @@ from gendistill.config.base import Options, Range, require
 from gendistill.errors import did_you_mean
 from gendistill.registry import SOURCES
 
+LISTS = (".csv", ".tsv", ".jsonl")
 Fraction = Annotated[float, Range(0, 0.9, open_low=True, open_high=True)]
 
 
@@ -16,7 +17,8 @@ class DataConfig(Options):
     """The real images.
 
     Attributes:
-        name: ``digits`` (built in), a folder (docs/data.md lists the layouts), or a Hub id.
+        name: ``digits`` (built in), a folder (docs/data.md lists the layouts), a list of images (a CSV, TSV or JSON
+            Lines file with columns ``path`` and ``label``), or a Hub id.
         train: What is the training split: a folder or file pattern below ``name``, or a split of a Hub dataset; ``.``
             takes everything. Null finds it by its name.
         test: The same of the test split; ``none`` holds it out from the training split.
@@ -32,6 +34,8 @@ class DataConfig(Options):
         image_column: Column of the images in parquet files and datasets; null takes the only one.
         label_column: Column of the labels, of whole numbers, of names or of type ClassLabel; null takes the only one
             of type ClassLabel, or else ``label``.
+        class_names: File with the names of the classes, for labels that are numbers: a name a line, or JSON, a list of
+            names or an object of names by label.
         value_range: Black and white of images with more than 8 bits a pixel, for all of them; null takes 0 and 65535
             for 16 bits without sign, and refuses other types.
         decoding: ``fast`` decodes JPEG files at a half, a quarter or an eighth of their size where that is still twice
@@ -61,6 +65,7 @@ class DataConfig(Options):
     classes: Literal["all", "present"] = "all"
     image_column: str | None = None
     label_column: str | None = None
+    class_names: Path | None = None
     value_range: tuple[float, float] | None = None
     decoding: Literal["fast", "exact"] = "fast"
     cache: Literal["auto"] | Path | None = "auto"
@@ -74,6 +79,11 @@ class DataConfig(Options):
         path, source = Path(self.name).expanduser(), self.name.partition(":")[0]
         taken = source in SOURCES and SOURCES[source].matches is None
         return path if path.is_dir() and not taken else None
+
+    @property
+    def place(self) -> Path | None:
+        """The folder or list of images on this machine, where the name is one."""
+        return self.folder or (Path(self.name).expanduser() if is_list(self.name) else None)
 
     def check(self) -> None:
         super().check()
@@ -97,14 +107,23 @@ class DataConfig(Options):
         """Whether the name is a folder, or a source's own, as far as that shows without reading."""
         own = any(SOURCES[name].matches is not None for name in SOURCES.added())
         plain = [name for name in SOURCES.names() if SOURCES[name].matches is None]
+        own = own or is_list(self.name)
         return own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
+
+
+def is_list(name: str) -> bool:
+    """Whether a name is a file of paths and labels."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in LISTS and path.is_file()
 
 
 def unreadable(name: str) -> str:
     """The message for a name that no source reads."""
     own = "".join(f", {source}:..." for source in SOURCES.added())
     if Path(name).expanduser().exists():
-        return f"data.name is {name!r}, a file; expected 'digits', a folder or a Hub id{own}."
+        return (
+            f"data.name is {name!r}, a file; expected 'digits', a folder, a list ({', '.join(LISTS)}) or a Hub id{own}."
+        )
     return (
         f"data.name is {name!r}, but there is no such folder. Give 'digits', an existing folder of class folders or of "
         f"parquet files, or a Hub id such as 'uoft-cs/cifar10'{own}."

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from gendistill.config import DataConfig
+from gendistill.data.class_names import in_order
 from gendistill.data.files import is_skipped
 from gendistill.data.items import Item, LeftOut, Source, some
 from gendistill.data.splits import assign
@@ -43,7 +44,7 @@ def webdataset(config: DataConfig, root: Path, files: Sequence[str], suffixes: s
     names = (_class_names(*beside) if len(beside) == 1 else None) or _class_names(root)
     used = {label for label, *_ in samples["train"]}
     if names is None:
-        names = sorted(used, key=int if all(label.isdecimal() for label in used) else None)
+        names = [*in_order(used)]
         position = {name: i for i, name in enumerate(names)}
     else:
         position = {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}

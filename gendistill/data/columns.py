@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from gendistill.config import DataConfig
+from gendistill.data.class_names import in_order
 from gendistill.data.items import Item, LeftOut, Source, some
 from gendistill.data.splits import assign
 from gendistill.errors import DataError
@@ -176,9 +177,7 @@ def _classes(tables: Sequence[tuple[Table, Sequence[str | None]]], config: DataC
         declared |= dict.fromkeys(getattr(table.features[label_column(table, config)], "names", None) or ())
     if declared:
         return tuple(declared)
-    used = {label for _, labels in tables for label in labels if label is not None}
-    numbers = all(label.removeprefix("-").isdecimal() for label in used)
-    return tuple(sorted(used, key=int if numbers else None))
+    return in_order(label for _, labels in tables for label in labels if label is not None)
 
 
 def labels_of(table: Table, config: DataConfig) -> list[str | None]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
+from gendistill.data.class_names import rename_classes
 from gendistill.data.dataset import RealData, Split, hold_out
 from gendistill.data.items import Item, Source, some
 from gendistill.data.reader import Reader
@@ -69,7 +70,7 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     identity = identity_of_files(config)
     if identity and (known := known_store(config, identity)):
         return _split(known, config)
-    source = present_classes(find_source(config), config)
+    source = present_classes(rename_classes(find_source(config), config), config)
     if identity is None and source.identity:
         identity = Identity(source.identity)
         if known := known_store(config, identity):
@@ -142,7 +143,7 @@ def limited(source: Source, config: DataConfig) -> Source:
 
 def _options(config: DataConfig) -> dict[str, object]:
     """What reads the same images again, from any folder: the options that are not at their default, and the name."""
-    default, place = DataConfig(), config.folder
+    default, place = DataConfig(), config.place
     changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k) and k not in ("name", *OF_MACHINE)}
     return {"name": str(place.resolve()) if place else config.name, **changed}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gendistill.config import DataConfig, to_dict
+from gendistill.data.class_names import read_class_names
 from gendistill.data.files import walk
 from gendistill.data.reader import FEW
 from gendistill.data.store import JOURNAL, Store, is_store, open_store, read_record
@@ -60,8 +61,10 @@ def store_key(config: DataConfig, identity: Identity) -> str:
     """
     options = to_dict(config)
     left_out = (*OF_MACHINE, "licence", *(() if config.max_per_class else OF_SPLITS))
-    place = {"name": str(config.folder.resolve()) if config.folder else config.name}
-    decisive = {name: value for name, value in options.items() if name not in left_out} | place
+    read = {"name": str(config.place.resolve()) if config.place else config.name}
+    if config.class_names is not None:
+        read["class_names"] = hash_json(read_class_names(config.class_names))
+    decisive = {name: value for name, value in options.items() if name not in left_out} | read
     return f"{hash_json(decisive)[:16]}-{hash_json(identity.content)[:16]}"
 
 

@@ -37,7 +37,7 @@ def load(root, **options):
 def everything(data):
     """Images (N,C,H,W) and labels of the three splits together."""
     splits = (data.train, data.validation, data.test)
-    return torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits])
+    return torch.cat([s.pixels for s in splits]), torch.cat([s.labels for s in splits])
 
 
 def as_set(images):
