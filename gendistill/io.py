@@ -32,11 +32,12 @@ from typing import (
 )
 
 from gendistill.errors import ArtifactError, GendistillError, StorageError
-from gendistill.hashing import hash_tensors
+from gendistill.hashing import hash_json, hash_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+DIGEST = "blake2b"  # the key, in JSON or in the metadata of tensors, of the hash of all the rest
 RECORD, CONFIG, LOG = "stage.json", "config.yaml", "log.jsonl"
 RESUME = "Finished work is kept: make room and continue with --resume_from_checkpoint latest."
 
@@ -180,11 +181,17 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.write_text(text, encoding="utf-8", errors=errors)
 
 
-def write_json(path: Path, value: Any, *, default: Callable[[Any], Any] | None = None) -> None:
+def write_json(path: Path, value: Any, *, default: Callable[[Any], Any] | None = None, hashed: bool = False) -> None:
     """Write indented JSON; non-ASCII characters stay readable unless UTF-8 cannot encode them (undecodable names).
 
-    ``default`` converts values that JSON does not have, as in ``json.dumps``.
+    Args:
+        path: The file.
+        value: Plain data.
+        default: Converts values that JSON does not have, as in ``json.dumps``.
+        hashed: Add the hash of an object as its last key; ``read_json`` compares it.
     """
+    if hashed:
+        value = {**value, DIGEST: hash_json(json.loads(json.dumps(value, default=default)))}
     text = json.dumps(value, indent=2, ensure_ascii=False, default=default)
     try:
         text.encode()
@@ -202,7 +209,7 @@ def read_json(
     format: int | None = None,
     schema: type | None = None,
 ) -> dict[str, Any]:
-    """Read a JSON object and check its keys, their types and the version of its format.
+    """Read a JSON object and check its keys, their types, the version of its format, and its hash where it has one.
 
     Args:
         path: The file.
@@ -213,7 +220,8 @@ def read_json(
         schema: A TypedDict; keys that it does not know are kept as they are.
 
     Raises:
-        ArtifactError: the file is missing, damaged, no object, of another format, lacks a key, or has another type.
+        ArtifactError: the file is missing, damaged, no object, of another format, lacks a key, has another type, or was
+            changed after it was hashed.
     """
     try:
         if path.exists() and not path.is_file():
@@ -235,6 +243,12 @@ def read_json(
     problem = mismatch(schema, value) if schema else ""
     if problem:
         raise ArtifactError(f"{path} is damaged: {problem}. {fix}")
+    digest = value.pop(DIGEST, None)
+    if digest is not None and digest != hash_json(value):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its key {DIGEST} is {_shown(digest)}; expected "
+            f"{hash_json(value)!r}. {fix} If you changed it on purpose, delete that key."
+        )
     return value
 
 
@@ -318,9 +332,6 @@ def share_files(folder: Path) -> None:
             path.chmod(mode)
 
 
-DIGEST = "blake2b"  # the key in the metadata of a file whose tensors are compared with their hash
-
-
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, hashed: bool = False
 ) -> None:
@@ -346,6 +357,8 @@ def read_tensors(path: Path, *, fix: str) -> tuple[dict[str, Tensor], dict[str, 
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ArtifactError(f"{path} is no file; expected safetensors. {fix}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
@@ -50,6 +51,33 @@ def test_json_is_readable_text(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text(encoding="utf-8") == '{\n  "name": "Ä",\n  "path": "b"\n}\n'
     write_json(tmp_path / "a", {"name": "\udcff"})  # of a folder name that is no UTF-8
     assert json.loads((tmp_path / "a").read_text()) == {"name": "\udcff"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 4}, {"size": 3.0}, {"parts": ["b", "a"]}, {"more": None}, {"nested": {"10": 1}}, {"blake2b": "0"}],
+)
+def test_a_changed_field_of_a_hashed_file_is_noticed(tmp_path: Path, change: dict[str, object]) -> None:
+    path, value = tmp_path / "a", {"size": 3, "parts": ("a", "b"), "nested": {9: 1, 10: 2}, "at": Path("c")}
+    write_json(path, value, default=str, hashed=True)
+    found = read_json(path, kind="a shelf", fix="Build one.")
+    assert found == {"size": 3, "parts": ["a", "b"], "nested": {"9": 1, "10": 2}, "at": "c"}
+    changed = json.loads(path.read_text()) | change
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ArtifactError, match=r"was changed after it was written: its key blake2b is .*Build one"):
+        read_json(path, kind="a shelf", fix="Build one.")
+    del changed["blake2b"]  # as the message says
+    path.write_text(json.dumps(changed))
+    assert read_json(path, kind="a shelf", fix="Build one.") == changed
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: read_tensors(path, fix=""), lambda path: read_json(path, kind="", fix="")]
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="a is no file"):
+        read(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

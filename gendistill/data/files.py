@@ -57,16 +57,16 @@ def walk(root: Path, left: LeftOut | None = None) -> Iterator[tuple[str, list[st
         for entry in entries:
             if is_skipped(entry.name):
                 left.add("hidden or system name(s)", entry.path)
-            elif _leads_to(entry, folder=True):
+            elif leads_to(entry, folder=True):
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif _leads_to(entry, folder=False):
+            elif leads_to(entry, folder=False):
                 files.append(entry.name)
             else:
                 left.add("broken link(s)" if entry.is_symlink() else "name(s) that are no regular file", entry.path)
         yield place, files
 
 
-def _leads_to(entry: os.DirEntry[str], *, folder: bool) -> bool:
+def leads_to(entry: os.DirEntry[str], *, folder: bool) -> bool:
     """Whether it is a folder, or a regular file; a link in a circle or to a forbidden place is neither."""
     try:
         return entry.is_dir() if folder else entry.is_file()

@@ -118,7 +118,7 @@ class _Result(Mapping[str, Any]):
         writer.writeheader()
         writer.writerows(self._records())
         write_text(place / self.CSV, lines.getvalue())
-        write_json(place / self.JSON, self.to_dict())
+        write_json(place / self.JSON, self.to_dict(), hashed=True)
         return place / self.JSON
 
     def to_pandas(self) -> DataFrame:

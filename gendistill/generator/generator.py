@@ -19,7 +19,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, LDMPipeline
 from torch import Tensor
 
 from gendistill.config import ModelConfig
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, reason
 from gendistill.generator import loading
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
 from gendistill.generator.class_mapping import ClassMapping, Names, check_label_map
@@ -185,7 +185,7 @@ class Generator:
             **self.meta,
             "variants": [BASE] if base is not None else [],
         }
-        write_json(folder / FILE, record)
+        write_json(folder / FILE, {**record, "files": loading.file_hashes(folder)}, hashed=True)
         share_files(folder)
 
     @classmethod
@@ -216,6 +216,8 @@ class Generator:
         known = record["variants"] if record else []
         if variant is not None and variant not in known:
             raise ArtifactError(f"{folder} has no variant {variant!r}; it has {known or 'none'}.")
+        if record is not None:
+            loading.check_files(folder, record, variant)
         network = load_network(folder, variant)
         scheduler = load_scheduler(folder, network)
         if record is None:
@@ -229,6 +231,8 @@ class Generator:
             mapping = ClassMapping(classes, labels, record["conditions"], tuple(names.values()))
             meta = cast("GeneratorMeta", {k: v for k, v in record.items() if k not in _STORED})
         generator = cls(network, scheduler, codec, mapping, meta)
+        if record is None or "files" not in record:
+            _try(folder, generator)
         _check_parts(folder, generator)
         return generator
 
@@ -236,7 +240,7 @@ class Generator:
         return variant in self.meta.get("variants", [])
 
 
-_STORED = ("format", "classes", "label_map", "conditions", "codec")
+_STORED = ("format", "classes", "label_map", "conditions", "codec", "files")
 
 
 def build_generator(
@@ -287,6 +291,23 @@ def _check_parts(folder: Path, generator: Generator) -> None:
             f"The network in {folder} denoises {channels} channels, but its codec {generator.codec.name} makes "
             f"{generator.codec.latent_channels}; they do not belong together."
         )
+
+
+@torch.no_grad()
+def _try(folder: Path, generator: Generator) -> None:
+    """Denoise one image with a network that diffusers, or an older version, wrote: its settings can be anything.
+
+    Raises:
+        ArtifactError: the network cannot.
+    """
+    try:
+        zero = torch.zeros(1, dtype=torch.int64)
+        shape = tuple(generator.denoise(torch.zeros(1, *generator.sample_shape), zero, zero).shape)
+        _, *side = generator.sample_shape
+    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The network in {folder} cannot run with its config.json: {reason(error)}") from error
+    if shape != (1, int(generator.network.config.out_channels), *side):
+        raise ArtifactError(f"The network in {folder} makes {shape} of {generator.sample_shape}; expected that side.")
 
 
 def _mapping(network: Network, names: Mapping[int, tuple[str, ...]]) -> ClassMapping:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import yaml
 
@@ -16,8 +16,9 @@ from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError, reason
 from gendistill.generator.class_mapping import check_label_map
 from gendistill.hub import fetch, local_folder
-from gendistill.io import read_json
+from gendistill.io import DIGEST, inside, read_json
 from gendistill.runtime import require_finite_weights
+from gendistill.surrogate.manifest import digests
 
 FILE, FORMAT = "gendistill.json", 2
 INDEX = "model_index.json"
@@ -119,8 +120,9 @@ class GeneratorMeta(TypedDict, total=False):
 
 
 class GeneratorRecord(GeneratorMeta):
-    """gendistill.json of a generator folder."""
+    """gendistill.json of a generator folder; ``files`` are the BLAKE2b-128 of the others, missing in older versions."""
 
+    files: NotRequired[dict[str, str]]
     format: int
     classes: list[str]
     label_map: dict[str, int]
@@ -143,6 +145,40 @@ def read_record(folder: Path) -> GeneratorRecord:
     )
     check_label_map(tuple(record["classes"]), record["label_map"], record["conditions"])
     return cast("GeneratorRecord", record)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """BLAKE2b-128 of a pipeline's files of weights and settings, by name."""
+    models = [
+        path.parent for pattern in ("config.json", "scheduler_config.json") for path in folder.glob(f"*/{pattern}")
+    ]
+    paths = sorted(path for model in models for path in model.iterdir() if path.suffix in (".json", ".safetensors"))
+    return dict(digests(folder, [INDEX, *(path.relative_to(folder).as_posix() for path in paths)]))
+
+
+def check_files(folder: Path, record: GeneratorRecord, variant: str | None) -> None:
+    """Compare the files of a generator folder, those of other variants aside, with the hashes in its record.
+
+    Raises:
+        ArtifactError: one is missing or was changed.
+    """
+    others = {f".{name}" for name in record["variants"] if name != variant}
+    if variant is not None:  # weights of no variant are NAME.safetensors or NAME-00001-of-00002.safetensors
+        others.add("")
+    wanted = {n: h for n, h in record.get("files", {}).items() if n.endswith(".json") or _variant(n) not in others}
+    missing = [name for name in wanted if not inside(folder, name).is_file()]
+    changed = missing or [name for name, found in digests(folder, wanted) if found != wanted[name]]
+    if changed:
+        raise ArtifactError(
+            f"{folder / changed[0]} {'is missing' if missing else 'was changed after it was written'}. Copy the folder "
+            f"again. If you changed it on purpose, delete the keys files and {DIGEST} of {FILE}."
+        )
+
+
+def _variant(name: str) -> str:
+    """``.base`` of network/model.base.safetensors, nothing of network/model.safetensors."""
+    stem = Path(name).name.removesuffix(".safetensors")
+    return Path(re.sub(r"-\d+-of-\d+$", "", stem)).suffix
 
 
 def read_condition_names(folder: Path) -> dict[int, tuple[str, ...]]:

@@ -155,6 +155,12 @@ def load_scheduler(folder: Path, network: Network) -> DDPMScheduler:
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     except Exception as error:
         raise ArtifactError(f"{folder / 'scheduler'} cannot be read: {error}") from error
+    alphas, steps = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps
+    if alphas.shape != (steps,) or not bool(((alphas >= 0) & (alphas <= 1)).all()) or not bool(alphas[0] > 0):
+        raise ArtifactError(
+            f"{folder / 'scheduler'} has alphas of shape {tuple(alphas.shape)}, from {alphas.min():g} to "
+            f"{alphas.max():g}; expected {steps} numbers from 0 to 1."
+        )
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ArtifactError(
             f"{folder / 'scheduler'} predicts {scheduler.config.prediction_type!r}; expected epsilon or v_prediction."

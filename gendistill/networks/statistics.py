@@ -139,8 +139,8 @@ class ClassStatistics:
         layers = {f"mean/{k}": v for k, v in self.means.items()} | {f"var/{k}": v for k, v in self.variances.items()}
         return {"features": self.features, "labels": self.labels, **layers}
 
-    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        write_tensors(path, self.tensors(), metadata)
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None, *, hashed: bool = False) -> None:
+        write_tensors(path, self.tensors(), metadata, hashed=hashed)
 
     @classmethod
     def load(cls, path: Path) -> ClassStatistics:
@@ -153,6 +153,9 @@ class ClassStatistics:
         if bad or means.keys() != variances.keys():
             found = f"{', '.join(bad)} that are not finite" if bad else "layers with only a mean or only a variance"
             raise ArtifactError(f"{path} has {found}; expected moments of every layer. Run `gendistill teacher` again.")
+        other = [name for name, tensor in stored.items() if name != "labels" and tensor.dtype != torch.float32]
+        if other:
+            raise ArtifactError(f"{path} has {', '.join(other)} that are no fp32. Run `gendistill teacher` again.")
         return cls(stored["features"], stored["labels"], means, variances)
 
 

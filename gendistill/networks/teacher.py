@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.config import DataConfig, Pretrained, TeacherConfig
+from gendistill.config.flat import unflatten
 from gendistill.data.dataset import DataFacts, RealData, check_classes
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError, ConfigError, GendistillError, reason, require_type
@@ -29,10 +30,12 @@ from gendistill.networks.pretrained import (
 from gendistill.networks.statistics import ClassStatistics, cached_statistics, collect_statistics
 from gendistill.networks.training import accuracy, train_classifier, training_flop
 from gendistill.progress import follow, note
+from gendistill.registry import NETWORKS
 from gendistill.seeding import derive
 from gendistill.surrogate.soft_labels import TeacherFacts
 
 FILE, FORMAT = "teacher.json", 1
+FIX, MADE_AGAIN = "Make one with `gendistill teacher`.", "Run `gendistill teacher` again."
 
 
 class NetworkSpec(TypedDict, total=False):
@@ -129,10 +132,10 @@ class Teacher:
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "model.safetensors", self.network.state_dict())
-        self.statistics.save(folder / "statistics.safetensors")
+        write_tensors(folder / "model.safetensors", self.network.state_dict(), hashed=True)
+        self.statistics.save(folder / "statistics.safetensors", hashed=True)
         record = {"format": FORMAT, "classes": list(self.classes), "network": self.spec, **self.meta}
-        write_json(folder / FILE, record)
+        write_json(folder / FILE, record, hashed=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Teacher:
@@ -142,34 +145,93 @@ class Teacher:
             ArtifactError: the folder is not a teacher's, is damaged, or its weights do not fit.
         """
         folder = Path(folder)
-        fix = "Make one with `gendistill teacher`."
-        record = read_json(folder / FILE, kind="a teacher folder", format=FORMAT, schema=TeacherRecord, fix=fix)
+        record = read_json(folder / FILE, kind="a teacher folder", format=FORMAT, schema=TeacherRecord, fix=FIX)
         known, found = NetworkSpec.__annotations__.keys(), record["network"].keys()
         if not {"name", "channels", "image_size", "classes"} <= found <= known:
             raise ArtifactError(
-                f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {fix}"
+                f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {FIX}"
             )
-        if "pretrained" in record:
-            network: nn.Module = rebuild_pretrained(record["pretrained"], len(record["classes"]))
-        else:
-            network = build_network(**record["network"])
         weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
-        if isinstance(network, ConvNet) and weights.get("head.weight", torch.empty(0)).ndim == 2:
-            network.fit_head(weights["head.weight"].shape[1])
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ArtifactError(f"{folder / 'model.safetensors'} does not fit its {FILE}: {reason(error)}") from error
         runtime.require_finite_weights(str(folder / "model.safetensors"), weights)
+        _check_spec(folder / FILE, cast(TeacherRecord, record), weights)
+        network = _with_weights(folder, cast(TeacherRecord, record), weights)
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")
-        unknown = sorted(statistics.means.keys() - batch_norm_layers(network).keys())
-        if unknown:
-            raise ArtifactError(
-                f"{folder / 'statistics.safetensors'} has moments of layers that the network has not: "
-                f"{', '.join(unknown[:5])}. Run `gendistill teacher` again."
-            )
+        _check_statistics(folder / "statistics.safetensors", statistics, network, len(record["classes"]))
         return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], cast(TeacherMeta, meta))
+
+
+LARGEST = 2**16  # side of an image in pixels: no JPEG is larger
+
+
+def _check_spec(path: Path, record: TeacherRecord, weights: Mapping[str, Tensor]) -> None:
+    """Compare the numbers of teacher.json with one another and with the weights, before a network takes memory.
+
+    Raises:
+        ArtifactError: one cannot be: no layer is wider than all weights are many.
+    """
+    spec, most = record["network"], sum(tensor.numel() for tensor in weights.values())
+    classes, limits = len(record["classes"]), {"image_size": LARGEST, "depth": 64}
+    if spec["classes"] != classes:
+        raise ArtifactError(f"{path} is damaged: network.classes is {spec['classes']}; expected {classes}. {FIX}")
+    for name in ("channels", "image_size", "classes", "width", "depth"):
+        value, limit = spec.get(name), limits.get(name, most)
+        if isinstance(value, int) and not 1 <= value <= limit:
+            raise ArtifactError(f"{path} is damaged: network.{name} is {value}; expected 1 to {limit}. {FIX}")
+    for split, share in record.get("accuracy", {}).items():
+        if not 0 <= share <= 1:
+            raise ArtifactError(f"{path} is damaged: accuracy.{split} is {share}; expected 0 to 1. {FIX}")
+
+
+def _with_weights(folder: Path, record: TeacherRecord, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a teacher.json, with these weights; one of ours is compared with them before it takes memory.
+
+    Raises:
+        ArtifactError: they do not fit.
+    """
+    spec, network = record["network"], nn.Module()
+    places = (
+        ["cpu"] if "pretrained" in record or NETWORKS.is_added(spec["name"]) or ":" in spec["name"] else ["meta", "cpu"]
+    )
+    for place in places:
+        with torch.device(place):
+            if "pretrained" in record:
+                network = rebuild_pretrained(record["pretrained"], len(record["classes"]))
+            else:
+                network = build_network(**spec)
+            if isinstance(network, ConvNet) and weights.get("head.weight", torch.empty(0)).ndim == 2:
+                network.fit_head(weights["head.weight"].shape[1])
+            try:
+                network.load_state_dict(weights, assign=place == "meta")
+            except RuntimeError as error:
+                path = folder / "model.safetensors"
+                raise ArtifactError(f"{path} does not fit its {FILE}: {reason(error)}") from error
+    return network
+
+
+def _check_statistics(path: Path, statistics: ClassStatistics, network: nn.Module, classes: int) -> None:
+    """Compare class statistics with the network that they are of.
+
+    Raises:
+        ArtifactError: layers that the network has not, or moments or labels of other classes.
+    """
+    layers, labels = batch_norm_layers(network), statistics.labels
+    unknown = sorted(statistics.means.keys() - layers.keys())
+    if unknown:
+        raise ArtifactError(
+            f"{path} has moments of layers that the network has not: {', '.join(unknown[:5])}. {MADE_AGAIN}"
+        )
+    for name, mean in statistics.means.items():
+        found, wanted = tuple(mean.shape), (classes, layers[name].num_features)
+        if not found == tuple(statistics.variances[name].shape) == wanted:
+            raise ArtifactError(f"{path} has moments {found} of layer {name}; expected {wanted}. {MADE_AGAIN}")
+        if statistics.variances[name].min() < 0:
+            raise ArtifactError(f"{path} has a negative variance of layer {name}; expected 0 or more. {MADE_AGAIN}")
+    if statistics.features.ndim != 2 or labels.shape != statistics.features.shape[:1]:
+        shapes = f"features {tuple(statistics.features.shape)} and labels {tuple(labels.shape)}"
+        raise ArtifactError(f"{path} has {shapes}; expected (N,D) and (N,). {MADE_AGAIN}")
+    if labels.dtype != torch.int64 or not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ArtifactError(f"{path} has labels that are no classes; expected 0 to {classes - 1}. {MADE_AGAIN}")
 
 
 def teacher_network(
@@ -298,23 +360,36 @@ def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealDat
             data = read_data(usual)
             if not trained_elsewhere(teacher, data):
                 return data, usual
-        return _own_data(teacher, str(folder)), DataConfig(**teacher.meta["data_config"])
+        return _own_data(teacher, str(folder)), _data_config(teacher, str(folder))
     config = config or DataConfig()
     return read_data(config), config
 
 
 def _own_data(teacher: Teacher, what: str) -> RealData:
+    data = read_data(_data_config(teacher, what))
+    fingerprint = teacher.meta.get("data", {}).get("fingerprint")
+    if fingerprint is None or not data.is_of(fingerprint):
+        raise ArtifactError(
+            f"The images at {data.name} changed since {what} was trained on them; run `gendistill teacher` again."
+        )
+    return data
+
+
+def _data_config(teacher: Teacher, what: str) -> DataConfig:
+    """The options that read the images of the teacher again.
+
+    Raises:
+        ArtifactError: it has none, or they cannot be.
+    """
     if "data_config" not in teacher.meta:
         raise ArtifactError(
             f"{what} does not say how to read the images it was trained on. Give --data, or a teacher that `gendistill "
             "teacher` made."
         )
-    data = read_data(DataConfig(**teacher.meta["data_config"]))
-    if not data.is_of(teacher.meta["data"]["fingerprint"]):
-        raise ArtifactError(
-            f"The images at {data.name} changed since {what} was trained on them; run `gendistill teacher` again."
-        )
-    return data
+    try:
+        return unflatten(DataConfig, teacher.meta["data_config"])
+    except ConfigError as error:
+        raise ArtifactError(f"{what} has a data_config in its {FILE} that cannot be: {error} {MADE_AGAIN}") from error
 
 
 def time_of(teachers: Sequence[Teacher]) -> dict[str, float]:

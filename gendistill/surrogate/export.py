@@ -226,9 +226,9 @@ def write_export(
 
 
 def _write_companions(stored: StoredSet, target: Path, format: Format, entry: CardEntry) -> None:
-    write_json(target / MANIFEST, entry.manifest)
+    write_json(target / MANIFEST, entry.manifest, hashed=True)
     if entry.evidence:
-        write_json(target / EVIDENCE, entry.evidence)
+        write_json(target / EVIDENCE, entry.evidence, hashed=True)
     in_columns = stored.labelled and format != "imagefolder"
     for name in (PAIRS, soft_labels.RECORD, *(() if in_columns else (soft_labels.TENSORS,))):
         if inside(stored.folder, name).is_file():

@@ -17,6 +17,7 @@ from typing import Any, NotRequired, Required, TypedDict, cast
 from urllib.parse import quote, unquote
 
 from gendistill.data.dataset import DataFacts
+from gendistill.data.files import leads_to
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.io import inside, is_relative, leading_outside, read_json, write_json, write_text
@@ -283,7 +284,7 @@ def write_manifest(
         **meta,
         **({} if weights is None else {"weights": list(weights)}),
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest, hashed=True)
     return cast(Manifest, manifest)
 
 
@@ -362,7 +363,9 @@ def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
     missing, foreign, lacking = [], [], 0
     for name, count in zip(manifest["folders"], manifest["counts"], strict=True):
         here = inside(folder, f"{TRAIN}/{name}")
-        present = {p.name for p in here.iterdir()} if here.is_dir() else set()
+        present = (
+            {p.name for p in os.scandir(here) if leads_to(p, folder=False)} if here.is_dir() else set()
+        )  # a pipe is no image
         ours = {p for p in present if p.endswith(".png") and _index(p) < count}
         foreign += [here / p for p in sorted(present - ours) if p.endswith(".png")]
         if len(ours) < count:  # which can be any number, so only the first are listed

@@ -20,6 +20,7 @@ from gendistill.io import inside, read_json, read_tensors, write_json, write_ten
 TENSORS, RECORD, FORMAT = "soft_labels.safetensors", "soft_labels.json", 1
 KEYS = ("mode", "classes", "temperature", "views", "teacher", "top_k", "averaged", "steps")
 SUM = 0.05  # by which stored probabilities may miss 1: fp16 rounds small ones
+MOST_VIEWS = 10**6  # averaged for a label
 AGAIN = "Copy the set again, or label it again with `gendistill label`."
 Mode = Literal["per_image", "per_view", "online"]
 
@@ -212,14 +213,16 @@ def read_record(folder: Path) -> LabelRecord:
     record = read_json(path, kind="a set with soft labels", required=KEYS, format=FORMAT, schema=LabelRecord, fix=AGAIN)
     views, steps, top = record["views"], record["steps"], record["top_k"]
     unknown = sorted(views.keys() - ViewsRecord.__annotations__.keys())
+    crop, mixed, share = views.get("min_crop", 1), views.get("cutmix", 0), record["teacher"].get("accuracy")
     rules = {
         "views": (
-            not unknown and views["batch_size"] >= 1,
-            "batch_size of at least 1 and no options of newer versions",
+            not unknown and views["batch_size"] >= 1 and 0 < crop <= 1 and 0 <= mixed < math.inf,
+            "batch_size of at least 1, min_crop in (0, 1], cutmix of at least 0, and no options of newer versions",
         ),
+        "teacher": (share is None or 0 <= share <= 1, "an accuracy from 0 to 1"),
         "temperature": (0 < record["temperature"] < math.inf, "a number above 0"),
         "classes": (record["classes"] >= 1, "a number of at least 1"),
-        "averaged": (record["averaged"] >= 1, "a number of at least 1"),
+        "averaged": (1 <= record["averaged"] <= MOST_VIEWS, f"a number from 1 to {MOST_VIEWS}"),
         "top_k": (top is None or 1 <= top <= record["classes"], f"null or a number from 1 to {record['classes']}"),
         "steps": (steps is None or steps >= 1, "null or a number of at least 1"),
     }

@@ -13,13 +13,14 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
-from gendistill.errors import ConfigError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.batch_source import BatchSource, PixelLatents, slices
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.trainer import learning_rate_at, train_generator
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
+from tests.helpers import edit
 
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
 GOLDEN = [0.95584, 0.92894, 0.79107, 0.69253, 0.73793, 0.70216, 0.65245, 0.68193]  # torch 2.15, CPU, fp32
@@ -129,8 +130,6 @@ def test_rate_warms_up_and_decays() -> None:
 
 
 def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Path) -> None:
-    from gendistill.errors import ArtifactError
-
     generator = fresh(digits)
     base = {k: v + 1 if v.is_floating_point() else v for k, v in generator.network.state_dict().items()}
     generator.save_pretrained(tmp_path / "g", base=base)
@@ -144,6 +143,58 @@ def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Pa
         Generator.from_pretrained(tmp_path / "g")
     with pytest.raises(ConfigError, match="multiple of 2"):
         build_generator(MODEL, digits.classes, 9, 0, codec=PixelCodec(1))
+
+
+FILES = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.base.safetensors",
+]
+
+
+@pytest.mark.parametrize("variant", [None, "base"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_of_a_generator_is_noticed_where_it_is_read(
+    digits: RealData, tmp_path: Path, name: str, variant: str | None
+) -> None:
+    generator = fresh(digits)
+    generator.save_pretrained(tmp_path / "g", base=generator.network.state_dict())
+    data = (tmp_path / "g" / name).read_bytes()
+    (tmp_path / "g" / name).write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    if name.endswith("tensors") and (".base." in name) != (variant == "base"):
+        Generator.from_pretrained(tmp_path / "g", variant=variant)
+        return
+    with pytest.raises(ArtifactError, match=f"{name} was changed after it was written|damaged"):
+        Generator.from_pretrained(tmp_path / "g", variant=variant)
+    (tmp_path / "g" / name).unlink()
+    with pytest.raises(ArtifactError, match=r"is missing|it has no model_index\.json"):
+        Generator.from_pretrained(tmp_path / "g", variant=variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("unet/config.json", {"norm_eps": None}, "cannot run with its config.json"),
+        ("unet/config.json", {"norm_num_groups": True}, "cannot run with its config.json|cannot be loaded"),
+        ("unet/config.json", {"downsample_padding": 10**30}, "cannot run with its config.json|cannot be loaded"),
+        ("unet/config.json", {"sample_size": "wide"}, "cannot run with its config.json"),
+        ("unet/config.json", {"freq_shift": None}, "cannot run with its config.json"),
+        ("scheduler/scheduler_config.json", {"trained_betas": 3.0}, "expected 1000 numbers|cannot be read"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [2.0, -1.0]}, "expected 1000 numbers"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [float("nan")] * 1000}, "expected 1000 numbers"),
+    ],
+)
+def test_settings_with_which_a_network_of_others_cannot_run_are_one_message(
+    digits: RealData, tmp_path: Path, name: str, change: dict[str, object], said: str
+) -> None:
+    fresh(digits).save_pretrained(tmp_path / "g")
+    edit(tmp_path / "g" / "gendistill.json")
+    Generator.from_pretrained(tmp_path / "g")  # without hashes, as older versions wrote it
+    edit(tmp_path / "g" / name, **change)
+    with pytest.raises(ArtifactError, match=said):
+        Generator.from_pretrained(tmp_path / "g")
 
 
 def test_training_leaves_a_plain_network_behind(digits: RealData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from gendistill.config import RefineConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
-from gendistill.errors import ArtifactError, DivergenceError
+from gendistill.errors import ArtifactError, DivergenceError, GendistillError
 from gendistill.hashing import hash_tensors
 from gendistill.io import read_tensors, write_tensors
 from gendistill.networks.soft_labelling import label_set
@@ -27,7 +28,7 @@ from gendistill.networks.teacher import Teacher, check_teacher, train_teacher
 from gendistill.refine.feature_space import ground_space
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import files, gendistill
+from tests.helpers import edit, files, gendistill
 
 FEW = ("--data.max_per_class", 40)
 TINY = ("--steps", 60, "--width", 8)
@@ -212,6 +213,73 @@ def test_a_teacher_whose_weights_are_no_numbers_is_refused(teacher: Path, tmp_pa
     made = distill(load_data(max_per_class=40), "random", 1)
     with pytest.raises(DivergenceError, match="not finite"):
         label_set(made, broken)
+
+
+SPECS = {
+    "channels": (0, -3, 10**7, 10**30),
+    "image_size": (0, -1, 10**7, 60_000),
+    "classes": (0, -3, 9, 10**30),
+    "width": (0, -3, 10**7, 10**30),
+    "depth": (0, -1, 10**7, 9),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in SPECS.items() for value in values])
+def test_a_number_that_no_network_has_is_refused_before_it_takes_memory(
+    teacher: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "teacher.json"
+    edit(path, network=json.loads(path.read_text())["network"] | {name: value})
+    with pytest.raises(GendistillError, match=rf"network\.{name} is {value}; expected|does not fit|does not fit its"):
+        Teacher.from_pretrained(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.safetensors", "teacher.json"])
+def test_a_changed_bit_of_a_teacher_is_noticed(teacher: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / name
+    data = path.read_bytes()
+    at = data.index(b'"accuracy"') + 3 if name == "teacher.json" else len(data) - 9
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(ArtifactError, match=f"{name} (is damaged: its tensors do not match|was changed after)"):
+        Teacher.from_pretrained(tmp_path / "teacher")
+
+
+STATISTICS = {
+    "other classes": (lambda s: s | {"labels": s["labels"] + 5}, "labels that are no classes; expected 0 to 9"),
+    "negative classes": (lambda s: s | {"labels": -s["labels"]}, "labels that are no classes"),
+    "fewer labels": (lambda s: s | {"labels": s["labels"][1:]}, r"expected \(N,D\) and \(N,\)"),
+    "flat features": (lambda s: s | {"features": s["features"][:, 0]}, r"expected \(N,D\) and \(N,\)"),
+    "whole features": (lambda s: s | {"features": s["features"].int()}, "features that are no fp32"),
+    "fewer moments": (lambda s: s | {n: v[1:] for n, v in s.items() if "/" in n}, r"moments \(9, 8\) .*\(10, 8\)"),
+    "negative variances": (lambda s: s | {n: -v for n, v in s.items() if "var/" in n}, "a negative variance"),
+}
+
+
+@pytest.mark.parametrize("case", STATISTICS)
+def test_statistics_that_are_not_of_the_network_are_refused(teacher: Path, tmp_path: Path, case: str) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path, (change, said) = tmp_path / "teacher" / "statistics.safetensors", STATISTICS[case]
+    write_tensors(path, change(read_tensors(path, fix="")[0]))
+    with pytest.raises(ArtifactError, match=said):
+        Teacher.from_pretrained(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data_config": {"nme": "digits"}}, {"data_config": {"image_size": "big"}}, {"data_config": {}, "data": {}}],
+)
+def test_a_teacher_whose_images_cannot_be_read_again_is_one_message(
+    teacher: Path, tmp_path: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    edit(tmp_path / "teacher" / "teacher.json", **change)
+    made = tmp_path / "set"
+    distill(load_data(max_per_class=40), "random", 1).save(made)
+    options = ("--teacher", tmp_path / "teacher", "--output_dir", tmp_path / "shown")
+    assert gendistill("show", made, *options) == USAGE
+    assert re.search("data_config in its teacher.json that cannot be|changed since", capsys.readouterr().err)
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(teacher: Path, tmp_path: Path) -> None:

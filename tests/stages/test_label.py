@@ -22,7 +22,7 @@ from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import files, gendistill
+from tests.helpers import edit, files, gendistill
 
 VIEWS = {"min_crop": 0.6, "flip": True}
 BATCHES = {"cutmix": 1.0, "batch_size": 8}
@@ -182,8 +182,7 @@ def test_a_teacher_of_other_images_is_refused(folders, tmp_path, capsys):
     record = json.loads((folders / "teacher" / "teacher.json").read_text())
     other = tmp_path / "teacher"
     Teacher.from_pretrained(folders / "teacher").save_pretrained(other)
-    record["classes"] = record["classes"][::-1]
-    (other / "teacher.json").write_text(json.dumps(record))
+    edit(other / "teacher.json", classes=record["classes"][::-1])
     assert gendistill("label", "--surrogate", folders / "set", "--teacher", other, "--output_dir", tmp_path / "o") == 2
     assert "same order" in capsys.readouterr().err
 

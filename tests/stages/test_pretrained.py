@@ -20,7 +20,7 @@ from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
-from tests.helpers import files, gendistill
+from tests.helpers import edit, files, gendistill
 
 # ImageNette's classes with their true indices in ImageNet-1k.
 WORDNET = {
@@ -196,9 +196,11 @@ def test_a_folder_whose_parts_do_not_belong_together_is_refused(
 
     kl(seed=5, scaling_factor=0.18215).save_pretrained(other / "vae")
     shutil.copy(other / weights, copy / weights)
+    assert f"{weights} was changed" in refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
+    edit(copy / "gendistill.json")
     said = refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
     assert "autoencoder" in said
-    record = json.loads((tuned / "gendistill.json").read_text())
+    record = json.loads((copy / "gendistill.json").read_text())
     del record["label_map"]
     (copy / "gendistill.json").write_text(json.dumps(record))
     assert "label_map" in refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
@@ -230,8 +232,7 @@ def test_a_damaged_record_is_one_message(
     import shutil
 
     copy = shutil.copytree(tuned, tmp_path / "copy")
-    record = json.loads((copy / "gendistill.json").read_text()) | change
-    (copy / "gendistill.json").write_text(json.dumps(record))
+    edit(copy / "gendistill.json", **change)
     said = refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
     assert "Traceback" not in said
     assert said.startswith("gendistill: ")

@@ -30,7 +30,7 @@ from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed
 from gendistill.surrogate.stored import StoredSet
-from tests.helpers import files
+from tests.helpers import edit, files
 from tests.surrogate.sets import make
 
 CLASSES = ("zebra", "a/b", "größe.tar.png", "10", "2", "猫 [x]*")  # in no sorted order, and not their folders' names
@@ -420,8 +420,7 @@ def test_paths_of_this_computer_are_not_exported(tmp_path: Path) -> None:
 def test_an_older_export_with_paths_is_not_pushed(tmp_path: Path) -> None:
     make().save(tmp_path / "set")
     export(tmp_path / "set", tmp_path / "out")
-    path = tmp_path / "out" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "command": "gendistill run --output_dir /home/me/x"}))
+    edit(tmp_path / "out" / "manifest.json", command="gendistill run --output_dir /home/me/x")
     with pytest.raises(ArtifactError, match="names folders of this computer"):
         push(tmp_path / "out", "owner/name")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from gendistill.errors import ArtifactError
 from gendistill.surrogate.manifest import MANIFEST, folder_names
 from gendistill.surrogate.set import SurrogateSet
+from tests import helpers
 from tests.surrogate.sets import NASTY, make
 
 
@@ -24,8 +25,7 @@ def saved(tmp_path):
 
 
 def edit(folder, **changes):
-    path = folder / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    helpers.edit(folder / MANIFEST, **changes)
 
 
 def same(first, second):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
 from gendistill.io import inside
+from gendistill.surrogate.card.card import add_evidence
 from gendistill.surrogate.card.entry import read_evidence
 from gendistill.surrogate.export import export
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter
 from gendistill.surrogate.soft_labels import SoftLabels, read_record
-from tests.helpers import gendistill, messages
+from tests.helpers import edit, gendistill, messages
 from tests.surrogate.sets import make
 
 
@@ -27,10 +29,6 @@ def saved(tmp_path: Path) -> Path:
     make().save(tmp_path / "set")
     (tmp_path / "marker.png").write_text("mine")
     return tmp_path / "set"
-
-
-def edit(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def readers(folder: Path) -> list[Callable[[], object]]:
@@ -70,6 +68,19 @@ def test_a_field_of_another_type_or_value_is_named(saved: Path, field: str, valu
             verify(saved)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "evidence.json"])
+def test_a_changed_record_of_a_set_is_noticed(saved: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"method": "random", "ipc": 2, "mean": 0.5, "std": 0.1}
+    add_evidence(saved, evaluation={"protocol": "p", "data": "d", "command": "c", "rows": [row]})
+    record = json.loads((saved / name).read_text())
+    changed = {"seed": 77} if name == "manifest.json" else {"evaluation": {**record["evaluation"], "data": "e"}}
+    (saved / name).write_text(json.dumps({**record, **changed}))
+    assert gendistill("export", "--surrogate", saved, "--output_dir", saved.parent / "out") == 2
+    [message] = messages(capsys.readouterr().err)
+    assert f"{name} was changed after it was written" in message
+    assert gendistill("verify", saved) == (2 if name == "manifest.json" else 0)
+
+
 def test_keys_of_a_newer_version_are_kept(saved: Path) -> None:
     edit(saved / "manifest.json", later={"a": 1})
     assert SurrogateSet.load(saved).meta["later"] == {"a": 1}  # type: ignore[typeddict-item]
@@ -83,6 +94,16 @@ def test_a_linked_class_folder_is_refused(saved: Path) -> None:
         with pytest.raises(ArtifactError, match=r"which is not in it|is a link that leads out"):
             read()
     assert verify(saved) == [f"train/ant/0000{i}.png is a link that leads out of the set" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("make_one", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_what_is_no_file_is_no_image(saved: Path, make_one: Callable[[Path], None]) -> None:
+    path = next((saved / "train").rglob("*.png"))
+    path.unlink()
+    make_one(path)
+    for read in readers(saved):
+        with pytest.raises(ArtifactError, match=r"1 image\(s\) missing|png is missing"):
+            read()
 
 
 def test_a_linked_image_is_refused(saved: Path) -> None:

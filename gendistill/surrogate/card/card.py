@@ -34,7 +34,7 @@ def add_evidence(folder: Path, **parts: Unpack[Evidence]) -> None:
     if problem:
         raise ArtifactError(f"The evidence for {folder} is not written: {problem}.")
     shown = card([replace(entry, evidence=evidence)], format="imagefolder")
-    write_json(folder / EVIDENCE, evidence)
+    write_json(folder / EVIDENCE, evidence, hashed=True)
     write_text(folder / CARD, shown, errors="replace")
 
 
