@@ -171,7 +171,7 @@ def _check_spec(path: Path, record: TeacherRecord, weights: Mapping[str, Tensor]
         ArtifactError: one cannot be: no layer is wider than all weights are many.
     """
     spec, most = record["network"], sum(tensor.numel() for tensor in weights.values())
-    classes, limits = len(record["classes"]), {"image_size": LARGEST, "depth": 64}
+    classes, limits = len(record["classes"]), {"image_size": LARGEST, "width": max(most, LARGEST), "depth": 64}
     if spec["classes"] != classes:
         raise ArtifactError(f"{path} is damaged: network.classes is {spec['classes']}; expected {classes}. {FIX}")
     for name in ("channels", "image_size", "classes", "width", "depth"):
@@ -179,7 +179,7 @@ def _check_spec(path: Path, record: TeacherRecord, weights: Mapping[str, Tensor]
         if isinstance(value, int) and not 1 <= value <= limit:
             raise ArtifactError(f"{path} is damaged: network.{name} is {value}; expected 1 to {limit}. {FIX}")
     for split, share in record.get("accuracy", {}).items():
-        if not 0 <= share <= 1:
+        if share < 0 or share > 1:  # it is NaN without images
             raise ArtifactError(f"{path} is damaged: accuracy.{split} is {share}; expected 0 to 1. {FIX}")
 
 
@@ -190,10 +190,8 @@ def _with_weights(folder: Path, record: TeacherRecord, weights: Mapping[str, Ten
         ArtifactError: they do not fit.
     """
     spec, network = record["network"], nn.Module()
-    places = (
-        ["cpu"] if "pretrained" in record or NETWORKS.is_added(spec["name"]) or ":" in spec["name"] else ["meta", "cpu"]
-    )
-    for place in places:
+    ours = "pretrained" not in record and ":" not in spec["name"] and not NETWORKS.is_added(spec["name"])
+    for place in ("meta", "cpu") if ours else ("cpu",):
         with torch.device(place):
             if "pretrained" in record:
                 network = rebuild_pretrained(record["pretrained"], len(record["classes"]))
