@@ -48,7 +48,8 @@ def scores(rows: Sequence[Row]) -> list[ScoreEntry]:
     """One entry for every set or coreset, kind of labels and network of a summary's rows.
 
     ``lrs`` is of the rows without augmentation where there are any. A score is that of the mean accuracies; its ``std``
-    is the deviation of the scores by run, paired by training seed. What lacks a row is None, and ``missing`` says so.
+    is the deviation of the scores by run: run r of every row is paired, by set where a row has several, and a row with
+    fewer runs repeats them. What lacks a row is None, and ``missing`` says so.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -95,9 +96,18 @@ def _score(score: Callable[..., float], *rows: Row | None) -> Score:
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
         return {"score": None, "std": None, "runs": []}
-    runs = [score(*accuracies) for accuracies in zip(*(row["accuracy"] for row in found), strict=False)]
+    longest = max(len(row["accuracy"]) for row in found)
+    runs = [score(*(_run(row, run) for row in found)) for run in range(longest)]
     std = float(np.std(runs, ddof=1)) if len(runs) > 1 else None
     return {"score": score(*(row["mean"] for row in found)), "std": std, "runs": runs}
+
+
+def _run(row: Row, run: int) -> float:
+    """The accuracy of run ``run``, which is of set ``run`` mod the number of sets; fewer runs of a set are repeated."""
+    accuracies, sets = row["accuracy"], row.get("synthesis_seeds") or 1
+    sets = min(sets, len(accuracies))
+    own = accuracies[run % sets :: sets]
+    return own[run // sets % len(own)]
 
 
 def _gain(better: Row | None, worse: Row | None) -> float | None:

@@ -314,10 +314,11 @@ def render_continual(summary: Mapping[str, Any]) -> str:
         ContinualPanel(ipc, group, [said for r in group if (said := sentence(r))], continual_chart(group, counts))
         for ipc, group in groups.items()
     ]
-    settings = summary["settings"]
-    network = ", ".join(as_tuple(settings["network"]))
+    settings = summary.get("settings") or {}  # older versions wrote none
+    network = ", ".join(as_tuple(settings["network"]) if "network" in settings else {row["network"]: 0 for row in rows})
+    trained = length(settings) if {"steps", "epochs"} <= settings.keys() else ""
     return render_template(
-        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=length(settings)
+        "continual.html", summary=summary, counts=counts, panels=panels, network=network, length=trained
     )
 
 

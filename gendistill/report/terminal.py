@@ -72,7 +72,7 @@ def table(result: Mapping[str, Any]) -> str:
         augmented = "augmented" if row.get("augment") else "not augmented"
         groups.setdefault((row["network"], f"labels {_recipe(row)}", augmented), []).append(row)
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
-    legacy, balanced, blocks = any("legacy_best" in row for row in rows), has_uneven_test(result), []
+    legacy, balanced, blocks = any(row.get("legacy_best") for row in rows), has_uneven_test(result), []
     for names, group in sorted(groups.items(), key=lambda item: _first(item[0][0], rows)):
         title = "; ".join(name for name, differs in zip(names, differ, strict=True) if differs)
         blocks.append(
@@ -109,11 +109,15 @@ def _line(row: Row, legacy: bool, balanced: bool) -> str:
     room = _width(balanced, legacy) - len(seeds)
     label = (label if len(label) <= room else label[: room - 1] + "…") + seeds
     fair = _fair(balanced_accuracy(row)) if balanced else ""
-    best = f"  ({100 * sum(row['legacy_best']) / len(row['legacy_best']):4.1f})" if legacy else ""
+    best = _best(row.get("legacy_best")) if legacy else ""
     return (
         f"{row['ipc'] or '':>4}  {label:<{_width(balanced, legacy)}} {_images(row):>11} {_bytes(row):>7}  "
         f"{100 * row['mean']:5.1f} ± {100 * row['std']:4.1f}{fair}{best}  {gain:>16}  {verdict}"
     )
+
+
+def _best(accuracies: Sequence[float] | None) -> str:
+    return f"  ({100 * sum(accuracies) / len(accuracies):4.1f})" if accuracies else " " * 8
 
 
 def _fair(balanced: float | None) -> str:
@@ -151,7 +155,7 @@ def _notes(rows: Sequence[Row], balanced: bool) -> list[str]:
         notes.append("xN: N synthesis seeds in one row, whose interval covers further seeds.")
     if balanced:
         notes.append("balanced: the mean over classes; the classes differ much in their number of test images.")
-    if any("legacy_best" in row for row in rows):
+    if any(row.get("legacy_best") for row in rows):
         notes.append("(best): the highest of several tests along the way; no verdict uses it.")
     if cached:
         notes.append(f"{cached} of {runs} runs come from earlier evaluations (baseline_cache).")

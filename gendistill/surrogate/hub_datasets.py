@@ -70,6 +70,8 @@ def _check(folder: Path, name: str) -> None:
 
 # a path from the root, the home or the current folder, inside a text; not the // of an address
 LOCAL = re.compile(r"(?<![\w./-])(?:~\w*|\.{1,2})?/(?![/\s])[^,;\[\]'\"\n]*")
+# in a command, not after a space inside a word, as in a class called "cat /dog": words and parts of lists are paths
+LOCAL_WORD = re.compile(rf"(?<![^\s=,:\[{{(\"'|]\s){LOCAL.pattern}")
 NAMES = ("classes", "folders", "versions")  # which are no paths, whatever they look like
 
 
@@ -79,9 +81,10 @@ def without_local_paths(value: Any, *, relative: bool = True) -> Any:
     In a command every word is looked at. With ``relative`` also paths from the current folder that are there now.
     """
     short = partial(_short, relative=relative)
+    short_word = partial(_short, relative=relative, local=LOCAL_WORD)
     if isinstance(value, dict):
         return {
-            k: _short_command(v, short)
+            k: _short_command(v, short_word)
             if k == "command"
             else v
             if k in NAMES
@@ -100,12 +103,12 @@ def _short_command(command: object, short: Callable[[str], str]) -> object:
         return short(str(command))
 
 
-def _short(text: str, *, relative: bool) -> str:
+def _short(text: str, *, relative: bool, local: re.Pattern[str] = LOCAL) -> str:
     """The text with names for paths."""
     option, is_set, value = text.rpartition("=")
     if relative and "/" in value and not LOCAL.match(value) and os.path.exists(value):
         return f"{option}{is_set}{Path(value).name}"
-    return LOCAL.sub(lambda found: PurePath(found[0].rstrip()).name, text)
+    return local.sub(lambda found: PurePath(found[0].rstrip()).name, text)
 
 
 # Everything that exports consist of, so that none of an earlier one stays among the new files

@@ -84,8 +84,17 @@ def test_a_hard_row_is_scored_by_its_means_and_its_paired_runs() -> None:
     assert lrs["runs"] == pytest.approx(runs)
     assert lrs["std"] == pytest.approx(np.std(runs, ddof=1))
     unpaired = only([FULL, RANDOM, MADE])["lrs"]
-    assert unpaired["runs"] == pytest.approx(runs)  # the third random run has no partner
+    third = label_robust(0.85, 0.48, 0.48, 0.9)  # the other rows begin again
+    assert unpaired["runs"] == pytest.approx([*runs, third])
     assert unpaired["ior"] == pytest.approx(0.49 - RANDOM["mean"])
+
+
+def test_runs_are_paired_by_set_and_a_shorter_row_begins_again() -> None:
+    full, random = row("full", [0.9], ipc=None), row("random", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    made = row("dm", [0.50, 0.60, 0.51, 0.61, 0.52], set=["a", "b"], synthesis_seeds=2)  # a b a b a
+    beside = [0.50, 0.60, 0.51, 0.61, 0.52, 0.60]  # the sixth run is of b, which begins again
+    wanted = [label_robust(0.9, m, m, r) for m, r in zip(beside, random["accuracy"], strict=True)]
+    assert only([full, random, made])["lrs"]["runs"] == pytest.approx(wanted)
 
 
 def test_a_soft_row_is_held_against_its_hard_row_and_random_images_with_the_same_labels() -> None:

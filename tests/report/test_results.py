@@ -43,6 +43,7 @@ from gendistill.report.tables import (
     scores,
     sections,
 )
+from gendistill.report.terminal import table
 from gendistill.report.verdicts import elsewhere, headline, label_gains, left_out, verdicts
 from tests.report.summaries import RANDOM, make_row
 
@@ -449,6 +450,15 @@ def test_scores_are_grouped_by_labels_and_network_hard_first() -> None:
         ("dm", (0.3, 0.01), None),
     ]
     assert missing == ["ARS: no rows"]
+
+
+def test_rows_without_the_best_of_several_tests_leave_its_column_blank() -> None:
+    rows = [row("random", 1), row("dm", 1, 0.2, legacy_best=[0.8, 0.9]), row("kmeans", 1, 0.1, legacy_best=[])]
+    rows = [{**one, "verdict": "reference"} for one in rows]
+    head, *lines = table({"rows": rows}).splitlines()[:4]
+    assert "(best)" in head
+    assert [line[head.index("(best)") :][:6] for line in lines] == [" " * 6, "(85.0)", " " * 6]
+    assert "(best)" not in table({"rows": [rows[0], rows[2]]})
 
 
 def test_the_table_of_rows_is_csv_with_a_line_a_row() -> None:

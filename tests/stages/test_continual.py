@@ -180,6 +180,15 @@ def test_the_page_names_the_network_and_says_how_long_it_trains(evaluation: Path
     assert "a fresh resnet18 is trained for 3,000 to 300 epochs, fewer the larger the IPC, on" in said(**table)
 
 
+def test_the_page_of_a_summary_without_settings_leaves_out_how_long(evaluation: Path) -> None:
+    summary = read(evaluation)
+    rows = label_rows(summary["rows"])
+    for settings in ({}, {"settings": {}}, {"settings": {"network": ["convnet"]}}):
+        whole = {k: v for k, v in summary.items() if k != "settings"} | settings
+        page = " ".join(render_continual({**whole, "rows": rows}).split())
+        assert "a fresh convnet is trained on the memory alone" in page
+
+
 def test_one_step_and_many_can_be_drawn(evaluation: Path) -> None:
     summary = read(evaluation)
     for counts in ([10], list(range(1, 101))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from gendistill.data.crops import Views
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate.card.card import add_evidence
 from gendistill.surrogate.export import export, write_export, write_parquet, write_webdataset
-from gendistill.surrogate.hub_datasets import push
+from gendistill.surrogate.hub_datasets import push, without_local_paths
 from gendistill.surrogate.manifest import verify
 from gendistill.surrogate.multi_formation import Factor, views_in
 from gendistill.surrogate.set import SurrogateSet
@@ -415,6 +416,23 @@ def test_paths_of_this_computer_are_not_exported(tmp_path: Path) -> None:
     assert manifest["data"] == {"name": "cats", "options": {"name": "cats", "licence": "cc/by"}}
     assert manifest["licence"] == "9/10, 3 / 4"
     assert manifest["command"].endswith("--data.name cats --surrogate '[a,b]' --teacher=cats --pretrained o/n")
+
+
+@pytest.mark.parametrize(
+    ("word", "left"),
+    [
+        ('["cat /dog","AC/DC"]', '["cat /dog","AC/DC"]'),
+        ('{"cat /dog": 3, "place": "/home/me/x"}', '{"cat /dog": 3, "place": "x"}'),
+        ("[/home/me/a, /home/me/b]", "[a, b]"),
+        ("cat /dog", "cat /dog"),
+        ("/home/me/my sets/x", "x"),
+        ("own:/home/me/x", "own:x"),
+        ("--data.name=~/x", "--data.name=x"),
+    ],
+)
+def test_of_the_words_of_a_command_paths_alone_are_shortened(word: str, left: str) -> None:
+    command = shlex.join(["gendistill", "distill", word])
+    assert without_local_paths({"command": command}) == {"command": shlex.join(["gendistill", "distill", left])}
 
 
 def test_an_older_export_with_paths_is_not_pushed(tmp_path: Path) -> None:
