@@ -24,8 +24,9 @@ def is_skipped(name: str) -> bool:
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the folders in ``root``, sorted, without hidden and system names and links to folders above."""
-    found = [path for path in root.iterdir() if not is_skipped(path.name) and path.is_dir()]
-    return tuple(sorted(path.name for path in found if not leads_up(path)))
+    with os.scandir(root) as entries:
+        found = [entry for entry in entries if not is_skipped(entry.name) and leads_to(entry, folder=True)]
+    return tuple(sorted(one.name for one in found if not (one.is_symlink() and leads_up(Path(one.path)))))
 
 
 def leads_up(path: Path) -> bool:

@@ -46,11 +46,11 @@ def identity_of_files(config: DataConfig) -> Identity | None:
         return None
     listed, size = [], 0
     for place, names in walk(folder):
+        inside = os.path.relpath(place, folder)
         for name in names:
-            path = os.path.join(place, name)
-            found = os.stat(path)
+            found = os.stat(f"{place}/{name}")
             size += found.st_size
-            listed.append((os.path.relpath(path, folder), found.st_size, found.st_mtime_ns))
+            listed.append((inside, name, found.st_size, found.st_mtime_ns))
     return Identity(hash_json(sorted(listed)), size)
 
 
