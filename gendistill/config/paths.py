@@ -42,9 +42,18 @@ def check_paths(options: Options) -> None:
             for folder in _paths(value):
                 fix = "Make one with `gendistill teacher`."
                 read_json(folder / "teacher.json", kind="a teacher folder", required=("network", "classes"), fix=fix)
+        elif field.name == "statistics_cache" and value is not None:
+            _check_cache(value)
     _check_sets(options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
         _check_output(options)
+
+
+def _check_cache(folder: Path) -> None:
+    """Refuse a file in place of a folder of class statistics, also where this run would not need the folder."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(there) and not there.is_dir():
+        raise ArtifactError(f"statistics_cache is {str(folder)!r}, but {there} is a file; expected a folder.")
 
 
 def _check_data(data: DataConfig) -> None:

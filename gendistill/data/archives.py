@@ -93,7 +93,7 @@ def _class_names(folder: Path) -> list[str] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}. Get the export again, or remove the file.") from error
     names = found.get("classes") if isinstance(found, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else None

@@ -304,3 +304,14 @@ def test_a_teacher_of_mnist_that_was_stored_before_its_images_were_padded_still_
     teacher.network.cpu().eval()
     shown = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(found.network(shown), teacher.network(shown))
+
+
+@pytest.mark.parametrize("below", ["", "cache"])
+def test_a_statistics_cache_that_is_a_file_is_refused_even_where_it_is_not_needed(
+    built_in: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    options = ("--teacher", built_in, "--statistics_cache", tmp_path / "file" / below)
+    assert gendistill(*WMDD, *options, "--output_dir", tmp_path / "out") == USAGE
+    assert re.search("statistics_cache is .* is a file; expected a folder", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
