@@ -9,6 +9,7 @@ from gendistill.config.base import Count, Depth, Flat, NonNegative, Options, Pre
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Weighting = Literal["none", "alpha_bar"]
+RateSchedule = Literal["cosine", "constant"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 
@@ -153,6 +154,8 @@ class FinetuneConfig(Options):
         batch_size: Images per optimiser step, over all processes together.
         learning_rate: Peak learning rate of AdamW in training from scratch.
         minimax_learning_rate: Peak learning rate of AdamW in the second phase.
+        rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
+            peak; ``constant`` is the peak at every step.
         weight_decay: Weight decay of AdamW.
         label_dropout: Share of images whose label is replaced by the null class, for classifier-free guidance.
         ema_decay: Decay of the averaged weights (with warm-up); sampling uses these weights.
@@ -185,6 +188,7 @@ class FinetuneConfig(Options):
     batch_size: Count = 128
     learning_rate: NonNegative = 1e-3
     minimax_learning_rate: NonNegative = 3e-4
+    rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
     label_dropout: Share = 0.1
     ema_decay: Share = 0.99

@@ -137,12 +137,12 @@ def finetune(
 def _note_small_change(config: FinetuneConfig) -> None:
     """Say so where the steps are far too few, or the rate too low, to change a pretrained generator."""
     steps, peak = config.minimax_steps, config.minimax_learning_rate
-    total = sum(learning_rate_at(step, steps, peak) for step in range(steps))
+    total = sum(learning_rate_at(step, steps, peak, config.rate_schedule) for step in range(steps))
     if total < RELEASED_CHANGE / 10:
         note(
             f"the learning rates of the {steps} minimax steps sum to {total:.2g}, those of the released recipe for a "
             f"pretrained DiT to about {RELEASED_CHANGE:g}: the generator will hardly change. Set --minimax_steps and "
-            "--minimax_learning_rate, such as 12000 and 1e-3."
+            "--minimax_learning_rate, such as 12000 and 1e-3, or take --config minimax/as-released."
         )
 
 

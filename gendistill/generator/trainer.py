@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from gendistill import runtime
-from gendistill.config import FinetuneConfig, MinimaxConfig
+from gendistill.config import FinetuneConfig, MinimaxConfig, RateSchedule
 from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
@@ -61,8 +61,10 @@ class Estimate:
         return f"trains {share}, {memory}, {pace}"
 
 
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 5 % of the steps, then a cosine down to 5 % of the peak."""
+def learning_rate_at(step: int, steps: int, peak: float, schedule: RateSchedule = "cosine") -> float:
+    """``constant`` is the peak; ``cosine`` a linear warm-up over 5 % of the steps, then a cosine down to 5 % of it."""
+    if schedule == "constant":
+        return peak
     warmup = max(1, steps // 20)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -131,7 +133,7 @@ def train_generator(
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, peak)
+            group["lr"] = learning_rate_at(step, steps, peak, config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
                 losses = step_losses(generator, network, batch, alphas, state.memories)

@@ -399,6 +399,7 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
     "teacher": {"pretrained": None},
+    "finetune": {"rate_schedule": "cosine"},
 }
 
 

@@ -127,6 +127,7 @@ def test_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == rates[4] == 1.0
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
+    assert {learning_rate_at(step, 100, 1e-3, "constant") for step in range(100)} == {1e-3}
 
 
 def test_generator_folder_round_trip_and_refusals(digits: RealData, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from diffusers import DiTPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from gendistill.cli import parse
 from gendistill.config import FinetuneConfig
 from gendistill.data.sources import load_data
 from gendistill.generator.batch_source import BatchSource
 from gendistill.generator.finetuning import finetune
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
+from gendistill.generator.trainer import learning_rate_at
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import edit, files, gendistill
@@ -56,6 +58,19 @@ def tuned(dit: Path, subset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert gendistill("finetune", "--pretrained", dit, "--data.name", subset, "--adaptation", "difffit", *SHORT,
                       "--flip", "true", "--latent_cache", cache, "--output_dir", out) == 0  # fmt: skip
     return out
+
+
+@pytest.mark.parametrize(("preset", "total"), [("minimax/as-released", 12.0), ("minimax/imagenet", 6.2)])
+def test_presets_fine_tune_a_pretrained_model_by_rates_that_change_it(
+    preset: str, total: float, dit: Path, subset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse("finetune", ["--config", preset, "--output_dir", "x"])
+    steps, peak = config.minimax_steps, config.minimax_learning_rate
+    rates = [learning_rate_at(step, steps, peak, config.rate_schedule) for step in range(steps)]
+    assert sum(rates) == pytest.approx(total, rel=0.02)
+    few = ("--minimax_steps", 2, "--data.image_size", IMAGE_SIZE, "--data.name", subset, "--pretrained", dit)
+    assert gendistill("finetune", "--config", preset, *few, "--output_dir", tmp_path / "generator") == 0
+    assert "the generator will hardly change" in capsys.readouterr().err  # by two steps
 
 
 def test_a_subset_of_imagenet_conditions_on_its_true_indices(dit: Path, subset: Path, tuned: Path) -> None:
