@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from gendistill.config import DataConfig
 from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
 from gendistill.data.items import some
-from gendistill.data.mapped import Images, MappedImages, image_hashes
+from gendistill.data.mapped import Images, MappedImages, as_bytes, image_hashes
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
@@ -76,6 +76,20 @@ class Split:
     def hash_set(self) -> set[bytes]:
         """The hashes of its images."""
         return set(map(bytes, self.hashes))
+
+    def find(self, hashes: np.ndarray) -> Tensor:
+        """The first position of an image with each of these ``hashes`` (M,16), int64 (M,); -1 where there is none."""
+        known, first = self._by_hash
+        if not len(known):
+            return torch.full((len(hashes),), -1)
+        wanted = as_bytes(hashes)
+        at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        return torch.from_numpy(np.where(known[at] == wanted, first[at], -1))
+
+    @cached_property
+    def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
+        """The different hashes, sorted, and the first position of each."""
+        return np.unique(as_bytes(self.hashes), return_index=True)
 
     def counts(self, classes: int) -> list[int]:
         return torch.bincount(self.labels, minlength=classes).tolist()

@@ -5,7 +5,7 @@ Legend: N images, C channels, H = W the side in pixels; M images in the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -14,7 +14,10 @@ import torch
 import xxhash
 from torch import Tensor
 
+from gendistill.data.pixels import central_share
+
 HASH = 16  # bytes of the hash of an image
+BLOCK = 2048  # images of a collection that are looked at together
 
 
 class MappedImages:
@@ -63,7 +66,7 @@ class MappedImages:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Batches of ``size`` in order, the last with what is left."""
-        return (self.base[rows] for rows in self.rows.split(size))
+        return (self[first : first + size] for first in range(0, len(self), size))
 
     def to(self, device: torch.device | str) -> Tensor:
         """All of them on a device: they must fit there."""
@@ -77,12 +80,48 @@ class MappedImages:
 Images = Tensor | MappedImages
 
 
+class CentralImages(MappedImages):
+    """Mapped images, each read as ``central_share`` shows it."""
+
+    def __init__(self, images: MappedImages, share: float) -> None:
+        vars(self).update(vars(images))
+        self.share = share
+
+    def __getitem__(self, index: Any) -> Tensor:
+        found = super().__getitem__(index)
+        return central_share(found, self.share) if found.dim() == 4 else central_share(found[None], self.share)[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[position] for position in range(len(self)))
+
+    def take(self, index: Tensor) -> CentralImages:
+        return CentralImages(super().take(index), self.share)
+
+    def hashes(self) -> np.ndarray:
+        return np.concatenate([image_hashes(part) for part in self.split(BLOCK)])
+
+
+def central(images: Images, share: float) -> Images:
+    """``central_share`` of the images; those of a file are cut when they are read."""
+    return central_share(images, share) if isinstance(images, Tensor) else CentralImages(images, share)
+
+
 def image_hashes(images: Images) -> np.ndarray:
     """XXH3 (128 bits) of the pixels of each image, uint8 (N,16): equal pixels have equal hashes."""
     if isinstance(images, MappedImages):
         return images.hashes()
     found = b"".join(xxhash.xxh3_128_digest(image.tobytes()) for image in images.cpu().numpy())
     return np.frombuffer(found, np.uint8).reshape(-1, HASH)
+
+
+def as_bytes(hashes: np.ndarray) -> np.ndarray:
+    """Hashes (N,16) as one value each (N,), which NumPy sorts and compares as it does bytes."""
+    return np.ascontiguousarray(hashes).view(f"S{HASH}")[:, 0]
+
+
+def map_batches(function: Callable[[Tensor], Tensor], images: Images, size: int = BLOCK) -> Tensor:
+    """``function`` (B,C,H,W) -> (B,...) of all images, ``size`` at a time, joined."""
+    return torch.cat([function(part) for part in images.split(size)])
 
 
 def load_batches(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:

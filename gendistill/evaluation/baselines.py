@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
-from gendistill.data.dataset import RealData, Split
+from gendistill.data.dataset import RealData, Split, evenly_spaced
+from gendistill.data.mapped import BLOCK
 from gendistill.data.pixels import to_float
 from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.entries import Entry
@@ -26,6 +27,7 @@ from gendistill.seeding import derive
 from gendistill.surrogate.image_files import png_sizes
 
 RANDOM_DRAWS = 5
+ENCODED = 100_000  # images whose files are measured
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Baselines:
         key = "bytes of all images"  # encoding a million takes minutes
         found = self._cache.recall(key)
         if found is None:
-            found = {"total": sum(png_sizes(self.data.train.pixels))}
+            found = {"total": total_size(self.data.train)}
             self._cache.keep(key, found)
         return [Entry(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
 
@@ -116,7 +118,7 @@ class Baselines:
         most = min(self.data.train.counts(len(self.data.classes)))
         count = min(ipc, most)
         while True:  # a larger draw begins with the smaller one
-            sizes = png_sizes(random_draw(self.data, self._even(count), self.seed, draw).pixels)
+            sizes = sizes_of(random_draw(self.data, self._even(count), self.seed, draw))
             steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
             enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
             if enough or count == most:
@@ -135,10 +137,22 @@ def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
     return choose_coreset(RANDOM, data.train, nothing, data.classes, limited(counts, data), own)
 
 
+def sizes_of(split: Split) -> list[int]:
+    """Bytes of each image as the file that a set would hold."""
+    return [size for part in split.images.split(BLOCK) for size in png_sizes(part)]
+
+
+def total_size(split: Split) -> int:
+    """Bytes of all images; of more than ``ENCODED`` they are estimated from so many, evenly spaced."""
+    some = torch.tensor(evenly_spaced(len(split), ENCODED))
+    measured = sum(sum(png_sizes(split.images[part])) for part in some.split(BLOCK))
+    return round(measured * len(split) / len(some))
+
+
 def _row(
     method: str, ipc: int, draws: tuple[Split, ...], space: str | None = None, counts: Counts | None = None
 ) -> Entry:
-    total = sum(sum(png_sizes(draw.pixels)) for draw in draws)
+    total = sum(sum(sizes_of(draw)) for draw in draws)
     facts = _facts(len(draws[0]), round(total / len(draws)))
     return Entry(method, None, ipc, draws, space, counts=counts, facts=facts)
 

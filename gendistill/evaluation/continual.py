@@ -19,7 +19,7 @@ from torch import Tensor
 from gendistill import runtime
 from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
-from gendistill.data.pixels import central_share
+from gendistill.data.mapped import central
 from gendistill.errors import ConfigError, DataError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines
 from gendistill.evaluation.cache import RunLog
@@ -117,7 +117,7 @@ def continual(
     for entry in entries:
         for run in range(entry.count(config.runs)):
             _check(entry, run, test, orders[run][: counts[0]], classes)
-    test = Split(central_share(test.pixels, settings.test_crop), test.labels)
+    test = Split(central(test.images, settings.test_crop), test.labels)
     training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
     for entry in entries:
@@ -186,7 +186,7 @@ def arrived(split: Split, seen: Tensor, classes: int) -> tuple[Split, Tensor]:
     numbers[seen] = torch.arange(len(seen))
     labels = numbers[split.labels]
     index = torch.nonzero(labels >= 0).flatten()
-    return Split(split.images[index], labels[index]), index
+    return replace(split.take(index), labels=labels[index]), index
 
 
 def _memory(entry: Entry, run: int, seen: Tensor, classes: int) -> tuple[Split, SoftTargets | None, str]:

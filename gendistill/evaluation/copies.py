@@ -6,24 +6,24 @@ features. Held-out real images say what distance is usual. This shows copying; i
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.data.dataset import RealData, evenly_spaced
+from gendistill.data.mapped import BLOCK, Images, image_hashes, map_batches
 from gendistill.errors import DataError
 from gendistill.evaluation.summary import CopyNumbers
-from gendistill.progress import track
+from gendistill.progress import show_progress, track
 
 PIXELS, FEATURES = "pixels", "teacher features"
 SPLITS = ("train", "validation", "test")
 QUANTILE = 0.01  # of the held-out distances: what is as close as that is near
-ROWS = 2048
+KEPT = 1 << 29  # bytes of points that stay in memory for the next set; more are computed again for it
 SLICE = 1024  # sums of so many products of integers within 128 stay within 2^24, which float32 counts exactly
 
 
@@ -112,28 +112,56 @@ class Copies:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Points:
+    """The images of a split as points (B,D), block by block; kept where all of them take little memory.
+
+    Attributes:
+        images: uint8 (N,C,H,W).
+        embed: Images (B,C,H,W) -> points (B,D).
+    """
+
+    images: Images
+    embed: Callable[[Tensor], Tensor]
+    _kept: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._kept:
+            yield from self._kept
+            return
+        found: list[Tensor] = []
+        for part in self.images.split(BLOCK):
+            with show_progress(False):
+                block = self.embed(part)
+            yield block
+            if block[0].nbytes * len(self) <= KEPT:
+                found.append(block)
+        self._kept.extend(found)
+
+
 @dataclass(frozen=True)
 class CopyCheck:
-    """The real images that sets are compared with, prepared once for any number of sets.
+    """The real images that sets are compared with, for any number of sets.
 
     Attributes:
         data: The real images.
         features: What distances are between, images (B,C,H,W) -> (B,D); None for pixels.
         most: How many images of a set, and held-out ones, are measured at most, evenly spaced; None for all.
-        points: The training images (M,D).
+        points: The training images.
         held_out_points: Validation images (V,D).
         held_out: Their distances (V,) to the closest training image.
-        hashes: By split, the hash of the pixels of every image.
         space: A name for what distances are between.
     """
 
     data: RealData
     features: Callable[[Tensor], Tensor] | None
     most: int | None
-    points: Tensor
+    points: Points
     held_out_points: Tensor
     held_out: Tensor
-    hashes: dict[str, list[bytes]]
     space: str
 
     @classmethod
@@ -153,16 +181,11 @@ class CopyCheck:
         if not len(data.validation):
             raise DataError("The copy check got no held-out real images; raise data.validation_fraction.")
         embed = features or _flat
-        points = embed(data.train.pixels)
-        held_out = embed(data.validation.images[evenly_spaced(len(data.validation), most)])
-        hashes = {split: list(digests(getattr(data, split).images)) for split in SPLITS}
+        points = Points(data.train.images, embed)
+        positions = torch.tensor(evenly_spaced(len(data.validation), most))
+        held_out = map_batches(embed, data.validation.take(positions).images)
         distances, _ = nearest(held_out, points)
-        return cls(data, features, most, points, held_out, distances, hashes, space if features else PIXELS)
-
-    @cached_property
-    def known(self) -> dict[str, dict[bytes, int]]:
-        """By split, the first position of every image by the hash of its pixels."""
-        return {split: {d: i for i, d in reversed([*enumerate(found)])} for split, found in self.hashes.items()}
+        return cls(data, features, most, points, held_out, distances, space if features else PIXELS)
 
     def check(self, made: Tensor) -> Copies:
         """Find copies of real images among ``made`` (N,C,H,W), the decoded uint8 images of a set.
@@ -172,43 +195,87 @@ class CopyCheck:
         Raises:
             DataError: there are none, or they have another size than the real ones.
         """
+        return self.check_all([made])[0]
+
+    def check_all(self, sets: Iterable[Tensor]) -> list[Copies]:
+        """The same of several sets, for which the training images are read once."""
+        hashes, measured, searches = list[np.ndarray](), list[Tensor](), list[Search]()
+        for made in sets:
+            self._check_shape(made)
+            hashes.append(image_hashes(made))
+            measured.append(torch.tensor(evenly_spaced(len(made), self.most)))
+            searches.append(Search(map_batches(self.features or _flat, made[measured[-1]])))
+        search(searches, self.points)
+        return [
+            Copies(
+                space=self.space,
+                hashes=list(map(bytes, own)),
+                exact={split: getattr(self.data, split).find(own) for split in SPLITS},
+                measured=positions,
+                points=found.points,
+                distances=found.distances(),
+                positions=found.positions,
+                held_out=self.held_out,
+            )
+            for own, positions, found in zip(hashes, measured, searches, strict=True)
+        ]
+
+    def _check_shape(self, made: Tensor) -> None:
         wanted = self.data.train.images.shape[1:]
         if not len(made) or made.shape[1:] != wanted:
             raise DataError(
                 f"The copy check got {len(made)} images of {tuple(made.shape[1:])} (C,H,W); expected at least one, of "
                 f"{tuple(wanted)}. Give the data.image_size of the set."
             )
-        measured = torch.tensor(evenly_spaced(len(made), self.most))
-        points = (self.features or _flat)(made[measured])
-        distances, positions = nearest(points, self.points)
-        hashes = list(digests(made))
-        return Copies(
-            space=self.space,
-            hashes=hashes,
-            exact={split: torch.tensor([at.get(d, -1) for d in hashes]) for split, at in self.known.items()},
-            measured=measured,
-            points=points,
-            distances=distances,
-            positions=positions,
-            held_out=self.held_out,
-        )
 
 
-def nearest(points: Tensor, others: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+class Search:
+    """The closest of other points to each of ``points`` (N,D), while blocks of the others come by.
+
+    ``positions`` (N,) are theirs among all others. Up to ``rows`` points are compared at once.
+    """
+
+    def __init__(self, points: Tensor, rows: int = BLOCK) -> None:
+        self.points, self.rows = points, rows
+        self.positions = torch.zeros(len(points), dtype=torch.int64)
+        self._least = torch.full((len(points),), torch.inf, dtype=torch.float64)
+        self._closest = torch.empty_like(points)
+
+    def compare(self, first: int, block: Tensor) -> None:
+        """The others from position ``first`` on, (M,D)."""
+        for i in range(0, len(self.points), self.rows):
+            here = slice(i, i + self.rows)
+            low, position = _scores(self.points[here], block).min(1)
+            closer = low < self._least[here]
+            self._least[here][closer] = low[closer]
+            self.positions[here][closer] = position[closer] + first
+            self._closest[here][closer] = block[position[closer]]
+
+    def distances(self) -> Tensor:
+        """To the closest of the others, (N,), in float64."""
+        pairs = zip(self.points.split(self.rows), self._closest.split(self.rows), strict=True)
+        return torch.cat([_distances(x, y) for x, y in pairs])
+
+
+def search(searches: Sequence[Search], others: Points | Sequence[Tensor]) -> None:
+    """Compare the points of all ``searches`` with blocks of others."""
+    first = 0
+    blocks = -(-len(others) // BLOCK) if isinstance(others, Points) else len(others)
+    for block in track(others, "closest real images", blocks):
+        for one in searches:
+            one.compare(first, block)
+        first += len(block)
+
+
+def nearest(points: Tensor, others: Tensor | Points, rows: int = BLOCK) -> tuple[Tensor, Tensor]:
     """(distances, positions) of the one of ``others`` (M,D) closest to each of ``points`` (N,D), in float64.
 
     For uint8 the result is exact. For floats the search is in float32 and the distance of its result in float64, so
     that equal points have distance 0. ``rows`` is how many points are compared at once.
     """
-    best = torch.full((len(points),), torch.inf, dtype=torch.float64)
-    where = torch.zeros(len(points), dtype=torch.int64)
-    blocks = [(i, j) for j in range(0, len(others), rows) for i in range(0, len(points), rows)]
-    for i, j in track(blocks, "closest real images", len(blocks)):
-        low, position = _scores(points[i : i + rows], others[j : j + rows]).min(1)
-        closer = low < best[i : i + rows]
-        best[i : i + rows][closer] = low[closer]
-        where[i : i + rows][closer] = position[closer] + j
-    return torch.cat([_distances(x, others, at) for x, at in _split(rows, points, where)]), where
+    found = Search(points, rows)
+    search([found], others if isinstance(others, Points) else others.split(rows))
+    return found.distances(), found.positions
 
 
 def _scores(x: Tensor, y: Tensor) -> Tensor:
@@ -222,10 +289,10 @@ def _scores(x: Tensor, y: Tensor) -> Tensor:
     return norms / 2 - products
 
 
-def _distances(x: Tensor, others: Tensor, at: Tensor) -> Tensor:
-    """||x - others[at]|| / sqrt(D), (n,)."""
-    slices = zip(x.split(SLICE, 1), others.split(SLICE, 1), strict=True)
-    squares = [(ours.double() - theirs[at].double()).square().sum(1) for ours, theirs in slices]
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y|| / sqrt(D), (n,), row by row."""
+    slices = zip(x.split(SLICE, 1), y.split(SLICE, 1), strict=True)
+    squares = [(ours.double() - theirs.double()).square().sum(1) for ours, theirs in slices]
     return (torch.stack(squares).sum(0) / x.shape[1]).sqrt()
 
 
@@ -234,18 +301,8 @@ def _numbers(values: Tensor) -> Tensor:
     return values.float() - 128 if values.dtype == torch.uint8 else values.float()
 
 
-def _split(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(rows) for t in tensors), strict=True)
-
-
 def _flat(images: Tensor) -> Tensor:
     return images.flatten(1)
-
-
-def digests(images: Tensor) -> Iterator[bytes]:
-    """The hash of the pixels of each of ``images`` (N,C,H,W)."""
-    for image in images.contiguous().numpy():
-        yield hashlib.blake2b(image, digest_size=16).digest()
 
 
 MOST = 500  # images of a set whose distances are measured
@@ -272,18 +329,18 @@ class LeakageCheck:
 
     Attributes:
         reference: The copy check, by pixels.
-        test: Test images (T,D) in the same space.
+        test: Test images in the same space.
         usual: Share of held-out real images that the check calls near copies of test images.
     """
 
     reference: CopyCheck
-    test: Tensor
+    test: Points
     usual: float
 
     @classmethod
     def of(cls, data: RealData) -> LeakageCheck:
         reference = CopyCheck.of(data, features=small_pixels, space=space(data), most=MOST)
-        test = small_pixels(data.test.pixels)
+        test = Points(data.test.images, small_pixels)
         threshold = float(reference.held_out.quantile(QUANTILE))
         close = _much_closer(nearest(reference.held_out_points, test)[0], reference.held_out, threshold)
         return cls(reference, test, float((close.sum() + 1) / (len(close) + 1)))

@@ -192,9 +192,10 @@ def describe(
     shape = data.train.images.shape[1:]
     fitting = {key: made for key, made in sets.items() if made.images.shape[1:] == shape and len(made.labels)}
     real = RealReference.of(data, extractor, seed)
-    found, findings = dict[str, SetNumbers](), data_findings(real.leaks.reference.known, data)
-    for key, made in track(fitting.items(), "describe sets", len(fitting)):
-        subject = DescribedSet.of(made, real, extractor)
+    found, findings = dict[str, SetNumbers](), data_findings(data)
+    checks = real.leaks.reference.check_all(made.split.pixels for made in fitting.values())
+    for (key, made), copies in track(zip(fitting.items(), checks, strict=True), "describe sets", len(fitting)):
+        subject = DescribedSet.of(made, real, extractor, copies)
         quality = label_quality(subject, real, soft_targets(made), extractor.classifier, seed)
         found[key] = _numbers(subject, real, extractor.space, quality, seed)
         findings += [replace(finding, set=key) for finding in _faults(subject, real)]

@@ -17,7 +17,7 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import RealData, Split
-from gendistill.data.pixels import central_share
+from gendistill.data.mapped import central
 from gendistill.errors import ConfigError, DataError, DivergenceError
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.intervals import by_set, calibration_error, paired_interval, row_interval, verdict
@@ -218,7 +218,7 @@ def evaluate_entries(
         DataError: images of another shape than the test images.
     """
     settings, rows, done = resolve_protocol(config), list[Row](), done or {}
-    test = Split(central_share(test.pixels, settings.test_crop), test.labels)
+    test = Split(central(test.images, settings.test_crop), test.labels)
     training = TrainingRun(settings, test, len(classes), device, normal)
     check_entries(entries, training)
     for entry, name, augment in planned_rows(entries, settings):
@@ -292,7 +292,8 @@ def planned_rows(entries: Sequence[Entry], settings: Settings) -> list[tuple[Ent
 
 def _key(draw: Split, targets: SoftTargets | None, network: str, augment: bool, run: int, *, full: bool = False) -> str:
     """Differs for runs that train differently; ``full`` data may train for a length of their own."""
-    content = hash_tensors({"images": draw.pixels, "labels": draw.labels})
+    hashes = torch.from_numpy(draw.hashes.copy())
+    content = hash_tensors({"hashes": hashes, "labels": draw.labels, "shape": torch.tensor(draw.images.shape)})
     shown = ["augmented" if augment else "plain", *(["full"] if full else [])]
     return "-".join([content, network, *shown, str(run), *([targets.key] if targets else [])])
 

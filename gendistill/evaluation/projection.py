@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gendistill.config import Projection as Method
 from gendistill.data.dataset import RealData, Split, evenly_spaced_by_class
+from gendistill.data.mapped import map_batches
 from gendistill.data.pixels import to_float
 from gendistill.seeding import derive
 
@@ -79,7 +80,7 @@ def project_sets(
         split.take(evenly_spaced_by_class(split.labels, len(data.classes), MOST_POINTS))
         for split in (data.train, *sets.values())
     ]
-    real, *points = (embed(split.pixels) for split in drawn)
+    real, *points = (map_batches(embed, split.images) for split in drawn)
     found = project(real, points, method=method, seed=seed)
     clouds = [
         Cloud(at, split.labels, len(whole))
@@ -142,7 +143,8 @@ def tsne(points: Tensor, seed: int) -> Tensor:
 
 def pixels(images: Tensor) -> Tensor:
     """uint8 (B,C,H,W) -> float32 (B,D) in [-1, 1], of images reduced to ``MOST_SIDE``."""
-    values = to_float(images)
-    if values.shape[-1] > MOST_SIDE:
-        values = F.interpolate(values, (MOST_SIDE, MOST_SIDE), mode="area")
-    return values.flatten(1)
+    if images.shape[-1] <= MOST_SIDE:
+        return to_float(images).flatten(1)
+    return map_batches(lambda x: F.interpolate(to_float(x), (MOST_SIDE, MOST_SIDE), mode="area"), images, 256).flatten(
+        1
+    )

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
+from gendistill.data.mapped import BLOCK, Images, map_batches
 from gendistill.evaluation.copies import Copies, LeakageCheck
 from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.networks.feature_extractors import FeatureExtractor
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
+SHOWN = 1000  # images whose grey levels are counted
 CONTROL = 50  # real images that the copy check must all find
 
 
@@ -27,7 +29,7 @@ class RealReference:
 
     Attributes:
         data: The real images.
-        images: The images of all pools, uint8 (N,C,H,W).
+        images: Some of all pools, uint8 (N,C,H,W).
         features: Features of the pool of each class, (n,D).
         probabilities: What the classifier says of the pool of each class, (n,K).
         known: Positions in the pool of each class by the hash of the pixels.
@@ -53,14 +55,14 @@ class RealReference:
         classes = len(data.classes)
         position = evenly_spaced_by_class(data.train.labels, classes, max(POOL, POOL_OF_CLASS * classes))
         pool, leaks = data.train.take(position), LeakageCheck.of(data)
-        hashes = [leaks.reference.hashes["train"][i] for i in position.tolist()]
+        hashes = list(map(bytes, data.train.hashes[position.numpy()]))
         return cls(
             data,
-            pool.pixels,
-            by_class(extractor.embed(pool.pixels), pool.labels, classes),
-            by_class(extractor.classify(pool.pixels), pool.labels, classes),
+            pool.images[torch.tensor(evenly_spaced(len(pool), SHOWN))],
+            by_class(map_batches(extractor.embed, pool.images), pool.labels, classes),
+            by_class(map_batches(extractor.classify, pool.images), pool.labels, classes),
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
-            Predictions.of(extractor.classify(data.validation.pixels)),
+            Predictions.of_images(extractor, data.validation.images),
             leaks,
             float(leaks.reference.check(pool.images[evenly_spaced(len(pool), CONTROL)]).near.float().mean()),
             seed,
@@ -109,11 +111,14 @@ class DescribedSet:
     files: list[str]
 
     @classmethod
-    def of(cls, made: SurrogateSet, real: RealReference, extractor: FeatureExtractor) -> DescribedSet:
+    def of(
+        cls, made: SurrogateSet, real: RealReference, extractor: FeatureExtractor, copies: Copies | None = None
+    ) -> DescribedSet:
+        """Measure a set; ``copies`` is the result of its copy check, where there is one already."""
         views = made.split
         position = _measured(views.labels, real.features)
         images = views.images[position]
-        copies = real.leaks.reference.check(views.pixels)
+        copies = copies or real.leaks.reference.check(views.pixels)
         features, probabilities = extractor.embed(images), extractor.classify(images)
         inverted = extractor.classify(255 - images)
         return cls(
@@ -159,3 +164,9 @@ class Predictions:
         """Those of probabilities (N,K)."""
         confidence, guesses = probabilities.max(1)
         return cls(guesses, confidence)
+
+    @classmethod
+    def of_images(cls, extractor: FeatureExtractor, images: Images) -> Predictions:
+        """Those for uint8 images (N,C,H,W)."""
+        parts = [cls.of(extractor.classify(part)) for part in images.split(BLOCK)]
+        return cls(torch.cat([part.guesses for part in parts]), torch.cat([part.confidence for part in parts]))

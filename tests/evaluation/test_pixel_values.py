@@ -57,7 +57,7 @@ def test_histogram_by_hand() -> None:
 @pytest.mark.parametrize("which", ["digits", "cifar10"])
 @pytest.mark.parametrize("count", [10, 50, 200])
 def test_real_images_have_nothing_wrong(which: str, count: int, request: pytest.FixtureRequest) -> None:
-    real = request.getfixturevalue(which).train.images
+    real = request.getfixturevalue(which).train.pixels
     for seed in range(5):
         assert found(drawn(real, count, seed), real) == []
 
@@ -66,7 +66,7 @@ def test_real_images_have_nothing_wrong(which: str, count: int, request: pytest.
 @pytest.mark.parametrize("count", [10, 100])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_range_is_named(name: str, count: int, which: str, request: pytest.FixtureRequest) -> None:
-    real = request.getfixturevalue(which).train.images
+    real = request.getfixturevalue(which).train.pixels
     made = WRONG[name](drawn(real, count), real)
     findings = [f for f in range_findings(made, real, [""] * count) if f.kind == "value range"]
     assert len(findings) == 1
@@ -75,28 +75,28 @@ def test_a_wrong_range_is_named(name: str, count: int, which: str, request: pyte
 
 
 def test_inverted_digits_are_named(digits: RealData) -> None:
-    real = digits.train.images
+    real = digits.train.pixels
     assert "inverted" in range_findings(255 - drawn(real, 20), real, [""] * 20)[0].text
     assert found(255 - drawn(real, 20), real) == [("value range", "error")]
 
 
 def test_strange_images_give_a_warning_at_most(digits: RealData) -> None:
     noise = torch.randint(0, 256, (50, 1, 8, 8), generator=torch_rng(0, "noise"), dtype=torch.uint8)
-    assert found(noise, digits.train.images) == [("value range", "warning")]
+    assert found(noise, digits.train.pixels) == [("value range", "warning")]
 
 
 def test_flat_images_are_named(digits: RealData) -> None:
-    made = drawn(digits.train.images, 20)
+    made = drawn(digits.train.pixels, 20)
     made[4], made[9] = 0, 90
-    text = range_findings(made, digits.train.images, [f"{i}.png" for i in range(20)])[0].text
+    text = range_findings(made, digits.train.pixels, [f"{i}.png" for i in range(20)])[0].text
     assert text.startswith("Images of one flat colour: 2 of 20 (4.png, 9.png);")
 
 
 def test_grey_images_are_named_where_colour_is_expected(cifar10: RealData) -> None:
-    made = drawn(cifar10.train.images, 20)
+    made = drawn(cifar10.train.pixels, 20)
     assert ("grey images", "error") in found(made.float().mean(1, keepdim=True).byte().expand(-1, 3, -1, -1), made)
-    assert found(drawn(cifar10.train.images, 20), cifar10.train.images) == []
+    assert found(drawn(cifar10.train.pixels, 20), cifar10.train.pixels) == []
 
 
 def test_mistakes_leave_the_real_images_by_far(cifar10: RealData) -> None:
-    assert all(levels.shape == (3, 256) for levels in mistakes(histogram(cifar10.train.images)).values())
+    assert all(levels.shape == (3, 256) for levels in mistakes(histogram(cifar10.train.pixels)).values())

@@ -13,9 +13,10 @@ from scipy.stats import binom
 from torch import Tensor
 
 from gendistill.data.dataset import RealData
+from gendistill.data.mapped import image_hashes
 from gendistill.evaluation.checks import Finding, list_names
 from gendistill.evaluation.checks.labels import ODDS, confusion, permutation, soft_targets
-from gendistill.evaluation.copies import Copies, digests
+from gendistill.evaluation.copies import Copies
 from gendistill.evaluation.reference import DescribedSet, RealReference
 from gendistill.evaluation.summary import Severity
 from gendistill.surrogate.set import files_of
@@ -29,7 +30,7 @@ def check_counts(subject: DescribedSet, real: RealReference) -> list[Finding]:
 
 def check_duplicates(subject: DescribedSet, real: RealReference) -> list[Finding]:
     made = subject.made
-    hashes = subject.copies.hashes if made.factor == 1 else list(digests(made.images))
+    hashes = subject.copies.hashes if made.factor == 1 else list(map(bytes, image_hashes(made.images)))
     return duplicate_findings(hashes, made.labels, real.data.classes, files_of(made))
 
 
@@ -134,9 +135,10 @@ def _exact_leaks(
     return Finding(f"{split} leakage", f"{text}; make the set from the training split alone.", severity)
 
 
-def data_findings(known: dict[str, dict[bytes, int]], data: RealData) -> list[Finding]:
-    """Test images that are training images too; ``known`` has the splits' positions by hash."""
-    both = sorted(known["test"][digest] for digest in known["test"].keys() & known["train"].keys())
+def data_findings(data: RealData) -> list[Finding]:
+    """Test images that are training images too."""
+    there = data.train.find(data.test.hashes) >= 0
+    both = data.test.find(data.test.hashes)[there].unique().tolist()
     if not both:
         return []
     shown = list_names([f"test image {i} ({data.classes[int(data.test.labels[i])]!r})" for i in both])

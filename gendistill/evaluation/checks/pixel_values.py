@@ -13,10 +13,9 @@ from torch import Tensor
 
 from gendistill.data.dataset import evenly_spaced
 from gendistill.evaluation.checks import VALUE_RANGE, Finding, counted, list_names
-from gendistill.evaluation.reference import DescribedSet, RealReference
+from gendistill.evaluation.reference import SHOWN, DescribedSet, RealReference
 from gendistill.seeding import torch_rng
 
-PIXELS = 1000  # images whose grey levels are counted
 DRAWS = 20  # random real sets of the set's size
 FAR = 12.0  # grey levels: about a twentieth of the range
 CLOSER, CERTAINLY_CLOSER = 3.0, 5.0  # times, than to the real ones: images matched to features gain contrast too
@@ -61,11 +60,10 @@ def mistakes(real: Tensor) -> dict[str, Tensor]:
 def check_pixel_values(subject: DescribedSet, real: RealReference) -> list[Finding]:
     """Faults of images that are no copies of training images: copies have the right values, even an unusual choice."""
     new = subject.position[subject.copies.exact["train"][subject.position] < 0]
-    pick = new[evenly_spaced(len(new), PIXELS)]
+    pick = new[evenly_spaced(len(new), SHOWN)]
     if not len(pick):
         return []
-    usual = real.images[evenly_spaced(len(real.images), PIXELS)]
-    return range_findings(subject.views.images[pick], usual, subject.names(pick), real.seed)
+    return range_findings(subject.views.images[pick], real.images, subject.names(pick), real.seed)
 
 
 def range_findings(made: Tensor, real: Tensor, files: Sequence[str], seed: int = 0) -> list[Finding]:
