@@ -33,9 +33,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.low > -INFINITE and self.high < INFINITE and not (self.open_low or self.open_high):
-            return f"from {self.low:g} to {self.high:g}"
-        low = f"{'more than' if self.open_low else 'of at least'} {self.low:g}" if self.low > -INFINITE else ""
-        high = f"{'less than' if self.open_high else 'at most'} {self.high:g}" if self.high < INFINITE else ""
+            return f"from {_digits(self.low)} to {_digits(self.high)}"
+        low = f"{'more than' if self.open_low else 'of at least'} {_digits(self.low)}" if self.low > -INFINITE else ""
+        high = f"{'less than' if self.open_high else 'at most'} {_digits(self.high)}" if self.high < INFINITE else ""
         return " and ".join(filter(None, (low, high)))
 
 
@@ -47,11 +47,19 @@ class NotEmpty:
         return len(value) > 0
 
 
-Count = Annotated[int, Range(1)]
+def _digits(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+Count = Annotated[int, Range(1, 1_000_000_000)]
+Batch = Annotated[int, Range(1, 65536)]  # images in a network at once
 Width = Annotated[int, Range(1, 65536)]  # of a layer
 Depth = Annotated[int, Range(1, 256)]  # of a network
 PerClass = Annotated[int, Range(1, 100_000)]  # images
-Whole = Annotated[int, Range(0)]
+Whole = Annotated[int, Range(0, 1_000_000_000)]
+Side = Annotated[int, Range(1, 8192)]  # in pixels
+Distance = Annotated[int, Range(0, 8192)]  # in pixels
+Tiles = Annotated[int, Range(1, 256)]  # images side by side in one
 Positive = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]

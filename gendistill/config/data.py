@@ -61,7 +61,7 @@ class DataConfig(Options):
     test_fraction: Fraction = 0.25
     validation_fraction: Fraction = 0.1
     split_seed: int = 0
-    max_per_class: Annotated[int, Range(4)] | None = None
+    max_per_class: Annotated[int, Range(4, 1_000_000_000)] | None = None
     classes: Literal["all", "present"] = "all"
     image_column: str | None = None
     label_column: str | None = None

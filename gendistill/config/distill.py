@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from gendistill.config.base import (
+    Batch,
     Compile,
     Count,
     Depth,
     Flat,
     NonNegative,
     Options,
+    PerClass,
     Positive,
     Precision,
     Range,
     Share,
     Sizes,
+    Tiles,
     Whole,
     Width,
     as_tuple,
@@ -60,7 +63,7 @@ class Representative(Options):
     per_cluster: Count = 1
     cluster_weights: BarycenterWeights | None = None
     candidates: Whole | None = None
-    dimensions: Whole | None = None
+    dimensions: Annotated[int, Range(0, 65536)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,7 @@ class Queue(Options):
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "queue"
 
-    size: Annotated[Count | None, Flat("queue_size")] = None
+    size: Annotated[PerClass | None, Flat("queue_size")] = None
     interval: Annotated[Count | None, Flat("queue_interval")] = None
     most_steps: Annotated[Whole, Flat("queue_most_steps")] = 0
 
@@ -187,11 +190,11 @@ class MatchingConfig(Options):
     width: Width = 128
     depth: Depth | None = None
     start: MatchingStart | Path | None = None
-    factor: Count | list[Count] | None = None
+    factor: Tiles | list[Tiles] | None = None
     inner_steps: Count | None = None
     learning_rate: Positive | None = None
     momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
-    real_batch: Count | None = None
+    real_batch: Batch | None = None
     most_views: Whole | None = None
     selection: Literal["random"] | Representative | None = None
     objective: Gradient | Features | None = None
@@ -199,7 +202,7 @@ class MatchingConfig(Options):
     flip: bool = False
     networks: Fresh | Queue | None = None
     train_steps: Whole | None = None
-    train_batch: Count | None = None
+    train_batch: Batch | None = None
     train_learning_rate: NonNegative | None = None
     cutmix: Share | None = None
     classes_per_chunk: Count | None = None

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import (
+    Batch,
     Compile,
     Count,
     Depth,
+    Distance,
     NonNegative,
     Options,
     Precision,
     Range,
-    Whole,
     Width,
     as_tuple,
     require,
@@ -41,7 +42,7 @@ class Continual(Options):
     below: ClassVar[str | None] = "continual"
 
     steps: Count = 5
-    orders: Count | None = None
+    orders: Annotated[int, Range(1, 10_000)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +102,15 @@ class EvaluateConfig(Options):
     network: str | tuple[str, ...] | None = None
     width: Width | None = None
     depth: Depth | None = None
-    runs: Annotated[int, Range(3)] = 5
+    runs: Annotated[int, Range(3, 10_000)] = 5
     steps: Count | None = None
     epochs: Count | None = None
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     learning_rate: NonNegative | None = None
     weight_decay: NonNegative | None = None
     weight_decay_on: Decayed | None = None
     test_crop: Annotated[float, Range(0, 1, open_low=True)] | None = None
-    shift: Whole | None = None
+    shift: Distance | None = None
     flip: bool | None = None
     augment: bool | tuple[bool, ...] = True
     labels: Labels | None = None

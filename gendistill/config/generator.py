@@ -4,7 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Count, Depth, Flat, NonNegative, Options, Precision, Share, Whole, Width, require
+from gendistill.config.base import (
+    Batch,
+    Count,
+    Depth,
+    Flat,
+    NonNegative,
+    Options,
+    PerClass,
+    Precision,
+    Range,
+    Share,
+    Side,
+    Whole,
+    Width,
+    require,
+)
 
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
@@ -29,8 +44,8 @@ class UNet(Options):
 
     block_out_channels: tuple[Width, ...] = (64, 128, 128)
     layers_per_block: Depth = 1
-    attention_levels: Whole = 0
-    norm_num_groups: Count = 16
+    attention_levels: Annotated[int, Range(0, 256)] = 0
+    norm_num_groups: Width = 16
 
     def check(self) -> None:
         super().check()
@@ -59,7 +74,7 @@ class DiT(Options):
     num_layers: Depth = 8
     num_attention_heads: Width = 4
     attention_head_dim: Width = 64
-    patch_size: Count = 2
+    patch_size: Side = 2
     learned_sigma: bool = False
 
 
@@ -106,7 +121,7 @@ class MinimaxConfig(Options):
     representativeness: NonNegative = 0.02
     diversity: NonNegative = 0.05
     reduction: Reduction = "per_sample"
-    memory_size: Count = 64
+    memory_size: PerClass = 64
     min_alpha_bar: Share = 0.2
     weighting: Weighting = "none"
     share_memory: bool = True
@@ -129,7 +144,7 @@ class LoRA(Options):
     section: ClassVar[str] = "finetune"
     kind: ClassVar[str | None] = "lora"
 
-    rank: Annotated[Count, Flat("lora_rank")] = 16
+    rank: Annotated[Width, Flat("lora_rank")] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +200,7 @@ class FinetuneConfig(Options):
     adaptation: Literal["full", "difffit"] | LoRA = "full"
     base_steps: Whole = 400
     minimax_steps: Whole = 100
-    batch_size: Count = 128
+    batch_size: Batch = 128
     learning_rate: NonNegative = 1e-3
     minimax_learning_rate: NonNegative = 3e-4
     rate_schedule: RateSchedule = "cosine"

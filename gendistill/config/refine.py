@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from gendistill.config.base import (
+    Batch,
     Count,
+    Distance,
     Flat,
     NonNegative,
     Options,
@@ -12,7 +14,9 @@ from gendistill.config.base import (
     Precision,
     Range,
     Share,
+    Side,
     Sizes,
+    Tiles,
     Whole,
     as_tuple,
     check_sizes,
@@ -60,7 +64,7 @@ class Patches(Options):
     section: ClassVar[str] = "refine"
     kind: ClassVar[str | None] = "patches above 1"
 
-    count: Annotated[int, Range(2), Flat("patches", off=1)]
+    count: Annotated[int, Range(2, 65536), Flat("patches", off=1)]
     smallest: Annotated[float, Range(0, 1, open_low=True, open_high=True), Flat("min_patch")] = 0.25
 
 
@@ -107,12 +111,12 @@ class ObjectiveConfig(Options):
     weights: BarycenterWeights = "fixed"
     solver: BarycenterSolver = "exact"
     trust_region: Bound = 1.0
-    delta_size: Count | None = None
+    delta_size: Side | None = None
     blend: Blend | None = None
     min_crop: PositiveShare = 1.0
     flip: bool = False
-    roll: Whole = 0
-    batch_size: Count = 128
+    roll: Distance = 0
+    batch_size: Batch = 128
     mixed_precision: Precision = "auto"
 
     @property
@@ -175,7 +179,7 @@ class RefineConfig(ObjectiveConfig):
     refiner: str | tuple[str, ...] = "barycenter"
     options: dict[str, Any] | None = None
     gate: bool = False
-    pack: Count = 1
+    pack: Tiles = 1
     latent_trust_region: NonNegative = 0.5
     patches: Patches | None = None
     match_iterations: Whole = 0

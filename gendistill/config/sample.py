@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import (
-    Count,
+    Batch,
     Flat,
     NonNegative,
     Options,
+    PerClass,
     PositiveShare,
     Precision,
     Range,
@@ -63,7 +64,7 @@ class ModeGuidance(Options):
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     scale: Annotated[NonNegative, Flat("mode_scale")] = 0.1
     stop: Annotated[Share, Flat("mode_stop")] = 0.5
-    modes: Count = 10
+    modes: PerClass = 10
 
     def check(self) -> None:
         _check_interval(self.guidance_interval)
@@ -81,7 +82,7 @@ class Prototypes(Options):
     section: ClassVar[str] = "sample"
     kind: ClassVar[str | None] = "prototypes"
 
-    modes: Count = 10
+    modes: PerClass = 10
     strength: PositiveShare = 0.7
 
 
@@ -119,7 +120,7 @@ class SampleConfig(Options):
     start: Start = "noise"
     mixed_precision: Precision = "auto"
     compile: bool = False
-    batch_size: Count = 128
+    batch_size: Batch = 128
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

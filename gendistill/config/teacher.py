@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from gendistill.config.base import (
+    Batch,
     Compile,
     Count,
     Depth,
+    Distance,
     NonNegative,
     Options,
     Positive,
     PositiveShare,
     Precision,
-    Whole,
+    Side,
     Width,
     require,
 )
@@ -43,7 +45,7 @@ class Pretrained(Options):
     head: Literal["auto", "mapped", "new"] = "auto"
     label_map: dict[str, int] | None = None
     tune: Literal["none", "head", "all"] = "none"
-    input_size: Count | None = None
+    input_size: Side | None = None
 
     def check(self) -> None:
         super().check()
@@ -84,10 +86,10 @@ class TeacherConfig(Options):
     width: Width = 64
     depth: Depth | None = None
     steps: Count = 400
-    batch_size: Count = 64
+    batch_size: Batch = 64
     learning_rate: NonNegative = 2e-3
     weight_decay: NonNegative = 1e-2
-    shift: Whole = 0
+    shift: Distance = 0
     flip: bool = False
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
@@ -146,7 +148,7 @@ class PerView(Options):
 
     top_k: Count | None = None
     steps: Count = 200
-    batch_size: Count = 64
+    batch_size: Batch = 64
     cutmix: NonNegative = 0.0
 
 
@@ -162,7 +164,7 @@ class Online(Options):
     section: ClassVar[str] = "label"
     kind: ClassVar[str | None] = "online"
 
-    batch_size: Count = 64
+    batch_size: Batch = 64
     cutmix: NonNegative = 0.0
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gendistill.data.crops import boxes, cropped, cutmix
 from gendistill.data.siamese import Siamese
@@ -77,12 +76,11 @@ def augment(images: Tensor, rng: torch.Generator, shift: int, flip: bool) -> Ten
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     if shift:
         height, width = images.shape[-2:]
-        padded = F.pad(images, (shift,) * 4, mode="replicate")
-        offset = to_device(torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng), images.device)
-        rows = offset[0][:, None] + torch.arange(height, device=images.device)
-        columns = offset[1][:, None] + torch.arange(width, device=images.device)
+        offset = to_device(torch.randint(0, 2 * shift + 1, (2, len(images)), generator=rng), images.device) - shift
+        rows = (offset[0][:, None] + torch.arange(height, device=images.device)).clamp(0, height - 1)
+        columns = (offset[1][:, None] + torch.arange(width, device=images.device)).clamp(0, width - 1)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
-        images = padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+        images = images.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
     return images
 
 

@@ -91,6 +91,13 @@ def test_what_an_option_does_not_take_is_refused_by_its_name(cls: type[Options],
         assert "object at" not in message.split("; expected ")[1]
 
 
+@pytest.mark.parametrize(("cls", "name"), OPTIONS, ids=[f"{cls.__name__}-{name}" for cls, name in OPTIONS])
+def test_an_absurd_whole_number_is_refused(cls: type[Options], name: str) -> None:
+    if name not in ("seed", "split_seed") and taken(hints(cls)[name], 8) and not taken(hints(cls)[name], 8.5):
+        with pytest.raises(ConfigError, match="expected"):
+            made(cls, **{name: 10**15})
+
+
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)
 def test_an_unknown_option_is_refused(cls: type[Options]) -> None:
     with pytest.raises(ConfigError, match=rf"{cls.__name__} has no nonsense; expected"):
@@ -111,7 +118,7 @@ MESSAGES = {
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
     "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number from 4 to"),
     "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number from 1 to 100000"),
-    "a bool": (lambda: config.TeacherConfig(steps=True), "steps is True; expected a whole number of at least 1."),
+    "a bool": (lambda: config.TeacherConfig(steps=True), "steps is True; expected a whole number from 1 to 1000000000"),
     "a command's own": (
         lambda: commands.TeacherCommand(output_dir=3, steps=2),
         "output_dir is 3; expected a path.",

@@ -57,6 +57,20 @@ def test_shift_and_flip_are_those_of_the_stream_named_augment():
     assert torch.equal(shown, augment(images(), torch_rng(3, "augment", 4), 1, True))
 
 
+@pytest.mark.parametrize("shift", [1, 7, 20])
+def test_a_shift_repeats_the_edges(shift):
+    shown = augment(images(), torch_rng(0), shift, False)
+    padded = F.pad(images(), (shift,) * 4, mode="replicate")
+    top, left = torch.randint(0, 2 * shift + 1, (2, 8), generator=torch_rng(0))
+    for index, (row, column) in enumerate(zip(top, left, strict=True)):
+        assert torch.equal(shown[index], padded[index, :, row : row + 8, column : column + 8])
+
+
+def test_a_shift_beyond_the_image_takes_no_memory_for_it():
+    shown = augment(images(), torch_rng(0), 10**9, False)
+    assert torch.equal(shown.amax((2, 3)), shown.amin((2, 3))), "of each image one corner is left"
+
+
 @pytest.mark.parametrize("name", ["shift", "flip", "crop", "cutmix"])
 def test_moves_invent_no_values(name):
     shown, _ = ALL[name].batch(images(), one_hot(), 0, 1)

@@ -129,8 +129,8 @@ def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     ("options", "words"),
     [
         (("--continual.steps", 11), ["evaluate.continual.steps is 11", "1 to 10"]),
-        (("--continual.steps", 0), ["evaluate.continual.steps is 0", "at least 1"]),
-        (("--continual.orders", 0), ["evaluate.continual.orders is 0", "at least 1"]),
+        (("--continual.steps", 0), ["evaluate.continual.steps is 0", "from 1 to"]),
+        (("--continual.orders", 0), ["evaluate.continual.orders is 0", "from 1 to"]),
         (("--labels", "soft"), ["evaluate.labels is 'soft'", "hard with task continual"]),
         (("--legacy_best", "true"), ["evaluate.legacy_best is True", "with task continual, which ignores it"]),
         (("--baselines", '["random"]'), ["evaluate.baselines", "with task continual, which ignores it"]),
