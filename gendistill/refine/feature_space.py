@@ -11,7 +11,7 @@ student learns from pixels; with w = 1 on digits the refined sets gained 5 point
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.mapped import Images
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_json, hash_tensors
@@ -34,14 +35,13 @@ ROWS = 512  # images of a batch
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """The teachers, the scales of every part, and the real training images as points.
+    """The teachers, the scales of every part, and the real training images, whose points are computed by class.
 
     Attributes:
         teachers: Their networks give the features.
         feature_scales: (K,) of every teacher.
         pixel_scale: (K,); 0 leaves pixels out.
-        real: Points (N,D) of the real training images.
-        labels: Their classes (N,).
+        train: The real training images, in the order of the teachers' statistics.
         identity: Hash of the real images, the teachers and the options, but not of the points, which another CPU
             rounds otherwise.
     """
@@ -49,8 +49,7 @@ class FeatureSpace:
     teachers: tuple[Teacher, ...]
     feature_scales: tuple[Tensor, ...]
     pixel_scale: Tensor
-    real: Tensor
-    labels: Tensor
+    train: Split
     identity: str
 
     @classmethod
@@ -84,16 +83,19 @@ class FeatureSpace:
         for teacher in teachers:
             variance = _floored(teacher.statistics.feature_variance()) if scaled else torch.ones(classes)
             scales.append((len(teachers) * variance).rsqrt())
-        coarse, pixel_scale = torch.empty(len(train), 0), torch.zeros(classes)
-        if pixel_weight:  # else no copy of a million images is made
-            coarse = torch.cat([shrunk(to_float(part)).flatten(1) for part in train.images.split(ROWS)])
-            spread = [coarse[train.labels == c].var(0, unbiased=False).sum() for c in range(classes)]
+        pixel_scale = torch.zeros(classes)
+        if pixel_weight:
+            spread = [_coarse(train.images, train.of_class(c)).var(0, unbiased=False).sum() for c in range(classes)]
             pixel_scale = pixel_weight**0.5 * _floored(torch.stack(spread)).rsqrt()
-        origin = fingerprint or hash_tensors({"images": train.pixels, "labels": train.labels})
-        identity = hash_json([origin, [teacher.hash() for teacher in teachers], pixel_weight, scaled])
-        space = cls(tuple(teachers), tuple(scales), pixel_scale, torch.empty(0), train.labels, identity)
-        parts, factors = [*(t.statistics.features for t in teachers), coarse], space.factors(train.labels)
-        return replace(space, real=_scaled(parts[: len(factors)], factors))
+        if fingerprint is None:
+            fingerprint = hash_tensors({"hashes": torch.from_numpy(train.hashes.copy()), "labels": train.labels})
+        identity = hash_json([fingerprint, [teacher.hash() for teacher in teachers], pixel_weight, scaled])
+        return cls(tuple(teachers), tuple(scales), pixel_scale, train, identity)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes (N,) of the real training images."""
+        return self.train.labels
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -122,7 +124,14 @@ class FeatureSpace:
 
     def of_class(self, label: int) -> np.ndarray:
         """Real points (n,D) of one class."""
-        return self.real[self.labels == label].numpy()
+        return self.real_points(self.train.of_class(label)).numpy()
+
+    def real_points(self, index: Tensor) -> Tensor:
+        """Points (n,D) of the real training images at ``index`` (n,)."""
+        factors, parts = self.factors(self.labels[index]), [t.statistics.features[index] for t in self.teachers]
+        if len(factors) > len(parts):
+            parts.append(_coarse(self.train.images, index))
+        return _scaled(parts, factors)
 
     def points(self, images: Tensor, labels: Tensor) -> Tensor:
         """Stored uint8 images (N,C,H,W) -> points (N,D) on the CPU."""
@@ -140,6 +149,11 @@ class FeatureSpace:
 def shrunk(images: Tensor) -> Tensor:
     """Images (B,C,H,W) averaged over squares of pixels to at most ``SIDE`` pixels a side: as they are up to that."""
     return images if images.shape[-1] <= SIDE else F.avg_pool2d(images, -(-images.shape[-1] // SIDE))
+
+
+def _coarse(images: Images, index: Tensor) -> Tensor:
+    """Shrunk pixels (n,D) in [-1, 1] of the uint8 images at ``index`` (n,)."""
+    return torch.cat([shrunk(to_float(images[part])).flatten(1) for part in index.split(ROWS)])
 
 
 def _scaled(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:

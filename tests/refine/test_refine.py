@@ -66,7 +66,7 @@ def test_ground_space_gives_both_parts_their_weight(digits: RealData, teacher: T
         points = torch.from_numpy(space.of_class(label))
         assert points.var(0, unbiased=False).sum().item() == pytest.approx(1 + 3, rel=1e-4)
     alone = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0)
-    assert alone.real.shape[1] == teacher.statistics.features.shape[1]
+    assert alone.of_class(0).shape[1] == teacher.statistics.features.shape[1]
 
 
 def test_images_move_toward_atoms_of_ones_own(pool: SurrogateSet, space: FeatureSpace) -> None:
@@ -113,8 +113,8 @@ def test_chunks_are_found_again_on_a_cpu_that_rounds_otherwise(
     pool: SurrogateSet, space: FeatureSpace, tmp_path: Path
 ) -> None:
     work, config = WorkFolder(tmp_path, tmp_path / "log.jsonl"), replace(CONFIG, steps=3)
-    elsewhere = replace(space, real=space.real * (1 + 1e-6))
-    assert not torch.equal(elsewhere.real, space.real)
+    elsewhere = replace(space, pixel_scale=space.pixel_scale * (1 + 1e-6))
+    assert (elsewhere.of_class(0) != space.of_class(0)).any()
     first, again = (refine_images(pool.prefix(2), points, config, seed=1, folder=work) for points in (space, elsewhere))
     assert torch.equal(again.images, first.images)
     assert len(list((tmp_path / "chunks").iterdir())) == 1
@@ -244,8 +244,9 @@ def test_pixels_of_large_images_are_averaged_over_squares(digits: RealData, teac
     spec = {"name": "convnet_bn", "channels": 1, "image_size": 128, "classes": 10, "width": 2, "depth": 2}
     guide = Teacher(build_network(**spec), collect_statistics(build_network(**spec), rows, 10), digits.classes, spec)
     space = FeatureSpace.build([guide], rows, pixel_weight=3.0)
-    assert space.real.shape == (40, guide.statistics.features.shape[1] + 64 * 64)
-    assert space.points(rows.images, rows.labels).shape == space.real.shape
+    real = space.real_points(torch.arange(40))
+    assert real.shape == (40, guide.statistics.features.shape[1] + 64 * 64)
+    assert space.points(rows.images, rows.labels).shape == real.shape
 
 
 def test_atoms_belong_to_their_own_images(teacher: Teacher, digits: RealData, space: FeatureSpace) -> None:
@@ -502,7 +503,7 @@ def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealDa
 
 def test_published_features_keep_their_unit(digits: RealData, teacher: Teacher) -> None:
     raw = FeatureSpace.build([teacher], digits.train, pixel_weight=0.0, scaled=False)
-    assert torch.equal(raw.real, teacher.statistics.features)
+    assert torch.equal(raw.real_points(torch.arange(len(digits.train))), teacher.statistics.features)
 
 
 def test_a_teacher_that_names_no_data_is_refused(
