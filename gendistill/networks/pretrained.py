@@ -46,6 +46,7 @@ SECTION = "teacher.pretrained"
 ROWS, ROWS_SIDE = 32, 224  # images in one forward pass without gradients, at this side
 KEPT = ("input_size", "fixed_input_size", "pool_size")  # of timm's facts on a checkpoint: what decides its shapes
 UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls classes without a name
+FP32: dict[str, Any] = {"trust_remote_code": False, "dtype": torch.float32}  # how transformers builds every network
 FIX = "Get the file again, or give another --pretrained."
 
 
@@ -397,7 +398,7 @@ def _transformers_folder(folder: Path, file: Path | None, config: Mapping[str, A
         ) from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    settings: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+    settings: dict[str, Any] = {"use_safetensors": True, **FP32}
     try:
         with _alone(folder, file) as place:
             model, info = AutoModelForImageClassification.from_pretrained(place, output_loading_info=True, **settings)
@@ -435,6 +436,9 @@ def _untrained(library: Library, architecture: str, outputs: int, config: Mappin
         if library == "timm":
             import timm
 
+            reserved = {"checkpoint_path", "cache_dir"} & config["arguments"].keys()  # of files that timm would read
+            if not timm.is_model(architecture) or reserved:
+                raise ValueError(f"{', '.join(reserved) or architecture} is not allowed")
             facts = timm.models.PretrainedCfg(**config["facts"], num_classes=outputs)
             options = {"num_classes": outputs, **config["arguments"]}
             network: nn.Module = timm.create_model(architecture, pretrained=False, pretrained_cfg=facts, **options)
@@ -446,7 +450,7 @@ def _untrained(library: Library, architecture: str, outputs: int, config: Mappin
             from transformers import AutoConfig, AutoModelForImageClassification
 
             own = AutoConfig.for_model(**{**config, "model_type": architecture, "num_labels": outputs})
-            network = _Logits(AutoModelForImageClassification.from_config(own, dtype=torch.float32))
+            network = _Logits(AutoModelForImageClassification.from_config(own, **FP32))
     return network
 
 

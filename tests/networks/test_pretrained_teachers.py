@@ -23,10 +23,9 @@ from gendistill.networks.pretrained import open_pretrained
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import torch_rng
 from tests.helpers import files, gendistill
+from tests.networks.classifier_folders import MEAN, STD, timm_folder, transformers_folder
 
 CLASSES = ("tench", "goldfish", "n01484850")  # rows 0, 1 and 2 of ImageNet
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28}
 EFFICIENTNET = Path("/work/shared/models/tf_efficientnet_lite0.in1k")
 IMAGENETTE = Path("/work/shared/data/imagenette")
 
@@ -53,43 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.mkdir(exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{i:02d}.png")
     return root
-
-
-def timm_folder(folder: Path, name: str = "resnet10t", outputs: int = 1000, **record: Any) -> Path:
-    import timm
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = timm.create_model(name, num_classes=outputs, **record.get("model_args", {}))
-    facts = {"mean": MEAN, "std": STD, "input_size": (3, 32, 32), "interpolation": "bilinear", "license": "mit"}
-    known = timm.get_pretrained_cfg(name)
-    facts |= {"num_classes": outputs, "first_conv": known.first_conv, "classifier": known.classifier}
-    (folder / "config.json").write_text(
-        json.dumps({"architecture": name, "num_classes": outputs, "pretrained_cfg": facts, **record})
-    )
-    save_file(net.state_dict(), folder / "model.safetensors")
-    return folder
-
-
-def transformers_folder(folder: Path, kind: str = "vit", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
-    import transformers as hf
-
-    config = {"num_labels": 4, "id2label": dict(enumerate(["goldfish, carp", "shark", "tench", "n01484850"]))} | config
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model: Any = {
-            "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT, patch_size=14, **config)),
-            "vit_base": lambda: hf.ViTModel(hf.ViTConfig(**VIT, patch_size=14)),
-            "resnet": lambda: hf.ResNetForImageClassification(
-                hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **config)
-            ),
-        }[kind]()
-    model.to(dtype).save_pretrained(folder)
-    record = {"size": {"height": 28, "width": 28}, "image_mean": MEAN, "image_std": STD, "resample": 2}
-    (folder / "preprocessor_config.json").write_text(json.dumps(record))
-    (folder / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n")
-    return folder
 
 
 def opened(source: object, classes: tuple[str, ...] = CLASSES, channels: int = 3, **options: Any) -> Any:
@@ -197,6 +159,25 @@ def test_the_teacher_folder_is_loaded_without_its_source(kind: str, tmp_path: Pa
     images = to_float(data.test.images)
     torch.testing.assert_close(again.network(images), teacher.network(images))
     assert not any(parameter.requires_grad for parameter in again.network.parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "local-dir:/tmp"},
+        {"architecture": "no_such_network"},
+        {"config": {"facts": {}, "arguments": {"checkpoint_path": "weights.pth"}}},
+        {"head": "nowhere"},
+        {"library": "keras"},
+        {"rows": "all"},
+    ],
+)
+def test_a_changed_record_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    teacher = train_teacher(collection(), pretrained=str(timm_folder(tmp_path / "source")))
+    teacher.meta["pretrained"] = teacher.meta["pretrained"] | change  # type: ignore[typeddict-item]
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ArtifactError, match=r"teacher\.json"):
+        Teacher.from_pretrained(tmp_path / "teacher")
 
 
 def test_where_names_are_missing_a_new_layer_is_fitted_on_the_features(tmp_path: Path) -> None:
