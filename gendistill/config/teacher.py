@@ -100,18 +100,12 @@ class TeacherConfig(Options):
         """Whether there is any training."""
         return self.pretrained is None or self.pretrained.tune != "none"
 
-    def check(self) -> None:
-        super().check()
-        if self.pretrained is None:
-            return
-        unused = {"network": "pretrained.network says what a file of weights is for"} | dict.fromkeys(
-            ("width", "depth"), "the pretrained network has its own"
-        )
-        if not self.trains:
-            unused["steps"] = "pretrained.tune none trains nothing; choose head or all"
-        for name, why in unused.items():
-            value, usual = getattr(self, name), TeacherConfig.__dataclass_fields__[name].default
-            require(value == usual, f"teacher.{name}", value, f"{usual}, its default, with pretrained: {why}")
+    @property
+    def unused(self) -> list[str]:
+        """Options that differ from their defaults and decide nothing, because the network is a published one."""
+        names = ["network", "width", "depth"] if self.pretrained else []
+        names += [] if self.trains else ["steps", "batch_size", "learning_rate", "weight_decay", "shift", "flip"]
+        return [name for name in names if getattr(self, name) != getattr(TeacherConfig, name)]
 
 
 @dataclass(frozen=True, kw_only=True)

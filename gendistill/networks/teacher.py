@@ -309,6 +309,9 @@ def train_teacher(
     statistics = None
     if isinstance(student, PretrainedClassifier):
         meta["pretrained"] = student.record
+        if config.unused:
+            how = "" if config.trains else ", which is not trained: teacher.pretrained.tune head or all trains it"
+            note(f"The network is a published one{how}. These options are not used: {', '.join(config.unused)}.")
         if student.record["rows"] is None:
             statistics = collect_statistics(student.to(runtime.device()), data.train, classes)
             student.fit_head(statistics.features, statistics.labels)

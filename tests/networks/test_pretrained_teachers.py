@@ -341,19 +341,23 @@ def test_what_cannot_be_opened_is_named(options: dict[str, Any], says: str, tmp_
         open_pretrained(Pretrained(**options), classes=("tench", "dax"), channels=3, image_size=16)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (("--network", "convnet"), "teacher.network is 'convnet'; expected convnet_bn, its default"),
-        (("--steps", 3), "trains nothing; choose head or all"),
-        (("--pretrained.head", "new", "--pretrained.label_map", '{"tench": 0}'), "which has no rows to map"),
-    ],
-)
-def test_options_that_would_be_ignored_are_refused(
-    options: tuple[object, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_options_that_decide_nothing_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gendistill("teacher", "--pretrained", "x", *options, "--output_dir", tmp_path / "out") == USAGE
-    assert says in capsys.readouterr().err
+    source = timm_folder(tmp_path / "source")
+    command = ("teacher", "--pretrained", source, "--network", "convnet", "--steps", 3, "--data", folder)
+    assert gendistill(*command, "--output_dir", tmp_path / "made") == 0
+    said = capsys.readouterr().err
+    assert "which is not trained: teacher.pretrained.tune head or all trains it" in said
+    assert "These options are not used: network, steps." in said
+    tuned = (*command, "--batch_size", 8, "--pretrained.tune", "head", "--output_dir", tmp_path / "tuned")
+    assert gendistill(*tuned) == 0
+    assert "The network is a published one. These options are not used: network." in capsys.readouterr().err
+
+
+def test_rows_of_a_new_layer_are_not_mapped() -> None:
+    with pytest.raises(ConfigError, match="which has no rows to map"):
+        Pretrained(source="x", head="new", label_map={"tench": 0})
 
 
 def test_network_and_pretrained_exclude_each_other() -> None:
