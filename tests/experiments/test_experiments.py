@@ -16,6 +16,7 @@ import pytest
 
 import gendistill as gd
 from tests.helpers import ROOT, TINY, gendistill
+from tests.networks.classifier_folders import timm_folder
 
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
 RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # with which two others draw
@@ -185,6 +186,17 @@ def test_picks(run, tmp_path: Path) -> None:
     text = run("picks", *options, *rest, "--output", tmp_path / "picks.svg")
     assert [line.split()[1] for line in text.splitlines()[1:]] == ["random", "free", "fixed"] * 2
     assert ElementTree.parse(tmp_path / "picks.svg").getroot().tag.endswith("svg")
+
+
+def test_pretrained(run, tmp_path: Path) -> None:
+    source = timm_folder(tmp_path / "network")
+    rest = ("--data", "digits", "--image_size", 8, "--test_per_class", 5, "--input_size", 16, "--pretrained", source)
+    text = run("pretrained", *MOVED, *rest, "--output", tmp_path / "rows.jsonl")
+    found = {(row["name"], row["labels"]) for row in records(tmp_path / "rows.jsonl")}
+    made = {f"{teacher}: {way}" for teacher in ("pretrained", "from scratch") for way in ("refined", "random")}
+    assert {(name, "soft") for name in made} <= found
+    assert ("pretrained: from noise", "hard") in found
+    assert "random" in text
 
 
 def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
