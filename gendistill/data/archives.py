@@ -55,7 +55,8 @@ def webdataset(config: DataConfig, root: Path, files: Sequence[str], suffixes: s
                 f"The {split} split of {root} has labels of no class: {some(strange)}; expected {some(names)}."
             )
         splits[split] = [
-            Item(partial(_open, path, where), position[label], f"{path}:{key}") for label, key, path, where in ones
+            Item(partial(_open, path, at), position[label], f"{path}:{key}", partial(_read, path, at))
+            for label, key, path, at in ones
         ]
     return Source(tuple(names), splits, None, {s: some(f, 3) for s, f in found.items()}, left.sentences())
 
@@ -99,7 +100,11 @@ def _class_names(folder: Path) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _open(path: Path, where: Member) -> Image.Image:
+def _read(path: Path, where: Member) -> bytes:
     with path.open("rb") as file:
         file.seek(where.offset)
-        return Image.open(io.BytesIO(file.read(where.size)))
+        return file.read(where.size)
+
+
+def _open(path: Path, where: Member) -> Image.Image:
+    return Image.open(io.BytesIO(_read(path, where)))

@@ -165,7 +165,8 @@ def from_tables(
             image, first = image_column(table, config), len(items)
             for i, label in enumerate(names_here):
                 where = f"{config.name} {split}[{first + i}]"
-                items.append(Item(partial(_open, table, image, i), position[label], where))
+                at = table, image, i
+                items.append(Item(partial(_open, *at), position[label], where, partial(_read, *at)))
     origins = {split: some(chosen, 3) for split, chosen in names.items()}
     return Source(classes, found, licence, origins, left.sentences())
 
@@ -257,11 +258,14 @@ def is_image_table(root: Path, name: str, *, damaged: bool) -> bool:
         return False
 
 
-def _open(table: Table, column: str, row: int) -> Image.Image:
+def _read(table: Table, column: str, row: int) -> bytes:
+    """The file in a cell, or the file that it names."""
     cell = table.cell(column, row)
     data, path = (cell, None) if isinstance(cell, bytes) else ((cell or {}).get(key) for key in ("bytes", "path"))
-    if data is not None:
-        return Image.open(io.BytesIO(data))
-    if not path:
+    if data is None and not path:
         raise ValueError("the cell is empty")
-    return Image.open(path)
+    return data if data is not None else Path(str(path)).read_bytes()
+
+
+def _open(table: Table, column: str, row: int) -> Image.Image:
+    return Image.open(io.BytesIO(_read(table, column, row)))

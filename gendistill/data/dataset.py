@@ -64,8 +64,9 @@ class Split:
     @cached_property
     def _by_class(self) -> tuple[Tensor, list[int]]:
         """Positions sorted by class, and where each class begins."""
-        counts = torch.bincount(self.labels.cpu()).tolist()
-        return torch.argsort(self.labels, stable=True), list(accumulate(counts, initial=0))
+        labels = self.labels.cpu()
+        counts = torch.bincount(labels).tolist()
+        return class_sorted(labels).to(self.labels.device), list(accumulate(counts, initial=0))
 
     @cached_property
     def hashes(self) -> np.ndarray:
@@ -389,6 +390,13 @@ class RealData:
         return found
 
 
+def class_sorted(labels: Tensor) -> Tensor:
+    """Positions (N,) of all images, class by class, in their order within each; NumPy sorts small integers in O(N)."""
+    values = labels.numpy()
+    small = values.astype(np.uint16) if len(values) and values.max() < 1 << 16 else values
+    return torch.from_numpy(np.argsort(small, kind="stable"))
+
+
 def stratified_split(
     split: Split, fraction: float, classes: tuple[str, ...], seed: int, purpose: str
 ) -> tuple[Split, Split]:
@@ -408,7 +416,7 @@ def hold_out(
         DataError: a class has fewer than two images.
     """
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    sorted_positions = torch.argsort(labels, stable=True).split(torch.bincount(labels, minlength=len(classes)).tolist())
+    sorted_positions = class_sorted(labels).split(torch.bincount(labels, minlength=len(classes)).tolist())
     for label, (name, index) in enumerate(zip(classes, sorted_positions, strict=True)):
         if len(index) < 2:
             raise DataError(
@@ -480,6 +488,6 @@ def evenly_spaced_by_class(labels: Tensor, classes: int, most: int) -> Tensor:
     Where there are more classes than ``most``, one of each of so many classes.
     """
     each = max(1, most // classes)
-    by_class = torch.argsort(labels, stable=True).split(torch.bincount(labels, minlength=classes).tolist())
+    by_class = class_sorted(labels).split(torch.bincount(labels, minlength=classes).tolist())
     found = [by_class[c] for c in evenly_spaced(classes, most)]
     return torch.cat([index[evenly_spaced(len(index), each)] for index in found]).sort().values

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from gendistill.data.items import Item, LeftOut, printable
+from gendistill.data.items import Item, LeftOut, file_item, printable
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif", ".jp2",
@@ -127,7 +126,7 @@ def image_files(root: Path, classes: Sequence[str], left: LeftOut | None = None)
             for file in sorted(files):
                 path = os.path.join(place, file)
                 if is_image(path):
-                    items.append(Item(partial(Image.open, path), label, path))
+                    items.append(file_item(path, label))
                 else:
                     left.add(kind_of_file(file), os.path.relpath(path, root))
     return items

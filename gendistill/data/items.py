@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
@@ -17,11 +19,18 @@ class Item:
         open: Opens it with Pillow.
         label: Position in the class names.
         where: Names it in messages.
+        read: Reads the file's bytes, where it is one.
     """
 
     open: Callable[[], Image.Image]
     label: int
     where: str
+    read: Callable[[], bytes] | None = None
+
+
+def file_item(path: str, label: int) -> Item:
+    """An image in a file."""
+    return Item(partial(Image.open, path), label, path, Path(path).read_bytes)
 
 
 class LeftOut:

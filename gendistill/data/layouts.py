@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from gendistill.config import DataConfig
 from gendistill.data.files import (
@@ -22,7 +19,7 @@ from gendistill.data.files import (
     walk,
     with_images,
 )
-from gendistill.data.items import Item, LeftOut, Source, printable, some
+from gendistill.data.items import Item, LeftOut, Source, file_item, printable, some
 from gendistill.data.splits import NONE, prefer, role
 from gendistill.errors import DataError
 
@@ -234,7 +231,7 @@ def _annotated(folder: Path, names: Sequence[str], left: LeftOut) -> list[Item]:
         for file in sorted(files):
             path = os.path.join(place, file)
             if file in label and is_image(path):
-                items.append(Item(partial(Image.open, path), position[label.pop(file)], path))
+                items.append(file_item(path, position[label.pop(file)]))
             elif file != ANNOTATIONS:
                 left.add(f"file(s) that {ANNOTATIONS} does not name", path)
     for file in label:

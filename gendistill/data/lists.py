@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from gendistill.config import DataConfig
 from gendistill.data.class_names import in_order
-from gendistill.data.items import Item, LeftOut, Source, printable, some
+from gendistill.data.items import LeftOut, Source, file_item, printable, some
 from gendistill.data.splits import assign
 from gendistill.errors import DataError
 from gendistill.hashing import hash_json
@@ -53,10 +50,7 @@ def file_list(config: DataConfig) -> Source:
         if strange := sorted({label for _, label in ones} - {*position}):
             raise DataError(f"The {split} split of {main} has labels that training lacks: {some(strange)}.")
     stats = _stats([path for ones in rows.values() for path, _ in ones], main)
-    splits = {
-        split: [Item(partial(Image.open, path), position[label], path) for path, label in ones]
-        for split, ones in rows.items()
-    }
+    splits = {split: [file_item(path, position[label]) for path, label in ones] for split, ones in rows.items()}
     return Source(classes, splits, None, origins, left.sentences(), identity=hash_json([stats, rows]))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from gendistill.data.dataset import Split
 from gendistill.data.items import Item, printable
 from gendistill.data.mapped import HASH
-from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare
+from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare, read_jpeg
 from gendistill.errors import DataError
 from gendistill.progress import track
 
@@ -67,7 +67,8 @@ class Reader:
         channels: 1 or 3.
         resize_is_news: Whether images of another size are a problem.
         value_range: Black and white of images with more than 8 bits.
-        exact: Whether JPEG files that are much larger than ``size`` are decoded in full.
+        exact: Whether JPEG files that are much larger than ``size`` are decoded in full, and all by Pillow.
+        same_size: Whether the images looked at have this size already.
     """
 
     size: int
@@ -75,6 +76,7 @@ class Reader:
     resize_is_news: bool
     value_range: tuple[float, float] | None = None
     exact: bool = True
+    same_size: bool = False
 
     @classmethod
     def for_items(
@@ -107,14 +109,15 @@ class Reader:
             _refuse_vague(vague, len(seen))
         channels = 1 if all(grey for _, grey in seen) else 3
         if size is not None:
-            return cls(size, channels, False, value_range, exact)
+            same = sum(shape == (size, size) for shape, _ in seen) > len(seen) / 2
+            return cls(size, channels, False, value_range, exact, same)
         ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
         if width != height or count < len(seen) / 2:
             raise DataError(
                 f"The images have different sizes or are not square ({width}x{height} is the most common, {count} of "
                 f"{len(seen)} checked). Set --data.image_size N to resize all of them to N x N."
             )
-        return cls(width, channels, True, value_range, exact)
+        return cls(width, channels, True, value_range, exact, True)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -139,6 +142,8 @@ class Reader:
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from (jobs[i] for i in range(len(jobs)))
             return
+        if self.same_size and not self.exact:
+            import torchvision.io  # noqa: F401  # once, not in every process
         loader = torch.utils.data.DataLoader(
             jobs, batch_size=None, num_workers=workers, multiprocessing_context="fork", prefetch_factor=2
         )
@@ -148,19 +153,25 @@ class Reader:
         """``items`` into ``target[places[i]]``; ``first`` is the position of the first of them in all."""
         block = Block(first, np.zeros(len(items), bool), np.zeros((len(items), HASH), np.uint8))
         for i, item in enumerate(items):
-            where = printable(item.where)
             try:
-                with item.open() as image:
-                    array = self._image(image, where, block)
+                array = self._array(item, block)
             except UNREADABLE as error:
-                block.problems.append(f"skipped: {where} cannot be read ({printable(str(error))})")
+                block.problems.append(f"skipped: {printable(item.where)} cannot be read ({printable(str(error))})")
                 continue
             target[places[i]] = array
             block.readable[i] = True
             block.hashes[i] = np.frombuffer(xxhash.xxh3_128_digest(np.ascontiguousarray(array)), np.uint8)
         return block
 
-    def _image(self, image: Image.Image, where: str, block: Block) -> np.ndarray:
+    def _array(self, item: Item, block: Block) -> np.ndarray:
+        if self.same_size and not self.exact and item.read is not None:
+            found = read_jpeg(item.read(), self.shape)
+            if found is not None:
+                return found
+        with item.open() as image:
+            return self._prepared(image, printable(item.where), block)
+
+    def _prepared(self, image: Image.Image, where: str, block: Block) -> np.ndarray:
         if not _fits(image):
             raise ValueError(f"{image.width}x{image.height} is larger than {MAX_PIXELS} pixels")
         if self.resize_is_news and image.size != (self.size, self.size):

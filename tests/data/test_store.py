@@ -293,6 +293,26 @@ def test_jpeg_files_much_larger_than_asked_for_are_decoded_smaller(tmp_path: Pat
     assert exact.options["decoding"] == "exact"
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_files_of_the_right_size_are_read_alike_by_both_decoders(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(6):
+            noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+            kind = mode if i % 2 else "RGB"
+            exif = Image.Exif()
+            exif[274] = 6 if i == 2 else 1  # turned by a quarter
+            noise.convert(kind).save(tmp_path / label / f"{i}.jpg", quality=80, **({"exif": exif} if i > 1 else {}))
+    path = tmp_path / "a" / "5.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    fast, exact = (load_data(name=str(tmp_path), decoding=kind) for kind in ("fast", "exact"))
+    assert same(fast, exact)
+    assert fast.problems == exact.problems
+    assert len(fast.problems) == 1
+    assert "5.jpg cannot be read" in fast.problems[0]
+
+
 def test_the_command_lists_and_clears(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = tmp_path / "cache"
     load_data(name=str(folder), cache=cache)
