@@ -332,6 +332,18 @@ def share_files(folder: Path) -> None:
             path.chmod(mode)
 
 
+def reserve(file: int, size: int) -> None:
+    """Take the room on the disk now: a full disk would otherwise end the process when pixels are written."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (OSError, AttributeError) as error:
+        if not isinstance(error, AttributeError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        zeros = bytes(1 << 20)
+        for first in range(0, size, len(zeros)):
+            os.write(file, zeros[: size - first])
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, hashed: bool = False
 ) -> None:

@@ -84,6 +84,15 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
     return (value.pin_memory() if value.device.type == "cpu" else value).to(device, non_blocking=True)
 
 
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU, else in the memory of this machine."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return float(psutil.virtual_memory().available)
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 units: recent GPUs, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":

@@ -80,8 +80,6 @@ def coreset_set(
     space: str | None = "pixels" if features is None else "teacher features"
     if method == "random":  # which reads no feature, so no pixel is turned into a float
         space, features = None, torch.empty(len(data.train), 0)
-    elif features is None:
-        features = to_float(data.train.pixels).flatten(1)
     chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
     seconds = {"distill": time.perf_counter() - start}
     meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=space)
@@ -92,14 +90,18 @@ Size = int | Sequence[int]  # images of every class, or of each
 
 
 def choose_coreset(
-    method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int
+    method: str, split: Split, features: Tensor | None, classes: tuple[str, ...], ipc: Size, seed: int
 ) -> Split:
-    """``ipc`` images of every class of ``split`` by a coreset method on ``features`` (N,d); see ``positions``."""
+    """``ipc`` images of every class of ``split`` by a coreset method; see ``positions``."""
     return split.take(positions(method, split, features, classes, ipc, seed))
 
 
-def positions(method: str, split: Split, features: Tensor, classes: tuple[str, ...], ipc: Size, seed: int) -> Tensor:
+def positions(
+    method: str, split: Split, features: Tensor | None, classes: tuple[str, ...], ipc: Size, seed: int
+) -> Tensor:
     """Of the images chosen, class by class: ``ipc`` of every class, or as many of each as it lists.
+
+    The features (n,d) of one class are in memory at a time; without ``features`` (N,d) they are its pixels.
 
     Raises:
         ConfigError: unknown method, a class with fewer images than ``ipc``, or none wanted at all.
@@ -120,9 +122,10 @@ def positions(method: str, split: Split, features: Tensor, classes: tuple[str, .
         if not count:
             continue
         index = split.of_class(label)
-        different = len({row.tobytes() for row in features[index].numpy()}) if method == "kmeans" else count
+        compared = to_float(split.images[index]).flatten(1) if features is None else features[index]
+        different = len({row.tobytes() for row in compared.numpy()}) if method == "kmeans" else count
         few += [f"{classes[label]} ({different} for {count})"] * (different < count < len(index))
-        chosen = np.asarray(choose(features[index].double().numpy(), count, derive(seed, method, label)))
+        chosen = np.asarray(choose(compared.double().numpy(), count, derive(seed, method, label)))
         if len(set(chosen.tolist())) != count or chosen.ndim != 1:
             raise ConfigError(f"The method {method!r} chose {chosen}; expected {count} different positions.")
         picks.append(index[torch.from_numpy(chosen)])

@@ -19,13 +19,27 @@ from torch.utils.data import Dataset
 from gendistill.config import DataConfig
 from gendistill.data.arrays import class_names, label_indices, read_samples, square, to_stored
 from gendistill.data.items import some
-from gendistill.data.mapped import Images, MappedImages, as_bytes, image_hashes
+from gendistill.data.mapped import Images, MappedImages, as_bytes, image_hashes, on_device
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, DataError
 from gendistill.seeding import torch_rng
 
 OF_HASHES = "xxh3-"  # begins fingerprints that are made from the hashes of the images
 Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int] | Sequence[str]]  # images, labels
+
+
+class ClassIndex:
+    """The positions of each class among ``labels`` (N,), sorted once for all classes."""
+
+    def __init__(self, labels: Tensor) -> None:
+        there = labels.cpu()
+        self._order = class_sorted(there).to(labels.device)
+        self._first = list(accumulate(torch.bincount(there).tolist(), initial=0))
+
+    def of(self, label: int) -> Tensor:
+        """Positions of one class, ascending."""
+        first = self._first
+        return self._order[first[label] : first[label + 1]] if label + 1 < len(first) else self._order[:0]
 
 
 @dataclass(frozen=True)
@@ -56,17 +70,17 @@ class Split:
         images = self.images.take(index) if isinstance(self.images, MappedImages) else self.images[index]
         return Split(images, self.labels[index])
 
+    def to(self, device: torch.device) -> Split:
+        """With its labels on a device, and its images too, unless they lie in a file and do not fit there."""
+        return Split(on_device(self.images, device), self.labels.to(device))
+
     def of_class(self, label: int) -> Tensor:
         """Positions of one class, in storage order."""
-        order, first = self._by_class
-        return order[first[label] : first[label + 1]] if label + 1 < len(first) else order[:0]
+        return self._by_class.of(label)
 
     @cached_property
-    def _by_class(self) -> tuple[Tensor, list[int]]:
-        """Positions sorted by class, and where each class begins."""
-        labels = self.labels.cpu()
-        counts = torch.bincount(labels).tolist()
-        return class_sorted(labels).to(self.labels.device), list(accumulate(counts, initial=0))
+    def _by_class(self) -> ClassIndex:
+        return ClassIndex(self.labels)
 
     @cached_property
     def hashes(self) -> np.ndarray:

@@ -5,8 +5,10 @@ Legend: N images, C channels, H = W the side in pixels; M images in the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +17,14 @@ import xxhash
 from torch import Tensor
 
 from gendistill.data.pixels import central_share
+from gendistill.errors import StorageError
+from gendistill.io import cache_root, format_bytes, reserve
+from gendistill.runtime import free_memory, to_device
 
+CPU = torch.device("cpu")
 HASH = 16  # bytes of the hash of an image
 BLOCK = 2048  # images of a collection that are looked at together
+SHARE = 1 / 4  # of the free memory that a collection may take
 
 
 class MappedImages:
@@ -30,13 +37,15 @@ class MappedImages:
         base: All images of the file, uint8 (M,C,H,W).
         rows: Which of them these are, int64 (N,).
         hashes: Of all images of the file, uint8 (M,16).
+        limit: Bytes that these images, or what is computed of each of them, may take in the memory of a device; None is
+            a quarter of what is free there.
     """
 
     device: ClassVar[torch.device] = torch.device("cpu")
     dtype: ClassVar[torch.dtype] = torch.uint8
 
-    def __init__(self, base: Tensor, rows: Tensor, hashes: np.ndarray) -> None:
-        self.base, self.rows, self._hashes = base, rows, hashes
+    def __init__(self, base: Tensor, rows: Tensor, hashes: np.ndarray, limit: float | None = None) -> None:
+        self.base, self.rows, self._hashes, self.limit = base, rows, hashes, limit
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,15 +71,21 @@ class MappedImages:
 
     def take(self, index: Tensor) -> MappedImages:
         """Some of these, still in the file."""
-        return MappedImages(self.base, self.rows[index], self._hashes)
+        return MappedImages(self.base, self.rows[index], self._hashes, self.limit)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Batches of ``size`` in order, the last with what is left."""
-        return (self[first : first + size] for first in range(0, len(self), size))
+        """Batches of ``size`` in order, the last with what is left; each is read while the one before is in use."""
+        return load_batches(
+            self, (slice(first, first + size) for first in range(0, max(1, len(self)), size)), self.device
+        )
 
     def to(self, device: torch.device | str) -> Tensor:
-        """All of them on a device: they must fit there."""
-        return self[:].to(device)
+        """All of them on a device: they must fit there. ``on_device`` moves them only if they do."""
+        found, first = torch.empty(self.shape, dtype=self.dtype, device=device), 0
+        for part in self.split(BLOCK):
+            found[first : first + len(part)] = part
+            first += len(part)
+        return found
 
     def hashes(self) -> np.ndarray:
         """uint8 (N,16), as ``image_hashes`` gives them."""
@@ -78,6 +93,49 @@ class MappedImages:
 
 
 Images = Tensor | MappedImages
+
+
+def memory_for(images: Images, device: torch.device = CPU) -> float:
+    """Bytes that these images, or what is computed of each of them, may take in the memory of a device."""
+    limit = images.limit if isinstance(images, MappedImages) else None
+    return SHARE * free_memory(device) if limit is None else limit
+
+
+def on_device(images: Images, device: torch.device) -> Images:
+    """The images on a device; those of a file stay there on a CPU, and where they take more than ``memory_for``."""
+    if isinstance(images, Tensor):
+        return images.to(device)
+    return images if device.type == "cpu" or images.nbytes > memory_for(images, device) else images.to(device)
+
+
+def float_table(rows: int, shape: Sequence[int], most: float) -> Tensor:
+    """float32 (rows,*shape) in memory, or where that is more than ``most`` bytes in a file that nobody else sees.
+
+    Raises:
+        StorageError: the folder of caches cannot hold it.
+    """
+    size, folder = 4 * rows * prod(shape), cache_root()
+    if size <= most:
+        return torch.empty(rows, *shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            reserve(file.fileno(), size)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, *shape)))
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot hold the features of {rows} images, {format_bytes(size)} ({error}). Set GENDISTILL_CACHE "
+            "to a folder with room for them."
+        ) from error
+
+
+Index = Tensor | slice
+
+
+def read_batch(images: Images, index: Index, device: torch.device) -> Tensor:
+    """``images[index]`` on ``device``."""
+    there = index if isinstance(index, slice) else to_device(index, images.device)
+    return to_device(images[there], device)
 
 
 class CentralImages(MappedImages):
@@ -124,16 +182,16 @@ def map_batches(function: Callable[[Tensor], Tensor], images: Images, size: int 
     return torch.cat([function(part) for part in images.split(size)])
 
 
-def load_batches(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+def load_batches(images: Images, batches: Iterable[Index], device: torch.device) -> Iterator[Tensor]:
     """``images[index]`` on ``device`` for each index of ``batches``.
 
     Images that lie in a file are read by a thread of their own, one batch ahead, so that the device does not wait.
     """
     if not isinstance(images, MappedImages):
-        yield from (images[index.to(images.device)].to(device) for index in batches)
+        yield from (read_batch(images, index, device) for index in batches)
         return
 
-    def read(index: Tensor) -> Tensor:
+    def read(index: Index) -> Tensor:
         found = images[index]
         return found.pin_memory() if device.type == "cuda" else found
 
@@ -146,3 +204,23 @@ def load_batches(images: Images, batches: Iterable[Tensor], device: torch.device
             pending = following
         if pending is not None:
             yield pending.result().to(device, non_blocking=True)
+
+
+def read_steps(
+    images: Images, index_of: Callable[[int], Tensor], device: torch.device, stop: int = 2**62
+) -> Callable[[int], Tensor]:
+    """step -> ``images[index_of(step)]`` on ``device``; where steps below ``stop`` follow one another, of a file one
+    step ahead."""
+    if not isinstance(images, MappedImages):
+        return lambda step: read_batch(images, index_of(step), device)
+    stream: Iterator[Tensor] = iter(())
+    following = -1
+
+    def read(step: int) -> Tensor:
+        nonlocal stream, following
+        if step != following:
+            stream = load_batches(images, map(index_of, range(step, stop)), device)
+        following = step + 1
+        return next(stream)
+
+    return read

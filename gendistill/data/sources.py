@@ -21,6 +21,7 @@ from gendistill.config.data import unreadable
 from gendistill.data.class_names import rename_classes
 from gendistill.data.dataset import RealData, Split, hold_out
 from gendistill.data.items import Item, Source, some
+from gendistill.data.mapped import MappedImages
 from gendistill.data.reader import Reader
 from gendistill.data.store import Store, build_store, is_store, open_store
 from gendistill.data.store_cache import (
@@ -123,6 +124,9 @@ def _split(found: Decoded | Store, config: DataConfig) -> RealData:
     """The data of decoded images, with the splits that the source lacks held out from its training split."""
     source, splits, options = found.source, found.splits, _options(config)
     config = replace(config, licence=config.licence or source.licence)
+    for split in splits.values():
+        if isinstance(split.images, MappedImages) and config.in_memory_gib is not None:
+            split.images.limit = memory_limit(config)
     data = RealData.from_splits(
         config, source.classes, splits["train"], splits.get("test"), splits.get("validation"), problems=found.problems
     )

@@ -28,7 +28,7 @@ from gendistill.data.mapped import HASH, MappedImages, image_hashes
 from gendistill.data.reader import Block, Reader, show_blocks
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.hashing import hash_bytes
-from gendistill.io import partial_of, read_json, write_json
+from gendistill.io import partial_of, read_json, reserve, write_json
 from gendistill.progress import note
 
 FORMAT, RECORD, PIXELS, INDEX, JOURNAL = 1, "store.json", "images.u8", "index.npz", "blocks.jsonl"
@@ -241,24 +241,12 @@ def _pixels(partial: Path, identity: Mapping[str, Any]) -> np.memmap:
         size = int(np.prod(identity["shape"]))
         try:
             with (partial / PIXELS).open("wb") as file:
-                _reserve(file.fileno(), size)
+                reserve(file.fileno(), size)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         journal.write_text(head + "\n", encoding="utf-8")
     return np.memmap(partial / PIXELS, np.uint8, "r+", shape=tuple(identity["shape"]))
-
-
-def _reserve(file: int, size: int) -> None:
-    """Take the room on the disk now: a full disk would otherwise end the process when pixels are written."""
-    try:
-        os.posix_fallocate(file, 0, size)
-    except (OSError, AttributeError) as error:
-        if not isinstance(error, AttributeError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        zeros = bytes(1 << 20)
-        for first in range(0, size, len(zeros)):
-            os.write(file, zeros[: size - first])
 
 
 def _finished_blocks(

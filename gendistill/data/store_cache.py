@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gendistill.config import DataConfig, to_dict
 from gendistill.data.class_names import read_class_names
 from gendistill.data.files import walk
+from gendistill.data.mapped import SHARE
 from gendistill.data.reader import FEW
 from gendistill.data.store import JOURNAL, Store, is_store, open_store, read_record
 from gendistill.errors import ArtifactError
@@ -18,6 +21,7 @@ from gendistill.hashing import hash_json
 from gendistill.io import cache_root
 from gendistill.progress import note
 from gendistill.registry import SOURCES, resolve
+from gendistill.runtime import free_memory
 
 GIB = 1 << 30
 SLOW = 32 << 20  # bytes of files that take more than a moment to decode
@@ -105,11 +109,7 @@ def remove_older(made: Store) -> None:
 
 def memory_limit(config: DataConfig) -> float:
     """Bytes of decoded images that memory may hold."""
-    import psutil
-
-    if config.in_memory_gib is not None:
-        return config.in_memory_gib * GIB
-    return psutil.virtual_memory().available / 4
+    return SHARE * free_memory(torch.device("cpu")) if config.in_memory_gib is None else config.in_memory_gib * GIB
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     if empty:
         raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
     _check_statistics(run, data, network)
-    real = Split(data.train.images.to(device), data.train.labels.to(device))
+    real = data.train.to(device)
     factor = formation(config)
     if given:
         sets = [of_set(given, data, ipc, factor) for ipc in run.ipcs]

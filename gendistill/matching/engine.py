@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 from gendistill.data.dataset import Split
+from gendistill.data.mapped import read_steps
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import AugmentationDraw, Siamese
 from gendistill.errors import ArtifactError
@@ -180,10 +181,10 @@ class Matcher:
 
     def _real(self, picks: Sequence[Tensor], draws: list[AugmentationDraw | None]) -> StackedBatches:
         """The augmented real images of every class, each made when it is needed."""
-        images = self.real.images
+        read = read_steps(self.real.images, picks.__getitem__, self.real.labels.device, len(picks))
 
         def batch(label: int) -> Tensor:
-            return _seen(draws[label], to_float(images[runtime.to_device(picks[label], images.device)]))
+            return _seen(draws[label], to_float(read(label)))
 
         return StackedBatches([len(pick) for pick in picks], batch)
 
@@ -191,7 +192,7 @@ class Matcher:
         if self.augmentation is None:
             return None
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
-        return self.augmentation.draw(rng, 1, self.real.images.shape[-1]).to(self.real.images.device)
+        return self.augmentation.draw(rng, 1, self.real.images.shape[-1]).to(self.real.labels.device)
 
     def _views_of(self, place: int, draws: list[AugmentationDraw | None], inner: int) -> tuple[Tensor, list[Tensor]]:
         """A set's images as a leaf, and the augmented views of every class, differentiable in it."""

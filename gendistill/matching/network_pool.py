@@ -19,6 +19,7 @@ from gendistill import runtime
 from gendistill.config import NetworkTraining
 from gendistill.data.crops import batch_indices, cutmix
 from gendistill.data.dataset import Split
+from gendistill.data.mapped import load_batches, read_batch
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import Siamese
 from gendistill.matching.synthetic import SyntheticImages
@@ -83,9 +84,11 @@ class Training:
         self, network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, first: int, steps: int, seed: int
     ) -> None:
         """Steps ``first`` to ``first + steps`` - 1 of the walk through ``split`` that ``seed`` names."""
-        for step in range(first, first + steps):
-            index = runtime.to_device(batch_indices(len(split), self.batch_size, step, seed), split.labels.device)
-            self.step(network, optimizer, to_float(split.images[index]), split.labels[index], derive(seed, step))
+        device, walk = split.labels.device, range(first, first + steps)
+        batches = [batch_indices(len(split), self.batch_size, step, seed) for step in walk]
+        for step, index, images in zip(walk, batches, load_batches(split.images, batches, device), strict=True):
+            labels = split.labels[runtime.to_device(index, device)]
+            self.step(network, optimizer, to_float(images), labels, derive(seed, step))
 
 
 class Supply(Protocol):
@@ -222,11 +225,11 @@ class NetworkQueue:
         network = member.network.train()
         self.training.on_split(network, member.optimizer, self.real, 0, steps, seed)
         member.steps += steps
-        index = batch_indices(len(self.real), self.training.batch_size, steps, seed)
-        index = runtime.to_device(index, self.real.labels.device)
-        with torch.no_grad(), torch.autocast(index.device.type, torch.bfloat16, enabled=self.training.bf16):
-            guesses = network.eval()(to_float(self.real.images[index])).argmax(1)
-        member.accuracy = (guesses == self.real.labels[index]).float().mean()
+        index, device = batch_indices(len(self.real), self.training.batch_size, steps, seed), self.real.labels.device
+        images = to_float(read_batch(self.real.images, index, device))
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.training.bf16):
+            guesses = network.eval()(images).argmax(1)
+        member.accuracy = (guesses == self.real.labels[runtime.to_device(index, device)]).float().mean()
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"progress": torch.tensor([[m.steps, m.accuracy] for m in self._members], dtype=torch.float64)}

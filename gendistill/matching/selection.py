@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gendistill import runtime
 from gendistill.config import BarycenterWeights
 from gendistill.data.dataset import Split
+from gendistill.data.mapped import load_batches
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.seeding import derive, torch_rng
@@ -179,8 +180,8 @@ def embed(
     found, projection, parts = [], None, list(index.split(rows))
     if len(parts) > 1 and len(parts[-1]) == 1:  # of which batch norm could take no statistics
         parts[-2:] = [torch.cat(parts[-2:])]
-    for part in parts:
-        images = to_float(runtime.to_device(split.images[runtime.to_device(part, split.images.device)], device))
+    for part, batch in zip(parts, load_batches(split.images, parts, device), strict=True):
+        images = to_float(batch)
         if bf16 or compile:
             images = images.contiguous(memory_format=torch.channels_last)
         whole = compile and len(part) == rows  # every other size would be compiled anew

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gendistill import runtime
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.data.mapped import Images
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hashing import hash_json
@@ -41,7 +42,7 @@ class Backbone:
     preprocessing: Preprocessing
     device: torch.device
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Images) -> Tensor:
         """uint8 images (B,C,H,H) -> float32 (B,D), on the CPU."""
 
         def batch(x: Tensor) -> Tensor:
@@ -171,8 +172,8 @@ class FeatureExtractor:
     """
 
     space: str
-    embed: Callable[[Tensor], Tensor]
-    classify: Callable[[Tensor], Tensor]
+    embed: Callable[[Images], Tensor]
+    classify: Callable[[Images], Tensor]
     classifier: str | None = None
 
 
@@ -252,17 +253,17 @@ def _untrained(data: RealData) -> tuple[nn.Module, str]:
     return network, hash_json([spec, options, data.fingerprint(), *padded])
 
 
-def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def features_of(network: nn.Module) -> Callable[[Images], Tensor]:
     """uint8 (B,C,H,W) -> features (B,D), on the CPU."""
     features: Any = network.features
     return _batched("features", network, features)
 
 
-def _probabilities(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def _probabilities(network: nn.Module) -> Callable[[Images], Tensor]:
     return _batched("classes", network, lambda images: network(images).softmax(1))
 
 
-def _batched(label: str, network: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _batched(label: str, network: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[[Images], Tensor]:
     device, rows = runtime.device(), inference_rows(network, BATCH)
     return lambda images: infer(
         lambda x: function(to_float(runtime.to_device(x, device))).float().cpu(), images, batch_size=rows, label=label

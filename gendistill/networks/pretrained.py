@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from gendistill.config import Pretrained, require
+from gendistill.data.dataset import evenly_spaced_by_class
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.class_mapping import ClassMapping, Names, label_map_for
 from gendistill.generator.loading import licence_of
@@ -47,6 +48,7 @@ ROWS, ROWS_SIDE = 32, 224  # images in one forward pass without gradients, at th
 KEPT = ("input_size", "fixed_input_size", "pool_size")  # of timm's facts on a checkpoint: what decides its shapes
 UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls classes without a name
 FP32: dict[str, Any] = {"trust_remote_code": False, "dtype": torch.float32}  # how transformers builds every network
+HEAD_BYTES = 2**29  # of features that a last layer is fitted on
 FIX = "Get the file again, or give another --pretrained."
 
 
@@ -147,10 +149,14 @@ class PretrainedClassifier(WithFeatures):
     def fit_head(self, features: Tensor, labels: Tensor) -> None:
         """Set the last layer to the logistic regression of ``labels`` (n,) on ``features`` (n,D).
 
-        Features are standardised for it; the penalty is ||w||^2 / 2 beside the summed cross-entropy.
+        Features are standardised for it; the penalty is ||w||^2 / 2 beside the summed cross-entropy. Of more than
+        ``HEAD_BYTES`` of features it sees as many rows as that is, evenly spaced within each class.
         """
         from sklearn.linear_model import LogisticRegression
 
+        if features.nbytes > HEAD_BYTES:
+            seen = evenly_spaced_by_class(labels, int(labels.max()) + 1, HEAD_BYTES // features[0].nbytes)
+            features, labels = features[seen], labels[seen]
         mean, scale = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
         with warnings.catch_warnings(action="ignore"):  # after 1000 iterations it is good enough
             found = LogisticRegression(max_iter=1000).fit(((features - mean) / scale).numpy(), labels.numpy())

@@ -25,6 +25,7 @@ from gendistill.networks.training import Batches, inference_rows
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
 from gendistill.surrogate.manifest import add_step
+from gendistill.surrogate.multi_formation import decode
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels, packed, unpacked
 
@@ -131,7 +132,7 @@ def label_set(
     require_type("teacher", teacher, Teacher)
     config, start = require_type("config", config or LabelConfig(), LabelConfig), time.perf_counter()
     check_teacher_fits(surrogate, teacher, config)
-    images = surrogate.split.pixels
+    images = decode(surrogate.images, surrogate.factor)
     mode = config.mode
     steps = mode.steps if isinstance(mode, PerView) else 0
     batches = PerView() if isinstance(mode, PerImage) else mode
@@ -217,7 +218,7 @@ def soft_batches(surrogate: SurrogateSet, teacher: nn.Module | None = None) -> B
         raise ArtifactError("The surrogate set has no soft labels; make some with `gendistill label`.")
     if soft.mode == "online" and teacher is None:
         raise ArtifactError("The set's soft labels are made online; pass the teacher.")
-    images = surrogate.split.pixels
+    images = decode(surrogate.images, surrogate.factor)
     return lambda step: _soft_batch(images, soft, teacher, step)
 
 

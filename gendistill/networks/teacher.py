@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
@@ -145,20 +146,30 @@ class Teacher:
             ArtifactError: the folder is not a teacher's, is damaged, or its weights do not fit.
         """
         folder = Path(folder)
-        record = read_json(folder / FILE, kind="a teacher folder", format=FORMAT, schema=TeacherRecord, fix=FIX)
-        known, found = NetworkSpec.__annotations__.keys(), record["network"].keys()
-        if not {"name", "channels", "image_size", "classes"} <= found <= known:
-            raise ArtifactError(
-                f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {FIX}"
-            )
+        record = read_record(folder)
         weights, _ = read_tensors(folder / "model.safetensors", fix="Train the teacher again.")
         runtime.require_finite_weights(str(folder / "model.safetensors"), weights)
-        _check_spec(folder / FILE, cast(TeacherRecord, record), weights)
-        network = _with_weights(folder, cast(TeacherRecord, record), weights)
+        _check_spec(folder / FILE, record, weights)
+        network = _with_weights(folder, record, weights)
         meta = {k: v for k, v in record.items() if k not in ("format", "classes", "network")}
         statistics = ClassStatistics.load(folder / "statistics.safetensors")
         _check_statistics(folder / "statistics.safetensors", statistics, network, len(record["classes"]))
         return cls(network.eval(), statistics, tuple(record["classes"]), record["network"], cast(TeacherMeta, meta))
+
+
+def read_record(folder: Path) -> TeacherRecord:
+    """What ``teacher.json`` says of the teacher in ``folder``.
+
+    Raises:
+        ArtifactError: the folder is not a teacher's, or the file is damaged.
+    """
+    record = read_json(folder / FILE, kind="a teacher folder", format=FORMAT, schema=TeacherRecord, fix=FIX)
+    known, found = NetworkSpec.__annotations__.keys(), record["network"].keys()
+    if not {"name", "channels", "image_size", "classes"} <= found <= known:
+        raise ArtifactError(
+            f"{folder / FILE} is damaged: network has {', '.join(found)}; expected {', '.join(known)}. {FIX}"
+        )
+    return cast(TeacherRecord, record)
 
 
 LARGEST = 2**16  # side of an image in pixels: no JPEG is larger
@@ -328,7 +339,7 @@ def train_teacher(
 def _trained(
     student: nn.Module, data: RealData, config: TeacherConfig, seed: int, folder: WorkFolder | None
 ) -> nn.Module:
-    flop = training_flop(student, data.channels, data.image_size, config.steps * config.batch_size)
+    flop = partial(training_flop, student, data.channels, data.image_size, config.steps * config.batch_size)
     mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
     loop = train_classifier(
         student,
@@ -356,19 +367,19 @@ def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealDat
         ArtifactError: the teacher does not say what it was trained on, or those images have changed.
     """
     if config is None and folder is not None:
-        teacher, usual = Teacher.from_pretrained(folder), DataConfig()
-        if "data_config" not in teacher.meta and teacher.meta.get("data", {}).get("name") == usual.name:
+        record, usual = read_record(folder), DataConfig()
+        if "data_config" not in record and record.get("data", {}).get("name") == usual.name:
             data = read_data(usual)
-            if not trained_elsewhere(teacher, data):
+            if not _is_of_others(record, data):
                 return data, usual
-        return _own_data(teacher, str(folder)), _data_config(teacher, str(folder))
+        return _own_data(record, str(folder)), _data_config(record, str(folder))
     config = config or DataConfig()
     return read_data(config), config
 
 
-def _own_data(teacher: Teacher, what: str) -> RealData:
-    data = read_data(_data_config(teacher, what))
-    fingerprint = teacher.meta.get("data", {}).get("fingerprint")
+def _own_data(meta: TeacherMeta, what: str) -> RealData:
+    data = read_data(_data_config(meta, what))
+    fingerprint = meta.get("data", {}).get("fingerprint")
     if fingerprint is None or not data.is_of(fingerprint):
         raise ArtifactError(
             f"The images at {data.name} changed since {what} was trained on them; run `gendistill teacher` again."
@@ -376,19 +387,19 @@ def _own_data(teacher: Teacher, what: str) -> RealData:
     return data
 
 
-def _data_config(teacher: Teacher, what: str) -> DataConfig:
-    """The options that read the images of the teacher again.
+def _data_config(meta: TeacherMeta, what: str) -> DataConfig:
+    """The options that read the images of a teacher again.
 
     Raises:
         ArtifactError: it has none, or they cannot be.
     """
-    if "data_config" not in teacher.meta:
+    if "data_config" not in meta:
         raise ArtifactError(
             f"{what} does not say how to read the images it was trained on. Give --data, or a teacher that `gendistill "
             "teacher` made."
         )
     try:
-        return unflatten(DataConfig, teacher.meta["data_config"])
+        return unflatten(DataConfig, meta["data_config"])
     except ConfigError as error:
         raise ArtifactError(f"{what} has a data_config in its {FILE} that cannot be: {error} {MADE_AGAIN}") from error
 
@@ -401,7 +412,11 @@ def time_of(teachers: Sequence[Teacher]) -> dict[str, float]:
 
 def trained_elsewhere(teacher: Teacher, data: RealData) -> bool:
     """Whether it is known to be trained on other images or splits."""
-    own = teacher.meta.get("data", {}).get("fingerprint")
+    return _is_of_others(teacher.meta, data)
+
+
+def _is_of_others(meta: TeacherMeta, data: RealData) -> bool:
+    own = meta.get("data", {}).get("fingerprint")
     return own is not None and not data.is_of(own)
 
 
@@ -426,7 +441,7 @@ def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
         return
     advice = "Give the --data options it was made with, or a teacher that was trained without these test images."
     try:
-        seen = _own_data(teacher, what).train.hash_set
+        seen = _own_data(teacher.meta, what).train.hash_set
     except GendistillError as error:
         raise ArtifactError(
             f"{what} was trained on other images or splits than these, and whether test images are among them is "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import chain
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from gendistill.config.evaluate import Decayed
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
+from gendistill.data.mapped import Images, float_table, memory_for, read_steps
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.factories import batch_norm_layers
@@ -57,16 +59,20 @@ def augmented_batches(
     targets: Tensor | None = None,
     whole_epochs: bool = False,
 ) -> Batches:
-    """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its images.
+    """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its labels.
 
     Batches cross the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller batch of what is left.
     """
-    images, wanted = split.images, split.labels if targets is None else targets
-    wanted, indices = wanted.to(images.device), epoch_indices if whole_epochs else batch_indices
+    device, indices = split.labels.device, epoch_indices if whole_epochs else batch_indices
+    wanted = (split.labels if targets is None else targets).to(device)
+
+    def index_of(step: int) -> Tensor:
+        return indices(len(split), batch_size, step, seed)
+
+    read = read_steps(split.images, index_of, device)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        index = runtime.to_device(indices(len(split), batch_size, step, seed), images.device)
-        return augmentation.batch(to_float(images[index]), wanted[index], seed, step)
+        return augmentation.batch(to_float(read(step)), wanted[runtime.to_device(index_of(step), device)], seed, step)
 
     return batch
 
@@ -117,8 +123,8 @@ def train_classifier(
     network = network.to(device).to(memory_format=_layout(bf16, compile)).train()
     loss_of = runtime.compiled(classification_loss) if compile else classification_loss
     if batches is None:
-        there = Split(split.images.to(device), split.labels.to(device))
-        batches = augmented_batches(there, Augmentation(shift=shift, flip=flip), batch_size=batch_size, seed=seed)
+        augmentation = Augmentation(shift=shift, flip=flip)
+        batches = augmented_batches(split.to(device), augmentation, batch_size=batch_size, seed=seed)
     groups = _groups(network, weight_decay, weight_decay_on)
     descent, rate = _optimizer(groups, optimizer, learning_rate, momentum), rate or warm_cosine(steps)
     highest = torch.zeros((), device=device)
@@ -189,21 +195,36 @@ Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 
 
 @torch.no_grad()
-def infer(function: Callable[..., Output], *inputs: Tensor, batch_size: int, label: str | None = None) -> Output:
+def infer(function: Callable[..., Output], *inputs: Images, batch_size: int, label: str | None = None) -> Output:
     """``function`` of ``inputs`` (N,...) batch by batch, without gradients, joined on the CPU.
+
+    What would take more memory than the images may, such as the features of a million images, is kept in a file.
 
     Args:
         function: Maps a batch of every input to a tensor (B,...), or to two.
-        inputs: Tensors of one length.
+        inputs: Tensors of one length, or images of a file.
         batch_size: Rows of a batch; the last one may have fewer.
         label: Draws a progress bar of this name.
     """
-    batches = list(zip(*(one.split(batch_size) for one in inputs), strict=True))
-    found = [function(*batch) for batch in (track(batches, label, len(batches)) if label else batches)]
-    if isinstance(found[0], Tensor):
-        return torch.cat(found).cpu()
-    first, second = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return first, second
+    batches = zip(*(one.split(batch_size) for one in inputs), strict=True)
+    count, rows = max(1, -(-len(inputs[0]) // batch_size)), len(inputs[0])
+    parts = (function(*batch) for batch in (track(batches, label, count) if label else batches))
+    first = next(parts)
+    if isinstance(first, Tensor):
+        return _joined(first, cast(Iterator[Tensor], parts), rows, memory_for(inputs[0]))
+    one, other = (torch.cat(some).cpu() for some in zip(first, *parts, strict=True))
+    return one, other
+
+
+def _joined(first: Tensor, others: Iterator[Tensor], rows: int, most: float) -> Tensor:
+    """All parts on the CPU, ``rows`` in all; in a file where they take more than ``most`` bytes."""
+    if first.dtype != torch.float32 or 4 * rows * math.prod(first.shape[1:]) <= most:
+        return torch.cat([first, *others]).cpu()
+    found, start = float_table(rows, first.shape[1:], most), 0
+    for part in chain([first], others):
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
 
 
 def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
@@ -216,7 +237,7 @@ def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: 
         call = fast if len(images) == rows else predict_batch  # the last, smaller batch would be compiled for itself
         return call(network, to_float(runtime.to_device(images, device)).contiguous(memory_format=layout), bf16)
 
-    return infer(batch, split.pixels, batch_size=rows)
+    return infer(batch, split.images, batch_size=rows)
 
 
 def predict_batch(network: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.networks.pretrained import hash_source
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import read_record, train_teacher
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 
@@ -44,7 +44,7 @@ def main(command: TeacherCommand) -> Outcome:
     with output(command, command.data.folder, source):
         data = read_data(command.data)
         run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)
-    found = Teacher.from_pretrained(command.output_dir).meta["accuracy"]
+    found = read_record(command.output_dir)["accuracy"]
     scores = ", ".join(f"{share:.1%} of the {split} images" for split, share in found.items())
     text = f"{command.output_dir}  a teacher: it recognises {scores}."
     return Outcome(text, {"output_dir": str(command.output_dir), "accuracy": found})

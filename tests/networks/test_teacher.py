@@ -22,9 +22,10 @@ from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, DivergenceError, GendistillError
 from gendistill.hashing import hash_tensors
 from gendistill.io import read_tensors, write_tensors
+from gendistill.networks import teacher as networks_teacher
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
-from gendistill.networks.teacher import Teacher, check_teacher, train_teacher
+from gendistill.networks.teacher import FILE, Teacher, check_teacher, real_images, train_teacher
 from gendistill.refine.feature_space import ground_space
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
@@ -62,6 +63,24 @@ def teacher(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the first 40 built-in digits a class, from which the test split is carved."""
     return trained(tmp_path_factory.mktemp("built-in") / "teacher", *FEW)
+
+
+def test_the_images_of_a_teacher_are_found_by_its_record_alone(built_in: Path, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes((built_in / FILE).read_bytes())
+    (data, config), (expected, same) = (real_images(None, place) for place in (tmp_path, built_in))
+    assert (data.fingerprint(), config) == (expected.fingerprint(), same)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(ArtifactError, match="teacher folder"):
+        real_images(None, tmp_path)
+
+
+def test_flop_are_counted_only_where_they_decide(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> float:
+        raise AssertionError("counted")
+
+    monkeypatch.setattr(networks_teacher, "training_flop", never)
+    for choices in ({"compile": False}, {"mixed_precision": "no"}):
+        train_teacher(digits, TeacherConfig(steps=1, width=4, depth=1, **choices))
 
 
 def test_statistics_of_other_images_are_collected_once_and_kept(
