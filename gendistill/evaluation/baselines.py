@@ -14,7 +14,6 @@ from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.dataset import RealData, Split, evenly_spaced
 from gendistill.data.mapped import BLOCK
-from gendistill.data.pixels import to_float
 from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.inputs import Counts
@@ -100,8 +99,7 @@ class Baselines:
         key = f"picks {method} {size} {self.seed} {space}"
         found = self._cache.recall(key)
         if found is None:
-            compared = to_float(data.train.pixels).flatten(1) if features is None else features
-            index = positions(method, data.train, compared, data.classes, wanted, self.seed)
+            index = positions(method, data.train, features, data.classes, wanted, self.seed)
             found = {"index": index.tolist()}
             self._cache.keep(key, found)
         return data.train.take(torch.tensor(found["index"]))
