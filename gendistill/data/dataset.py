@@ -430,8 +430,7 @@ def hold_out(
         DataError: a class has fewer than two images.
     """
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    sorted_positions = class_sorted(labels).split(torch.bincount(labels, minlength=len(classes)).tolist())
-    for label, (name, index) in enumerate(zip(classes, sorted_positions, strict=True)):
+    for label, (name, index) in enumerate(zip(classes, positions_by_class(labels, len(classes)), strict=True)):
         if len(index) < 2:
             raise DataError(
                 f"Class {name!r} has {len(index)} usable image(s), too few to hold out a {purpose} split; expected at "
@@ -441,6 +440,11 @@ def hold_out(
         count = min(max(1, round(fraction * len(index))), len(index) - 1)
         mask[index[order[:count]]] = True
     return torch.nonzero(~mask).flatten(), torch.nonzero(mask).flatten()
+
+
+def positions_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """Of each class, ascending, among ``labels`` (N,), which are below ``classes``; sorted once for all of them."""
+    return class_sorted(labels).split(torch.bincount(labels, minlength=classes).tolist())
 
 
 def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:
@@ -502,6 +506,6 @@ def evenly_spaced_by_class(labels: Tensor, classes: int, most: int) -> Tensor:
     Where there are more classes than ``most``, one of each of so many classes.
     """
     each = max(1, most // classes)
-    by_class = class_sorted(labels).split(torch.bincount(labels, minlength=classes).tolist())
+    by_class = positions_by_class(labels, classes)
     found = [by_class[c] for c in evenly_spaced(classes, most)]
     return torch.cat([index[evenly_spaced(len(index), each)] for index in found]).sort().values

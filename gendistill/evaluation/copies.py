@@ -259,6 +259,8 @@ class Search:
 
 def search(searches: Sequence[Search], others: Points | Sequence[Tensor]) -> None:
     """Compare the points of all ``searches`` with blocks of others."""
+    if not searches:
+        return
     first = 0
     blocks = -(-len(others) // BLOCK) if isinstance(others, Points) else len(others)
     for block in track(others, "closest real images", blocks):

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import Split
+from gendistill.data.dataset import Split, positions_by_class
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.generator.generator import Generator
@@ -141,7 +141,7 @@ class BatchSource:
         check_label_dropout(generator, label_dropout)
         self.generator, self.latents, self.label_dropout, self.flip = generator, latents, label_dropout, flip
         self.seed, self.phase = seed, phase
-        self.positions = [torch.nonzero(latents.labels == c).flatten() for c in range(len(generator.classes))]
+        self.positions = positions_by_class(latents.labels, len(generator.classes))
 
     def draw(self, step: int, batch_size: int, part: slice) -> BatchDraw:
         """The images ``part`` of global batch ``step``; every class has batch_size / K images, rounded up or down."""

@@ -12,8 +12,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
+from math import prod
 from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypedDict, cast
 
 import torch
@@ -27,13 +29,14 @@ from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_tensors
-from gendistill.io import partial_of, read_json, write_json, write_tensors
+from gendistill.io import cache_root, partial_of, read_json, write_json, write_tensors
 from gendistill.progress import track
 from gendistill.runtime import processes, to_device
 
 FILE, FORMAT, LOCK = "latents.json", 1, ".lock"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
 SHARD_SIZE = 2048
+IN_MEMORY, MOMENTS = 1 << 30, 2  # bytes of latents without a folder; mean and std, at most
 FIX = "Delete the folder to encode the images again, or give another finetune.latent_cache."
 
 
@@ -126,7 +129,8 @@ def write_cache(
     Shards of this key that are in ``folder`` already are kept, so an interrupted encoding continues.
 
     Args:
-        folder: Where the latents are kept; None keeps them in memory only.
+        folder: Where the latents are kept; None keeps them in memory, or where they take more than ``IN_MEMORY`` in
+            unnamed files.
         key: ``cache_key`` of the same codec and split; its ``flip`` decides whether mirror images are encoded too.
         batch_size: Images encoded at once; it changes the latents by rounding only.
         shard_size: Images per file, in a new folder.
@@ -136,7 +140,10 @@ def write_cache(
             or the autoencoder gives no finite latents.
         StorageError: the disk is full; finished shards are kept.
     """
-    codec.latent_shape(int(split.images.shape[-1]))
+    shape = codec.latent_shape(int(split.images.shape[-1]))
+    if folder is None and 4 * MOMENTS * (1 + key["flip"]) * len(split) * prod(shape) > IN_MEMORY:
+        with _temporary_folder() as place:
+            return write_cache(codec, split, place, key=key, batch_size=batch_size, shard_size=shard_size)
     if folder is None:
         spans = _spans(len(split), shard_size)
         return _assemble([shard for _, shard in _encode(codec, split, spans, key["flip"], batch_size)])
@@ -152,6 +159,21 @@ def write_cache(
             record["shards"][path.name] = _hash(path)
             _write_record(folder, record)
     return read_cache(folder, key)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder beside the caches that is gone afterwards; what is mapped from it stays mapped."""
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place = TemporaryDirectory(dir=root, prefix="latents-")
+    except OSError as error:
+        raise StorageError(
+            f"{root} cannot hold the latents of the real images ({error}). Set GENDISTILL_CACHE to a folder that can."
+        ) from error
+    with place:
+        yield Path(place.name)
 
 
 def read_cache(folder: Path, key: CacheKey) -> CachedLatents:

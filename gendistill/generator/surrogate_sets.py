@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gendistill import runtime
 from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, positions_by_class
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.batch_source import RealLatents
 from gendistill.generator.generator import Generator
@@ -227,9 +227,8 @@ def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: i
     Raises:
         ConfigError: a class has fewer images than modes.
     """
-    labels, found = latents.labels, []
-    for number, name in enumerate(classes):
-        index = torch.nonzero(labels == number).flatten()
+    found = []
+    for name, index in zip(classes, positions_by_class(latents.labels, len(classes)), strict=True):
         if len(index) < modes:
             raise ConfigError(
                 f"sample.modes is {modes}, but class {name!r} has {len(index)} real image(s); expected at most that."

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gendistill.data.dataset import Split, evenly_spaced
+from gendistill.data.mapped import Images
 from gendistill.data.pixels import to_pil
 from gendistill.report.formatting import CELL, LARGE_SIDE, PALETTE, PHOTO, SIDE
 from gendistill.surrogate.set import SurrogateSet
@@ -117,7 +118,7 @@ def contact_sheet(
     What does not fit ``most_pixels`` is left out, images before classes, and the sheet says so. Columns end before
     ``widest``.
     """
-    side, row = enlarged_side(split.pixels, SHEET_SIDE)
+    side, row = enlarged_side(split.images, SHEET_SIDE)
     font = ImageFont.load_default(13)
     counts = split.counts(len(classes))
     picked, shown = fit(counts, row, most_pixels)
@@ -172,7 +173,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     return text[:kept].rstrip(" ,") + "..."
 
 
-def enlarged_side(images: Tensor, side: int) -> tuple[int, int]:
+def enlarged_side(images: Images, side: int) -> tuple[int, int]:
     """(side of an image on the sheet, by a whole factor; from one image to the next)."""
     size = int(images.shape[-1])
     drawn = size * max(1, side // size)

@@ -121,27 +121,46 @@ class Closest:
     pairs: list[Pair]
 
 
-def closest_of_run(sets: dict[int, dict[str, SurrogateSet]], reference: CopyCheck, run: str = "") -> Closest | None:
-    """Of the run's product, the last of its sets, at its largest IPC; ``run`` names it among others."""
+@dataclass(frozen=True)
+class CheckedSet:
+    """A set whose copies the page shows, with its label, its IPC and, where there are several, the name of its run."""
+
+    label: str
+    made: SurrogateSet
+    ipc: int
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        stage = NAMES.get(self.made.meta.get("stage") or "") or f"set {self.label}"
+        return f"the {stage}{f' of {self.run}' if self.run else ''} at IPC {self.ipc}"
+
+
+def product_of_run(sets: dict[int, dict[str, SurrogateSet]], run: str = "") -> list[CheckedSet]:
+    """The run's product, the last of its sets, at its largest IPC; ``run`` names it among others."""
     if not sets:
-        return None
+        return []
     ipc = max(sets)
     label, made = list(sets[ipc].items())[-1]
-    return _checked(label, made, ipc, reference, run)
+    return [CheckedSet(label, made, ipc, run)]
 
 
-def closest_of_evaluation(
-    sets: dict[int, dict[str, SurrogateSet]], reference: CopyCheck, run: str = "", most: int | None = None
-) -> list[Closest]:
-    """Of every set that was evaluated, the smallest IPC first, ``most`` of them at most."""
-    shown = [(label, made, ipc) for ipc in sorted(sets) for label, made in sets[ipc].items() if label != RANDOM_LABEL]
-    return [_checked(label, made, ipc, reference, run) for label, made, ipc in shown[:most]]
+def sets_of_evaluation(
+    sets: dict[int, dict[str, SurrogateSet]], run: str = "", most: int | None = None
+) -> list[CheckedSet]:
+    """Every set that was evaluated, the smallest IPC first, ``most`` of them at most."""
+    return [
+        CheckedSet(label, made, ipc, run)
+        for ipc in sorted(sets)
+        for label, made in sets[ipc].items()
+        if label != RANDOM_LABEL
+    ][:most]
 
 
-def _checked(label: str, made: SurrogateSet, ipc: int, reference: CopyCheck, run: str) -> Closest:
-    name = f"{NAMES.get(made.meta.get('stage') or '') or f'set {label}'}{f' of {run}' if run else ''} at IPC {ipc}"
-    split = made.split
-    return closest(f"the {name}", reference.check(split.pixels), split, reference.data)
+def closest_of(sets: Sequence[CheckedSet], reference: CopyCheck) -> list[Closest]:
+    """The check of each of the sets, for which the real images are read once."""
+    checks = reference.check_all(one.made.split.pixels for one in sets)
+    return [closest(one.name, copies, one.made.split, reference.data) for one, copies in zip(sets, checks, strict=True)]
 
 
 def closest(name: str, copies: Copies, made: Split, data: RealData) -> Closest:
@@ -197,7 +216,7 @@ PAIRS_ACROSS = 4
 def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealData) -> Image.Image:
     """The closest pairs of (name, matches, decoded images) of one set after the other: its image left, the real one
     right, and below how far apart they are."""
-    side, row = enlarged_side(data.train.pixels, PAIR_SIDE)
+    side, row = enlarged_side(data.train.images, PAIR_SIDE)
     font = ImageFont.load_default(13)
     width, height = max(2 * row, NAME) + MARGIN, row + 2 * LINE + 12
     heights = [2 * LINE + height * -(-len(matches) // PAIRS_ACROSS) for _, matches, _ in parts]
@@ -221,11 +240,10 @@ def pair_sheet(parts: Sequence[tuple[str, Sequence[Match], Split]], data: RealDa
 def record_evidence(folders: Sequence[Path], summary: Mapping[str, Any], data: RealData) -> None:
     """Write evidence.json and the card of sets that ``summary`` has rows of."""
     reference = CopyCheck.of(data, most=MOST_MEASURED)
-    for folder in track(folders, "cards", len(folders)):
+    checks = reference.check_all(SurrogateSet.load(folder).split.pixels for folder in folders)
+    for folder, copies in track(zip(folders, checks, strict=True), "cards", len(folders)):
         made = SurrogateSet.load(folder)
-        views = made.split
-        copies = reference.check(views.pixels)
-        pair_sheet([(folder.name, copies.closest(MOST_PAIRS), views)], data).save(folder / PAIRS)
+        pair_sheet([(folder.name, copies.closest(MOST_PAIRS), made.split)], data).save(folder / PAIRS)
         evaluation = evaluation_of(StoredSet.open(folder), summary, made.content_hash())
         found = cast(CopyEvidence, {**copies.summary(), "pairs": True})
         add_evidence(folder, evaluation=evaluation, copies=found)

@@ -35,7 +35,14 @@ from gendistill.report.charts import (
 )
 from gendistill.report.formatting import RANDOM_LABEL, comparison, percent, render_template
 from gendistill.report.images import gallery
-from gendistill.report.nearest import MOST_MEASURED, Closest, closest_of_evaluation, closest_of_run
+from gendistill.report.nearest import (
+    MOST_MEASURED,
+    CheckedSet,
+    Closest,
+    closest_of,
+    product_of_run,
+    sets_of_evaluation,
+)
 from gendistill.report.results import (
     ReportRow,
     condition,
@@ -200,14 +207,11 @@ def closest_pairs(facts: ReportFacts) -> list[Closest]:
     several, embed = len(facts.runs) > 1, facts.features.embed if facts.features else None
     space = facts.features.space if facts.features else PIXELS
     reference = CopyCheck.of(facts.data, features=embed, most=MOST_MEASURED, space=space)
-    found: list[Closest | None] = []
+    found: list[CheckedSet] = []
     for run in facts.runs:
         name = run.name if several else ""
-        if run.is_run:
-            found.append(closest_of_run(run.sets, reference, name))
-        else:
-            found += closest_of_evaluation(run.sets, reference, name, MOST_CHECKED)
-    return [closest for closest in found if closest]
+        found += product_of_run(run.sets, name) if run.is_run else sets_of_evaluation(run.sets, name, MOST_CHECKED)
+    return closest_of(found, reference)
 
 
 def _unchecked(facts: ReportFacts) -> int:

@@ -137,7 +137,7 @@ def _compare(
     """(the copy check of every set of decoded images, all of them among the real images)."""
     embed = features_of(teacher.network.to(runtime.device()).eval()) if teacher else None
     reference = CopyCheck.of(data, features=embed)
-    checks = {name: reference.check(split.pixels) for name, split in splits.items()}
+    checks = dict(zip(splits, reference.check_all(split.pixels for split in splits.values()), strict=True))
     space = FEATURES if teacher else PIXELS
     return checks, project_sets(data, splits, embed or pixels, space=space, method=method, seed=seed)
 

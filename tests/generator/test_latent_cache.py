@@ -20,6 +20,7 @@ from gendistill import progress
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, StorageError
+from gendistill.generator import latent_cache
 from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, LatentCodec, Moments, PixelCodec
 from gendistill.generator.latent_cache import cache_key, read_cache, real_latents, write_cache
@@ -375,3 +376,22 @@ def test_two_processes_do_not_write_at_once(split: Split, tmp_path: Path) -> Non
         with pytest.raises(ArtifactError, match="Another process is encoding"):
             encode(split, tmp_path)
     encode(split, tmp_path)
+
+
+def test_latents_that_take_much_memory_lie_in_files_that_have_no_name(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, usual = LatentCodec(kl(), 1), encode(split, None)
+    shape = codec.latent_shape(int(split.images.shape[-1]))
+    size = 4 * 2 * 2 * COUNT * shape[0] * shape[1] * shape[2]
+    monkeypatch.setenv("GENDISTILL_CACHE", str(tmp_path))
+    for limit, folders in ((size, 0), (size - 1, 1)):
+        monkeypatch.setattr(latent_cache, "IN_MEMORY", limit)
+        made: list[str] = []
+        watched = Watched(kl(), 1)
+        watched.before = lambda count: made.extend(path.name for path in tmp_path.iterdir())  # noqa: B023
+        found = encode(split, None, watched)
+        assert len(set(made)) == folders
+        assert list(tmp_path.iterdir()) == []
+        for ours, theirs in zip(draws(found), draws(usual), strict=True):
+            assert torch.equal(ours, theirs)

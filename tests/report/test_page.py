@@ -20,7 +20,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import ASIDE, chart, ticks
 from gendistill.report.formatting import CELL
 from gendistill.report.images import gallery
-from gendistill.report.nearest import closest_of_run
+from gendistill.report.nearest import closest_of, product_of_run
 from gendistill.report.page import write_evaluation_page, write_report
 from gendistill.report.results import EvaluatedRun, merge_rows, order_rows
 from gendistill.report.sets import load_sets
@@ -88,12 +88,12 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
     page = text_of(make_run(tmp_path / "run", data, copies=True), data)
     assert "4 of the 4 images of the refined set at IPC 2 are copies of training images, to the last pixel." in page
     assert "test split are too high" not in page
-    found = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined", copies=True)}}, CopyCheck.of(data))
-    assert found is not None
+    (found,) = closest_of(
+        product_of_run({2: {"+ refinement": make_set(data, 2, "refined", copies=True)}}), CopyCheck.of(data)
+    )
     assert (found.median, found.measured) == (0.0, 4)
     assert [pair.distance for pair in found.pairs] == ["a copy"] * 4
-    clean = closest_of_run({2: {"+ refinement": make_set(data, 2, "refined")}}, CopyCheck.of(data))
-    assert clean is not None
+    (clean,) = closest_of(product_of_run({2: {"+ refinement": make_set(data, 2, "refined")}}), CopyCheck.of(data))
     assert clean.copied.startswith("None of the 4 images")
     assert all(pair.distance.endswith(" apart") for pair in clean.pairs)
 
@@ -101,8 +101,7 @@ def test_copies_of_training_images_are_counted_and_shown(tmp_path: Path, data: R
 def test_copies_of_test_and_validation_images_are_named(data: RealData) -> None:
     made = make_set(data, 2, "refined")
     images = torch.cat([data.test.images[:1], data.validation.images[1:2], made.images[2:]])
-    found = closest_of_run({2: {"+ refinement": replace(made, images=images)}}, CopyCheck.of(data))
-    assert found is not None
+    (found,) = closest_of(product_of_run({2: {"+ refinement": replace(made, images=images)}}), CopyCheck.of(data))
     assert "1 is a copy of a test image, which the set must not have seen: accuracies on this" in found.copied
     assert "1 is a copy of a validation image" in found.copied
     assert [pair.distance for pair in found.pairs[:2]] == ["a copy of a test image", "a copy of a validation image"]

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
+from gendistill.networks.teacher import Teacher
 from gendistill.report.images import GAP, MARGIN, NAME, contact_sheet, fit, name_on_sheet, shorten
 from gendistill.report.sets import set_names
 from gendistill.report.show import facts_of, numbers, show
 from gendistill.surrogate.set import SurrogateSet
+from tests.data.mapped import MOST, noise, stored
 from tests.helpers import files, gendistill
 
 SMALL = ("--data.max_per_class", 12)
@@ -313,3 +316,19 @@ def test_uneven_sets_and_hostile_names_are_shown(tmp_path: Path) -> None:
     assert numbers(uneven, None)["counts"] == {"<b>../../x</b>": 3, "пусто": 0, "z" * 300: 1}
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width < 1000
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_a_collection_in_a_file_is_shown_as_one_in_memory(made: Path, tmp_path: Path, with_teacher: bool) -> None:
+    small = load_data(max_per_class=12)
+    teacher = Teacher.from_pretrained(made / "teacher") if with_teacher else None
+    sets = {name: SurrogateSet.load(made / name / "ipc-2") for name in ("random", "kmeans")}
+    for name, data in (("memory", small), ("file", stored(small))):
+        show(sets, tmp_path / name, data=data, teacher=teacher)
+    ours, theirs = ({file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in ("memory", "file"))
+    assert ours == theirs
+
+
+def test_no_step_of_a_report_reads_all_images_together(tmp_path: Path) -> None:
+    data = stored(noise(3 * MOST))
+    show(distill(data, "random", 1), tmp_path, data=data)

@@ -1,0 +1,162 @@
+"""Processor seconds and memory of stages on collections of 1 000 classes that lie in a file.
+
+    python tests/benchmarks/large_collections.py [--images 20000 80000 320000] [--stages evaluate describe ...]
+
+Each stage runs in a process of its own. Memory is the peak of RssAnon, what the process itself holds; the pages of the
+file, which the system takes back when it needs room, are not among it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gendistill.config import EvaluateConfig, RefineConfig
+from gendistill.data.dataset import RealData, Split
+from gendistill.data.mapped import MappedImages, image_hashes
+from gendistill.distillers import distill
+from gendistill.evaluation.evaluate import describe, evaluate
+from gendistill.generator.batch_source import PixelLatents
+from gendistill.generator.surrogate_sets import prototypes
+from gendistill.networks.factories import build_network
+from gendistill.networks.feature_extractors import FeatureExtractor, features_of
+from gendistill.networks.statistics import collect_statistics
+from gendistill.networks.teacher import Teacher
+from gendistill.refine.refiner import refine_set
+from gendistill.report.show import show
+from gendistill.surrogate.set import SurrogateSet
+
+CLASSES, SIDE, PART = 1000, 32, 10_000
+
+
+def write(path: Path, count: int) -> np.ndarray:
+    """A file of random images, sorted by class; returns their hashes."""
+    rng, hashes = np.random.default_rng(0), []
+    with path.open("wb") as file:
+        for first in range(0, count, PART):
+            part = rng.integers(0, 256, (min(PART, count - first), 3, SIDE, SIDE), dtype=np.uint8)
+            file.write(part)
+            hashes.append(image_hashes(torch.from_numpy(part)))
+    return np.concatenate(hashes)
+
+
+def collection(folder: Path, count: int) -> RealData:
+    """Of ``count`` images 8/10 are for training, 1/10 each for validation and test."""
+    path, kept = folder / f"{count}.u8", folder / f"{count}.npy"
+    if not path.is_file():
+        np.save(kept, write(path, count))
+    shape = (count, 3, SIDE, SIDE)
+    base = torch.from_file(str(path), shared=False, size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
+    labels, hashes = torch.arange(count) * CLASSES // count, np.load(kept)
+    place = torch.arange(count) % 10
+
+    def split(chosen: torch.Tensor) -> Split:
+        rows = torch.nonzero(chosen).flatten()
+        return Split(MappedImages(base, rows, hashes), labels[rows])
+
+    names = tuple(f"class {c}" for c in range(CLASSES))
+    return RealData(f"{count} images", names, split(place < 8), split(place == 8), split(place == 9))
+
+
+def network(data: RealData) -> torch.nn.Module:
+    return build_network("convnet_bn", channels=3, image_size=SIDE, classes=CLASSES, width=8).eval()
+
+
+def run_evaluate(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    options = EvaluateConfig(runs=3, steps=20, width=8, baselines=("random", "kmeans", "full"), describe=False)
+    evaluate(data, made, EvaluateConfig(**{**vars(options), "baseline_cache": None}))
+
+
+def run_describe(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    net = network(data)
+    features = features_of(net)
+    describe(data, {"set": made}, FeatureExtractor("tiny", features, lambda x: net.classify(features(x)).softmax(1)))
+
+
+def run_show(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    show({"set": made}, folder / "shown", data=data)
+
+
+def run_refine(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    net = network(data)
+    spec = {"name": "convnet_bn", "channels": 3, "image_size": SIDE, "classes": CLASSES, "width": 8, "depth": None}
+    teacher = Teacher(net, collect_statistics(net, data.train, CLASSES), data.classes, spec, {"data": data.describe()})
+    refine_set(distill(data, "random", 2), teacher, data, 1, RefineConfig(steps=2))
+
+
+def run_modes(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    prototypes(PixelLatents(data.train), data.classes, 2, 0)
+
+
+STAGES: dict[str, Callable[[RealData, SurrogateSet, Path], None]] = {
+    "evaluate": run_evaluate,
+    "describe": run_describe,
+    "show": run_show,
+    "refine": run_refine,
+    "modes": run_modes,
+}
+
+
+def own_memory() -> int:
+    """RssAnon in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+
+
+def measure(stage: str, count: int, folder: Path) -> dict[str, float]:
+    data = collection(folder, count)
+    made, peak, done = distill(data, "random", 1, seed=3), [own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    before, start = time.process_time(), time.perf_counter()
+    with torch.no_grad() if stage == "describe" else torch.enable_grad():
+        STAGES[stage](data, made, folder)
+    spent, seconds = time.process_time() - before, time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return {"cpu": spent, "seconds": seconds, "gib": peak[0] / 2**30}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 80_000, 320_000])
+    parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=[*STAGES])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "large-collections")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        print(json.dumps(measure(options.stages[0], options.images[0], options.folder)))
+        return
+    for stage in options.stages:
+        for count in options.images:
+            arguments = ["--one", "--stages", stage, "--images", str(count), "--folder", str(options.folder)]
+            run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+            if run.returncode:
+                print(f"{stage} {count}: {run.stderr[-2000:]}")
+                continue
+            found = json.loads(run.stdout.splitlines()[-1])
+            print(
+                f"{stage:10} {count:9,} images  {found['cpu']:8.1f} CPU s  {found['seconds']:8.1f} s  "
+                f"{found['gib']:6.2f} GiB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
