@@ -11,7 +11,6 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
@@ -139,15 +138,13 @@ class TrainingRun:
         if targets and targets.batches:
             return targets.batches
         augmentation = self.settings.augmentation(*self.normal) if augment else Augmentation()
-        table = targets.table if targets else None
-        if table is None and augmentation.cutmix:
-            table = F.one_hot(train.labels, self.classes).float()
         return augmented_batches(
-            Split(train.images.to(self.device), train.labels.to(self.device)),
+            train.to(torch.device(self.device)),
             augmentation,
             batch_size=self.settings.batch_size,
             seed=seed,
-            targets=table,
+            targets=targets.table if targets else None,
+            classes=self.classes if augmentation.cutmix else None,
             whole_epochs=self.settings.steps is None,
         )
 

@@ -57,11 +57,13 @@ def augmented_batches(
     batch_size: int,
     seed: int,
     targets: Tensor | None = None,
+    classes: int | None = None,
     whole_epochs: bool = False,
 ) -> Batches:
     """step -> augmented images of ``split`` with its labels, or with ``targets`` (N,K), on the device of its labels.
 
-    Batches cross the ends of epochs; with ``whole_epochs`` each epoch ends with a smaller batch of what is left.
+    With ``classes`` K labels become probabilities (B,K). Batches cross the ends of epochs; with ``whole_epochs`` each
+    epoch ends with a smaller batch of what is left.
     """
     device, indices = split.labels.device, epoch_indices if whole_epochs else batch_indices
     wanted = (split.labels if targets is None else targets).to(device)
@@ -72,7 +74,9 @@ def augmented_batches(
     read = read_steps(split.images, index_of, device)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        return augmentation.batch(to_float(read(step)), wanted[runtime.to_device(index_of(step), device)], seed, step)
+        own = wanted[runtime.to_device(index_of(step), device)]
+        own = F.one_hot(own, classes).float() if classes and targets is None else own
+        return augmentation.batch(to_float(read(step)), own, seed, step)
 
     return batch
 

@@ -18,7 +18,7 @@ from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.copies import CopyCheck, LeakageCheck
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.surrogate.image_files import png_sizes
-from tests.data.mapped import mapped, stored
+from tests.data.mapped import MOST, mapped, noise, stored
 
 SHORT: dict[str, Any] = {"runs": 3, "steps": 3, "width": 8, "baseline_cache": None}
 
@@ -44,6 +44,13 @@ def test_a_continual_evaluation_is_that_of_memory(digits: RealData) -> None:
     for data in (digits, stored(digits)):
         found.append(without_times(evaluate_continual(data, distill(data, "random", 2), config).rows))
     assert found[0] == found[1]
+
+
+def test_no_step_of_an_evaluation_reads_all_images_together() -> None:
+    data = stored(noise(3 * MOST))
+    made = distill(data, "random", 2)
+    result = evaluate(data, made, EvaluateConfig(**SHORT, baselines=("random", "kmeans", "full")))
+    assert {row["method"] for row in result.rows} == {"random", "kmeans", "full"}
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 29])
