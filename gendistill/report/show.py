@@ -22,7 +22,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.report.charts import scatter
 from gendistill.report.formatting import listed, render_template
 from gendistill.report.images import Picture, contact_sheet, picture
-from gendistill.report.nearest import MOST_PAIRS, Closest, closest, pair_sheet
+from gendistill.report.nearest import MOST_DISTANCES, MOST_MEASURED, MOST_PAIRS, Closest, closest, pair_sheet
 from gendistill.surrogate.card.entry import PAIRS
 from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet, files_of
@@ -136,7 +136,8 @@ def _compare(
 ) -> tuple[dict[str, Copies], Projection]:
     """(the copy check of every set of decoded images, all of them among the real images)."""
     embed = features_of(teacher.network.to(runtime.device()).eval()) if teacher else None
-    reference = CopyCheck.of(data, features=embed)
+    most = None if len(data.train) * max(map(len, splits.values())) <= MOST_DISTANCES else MOST_MEASURED
+    reference = CopyCheck.of(data, features=embed, most=most)
     checks = dict(zip(splits, reference.check_all(split.pixels for split in splits.values()), strict=True))
     space = FEATURES if teacher else PIXELS
     return checks, project_sets(data, splits, embed or pixels, space=space, method=method, seed=seed)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
+import gendistill.report.show as show_module
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -332,3 +333,14 @@ def test_a_collection_in_a_file_is_shown_as_one_in_memory(made: Path, tmp_path: 
 def test_no_step_of_a_report_reads_all_images_together(tmp_path: Path) -> None:
     data = stored(noise(3 * MOST))
     show(distill(data, "random", 1), tmp_path, data=data)
+
+
+def test_of_very_many_pairs_of_images_some_are_measured(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, shown = load_data(max_per_class=12), SurrogateSet.load(made / "random" / "ipc-2")
+    monkeypatch.setattr(show_module, "MOST_MEASURED", 3)
+    for limit, measured in ((20 * len(data.train), 20), (20 * len(data.train) - 1, 3)):
+        monkeypatch.setattr(show_module, "MOST_DISTANCES", limit)
+        found = show({"set": shown}, tmp_path, data=data)
+        assert found["sets"]["set"]["copies"]["measured"] == measured
