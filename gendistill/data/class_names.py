@@ -15,7 +15,11 @@ from gendistill.errors import DataError
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Distinct labels, sorted: as numbers where all are."""
     distinct = {*labels}
-    return tuple(sorted(distinct, key=int if all(one.removeprefix("-").isdecimal() for one in distinct) else None))
+    return tuple(sorted(distinct, key=int if all(map(_is_number, distinct)) else None))
+
+
+def _is_number(label: str) -> bool:
+    return label.removeprefix("-").isdecimal() and len(label) < 1000  # Python reads no numbers of 4300 digits
 
 
 def rename_classes(source: Source, config: DataConfig) -> Source:
@@ -48,12 +52,14 @@ def read_class_names(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
         DataError: the file is something else, or names a class twice.
     """
     try:
+        if path.expanduser().exists() and not path.expanduser().is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         text = path.expanduser().read_text(encoding="utf-8-sig")
         found = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data.class_names {path} cannot be read: {error}. Expected text or JSON.") from error
     if isinstance(found, dict):
-        numbers = all(label.isdecimal() for label in found)
+        numbers = all(map(_is_number, found))
         by_label = {label: found[label] for label in (sorted(found, key=int) if numbers else found)}
     elif isinstance(found, list):
         by_label = {str(i): name for i, name in enumerate(found)}

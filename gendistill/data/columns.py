@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -264,6 +265,8 @@ def _read(table: Table, column: str, row: int) -> bytes:
     data, path = (cell, None) if isinstance(cell, bytes) else ((cell or {}).get(key) for key in ("bytes", "path"))
     if data is None and not path:
         raise ValueError("the cell is empty")
+    if data is None and not os.path.isfile(str(path)):  # a pipe would be waited for
+        raise ValueError(f"there is no file {path}")
     return data if data is not None else Path(str(path)).read_bytes()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import reprlib
+import stat
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 from gendistill.config import DataConfig
 from gendistill.data.class_names import in_order
 from gendistill.data.items import LeftOut, Source, file_item, printable, some
-from gendistill.data.splits import assign
+from gendistill.data.splits import NONE, WHOLE, assign
 from gendistill.errors import DataError
 from gendistill.hashing import hash_json
 
@@ -34,9 +38,13 @@ def file_list(config: DataConfig) -> Source:
         if (named := getattr(config, split)) and (other := main.parent / Path(named).expanduser()).is_file():
             tables[split] = other, _read(other)
     rows = {split: _rows(path, table, config) for split, (path, table) in tables.items()}
+    if empty := [str(tables[split][0]) for split, ones in rows.items() if not ones]:
+        raise DataError(f"{some(empty)} has no row; expected a path and a label in each.")
     left, origins = LeftOut(), {split: path.name for split, (path, _) in tables.items()}
     column = next((name for name in SPLIT_COLUMNS if name in tables["train"][1]), None)
-    if column is not None:
+    if column is None:
+        _check_options(main, tables, config)
+    else:
         parts = tables["train"][1][column].tolist()
         own = {split: "none" for split in tables if split != "train"}  # they are lists of their own
         chosen = replace(config, **own)  # type: ignore[arg-type]
@@ -54,19 +62,48 @@ def file_list(config: DataConfig) -> Source:
     return Source(classes, splits, None, origins, left.sentences(), identity=hash_json([stats, rows]))
 
 
+def _check_options(main: Path, lists: Iterable[str], config: DataConfig) -> None:
+    """Refuse options that name a part of a list that has none."""
+    for split in ("train", "validation", "test"):
+        named = getattr(config, split)
+        if named not in (None, NONE, WHOLE) and (split == "train" or split not in lists):
+            raise DataError(
+                f"--data.{split} is {named!r}, but {main} has no column {SPLIT_COLUMNS[0]}, and there is no list of "
+                f"this name in {main.parent}."
+            )
+
+
 def _read(path: Path) -> Any:
     """A table of text."""
     import pandas as pd
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path} is no file; expected a list of images.")
     try:
         if path.suffix.lower() == ".jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False).astype(str)
+            return pd.DataFrame(_objects(path)).fillna("")
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, ValueError, UnicodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"Cannot read {path} as a list of images: {error}. Expected columns of paths and labels."
         ) from error
+
+
+def _objects(path: Path) -> list[dict[str, str]]:
+    """The values of each line of a JSON Lines file, as text; of a null none."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        row = json.loads(line, parse_constant=lambda _: None)
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is {reprlib.repr(row)}, not an object")
+        for name, value in row.items():
+            if isinstance(value, (dict, list)) and name.lower() in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS):
+                raise ValueError(f"line {number} has {reprlib.repr(value)} as {name}, not text or a number")
+        found.append({k: str(v) for k, v in row.items() if v is not None})
+    return found
 
 
 def _rows(path: Path, table: Any, config: DataConfig) -> list[tuple[str, str]]:
@@ -95,18 +132,20 @@ def _stats(paths: list[str], source: Path) -> list[tuple[str, int, int]]:
     """Size and time of every file.
 
     Raises:
-        DataError: some are missing.
+        DataError: some are missing, or are no regular files.
     """
     found, missing = [], []
     for path in paths:
         try:
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError
             found.append((path, status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):
             missing.append(printable(path))
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(paths)} files that {source} names are missing: {some(missing, 3)}. Paths are "
-            f"relative to {source.parent}; correct them, or remove the rows."
+            f"{len(missing)} of {len(paths)} files that {source} names are missing, or no regular files: "
+            f"{some(missing, 3)}. Paths are relative to {source.parent}; correct them, or remove the rows."
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_column_says_the_split_and_another_list_does(tmp_path: Path, images: d
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\nfiles/cat/000.png,a\nfiles/none.png,b", r"1 of 2 files .* are missing: .*none\.png"),
+        ("path,label\nfiles/cat/000.png,a\nfiles/none.png,b", r"1 of 2 files .* are missing, .*none\.png"),
         ("a,b\nx,y", r"has the columns a, b; expected one of path, .* --data\.image_column"),
         ("path,label\nfiles/cat/000.png,", "1 row\\(s\\) without path or label, first row 1"),
         ('path,label\n"', "Cannot read"),
@@ -103,3 +104,72 @@ def test_bad_class_names_are_refused(tmp_path: Path, text: str, capsys: pytest.C
     assert main(["distill", "--method", "random", "--ipc", "1", *words, "--output_dir", str(tmp_path / "out")]) == 2
     assert "data.class_names" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+NOTHING = {"null": "null", "absent": None, "not a number": "NaN", "blank": '" "'}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+@pytest.mark.parametrize("column", ["path", "label"])
+def test_a_row_without_path_or_label_is_refused(tmp_path: Path, images: dict, kind: str, column: str) -> None:  # type: ignore[type-arg]
+    row = {"path": '"files/cat/000.png"', "label": "1", column: NOTHING[kind]}
+    text = "".join(json.dumps({"path": p, "label": int(n)}) + "\n" for p, n in rows({"cat": "0", "dog": "1"}))
+    values = ", ".join(f'"{name}": {value}' for name, value in row.items() if value)
+    (tmp_path / "list.jsonl").write_text(f"{text}{{{values}}}\n")
+    with pytest.raises(DataError, match=r"1 row\(s\) without path or label, first row 17"):
+        load_data(name=str(tmp_path / "list.jsonl"))
+
+
+def test_whole_numbers_stay_whole_beside_a_byte_order_mark(tmp_path: Path, images: dict) -> None:  # type: ignore[type-arg]
+    text = "".join(json.dumps({"path": p, "label": int(n)}) + "\n" for p, n in rows({"cat": "2", "dog": "10"}))
+    (tmp_path / "list.jsonl").write_text("\ufeff" + text + "\n")
+    assert load_data(name=str(tmp_path / "list.jsonl")).classes == ("2", "10")
+
+
+def test_a_nested_label_is_refused(tmp_path: Path, images: dict) -> None:  # type: ignore[type-arg]
+    (tmp_path / "list.jsonl").write_text('{"path": "files/cat/000.png", "label": {"name": "cat"}}\n')
+    with pytest.raises(DataError, match=r"line 1 has .* as label"):
+        load_data(name=str(tmp_path / "list.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "files/cat", "/dev/zero"])
+def test_what_is_no_regular_file_is_refused_unread(tmp_path: Path, images: dict, name: str) -> None:  # type: ignore[type-arg]
+    os.mkfifo(tmp_path / "pipe.png")
+    found = [*rows({"cat": "cat", "dog": "dog"}), (name, "cat")]
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "label"), *found])))
+    with pytest.raises(DataError, match=r"1 of 17 files .* no regular files"):
+        load_data(name=str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("options", [{"test": "other.csv"}, {"test": "files"}, {"train": "x"}, {"validation": "x"}])
+def test_an_option_that_names_no_part_of_a_list_is_refused(tmp_path: Path, images: dict, options: dict) -> None:  # type: ignore[type-arg]
+    found = rows({"cat": "cat", "dog": "dog"})
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "label"), *found])))
+    with pytest.raises(DataError, match="has no column split, and there is no list of this name"):
+        load_data(name=str(tmp_path / "list.csv"), **options)
+
+
+def test_a_list_without_rows_is_refused(tmp_path: Path, images: dict) -> None:  # type: ignore[type-arg]
+    found = rows({"cat": "cat", "dog": "dog"})
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "label"), *found])))
+    (tmp_path / "none.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match=r"none.csv has no row"):
+        load_data(name=str(tmp_path / "list.csv"), test="none.csv")
+
+
+def test_labels_of_thousands_of_digits_are_text(tmp_path: Path, images: dict) -> None:  # type: ignore[type-arg]
+    found = rows({"cat": "9" * 5000, "dog": "2"})
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "label"), *found])))
+    assert load_data(name=str(tmp_path / "list.csv")).classes == ("2", "9" * 5000)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "names.txt"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, images: dict, name: str) -> None:  # type: ignore[type-arg]
+    os.mkfifo(tmp_path / name)
+    options = (
+        {"name": str(tmp_path / "files"), "class_names": str(tmp_path / name)}
+        if name == "names.txt"
+        else {"name": str(tmp_path / name)}
+    )
+    with pytest.raises(DataError):
+        load_data(**options)
