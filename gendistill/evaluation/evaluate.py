@@ -14,7 +14,7 @@ from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, check_origin, mean_and_std
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
-from gendistill.evaluation.cache import BaselineCache, RunLog
+from gendistill.evaluation.cache import BaselineCache, RunLog, cache_folder
 from gendistill.evaluation.checks import NOT_RECOGNISED, SHUFFLED, VALUE_RANGE, Finding
 from gendistill.evaluation.checks.counts import data_findings
 from gendistill.evaluation.checks.labels import label_quality, soft_targets, unrecognised_samples
@@ -124,6 +124,7 @@ def evaluate(
     require_type("data", data, RealData)
     surrogates = require_types("surrogates", surrogates, SurrogateSet)
     _check(data, surrogates, resolve_protocol(config), teacher)
+    cache_folder(config.baseline_cache)
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
     place = folder.path if folder else None

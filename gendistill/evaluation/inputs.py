@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ def read_set(source: str | Path, data: RealData, revision: str | None = None) ->
         ArtifactError: it is neither, or unreadable.
     """
     folder = find_surrogate(source, revision)
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):  # a manifest that is no file is a damaged set, not a plain folder
         made = SurrogateSet.load(folder)
         return replace(made, meta={**made.meta, "bytes": read_manifest(folder)["bytes"]})
     made = read_plain(folder, data.classes, data.channels, data.image_size)
@@ -51,7 +52,7 @@ def read_set(source: str | Path, data: RealData, revision: str | None = None) ->
 
 def recorded_data(sources: Iterable[str | Path]) -> DataConfig | None:
     """How to read the images that the first of these folders with a manifest was made from; None where none says it."""
-    folders = [Path(source) for source in sources if (Path(source) / MANIFEST).is_file()]
+    folders = [Path(source) for source in sources if os.path.lexists(Path(source) / MANIFEST)]
     return data_config_of(read_manifest(folders[0]).get("data", {})) if folders else None
 
 

@@ -35,14 +35,17 @@ def run_stage(
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     check_images(generator, config, data)
+    with_base = config.base and generator.has_variant(BASE) and adapter is None
     real = data.fingerprint() if data and config.modes is not None else None
     options = {k: v for k, v in to_dict(config).items() if k != "batch_size"}  # which never changes an image
     settings = stage_settings(options, seed, generator=generator.hash(), data=real)
     if finished(target, "sample", settings):
         return target
+    if with_base:
+        Generator.from_pretrained(source, BASE, revision=revision)  # a damaged one is refused before the work
     with stage_folder(target, "sample", settings, keep_partial=True, log_path=log_path) as folder:
         write_sets(generator, folder, config, data=data, seed=seed)
-        if config.base and generator.has_variant(BASE) and adapter is None:
+        if with_base:
             base = Generator.from_pretrained(source, BASE, revision=revision)
             base = base.for_classes(generator.classes, generator.label_map)
             base.meta |= training_time(source)

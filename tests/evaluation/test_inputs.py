@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gendistill.evaluation.evaluate as evaluate_module
 from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
+from gendistill.errors import ArtifactError
 from gendistill.evaluation.evaluate import all_entries, evaluate
-from gendistill.evaluation.inputs import facts, pools, read_set, size_of
+from gendistill.evaluation.inputs import facts, pools, read_set, recorded_data, size_of
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher, train_teacher
@@ -166,6 +169,26 @@ def test_costs_are_those_of_the_manifest(digits, tmp_path) -> None:
     assert found["synthesis_seconds"] == 7  # "start" is a part of distill, and hard rows use no labels
     assert facts([made], labels=False) == found  # a set in memory, as it would be stored
     assert facts([make()], labels=False)["synthesis_seconds"] is None
+
+
+def test_a_cache_of_baselines_that_is_a_file_is_refused_before_any_training(digits, tmp_path, monkeypatch) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(evaluate_module, "make_feature_extractor", lambda *_: pytest.fail("trained before the check"))
+    with pytest.raises(ArtifactError, match="is a file; expected a folder"):
+        evaluate(digits, distill(digits, "kmeans", 1), EvaluateConfig(baseline_cache=tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link"])
+def test_a_set_whose_manifest_is_no_file_is_no_plain_folder(digits, tmp_path, kind: str) -> None:
+    distill(digits, "kmeans", 1).save(tmp_path / "set")
+    manifest = tmp_path / "set" / "manifest.json"
+    manifest.unlink()
+    {"folder": manifest.mkdir, "pipe": lambda: os.mkfifo(manifest), "broken link": lambda: manifest.symlink_to("x")}[
+        kind
+    ]()
+    for read in (lambda: read_set(tmp_path / "set", digits), lambda: recorded_data([tmp_path / "set"])):
+        with pytest.raises(ArtifactError, match=r"manifest\.json"):
+            read()
 
 
 def test_everything_a_set_needed_is_counted_and_what_is_shared_is_named() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from gendistill import progress
 from gendistill.generator.generator import Generator
 from gendistill.seeding import numpy_rng
+from gendistill.stages import sample as sample_stage
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, files, gendistill, start
 from tests.processes import launch
@@ -183,6 +184,16 @@ def test_one_size_without_pool_and_without_base(sampled: Sample, generator: Path
     alone = sampled("alone", "--ipc", 3, "--base", "true", "--generator", tmp_path / "tuned alone")
     assert not (alone / "base").exists()  # no other weights to sample from
     assert files(alone) == files(out)
+
+
+def test_damaged_base_weights_are_refused_before_anything_is_sampled(
+    sampled: Sample, generator: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(generator, tmp_path / "copy")
+    (copy / "unet" / "diffusion_pytorch_model.base.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(sample_stage, "write_sets", lambda *_, **__: pytest.fail("sampled before the check"))
+    assert "base" in refused("--generator", copy)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_nothing_is_overwritten_but_what_sampling_wrote(
