@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import reduce
@@ -29,6 +31,7 @@ from gendistill.stages import Outcome
 from gendistill.usage import COMMANDS, help_text, in_yaml_words, usage
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
+SECOND = 1.0  # that a process which has nothing to say leaves to the one that has
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -243,7 +246,7 @@ def _prepare(flags: Flags) -> None:
     if flags.quiet or not sys.stderr.isatty():  # downloads
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    usual = "error" if flags.quiet else "warning"
+    usual = "error" if flags.quiet or not _is_main_process() else "warning"
     logging.basicConfig(level=usual.upper(), format="%(message)s")
     logging.getLogger("gendistill").setLevel((flags.log_level or usual).upper())
 
@@ -279,24 +282,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _prepare(flags)
         check_paths(options)
         run = _entry(name)
-        with show_progress(not flags.quiet):
+        with show_progress(not flags.quiet and _is_main_process()):
             outcome = run(options)
         return _print(outcome, flags.json)
-    except GendistillError as error:
-        _print_error(str(error))
-        return USAGE
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else USAGE
     except KeyboardInterrupt:
         resumes = name in COMMANDS and issubclass(COMMANDS[name].options, commands.StageOptions)
         advice = "; continue with --resume_from_checkpoint latest" if resumes else ""
-        print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
+        if _is_main_process():
+            print(f"\ngendistill: interrupted{advice}.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, GendistillError) or _is_one_of_several():
+            return _report(error)
+        raise
+
+
+def _is_one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _is_main_process() -> bool:
+    """Whether this is the only process, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _reports_failure() -> bool:
+    """Whether this process says why the command failed: the only one, or of several the first one that failed."""
+    if not _is_one_of_several():
+        return True
+    from gendistill.parallel import is_first_to_fail
+
+    try:
+        first = is_first_to_fail()
+    except Exception:  # they do not run together, or no longer
+        first = _is_main_process()
+    if not first:
+        time.sleep(SECOND)  # the launcher ends all when one has ended
+    return first
+
+
+def _says_that_one_is_gone(error: Exception) -> bool:
+    from gendistill.parallel import is_lost_connection
+
+    return is_lost_connection(error)
+
+
+def _report(error: Exception) -> int:
+    """Say, once for all processes, why the command failed; returns the exit code."""
+    from_input, says = isinstance(error, GendistillError), _reports_failure()
+    if says and from_input:
+        _print_error(str(error))
+    elif says and _says_that_one_is_gone(error):
+        advice = "Start all of them again, with --resume_from_checkpoint latest."
+        _print_error(f"another process of this command has ended or cannot be reached ({error}). {advice}")
+    elif says:
+        traceback.print_exception(error)
+    return USAGE if from_input else FAULT
 
 
 def _print(outcome: Outcome, as_json: bool) -> int:
     """Print, in the first of several processes, what a command wrote and found; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_main_process():
         if as_json:
             print(json.dumps(outcome.data, indent=2, ensure_ascii=False, default=str))
         elif outcome.text:

@@ -45,7 +45,7 @@ def processes() -> PartialState:
     if state.num_processes != asked:
         raise ConfigError(
             f"The launcher asked for {asked} processes but {state.num_processes} run together. On CPU start with "
-            "`torchrun --nproc_per_node N train/finetune.py ...`; accelerate's own --cpu runs a single process."
+            "`torchrun --nproc_per_node N -m gendistill ...`; accelerate's own --cpu runs a single process."
         )
     return state
 
@@ -67,14 +67,22 @@ def check_processes(expected: int | None) -> None:
     """Raises ConfigError when another number of processes runs than the user asked for (``--num_processes``)."""
     running = processes().num_processes
     if expected is not None and running != expected:
-        script = f"`torchrun --nproc_per_node {expected} SCRIPT ...`, SCRIPT being the command's in train/ or sample/"
-        how = "without a launcher" if expected == 1 else f"with {script}"
+        launcher = f"with `torchrun --nproc_per_node {expected} -m gendistill ...`"
+        how = "without a launcher" if expected == 1 else launcher
         raise ConfigError(f"num_processes is {expected} but {running} run(s). Start {how}.")
+
+
+def require_one_process(what: str, advice: str = "") -> None:
+    """Raises ConfigError where several processes run ``what``, which would each do all the work."""
+    running = processes().num_processes
+    if running > 1:
+        raise ConfigError(f"{running} processes run {what}; expected 1. Start it without a launcher.{advice}")
 
 
 def device() -> torch.device:
     """The device of this process: a GPU when there is one."""
-    return processes().device
+    found = processes().device
+    return torch.device("cpu") if found.type == "cpu" else found  # without the number that it has beside others
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:

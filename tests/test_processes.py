@@ -1,8 +1,9 @@
-"""Two processes on CPU (gloo) make what one makes: generator, refined set, distilled set; a wrong number is refused."""
+"""Two processes on CPU (gloo) make what one makes, in every stage; a wrong number is refused, failures are said once."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ from safetensors.torch import load_file
 
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
-from tests.helpers import ROOT, TINY, environment, files, gendistill
+from tests.helpers import ROOT, TINY, environment, files, gendistill, messages
 from tests.processes import launch
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "train/finetune.py"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = [*launcher, "-m", "gendistill", "finetune"]
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
         env={**environment(), "OMP_NUM_THREADS": "1"},
@@ -55,7 +57,7 @@ def test_two_processes_fine_tune_a_pretrained_model_as_one(tmp_path: Path) -> No
             pixels = numpy_rng(0, name, i).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
     script: tuple[object, ...] = (
-        "train/finetune.py", "--pretrained", dit_folder(tmp_path / "DiT"), "--data.name", tmp_path / "data",
+        "finetune", "--pretrained", dit_folder(tmp_path / "DiT"), "--data.name", tmp_path / "data",
         "--adaptation", "difffit", "--minimax_steps", 6, "--batch_size", 12, "--checkpointing_steps", 2,
         "--flip", "true", "--minimax.diversity", 10, "--minimax.min_alpha_bar", 0, "--label_dropout", 0,
     )  # fmt: skip
@@ -90,7 +92,7 @@ def test_two_processes_refine_and_distill_the_images_of_one(tmp_path: Path) -> N
     other = (*wmdd, "--data.validation_fraction", 0.3, "--statistics_cache", cache)
     both = ("--num_processes", 2, "--output_dir")
     together = launch(
-        ("sample/refine.py", *refine, *both, tmp_path / "two" / "refine"),
+        ("refine", *refine, *both, tmp_path / "two" / "refine"),
         ("train/distill.py", *other, *both, tmp_path / "two" / "distill"),
     )
     for done in together:
@@ -103,6 +105,46 @@ def test_two_processes_refine_and_distill_the_images_of_one(tmp_path: Path) -> N
         assert files(tmp_path / "two" / verb) == files(tmp_path / "one" / verb)
         assert len(files(tmp_path / "two" / verb)) == images
     assert kept.read_bytes() == written
+
+
+def without_times(summary: Path) -> object:
+    """What is the same whenever an evaluation is repeated."""
+    found = json.loads(summary.read_text())
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "cached")} for row in found["rows"]]
+    return {**{k: v for k, v in found.items() if k not in ("command", "blake2b")}, "rows": rows}
+
+
+def test_two_processes_share_the_trainings_of_an_evaluation(tmp_path: Path) -> None:
+    """Also when one is killed; what cannot be evaluated is refused with one message."""
+    made, (cache, other) = tmp_path / "sets" / "ipc-1", (tmp_path / "cache", tmp_path / "other")
+    assert gendistill("distill", "--method", "random", "--ipc", 1, "--output_dir", tmp_path / "sets") == 0
+    quick = ("evaluate", made, "--runs", 3, "--steps", 40, "--width", 8)
+    options = (*quick, "--describe", "false", "--baselines", "random", "kmeans", "full", "--baseline_cache")
+    continual = (*quick, "--task", "continual", "--continual.steps", 2, "--baseline_cache", "null")
+    killed = (*options, other, "--output_dir", tmp_path / "killed")
+    together, kill, *rest = launch(
+        (*options, cache, "--output_dir", tmp_path / "two"),
+        killed,
+        (*continual, "--output_dir", tmp_path / "continual"),
+        (*options, cache, "--surrogate", tmp_path / "none", "--output_dir", tmp_path / "refused"),
+        ("run", "--output_dir", tmp_path / "run"),
+        kill={1: (1, tmp_path / "killed.partial" / "runs-1.jsonl")},
+    )
+    assert together.returncode == 0, together.stderr[-2000:]
+    assert kill.returncode == -signal.SIGKILL
+    assert [done.returncode for done in rest] == [0, 2, 2], rest
+    assert [len(messages(done.stderr)) for done in rest[1:]] == [1, 1]
+    assert "2 processes run `run`; expected 1" in rest[-1].stderr
+    trained = [json.loads(line)["run"] for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert len(trained) == 5 + 3 * 3
+    assert len(list(cache.glob("*"))) == 5 + 3 + 3 + 2  # picks, and bytes of all images
+    assert gendistill(*killed, "--resume_from_checkpoint", "latest") == 0
+    assert gendistill(*options, "null", "--output_dir", tmp_path / "one") == 0
+    assert gendistill(*continual, "--output_dir", tmp_path / "alone") == 0
+    one, two, resumed = (without_times(tmp_path / name / "summary.json") for name in ("one", "two", "killed"))
+    assert one == two == resumed
+    assert not list((tmp_path / "killed").glob("runs*")), "what only a resumed run needs goes in the end"
+    assert without_times(tmp_path / "alone" / "summary.json") == without_times(tmp_path / "continual" / "summary.json")
 
 
 def test_a_coreset_is_chosen_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

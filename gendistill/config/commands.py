@@ -34,17 +34,23 @@ class StageOptions(Options):
         seed: Seed of everything random except the data splits.
         resume_from_checkpoint: ``latest`` continues an interrupted run in output_dir.
         overwrite: Replace what an earlier run of gendistill wrote to output_dir.
+        num_processes: Number of processes that you start, with `torchrun --nproc_per_node N -m gendistill ...`; the
+            command is refused if another number runs. null takes any number.
     """
 
     output_dir: Path
     seed: int = 0
     resume_from_checkpoint: Literal["latest"] | None = None
     overwrite: bool = False
+    num_processes: Count | None = None
 
     def check(self) -> None:
         super().check()
         both = self.overwrite and self.resume_from_checkpoint
         require(not both, "overwrite", True, "false together with resume_from_checkpoint")
+
+
+STAGE_BY_STAGE = "start its stages one by one with torchrun: teacher, finetune, sample, refine, evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,7 @@ class RunConfig(StageOptions):
 
     def check(self) -> None:
         super().check()
+        require(self.num_processes in (None, 1), "num_processes", self.num_processes, f"1 in a run; {STAGE_BY_STAGE}")
         largest, tiles = max(ipc_sizes(self.refine.ipc)), self.refine.pack**2
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
         require(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)
@@ -116,11 +123,9 @@ class FinetuneCommand(StageOptions, FinetuneConfig):
 
     Attributes:
         data: The real images.
-        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    num_processes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +138,12 @@ class SampleCommand(StageOptions, SampleConfig):
         adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to apply to the generator that it was made
             for.
         data: The real images, for guidance mode and start prototypes.
-        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     generator: str
     revision: str | None = None
     adapter: Path | None = None
     data: DataConfig | None = None
-    num_processes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +156,11 @@ class DistillCommand(StageOptions, DistillConfig):
             your own, which then compare its features instead of pixels.
         statistics_cache: Folder that keeps class statistics of these images for other runs, if a teacher was trained on
             other images; null keeps none.
-        num_processes: Number of processes that you start; the command is refused if another number runs. Only wmdd uses
-            several.
     """
 
     data: DataConfig | None = None
     teacher: Folders | None = None
     statistics_cache: Path | None = None
-    num_processes: Count | None = None
 
     def check(self) -> None:
         super().check()
@@ -188,7 +188,6 @@ class RefineCommand(StageOptions, RefineConfig):
         held_out: Teacher folder of another architecture, used only by the acceptance test (gate).
         statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, if another
             teacher was trained on other images; null keeps none.
-        num_processes: Number of processes that you start; the command is refused if another number runs.
     """
 
     surrogate: Path
@@ -198,7 +197,6 @@ class RefineCommand(StageOptions, RefineConfig):
     generator: Path | None = None
     held_out: Path | None = None
     statistics_cache: Path | None = None
-    num_processes: Count | None = None
 
     def check(self) -> None:
         super().check()

@@ -22,6 +22,7 @@ from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, SetFac
 from gendistill.hashing import hash_tensors
 from gendistill.networks.teacher import Teacher
 from gendistill.registry import DISTILLERS
+from gendistill.runtime import of_main_process
 from gendistill.seeding import derive
 from gendistill.surrogate.image_files import png_sizes
 
@@ -71,11 +72,16 @@ class Baselines:
         if "full" not in self.config.baselines:
             return []
         key = "bytes of all images"  # encoding a million takes minutes
-        found = self._cache.recall(key)
-        if found is None:
-            found = {"total": total_size(self.data.train)}
-            self._cache.keep(key, found)
-        return [Entry(FULL, None, None, (self.data.train,), facts=_facts(len(self.data.train), found["total"]))]
+
+        def total() -> int:
+            found = self._cache.recall(key)
+            if found is None:
+                found = {"total": total_size(self.data.train)}
+                self._cache.keep(key, found)
+            return int(found["total"])
+
+        facts = _facts(len(self.data.train), of_main_process(total))
+        return [Entry(FULL, None, None, (self.data.train,), facts=facts)]
 
     def _even(self, ipc: int) -> Counts:
         return (ipc,) * len(self.data.classes)
@@ -97,12 +103,16 @@ class Baselines:
         wanted = limited(counts, self.data)
         size = wanted[0] if len(set(wanted)) == 1 else "-".join(map(str, wanted))
         key = f"picks {method} {size} {self.seed} {space}"
-        found = self._cache.recall(key)
-        if found is None:
-            index = positions(method, data.train, features, data.classes, wanted, self.seed)
-            found = {"index": index.tolist()}
-            self._cache.keep(key, found)
-        return data.train.take(torch.tensor(found["index"]))
+
+        def pick() -> list[int]:
+            found = self._cache.recall(key)
+            if found is None:
+                index = positions(method, data.train, features, data.classes, wanted, self.seed)
+                found = {"index": index.tolist()}
+                self._cache.keep(key, found)
+            return list(found["index"])
+
+        return data.train.take(torch.tensor(of_main_process(pick)))
 
     @cached_property
     def _cache(self) -> BaselineCache:

@@ -38,14 +38,15 @@ LIBRARIES = ("gendistill", "torch", "timm")
 CHOOSING = ("gendistill", "numpy", "scikit-learn", "pillow")
 KEYED = ("network", "augment")  # part of a run's key, as are its images, labels and training seed
 NOT_KEYED = ("protocol", "changed", "runs", "labels", "temperature", "mixed_precision")  # what changes no single run
-RUNS = "runs.jsonl"
+RUNS, RUNS_OF_ALL = "runs.jsonl", "runs*.jsonl"  # of the main process; of all
 _log = logging.getLogger("gendistill")
 
 
 class RunLog:
     """The finished trainings of one evaluation, a line each of runs.jsonl, so that an interrupted one goes on.
 
-    Lines that lack a ``needed`` key, or have another type or a number out of range, are left out with a warning.
+    Each of several processes has a file of its own and reads all. Lines that lack a ``needed`` key, or have another
+    type or a number out of range, are left out with a warning.
 
     Attributes:
         done: The results that were there at the start, by record key.
@@ -53,13 +54,19 @@ class RunLog:
 
     def __init__(self, folder: WorkFolder | None, needed: Sequence[str] = ("accuracy", "seconds")) -> None:
         self.done: dict[str, RunResult] = {}
-        self._folder = folder
-        path = folder.path / RUNS if folder else None
-        if path is None or not path.is_file():
+        self._folder, state = folder, runtime.processes()
+        if folder is None:
             return
+        number, self._is_main = state.process_index, state.is_main_process
+        self._own = folder.path / (RUNS if self._is_main else f"runs-{number}.jsonl")
+        for path in sorted(folder.path.glob(RUNS_OF_ALL)):
+            self._read(path, needed)
+        state.wait_for_everyone()  # or one would read what another one is writing
+
+    def _read(self, path: Path, needed: Sequence[str]) -> None:
         text = path.read_text(encoding="utf-8")
         complete = text[: text.rfind("\n") + 1]  # a kill may cut the last line off
-        if complete != text:
+        if complete != text and path == self._own:
             write_text(path, complete)
         for number, line in enumerate(complete.splitlines(), 1):
             try:
@@ -75,11 +82,13 @@ class RunLog:
                 self.done[key] = cast("RunResult", result)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Keep the outcome of a record under its key, and log the rest of it, unless it was there at the start."""
+        """Keep the outcome of a record under its key, unless it was there at the start; the main process also logs the
+        rest of it."""
         if self._folder is None or record["key"] in self.done:
             return
-        self._folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome")})
-        with (self._folder.path / RUNS).open("a", encoding="utf-8") as file:
+        if self._is_main:
+            self._folder.log({k: v for k, v in record.items() if k not in ("key", "baseline", "outcome", "elsewhere")})
+        with self._own.open("a", encoding="utf-8") as file:
             file.write(json.dumps([record["key"], record["outcome"]]) + "\n")
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import Continual, EvaluateConfig, to_dict
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.mapped import central
@@ -90,7 +91,8 @@ def continual(
 ) -> Generator[ContinualRecord, None, list[ContinualRow]]:
     """Train a classifier for every entry, run and step.
 
-    Run r of every entry has class order r, training seed r and draw r, so that entries are compared run by run.
+    Run r of every entry has class order r, training seed r and draw r, so that entries are compared run by run. Several
+    processes that call this alike share the trainings, and each gets all rows.
 
     Args:
         entries: What the memory holds.
@@ -103,7 +105,7 @@ def continual(
         normal: Mean and standard deviation of the real training images, in [-1, 1].
 
     Yields:
-        A record after every training.
+        A record after every training; in the main process of several also of those done elsewhere.
 
     Returns:
         The rows.
@@ -118,47 +120,59 @@ def continual(
         for run in range(entry.count(config.runs)):
             _check(entry, run, test, orders[run][: counts[0]], classes)
     test = Split(central(test.images, settings.test_crop), test.labels)
-    training, rows = TrainingRun(settings, test, len(classes), device, normal), list[ContinualRow]()
+    training = TrainingRun(settings, test, len(classes), device, normal)
     training.check(settings.network[0], _sizes(entries, orders, counts, config))
+    planned = [
+        PlannedStep(entry, run, orders[run][:count])
+        for entry in entries
+        for run in range(entry.count(config.runs))
+        for count in counts
+    ]
+    found: dict[int, RunResult] = {}
+    for number in parallel.claimed(range(len(planned))):
+        record = planned[number].record(training, done or {})
+        found[number] = record["outcome"]
+        yield record
+    own, found = set(found), parallel.gathered(found)
+    for number in sorted(found.keys() - own) if runtime.processes().is_main_process else ():
+        yield planned[number].record(training, {}, found[number])
+    rows, results = list[ContinualRow](), iter(found[number] for number in range(len(planned)))
     for entry in entries:
-        results = []
-        for run in range(entry.count(config.runs)):
-            results.append((yield from _learn(entry, run, training, orders[run], counts, done or {})))
-        rows.append(_row(entry, settings, results))
+        runs = [list(islice(results, len(counts))) for _ in range(entry.count(config.runs))]
+        rows.append(_row(entry, settings, runs))
     return [_compared(row, rows) for row in rows]
 
 
-def _learn(
-    entry: Entry,
-    run: int,
-    training: TrainingRun,
-    order: Tensor,
-    counts: Sequence[int],
-    done: Mapping[str, RunResult],
-) -> Generator[ContinualRecord, None, list[RunResult]]:
-    """One run: yields a record after every step, returns the results."""
-    results: list[RunResult] = []
-    for count in counts:
-        seen = order[:count]
-        memory, targets, key = _memory(entry, run, seen, training.classes)
-        found = done.get(key)
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a run: one training on the classes ``seen`` (k,), in the order in which they arrived."""
+
+    entry: Entry
+    run: int
+    seen: Tensor
+
+    def record(
+        self, training: TrainingRun, done: Mapping[str, RunResult], found: RunResult | None = None
+    ) -> ContinualRecord:
+        """Of the outcome that was ``found`` elsewhere or is ``done``, else of this training."""
+        memory, targets, key = _memory(self.entry, self.run, self.seen, training.classes)
+        found = found or done.get(key)
         if found is None:
-            start, shown = time.perf_counter(), arrived(training.test, seen, training.classes)[0]
-            with naming_run(entry, training.settings.network[0], run):
-                accuracy = train_and_test(memory, targets, replace(training, test=shown, classes=count), run)
+            start, count = time.perf_counter(), len(self.seen)
+            shown = replace(training, test=arrived(training.test, self.seen, training.classes)[0], classes=count)
+            with naming_run(self.entry, training.settings.network[0], self.run):
+                accuracy = train_and_test(memory, targets, shown, self.run)
             found = {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 3)}
-        results.append(found)
-        yield {
+        return {
             "key": key,
-            "method": entry.method,
-            "set": entry.stage,
-            "ipc": entry.ipc,
-            "run": run,
-            "classes": count,
+            "method": self.entry.method,
+            "set": self.entry.stage,
+            "ipc": self.entry.ipc,
+            "run": self.run,
+            "classes": len(self.seen),
             "outcome": found,
             "accuracy": found["accuracy"],
         }
-    return results
 
 
 def _sizes(
@@ -270,6 +284,8 @@ def evaluate_continual(
     folder: WorkFolder | None = None,
 ) -> ContinualEvaluation:
     """Evaluate sets as the memory of class-incremental learning, beside random real images and k-means on pixels.
+
+    Several processes that call this alike share the trainings; each returns the same.
 
     Args:
         data: The real images that the baselines and the test split come from.

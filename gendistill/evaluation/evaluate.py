@@ -98,7 +98,8 @@ def evaluate(
     """Train classifiers from scratch on every set and on baselines of the same size, and test each once.
 
     Every set has a row with hard labels. Where the protocol or ``config.labels`` says soft, labelled sets have a second
-    row, and so have the baselines, which the ``teacher`` labels in the same way.
+    row, and so have the baselines, which the ``teacher`` labels in the same way. Several processes that call this
+    alike share the trainings; each returns the same.
 
     Args:
         data: The real images that the baselines and the test split come from.
@@ -127,16 +128,17 @@ def evaluate(
     cache_folder(config.baseline_cache)
     config = resolve_precision(config, data)
     settings, device = resolve_protocol(config), runtime.device()
-    place = folder.path if folder else None
-    extractor = make_feature_extractor(config.features, data, teacher, place) if config.describe else None
+    is_main, place = runtime.processes().is_main_process, folder.path if folder else None
+    described = config.describe and is_main
+    extractor = make_feature_extractor(config.features, data, teacher, place) if described else None
     entries = all_entries(data, surrogates, config, seed, teacher)
     needed = ["accuracy", "correct", "ece", "seconds", *["legacy_best"] * settings.legacy_best]
     cache, runs = BaselineCache.of(data, config, device), RunLog(folder, needed)
     made = {surrogate.content_hash(): surrogate for surrogate in surrogates}
-    sets, found = describe(data, made, extractor, seed=seed) if extractor else ({}, [])
+    sets, found = describe(data, made, extractor, seed=seed) if extractor else ({}, [])  # while others begin to train
 
     def keep(record: RunRecord) -> None:
-        if record["baseline"] and record["key"] not in runs.done:
+        if record["baseline"] and record["key"] not in runs.done and not record["elsewhere"]:
             cache.keep(record["key"], record["outcome"])
         runs.append(record)
 
@@ -152,6 +154,7 @@ def evaluate(
     )
     total = sum(entry.count(settings.runs) for entry, *_ in planned_rows(entries, settings))
     rows = follow(loop, "evaluate", total, log=keep, every=1, stage="evaluate")
+    sets, found = runtime.of_main_process(lambda: (sets, _united(found, input_findings(surrogates, data))))
     return Evaluation(
         protocol=settings.protocol,
         data=data.describe(),
@@ -159,7 +162,7 @@ def evaluate(
         rows=compare_with_equal_bytes(rows),
         scores=scores(rows),
         sets=sets,
-        findings=_united(found, input_findings(surrogates, data)),
+        findings=found,
         command=command_line(),
         versions=versions(),
         device=str(device),

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import EvaluateConfig
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import RealData, Split
@@ -165,7 +167,10 @@ class TrainingRun:
 
 
 class RunRecord(TypedDict):
-    """What ``evaluate_entries`` yields after every run: ``key`` names the run among all runs of an evaluation."""
+    """What ``evaluate_entries`` yields after every run.
+
+    ``key`` names the run among all runs of an evaluation; ``elsewhere`` says that another process trained it.
+    """
 
     key: str
     method: str
@@ -177,6 +182,75 @@ class RunRecord(TypedDict):
     baseline: bool
     outcome: RunResult
     accuracy: float
+    elsewhere: bool
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Run ``number`` of a row."""
+
+    entry: Entry
+    network: str
+    augment: bool
+    number: int
+
+    @cached_property
+    def key(self) -> str:
+        """Names the run among all runs of an evaluation."""
+        draw, targets = self.entry.run(self.number)
+        return _key(draw, targets, self.network, self.augment, self.number, full=self.full)
+
+    @property
+    def full(self) -> bool:
+        return self.entry.method == FULL
+
+    @property
+    def baseline(self) -> bool:
+        return self.entry.identity is None
+
+    def trained(self, training: TrainingRun) -> RunResult:
+        draw, targets = self.entry.run(self.number)
+        start = time.perf_counter()
+        with naming_run(self.entry, self.network, self.number):
+            found = training.run(self.network, draw, targets, self.number, augment=self.augment, full=self.full)
+        found["seconds"] = round(time.perf_counter() - start, 3)
+        return found
+
+    def record(self, outcome: RunResult, *, elsewhere: bool = False) -> RunRecord:
+        return {
+            "key": self.key,
+            "method": self.entry.method,
+            "set": self.entry.stage,
+            "ipc": self.entry.ipc,
+            "labels": self.entry.labels,
+            "network": self.network,
+            "run": self.number,
+            "baseline": self.baseline,
+            "outcome": outcome,
+            "accuracy": outcome["accuracy"],
+            "elsewhere": elsewhere,
+        }
+
+
+def planned_runs(entries: Sequence[Entry], settings: Settings) -> list[PlannedRun]:
+    """All runs, row by row."""
+    return [
+        PlannedRun(entry, name, augment, number)
+        for entry, name, augment in planned_rows(entries, settings)
+        for number in range(entry.count(settings.runs))
+    ]
+
+
+def _by_length(runs: Sequence[PlannedRun], training: TrainingRun) -> list[list[PlannedRun]]:
+    """Runs that are the same training together; of several processes the longest trainings come first."""
+    same: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        same.setdefault(run.key, []).append(run)
+    found = list(same.values())
+    if parallel.world() > 1:
+        settings, classes = training.settings, training.classes
+        found.sort(key=lambda runs: -settings.length(len(runs[0].entry.run(0)[0]), classes, full=runs[0].full)[0])
+    return found
 
 
 def evaluate_entries(
@@ -204,8 +278,10 @@ def evaluate_entries(
         recall: Returns the result of a baseline's run by its key, or None.
         normal: Mean and standard deviation of the real training images, in [-1, 1].
 
+    Several processes that call this alike share the trainings, and each gets all rows.
+
     Yields:
-        A record after every run.
+        A record after every run; in the main process of several also of the runs that were trained elsewhere.
 
     Returns:
         The rows, in the order of ``planned_rows``.
@@ -214,36 +290,24 @@ def evaluate_entries(
         ConfigError: a network does not fit the images, or batch norm would get batches of one image.
         DataError: images of another shape than the test images.
     """
-    settings, rows, done = resolve_protocol(config), list[Row](), done or {}
+    settings, done = resolve_protocol(config), done or {}
     test = Split(central(test.images, settings.test_crop), test.labels)
     training = TrainingRun(settings, test, len(classes), device, normal)
     check_entries(entries, training)
+    planned, found = planned_runs(entries, settings), dict[str, RunResult]()
+    for same in parallel.claimed(_by_length(planned, training)):
+        key, baseline = same[0].key, same[0].baseline
+        found[key] = done.get(key) or (recall(key) if recall and baseline else None) or same[0].trained(training)
+        for run in same:
+            yield run.record(found[key])
+    own, found = set(found), parallel.gathered(found)
+    for run in planned if runtime.processes().is_main_process else ():
+        if run.key not in own:
+            yield run.record(found[run.key], elsewhere=True)
+    rows, results = list[Row](), iter(found[run.key] for run in planned)
     for entry, name, augment in planned_rows(entries, settings):
-        results: list[RunResult] = []
-        for run in range(entry.count(settings.runs)):
-            draw, targets = entry.run(run)
-            full, baseline = entry.method == FULL, entry.identity is None
-            key = _key(draw, targets, name, augment, run, full=full)
-            found = done.get(key) or (recall(key) if recall and baseline else None)
-            if found is None:
-                start = time.perf_counter()
-                with naming_run(entry, name, run):
-                    found = training.run(name, draw, targets, run, augment=augment, full=full)
-                found["seconds"] = round(time.perf_counter() - start, 3)
-            results.append(found)
-            yield {
-                "key": key,
-                "method": entry.method,
-                "set": entry.stage,
-                "ipc": entry.ipc,
-                "labels": entry.labels,
-                "network": name,
-                "run": run,
-                "baseline": baseline,
-                "outcome": found,
-                "accuracy": found["accuracy"],
-            }
-        rows.append(_row(entry, name, augment and _augmented(entry, settings), results, test))
+        shown = augment and _augmented(entry, settings)
+        rows.append(_row(entry, name, shown, list(islice(results, entry.count(settings.runs))), test))
     return [with_verdict(row, rows) for row in rows]
 
 

@@ -59,7 +59,9 @@ def _deciding(config: DistillConfig) -> Mapping[str, object]:
 
 
 def main(command: DistillCommand) -> Outcome:
-    runtime.check_processes(command.num_processes if DISTILLERS[command.method].parallel else 1)
+    runtime.check_processes(command.num_processes)
+    if not DISTILLERS[command.method].parallel:
+        runtime.require_one_process(f"method {command.method}")
     teachers = [path for path in as_tuple(command.teacher) if path is not None]
     start = command.matching.start if isinstance(command.matching.start, Path) else None
     inputs = (command.data.folder if command.data else None, *teachers, command.statistics_cache, start)

@@ -11,7 +11,7 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig, as_tuple, kind_of, stage_options, to_dict
 from gendistill.config.commands import EvaluateCommand
 from gendistill.data.dataset import RealData
-from gendistill.evaluation.cache import RUNS
+from gendistill.evaluation.cache import RUNS_OF_ALL
 from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.inputs import read_set, recorded_data
@@ -38,7 +38,7 @@ def run_stage(
     log_path: Path | None = None,
     sources: Mapping[str, object] | None = None,
 ) -> Evaluation | ContinualEvaluation:
-    """Write ``target`` unless it was made with the same settings; returns the result."""
+    """Write ``target`` unless it was made with the same settings; returns the result. Processes share the trainings."""
     task = TASKS[kind_of(config.task)]
     sets = [read_set(path, data, revision) for path in surrogates]
     teacher = Teacher.from_pretrained(teacher_dir) if teacher_dir else None
@@ -47,51 +47,58 @@ def run_stage(
     if task.uses_teacher:
         inputs["teacher"] = teacher.hash() if teacher else None
     settings = stage_settings(options, seed, **inputs)
-    if not finished(target, "evaluate", settings):
-        with stage_folder(target, "evaluate", settings, keep_partial=True, log_path=log_path) as folder:
-            folder.temporary = (RUNS,)
-            folder.facts |= {"sources": sources} if sources else {}
-            task.write(data, sets, config, seed, teacher, folder)
-    return task.result.load(target)
+    if finished(target, "evaluate", settings):
+        return task.result.load(target)
+    with stage_folder(target, "evaluate", settings, keep_partial=True, log_path=log_path) as folder:
+        folder.facts |= {"sources": sources} if sources else {}
+        made = task.make(data, sets, config, seed, teacher, folder)
+        if runtime.processes().is_main_process:
+            task.save(made, folder.path)
+            folder.temporary = tuple(sorted(path.name for path in folder.path.glob(RUNS_OF_ALL)))
+    return task.result.load(target) if runtime.processes().is_main_process else made
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of ``evaluate``: its result, what writes that to a folder, and what prints it."""
+    """A task of ``evaluate``: its result, what makes, saves and prints that."""
 
     result: type[Evaluation | ContinualEvaluation]
-    write: Callable[[RealData, list[SurrogateSet], EvaluateConfig, int, Teacher | None, StageFolder], None]
+    make: Callable[[RealData, list[SurrogateSet], EvaluateConfig, int, Teacher | None, StageFolder], Any]
+    save: Callable[[Any, Path], object]
     format: Callable[[Any], str]
     uses_teacher: bool
 
 
-def _write_classification(
+def _classification(
     data: RealData,
     sets: list[SurrogateSet],
     config: EvaluateConfig,
     seed: int,
     teacher: Teacher | None,
     folder: StageFolder,
-) -> None:
-    evaluate(data, sets, config, seed=seed, teacher=teacher, folder=folder).save(folder.path)
+) -> Evaluation:
+    return evaluate(data, sets, config, seed=seed, teacher=teacher, folder=folder)
 
 
-def _write_continual(
+def _continual(
     data: RealData, sets: list[SurrogateSet], config: EvaluateConfig, seed: int, _: Teacher | None, folder: StageFolder
-) -> None:
-    result = evaluate_continual(data, sets, config, seed=seed, folder=folder)
-    result.save(folder.path)
-    result.report(folder.path / PAGE)
+) -> ContinualEvaluation:
+    return evaluate_continual(data, sets, config, seed=seed, folder=folder)
+
+
+def _save_continual(result: ContinualEvaluation, folder: Path) -> None:
+    result.save(folder)
+    result.report(folder / PAGE)
 
 
 TASKS = {
-    "classification": Task(Evaluation, _write_classification, format_evaluation, uses_teacher=True),
-    "continual": Task(ContinualEvaluation, _write_continual, format_continual, uses_teacher=False),
+    "classification": Task(Evaluation, _classification, Evaluation.save, format_evaluation, uses_teacher=True),
+    "continual": Task(ContinualEvaluation, _continual, _save_continual, format_continual, uses_teacher=False),
 }
 
 
 def main(command: EvaluateCommand) -> Outcome:
-    runtime.check_processes(1)
+    runtime.check_processes(command.num_processes)
     paths = as_tuple(command.surrogate)
     target, config = command.output_dir, stage_options(command, EvaluateConfig)
     cache = config.baseline_cache if isinstance(config.baseline_cache, Path) else None
@@ -109,6 +116,8 @@ def main(command: EvaluateCommand) -> Outcome:
             revision=command.revision,
             sources={name: options[name] for name in SOURCES},
         )
+    if not runtime.processes().is_main_process:
+        return Outcome("")
     lines = [TASKS[kind_of(config.task)].format(result), ""]
     if isinstance(result, ContinualEvaluation):
         lines.append(f"{target / PAGE}  the curves, for a browser")

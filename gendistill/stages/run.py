@@ -9,7 +9,7 @@ import yaml
 
 from gendistill import runtime
 from gendistill.config import ipc_sizes, require, to_dict
-from gendistill.config.commands import RunCommand, RunConfig
+from gendistill.config.commands import STAGE_BY_STAGE, RunCommand, RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
@@ -58,7 +58,7 @@ def run(config: RunConfig) -> Evaluation:
         GendistillError: the options do not fit the images; this is found before anything is trained.
         ArtifactError: the folder was made with other settings.
     """
-    runtime.check_processes(1)
+    runtime.require_one_process("`run`", f" Or {STAGE_BY_STAGE}.")
     out, sets = config.output_dir, surrogate_folders(config)
     pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
     cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
@@ -97,7 +97,7 @@ def estimate(config: RunConfig) -> dict[str, float]:
     Raises:
         GendistillError: the options do not fit the images.
     """
-    runtime.check_processes(1)
+    runtime.require_one_process("`run`", f" Or {STAGE_BY_STAGE}.")
     data = read_data(config.data)
     return estimate_run(config, data, check_run(config, data))
 

@@ -71,7 +71,7 @@ def recorded_images(config: DataConfig, sets: Mapping[str, SurrogateSet]) -> tup
 
 
 def main_show(command: ShowCommand) -> Outcome:
-    runtime.check_processes(1)
+    runtime.require_one_process("`show`")
     paths = as_tuple(command.surrogate)
     names, target = set_names(paths), command.output_dir
     asked, problem = command.data, ""
