@@ -1,4 +1,4 @@
-"""Two processes on CPU (gloo) make what one makes, in every stage; a wrong number is refused, failures are said once."""
+"""Two processes on CPU (gloo) make what one makes; a wrong number of them is refused, and failures are said once."""
 
 from __future__ import annotations
 
