@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any, Required, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gendistill.data.dataset import Split
 from gendistill.data.items import Source
 from gendistill.data.mapped import HASH, MappedImages, image_hashes
 from gendistill.data.reader import Block, Reader, show_blocks
-from gendistill.errors import ArtifactError, StorageError
+from gendistill.errors import ArtifactError, DataError, StorageError
 from gendistill.hashing import hash_bytes
 from gendistill.io import partial_of, read_json, reserve, write_json
 from gendistill.progress import note
@@ -203,10 +204,6 @@ def _write(partial: Path, source: Source, reader: Reader, key: str, name: str) -
     pixels.flush()
     hashes = np.zeros((len(items), HASH), np.uint8)
     hashes[rows] = np.concatenate([block.hashes for block in blocks])
-    with (partial / INDEX).open("wb") as file:
-        np.savez(file, labels=labels, rows=rows, hashes=hashes)
-        file.flush()
-        os.fsync(file.fileno())
     return {
         "format": FORMAT,
         "key": key,
@@ -214,12 +211,100 @@ def _write(partial: Path, source: Source, reader: Reader, key: str, name: str) -
         "classes": list(source.classes),
         "shape": shape,
         "splits": dict(zip(source.splits, sizes, strict=True)),
-        "index_hash": hash_bytes((partial / INDEX).read_bytes()),
+        "index_hash": _write_index(partial, labels=labels, rows=rows, hashes=hashes),
         "origins": source.origins,
         "left_out": list(source.left_out),
         "licence": source.licence,
         "problems": reader.problems(blocks),
     }
+
+
+def _write_index(partial: Path, **arrays: np.ndarray) -> str:
+    """The hash of the index."""
+    with (partial / INDEX).open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    return hash_bytes((partial / INDEX).read_bytes())
+
+
+def write_store(
+    folder: str | Path,
+    classes: Sequence[str],
+    splits: Mapping[str, Iterable[tuple[Tensor, Tensor]]],
+    *,
+    licence: str | None = None,
+) -> Store:
+    """A store of images that are decoded already, for collections that no memory holds; ``load_data`` reads it by name.
+
+    Args:
+        folder: The new store.
+        classes: Names in index order.
+        splits: Batches of ``train`` and, where there are any, ``validation`` and ``test``, each read once: uint8 images
+            (B,C,H,W) of one shape, and labels (B,), positions in ``classes``. The file has them in this order: one
+            class after another is the order in which classes are read fastest.
+        licence: Of the images, as the Hub spells it.
+
+    Raises:
+        DataError: batches of another type or shape, labels that are no classes, no training image, or a folder that is
+            there already.
+        StorageError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> batches = ((images[i : i + 500], labels[i : i + 500]) for i in range(0, len(images), 500))
+        >>> data = gd.load_data(name=str(write_store("store", ("cat", "dog"), {"train": batches}).folder))
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} is there already; expected the name of a new store.")
+    partial, labels, hashes, sizes, shape = partial_of(folder), list[np.ndarray](), list[np.ndarray](), {}, None
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with (partial / PIXELS).open("wb") as file:
+            for split, batches in splits.items():
+                sizes[split] = 0
+                for images, of in batches:
+                    shape = shape or tuple(images.shape[1:])
+                    _check_batch(images, of, shape, len(classes))
+                    file.write(images.contiguous().numpy())
+                    labels.append(of.numpy().astype(np.int64))
+                    hashes.append(image_hashes(images))
+                    sizes[split] += len(images)
+            file.flush()
+            os.fsync(file.fileno())
+        if shape is None or not sizes.get("train"):
+            raise DataError(f"The store {folder} has no training image; expected batches of the split 'train'.")
+        count = sum(sizes.values())
+        arrays = {"labels": np.concatenate(labels), "rows": np.arange(count), "hashes": np.concatenate(hashes)}
+        index = _write_index(partial, **arrays)
+        record: StoreRecord = {
+            "format": FORMAT, "key": index[:16], "name": folder.name, "classes": list(classes),
+            "shape": [count, *shape], "splits": sizes, "index_hash": index, "origins": {}, "left_out": [],
+            "licence": licence, "problems": [],
+        }  # fmt: skip
+        write_json(partial / RECORD, record)
+        partial.rename(folder)
+    except OSError as error:
+        raise StorageError(f"The store {folder} cannot be written: {error.strerror or error}. Free room.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_store(folder)
+
+
+def _check_batch(images: Tensor, labels: Tensor, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a batch that the store cannot hold."""
+    found = tuple(images.shape)
+    square = len(found) == 4 and found[1] in (1, 3) and found[2] == found[3]
+    if images.dtype != torch.uint8 or not square or found[1:] != shape:
+        raise DataError(
+            f"A batch has {images.dtype} images {found}; expected torch.uint8 (B,C,H,H) with C of 1 or 3, all of the "
+            "shape of the first batch."
+        )
+    if labels.shape != found[:1] or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+        raise DataError(
+            f"A batch has labels {tuple(labels.shape)} for {len(images)} images; expected one each, 0 to {classes - 1}."
+        )
 
 
 def _class_sorted(labels: np.ndarray, sizes: Sequence[int]) -> np.ndarray:

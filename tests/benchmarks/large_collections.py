@@ -15,57 +15,52 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from gendistill.config import EvaluateConfig, RefineConfig
-from gendistill.data.dataset import RealData, Split
-from gendistill.data.mapped import MappedImages, image_hashes
+from gendistill.config import DistillConfig, EvaluateConfig, MatchingConfig, RefineConfig
+from gendistill.data.dataset import RealData
+from gendistill.data.sources import load_data
+from gendistill.data.store import write_store
 from gendistill.distillers import distill
 from gendistill.evaluation.evaluate import describe, evaluate
 from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.surrogate_sets import prototypes
 from gendistill.networks.factories import build_network
 from gendistill.networks.feature_extractors import FeatureExtractor, features_of
+from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import Teacher
+from gendistill.networks.training import train_classifier
 from gendistill.refine.refiner import refine_set
 from gendistill.report.show import show
 from gendistill.surrogate.set import SurrogateSet
 
 CLASSES, SIDE, PART = 1000, 32, 10_000
+MEMORY = 0.5  # GiB, beyond which features lie in a file
 
 
-def write(path: Path, count: int) -> np.ndarray:
-    """A file of random images, sorted by class; returns their hashes."""
-    rng, hashes = np.random.default_rng(0), []
-    with path.open("wb") as file:
-        for first in range(0, count, PART):
-            part = rng.integers(0, 256, (min(PART, count - first), 3, SIDE, SIDE), dtype=np.uint8)
-            file.write(part)
-            hashes.append(image_hashes(torch.from_numpy(part)))
-    return np.concatenate(hashes)
+def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random images, class by class."""
+    rng, labels = np.random.default_rng(0), torch.arange(count) * CLASSES // count
+    for own in labels.split(PART):
+        images = rng.integers(0, 256, (len(own), 3, SIDE, SIDE), dtype=np.uint8)
+        yield torch.from_numpy(images), own
 
 
 def collection(folder: Path, count: int) -> RealData:
-    """Of ``count`` images 8/10 are for training, 1/10 each for validation and test."""
-    path, kept = folder / f"{count}.u8", folder / f"{count}.npy"
-    if not path.is_file():
-        np.save(kept, write(path, count))
-    shape = (count, 3, SIDE, SIDE)
-    base = torch.from_file(str(path), shared=False, size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
-    labels, hashes = torch.arange(count) * CLASSES // count, np.load(kept)
-    place = torch.arange(count) % 10
+    """Of ``count`` images about 8/10 are for training, 1/10 each for validation and test."""
+    place = folder / str(count)
+    if not place.exists():
+        write_store(place, [f"class {c}" for c in range(CLASSES)], {"train": batches(count)})
+    return load_data(name=str(place), test_fraction=0.1, validation_fraction=0.11, in_memory_gib=MEMORY)
 
-    def split(chosen: torch.Tensor) -> Split:
-        rows = torch.nonzero(chosen).flatten()
-        return Split(MappedImages(base, rows, hashes), labels[rows])
 
-    names = tuple(f"class {c}" for c in range(CLASSES))
-    return RealData(f"{count} images", names, split(place < 8), split(place == 8), split(place == 9))
+Stage = Callable[[RealData, SurrogateSet, Path], None]
 
 
 def network(data: RealData) -> torch.nn.Module:
@@ -87,18 +82,55 @@ def run_show(data: RealData, made: SurrogateSet, folder: Path) -> None:
     show({"set": made}, folder / "shown", data=data)
 
 
-def run_refine(data: RealData, made: SurrogateSet, folder: Path) -> None:
+def teacher_of(data: RealData) -> Teacher:
+    """Without training."""
     net = network(data)
     spec = {"name": "convnet_bn", "channels": 3, "image_size": SIDE, "classes": CLASSES, "width": 8, "depth": None}
-    teacher = Teacher(net, collect_statistics(net, data.train, CLASSES), data.classes, spec, {"data": data.describe()})
-    refine_set(distill(data, "random", 2), teacher, data, 1, RefineConfig(steps=2))
+    return Teacher(net, collect_statistics(net, data.train, CLASSES), data.classes, spec, {"data": data.describe()})
+
+
+def run_refine(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    refine_set(distill(data, "random", 2), teacher_of(data), data, 1, RefineConfig(steps=2))
 
 
 def run_modes(data: RealData, made: SurrogateSet, folder: Path) -> None:
     prototypes(PixelLatents(data.train), data.classes, 2, 0)
 
 
-STAGES: dict[str, Callable[[RealData, SurrogateSet, Path], None]] = {
+def run_train(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    steps = len(data.train) // 256  # an epoch
+    for _ in train_classifier(
+        network(data), data.train, steps=steps, batch_size=256, learning_rate=1e-3, weight_decay=0.0
+    ):
+        pass
+
+
+def run_statistics(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    collect_statistics(network(data), data.train, CLASSES)
+
+
+def run_coreset(method: str) -> Stage:
+    return lambda data, made, folder: distill(data, method, 1) and None
+
+
+def run_dm(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    """Two iterations of 8 real images a class: their cost is that of the classes, whatever the number of images."""
+    options = MatchingConfig(width=8, depth=2, real_batch=8)
+    distill(data, "dm", 1, config=DistillConfig(method="dm", iterations=2, matching=options))
+
+
+def run_label(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    label_set(made, teacher_of(data))
+
+
+STAGES: dict[str, Stage] = {
+    "train": run_train,
+    "statistics": run_statistics,
+    "random": run_coreset("random"),
+    "kmeans": run_coreset("kmeans"),
+    "herding": run_coreset("herding"),
+    "dm": run_dm,
+    "label": run_label,
     "evaluate": run_evaluate,
     "describe": run_describe,
     "show": run_show,

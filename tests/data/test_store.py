@@ -21,7 +21,7 @@ from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.mapped import MappedImages, image_hashes, load_batches
 from gendistill.data.sources import load_data
-from gendistill.data.store import INDEX, JOURNAL, PIXELS, RECORD, open_store
+from gendistill.data.store import INDEX, JOURNAL, PIXELS, RECORD, open_store, write_store
 from gendistill.data.store_cache import identity_of_files, store_folder
 from gendistill.errors import ArtifactError, DataError, GendistillError, StorageError
 from gendistill.io import partial_of
@@ -349,3 +349,50 @@ def test_a_process_killed_while_it_builds_leaves_what_the_next_one_finishes(tmp_
     assert done.returncode == -9
     found = load_data(name=str(images), cache=tmp_path / "cache")
     assert same(found, load_data(name=str(images), cache=None))
+
+
+def batches_of(count: int, label: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of two images of one class, each of another colour."""
+    images = [torch.from_numpy(pixels(10 * label + i)).permute(2, 0, 1) for i in range(count)]
+    return [(torch.stack(images[i : i + 2]), torch.full((len(images[i : i + 2]),), label)) for i in range(0, count, 2)]
+
+
+def test_batches_of_decoded_images_become_a_store(tmp_path: Path) -> None:
+    train = [*batches_of(5, 1), *batches_of(4, 0)]
+    made = write_store(tmp_path / "store", ("cat", "dog"), {"train": iter(train), "test": batches_of(3, 1)})
+    data = load_data(name=str(tmp_path / "store"), validation_fraction=0.3)
+    images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
+    expected = RealData.from_arrays(images, labels, ("cat", "dog"), test=batches_of(3, 1)[0], validation_fraction=0.3)
+    assert torch.equal(data.train.pixels, expected.train.pixels)
+    assert torch.equal(data.validation.labels, expected.validation.labels)
+    assert (len(data.test), data.classes, made.record["shape"]) == (3, ("cat", "dog"), [12, 3, 8, 8])
+    assert not partial_of(tmp_path / "store").exists()
+
+
+IMAGES, ONES = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.ones(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([(IMAGES.float(), ONES)], "float32"),
+        ([(IMAGES[:, :2], ONES)], "C of 1 or 3"),
+        ([(IMAGES[..., :4], ONES)], "H,H"),
+        ([(IMAGES, ONES), (IMAGES[:, :1], ONES)], "shape of the first batch"),
+        ([(IMAGES, 2 * ONES)], "one each, 0 to 1"),
+        ([(IMAGES, ONES[:1])], "for 2 images"),
+        ([], "no training image"),
+    ],
+)
+def test_batches_that_no_store_holds_are_refused(tmp_path: Path, batches: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_store(tmp_path / "store", ("cat", "dog"), {"train": batches})  # type: ignore[dict-item]
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_store_does_not_replace_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="there already"):
+        write_store(tmp_path, ("cat",), {"train": [(IMAGES, 0 * ONES)]})
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_store(tmp_path / "file" / "store", ("cat",), {"train": [(IMAGES, 0 * ONES)]})
