@@ -18,6 +18,7 @@ from gendistill.cli import USAGE
 from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.networks import pretrained
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.pretrained import open_pretrained
 from gendistill.networks.teacher import Teacher, train_teacher
@@ -194,6 +195,22 @@ def test_where_names_are_missing_a_new_layer_is_fitted_on_the_features(tmp_path:
     assert opened(source, ("tench", "two", "three")).record["rows"] is None
     given = opened(source, ("tench", "two", "three"), label_map={"two": 5, "three": 7})
     assert given.record["rows"] == {"tench": 0, "two": 5, "three": 7}
+
+
+def test_a_new_layer_of_many_images_is_fitted_on_some_of_every_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, rng = opened(timm_folder(tmp_path), ("one", "two", "three")), torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    features = torch.randn(90, network.head.in_features, generator=rng) + 3 * labels[:, None]
+    index = torch.cat([torch.nonzero(labels == c).flatten()[[0, 10, 19, 29]] for c in range(3)]).sort().values
+    network.fit_head(features[index], labels[index])
+    expected = network.head.weight.clone()
+    network.fit_head(features, labels)
+    assert not torch.equal(network.head.weight, expected)
+    monkeypatch.setattr(pretrained, "HEAD_BYTES", 12 * features[0].nbytes)
+    network.fit_head(features, labels)
+    assert torch.equal(network.head.weight, expected)
 
 
 def test_a_network_without_a_last_layer_gets_one(tmp_path: Path) -> None:
