@@ -25,8 +25,8 @@ class DataConfig(Options):
         validation: The same of the validation split; null holds it out from the training split.
         image_size: Side of the square images in pixels; null keeps the common size of the images.
         test_fraction: Share of each class held out as test split if the source has none.
-        validation_fraction: Share of each class taken from the training split as validation split; it is used neither
-            for training nor for testing.
+        validation_fraction: Share of each class, of what the test split leaves, taken from the training split as
+            validation split; it is used neither for training nor for testing.
         split_seed: Seed of these two splits; it is separate from the run's seed, so that runs have the same splits.
         max_per_class: Keep at most this number of training images of a class (null: all), for quick tries. A
             validation split that is held out is taken from these; the test split stays as it is without this option.

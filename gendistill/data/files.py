@@ -30,7 +30,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 def leads_up(path: Path) -> bool:
     """Whether it is a link to a folder that it lies in."""
-    return path.is_symlink() and path.resolve() in path.absolute().parent.resolve().joinpath("_").parents
+    return path.is_symlink() and Path(os.path.realpath(path)) in path.absolute().parent.resolve().joinpath("_").parents
 
 
 def walk(root: Path, left: LeftOut | None = None) -> Iterator[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ from gendistill.data.files import (
     is_image,
     is_skipped,
     kind_of_file,
+    leads_to,
     leads_up,
     walk,
     with_images,
@@ -66,7 +67,7 @@ def _count_loose(folder: Path, root: Path, left: LeftOut) -> None:
             left.add("hidden or system name(s)", name)
         elif leads_up(Path(entry.path)):
             left.add("link(s) to folders that are read already", name)
-        elif entry.is_file():
+        elif leads_to(entry, folder=False):
             left.add("image(s) outside the class folders" if is_image(entry.path) else kind_of_file(entry.name), name)
 
 

@@ -132,6 +132,11 @@ def open_store(folder: Path, key: str | None = None) -> Store:
     shapes = (labels.shape, rows.shape, hashes.shape, size)
     if len(shape) != 4 or shapes != ((count,), (count,), (shape[0], HASH), int(np.prod(shape))) or shape[0] != count:
         raise ArtifactError(f"{folder} is damaged: its files do not have the {count} images of {shape[1:]}. {FIX}")
+    kinds = [array.dtype.name for array in (rows, labels, hashes)]
+    classes = record["classes"]
+    right = kinds == ["int64", "int64", "uint8"] and len({*classes}) == len(classes)
+    if not right or not np.array_equal(np.sort(rows), np.arange(count)) or not _within(labels, len(classes)):
+        raise ArtifactError(f"{folder} is damaged: {INDEX} has no places and labels of its {count} images. {FIX}")
     base = torch.from_file(str(folder / PIXELS), shared=False, size=size, dtype=torch.uint8).view(shape)
     looked_at = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).astype(np.int64))
     looked_at = looked_at[hashes[looked_at].any(1)]  # the others could not be read
@@ -144,6 +149,10 @@ def open_store(folder: Path, key: str | None = None) -> Store:
         images = MappedImages(base, torch.from_numpy(rows[here])[kept], hashes)
         splits[split], first = Split(images, torch.from_numpy(labels[here])[kept]), first + n
     return Store(folder, record, splits)
+
+
+def _within(labels: np.ndarray, classes: int) -> bool:
+    return bool(((labels >= 0) & (labels < classes)).all())
 
 
 def _index(folder: Path, expected: str) -> dict[str, np.ndarray]:
@@ -319,7 +328,7 @@ def _pixels(partial: Path, identity: Mapping[str, Any]) -> np.memmap:
     """The file of all pixels, mapped for writing; what another source left is removed."""
     head = json.dumps(identity)
     journal = partial / JOURNAL
-    known = journal.open(encoding="utf-8").readline() if journal.is_file() else ""
+    known = journal.open(encoding="utf-8", errors="replace").readline() if journal.is_file() else ""
     if known.rstrip("\n") != head or not (partial / PIXELS).is_file():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -344,7 +353,7 @@ def _finished_blocks(
         for line in lines:
             try:
                 block = _of_line(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
             images = torch.from_numpy(pixels[rows[block.first : block.end]][block.readable])
             if block.first != expected or not np.array_equal(image_hashes(images), block.hashes[block.readable]):
@@ -369,6 +378,9 @@ def _as_line(block: Block) -> dict[str, Any]:
 def _of_line(line: dict[str, Any]) -> Block:
     hashes = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8).reshape(-1, HASH)
     readable = np.unpackbits(np.frombuffer(bytes.fromhex(line["readable"]), np.uint8), count=len(hashes)).astype(bool)
+    numbers = (line["first"], line["deep"], line["highest"])
+    if not all(isinstance(one, (int, float)) for one in numbers) or not isinstance(line["problems"], list):
+        raise ValueError("a damaged line")
     return Block(line["first"], readable, hashes, line["problems"], line["deep"], line["highest"])
 
 

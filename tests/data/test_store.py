@@ -24,6 +24,7 @@ from gendistill.data.sources import load_data
 from gendistill.data.store import INDEX, JOURNAL, PIXELS, RECORD, open_store, write_store
 from gendistill.data.store_cache import identity_of_files, store_folder
 from gendistill.errors import ArtifactError, DataError, GendistillError, StorageError
+from gendistill.hashing import hash_bytes
 from gendistill.io import partial_of
 from tests.data.folders import fill, make, pixels
 
@@ -396,3 +397,25 @@ def test_a_store_does_not_replace_what_is_there(tmp_path: Path) -> None:
         write_store(tmp_path, ("cat",), {"train": [(IMAGES, 0 * ONES)]})
     with pytest.raises(StorageError, match="cannot be written"):
         write_store(tmp_path / "file" / "store", ("cat",), {"train": [(IMAGES, 0 * ONES)]})
+
+
+@pytest.mark.parametrize("member", ["labels", "rows"])
+@pytest.mark.parametrize("change", ["beyond", "negative", "float", "text"])
+def test_an_index_of_no_images_is_refused(folder: Path, tmp_path: Path, member: str, change: str) -> None:
+    load_data(name=str(folder), cache=tmp_path / "cache")
+    store = store_of(tmp_path / "cache")
+    with np.load(store / INDEX) as found:
+        arrays = {name: found[name] for name in found.files}
+    wrong = {"beyond": arrays[member] + 5, "negative": arrays[member] - 1, "float": arrays[member] / 2}
+    arrays[member] = wrong.get(change, arrays[member].astype(str))
+    np.savez(store / INDEX, **arrays)
+    record = json.loads((store / RECORD).read_text())
+    (store / RECORD).write_text(json.dumps({**record, "index_hash": hash_bytes((store / INDEX).read_bytes())}))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        open_store(store)
+
+
+def test_links_in_a_circle_are_left_out(folder: Path) -> None:
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+    assert load_data(name=str(folder), cache=None).classes == ("bird", "cat", "dog")
