@@ -136,7 +136,8 @@ def _compare(
 ) -> tuple[dict[str, Copies], Projection]:
     """(the copy check of every set of decoded images, all of them among the real images)."""
     embed = features_of(teacher.network.to(runtime.device()).eval()) if teacher else None
-    most = None if len(data.train) * max(map(len, splits.values())) <= MOST_DISTANCES else MOST_MEASURED
+    distances = len(data.train) * (len(data.validation) + sum(map(len, splits.values())))
+    most = None if distances <= MOST_DISTANCES else MOST_MEASURED
     reference = CopyCheck.of(data, features=embed, most=most)
     checks = dict(zip(splits, reference.check_all(split.pixels for split in splits.values()), strict=True))
     space = FEATURES if teacher else PIXELS

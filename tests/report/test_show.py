@@ -340,7 +340,8 @@ def test_of_very_many_pairs_of_images_some_are_measured(
 ) -> None:
     data, shown = load_data(max_per_class=12), SurrogateSet.load(made / "random" / "ipc-2")
     monkeypatch.setattr(show_module, "MOST_MEASURED", 3)
-    for limit, measured in ((20 * len(data.train), 20), (20 * len(data.train) - 1, 3)):
+    distances = len(data.train) * (20 + len(data.validation))
+    for limit, measured in ((distances, 20), (distances - 1, 3)):
         monkeypatch.setattr(show_module, "MOST_DISTANCES", limit)
         found = show({"set": shown}, tmp_path, data=data)
         assert found["sets"]["set"]["copies"]["measured"] == measured
