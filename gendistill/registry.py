@@ -232,6 +232,7 @@ def _matching(preset: str, *choices: str) -> Distiller:
     return Distiller(
         make="gendistill.distillers:matching_sets",
         sections=("selection", "iterations", "matching"),
+        parallel=True,
         resumable=True,
         temporary=("checkpoints",),
         inputs="gendistill.distillers:start_of_matching",

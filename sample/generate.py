@@ -1,4 +1,4 @@
-"""Launch script for sampling: `python sample/generate.py --generator DIR --ipc 10 --output_dir DIR`."""
+"""`gendistill sample` for launchers that need a file: `torchrun --nproc_per_node N sample/generate.py ...`."""
 
 import sys
 

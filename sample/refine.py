@@ -1,4 +1,4 @@
-"""Launch script for refinement: `python sample/refine.py --surrogate DIR --teacher DIR --output_dir DIR`."""
+"""`gendistill refine` for launchers that need a file: `torchrun --nproc_per_node N sample/refine.py ...`."""
 
 import sys
 

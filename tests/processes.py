@@ -58,7 +58,9 @@ def main() -> None:
     import gendistill.stages.distill
     import gendistill.stages.evaluate
     import gendistill.stages.finetune
-    import gendistill.stages.sample  # noqa: F401  (what the forked processes find imported)
+    import gendistill.stages.label
+    import gendistill.stages.sample
+    import gendistill.stages.teacher  # noqa: F401  (what the forked processes find imported)
 
     for words, kill in json.loads(sys.argv[1]):
         with tempfile.TemporaryFile("w+") as log:

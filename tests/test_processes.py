@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import ROOT, TINY, environment, files, gendistill, messages
+from tests.networks.shared_training import trained
 from tests.processes import launch
 
 
@@ -135,8 +136,8 @@ def test_two_processes_share_the_trainings_of_an_evaluation(tmp_path: Path) -> N
     assert [done.returncode for done in rest] == [0, 2, 2], rest
     assert [len(messages(done.stderr)) for done in rest[1:]] == [1, 1]
     assert "2 processes run `run`; expected 1" in rest[-1].stderr
-    trained = [json.loads(line)["run"] for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
-    assert len(trained) == 5 + 3 * 3
+    logged = [json.loads(line)["run"] for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert len(logged) == 5 + 3 * 3
     assert len(list(cache.glob("*"))) == 5 + 3 + 3 + 2  # picks, and bytes of all images
     assert gendistill(*killed, "--resume_from_checkpoint", "latest") == 0
     assert gendistill(*options, "null", "--output_dir", tmp_path / "one") == 0
@@ -146,6 +147,57 @@ def test_two_processes_share_the_trainings_of_an_evaluation(tmp_path: Path) -> N
     assert not list((tmp_path / "killed").glob("runs*")), "what only a resumed run needs goes in the end"
     alone, shared = (without_times(tmp_path / name / "continual.json") for name in ("alone", "continual"))
     assert alone == shared
+
+
+def test_two_processes_train_a_teacher_label_and_match_as_one(tmp_path: Path) -> None:
+    """Batch norm sees whole batches, of an odd number; matching goes on where it was killed, in any number."""
+    digits = ("--data.name", "digits", "--data.max_per_class", 40)
+    small = ("--ipc", 1, "--iterations", 2, *digits, "--matching.width", 8, "--matching.real_batch", 12)
+    inner = ("--matching.inner_steps", 2, "--matching.train_steps", 2)
+    teacher = ("teacher", *digits, "--network", "resnet10_bn", "--width", 8, "--steps", 8, "--batch_size", 33)
+    label = ("label", tmp_path / "pool" / "ipc-30", "--teacher", tmp_path / "one" / "teacher", "--mode")
+    commands: dict[str, tuple[object, ...]] = {
+        "teacher": teacher,
+        "image": (*label, "per_image", "--views", 2, "--flip", "true"),
+        "view": (*label, "per_view", "--steps", 3, "--batch_size", 8, "--top_k", 3),
+        "dc": ("distill", "--method", "dc", *small, *inner),
+        "dsa": ("distill", "--method", "dsa", *small, *inner),
+        "dm": ("distill", "--method", "dm", *small, "--matching.start", "clustered"),
+        "idc": ("distill", "--method", "idc", *small, *inner),
+        "dream": ("distill", "--method", "dream", *small, *inner),
+        "idm": ("distill", "--method", "idm", *small, "--matching.train_steps", 2),
+    }
+    assert gendistill("distill", "--method", "random", "--ipc", 30, "--output_dir", tmp_path / "pool") == 0
+    for name, words in commands.items():
+        assert gendistill(*words, "--output_dir", tmp_path / "one" / name) == 0
+    killed, waits = tmp_path / "killed", ("--matching.checkpoint_every", 1, "--iterations", 40)
+    slow = (*commands["dsa"], *waits, "--output_dir", killed)
+    exact = tmp_path / "trained.safetensors"
+    *done, kill, resumed, many, float64 = launch(
+        *((*words, "--num_processes", 2, "--output_dir", tmp_path / "two" / name) for name, words in commands.items()),
+        slow,
+        (*slow, "--resume_from_checkpoint", "latest"),
+        (*teacher, "--batch_size", 1, "--output_dir", tmp_path / "many"),
+        ("tests/networks/shared_training.py", exact),
+        kill={len(commands): (0, tmp_path / "killed.partial" / "checkpoints" / "*" / "step-*")},
+    )
+    for name, ended in zip(commands, done, strict=True):
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        for pattern in ("**/*.png", "soft_labels.*"):
+            assert files(tmp_path / "two" / name, pattern) == files(tmp_path / "one" / name, pattern), name
+    assert len(files(tmp_path / "two" / "view", "soft_labels.*")) == 2
+    assert float64.returncode == 0, float64.stderr[-2000:]
+    one, two = trained(shared=False), load_file(exact)
+    assert max((two[k].double() - one[k].double()).abs().max().item() for k in one) < 1e-13
+    one, two = (load_file(tmp_path / name / "teacher" / "model.safetensors") for name in ("one", "two"))
+    assert max((two[k].float() - one[k].float()).abs().mean().item() for k in one) < 5e-3  # AdamW, at its first steps
+    one, two = (load_file(tmp_path / name / "teacher" / "statistics.safetensors") for name in ("one", "two"))
+    assert [(k, v.shape) for k, v in one.items()] == [(k, v.shape) for k, v in two.items()]
+    assert (two["features"] - one["features"]).abs().mean() < 0.02 * one["features"].abs().mean()
+    assert (kill.returncode, resumed.returncode, many.returncode) == (-signal.SIGKILL, 0, 2)
+    assert len(messages(many.stderr)) == 1
+    assert gendistill(*commands["dsa"], *waits, "--output_dir", tmp_path / "whole") == 0
+    assert files(killed) == files(tmp_path / "whole")
 
 
 def test_a_coreset_is_chosen_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Launch script for distillers: `python train/distill.py --method kmeans --ipc 10 --output_dir DIR`."""
+"""`gendistill distill` for launchers that need a file: `torchrun --nproc_per_node N train/distill.py ...`."""
 
 import sys
 

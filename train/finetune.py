@@ -1,4 +1,4 @@
-"""Launch script: `torchrun --nproc_per_node N train/finetune.py ...` or `accelerate launch train/finetune.py ...`."""
+"""`gendistill finetune` for launchers that need a file: `torchrun --nproc_per_node N train/finetune.py ...`."""
 
 import sys
 

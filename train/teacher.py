@@ -1,4 +1,4 @@
-"""Launch script for the teacher stage: `python train/teacher.py --output_dir DIR`."""
+"""`gendistill teacher` for launchers that need a file: `torchrun --nproc_per_node N train/teacher.py ...`."""
 
 import sys
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import DistillConfig, Gradient, MatchingConfig, Queue, Representative
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
@@ -41,6 +41,8 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
     if empty:
         raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
+    if parallel.world() > len(data.classes):
+        raise ConfigError(f"{parallel.world()} processes share {len(data.classes)} classes; expected at most as many.")
     _check_statistics(run, data, network)
     real = data.train.to(device)
     factor = formation(config)

@@ -18,7 +18,7 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
-from gendistill.runtime import Checkpoints, CheckpointTimer, refuse_divergence
+from gendistill.runtime import Checkpoints, CheckpointTimer, processes, refuse_divergence
 from gendistill.surrogate.manifest import AS_DATA, own_seconds, provenance
 from gendistill.surrogate.set import SurrogateSet
 
@@ -61,7 +61,10 @@ def match(
     folder: WorkFolder | None = None,
     draw: Draw | None = None,
 ) -> list[SurrogateSet]:
-    """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there."""
+    """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there.
+
+    Of several processes the main one alone writes.
+    """
     label = f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}"
     matcher = build(data, run, seed=seed, given=given)
     checkpoints = _checkpoints(folder, run, data, seed)
@@ -70,6 +73,8 @@ def match(
     found = checkpoints.latest() if checkpoints else None
     if found:
         matcher.load_state_dict(found[1])
+    if not processes().is_main_process:
+        folder = None
     if found and folder:  # what follows replaces what the log has of later iterations
         folder.log({**fields, "resumed_at": matcher.iteration})
     if run.fast.compile:
@@ -97,7 +102,7 @@ def match(
             if between:
                 snapshots()
             number = matcher.iteration
-            if between and checkpoints and (number % checkpoints.every == 0 or timer.is_due(number)):
+            if between and checkpoints and folder and (number % checkpoints.every == 0 or timer.is_due(number)):
                 _refuse_divergence(matcher, run)
                 checkpoints.save(matcher.iteration, matcher.state_dict())
                 timer.restart(number)

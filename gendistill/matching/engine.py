@@ -7,6 +7,9 @@
 
 Sets of several sizes can share one real side: networks, picks, draws and the real part of the objective do not depend
 on what is stored, unless networks learn from it, and each set comes out as it would alone.
+
+Several processes share the classes: a class's loss depends on its own images and the network alone, and every process
+has the same network, which it trains itself. Each step adds up the gradients, of which the others' classes are 0.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.data.dataset import Split
 from gendistill.data.mapped import read_steps
 from gendistill.data.pixels import to_float
@@ -145,7 +148,7 @@ class Matcher:
 
     def run(self) -> Generator[dict[str, Any], None, list[SyntheticImages]]:
         """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
-        labels, clock = range(self.sets[0].classes), self.clock
+        labels, clock = parallel.share(self.sets[0].classes), self.clock
         while self.iteration < self.plan.iterations:
             with clock.part("train"):
                 network = self.supply.network(self.iteration)
@@ -153,14 +156,13 @@ class Matcher:
                 with clock.part("select"):
                     picks = self.selection.picks(network, *self.moment(inner))
                 with clock.part("match"):
-                    draws = [self._draw(inner, label) for label in labels]
+                    draws = {label: self._draw(inner, label) for label in labels}
                     real = self.objective.prepared(network, self._real(picks, draws), labels)
                     found: list[Tensor] = []
                     for place in range(len(self.sets)):
                         leaf, views = self._views_of(place, draws, inner)
                         losses = real.losses(views, self.supply.accuracy())
-                        self._step(place, leaf, losses)
-                        found.append(losses.detach().mean())
+                        found.append(self._step(place, leaf, losses, labels))
                     del real, leaf, views, losses  # before networks learn
                 last = inner == self.plan.inner_steps - 1
                 with clock.part("train"):
@@ -179,14 +181,16 @@ class Matcher:
         keeps for some iterations."""
         return (self.iteration, inner) if self.plan.inner_steps > 1 else (0, self.iteration)
 
-    def _real(self, picks: Sequence[Tensor], draws: list[AugmentationDraw | None]) -> StackedBatches:
-        """The augmented real images of every class, each made when it is needed."""
-        read = read_steps(self.real.images, picks.__getitem__, self.real.labels.device, len(picks))
+    def _real(self, picks: Sequence[Tensor], draws: Mapping[int, AugmentationDraw | None]) -> StackedBatches:
+        """The augmented real images of the classes in ``draws``, each made when it is needed."""
+        labels = list(draws)
+        own = [picks[label] for label in labels]
+        read = read_steps(self.real.images, own.__getitem__, self.real.labels.device, len(own))
 
-        def batch(label: int) -> Tensor:
-            return _seen(draws[label], to_float(read(label)))
+        def batch(place: int) -> Tensor:
+            return _seen(draws[labels[place]], to_float(read(place)))
 
-        return StackedBatches([len(pick) for pick in picks], batch)
+        return StackedBatches([len(pick) for pick in own], batch)
 
     def _draw(self, inner: int, label: int) -> AugmentationDraw | None:
         if self.augmentation is None:
@@ -194,22 +198,29 @@ class Matcher:
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
         return self.augmentation.draw(rng, 1, self.real.images.shape[-1]).to(self.real.labels.device)
 
-    def _views_of(self, place: int, draws: list[AugmentationDraw | None], inner: int) -> tuple[Tensor, list[Tensor]]:
-        """A set's images as a leaf, and the augmented views of every class, differentiable in it."""
+    def _views_of(
+        self, place: int, draws: Mapping[int, AugmentationDraw | None], inner: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A set's images as a leaf, and the augmented views of the classes in ``draws``, differentiable in it."""
         stored = self.sets[place]
         leaf = stored.images.detach().requires_grad_()
         parts = leaf.split(stored.ipc)  # once: a slice a class would fill a gradient of all classes for each of them
-        return leaf, [_seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in enumerate(draws)]
+        return leaf, [_seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in draws.items()]
 
-    def _step(self, place: int, leaf: Tensor, losses: Tensor) -> None:
-        """A step of SGD with momentum down the summed losses of the classes."""
+    def _step(self, place: int, leaf: Tensor, losses: Tensor, labels: Sequence[int]) -> Tensor:
+        """A step of SGD with momentum down the summed losses of the classes, of which this process has those of
+        ``labels``; returns the mean loss of all."""
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        by_class = losses.new_zeros(self.sets[place].classes)
+        by_class[list(labels)] = losses.detach()
+        parallel.add_up([gradient, by_class])
         momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
         if self.plan.by_class:
-            momentum, rate = joint_rule(momentum, rate, len(losses))
+            momentum, rate = joint_rule(momentum, rate, len(by_class))
         self.velocities[place].mul_(momentum).add_(gradient)
         images = leaf.detach().sub(self.velocities[place], alpha=rate)
         self.sets[place] = replace(self.sets[place], images=images)
+        return by_class.mean()
 
     def _views(self, views: Tensor, label: int, inner: int) -> Tensor:
         most = self.plan.most_views

@@ -27,6 +27,7 @@ from gendistill.data.dataset import Split
 from gendistill.data.mapped import load_batches
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
+from gendistill.parallel import shared_map
 from gendistill.seeding import derive, torch_rng
 from gendistill.transport.barycenter import assign, solve_barycenter
 from gendistill.transport.kmeans import kmeans_centres
@@ -78,6 +79,7 @@ class RepresentativeSelection:
     takes all of either. The rule of the paper is one image of each free cluster of all images.
 
     Picks are a function of (seed, iteration, inner // interval) and of the weights when they are first asked for.
+    Several processes share the classes.
     k-means is never started from the last picks: that would tie picks to their past, and candidates drawn anew do not
     hold them.
     """
@@ -110,8 +112,7 @@ class RepresentativeSelection:
         if moment != self._moment:
             seed = derive(self.seed, "representative selection", *moment)
             with unchanged_buffers(network):
-                classes = range(len(self.members))
-                self._picks = [self._of_class(network, label, derive(seed, label)) for label in classes]
+                self._picks = shared_map(lambda c: self._of_class(network, c, derive(seed, c)), len(self.members))
             self._moment = moment
         return self._picks
 

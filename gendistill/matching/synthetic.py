@@ -19,6 +19,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.selection import embed, representatives
+from gendistill.parallel import gathered, share
 from gendistill.progress import track
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import Factor, factor_name, float_views, sides, tiled
@@ -85,19 +86,21 @@ def starts(
         return [SyntheticImages(0.5 + 0.25 * draw, ipc, factor) for ipc, draw in zip(ipcs, draws, strict=True)]
     counts = data.train.labels.bincount(minlength=classes).tolist()
     _require_images(counts, max(ipcs), factor, data.classes, "start noise", ConfigError)
-    picks: dict[int, list[Tensor]] = {ipc: [] for ipc in ipcs}
     network = build(derive(seed, "start network")) if kind == "clustered" else None
-    for label in track(range(classes), "clustered start", classes) if network else range(classes):
+
+    def chosen(label: int) -> dict[int, Tensor]:
+        """The positions of a class, by IPC."""
         index = data.train.of_class(label)
         if network:
             features, own = embed(network, data.train, index), derive(seed, "clustered start", label)
-            chosen = {ipc: representatives(features, ipc * tiles**2, own) for ipc in ipcs}
-        else:
-            order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
-            chosen = {ipc: order[: ipc * tiles**2] for ipc in ipcs}
-        for ipc in ipcs:
-            picks[ipc].append(index[chosen[ipc]])
-    return [SyntheticImages.of(tiled(data.train.images[torch.cat(picks[ipc])], tiles), ipc, factor) for ipc in ipcs]
+            return {ipc: index[representatives(features, ipc * tiles**2, own)] for ipc in ipcs}
+        order = torch.randperm(len(index), generator=torch_rng(seed, "random start", label))
+        return {ipc: index[order[: ipc * tiles**2]] for ipc in ipcs}
+
+    own = share(classes)
+    picks = gathered({label: chosen(label) for label in (track(own, "clustered start") if network else own)})
+    by_ipc = {ipc: torch.cat([picks[label][ipc] for label in range(classes)]) for ipc in ipcs}
+    return [SyntheticImages.of(tiled(data.train.images[by_ipc[ipc]], tiles), ipc, factor) for ipc in ipcs]
 
 
 def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> SyntheticImages:

@@ -6,14 +6,14 @@ Legend: N decoded images, K classes, B images a batch, C,H,W an image.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import LabelConfig, PerImage, PerView, kind_of
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
@@ -48,7 +48,7 @@ def probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Ten
 
 
 def label_per_image(
-    teacher: nn.Module, images: Tensor, views: Views, temperature: float, count: int
+    teacher: nn.Module, images: Tensor, views: Views, temperature: float, count: int, *, shared: bool = False
 ) -> Generator[LabelRecord, None, Tensor]:
     """Mean probabilities (N,K) over ``count`` views of uint8 ``images``; the first view is the image itself.
 
@@ -56,44 +56,68 @@ def label_per_image(
     """
     device = next(teacher.parameters()).device
     starts = range(0, len(images), ROWS)
-    parts = []
-    for b, start in enumerate(starts):
+    parts: dict[int, Tensor] = {}
+    for b in _own(len(starts), shared):
+        start = starts[b]
         batch = to_float(runtime.to_device(images[start : start + ROWS], device))
         total = probabilities(teacher, batch, temperature)
         for v in range(1, count):
             total += probabilities(teacher, views.of(batch, v * len(starts) + b), temperature)
-        parts.append(total / count)
+        parts[b] = total / count
         yield {"images": start + len(batch)}
-    return torch.cat(parts).cpu()
+    return torch.cat(_in_order(parts, shared)).cpu()
 
 
 def label_per_view(
-    teacher: nn.Module, images: Tensor, views: Views, temperature: float, steps: int, top_k: int | None = None
+    teacher: nn.Module,
+    images: Tensor,
+    views: Views,
+    temperature: float,
+    steps: int,
+    top_k: int | None = None,
+    *,
+    shared: bool = False,
 ) -> Generator[LabelRecord, None, tuple[Tensor, Tensor | None]]:
     """(values (steps,B,K or k) fp16, indices or None) for the batches that ``views`` makes of uint8 ``images``."""
     device = next(teacher.parameters()).device
-    values, indices = [], []
-    for step in range(steps):
+    values: dict[int, Tensor] = {}
+    indices: dict[int, Tensor] = {}
+    for step in _own(steps, shared):
         batch, _ = views.batch(images, step)
-        made = packed(probabilities(teacher, runtime.to_device(batch, device), temperature), top_k)
-        kept, *where = (part.cpu() for part in made if part is not None)
-        values.append(kept)
-        indices += where
+        kept, where = packed(probabilities(teacher, runtime.to_device(batch, device), temperature), top_k)
+        values[step] = kept.cpu()
+        if where is not None:
+            indices[step] = where.cpu()
         yield {"step": step + 1}
-    return torch.stack(values), torch.stack(indices) if indices else None
+    found = torch.stack(_in_order(values, shared))
+    return found, torch.stack(_in_order(indices, shared)) if top_k is not None else None
+
+
+def _own(number: int, shared: bool) -> range:
+    """Which of so many batches this process labels."""
+    return parallel.share(number) if shared else range(number)
+
+
+def _in_order(parts: Mapping[int, Tensor], shared: bool) -> list[Tensor]:
+    """The parts of all processes by their number."""
+    found = parallel.gathered({i: part.cpu() for i, part in parts.items()}) if shared else parts
+    return [found[i] for i in sorted(found)]
 
 
 def generate_labels(
-    recipe: SoftLabels, teacher: nn.Module, images: Tensor, steps: int
+    recipe: SoftLabels, teacher: nn.Module, images: Tensor, steps: int, *, shared: bool = False
 ) -> Generator[LabelRecord, None, SoftLabels]:
-    """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields records as it goes."""
+    """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields records as it goes.
+
+    With ``shared`` every process calls this alike: each labels every n-th batch, and all get the labels of all.
+    """
     if recipe.mode == "online":
         return recipe
+    common = teacher, images, recipe.views, recipe.temperature
     if recipe.mode == "per_view":
-        loop = label_per_view(teacher, images, recipe.views, recipe.temperature, steps, recipe.top_k)
-        values, indices = yield from loop
+        values, indices = yield from label_per_view(*common, steps, recipe.top_k, shared=shared)
     else:
-        means = yield from label_per_image(teacher, images, recipe.views, recipe.temperature, recipe.averaged)
+        means = yield from label_per_image(*common, recipe.averaged, shared=shared)
         values, indices = packed(means, recipe.top_k)
     return replace(recipe, values=values, indices=indices)
 
@@ -107,6 +131,8 @@ def label_set(
     folder: WorkFolder | None = None,
 ) -> SurrogateSet:
     """The set with a teacher's soft labels, softmax(logits / temperature), of its decoded views.
+
+    Several processes that call this alike share the batches; each returns the same.
 
     Args:
         surrogate: The set; soft labels that it has are replaced.
@@ -153,9 +179,10 @@ def label_set(
         mode.views if isinstance(mode, PerImage) else 1,
     )
     _note_size(recipe, len(images), steps)
-    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps)
-    total = -(-len(images) // ROWS) if isinstance(mode, PerImage) else steps
-    labels = follow(loop, "label", total, log=folder.log if folder else None, stage="label")
+    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps, shared=True)
+    total = len(parallel.share(-(-len(images) // ROWS) if isinstance(mode, PerImage) else steps))
+    log = folder.log if folder and runtime.processes().is_main_process else None
+    labels = follow(loop, "label", total, log=log, stage="label")
     spent = {f"label_{name}": value for name, value in teacher.meta.get("training_seconds", {}).items()}
     what, remedy = "The soft labels of this teacher are", "Train the teacher again with a lower learning rate."
     runtime.refuse_divergence(what, labels.tensors.values(), remedy)

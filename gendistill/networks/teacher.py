@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Required, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import DataConfig, Pretrained, TeacherConfig
 from gendistill.config.flat import unflatten
 from gendistill.data.dataset import DataFacts, RealData, check_classes
@@ -21,6 +22,7 @@ from gendistill.errors import ArtifactError, ConfigError, GendistillError, reaso
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, read_json, read_tensors, write_json, write_tensors
 from gendistill.networks.classifiers import ConvNet
+from gendistill.networks.data_parallel import WholeBatchNorm, shared_accuracy
 from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
 from gendistill.networks.pretrained import (
     PretrainedClassifier,
@@ -269,6 +271,7 @@ def train_teacher(
     pretrained: Pretrained | str | None = None,
     seed: int = 0,
     folder: WorkFolder | None = None,
+    shared: bool = False,
 ) -> Teacher:
     """Train a classifier on ``data.train``, or take a published one, and collect its class statistics in one pass.
 
@@ -285,6 +288,8 @@ def train_teacher(
             regression on the features of ``data.train``.
         seed: Of the initial weights (not a module's) and of the batches.
         folder: Where the log of the training goes.
+        shared: Several processes call this alike and share each batch and the passes over the images: the same teacher
+            up to rounding, dropout apart, in every process. Networks with batch norm are then not compiled.
 
     Returns:
         The teacher, its network in eval mode on this process's device.
@@ -324,12 +329,16 @@ def train_teacher(
             how = "" if config.trains else ", which is not trained: teacher.pretrained.tune head or all trains it"
             note(f"The network is a published one{how}. These options are not used: {', '.join(config.unused)}.")
         if student.record["rows"] is None:
-            statistics = collect_statistics(student.to(runtime.device()), data.train, classes)
+            statistics = collect_statistics(student.to(runtime.device()), data.train, classes, shared=shared)
             student.fit_head(statistics.features, statistics.labels)
-    trained = _trained(student, data, config, seed, folder) if config.trains else student.to(runtime.device()).eval()
+    shared = shared and parallel.world() > 1
+    trained = student.to(runtime.device()).eval()
+    if config.trains:
+        trained = _trained(student, data, config, seed, folder, shared)
     if statistics is None or (config.pretrained and config.pretrained.tune == "all"):
-        statistics = collect_statistics(trained, data.train, classes)
-    scores = {"train": accuracy(trained, data.train), "validation": accuracy(trained, data.validation)}
+        statistics = collect_statistics(trained, data.train, classes, shared=shared)
+    score = partial(shared_accuracy, accuracy) if shared else accuracy
+    scores = {"train": score(trained, data.train), "validation": score(trained, data.validation)}
     spent = {"teacher": round(time.perf_counter() - start, 2)}
     return Teacher(
         trained, statistics, data.classes, spec, {"accuracy": scores, **meta, "training_seconds": spent}, not own
@@ -337,10 +346,12 @@ def train_teacher(
 
 
 def _trained(
-    student: nn.Module, data: RealData, config: TeacherConfig, seed: int, folder: WorkFolder | None
+    student: nn.Module, data: RealData, config: TeacherConfig, seed: int, folder: WorkFolder | None, shared: bool
 ) -> nn.Module:
     flop = partial(training_flop, student, data.channels, data.image_size, config.steps * config.batch_size)
-    mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop)
+    compile = False if shared and batch_norm_layers(student) else config.compile
+    mode = runtime.execution_mode(config.mixed_precision, compile, runtime.device(), flop)
+    main_process = runtime.processes().is_main_process
     loop = train_classifier(
         student,
         data.train,
@@ -354,10 +365,12 @@ def _trained(
         device=runtime.device(),
         bf16=mode.bf16,
         compile=mode.compile,
+        shared=shared,
     )
-    with torch.random.fork_rng():  # networks of others may have dropout
-        torch.manual_seed(seed)
-        return follow(loop, "teacher", config.steps, log=folder.log if folder else None, stage="teacher")
+    log = folder.log if folder and main_process else None
+    with torch.random.fork_rng(), WholeBatchNorm() if shared else nullcontext():
+        torch.manual_seed(seed if main_process else derive(seed, runtime.processes().process_index))  # of dropout
+        return follow(loop, "teacher", config.steps, log=log, stage="teacher")
 
 
 def real_images(config: DataConfig | None, folder: Path | None) -> tuple[RealData, DataConfig]:

@@ -19,6 +19,7 @@ from gendistill.data.dataset import Split
 from gendistill.data.mapped import Images, float_table, memory_for, read_steps
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
+from gendistill.networks.data_parallel import add_up_gradients, begin_alike, own_rows
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.progress import track
 
@@ -108,6 +109,7 @@ def train_classifier(
     rate: Rate | None = None,
     bf16: bool = False,
     compile: bool = False,
+    shared: bool = False,
 ) -> Generator[TrainingRecord, None, nn.Module]:
     """The optimiser on the mean cross-entropy; yields {step, loss}; returns the network, in eval.
 
@@ -116,10 +118,11 @@ def train_classifier(
     ``rate`` is the share of ``learning_rate`` at each step, by default ``warm_cosine``; ``momentum`` is SGD's.
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
-    ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only.
+    ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only. With ``shared``
+    several processes call this alike, inside ``WholeBatchNorm``, and share each batch (``networks/data_parallel.py``).
 
     Raises:
-        ConfigError: batch norm would see a batch of one image.
+        ConfigError: batch norm would see a batch of one image, or a process none.
         DivergenceError: the loss became infinite or not a number.
     """
     require_batch_of_two(network, batch_size, len(split))
@@ -129,6 +132,8 @@ def train_classifier(
     if batches is None:
         augmentation = Augmentation(shift=shift, flip=flip)
         batches = augmented_batches(split.to(device), augmentation, batch_size=batch_size, seed=seed)
+    if shared:
+        begin_alike(network, min(batch_size, len(split)))
     groups = _groups(network, weight_decay, weight_decay_on)
     descent, rate = _optimizer(groups, optimizer, learning_rate, momentum), rate or warm_cosine(steps)
     highest = torch.zeros((), device=device)
@@ -136,10 +141,12 @@ def train_classifier(
         for group in descent.param_groups:
             group["lr"] = learning_rate * rate(step)
         images, targets = (runtime.to_device(tensor, device) for tensor in batches(step))
+        images, targets, weight = own_rows(images, targets) if shared else (images, targets, 1.0)
         images = images.contiguous(memory_format=_layout(bf16, compile))
-        loss = loss_of(network, images, targets, temperature, bf16)
+        loss = weight * loss_of(network, images, targets, temperature, bf16)
         descent.zero_grad(set_to_none=True)
         loss.backward()
+        loss = add_up_gradients(network.parameters(), loss) if shared else loss
         descent.step()
         highest = torch.maximum(highest, loss.detach())  # which keeps NaN
         if (step + 1) % LOOK == 0 or step + 1 == steps:

@@ -18,7 +18,8 @@ from gendistill.surrogate.set import SurrogateSet, link
 
 
 def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, target: Path, *, seed: int) -> Path:
-    """Write ``target``, a surrogate folder, unless it is there already, made with the same settings."""
+    """Write ``target``, a surrogate folder, unless it is there already, made with the same settings; processes share
+    the batches."""
     surrogate, teacher = SurrogateSet.load(surrogate_dir), Teacher.from_pretrained(teacher_dir)
     teacher.meta |= training_time(teacher_dir)
     check_teacher_fits(surrogate, teacher, config)
@@ -27,6 +28,8 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
         return target
     with stage_folder(target, "label", settings) as folder:
         made = label_set(surrogate, teacher, config, seed=seed, folder=folder)
+        if not runtime.processes().is_main_process:
+            return target
         for path in (p for paths in image_paths(surrogate_dir, read_manifest(surrogate_dir)) for p in paths):
             linked = folder.path / path.relative_to(surrogate_dir)
             linked.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +39,12 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
 
 
 def main(command: LabelCommand) -> Outcome:
-    runtime.check_processes(1)
+    runtime.check_processes(command.num_processes)
     with output(command, command.surrogate, command.teacher):
         surrogate = find_surrogate(command.surrogate, command.revision)
         config = stage_options(command, LabelConfig)
         run_stage(surrogate, command.teacher, config, command.output_dir, seed=command.seed)
+    if not runtime.processes().is_main_process:
+        return Outcome("")
     data = {"output_dir": str(command.output_dir), "bytes": read_manifest(command.output_dir)["bytes"]}
     return Outcome(label_line(command.output_dir), data)

@@ -24,13 +24,15 @@ def run_stage(
     seed: int,
     log_path: Path | None = None,
 ) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings."""
+    """Write ``target`` unless it is there already, made with the same settings; processes share each batch."""
     source = {"pretrained": hash_source(config.pretrained)} if config.pretrained else {}
     settings = stage_settings(config, seed, data=data.fingerprint(), **source)
     if finished(target, "teacher", settings):
         return target
     with stage_folder(target, "teacher", settings, log_path=log_path) as folder:
-        teacher = train_teacher(data, config, seed=seed, folder=folder)
+        teacher = train_teacher(data, config, seed=seed, folder=folder, shared=True)
+        if not runtime.processes().is_main_process:
+            return target
         teacher.meta["data_config"] = to_dict(data_config)
         folder.facts["training_seconds"] = teacher.meta.pop("training_seconds")  # or no two files were alike
         teacher.save_pretrained(folder.path)
@@ -39,11 +41,13 @@ def run_stage(
 
 
 def main(command: TeacherCommand) -> Outcome:
-    runtime.check_processes(1)
+    runtime.check_processes(command.num_processes)
     source = Path(command.pretrained.source).expanduser() if command.pretrained else None
     with output(command, command.data.folder, source):
         data = read_data(command.data)
         run_stage(data, command.data, stage_options(command, TeacherConfig), command.output_dir, seed=command.seed)
+    if not runtime.processes().is_main_process:
+        return Outcome("")
     found = read_record(command.output_dir)["accuracy"]
     scores = ", ".join(f"{share:.1%} of the {split} images" for split, share in found.items())
     text = f"{command.output_dir}  a teacher: it recognises {scores}."
