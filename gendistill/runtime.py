@@ -101,6 +101,15 @@ def free_memory(device: torch.device) -> float:
     return float(psutil.virtual_memory().available)
 
 
+def release_memory() -> None:
+    """Give the memory that this process has freed back to the system: glibc keeps it in pieces otherwise."""
+    import ctypes
+
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 units: recent GPUs, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":

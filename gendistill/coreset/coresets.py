@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.mapped import image_hashes
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS, coresets, resolve
+from gendistill.runtime import release_memory
 from gendistill.seeding import derive, numpy_rng
 from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.transport.kmeans import kmeans_atoms
 from gendistill.transport.plans import EQUAL, assign
+
+RELEASED = 2**27  # bytes of features that are compared before memory is given back
 
 _log = logging.getLogger("gendistill")
 
@@ -117,18 +121,23 @@ def positions(
             f"ipc is {ipc}; expected 1 to the number of training images of the smallest class"
             + (f" ({'; '.join(small[:5])})." if small else ".")
         )
-    picks = []
+    picks, freed = [], 0
     for label, count in enumerate(wanted):
         if not count:
             continue
         index = split.of_class(label)
         compared = to_float(split.images[index]).flatten(1) if features is None else features[index]
-        different = len({row.tobytes() for row in compared.numpy()}) if method == "kmeans" else count
+        different = len({*map(bytes, image_hashes(compared))}) if method == "kmeans" else count
         few += [f"{classes[label]} ({different} for {count})"] * (different < count < len(index))
         chosen = np.asarray(choose(compared.double().numpy(), count, derive(seed, method, label)))
         if len(set(chosen.tolist())) != count or chosen.ndim != 1:
             raise ConfigError(f"The method {method!r} chose {chosen}; expected {count} different positions.")
         picks.append(index[torch.from_numpy(chosen)])
+        freed += compared.nbytes
+        del compared
+        if freed > RELEASED:  # or the pieces that the classes leave free add up to gigabytes
+            release_memory()
+            freed = 0
     if few:
         _log.warning(
             "gendistill: k-means has fewer different images than clusters in %s; some are alike.", ", ".join(few)
