@@ -239,7 +239,7 @@ class Search:
         self.points, self.rows = points, rows
         self.positions = torch.zeros(len(points), dtype=torch.int64)
         self._least = torch.full((len(points),), torch.inf, dtype=torch.float64)
-        self._closest = torch.empty_like(points)
+        self._closest = torch.zeros_like(points)
 
     def compare(self, first: int, block: Tensor) -> None:
         """The others from position ``first`` on, (M,D)."""

@@ -9,6 +9,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -87,12 +88,21 @@ def timm_source(name: str) -> str:
 
     if "/" in name or Path(name).is_dir():
         return name
-    architecture = name.partition(".")[0]
-    facts = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
+    architecture, facts = name.partition(".")[0], timm_facts(name)
     if facts is None or not facts.hf_hub_id:
         close = ", ".join(difflib.get_close_matches(architecture, timm.list_models(pretrained=True), 5)) or "none"
         raise ConfigError(f"timm has no weights of {name!r}; names like it: {close}.")
     return f"{facts.hf_hub_id}{architecture}.{facts.tag}" if facts.hf_hub_id.endswith("/") else facts.hf_hub_id
+
+
+def timm_facts(name: str) -> Any:
+    """What timm knows of one of its names, as resnet18 or resnet18.a1_in1k; None where it has no such weights."""
+    import timm
+
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    except RuntimeError:  # of a tag that it does not know
+        return None
 
 
 def read_processor(folder: Path) -> Preprocessing:

@@ -9,7 +9,7 @@ from gendistill.config import DataConfig, TeacherConfig, stage_options, to_dict
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
-from gendistill.networks.pretrained import hash_source
+from gendistill.networks.published_classifiers import hash_source
 from gendistill.networks.teacher import read_record, train_teacher
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings

@@ -20,7 +20,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.networks import pretrained
 from gendistill.networks.factories import batch_norm_layers
-from gendistill.networks.pretrained import open_pretrained
+from gendistill.networks.pretrained import open_pretrained, rebuild_pretrained
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import torch_rng
 from tests.helpers import files, gendistill
@@ -124,6 +124,33 @@ def test_a_torchvision_file_says_how_many_classes_it_has(tmp_path: Path) -> None
     assert (network.record["outputs"], network.record["rows"]) == (7, None)
 
 
+@pytest.mark.parametrize("branches", [True, False])
+def test_torchvisions_older_networks_convert_their_images_as_its_weights_need_it(
+    branches: bool, tmp_path: Path
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    options: dict[str, Any] = {"transform_input": True, "init_weights": False}
+    net = torchvision.models.googlenet(weights=None, num_classes=7, aux_logits=branches, **options).eval()
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    network = opened(tmp_path / "weights.safetensors", network="torchvision:googlenet", input_size=32, head="new")
+    images = to_float(pictures(2))
+    taken: list[Tensor] = []
+    net.fc.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    with torch.no_grad():
+        net(network.prepared(images))
+        torch.testing.assert_close(network.features(images), taken[0])
+        again = rebuild_pretrained(network.record, 3).eval()
+        again.load_state_dict(network.state_dict())
+        torch.testing.assert_close(again(images), network(images))
+
+
+def test_the_global_generator_stays_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    for source in (timm_folder(tmp_path / "timm"), transformers_folder(tmp_path / "vit")):
+        rebuild_pretrained(opened(source).record, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_file_of_weights_opens_by_the_config_beside_it_or_by_its_architecture(tmp_path: Path) -> None:
     whole = opened(timm_folder(tmp_path / "timm"))
     file = (tmp_path / "timm" / "model.safetensors").rename(tmp_path / "timm" / "other.safetensors")
@@ -167,6 +194,7 @@ def test_the_teacher_folder_is_loaded_without_its_source(kind: str, tmp_path: Pa
     [
         {"architecture": "local-dir:/tmp"},
         {"architecture": "no_such_network"},
+        {"library": "torchvision", "architecture": "maskrcnn_resnet50_fpn"},
         {"config": {"facts": {}, "arguments": {"checkpoint_path": "weights.pth"}}},
         {"head": "nowhere"},
         {"library": "keras"},
@@ -341,10 +369,13 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> N
     [
         ({"source": "nowhere/at/all.safetensors"}, "There is no file nowhere/at/all.safetensors"),
         ({"source": "timm:resnet_nothing"}, "timm has no weights of 'resnet_nothing'; names like it"),
+        ({"source": "timm:resnet18.nothing"}, "timm has no weights of 'resnet18.nothing'; names like it: resnet18"),
         ({"source": "torchvision:resnet18"}, r"pickled\. Save them once: python -c"),
         ({"source": "FOLDER", "network": "timm:resnet10t"}, "expected null unless --pretrained is a safetensors file"),
         ({"source": "FILE", "network": "timm:nothing"}, "timm has no such network"),
+        ({"source": "FILE", "network": "timm:resnet18.nothing"}, "timm has no such network. Names like it: resnet18"),
         ({"source": "FILE", "network": "torchvision:nothing"}, "torchvision has no such network"),
+        ({"source": "FILE", "network": "torchvision:maskrcnn_resnet50_fpn"}, "torchvision has no such network"),
         ({"source": "FILE", "network": "timm:vit_tiny_patch16_224"}, "no tensor head.weight, the network's last layer"),
         ({"source": "FOLDER", "head": "mapped"}, r"the model has no 'dax'.*teacher\.pretrained\.label_map.*head new"),
         ({"source": "FOLDER", "label_map": {"dax": 1000}}, "expected a condition index from 0 to 999"),
