@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a collection may have millions
 class Item:
     """One labelled image that is not decoded yet.
 
@@ -30,7 +30,11 @@ class Item:
 
 def file_item(path: str, label: int) -> Item:
     """An image in a file."""
-    return Item(partial(Image.open, path), label, path, Path(path).read_bytes)
+    return Item(partial(Image.open, path), label, path, partial(read_file, path))
+
+
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 class LeftOut:

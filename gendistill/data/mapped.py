@@ -5,9 +5,12 @@ Legend: N images, C channels, H = W the side in pixels; M images in the file.
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
@@ -25,6 +28,7 @@ CPU = torch.device("cpu")
 HASH = 16  # bytes of the hash of an image
 BLOCK = 2048  # images of a collection that are looked at together
 SHARE = 1 / 4  # of the free memory that a collection may take
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it from 3.13 on
 
 
 class MappedImages:
@@ -93,6 +97,21 @@ class MappedImages:
 
 
 Images = Tensor | MappedImages
+
+
+def map_file(path: Path, size: int) -> Tensor:
+    """The first ``size`` bytes of a file as uint8 (size,), also where they are more than the memory of the machine.
+
+    What is written to the tensor stays in memory. Linux would take room for that beforehand and refuse a file that is
+    larger than the memory, as ``torch.from_file`` finds, unless it is asked not to.
+    """
+    if not size or not sys.platform.startswith("linux"):
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    with path.open("rb") as file:
+        pages = mmap.mmap(
+            file.fileno(), size, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def memory_for(images: Images, device: torch.device = CPU) -> float:

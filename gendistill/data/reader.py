@@ -145,7 +145,11 @@ class Reader:
         if self.same_size and not self.exact:
             import torchvision.io  # noqa: F401  # once, not in every process
         loader = torch.utils.data.DataLoader(
-            jobs, batch_size=None, num_workers=workers, multiprocessing_context="fork", prefetch_factor=2
+            jobs,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # else it would draw from the caller's
         )
         yield from loader
 

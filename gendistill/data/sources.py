@@ -67,7 +67,7 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
         options, config = {"name": config, **options}, None
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     if config.folder and is_store(config.folder):
-        return _split(open_store(config.folder), config)
+        return _split(_open_source(config.folder, config), config)
     identity = identity_of_files(config)
     if identity and (known := known_store(config, identity)):
         return _split(known, config)
@@ -77,6 +77,24 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
         if known := known_store(config, identity):
             return _split(known, config)
     return _read(limited(source, config), identity, config)
+
+
+def _open_source(folder: Path, config: DataConfig) -> Store:
+    """A store that is read by its own name.
+
+    Raises:
+        ConfigError: an option that decides what is read and how: its images are as they are.
+    """
+    store, default = open_store(folder), DataConfig()
+    side = store.record["shape"][-1]
+    apply = {"name", "licence", "test_fraction", "validation_fraction", "split_seed", *OF_MACHINE}
+    for option, value in to_dict(config).items():
+        if option not in apply and value not in (getattr(default, option), side if option == "image_size" else None):
+            raise ConfigError(
+                f"data.{option} is {value!r}, but {folder} is a store, whose images of {side} px are read as they are. "
+                "Leave it out, or give the images that the store was made from."
+            )
+    return store
 
 
 def _read(source: Source, identity: Identity | None, config: DataConfig) -> RealData:
@@ -149,6 +167,8 @@ def _options(config: DataConfig) -> dict[str, object]:
     """What reads the same images again, from any folder: the options that are not at their default, and the name."""
     default, place = DataConfig(), config.place
     changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k) and k not in ("name", *OF_MACHINE)}
+    if config.class_names is not None:
+        changed["class_names"] = str(config.class_names.expanduser().resolve())
     return {"name": str(place.resolve()) if place else config.name, **changed}
 
 

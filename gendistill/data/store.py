@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import Split
-from gendistill.data.items import Source
-from gendistill.data.mapped import HASH, MappedImages, image_hashes
+from gendistill.data.items import Source, some
+from gendistill.data.mapped import HASH, MappedImages, image_hashes, map_file
 from gendistill.data.reader import Block, Reader, show_blocks
 from gendistill.errors import ArtifactError, DataError, StorageError
 from gendistill.hashing import hash_bytes
@@ -35,6 +35,7 @@ from gendistill.progress import note
 FORMAT, RECORD, PIXELS, INDEX, JOURNAL = 1, "store.json", "images.u8", "index.npz", "blocks.jsonl"
 CHECKED = 64  # images whose pixels are compared with their hashes when a store is opened
 FIX = "Run `gendistill cache clear`, or remove it; the images are then read again."
+SPLITS = ("train", "validation", "test")
 
 
 class StoreRecord(TypedDict, total=False):
@@ -137,7 +138,7 @@ def open_store(folder: Path, key: str | None = None) -> Store:
     right = kinds == ["int64", "int64", "uint8"] and len({*classes}) == len(classes)
     if not right or not np.array_equal(np.sort(rows), np.arange(count)) or not _within(labels, len(classes)):
         raise ArtifactError(f"{folder} is damaged: {INDEX} has no places and labels of its {count} images. {FIX}")
-    base = torch.from_file(str(folder / PIXELS), shared=False, size=size, dtype=torch.uint8).view(shape)
+    base = map_file(folder / PIXELS, size).view(shape)
     looked_at = np.unique(np.linspace(0, count - 1, min(count, CHECKED)).astype(np.int64))
     looked_at = looked_at[hashes[looked_at].any(1)]  # the others could not be read
     if not np.array_equal(image_hashes(base[torch.from_numpy(looked_at)]), hashes[looked_at]):
@@ -267,6 +268,7 @@ def write_store(
     if folder.exists():
         raise DataError(f"{folder} is there already; expected the name of a new store.")
     partial, labels, hashes, sizes, shape = partial_of(folder), list[np.ndarray](), list[np.ndarray](), {}, None
+    _check_names(classes, splits)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -299,6 +301,14 @@ def write_store(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_store(folder)
+
+
+def _check_names(classes: Sequence[str], splits: Iterable[str]) -> None:
+    """Refuse classes of one name, and splits that nothing reads."""
+    if twice := [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
+        raise DataError(f"classes has {some(twice)} more than once; expected each name once.")
+    if odd := [name for name in splits if name not in SPLITS]:
+        raise DataError(f"splits has {some(odd)}; expected {', '.join(SPLITS)}.")
 
 
 def _check_batch(images: Tensor, labels: Tensor, shape: tuple[int, ...], classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,11 +20,12 @@ import gendistill.data.reader as reader_module
 from gendistill.cli import main
 from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData
-from gendistill.data.mapped import MappedImages, image_hashes, load_batches
+from gendistill.data.mapped import MappedImages, image_hashes, load_batches, map_file
+from gendistill.data.pixels import jpeg_sides, read_jpeg
 from gendistill.data.sources import load_data
 from gendistill.data.store import INDEX, JOURNAL, PIXELS, RECORD, open_store, write_store
 from gendistill.data.store_cache import identity_of_files, store_folder
-from gendistill.errors import ArtifactError, DataError, GendistillError, StorageError
+from gendistill.errors import ArtifactError, ConfigError, DataError, GendistillError, StorageError
 from gendistill.hashing import hash_bytes
 from gendistill.io import partial_of
 from tests.data.folders import fill, make, pixels
@@ -419,3 +421,69 @@ def test_links_in_a_circle_are_left_out(folder: Path) -> None:
     (folder / "a").symlink_to("b")
     (folder / "b").symlink_to("a")
     assert load_data(name=str(folder), cache=None).classes == ("bird", "cat", "dog")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts what is mapped")
+def test_a_file_larger_than_the_memory_is_mapped(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        size = file.truncate(1 << 43)
+    found = map_file(tmp_path / "sparse", size)
+    assert (found.shape, found.dtype, int(found[-1])) == ((size,), torch.uint8, 0)
+    found[0] = 1
+    with (tmp_path / "sparse").open("rb") as file:
+        assert file.read(1) == b"\0"
+
+
+def test_decoding_in_processes_draws_no_random_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "FEW", 10)
+    monkeypatch.setattr(reader_module, "BLOCK", 4)
+    monkeypatch.setattr(reader_module, "usable_processors", lambda: 2)
+    before = torch.get_rng_state()
+    load_data(name=str(folder), cache=tmp_path / "cache")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_size": 6}, {"max_per_class": 4}, {"class_names": "names.txt"}, {"test": "none"}]
+)
+def test_a_store_as_a_source_refuses_what_it_cannot_do(
+    folder: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    load_data(name=str(folder), cache=tmp_path / "cache")
+    store = str(store_of(tmp_path / "cache"))
+    assert load_data(name=store, image_size=8, test_fraction=0.5, split_seed=1).image_size == 8
+    with pytest.raises(ConfigError, match=f"data.{next(iter(options))} is .* is a store, whose images of 8 px"):
+        load_data(name=store, **options)
+
+
+def test_the_recorded_file_of_class_names_is_found_from_any_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.txt").write_text("bird\ncat\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    data = load_data(name=str(folder), class_names="names.txt")
+    monkeypatch.chdir("/")
+    assert same(data, load_data(**data.options))
+
+
+def test_a_jpeg_file_of_other_sides_is_not_decoded_before_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(buffer, "JPEG", progressive=True, comment=b"\xff\xc0" * 40)
+    data = buffer.getvalue()
+    assert jpeg_sides(data) == (16, 24)
+    assert jpeg_sides(data[:40]) is None
+    found = read_jpeg(data, (3, 16, 24))
+    assert found is not None
+    monkeypatch.setattr("torchvision.io.decode_jpeg", None)
+    assert read_jpeg(data, (3, 24, 24)) is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "split", "message"),
+    [(("cat", "cat"), "train", "more than once"), (("cat", "dog"), "val", "splits has")],
+)
+def test_names_that_nothing_reads_are_refused(tmp_path: Path, classes: list[str], split: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_store(tmp_path / "store", classes, {"train": [], split: [(IMAGES, ONES)]})
