@@ -81,6 +81,30 @@ def output_place(folder: Path) -> Path:
     return place
 
 
+def check_place(option: str, path: Path, *, folder: bool = False) -> None:
+    """Refuse a path that leads nowhere: links to one another, a name that is too long, a folder below a file.
+
+    Args:
+        option: That names it, for the message.
+        path: Of a file or folder that may not be there yet.
+        folder: Whether it is to be a folder.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{option} is {str(path)!r}, which cannot be used: {why}. Give another path.") from error
+    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if folder and os.path.lexists(there) and not there.is_dir():
+        what = "a file" if there.is_file() else "no folder"
+        raise ArtifactError(f"{option} is {str(path)!r}, but {there} is {what}; expected a folder.")
+
+
 def has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 

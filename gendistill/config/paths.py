@@ -17,10 +17,11 @@ from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions,
 from gendistill.config.data import DataConfig
 from gendistill.errors import ArtifactError, DataError
 from gendistill.hub import why_no_dataset
-from gendistill.io import output_place, partial_of, read_json, refuse_files
+from gendistill.io import check_place, output_place, partial_of, read_json, refuse_files
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
 TEACHERS = ("teacher", "held_out")
+OR_HUB_ID = ("name", "source", "generator", "pretrained")  # options that are a path or something else
 NO_SET = (
     "There is no folder {!r}. Give an existing one such as RUN/samples/ipc-10, or a Hub dataset such as owner/name or "
     "owner/name/ipc-10."
@@ -31,9 +32,11 @@ def check_paths(options: Options) -> None:
     """Refuse inputs that are not there, and an output folder that is taken.
 
     Raises:
-        ArtifactError: a folder is missing or of another kind, or output_dir is a file or not empty.
+        ArtifactError: a folder is missing or of another kind, a path leads nowhere, or output_dir is a file or not
+            empty.
         DataError: data.name can be no data.
     """
+    _check_places(options)
     for field in fields(options):
         value = getattr(options, field.name)
         if isinstance(value, DataConfig):
@@ -42,18 +45,22 @@ def check_paths(options: Options) -> None:
             for folder in _paths(value):
                 fix = "Make one with `gendistill teacher`."
                 read_json(folder / "teacher.json", kind="a teacher folder", required=("network", "classes"), fix=fix)
-        elif field.name == "statistics_cache" and value is not None:
-            _check_cache(value)
     _check_sets(options)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
         _check_output(options)
 
 
-def _check_cache(folder: Path) -> None:
-    """Refuse a file in place of a folder of class statistics, also where this run would not need the folder."""
-    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
-    if os.path.lexists(there) and not there.is_dir():
-        raise ArtifactError(f"statistics_cache is {str(folder)!r}, but {there} is a file; expected a folder.")
+def _check_places(options: Options, section: str = "") -> None:
+    """Refuse paths that lead nowhere, and caches that can be no folder, also where this run would not need them."""
+    for field in fields(options):
+        value, name = getattr(options, field.name), f"{section}{field.name}"
+        if isinstance(value, Options):
+            _check_places(value, f"{name}.")
+        elif isinstance(value, str) and field.name in OR_HUB_ID:
+            check_place(name, Path(value).expanduser())
+        elif field.name != "output_dir":  # which has a check of its own
+            for path in _paths(value):
+                check_place(name, path, folder=field.name.endswith("cache"))
 
 
 def _check_data(data: DataConfig) -> None:

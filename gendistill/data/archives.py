@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
 import tarfile
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from gendistill.data.splits import assign
 from gendistill.errors import DataError
 
 LABEL, MANIFEST = "cls", "manifest.json"
+LONGEST = 1000  # bytes of a label
 
 
 class Member(NamedTuple):
@@ -73,7 +75,7 @@ def _samples(path: Path, suffixes: set[str]) -> list[tuple[str, str, Path, Membe
                 key, _, ending = member.name.rpartition(".")
                 if member.isfile() and ending == LABEL:
                     file = tar.extractfile(member)
-                    labels[key] = file.read(1000).decode("utf-8", "replace").strip() if file else ""
+                    labels[key] = _label(file.read(LONGEST + 1) if file else b"", f"{path}:{member.name}")
                 elif member.isfile() and f".{ending.lower()}" in suffixes:
                     images[key] = Member(member.offset_data, member.size)
     except (OSError, tarfile.TarError) as error:
@@ -87,8 +89,30 @@ def _samples(path: Path, suffixes: set[str]) -> list[tuple[str, str, Path, Membe
     return [(labels[key], key, path, where) for key, where in images.items()]
 
 
+def _label(content: bytes, where: str) -> str:
+    """The text of a label.
+
+    Raises:
+        DataError: it is empty, too long or no UTF-8.
+    """
+    try:
+        label = content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        label = ""
+    if not label or len(content) > LONGEST:
+        raise DataError(
+            f"{where} is {reprlib.repr(content)}; expected a label: a whole number or a name, in UTF-8, of at most "
+            f"{LONGEST} bytes. Correct it, or remove the sample."
+        )
+    return label
+
+
 def _class_names(folder: Path) -> list[str] | None:
-    """The classes of our own export; None where no manifest names any."""
+    """The classes of our own export; None where no manifest names any.
+
+    Raises:
+        DataError: the manifest is damaged, or its classes are no names, each once.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -97,7 +121,15 @@ def _class_names(folder: Path) -> list[str] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}. Get the export again, or remove the file.") from error
     names = found.get("classes") if isinstance(found, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    texts = [str(name).strip() for name in names if isinstance(name, (str, int)) and not isinstance(name, bool)]
+    if len({*filter(None, texts)}) < len(names):
+        raise DataError(
+            f"{path} has the classes {reprlib.repr(names)}; expected names, each once. Correct them, or remove the key "
+            "classes: the labels are then the classes."
+        )
+    return [str(name) for name in names]
 
 
 def _read(path: Path, where: Member) -> bytes:

@@ -15,10 +15,11 @@ from gendistill.errors import DataError
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Distinct labels, sorted: as numbers where all are."""
     distinct = {*labels}
-    return tuple(sorted(distinct, key=int if all(map(_is_number, distinct)) else None))
+    return tuple(sorted(distinct, key=int if all(map(is_number, distinct)) else None))
 
 
-def _is_number(label: str) -> bool:
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number, as Python reads it."""
     return label.removeprefix("-").isdecimal() and len(label) < 1000  # Python reads no numbers of 4300 digits
 
 
@@ -59,13 +60,15 @@ def read_class_names(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data.class_names {path} cannot be read: {error}. Expected text or JSON.") from error
     if isinstance(found, dict):
-        numbers = all(map(_is_number, found))
+        numbers = all(map(is_number, found))
         by_label = {label: found[label] for label in (sorted(found, key=int) if numbers else found)}
     elif isinstance(found, list):
         by_label = {str(i): name for i, name in enumerate(found)}
     else:
         by_label = {}
     names = tuple(name.strip() for name in by_label.values() if isinstance(name, str) and name.strip())
+    if odd := [name for name in names if any("\ud800" <= c <= "\udfff" for c in name)]:
+        raise DataError(f"data.class_names {path} has the name {odd[0]!r}, which is no text; expected Unicode.")
     if len(names) < len(by_label) or len({*names}) < len(names) or len(names) < 2:
         raise DataError(
             f"data.class_names {path} has {len(by_label)} entries, {len({*names})} different names; expected at least "

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from gendistill.config import DataConfig
-from gendistill.data.class_names import in_order
+from gendistill.data.class_names import in_order, is_number
 from gendistill.data.items import Item, LeftOut, Source, some
 from gendistill.data.splits import assign
 from gendistill.errors import DataError
@@ -146,9 +146,11 @@ def from_tables(
 
     Raises:
         DataError: no column, or several, can be the images or the labels, a label is missing or has no name, or a
-            class is not one of the training split.
+            class is not one of the training split; labels are numbers in one table and names in another.
     """
     known = {split: [(one, labels_of(one, config)) for one in tables] for split, tables in splits.items()}
+    if config.class_names is None:
+        _refuse_mixed([pair for pairs in known.values() for pair in pairs], config)
     classes = _classes(known["train"], config)
     position = {name: label for label, name in enumerate(classes)}
     found: dict[str, list[Item]] = {}
@@ -172,6 +174,22 @@ def from_tables(
     return Source(classes, found, licence, origins, left.sentences())
 
 
+def _refuse_mixed(tables: Sequence[tuple[Table, Sequence[str | None]]], config: DataConfig) -> None:
+    """Refuse labels that are whole numbers in one table and names in another."""
+    numbers = [one for one, _ in tables if _has_plain_numbers(one, config)]
+    named = ((one, label) for one, labels in tables if not _has_plain_numbers(one, config) for label in labels)
+    if numbers and (other := next(((one, label) for one, label in named if label and not is_number(label)), None)):
+        raise DataError(
+            f"{numbers[0].where} has numbers as labels, and {other[0].where} has names, such as {other[1]!r}. Give "
+            "both the same, or --data.class_names with the names of the numbers."
+        )
+
+
+def _has_plain_numbers(table: Table, config: DataConfig) -> bool:
+    feature = table.features[label_column(table, config)]
+    return not hasattr(feature, "names") and str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
+
+
 def _classes(tables: Sequence[tuple[Table, Sequence[str | None]]], config: DataConfig) -> tuple[str, ...]:
     """The declared names, those of the first table first; else the labels that occur, numbers in their order."""
     declared: dict[str, None] = {}
@@ -186,10 +204,16 @@ def labels_of(table: Table, config: DataConfig) -> list[str | None]:
     """The class name of every row, None where it has no label (a null, or -1 as the Hub keeps labels back).
 
     Raises:
-        DataError: a label has no name.
+        DataError: a label has no name, or is blank.
     """
     column = label_column(table, config)
     names, values = getattr(table.features[column], "names", None), table.column(column)
+    blank = {i for i, name in enumerate(names or ()) if not name.strip()}
+    if rows := [i for i, value in enumerate(values) if (value in blank if names else is_blank(value))]:
+        raise DataError(
+            f"{table.where} has {len(rows)} empty label(s) in the column {column!r}, first row {rows[0] + 1}; expected "
+            "a name or a number. Correct them, or remove the rows."
+        )
     if names is None:
         return [None if value is None else str(value) for value in values]
     beyond = [value for value in values if value is not None and value >= len(names)]
@@ -199,6 +223,10 @@ def labels_of(table: Table, config: DataConfig) -> list[str | None]:
             f"column {column!r}; expected 0 to {len(names) - 1}. Correct the labels or the names."
         )
     return [None if value is None or value < 0 else names[value] for value in values]
+
+
+def is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def image_column(table: Table, config: DataConfig) -> str:

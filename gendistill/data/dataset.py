@@ -273,8 +273,10 @@ class RealData:
         """The data of these images, with a test and a validation split held out from ``train`` where none is given.
 
         Raises:
-            DataError: a class has too few images, or the splits have images of different shapes.
+            DataError: there are fewer than two classes, a class has too few images, or the splits have images of
+                different shapes.
         """
+        require_classes(config.name, classes)
         counts = train.counts(len(classes))
         if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
             raise DataError(f"Empty class in {config.name}: no readable training image of {some(empty)}.")
@@ -445,6 +447,17 @@ def hold_out(
 def positions_by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
     """Of each class, ascending, among ``labels`` (N,), which are below ``classes``; sorted once for all of them."""
     return class_sorted(labels).split(torch.bincount(labels, minlength=classes).tolist())
+
+
+def require_classes(name: str, classes: Sequence[str]) -> None:
+    """Refuse fewer than two classes.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if len(classes) < 2:
+        names = f" ({some(classes)})" if classes else ""
+        raise DataError(f"{name} has {len(classes)} class(es){names}; expected at least two classes.")
 
 
 def check_classes(what: str, classes: tuple[str, ...], data: RealData) -> None:

@@ -125,6 +125,11 @@ def _is_split(folder: Path) -> bool:
 
 def _find_train(base: Path, root: Path, folders: Sequence[Path]) -> Path:
     """The training split of ``base``: a folder of that name, or ``base`` itself."""
+    if base.name != root.name and role(base.name) in ("test", "validation"):
+        raise DataError(
+            f"{root} has only {base.name}, which is named as a {role(base.name)} split, and no training split. Give "
+            f"--data.train {os.path.relpath(base, root)} to train on it."
+        )
     roles = {path: role(path.name) for path in folders}
     splits = [path for path in folders if roles[path] and _is_split(path)]
     chosen = prefer([path.name for path in splits if roles[path] == "train"], "train", str(base))

@@ -14,7 +14,7 @@ from typing import Any
 from gendistill.config import DataConfig
 from gendistill.data.class_names import in_order
 from gendistill.data.items import LeftOut, Source, file_item, printable, some
-from gendistill.data.splits import NONE, WHOLE, assign
+from gendistill.data.splits import NONE, WHOLE, assign, role
 from gendistill.errors import DataError
 from gendistill.hashing import hash_json
 
@@ -49,6 +49,11 @@ def file_list(config: DataConfig) -> Source:
         own = {split: "none" for split in tables if split != "train"}  # they are lists of their own
         chosen = replace(config, **own)  # type: ignore[arg-type]
         found = assign([*dict.fromkeys(parts)], chosen, str(main), left, files=False)
+        if config.train is None and (kind := role(found["train"][0])) in ("test", "validation"):
+            raise DataError(
+                f"The column {column} of {main} has only {some(found['train'])}, which is named as a {kind} split, and "
+                f"no training split. Give --data.train {found['train'][0]} to train on it."
+            )
         every = [*zip(parts, rows.pop("train"), strict=True)]
         rows = {split: [row for part, row in every if part in names] for split, names in found.items()} | rows
         origins = {split: f"{column} {some(names, 3)}" for split, names in found.items()} | origins

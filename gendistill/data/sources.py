@@ -19,7 +19,7 @@ from PIL import Image
 from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
 from gendistill.data.class_names import rename_classes
-from gendistill.data.dataset import RealData, Split, hold_out
+from gendistill.data.dataset import RealData, Split, hold_out, require_classes
 from gendistill.data.items import Item, Source, some
 from gendistill.data.mapped import MappedImages
 from gendistill.data.reader import Reader
@@ -72,6 +72,7 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     if identity and (known := known_store(config, identity)):
         return _split(known, config)
     source = present_classes(rename_classes(find_source(config), config), config)
+    require_classes(config.name, source.classes)
     if identity is None and source.identity:
         identity = Identity(source.identity)
         if known := known_store(config, identity):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import Split
+from gendistill.data.dataset import Split, require_classes
 from gendistill.data.items import Source, some
 from gendistill.data.mapped import HASH, MappedImages, image_hashes, map_file
 from gendistill.data.reader import Block, Reader, show_blocks
@@ -33,6 +33,7 @@ from gendistill.io import partial_of, read_json, reserve, write_json
 from gendistill.progress import note
 
 FORMAT, RECORD, PIXELS, INDEX, JOURNAL = 1, "store.json", "images.u8", "index.npz", "blocks.jsonl"
+OWN = {RECORD, PIXELS, INDEX, JOURNAL, f"{RECORD}.partial"}
 CHECKED = 64  # images whose pixels are compared with their hashes when a store is opened
 FIX = "Run `gendistill cache clear`, or remove it; the images are then read again."
 SPLITS = ("train", "validation", "test")
@@ -103,6 +104,15 @@ def is_store(folder: Path) -> bool:
     return (folder / RECORD).is_file() and (folder / PIXELS).is_file()
 
 
+def is_part_of_store(folder: Path) -> bool:
+    """Whether a folder has files of a store and no others: one that was damaged, or is being built."""
+    try:
+        names = {*os.listdir(folder)}
+    except OSError:
+        return False
+    return names <= OWN and bool(names - {RECORD})
+
+
 def read_record(folder: Path) -> StoreRecord:
     """What ``store.json`` says.
 
@@ -127,6 +137,8 @@ def open_store(folder: Path, key: str | None = None) -> Store:
     record = read_record(folder)
     if key is not None and record["key"] != key:
         raise ArtifactError(f"{folder} is the store of other images (key {record['key']}, expected {key}). {FIX}")
+    if not (folder / PIXELS).is_file():
+        raise ArtifactError(f"{folder} is damaged: it has no file {PIXELS}. {FIX}")
     index, shape = _index(folder, record["index_hash"]), record["shape"]
     count, size = sum(record["splits"].values()), (folder / PIXELS).stat().st_size
     rows, labels, hashes = (index.get(name, np.empty(0)) for name in ("rows", "labels", "hashes"))
@@ -158,6 +170,8 @@ def _within(labels: np.ndarray, classes: int) -> bool:
 
 def _index(folder: Path, expected: str) -> dict[str, np.ndarray]:
     try:
+        if not (folder / INDEX).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         content = (folder / INDEX).read_bytes()
         if hash_bytes(content) != expected:
             raise ValueError("its hash differs")
@@ -184,6 +198,9 @@ def build_store(folder: Path, source: Source, reader: Reader, *, key: str, name:
         if is_store(folder):
             with suppress(ArtifactError):
                 return open_store(folder, key)
+        if folder.is_dir():  # damaged
+            if others := sorted({*os.listdir(folder)} - OWN):
+                raise StorageError(f"{folder} has files that are no store's: {some(others, 3)}. Remove the folder.")
             shutil.rmtree(folder)
         partial = partial_of(folder)
         try:
@@ -256,8 +273,8 @@ def write_store(
         licence: Of the images, as the Hub spells it.
 
     Raises:
-        DataError: batches of another type or shape, labels that are no classes, no training image, or a folder that is
-            there already.
+        DataError: fewer than two classes, batches of another type or shape, labels that are no classes, no training
+            image, or a folder that is there already.
         StorageError: the disk is full, or the folder cannot be written.
 
     Example:
@@ -267,6 +284,7 @@ def write_store(
     folder = Path(folder)
     if folder.exists():
         raise DataError(f"{folder} is there already; expected the name of a new store.")
+    require_classes(str(folder), classes)
     partial, labels, hashes, sizes, shape = partial_of(folder), list[np.ndarray](), list[np.ndarray](), {}, None
     _check_names(classes, splits)
     try:
@@ -357,16 +375,19 @@ def _finished_blocks(
     partial: Path, identity: Mapping[str, Any], pixels: np.ndarray, rows: np.ndarray
 ) -> Iterator[Block]:
     """The blocks that a killed process finished, as far as their pixels are what it hashed."""
-    with (partial / JOURNAL).open(encoding="utf-8") as lines:
+    with (partial / JOURNAL).open(encoding="utf-8", errors="surrogateescape") as lines:
         next(lines)
         good, expected = [json.dumps(identity) + "\n"], 0
         for line in lines:
             try:
+                line.encode()  # an error where bytes were no UTF-8
                 block = _of_line(json.loads(line))
             except (ValueError, KeyError, TypeError, RecursionError):
                 break
+            if block.first != expected or block.end > len(rows):
+                break
             images = torch.from_numpy(pixels[rows[block.first : block.end]][block.readable])
-            if block.first != expected or not np.array_equal(image_hashes(images), block.hashes[block.readable]):
+            if not np.array_equal(image_hashes(images), block.hashes[block.readable]):
                 break
             expected = block.end
             good.append(line)
@@ -388,8 +409,8 @@ def _as_line(block: Block) -> dict[str, Any]:
 def _of_line(line: dict[str, Any]) -> Block:
     hashes = np.frombuffer(bytes.fromhex(line["hashes"]), np.uint8).reshape(-1, HASH)
     readable = np.unpackbits(np.frombuffer(bytes.fromhex(line["readable"]), np.uint8), count=len(hashes)).astype(bool)
-    numbers = (line["first"], line["deep"], line["highest"])
-    if not all(isinstance(one, (int, float)) for one in numbers) or not isinstance(line["problems"], list):
+    numbers = isinstance(line["first"], int) and all(isinstance(line[k], (int, float)) for k in ("deep", "highest"))
+    if not numbers or not isinstance(line["problems"], list) or not all(isinstance(p, str) for p in line["problems"]):
         raise ValueError("a damaged line")
     return Block(line["first"], readable, hashes, line["problems"], line["deep"], line["highest"])
 
@@ -401,7 +422,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock = FileLock(_lock_of(folder))
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -413,6 +434,28 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def remove_store(folder: Path) -> bool:
+    """Remove a store, or what was built of one; False where another process builds it now.
+
+    Raises:
+        StorageError: the rights are missing.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(_lock_of(folder), timeout=0):
+            shutil.rmtree(folder)
+    except Timeout:
+        return False
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be removed: {error.strerror}. Check your rights.") from error
+    return True
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name.removesuffix('.partial')}.lock")
 
 
 def _storage_error(folder: Path, error: OSError) -> StorageError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from gendistill.data.class_names import read_class_names
 from gendistill.data.files import walk
 from gendistill.data.mapped import SHARE
 from gendistill.data.reader import FEW
-from gendistill.data.store import JOURNAL, Store, is_store, open_store, read_record
-from gendistill.errors import ArtifactError
+from gendistill.data.store import JOURNAL, Store, is_part_of_store, is_store, open_store, read_record, remove_store
+from gendistill.errors import ArtifactError, StorageError
 from gendistill.hashing import hash_json
 from gendistill.io import cache_root
 from gendistill.progress import note
@@ -103,8 +103,9 @@ def remove_older(made: Store) -> None:
     """Remove the stores of the same source and options from before its files changed."""
     prefix = made.folder.name.partition("-")[0]
     for folder in made.folder.parent.glob(f"{prefix}-*"):
-        if folder != made.folder and (is_store(folder) or (folder / JOURNAL).is_file()):
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder != made.folder and (is_store(folder) or is_part_of_store(folder)):
+            with suppress(StorageError):
+                remove_store(folder)
 
 
 def memory_limit(config: DataConfig) -> float:
@@ -128,12 +129,17 @@ class StoreFolder:
 
 
 def store_folders(cache: Path) -> Iterator[StoreFolder]:
-    """The stores below a folder, and those that a killed process left unfinished."""
+    """The stores below a folder, and those that are unfinished or damaged."""
     for folder in sorted(cache.iterdir()) if cache.is_dir() else ():
-        if not (is_store(folder) or (folder / JOURNAL).is_file()):
+        if not (is_store(folder) or is_part_of_store(folder)):
             continue
-        size = sum(path.stat().st_size for path in folder.iterdir())
         try:
+            size = sum(path.stat().st_size for path in folder.iterdir())
+        except FileNotFoundError:  # another process has just finished it
+            continue
+        try:
+            if not is_store(folder):
+                raise ArtifactError
             record = read_record(folder)
         except ArtifactError:
             yield StoreFolder(folder, size, "unfinished" if (folder / JOURNAL).is_file() else "damaged")

@@ -22,7 +22,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import WorkFolder, atomic, cache_root, mismatch, write_text
+from gendistill.io import WorkFolder, atomic, cache_root, check_place, mismatch, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
@@ -108,13 +108,16 @@ def cache_folder(folder: Literal["auto"] | Path | None) -> Path | None:
     """The folder of an option ``baseline_cache``: ``auto`` is baselines in ``io.cache_root()``.
 
     Raises:
-        ArtifactError: it is a file.
+        ArtifactError: no folder can be there.
     """
-    if folder == "auto":
-        folder = cache_root() / "baselines"
-    if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"baseline_cache {folder} is a file; expected a folder, or None to keep no runs.")
-    return folder
+    if isinstance(folder, Path):
+        check_place("baseline_cache", folder, folder=True)
+    if folder != "auto":
+        return folder
+    usual = cache_root() / "baselines"
+    if usual.exists() and not usual.is_dir():  # one that cannot be made is warned of when runs are kept
+        raise ArtifactError(f"baseline_cache {usual} is a file; expected a folder, or None to keep no runs.")
+    return usual
 
 
 @dataclass

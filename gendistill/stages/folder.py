@@ -303,8 +303,9 @@ def _check_place(folder: Path, inputs: Sequence[Path], *, replaced: bool) -> Non
     Raises:
         ArtifactError: an input does, or the folder is the current one or a mount point.
     """
+    place = os.path.realpath(folder)
     for path in inputs:
-        if folder.resolve() in (path.resolve(), *path.resolve().parents):
+        if Path(place) in Path(os.path.realpath(path), "_").parents:
             raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
     if replaced:
         replaceable(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 from gendistill.config import DataConfig
 from gendistill.config.commands import CacheCommand
+from gendistill.data.store import remove_store
 from gendistill.data.store_cache import StoreFolder, cache_of, store_folders
 from gendistill.errors import ConfigError, did_you_mean
 from gendistill.io import format_bytes
+from gendistill.progress import note
 from gendistill.stages import Outcome
 
 
@@ -31,7 +31,8 @@ def _clear(stores: dict[str, StoreFolder], names: list[str] | None) -> Outcome:
             raise ConfigError(
                 f"There is no store {name!r}.{did_you_mean(name, stores)} `gendistill cache list` names all."
             )
-    for name in chosen:
-        shutil.rmtree(stores[name].folder)
-    size = sum(stores[name].size for name in chosen)
-    return Outcome(f"Removed {len(chosen)} store(s), {format_bytes(size)}.", {"removed": chosen, "bytes": size})
+    removed = [name for name in chosen if remove_store(stores[name].folder)]
+    if kept := [name for name in chosen if name not in removed]:
+        note(f"Another process builds {', '.join(kept)}, which is not removed.")
+    size = sum(stores[name].size for name in removed)
+    return Outcome(f"Removed {len(removed)} store(s), {format_bytes(size)}.", {"removed": removed, "bytes": size})

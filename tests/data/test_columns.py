@@ -1,9 +1,12 @@
 """Parquet files, datasets that were saved, and tar files: columns, names of labels, and which file is which split."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from gendistill.data.dataset import RealData
 from gendistill.errors import DataError
 from gendistill.surrogate.export import export
 from gendistill.surrogate.set import SurrogateSet
@@ -408,3 +411,74 @@ def test_tar_files_of_others_are_read_by_split_and_damaged_ones_refused(shelf):
     (shelf / "train-000001.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"Cannot read the tar file .*train-000001"):
         load(shelf)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (b"", r"train\.tar:0003\.cls is b''; expected a label"),
+        (b" \n", r"0003\.cls is b' \\n'; expected a label"),
+        (b"\xff", r"0003\.cls is b'\\xff'; expected a label"),
+        (b"a" * 1001, "of at most 1000 bytes"),
+    ],
+    ids=["empty", "blank", "no UTF-8", "long"],
+)
+def test_a_label_in_a_tar_file_that_is_no_text_is_refused(shelf, label, says):
+    labels = [b"owl", b"ant", b"owl", label, b"a" * 1000, b"ant"]
+    samples = {f"{i:04d}.png": png(pixels(i)) for i in range(6)} | {f"{i:04d}.cls": one for i, one in enumerate(labels)}
+    tar_of(shelf / "train.tar", samples)
+    with pytest.raises(DataError, match=says):
+        load(shelf)
+
+
+@pytest.mark.parametrize("classes", [["owl", None], ["owl", ["ant"]], ["owl", "owl"], ["owl", " "], ["owl", True]])
+def test_a_manifest_of_tar_files_whose_classes_are_no_names_is_refused(shelf, classes):
+    samples = {f"{i:04d}.png": png(pixels(i)) for i in range(8)} | {f"{i:04d}.cls": b"%d" % (i % 2) for i in range(8)}
+    tar_of(shelf / "train.tar", samples)
+    (shelf / "manifest.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(DataError, match=r"manifest\.json has the classes .* expected names, each once"):
+        load(shelf)
+    (shelf / "manifest.json").write_text(json.dumps({"classes": ["owl", 7]}))
+    assert load(shelf).classes == ("owl", "7")
+
+
+def with_labels(path, labels):
+    import datasets
+
+    kind = datasets.Value("string" if isinstance(labels[0], str) else "int64")
+    table(path, images_and(len(labels), label=labels), image=datasets.Image(), label=kind)
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_an_empty_label_is_refused_with_its_file_and_row(shelf, blank):
+    with_labels(shelf / "train.parquet", ["a", "b", "a", blank] * 2)
+    with pytest.raises(DataError, match=r"train\.parquet has 2 empty label\(s\) in the column 'label', first row 4"):
+        load(shelf)
+    write_named(shelf / "train.parquet", names=("ship", blank))
+    with pytest.raises(DataError, match=r"train\.parquet has 4 empty label\(s\) .*, first row 2"):
+        load(shelf)
+
+
+def test_numbers_in_one_parquet_file_and_names_in_another_are_refused(shelf):
+    with_labels(shelf / "a.parquet", [0, 1] * 4)
+    with_labels(shelf / "b.parquet", ["cat", "dog"] * 4)
+    with pytest.raises(DataError, match=r"a\.parquet has numbers as labels, and b\.parquet has names, such as 'cat'"):
+        load(shelf)
+    with_labels(shelf / "b.parquet", ["0", "1"] * 4)
+    assert load(shelf).classes == ("0", "1")
+    write_named(shelf / "b.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has numbers as labels, and b\.parquet has names, such as 'ship'"):
+        load(shelf)
+
+
+def test_one_class_alone_is_refused(shelf):
+    with_labels(shelf / "a.parquet", ["cat"] * 8)
+    with pytest.raises(DataError, match=r"has 1 class\(es\) \(cat\); expected at least two classes"):
+        load(shelf)
+    (shelf / "a.parquet").unlink()
+    samples = {f"{i:04d}.png": png(pixels(i)) for i in range(8)} | {f"{i:04d}.cls": b"owl" for i in range(8)}
+    tar_of(shelf / "a.tar", samples)
+    with pytest.raises(DataError, match=r"has 1 class\(es\) \(owl\); expected at least two classes"):
+        load(shelf)
+    with pytest.raises(DataError, match="expected at least two classes"):
+        RealData.from_arrays(np.zeros((8, 8, 8, 3), np.uint8), [0] * 8, classes=["cat"])

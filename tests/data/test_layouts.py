@@ -118,6 +118,16 @@ def test_split_folders_without_a_training_folder_are_refused(tmp_path):
     assert (data.classes, len(data.test)) == (NAMES, 12)
 
 
+@pytest.mark.parametrize("name", ["test", "val", "seg_test/seg_test"])
+def test_a_lone_test_or_validation_folder_is_refused_until_it_is_named(tmp_path, name):
+    make(tmp_path / name)
+    top = name.partition("/")[0]
+    with pytest.raises(DataError, match=rf"no training split.* --data\.train {top}"):
+        load(tmp_path)
+    assert load(tmp_path, train=top).classes == NAMES
+    assert load(tmp_path / top).classes == NAMES
+
+
 def test_flat_split_folders_are_refused_unless_they_are_named_as_the_classes(tmp_path):
     fill(tmp_path / "train", 6)
     fill(tmp_path / "test", 6, seed=1)

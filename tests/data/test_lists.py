@@ -173,3 +173,26 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, images: dic
     )
     with pytest.raises(DataError):
         load_data(**options)
+
+
+def test_a_list_of_one_class_is_refused(tmp_path: Path, images: dict) -> None:  # type: ignore[type-arg]
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "label"), *rows({"cat": "cat"})])))
+    with pytest.raises(DataError, match=r"has 1 class\(es\) \(cat\); expected at least two classes"):
+        load_data(name=str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_list_without_training_split_is_refused_until_one_is_named(tmp_path: Path, images: dict, name: str) -> None:  # type: ignore[type-arg]
+    lines = [f"{path},{label},{name}" for path, label in rows({"cat": "cat", "dog": "dog"})]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    with pytest.raises(DataError, match=rf"has only {name}, .* no training split\. Give --data\.train {name}"):
+        load_data(name=str(tmp_path / "list.csv"))
+    assert load_data(name=str(tmp_path / "list.csv"), train=name).classes == ("cat", "dog")
+
+
+def test_a_class_name_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "images")
+    (tmp_path / "names.json").write_text('["Katze", "Hund", "\\ud800"]')
+    with pytest.raises(DataError, match=r"has the name '\\ud800', which is no text") as caught:
+        load_data(name=str(tmp_path / "images"), class_names=tmp_path / "names.json")
+    assert str(caught.value).isprintable()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import gendistill.data.reader as reader_module
@@ -92,8 +93,10 @@ def test_images_that_change_are_read_again_and_the_old_store_goes(folder: Path, 
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut pixels", "changed pixels", "no index", "other index", "cut record", "other key"]
-)
+    "damage",
+    ["cut pixels", "changed pixels", "no pixels", "no index", "other index", "pipe index", "cut record", "pipe record",
+     "other key"],
+)  # fmt: skip
 def test_a_damaged_store_is_made_again(
     folder: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,8 +107,11 @@ def test_a_damaged_store_is_made_again(
         os.truncate(store / PIXELS, 100)
     elif damage == "changed pixels":
         (store / PIXELS).write_bytes(bytes((store / PIXELS).stat().st_size))
-    elif damage == "no index":
-        (store / INDEX).unlink()
+    elif damage.startswith(("no ", "pipe ")):
+        path = store / {"pixels": PIXELS, "index": INDEX, "record": RECORD}[damage.split()[1]]
+        path.unlink()
+        if damage.startswith("pipe"):
+            os.mkfifo(path)
     elif damage == "other index":
         (store / INDEX).write_bytes(b"x")
     elif damage == "cut record":
@@ -115,8 +121,36 @@ def test_a_damaged_store_is_made_again(
         (store / RECORD).write_text(json.dumps(record | {"key": "other"}))
     with pytest.raises(ArtifactError):
         open_store(store, store.name)
+    assert main(["cache", "list", "--cache", str(cache)]) == 0
+    assert "1 store(s)" in capsys.readouterr().out
     assert same(good, load_data(name=str(folder), cache=cache))
     open_store(store, store.name)
+
+
+def test_files_of_others_in_place_of_a_store_are_kept(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load_data(name=str(folder), cache=cache)
+    store = store_of(cache)
+    (store / PIXELS).rename(store / "photo.png")
+    with pytest.raises(StorageError, match=r"files that are no store's: photo\.png\. Remove the folder"):
+        load_data(name=str(folder), cache=cache)
+    assert main(["cache", "clear", "--cache", str(cache)]) == 0
+    assert (store / "photo.png").is_file()
+
+
+def test_a_store_that_another_process_builds_is_not_cleared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    load_data(name=str(folder), cache=cache)
+    store = store_of(cache)
+    partial = store.rename(partial_of(store))
+    with FileLock(cache / f".{store.name}.lock"):
+        assert main(["cache", "clear", "--cache", str(cache)]) == 0
+        assert f"Another process builds {partial.name}, which is not removed" in capsys.readouterr().err
+        assert partial.is_dir()
+    assert main(["cache", "clear", "--cache", str(cache)]) == 0
+    assert not partial.exists()
 
 
 def test_what_a_killed_process_finished_is_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +199,32 @@ def test_pixels_that_differ_from_the_journal_are_decoded_again(
         head + "\n" + json.dumps(line | {"hashes": hashes.tobytes().hex(), "highest": 0}) + "\n"
     )
     (partial / PIXELS).write_bytes(bytes((partial / PIXELS).stat().st_size))
+    assert same(good, load_data(name=str(folder), cache=cache))
+
+
+@pytest.mark.parametrize("damage", ["no UTF-8", "too many images", "a fraction"])
+def test_a_damaged_line_of_the_journal_is_left_out(
+    folder: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, good = tmp_path / "cache", load_data(name=str(folder), cache=None)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gendistill.data.store._write_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_data(name=str(folder), cache=cache)
+    journal = store_of(cache) / JOURNAL
+    head, line = journal.read_bytes().splitlines()
+    block = json.loads(line)
+    if damage == "no UTF-8":
+        line = line.replace(b'"problems": [', b'"problems": ["\xff"')
+    elif damage == "too many images":
+        line = json.dumps(block | {"hashes": 40 * block["hashes"], "readable": 40 * block["readable"]}).encode()
+    else:
+        line = json.dumps(block | {"first": 0.0}).encode()
+    journal.write_bytes(head + b"\n" + line + b"\n")
     assert same(good, load_data(name=str(folder), cache=cache))
 
 
@@ -396,9 +456,9 @@ def test_batches_that_no_store_holds_are_refused(tmp_path: Path, batches: list[o
 def test_a_store_does_not_replace_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="there already"):
-        write_store(tmp_path, ("cat",), {"train": [(IMAGES, 0 * ONES)]})
+        write_store(tmp_path, ("cat", "dog"), {"train": [(IMAGES, 0 * ONES)]})
     with pytest.raises(StorageError, match="cannot be written"):
-        write_store(tmp_path / "file" / "store", ("cat",), {"train": [(IMAGES, 0 * ONES)]})
+        write_store(tmp_path / "file" / "store", ("cat", "dog"), {"train": [(IMAGES, 0 * ONES)]})
 
 
 @pytest.mark.parametrize("member", ["labels", "rows"])

@@ -204,3 +204,47 @@ def test_a_cache_that_is_a_file_is_refused_before_any_training(
     )
     assert "is a file; expected a folder" in refused(capsys, *command)
     assert {p.name for p in tmp_path.iterdir()} == {"cache"}
+
+
+RUN = ("run", "--config", TINY)
+WMDD = ("distill", "--method", "wmdd", "--ipc", 1, "--data.name", "digits")
+PLACES = {
+    "data.name": RUN,
+    "data.cache": RUN,
+    "data.class_names": RUN,
+    "evaluate.baseline_cache": RUN,
+    "finetune.latent_cache": (*RUN, "--finetune.pretrained", "owner/name"),
+    "finetune.pretrained": RUN,
+    "teacher": WMDD,
+    "statistics_cache": (*WMDD, "--teacher", "none"),
+    "generator": ("sample", "--ipc", 1),
+    "surrogate": ("evaluate",),
+    "output_dir": RUN,
+    "cache": ("cache", "list"),
+}
+
+
+@pytest.mark.parametrize("option", PLACES)
+def test_a_link_to_itself_is_refused_in_one_message(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop, out = tmp_path / "loop", () if option in ("output_dir", "cache") else ("--output_dir", tmp_path / "out")
+    loop.symlink_to(loop)
+    for path in (loop, loop / "below"):
+        said = refused(capsys, *PLACES[option], *out, f"--{option}", path)
+        assert option in said
+        assert "symbolic links" in said or "Symlink loop" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.parametrize("option", [name for name in PLACES if name.endswith("cache")])
+@pytest.mark.parametrize("below", ["", "cache"])
+def test_a_cache_that_can_be_no_folder_is_refused_before_the_work(
+    option: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = () if option == "cache" else ("--output_dir", tmp_path / "out")
+    said = refused(capsys, *PLACES[option], *out, f"--{option}", tmp_path / "file" / below)
+    assert f"{option} is" in said
+    assert "file is a file; expected a folder" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
