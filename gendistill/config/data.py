@@ -39,7 +39,8 @@ class DataConfig(Options):
         value_range: Black and white of images with more than 8 bits a pixel, for all of them; null takes 0 and 65535
             for 16 bits without sign, and refuses other types.
         decoding: ``fast`` decodes JPEG files at a half, a quarter or an eighth of their size where that is still twice
-            ``image_size`` or more, which changes pixels by about one level in 255; ``exact`` decodes all of them.
+            ``image_size`` or more, which changes pixels by less than one level in 255 on average; ``exact`` decodes all
+            of them whole.
         cache: Folder of stores, where the decoded images of a collection are kept for later commands; ``auto`` is
             ``data`` in GENDISTILL_CACHE, or else in the user's cache folder, and keeps collections that take more than
             a moment to decode; null keeps none.

@@ -58,13 +58,15 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
 
     Raises:
         DataError: nothing is there, a class is empty, no image can be read, or it is not clear what is what.
-        ConfigError: an option out of its range.
+        ConfigError: an option out of its range, or beside ``config``.
 
     Example:
         ``load_data(name="uoft-cs/cifar10", max_per_class=500)``
     """
     if isinstance(config, str):
         options, config = {"name": config, **options}, None
+    elif config is not None and options:
+        raise ConfigError(f"load_data takes a config or options, not both: {some(options)}. Set them in the config.")
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     if config.folder and is_store(config.folder):
         return _split(_open_source(config.folder, config), config)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from gendistill.cli import parse
+from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData, check_origin, data_arguments, data_config_of
 from gendistill.data.sources import load_data
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
 from tests.surrogate.sets import make
 
 OPTIONS = {"split_seed": 3, "max_per_class": 20, "classes": "present", "value_range": (0, 255), "licence": "cc0-1.0"}
@@ -71,3 +72,8 @@ def test_sets_of_older_versions_have_a_name_alone() -> None:
     assert data_arguments({"name": "my cats"}) == "--data.name 'my cats'"
     assert data_arguments({}) == ""
     assert data_config_of({"name": "my cats"}) is None
+
+
+def test_options_beside_a_config_are_refused_rather_than_left_out() -> None:
+    with pytest.raises(ConfigError, match="not both: max_per_class"):
+        load_data(DataConfig(), max_per_class=5)
