@@ -104,7 +104,8 @@ class TeacherConfig(Options):
     def unused(self) -> list[str]:
         """Options that differ from their defaults and decide nothing, because the network is a published one."""
         names = ["network", "width", "depth"] if self.pretrained else []
-        names += [] if self.trains else ["steps", "batch_size", "learning_rate", "weight_decay", "shift", "flip"]
+        training = ["steps", "batch_size", "learning_rate", "weight_decay", "shift", "flip"]
+        names += [] if self.trains else [*training, "mixed_precision", "compile"]
         return [name for name in names if getattr(self, name) != getattr(TeacherConfig, name)]
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
-from gendistill.data.mapped import BLOCK, Images, map_batches
+from gendistill.data.mapped import BLOCK, Images
 from gendistill.evaluation.copies import Copies, LeakageCheck
 from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.networks.feature_extractors import FeatureExtractor
+from gendistill.progress import show_progress, track
 from gendistill.surrogate.set import SurrogateSet, files_of
 
 POOL, POOL_OF_CLASS = 5000, 20  # real images at most: in all, or of every class where that is more
@@ -59,8 +60,8 @@ class RealReference:
         return cls(
             data,
             pool.images[torch.tensor(evenly_spaced(len(pool), SHOWN))],
-            by_class(map_batches(extractor.embed, pool.images), pool.labels, classes),
-            by_class(map_batches(extractor.classify, pool.images), pool.labels, classes),
+            by_class(extractor.embed(pool.images), pool.labels, classes),
+            by_class(extractor.classify(pool.images), pool.labels, classes),
             [{hashes[i]: n for n, i in enumerate(pool.of_class(k).tolist())} for k in range(classes)],
             Predictions.of_images(extractor, data.validation.images),
             leaks,
@@ -168,5 +169,8 @@ class Predictions:
     @classmethod
     def of_images(cls, extractor: FeatureExtractor, images: Images) -> Predictions:
         """Those for uint8 images (N,C,H,W)."""
-        parts = [cls.of(extractor.classify(part)) for part in images.split(BLOCK)]
+        parts = []
+        for part in track(images.split(BLOCK), "classes", -(-len(images) // BLOCK)):
+            with show_progress(False):  # of one block
+                parts.append(cls.of(extractor.classify(part)))
         return cls(torch.cat([part.guesses for part in parts]), torch.cat([part.confidence for part in parts]))

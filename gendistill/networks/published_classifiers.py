@@ -147,7 +147,8 @@ def _place(options: Pretrained) -> tuple[Path, Path | None]:
         raise ArtifactError(f"{source} is pickled, and not read. {conversion(path, path.with_suffix('.safetensors'))}")
     if path.suffix == ".safetensors" and not path.is_dir():
         if not path.is_file():
-            raise ArtifactError(f"There is no file {source}.")
+            raise ArtifactError(f"There is no file {source}. Give another --pretrained, or --pretrained timm:NAME.")
+        require(options.revision is None, f"{SECTION}.revision", options.revision, "null: a file has no revisions")
         return path.resolve().parent, path.resolve()
     return model_folder(timm_source(source) if kind == "timm" else source, source, options.revision), None
 

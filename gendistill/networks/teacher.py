@@ -56,7 +56,7 @@ class TeacherMeta(TypedDict, total=False):
     """What else teacher.json says.
 
     Attributes:
-        accuracy: Fractions of the training and validation images classified correctly.
+        accuracy: Fractions of the training and validation images classified correctly; of a split without images none.
         data: ``RealData.describe()`` of the images it was trained on.
         data_config: The ``--data`` options that read them again.
         training_seconds: Of the training, as ``teacher``.
@@ -338,7 +338,8 @@ def train_teacher(
     if statistics is None or (config.pretrained and config.pretrained.tune == "all"):
         statistics = collect_statistics(trained, data.train, classes, shared=shared)
     score = partial(shared_accuracy, accuracy) if shared else accuracy
-    scores = {"train": score(trained, data.train), "validation": score(trained, data.validation)}
+    splits = {"train": data.train, "validation": data.validation}
+    scores = {name: score(trained, split) for name, split in splits.items() if len(split)}
     spent = {"teacher": round(time.perf_counter() - start, 2)}
     return Teacher(
         trained, statistics, data.classes, spec, {"accuracy": scores, **meta, "training_seconds": spent}, not own

@@ -371,6 +371,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> N
         ({"source": "timm:resnet_nothing"}, "timm has no weights of 'resnet_nothing'; names like it"),
         ({"source": "timm:resnet18.nothing"}, "timm has no weights of 'resnet18.nothing'; names like it: resnet18"),
         ({"source": "torchvision:resnet18"}, r"pickled\. Save them once: python -c"),
+        ({"source": "FILE", "revision": "main"}, "expected null: a file has no revisions"),
         ({"source": "FOLDER", "network": "timm:resnet10t"}, "expected null unless --pretrained is a safetensors file"),
         ({"source": "FILE", "network": "timm:nothing"}, "timm has no such network"),
         ({"source": "FILE", "network": "timm:resnet18.nothing"}, "timm has no such network. Names like it: resnet18"),
@@ -394,10 +395,10 @@ def test_options_that_decide_nothing_are_named(
 ) -> None:
     source = timm_folder(tmp_path / "source")
     command = ("teacher", "--pretrained", source, "--network", "convnet", "--steps", 3, "--data", folder)
-    assert gendistill(*command, "--output_dir", tmp_path / "made") == 0
+    assert gendistill(*command, "--mixed_precision", "no", "--output_dir", tmp_path / "made") == 0
     said = capsys.readouterr().err
     assert "which is not trained: teacher.pretrained.tune head or all trains it" in said
-    assert "These options are not used: network, steps." in said
+    assert "These options are not used: network, steps, mixed_precision." in said
     tuned = (*command, "--batch_size", 8, "--pretrained.tune", "head", "--output_dir", tmp_path / "tuned")
     assert gendistill(*tuned) == 0
     assert "The network is a published one. These options are not used: network." in capsys.readouterr().err

@@ -219,6 +219,15 @@ def test_a_held_out_network_that_saw_test_images_is_refused(
     assert "the held-out teacher was trained on other splits than these" in capsys.readouterr().err
 
 
+def test_a_teacher_needs_no_validation_images(tmp_path: Path) -> None:
+    images, labels = torch.zeros(20, 8, 8, dtype=torch.uint8).numpy(), [0, 1] * 10
+    data = RealData.from_arrays(images, labels, validation=(images[:0], torch.tensor([], dtype=torch.int64)))
+    made = train_teacher(data, TeacherConfig(steps=1, width=4))
+    assert made.meta["accuracy"].keys() == {"train"}
+    made.save_pretrained(tmp_path / "teacher")
+    assert Teacher.from_pretrained(tmp_path / "teacher").facts()["accuracy"] is None
+
+
 def test_a_teacher_whose_weights_are_no_numbers_is_refused(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "teacher")
     path = tmp_path / "teacher" / "model.safetensors"
