@@ -87,11 +87,6 @@ class Split:
         """Of the pixels of each image, uint8 (N,16)."""
         return image_hashes(self.images)
 
-    @property
-    def hash_set(self) -> set[bytes]:
-        """The hashes of its images."""
-        return set(map(bytes, self.hashes))
-
     def find(self, hashes: np.ndarray) -> Tensor:
         """The first position of an image with each of these ``hashes`` (M,16), int64 (M,); -1 where there is none."""
         known, first = self._by_hash

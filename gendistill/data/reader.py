@@ -29,8 +29,9 @@ UNREADABLE = (
 )  # fmt: skip
 MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 LOOKED_AT = 64
-BLOCK = 512  # images that a process decodes before it reports
-FEW = 2000  # images for which no processes are started
+BLOCK = 512  # small images that a process decodes before it reports
+FEW = 2000  # small images for which no processes are started
+SMALL = 10_000  # pixels that take as long to decode as a small image to open
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Reader:
         value_range: Black and white of images with more than 8 bits.
         exact: Whether JPEG files that are much larger than ``size`` are decoded in full, and all by Pillow.
         same_size: Whether the images looked at have this size already.
+        weight: How many times as long as a small image one takes.
     """
 
     size: int
@@ -77,6 +79,7 @@ class Reader:
     value_range: tuple[float, float] | None = None
     exact: bool = True
     same_size: bool = False
+    weight: float = 1.0
 
     @classmethod
     def for_items(
@@ -108,25 +111,30 @@ class Reader:
         if vague:
             _refuse_vague(vague, len(seen))
         channels = 1 if all(grey for _, grey in seen) else 3
+        weight = 1 + sum(width * height for (width, height), _ in seen) / len(seen) / SMALL
         if size is not None:
             same = sum(shape == (size, size) for shape, _ in seen) > len(seen) / 2
-            return cls(size, channels, False, value_range, exact, same)
+            return cls(size, channels, False, value_range, exact, same, weight)
         ((width, height), count), *_ = Counter(s for s, _ in seen).most_common()
         if width != height or count < len(seen) / 2:
             raise DataError(
                 f"The images have different sizes or are not square ({width}x{height} is the most common, {count} of "
                 f"{len(seen)} checked). Set --data.image_size N to resize all of them to N x N."
             )
-        return cls(width, channels, True, value_range, exact, True)
+        return cls(width, channels, True, value_range, exact, True, weight)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.size, self.size
 
+    def takes_long(self, count: int) -> bool:
+        """Whether so many images are worth several processes."""
+        return count * self.weight >= FEW
+
     def read(self, items: Sequence[Item]) -> tuple[Split, list[Block]]:
         """The readable images of ``items`` in memory, and what was found on the way."""
         count = len(items)
-        pixels = shared_array((count, *self.shape)) if count >= FEW else np.empty((count, *self.shape), np.uint8)
+        pixels = (shared_array if self.takes_long(count) else _array)((count, *self.shape))
         blocks = [*show_blocks(self.decode_all(items, pixels, range(count)), count)]
         kept = np.concatenate([np.empty(0, bool), *(block.readable for block in blocks)])
         labels = np.array([item.label for item in items], np.int64)[kept]
@@ -137,8 +145,8 @@ class Reader:
 
         ``target`` must be memory that processes share, where there are more than a few items.
         """
-        jobs = _Jobs(self, items, target, places, range(first, len(items), BLOCK))
-        workers = min(usable_processors(), len(jobs)) if len(items) - first >= FEW else 0
+        jobs = _Jobs(self, items, target, places, range(first, len(items), max(1, round(BLOCK / self.weight))))
+        workers = min(usable_processors(), len(jobs)) if self.takes_long(len(items) - first) else 0
         if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from (jobs[i] for i in range(len(jobs)))
             return
@@ -225,13 +233,17 @@ class _Jobs(torch.utils.data.Dataset[Block]):
         return len(self.starts)
 
     def __getitem__(self, number: int) -> Block:
-        span = slice(self.starts[number], self.starts[number] + BLOCK)
+        span = slice(self.starts[number], self.starts[number] + self.starts.step)
         return self.reader.decode(self.items[span], self.target, self.places[span], span.start)
 
 
 def show_blocks(blocks: Iterable[Block], total: int, done: int = 0) -> Iterator[Block]:
     """The blocks, with a bar that counts their images."""
     return track(blocks, "read images", total, initial=done, size=lambda block: len(block.readable))
+
+
+def _array(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
 def shared_array(shape: tuple[int, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,11 +169,15 @@ def limited(source: Source, config: DataConfig) -> Source:
 
 def _options(config: DataConfig) -> dict[str, object]:
     """What reads the same images again, from any folder: the options that are not at their default, and the name."""
-    default, place = DataConfig(), config.place
-    changed = {k: v for k, v in to_dict(config).items() if v != getattr(default, k) and k not in ("name", *OF_MACHINE)}
-    if config.class_names is not None:
-        changed["class_names"] = str(config.class_names.expanduser().resolve())
-    return {"name": str(place.resolve()) if place else config.name, **changed}
+    default = DataConfig()
+    return {k: v for k, v in options_from_anywhere(config).items() if k == "name" or v != getattr(default, k)}
+
+
+def options_from_anywhere(config: DataConfig) -> dict[str, Any]:
+    """All options, with whole paths, but for those of this machine."""
+    found = {k: v for k, v in to_dict(config).items() if k not in OF_MACHINE}
+    paths = {"name": config.place, "class_names": config.class_names}
+    return found | {k: str(path.expanduser().resolve()) for k, path in paths.items() if path is not None}
 
 
 def find_source(config: DataConfig) -> Source:

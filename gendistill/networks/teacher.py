@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -455,13 +456,14 @@ def check_teacher(what: str, teacher: Teacher, data: RealData) -> None:
         return
     advice = "Give the --data options it was made with, or a teacher that was trained without these test images."
     try:
-        seen = _own_data(teacher.meta, what).train.hash_set
+        seen = _own_data(teacher.meta, what).train
     except GendistillError as error:
         raise ArtifactError(
             f"{what} was trained on other images or splits than these, and whether test images are among them is "
             f"unknown: {error} {advice}"
         ) from error
-    leaks = len((data.test.hash_set & seen) - data.train.hash_set)
+    in_its_own, here = seen.find(data.test.hashes) >= 0, data.train.find(data.test.hashes) >= 0
+    leaks = len(np.unique(data.test.hashes[(in_its_own & ~here).numpy()], axis=0))
     if leaks:
         raise ArtifactError(
             f"{what} was trained on other splits than these: {leaks} of the {len(data.test)} test images are among its "

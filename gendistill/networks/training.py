@@ -223,14 +223,14 @@ def infer(function: Callable[..., Output], *inputs: Images, batch_size: int, lab
     first = next(parts)
     if isinstance(first, Tensor):
         return _joined(first, cast(Iterator[Tensor], parts), rows, memory_for(inputs[0]))
-    one, other = (torch.cat(some).cpu() for some in zip(first, *parts, strict=True))
+    one, other = (torch.cat([part.cpu() for part in some]) for some in zip(first, *parts, strict=True))
     return one, other
 
 
 def _joined(first: Tensor, others: Iterator[Tensor], rows: int, most: float) -> Tensor:
     """All parts on the CPU, ``rows`` in all; in a file where they take more than ``most`` bytes."""
     if first.dtype != torch.float32 or 4 * rows * math.prod(first.shape[1:]) <= most:
-        return torch.cat([first, *others]).cpu()
+        return torch.cat([part.cpu() for part in chain([first], others)])
     found, start = float_table(rows, first.shape[1:], most), 0
     for part in chain([first], others):
         found[start : start + len(part)] = part

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gendistill import runtime
-from gendistill.config import DataConfig, TeacherConfig, stage_options, to_dict
+from gendistill.config import DataConfig, TeacherConfig, stage_options
 from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
-from gendistill.data.sources import read_data
+from gendistill.data.sources import options_from_anywhere, read_data
 from gendistill.networks.published_classifiers import hash_source
 from gendistill.networks.teacher import read_record, train_teacher
 from gendistill.stages import Outcome
@@ -33,7 +33,7 @@ def run_stage(
         teacher = train_teacher(data, config, seed=seed, folder=folder, shared=True)
         if not runtime.processes().is_main_process:
             return target
-        teacher.meta["data_config"] = to_dict(data_config)
+        teacher.meta["data_config"] = options_from_anywhere(data_config)
         folder.facts["training_seconds"] = teacher.meta.pop("training_seconds")  # or no two files were alike
         teacher.save_pretrained(folder.path)
         folder.facts["accuracy"] = teacher.meta["accuracy"]
