@@ -198,12 +198,12 @@ def read_condition_names(folder: Path) -> dict[int, tuple[str, ...]]:
 def licence_of(folder: Path) -> str:
     """The licence in the front matter of a model folder's README.md, ``unknown`` without one."""
     card = folder / "README.md"
-    parts = card.read_text(encoding="utf-8").split("---", 2) if card.is_file() else []
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
     try:
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
     except yaml.YAMLError:
         front = {}
-    return str((front or {}).get("license", "unknown"))
+    return str(front.get("license", "unknown")) if isinstance(front, dict) else "unknown"
 
 
 def read_generator_json(path: Path) -> Mapping[str, Any]:

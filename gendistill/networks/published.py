@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,11 @@ def model_folder(source: str, name: str, revision: str | None = None) -> Path:
     """The folder, or the local copy of the Hub's, with its weights as safetensors.
 
     Raises:
-        ArtifactError: there is none, or its weights are pickled.
+        ArtifactError: there is none, or its weights are pickled or no files.
     """
     path = local_folder(source, revision, "a model folder") or fetch(source, revision, FILES, "model")
+    if odd := [one for one in sorted(path.glob("*.safetensors")) if not one.is_file()]:
+        raise ArtifactError(f"{odd[0]} is no file; expected weights as safetensors. Get the folder again.")
     if not any(path.glob("*.safetensors")):
         pickled = sorted(one for one in path.iterdir() if one.suffix in PICKLES)
         fix = f" {conversion(pickled[0], path / 'model.safetensors')}" if pickled else ""
@@ -118,15 +122,46 @@ def read_processor(folder: Path) -> Preprocessing:
         crop = _side(facts["crop_size"]) if facts.get("do_center_crop") else resize
         normal = facts.get("do_normalize", True)
         mean, std = (facts["image_mean"], facts["image_std"]) if normal else ([0.0] * 3, [1.0] * 3)
+        mean, std = channel_values("image_mean", mean), channel_values("image_std", std, positive=True)
+        if len(mean) != len(std):
+            raise ValueError(f"image_mean has {len(mean)} values, image_std {len(std)}")
         scale = facts.get("rescale_factor", 1 / 255) if facts.get("do_rescale", True) else 1.0
+        if not _is_number(scale):
+            raise ValueError(f"rescale_factor is {scale!r}; expected a number")
         mode = MODES.get(facts.get("resample", 3), "bicubic")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path} does not say how images are resized and normalised ({type(error).__name__}: {error}). Save the "
             "model's image processor into the folder: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)."
         ) from error
-    return Preprocessing(resize=max(resize, crop), crop=crop, mean=tuple(mean), std=tuple(std), scale=scale, mode=mode)
+    return Preprocessing(resize=max(resize, crop), crop=crop, mean=mean, std=std, scale=scale, mode=mode)
 
 
 def _side(size: int | dict[str, int]) -> int:
-    return size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else size["height"]
+    side = size if isinstance(size, int) else size["shortest_edge"] if "shortest_edge" in size else size["height"]
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"a size is {side!r}; expected a whole number of pixels")
+    return side
+
+
+def channel_values(name: str, values: object, channels: int = 1, *, positive: bool = False) -> tuple[float, ...]:
+    """Numbers that a file has for each channel.
+
+    Args:
+        name: What they are called there.
+        values: As read.
+        channels: The fewest that are needed.
+        positive: Whether each must be above 0.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    right = isinstance(values, (list, tuple)) and len(values) >= channels and all(map(_is_number, values))
+    if not right or (positive and min(values) <= 0):  # type: ignore[type-var, arg-type]
+        what = "positive numbers" if positive else "numbers"
+        raise ValueError(f"{name} is {reprlib.repr(values)}; expected a list of {what}, one a channel")
+    return tuple(values)  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

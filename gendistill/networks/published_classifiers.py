@@ -30,6 +30,7 @@ from gendistill.networks.factories import HEADS
 from gendistill.networks.published import (
     PICKLES,
     Preprocessing,
+    channel_values,
     conversion,
     model_folder,
     read_processor,
@@ -157,6 +158,8 @@ def _timm_folder(folder: Path, file: Path, config: Mapping[str, Any]) -> Publish
     facts = {"source": "", "file": str(file)}  # the one file by name: timm's own choice in a folder may be a pickle
     net = _loaded_by_timm(f"local-dir:{folder}", file, {}, facts)
     licence = net.pretrained_cfg.get("license") or licence_of(folder)
+    if not isinstance(licence, str):
+        raise ArtifactError(f"{folder / 'config.json'} has the license {licence!r}; expected text. {FIX}")
     return _of_timm(net, config["architecture"], dict(config.get("model_args") or {}), licence)
 
 
@@ -186,13 +189,19 @@ def _loaded_by_timm(name: str, file: Path, options: Mapping[str, Any], facts: Ma
 def _of_timm(net: Any, architecture: str, arguments: dict[str, Any], licence: str) -> Published:
     import timm
 
-    facts, known = timm.data.resolve_model_data_config(net), net.pretrained_cfg
-    size, channels = facts["input_size"][-1], facts["input_size"][0]
+    known = net.pretrained_cfg
+    try:
+        facts = timm.data.resolve_model_data_config(net)
+        size, channels = facts["input_size"][-1], facts["input_size"][0]
+        mean = channel_values("mean", facts["mean"], channels)[:channels]
+        std = channel_values("std", facts["std"], channels, positive=True)[:channels]
+    except (TypeError, ValueError, KeyError, IndexError, AssertionError) as error:
+        raise ArtifactError(f"The preprocessing of {architecture} cannot be used: {reason(error)} {FIX}") from error
     preprocessing = Preprocessing(
         resize=size,
         crop=size,
-        mean=tuple(facts["mean"])[:channels],
-        std=tuple(facts["std"])[:channels],
+        mean=mean,
+        std=std,
         mode=facts["interpolation"] if facts["interpolation"] in ("nearest", "bilinear") else "bicubic",
     )
     outputs, headless = net.num_classes, not net.num_classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gendistill.cli import USAGE
 from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError
+from gendistill.generator.loading import licence_of
 from gendistill.networks import pretrained
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.pretrained import open_pretrained, rebuild_pretrained
@@ -426,3 +428,58 @@ def test_an_imagenet_network_serves_ten_classes_by_ten_rows() -> None:
     with torch.no_grad():
         found = torch.cat([network(to_float(part)).argmax(1) for part in some.images.split(16)])
     assert (found == some.labels).float().mean() > 0.93
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"mean": 0.5}, "mean is 0.5; expected a list of numbers, one a channel"),
+        ({"std": 0.5}, "std is 0.5; expected a list of positive numbers"),
+        ({"std": [0.5, 0, 0.5]}, "expected a list of positive numbers"),
+        ({"mean": [0.5, "x", 0.5]}, "expected a list of numbers"),
+        ({"mean": [0.5]}, "expected a list of numbers, one a channel"),
+        ({"license": 5}, "config.json has the license 5; expected text"),
+        ({"license": ["mit"]}, "expected text"),
+    ],
+)
+def test_facts_of_a_timm_folder_that_cannot_be_are_refused_when_it_is_opened(
+    facts: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    source = timm_folder(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["pretrained_cfg"] |= facts
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=re.escape(says)):
+        opened(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_mean": 0.5}, {"image_std": [0.5, 0.0, 0.5]}, {"image_std": [1.0]}, {"rescale_factor": "x"}, {"size": "x"}],
+)
+def test_a_processor_that_cannot_be_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    source = transformers_folder(tmp_path / "source")
+    path = source / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match="does not say how images are resized and normalised"):
+        opened(source)
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_weights_that_are_a_folder_are_refused_in_one_message(
+    library: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = timm_folder(tmp_path / "source") if library == "timm" else transformers_folder(tmp_path / "source")
+    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").mkdir()
+    for named in (source, source / "model.safetensors"):
+        command = ("teacher", "--pretrained", named, "--data", folder, "--output_dir", tmp_path / "teacher")
+        assert gendistill(*command, "--quiet") == USAGE
+        assert "safetensors" in capsys.readouterr().err
+        assert not (tmp_path / "teacher").exists()
+
+
+def test_a_model_card_without_a_table_says_no_licence(tmp_path: Path) -> None:
+    for text in (b"---\n- mit\n---\n", b"---\nmit\n---\n", b"\xff"):
+        (tmp_path / "README.md").write_bytes(text)
+        assert licence_of(tmp_path) == "unknown"

@@ -186,11 +186,19 @@ def test_one_size_without_pool_and_without_base(sampled: Sample, generator: Path
     assert files(alone) == files(out)
 
 
+@pytest.mark.parametrize("one_bit", [False, True])
 def test_damaged_base_weights_are_refused_before_anything_is_sampled(
-    sampled: Sample, generator: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_bit: bool,
+    sampled: Sample,
+    generator: Path,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy = shutil.copytree(generator, tmp_path / "copy")
-    (copy / "unet" / "diffusion_pytorch_model.base.safetensors").write_bytes(b"damaged")
+    path = copy / "unet" / "diffusion_pytorch_model.base.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if one_bit else b"damaged")
     monkeypatch.setattr(sample_stage, "write_sets", lambda *_, **__: pytest.fail("sampled before the check"))
     assert "base" in refused("--generator", copy)
     assert not (tmp_path / "refused").exists()
