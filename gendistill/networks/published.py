@@ -156,11 +156,12 @@ def channel_values(name: str, values: object, channels: int = 1, *, positive: bo
     Raises:
         ValueError: they are something else.
     """
-    right = isinstance(values, (list, tuple)) and len(values) >= channels and all(map(_is_number, values))
-    if not right or (positive and min(values) <= 0):  # type: ignore[type-var, arg-type]
+    found = tuple(values) if isinstance(values, (list, tuple)) else ()
+    right = len(found) >= channels and all(_is_number(one) and (one > 0 or not positive) for one in found)
+    if not right:
         what = "positive numbers" if positive else "numbers"
         raise ValueError(f"{name} is {reprlib.repr(values)}; expected a list of {what}, one a channel")
-    return tuple(values)  # type: ignore[arg-type]
+    return found
 
 
 def _is_number(value: object) -> bool:

@@ -18,7 +18,7 @@ from tests.helpers import TINY, files, gendistill, messages, start
 
 RANDOM = ("distill", "--method", "random", "--ipc", 2, "--data.name", "digits")
 RESUME = ("--resume_from_checkpoint", "latest")
-SETTINGS = stage_settings({}, 0)
+SETTINGS = stage_settings({"pretrained": None}, 0)
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,9 @@ def test_damaged_base_weights_are_refused_before_anything_is_sampled(
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if one_bit else b"damaged")
     monkeypatch.setattr(sample_stage, "write_sets", lambda *_, **__: pytest.fail("sampled before the check"))
-    assert "base" in refused("--generator", copy)
+    said = refused("--generator", copy)
+    assert said.count("gendistill: ") == len(said.splitlines()) == 1, said
+    assert "base" in said
     assert not (tmp_path / "refused").exists()
 
 
