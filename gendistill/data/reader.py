@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from gendistill.errors import DataError
 from gendistill.progress import track
 
 Places = Sequence[int] | np.ndarray
+
 UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -32,6 +34,12 @@ LOOKED_AT = 64
 BLOCK = 512  # small images that a process decodes before it reports
 FEW = 2000  # small images for which no processes are started
 SMALL = 10_000  # pixels that take as long to decode as a small image to open
+
+
+class Target(Protocol):
+    """Where decoded images go: ``target[place] = image``, uint8 (C,H,W)."""
+
+    def __setitem__(self, place: Any, image: np.ndarray, /) -> None: ...
 
 
 @dataclass
@@ -140,10 +148,10 @@ class Reader:
         labels = np.array([item.label for item in items], np.int64)[kept]
         return Split(torch.from_numpy(pixels if kept.all() else pixels[kept]), torch.from_numpy(labels)), blocks
 
-    def decode_all(self, items: Sequence[Item], target: np.ndarray, places: Places, first: int = 0) -> Iterator[Block]:
+    def decode_all(self, items: Sequence[Item], target: Target, places: Places, first: int = 0) -> Iterator[Block]:
         """Write the images of ``items[first:]`` to ``target[places[i]]``; blocks in order, decoded by all processors.
 
-        ``target`` must be memory that processes share, where there are more than a few items.
+        ``target`` must be one that processes share, where there are more than a few items.
         """
         jobs = _Jobs(self, items, target, places, range(first, len(items), max(1, round(BLOCK / self.weight))))
         workers = min(usable_processors(), len(jobs)) if self.takes_long(len(items) - first) else 0
@@ -161,7 +169,7 @@ class Reader:
         )
         yield from loader
 
-    def decode(self, items: Sequence[Item], target: np.ndarray, places: Places, first: int) -> Block:
+    def decode(self, items: Sequence[Item], target: Target, places: Places, first: int) -> Block:
         """``items`` into ``target[places[i]]``; ``first`` is the position of the first of them in all."""
         block = Block(first, np.zeros(len(items), bool), np.zeros((len(items), HASH), np.uint8))
         for i, item in enumerate(items):
@@ -223,7 +231,7 @@ class _Jobs(torch.utils.data.Dataset[Block]):
         self,
         reader: Reader,
         items: Sequence[Item],
-        target: np.ndarray,
+        target: Target,
         places: Places,
         starts: range,
     ) -> None:

@@ -22,6 +22,7 @@ from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.progress import show_progress
 from gendistill.runtime import all_finite
 from gendistill.surrogate.set import SurrogateSet
+from tests.helpers import edit
 
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
 CONFIG = FinetuneConfig(model=MODEL, base_steps=3, minimax_steps=3, batch_size=10, checkpointing_steps=2)
@@ -122,6 +123,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, t
     tuned.save_pretrained(tmp_path / "generator")
     path = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
     write_tensors(path, read_tensors(path, fix="")[0] | {"conv_in.bias": torch.zeros(3)}, {"format": "pt"})
+    edit(tmp_path / "generator" / "gendistill.json")
     with pytest.raises(ArtifactError, match=r"conv_in.bias.*\[3\].*\[16\]"):
         Generator.from_pretrained(tmp_path / "generator")
 

@@ -475,7 +475,7 @@ def digits_in_batches(folder: Path, shared: bool) -> None:
 TOGETHER = """
 import sys
 import gendistill.networks.statistics, hypothesis, pyarrow.parquet, pytest, sklearn.datasets, tests.processes
-sys.exit(tests.processes._together(sys.argv[1:], 2))
+sys.exit(tests.processes._together(sys.argv[1:], 2, []))
 """  # as tests.processes.launch, with the imports of this file instead of those of the stages
 
 

@@ -220,7 +220,7 @@ def test_moments_of_layers_that_a_network_has_not_are_refused(teacher: Teacher, 
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
         ({"feature_weight": 0, "batch_norm_weight": 0, "cross_entropy_weight": 0}, "nothing would move the images"),
         ({"trust_region": 2.5}, "expected a number from 0 to 2"),
-        ({"pixel_weight": 1e9}, "expected a number from 0 to 1e"),
+        ({"pixel_weight": 1e9}, "expected a number from 0 to 1000000"),
     ],
     ids=str,
 )
