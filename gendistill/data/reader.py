@@ -6,10 +6,11 @@ import mmap
 import multiprocessing
 import os
 import struct
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 LOOKED_AT = 64
 BLOCK = 512  # small images that a process decodes before it reports
 FEW = 2000  # small images for which no processes are started
+SAVED, IMPORT = 6e-5, 1.3  # seconds of a small JPEG file, and of the import of torchvision, both measured
 SMALL = 10_000  # pixels that take as long to decode as a small image to open
 
 
@@ -153,21 +155,31 @@ class Reader:
 
         ``target`` must be one that processes share, where there are more than a few items.
         """
-        jobs = _Jobs(self, items, target, places, range(first, len(items), max(1, round(BLOCK / self.weight))))
-        workers = min(usable_processors(), len(jobs)) if self.takes_long(len(items) - first) else 0
-        if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        count = len(items) - first
+        workers = usable_processors() if self.takes_long(count) else 1
+        step = max(1, round(BLOCK / self.weight))
+        jobs = _Jobs(self._with_decoder(count / workers), items, target, places, range(first, len(items), step))
+        if min(workers, len(jobs)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from (jobs[i] for i in range(len(jobs)))
             return
-        if self.same_size and not self.exact:
-            import torchvision.io  # noqa: F401  # once, not in every process
         loader = torch.utils.data.DataLoader(
             jobs,
             batch_size=None,
-            num_workers=workers,
+            num_workers=min(workers, len(jobs)),
             multiprocessing_context="fork",
             generator=torch.Generator(),  # else it would draw from the caller's
         )
         yield from loader
+
+    def _with_decoder(self, count: float) -> Reader:
+        """With torchvision's decoder where it saves more time in ``count`` images than its import takes."""
+        if not self.same_size or self.exact:
+            return self
+        if "torchvision" not in sys.modules and count * (SAVED + SAVED / 4 * self.weight) < IMPORT:
+            return replace(self, same_size=False)
+        import torchvision.io  # noqa: F401  # before processes are forked
+
+        return self
 
     def decode(self, items: Sequence[Item], target: Target, places: Places, first: int) -> Block:
         """``items`` into ``target[places[i]]``; ``first`` is the position of the first of them in all."""

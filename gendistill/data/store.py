@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,7 @@ def _write(partial: Path, source: Source, reader: Reader, key: str, name: str) -
             journal.write(json.dumps(_as_line(block)) + "\n")
             journal.flush()
             blocks.append(block)
+            pixels.start_writing()
     hashes = np.zeros((len(items), HASH), np.uint8)
     hashes[rows] = np.concatenate([block.hashes for block in blocks])
     return {
@@ -355,7 +357,13 @@ class _PixelFile:
     """Writes images at their places in the file: pages that are mapped for writing take twice the processor time."""
 
     def __init__(self, path: Path) -> None:
-        self.file = os.open(path, os.O_WRONLY)
+        self.file, self.thread, self.written = os.open(path, os.O_WRONLY), ThreadPoolExecutor(1), Future[None]()
+        self.written.set_result(None)
+
+    def start_writing(self) -> None:
+        """Send to the disk what was decoded so far, so that little is left at the end."""
+        if self.written.done():
+            self.written = self.thread.submit(os.fsync, self.file)
 
     def __setitem__(self, place: int, image: np.ndarray) -> None:
         content = np.ascontiguousarray(image).data
@@ -366,7 +374,9 @@ class _PixelFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.thread.shutdown()
         if kind is None:
+            self.written.result()
             os.fsync(self.file)
         os.close(self.file)
 
