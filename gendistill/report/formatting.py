@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from gendistill.evaluation.intervals import verdict
 
 RANDOM_LABEL = "random real images"
+ROUNDING = 1e-6  # a measure below it is zero but for rounding
 NAMES = {"refined": "refined set", "select": "selected set", "samples": "sampled set", "base": "set before minimax"}
 
 
@@ -53,7 +54,7 @@ def measure(value: float) -> str:
 
 def deviation(value: float) -> str:
     """Two digits; what only rounding leaves is 0."""
-    return "0" if value < 1e-6 else f"{value:.2g}"
+    return "0" if value < ROUNDING else f"{value:.2g}"
 
 
 def code(text: str) -> Markup:

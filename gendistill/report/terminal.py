@@ -22,6 +22,7 @@ from gendistill.evaluation.summary import (
     row_label,
     without_twins,
 )
+from gendistill.report.formatting import ROUNDING
 from gendistill.report.sets import facts_of_evaluation
 from gendistill.report.verdicts import headline, left_out, verdicts
 from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
@@ -238,6 +239,7 @@ def _columns_line(name: str, values: Sequence[str]) -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
+    value = 0.0 if value is not None and abs(value) < ROUNDING else value
     return "-" if value is None else f"{sign}{value:.2g}" if abs(value) < 0.1 else f"{sign}{value:.3g}"
 
 

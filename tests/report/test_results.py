@@ -11,6 +11,7 @@ from scipy import stats
 
 from gendistill.evaluation.evaluator import seed_spread, with_verdict
 from gendistill.evaluation.intervals import row_interval
+from gendistill.report import terminal
 from gendistill.report.charts import (
     ASIDE,
     chart,
@@ -341,6 +342,7 @@ def test_numbers_have_no_negative_zero_and_no_rounding_left() -> None:
     assert [signed(v) for v in (-0.00001, 0.0, -0.0004, 0.012)] == ["+0.0", "+0.0", "−0.04", "+1.2"]
     assert [measure(v) for v in (-0.00001, -0.0173, 1.0)] == ["0", "−0.0173", "1"]
     assert [deviation(v) for v in (1.6e-16, 0.0084)] == ["0", "0.0084"]
+    assert [terminal._number(v, "±") for v in (1.6e-16, 0.0084, None)] == ["±0", "±0.0084", "-"]
     assert code("look (`gendistill show`) <b>") == "look (<code>gendistill show</code>) &lt;b&gt;"
 
 
