@@ -354,7 +354,7 @@ def _class_sorted(labels: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 
 
 class _PixelFile:
-    """Writes images at their places in the file: pages that are mapped for writing take twice the processor time."""
+    """Writes images at their places in the file: pages that are mapped for writing take a third more processor time."""
 
     def __init__(self, path: Path) -> None:
         self.file, self.thread, self.written = os.open(path, os.O_WRONLY), ThreadPoolExecutor(1), Future[None]()
