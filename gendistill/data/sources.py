@@ -71,7 +71,7 @@ def load_data(config: DataConfig | str | None = None, **options: object) -> Real
     config = config or DataConfig(**options)  # type: ignore[arg-type]
     if config.folder and is_store(config.folder):
         return _split(_open_source(config.folder, config), config)
-    identity = identity_of_files(config)
+    identity = identity_of_files(config) if config.cache is not None else None
     if identity and (known := known_store(config, identity)):
         return _split(known, config)
     source = present_classes(rename_classes(find_source(config), config), config)
@@ -121,7 +121,8 @@ def _read(source: Source, identity: Identity | None, config: DataConfig) -> Real
             remove_older(made)
             return _split(made, config)
     if size > memory_limit(config):
-        why = "--data.cache null keeps no store. Give a folder" if identity else "their source has no identity. Add one"
+        no_store = config.cache is None
+        why = "--data.cache null keeps no store. Give a folder" if no_store else "their source has no identity. Add one"
         raise DataError(
             f"The {count} images of {config.name} take {size / GIB:.3g} GiB in memory, more than "
             f"{memory_limit(config) / GIB:.3g}, and {why}, a smaller --data.image_size, or more --data.in_memory_gib."

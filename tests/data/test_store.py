@@ -67,7 +67,8 @@ def test_a_store_gives_what_memory_gives(folder: Path, tmp_path: Path) -> None:
 def test_the_second_load_decodes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_data(name=str(folder), cache=tmp_path / "cache")
     monkeypatch.setattr(Image, "open", None)
-    load_data(name=str(folder), cache=tmp_path / "cache", test_fraction=0.4, split_seed=3)
+    data = load_data(name=str(folder), cache=tmp_path / "cache", test_fraction=0.4, split_seed=3)
+    assert data.test.counts(3) == [5, 5, 5]
 
 
 @pytest.mark.parametrize(

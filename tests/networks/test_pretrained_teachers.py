@@ -29,8 +29,9 @@ from tests.helpers import files, gendistill
 from tests.networks.classifier_folders import MEAN, STD, timm_folder, transformers_folder
 
 CLASSES = ("tench", "goldfish", "n01484850")  # rows 0, 1 and 2 of ImageNet
-EFFICIENTNET = Path("/work/shared/models/tf_efficientnet_lite0.in1k")
-IMAGENETTE = Path("/work/shared/data/imagenette")
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+EFFICIENTNET = SHARED / "models" / "tf_efficientnet_lite0.in1k"
+IMAGENETTE = SHARED / "data" / "imagenette"
 
 
 def pictures(count: int, channels: int = 3, size: int = 16) -> Tensor:
