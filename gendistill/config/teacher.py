@@ -27,7 +27,8 @@ class Pretrained(Options):
     Attributes:
         source: ``timm:NAME``, the folder or Hub id of a timm or transformers classifier, or a safetensors file.
         network: Architecture of a safetensors file, ``timm:NAME`` or ``torchvision:NAME``; null reads config.json
-            beside it.
+            beside it. Images are prepared as for the library's default weights of this name; ``timm:NAME.TAG`` and
+            ``torchvision:NAME.WEIGHTS`` name others.
         revision: Branch, tag or commit of a Hub id.
         head: Last layer: ``mapped`` keeps the network's own rows of the classes, found by name or WordNet id; ``new``
             fits one on the features; ``auto`` maps if every class has its row, and fits one otherwise.

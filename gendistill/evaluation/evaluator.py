@@ -25,7 +25,7 @@ from gendistill.evaluation.intervals import by_set, calibration_error, paired_in
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.summary import FULL, Row, RunResult, reference_of, row_label
 from gendistill.hashing import hash_tensors
-from gendistill.networks.factories import batch_norm_layers, build_network
+from gendistill.networks.factories import build_network
 from gendistill.networks.training import (
     Batches,
     accuracy,
@@ -34,6 +34,7 @@ from gendistill.networks.training import (
     require_batch_of_two,
     train_classifier,
     training_flop,
+    trains_batch_norm,
 )
 from gendistill.seeding import derive
 
@@ -128,7 +129,7 @@ class TrainingRun:
         network, size = self.network(name), self.settings.batch_size
         for count, row in images.items():
             require_batch_of_two(network, size, count, row)
-            if self.settings.steps is None and count > size and count % size == 1 and batch_norm_layers(network):
+            if self.settings.steps is None and count > size and count % size == 1 and trains_batch_norm(network):
                 raise ConfigError(
                     f"evaluate.batch_size is {size}, which leaves 1 of the {count} images of {row} for the last batch "
                     f"of every epoch; batch norm in {name} needs at least 2. Give a batch_size that leaves none or "

@@ -29,6 +29,14 @@ Names = Sequence[tuple[str, ...]]
 _log = logging.getLogger("gendistill")
 
 
+class MappingError(ArtifactError):
+    """Classes do not match a model's conditions one to one; ``why`` says how, without what the user can do."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why
+
+
 @dataclass(frozen=True)
 class ClassMapping:
     """The classes of a generator and the conditions of its network.
@@ -131,7 +139,7 @@ def label_map_for(
         section: Options of the model, in which messages name ``label_map``.
 
     Raises:
-        ArtifactError: a class has no condition or several, or two classes have one.
+        MappingError: a class has no condition or several, or two classes have one.
         ConfigError: ``given`` names an unknown class or condition.
     """
     given = dict(given or {})
@@ -142,10 +150,11 @@ def label_map_for(
     if problems:
         more = f" ({len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
         first = next(name for name, indices in found.items() if len(indices) != 1)
-        raise ArtifactError(
-            f"The classes do not match the model's conditions: {'; '.join(problems[:SHOWN])}{more}. Give the index in "
-            f'{section}.label_map, as {{"{first}": INDEX}} with INDEX from 0 to {len(names) - 1}, rename the class, or '
-            f"{OTHERWISE[section]}."
+        why = f"the classes do not match the model's conditions: {'; '.join(problems[:SHOWN])}{more}"
+        raise MappingError(
+            f'{why[0].upper()}{why[1:]}. Give the index in {section}.label_map, as {{"{first}": INDEX}} with INDEX '
+            f"from 0 to {len(names) - 1}, rename the class, or {OTHERWISE[section]}.",
+            why,
         )
     label_map = {name: indices[0] for name, indices in found.items()}
     _check_distinct(label_map, section)
@@ -265,9 +274,10 @@ def _check_distinct(label_map: Mapping[str, int], section: str = "finetune") -> 
         owners.setdefault(index, []).append(name)
     shared = [f"{i} is {' and '.join(map(repr, names))}" for i, names in owners.items() if len(names) > 1]
     if shared:
-        raise ArtifactError(
-            f"Several classes have one condition: {'; '.join(shared[:SHOWN])}. Every class needs its own: correct "
-            f"{section}.label_map or merge the classes."
+        why = f"several classes have one condition: {'; '.join(shared[:SHOWN])}"
+        raise MappingError(
+            f"{why[0].upper()}{why[1:]}. Every class needs its own: correct {section}.label_map or merge the classes.",
+            why,
         )
 
 

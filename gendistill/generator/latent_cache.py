@@ -8,7 +8,6 @@ folder holds ``latents-00000.safetensors`` and so on, with mean and std (n,o,c,h
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
@@ -28,7 +27,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, PixelCodec
-from gendistill.hashing import hash_tensors
+from gendistill.hashing import hash_file, hash_tensors
 from gendistill.io import cache_root, partial_of, read_json, write_json, write_tensors
 from gendistill.progress import track
 from gendistill.runtime import processes, to_device
@@ -156,7 +155,7 @@ def write_cache(
             path = folder / _name(number)
             with _write_errors(path):
                 write_tensors(path, shard)
-            record["shards"][path.name] = _hash(path)
+            record["shards"][path.name] = hash_file(path)
             _write_record(folder, record)
     return read_cache(folder, key)
 
@@ -305,18 +304,13 @@ def _missing(folder: Path, record: CacheRecord) -> dict[int, range]:
 
 def _read_shard(folder: Path, record: CacheRecord, number: int) -> dict[str, Tensor]:
     path = folder / _name(number)
-    expected, found = record["shards"][path.name], _hash(path)
+    expected, found = record["shards"][path.name], hash_file(path)
     if found != expected:
         raise ArtifactError(
             f"{path} is damaged: its BLAKE2b is {found}, {FILE} says {expected}. Delete this file and run the same "
             "command again: only this one is encoded again."
         )
     return load_file(path)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _write_record(folder: Path, record: CacheRecord) -> None:

@@ -24,7 +24,15 @@ from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.hashing import hash_json
 from gendistill.io import write_tensors
 from gendistill.networks.factories import build_network
-from gendistill.networks.published import MODES, Preprocessing, model_folder, read_processor, timm_source, weights_file
+from gendistill.networks.published import (
+    MODES,
+    Preprocessing,
+    model_folder,
+    quiet_transformers,
+    read_processor,
+    timm_source,
+    weights_file,
+)
 from gendistill.networks.teacher import NetworkSpec, Teacher
 from gendistill.networks.training import infer, inference_rows, train_classifier
 from gendistill.progress import follow
@@ -106,19 +114,17 @@ def _timm(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
 
 def _transformers(source: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
     try:
-        from transformers import AutoModel, logging
+        from transformers import AutoModel
     except ImportError as error:
         raise ConfigError(
             f"transformers:{source} needs the package transformers ({error}); run "
             "`pip install 'gendistill[transformers]'`, or take timm:NAME."
         ) from error
     folder = model_folder(source, source)
-    logging.set_verbosity_error()  # it reports unused weights: the head is left out on purpose
-    logging.disable_progress_bar()
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
     try:
-        model, info = AutoModel.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet_transformers():  # it reports unused weights: the head is left out on purpose
+            model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:
         raise ArtifactError(f"{folder} cannot be loaded by transformers: {reason(error)}") from error
     tower = getattr(model, "vision_model", model)  # of CLIP and similar models

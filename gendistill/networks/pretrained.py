@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gendistill.config import Pretrained, require
 from gendistill.data.dataset import evenly_spaced_by_class
 from gendistill.errors import ArtifactError, ConfigError, reason
-from gendistill.generator.class_mapping import ClassMapping, label_map_for
+from gendistill.generator.class_mapping import ClassMapping, MappingError, label_map_for
 from gendistill.networks.factories import HEADS, WithFeatures, check_classifier
 from gendistill.networks.published import Preprocessing
 from gendistill.networks.published_classifiers import SECTION, Library, Published, open_published, untrained
@@ -193,11 +193,10 @@ def _rows(found: Published, options: Pretrained, classes: tuple[str, ...]) -> di
     names = ClassMapping((), {}, found.outputs, found.names).condition_names()
     try:
         return label_map_for(classes, names, options.label_map, SECTION)
-    except ArtifactError as error:
+    except MappingError as error:
         if options.head == "mapped" or options.label_map:
             raise
-        why = str(error).partition(". Give the index in")[0]
-        note(f"A new last layer is fitted on the features of {options.source}: {why[0].lower()}{why[1:]}.")
+        note(f"A new last layer is fitted on the features of {options.source}: {error.why}.")
         return None
 
 

@@ -9,6 +9,8 @@ import difflib
 import json
 import math
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hub import fetch, local_folder
+from gendistill.io import read_json
 
 FILES = ("*.json", "*.safetensors", "README.md")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
@@ -84,6 +87,41 @@ def weights_file(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise ArtifactError(f"{folder} has the weights {names}; expected model.safetensors, or one file.")
     return usual if usual in found else found[0]
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that its network is loaded from: one, or the parts that an index names.
+
+    Raises:
+        ArtifactError: there are several without an index, or the index is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.is_file():
+        return [weights_file(folder)]
+    fix = "Get the folder again."
+    parts = read_json(index, kind="a folder of weights in parts", fix=fix).get("weight_map")
+    if not isinstance(parts, dict) or not all((folder / str(part)).is_file() for part in parts.values()):
+        raise ArtifactError(f"{index} names no weights, or files that are not there. {fix}")
+    return [folder / part for part in sorted(set(parts.values()))]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Transformers without its report of unused weights and its progress bars, which are as before afterwards."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    from transformers import logging
+
+    level, bars, hub = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # the Hub's as well
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+            if not hub:
+                disable_progress_bars()
 
 
 def timm_source(name: str) -> str:

@@ -24,7 +24,7 @@ from gendistill.config import Pretrained, require
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.class_mapping import Names
 from gendistill.generator.loading import licence_of
-from gendistill.hashing import hash_bytes, hash_json
+from gendistill.hashing import hash_file, hash_json
 from gendistill.io import read_json, read_tensors
 from gendistill.networks.factories import HEADS
 from gendistill.networks.published import (
@@ -33,10 +33,12 @@ from gendistill.networks.published import (
     channel_values,
     conversion,
     model_folder,
+    quiet_transformers,
     read_processor,
     timm_facts,
     timm_source,
     weights_file,
+    weights_files,
 )
 
 Library = Literal["timm", "torchvision", "transformers"]
@@ -122,10 +124,13 @@ def _opened(options: Pretrained) -> Published:
 
 
 def hash_source(options: Pretrained) -> str:
-    """Hash of the files of weights that ``options`` name."""
+    """Hash of the files of weights that the network is loaded from.
+
+    Raises:
+        ArtifactError: they are missing, or several without an index.
+    """
     folder, file = _place(options)
-    files = [file] if file else sorted(folder.glob("*.safetensors"))
-    return hash_json([hash_bytes(path.read_bytes()) for path in files])
+    return hash_json([hash_file(path) for path in ([file] if file else weights_files(folder))])
 
 
 def _place(options: Pretrained) -> tuple[Path, Path | None]:
@@ -234,10 +239,8 @@ def _split(text: str) -> list[str]:
 def _torchvision_file(name: str, file: Path) -> Published:
     import torchvision
 
-    name = name.lower()
-    if name not in (known := torchvision.models.list_models(module=torchvision.models)):
-        raise _unknown("torchvision", name, known)
-    usual, config = torchvision.models.get_model_weights(name).DEFAULT, AS_PUBLISHED if name in BRANCHES else {}
+    name, usual = torchvision_weights(name)
+    config = torchvision_build(name, usual)
     net = torchvision.models.get_model(name, weights=None, **config)
     heads = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
     outputs = _outputs_in(file, heads[-1] if heads else None)
@@ -253,7 +256,32 @@ def _torchvision_file(name: str, file: Path) -> Published:
     side = facts.crop_size[0]
     preprocessing = Preprocessing(resize=side, crop=side, mean=tuple(facts.mean), std=tuple(facts.std), mode=mode)
     names = [(one,) for one in categories] if len(categories) == outputs else ()
-    return Published(net.float(), "torchvision", name, preprocessing, names, outputs, dict(config), "unknown")
+    return Published(net.float(), "torchvision", name, preprocessing, names, outputs, config, "unknown")
+
+
+def torchvision_build(name: str, weights: Any) -> dict[str, Any]:
+    """What torchvision builds the network with for these weights; a vision transformer takes images of one side."""
+    if name in BRANCHES:
+        return dict(AS_PUBLISHED)
+    return {"image_size": weights.meta["min_size"][0]} if name.startswith("vit_") else {}
+
+
+def torchvision_weights(name: str) -> tuple[str, Any]:
+    """The network and the weights of ``NAME``, torchvision's default ones, or of ``NAME.WEIGHTS``.
+
+    Raises:
+        ConfigError: torchvision has no such network or weights.
+    """
+    import torchvision
+
+    name, _, tag = name.partition(".")
+    if (name := name.lower()) not in (known := torchvision.models.list_models(module=torchvision.models)):
+        raise _unknown("torchvision", name, known)
+    published = torchvision.models.get_model_weights(name)
+    if tag and tag not in published.__members__:
+        tags = ", ".join(published.__members__)
+        raise ConfigError(f"{SECTION}.network is 'torchvision:{name}.{tag}'; expected no weights, or one of {tags}.")
+    return name, published[tag or "DEFAULT"]
 
 
 def _unknown(library: Library, name: str, known: Iterable[str]) -> ConfigError:
@@ -278,17 +306,15 @@ def _outputs_in(file: Path, head: Any) -> int:
 
 def _transformers_folder(folder: Path, file: Path | None, config: Mapping[str, Any]) -> Published:
     try:
-        from transformers import AutoModelForImageClassification, logging
+        from transformers import AutoModelForImageClassification
     except ImportError as error:
         raise ConfigError(
             f"{folder} needs the package transformers ({error}); run `pip install 'gendistill[transformers]'`, or take "
             "a timm network."
         ) from error
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     settings: dict[str, Any] = {"use_safetensors": True, **FP32}
     try:
-        with _alone(folder, file) as place:
+        with quiet_transformers(), _alone(folder, file) as place:
             model, info = AutoModelForImageClassification.from_pretrained(place, output_loading_info=True, **settings)
     except Exception as error:
         raise ArtifactError(f"{file or folder} cannot be loaded by transformers: {reason(error)} {FIX}") from error

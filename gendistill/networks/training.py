@@ -187,9 +187,14 @@ def _layout(bf16: bool, compile: bool) -> torch.memory_format:
     return torch.channels_last if bf16 or compile else torch.contiguous_format
 
 
+def trains_batch_norm(network: nn.Module) -> bool:
+    """Whether batch norm in ``network``, which is put into training mode, normalises by the statistics of a batch."""
+    return any(layer.training for layer in batch_norm_layers(network.train()).values())
+
+
 def require_batch_of_two(network: nn.Module, batch_size: int, images: int, row: str = "") -> None:
     """Refuse batches of one image where batch norm needs their variance; ``row`` names what is trained on."""
-    if min(batch_size, images) < 2 and batch_norm_layers(network):
+    if min(batch_size, images) < 2 and trains_batch_norm(network):
         of = f" of {row}" if row else ""
         raise ConfigError(
             f"batch_size is {batch_size} for {images} image(s){of}: batch norm needs at least 2 images a batch. "

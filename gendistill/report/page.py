@@ -188,8 +188,14 @@ def _pictures(facts: ReportFacts) -> dict[str, object]:
 
 def _records(facts: ReportFacts) -> dict[str, object]:
     """What the stages of runs cost and moved."""
+    words = {"validation": "validation", "train": "training"}
     teachers = {
-        run.name: next((r["accuracy"] for r in run.records if r.get("stage") == "teacher" and "accuracy" in r), None)
+        run.name: [
+            (word, r["accuracy"][split])
+            for r in run.records
+            for split, word in words.items()
+            if r.get("stage") == "teacher" and split in r.get("accuracy", {})
+        ]
         for run in facts.runs
     }
     return {

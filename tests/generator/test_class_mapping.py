@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.generator.class_mapping import check_label_map, label_map_for
+from gendistill.generator.class_mapping import MappingError, check_label_map, label_map_for
 
 NAMES = [
     ("tench", "Tinca tinca", "n01"),
@@ -67,6 +69,16 @@ def test_a_class_that_the_model_lacks_is_named_with_close_ones() -> None:
         label_map_for(("gas pomp", "zzz", "tench"), NAMES)
     assert "no 'zzz' and no similar name" in str(error.value)
     assert "tench" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [("gas pomp", "tench"), ("tench", "n01")])
+def test_why_classes_do_not_match_is_a_value_of_its_own(classes: tuple[str, ...]) -> None:
+    with pytest.raises(MappingError) as error:
+        label_map_for(classes, NAMES)
+    why, copy = error.value.why, pickle.loads(pickle.dumps(error.value))
+    assert str(error.value).lower().startswith(f"{why.lower()}. ")
+    assert "label_map" not in why
+    assert (str(copy), copy.why) == (str(error.value), why)
 
 
 def test_half_a_list_of_names_does_not_count() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import licence_of
 from gendistill.networks import pretrained
 from gendistill.networks.factories import batch_norm_layers
+from gendistill.networks.feature_extractors import load_backbone
 from gendistill.networks.pretrained import open_pretrained, rebuild_pretrained
+from gendistill.networks.published_classifiers import hash_source, torchvision_build, torchvision_weights
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.seeding import torch_rng
 from tests.helpers import files, gendistill
@@ -125,6 +128,22 @@ def test_a_torchvision_file_says_how_many_classes_it_has(tmp_path: Path) -> None
     save_file(small, tmp_path / "seven.safetensors")
     network = opened(tmp_path / "seven.safetensors", network="torchvision:resnet18", input_size=32)
     assert (network.record["outputs"], network.record["rows"]) == (7, None)
+
+
+def test_images_are_prepared_for_the_torchvision_weights_that_are_named(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    file = tmp_path / "weights.safetensors"
+    save_file(torchvision.models.efficientnet_b1().state_dict(), file)
+    for network, mode in (("efficientnet_b1", "bilinear"), ("EfficientNet_B1.IMAGENET1K_V1", "bicubic")):
+        record = opened(file, network=f"torchvision:{network}", input_size=32).record
+        assert (record["architecture"], record["preprocessing"]["mode"]) == ("efficientnet_b1", mode)
+
+
+def test_a_torchvision_transformer_has_the_side_of_its_weights() -> None:
+    pytest.importorskip("torchvision")
+    sides = {"vit_b_16": 224, "vit_b_16.IMAGENET1K_SWAG_E2E_V1": 384, "vit_h_14": 518}
+    found = {name: torchvision_build(*torchvision_weights(name)) for name in sides}
+    assert found == {name: {"image_size": side} for name, side in sides.items()}
 
 
 @pytest.mark.parametrize("branches", [True, False])
@@ -318,6 +337,56 @@ def test_a_resumed_command_keeps_the_folder_and_notices_other_weights(
     assert "was made with other settings (inputs.pretrained" in capsys.readouterr().err
 
 
+def test_only_files_that_are_loaded_decide_the_hash_of_a_source(tmp_path: Path) -> None:
+    import transformers as hf
+
+    whole = transformers_folder(tmp_path / "whole")
+    parts = tmp_path / "parts"
+    shutil.copytree(whole, parts)
+    (parts / "model.safetensors").unlink()
+    hf.AutoModelForImageClassification.from_pretrained(whole).save_pretrained(parts, max_shard_size="4KB")
+    assert len(list(parts.glob("*.safetensors"))) > 1
+    for source in (whole, parts, timm_folder(tmp_path / "timm")):
+        before = hash_source(Pretrained(source=str(source)))
+        save_file({"x": torch.ones(1)}, source / "of_others.safetensors")
+        assert hash_source(Pretrained(source=str(source))) == before
+        used = sorted(source.glob("model*.safetensors"))[-1]
+        save_file({name: value * 2 for name, value in load_file(used).items()}, used)
+        assert hash_source(Pretrained(source=str(source))) != before
+    used.unlink()
+    save_file({"x": torch.ones(1)}, source / "more.safetensors")
+    with pytest.raises(ArtifactError, match=r"more\.safetensors, of_others\.safetensors; expected model\.safetensors"):
+        hash_source(Pretrained(source=str(source)))
+    (parts / "model.safetensors.index.json").write_text('{"weight_map": {"x": "nowhere.safetensors"}}')
+    with pytest.raises(ArtifactError, match="names no weights, or files that are not there"):
+        hash_source(Pretrained(source=str(parts)))
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_reports_afterwards_as_before(bars: bool, tmp_path: Path) -> None:
+    from transformers import logging
+
+    source, level, shown = transformers_folder(tmp_path), logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar() if bars else logging.disable_progress_bar()
+        opened(source)
+        load_backbone(f"transformers:{source}")
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, bars)
+        assert are_progress_bars_disabled() is not bars
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar() if shown else logging.disable_progress_bar()
+
+
+def test_a_last_layer_alone_trains_on_one_image_a_batch(tmp_path: Path) -> None:
+    data, source = collection(), str(timm_folder(tmp_path))
+    config = TeacherConfig(batch_size=1, steps=1)
+    assert train_teacher(data, config, pretrained=Pretrained(source=source, tune="head"))
+    with pytest.raises(ConfigError, match="batch norm needs at least 2 images a batch"):
+        train_teacher(data, config, pretrained=Pretrained(source=source, tune="all"))
+
+
 def broken(source: Path, change: Any) -> None:
     weights = load_file(source / "model.safetensors")
     change(weights)
@@ -380,6 +449,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> N
         ({"source": "FILE", "network": "timm:resnet18.nothing"}, "timm has no such network. Names like it: resnet18"),
         ({"source": "FILE", "network": "torchvision:nothing"}, "torchvision has no such network"),
         ({"source": "FILE", "network": "torchvision:maskrcnn_resnet50_fpn"}, "torchvision has no such network"),
+        ({"source": "FILE", "network": "torchvision:resnet18.V9"}, "expected no weights, or one of IMAGENET1K_V1"),
         ({"source": "FILE", "network": "timm:vit_tiny_patch16_224"}, "no tensor head.weight, the network's last layer"),
         ({"source": "FOLDER", "head": "mapped"}, r"the model has no 'dax'.*teacher\.pretrained\.label_map.*head new"),
         ({"source": "FOLDER", "label_map": {"dax": 1000}}, "expected a condition index from 0 to 999"),

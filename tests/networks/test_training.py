@@ -40,6 +40,23 @@ def test_epochs_differ_and_so_do_seeds():
     assert len(orders) == 4
 
 
+# batch norm
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_one_image_a_batch_is_refused_only_where_batch_norm_trains(frozen):
+    network = build_network("convnet_bn", channels=1, image_size=8, classes=2, width=4, depth=2, seed=0)
+    if frozen:
+        network.train = lambda mode=True: type(network).train(network, False)
+    split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    loop = train_classifier(network, split, steps=1, batch_size=1, learning_rate=0.1, weight_decay=0)
+    if frozen:
+        finish(loop)
+    else:
+        with pytest.raises(ConfigError, match="batch norm needs at least 2 images a batch"):
+            finish(loop)
+
+
 # weight decay
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_page_is_complete_and_loads_nothing(tmp_path: Path, data: RealData) -> N
     for expected in ("2023-11-1", "IPC 2", "1 min 01 s", "2 min 02 s", "−50.0 %", "87.5", "gendistill run",
                      "all real images"):  # fmt: skip
         assert expected in page, expected
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        (
+            {"train": 1.0, "validation": 0.875},
+            "recognises 87.5 % of the validation images and 100.0 % of the ",
+        ),
+        ({"train": 1.0}, "The teacher that guided it recognises 100.0 % of the training images."),
+        ({}, ""),
+    ],
+)
+def test_a_teacher_is_described_by_the_splits_it_was_scored_on(
+    accuracy: dict[str, float], says: str, tmp_path: Path, data: RealData
+) -> None:
+    run = make_run(tmp_path / "run", data)
+    place = run / "teacher" / "stage.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"accuracy": accuracy}))
+    page = text_of(run, data).replace("&thinsp;", " ").replace("\u2009", " ")
+    assert says in page
+    assert ("that guided it" in page) == bool(accuracy)
 
 
 def test_verdict_says_what_the_intervals_say(tmp_path: Path, data: RealData) -> None:
