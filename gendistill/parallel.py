@@ -58,6 +58,11 @@ def shared_map(function: Callable[[int], T], number: int) -> list[T]:
     return [found[i] for i in range(number)]
 
 
+def most(value: float) -> float:
+    """The largest ``value`` that any process has."""
+    return max(gathered({processes().process_index: value}).values())
+
+
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace tensors of one type by their sums over all processes, in one exchange."""
     if world() == 1 or not tensors:

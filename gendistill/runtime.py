@@ -260,12 +260,14 @@ def require_tracker(name: str) -> None:
 
 
 MOST_LOST = 60.0  # seconds of work without a checkpoint, but for one step
+MOST_SAVING = 0.02  # of the time, by a caller that says how long a save took
 
 
 class CheckpointTimer:
     """Whether the last checkpoint is a minute old, by a clock on which all processes agree.
 
-    Agreeing waits for the device, so it is done rarely: half way to the minute, at the pace of the steps so far.
+    Agreeing waits for the device, so it is done rarely: half way to the minute, at the pace of the steps so far. Where
+    saving takes so long that it would cost more than 2 % of the time, the next checkpoint waits longer.
 
     Args:
         step: Steps that were done before.
@@ -279,17 +281,18 @@ class CheckpointTimer:
         self.agree, self.clock = agree, clock
         self.restart(step)
 
-    def restart(self, step: int) -> None:
-        """A checkpoint of this step was just saved."""
+    def restart(self, step: int, took: float = 0.0) -> None:
+        """A checkpoint of this step was just saved, which took so many seconds, alike in all processes."""
         self._since, self._saved, self._asked = self.clock(), step, step + 1
+        self._wait = max(MOST_LOST, took / MOST_SAVING)
 
     def is_due(self, step: int) -> bool:
         if step < self._asked:
             return False
         seconds = self.agree(self.clock() - self._since)
         pace = seconds / (step - self._saved)
-        self._asked = step + max(1, int((MOST_LOST - seconds) / 2 / max(pace, 1e-6)))
-        return seconds >= MOST_LOST
+        self._asked = step + max(1, int((self._wait - seconds) / 2 / max(pace, 1e-6)))
+        return seconds >= self._wait
 
 
 class Checkpoints:
@@ -419,6 +422,14 @@ def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
+def _laid_out_as(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of a tensor that is stored in the order of ``like``, as channels last, where it has that shape: kernels
+    round differently for another order."""
+    if type(value) is not Tensor or value.shape != like.shape:
+        return value
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser moments as flat tensors ``optimizer.<parameter>.<name>``; rates come from the schedule."""
     state = optimizer.state_dict()["state"]
@@ -435,7 +446,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tenso
     for key, value in flat.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".", 2)
-            state.setdefault(int(i), {})[name] = sharded_like(value, parameters[int(i)])
+            own = sharded_like(value, parameters[int(i)])
+            state.setdefault(int(i), {})[name] = _laid_out_as(own, parameters[int(i)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -77,6 +77,8 @@ class TeacherConfig(Options):
             compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling; ``auto``
             compiles on such a CPU if the training is long enough.
+        checkpointing_steps: Largest number of optimiser steps between resumable checkpoints; one is also saved when the
+            last is a minute old, and after the last step. null saves these alone.
         pretrained: Published classifier to take instead of training one: ``timm:NAME``, a folder, a Hub id or a
             safetensors file; ``pretrained.tune`` says what of it is trained.
     """
@@ -94,6 +96,7 @@ class TeacherConfig(Options):
     flip: bool = False
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
+    checkpointing_steps: Count | None = None
     pretrained: Pretrained | None = None
 
     @property
@@ -106,7 +109,7 @@ class TeacherConfig(Options):
         """Options that differ from their defaults and decide nothing, because the network is a published one."""
         names = ["network", "width", "depth"] if self.pretrained else []
         training = ["steps", "batch_size", "learning_rate", "weight_decay", "shift", "flip"]
-        names += [] if self.trains else [*training, "mixed_precision", "compile"]
+        names += [] if self.trains else [*training, "mixed_precision", "compile", "checkpointing_steps"]
         return [name for name in names if getattr(self, name) != getattr(TeacherConfig, name)]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class TrainingRun:
         )
 
     @property
-    def _mode(self) -> dict[str, bool]:
+    def _mode(self) -> dict[str, Any]:
         s = self.settings
         return runtime.execution_mode(s.mixed_precision, s.compile, torch.device(self.device))._asdict()
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Loop
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, RateSchedule
 from gendistill.errors import ArtifactError
 from gendistill.generator.adaptation import Adapted, adapt
@@ -129,7 +128,7 @@ def train_generator(
     slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
     timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
     runtime.reset_peak_memory()
-    timer = CheckpointTimer(done, partial(_agreed, accelerator))
+    timer = CheckpointTimer(done, parallel.most)
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
@@ -314,13 +313,6 @@ def _estimate(state: TrainingState, seconds: float, steps: int) -> Estimate:
     trained = sum(p.numel() for p in state.parameters)
     held = FLOAT * (parameters + 4 * trained) + (state.memories.bytes if state.memories else 0)
     return Estimate(parameters, trained, held, runtime.peak_memory(), seconds, steps)
-
-
-def _agreed(accelerator: Accelerator, seconds: float) -> float:
-    """The most that any process counts."""
-    if accelerator.num_processes == 1:
-        return seconds
-    return float(accelerator.gather(torch.tensor([seconds], device=accelerator.device)).max())
 
 
 def _save(

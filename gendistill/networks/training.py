@@ -21,6 +21,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.data_parallel import add_up_gradients, begin_alike, own_rows
 from gendistill.networks.factories import batch_norm_layers
+from gendistill.networks.training_checkpoints import TrainingCheckpoints
 from gendistill.progress import track
 
 Rate = Callable[[int], float]
@@ -110,6 +111,7 @@ def train_classifier(
     bf16: bool = False,
     compile: bool = False,
     shared: bool = False,
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> Generator[TrainingRecord, None, nn.Module]:
     """The optimiser on the mean cross-entropy; yields {step, loss}; returns the network, in eval.
 
@@ -120,10 +122,12 @@ def train_classifier(
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
     ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only. With ``shared``
     several processes call this alike, inside ``WholeBatchNorm``, and share each batch (``networks/data_parallel.py``).
+    With ``checkpoints`` the training goes on from the newest one, and yields the records of the steps after it.
 
     Raises:
         ConfigError: batch norm would see a batch of one image, or a process none.
         DivergenceError: the loss became infinite or not a number.
+        ArtifactError: the checkpoint is damaged, or belongs to another training.
     """
     require_batch_of_two(network, batch_size, len(split))
     device = torch.device(device)
@@ -132,12 +136,13 @@ def train_classifier(
     if batches is None:
         augmentation = Augmentation(shift=shift, flip=flip)
         batches = augmented_batches(split.to(device), augmentation, batch_size=batch_size, seed=seed)
-    if shared:
-        begin_alike(network, min(batch_size, len(split)))
     groups = _groups(network, weight_decay, weight_decay_on)
     descent, rate = _optimizer(groups, optimizer, learning_rate, momentum), rate or warm_cosine(steps)
+    done = checkpoints.restore(network, descent) if checkpoints else 0
+    if shared:
+        begin_alike(network, min(batch_size, len(split)))
     highest = torch.zeros((), device=device)
-    for step in range(steps):
+    for step in range(done, steps):
         for group in descent.param_groups:
             group["lr"] = learning_rate * rate(step)
         images, targets = (runtime.to_device(tensor, device) for tensor in batches(step))
@@ -153,6 +158,8 @@ def train_classifier(
             what = f"Training diverged: its loss is {float(highest)},"
             runtime.refuse_divergence(what, [highest], f"Lower learning_rate, which is {learning_rate:g}.")
         yield {"step": step + 1, "loss": loss.detach()}
+        if checkpoints:
+            checkpoints.save_if_due(step + 1, network, descent, last=step + 1 == steps)
     return network.eval()
 
 

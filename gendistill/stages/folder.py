@@ -399,7 +399,7 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
 ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
-    "teacher": {"pretrained": None},
+    "teacher": {"pretrained": None, "checkpointing_steps": None},
     "finetune": {"rate_schedule": "cosine"},
 }
 

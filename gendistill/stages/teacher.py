@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gendistill import runtime
@@ -11,6 +12,7 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import options_from_anywhere, read_data
 from gendistill.networks.published_classifiers import hash_source
 from gendistill.networks.teacher import read_record, train_teacher
+from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings
 
@@ -26,10 +28,11 @@ def run_stage(
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; processes share each batch."""
     source = {"pretrained": hash_source(config.pretrained)} if config.pretrained else {}
-    settings = stage_settings(config, seed, data=data.fingerprint(), **source)
+    decisive = replace(config, checkpointing_steps=None)
+    settings = stage_settings(decisive, seed, data=data.fingerprint(), **source)
     if finished(target, "teacher", settings):
         return target
-    with stage_folder(target, "teacher", settings, log_path=log_path) as folder:
+    with stage_folder(target, "teacher", settings, keep_partial=True, log_path=log_path) as folder:
         teacher = train_teacher(data, config, seed=seed, folder=folder, shared=True)
         if not runtime.processes().is_main_process:
             return target
@@ -37,6 +40,7 @@ def run_stage(
         folder.facts["training_seconds"] = teacher.meta.pop("training_seconds")  # or no two files were alike
         teacher.save_pretrained(folder.path)
         folder.facts["accuracy"] = teacher.meta["accuracy"]
+        folder.temporary = (CHECKPOINTS,)
     return target
 
 
