@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import MISSING, dataclass
 from functools import reduce
 from typing import Any, get_args, get_origin
@@ -25,13 +28,15 @@ from gendistill.config.paths import check_paths
 from gendistill.config.presets import read_config
 from gendistill.config.text import load_yaml
 from gendistill.errors import ConfigError, GendistillError, did_you_mean, printable
-from gendistill.progress import show_progress
+from gendistill.progress import note, show_progress
 from gendistill.registry import import_plugins, plugins_of_environment
 from gendistill.stages import Outcome
+from gendistill.threads import crowded, use_threads
 from gendistill.usage import COMMANDS, help_text, in_yaml_words, usage
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 SECOND = 1.0  # that a process which has nothing to say leaves to the one that has
+PATIENCE = 10.0  # seconds after which a command says why it is slow
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -204,15 +209,18 @@ class Flags:
         quiet: Print no progress and no notes.
         log_level: What loggers print; empty for warnings, or errors alone with ``quiet``.
         plugins: Modules to import first.
+        threads: Threads that compute on a CPU.
     """
 
     json: bool = False
     quiet: bool = False
     log_level: str = ""
     plugins: tuple[str, ...] = ()
+    threads: int | None = None
 
 
 LEVELS = ("debug", "info", "warning", "error")
+MOST_THREADS = 1024
 
 
 def _flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
@@ -225,18 +233,29 @@ def _flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
                 value = words.pop(0)
             require(value in ("", "true", "false"), name[2:], value, "true or false")
             setattr(flags, name[2:], value != "false")
-        elif name in ("--log_level", "--plugin"):
-            value = value or (words.pop(0) if words and not words[0].startswith("-") else "")
+        elif name in ("--log_level", "--plugin", "--threads"):
+            if not equals and words and not words[0].startswith("--"):
+                value = words.pop(0)
             if name == "--plugin" and not value:
                 raise ConfigError("--plugin has no value; expected a module: --plugin my_methods for my_methods.py.")
             if name == "--plugin":
                 flags.plugins += (value,)
+            elif name == "--threads":
+                known = value.isdecimal() and 0 < int(value) <= MOST_THREADS
+                require(known, "threads", value, f"a whole number from 1 to {MOST_THREADS}")
+                flags.threads = int(value)
             else:
                 require(value in LEVELS, "log_level", value, f"one of {', '.join(LEVELS)}", LEVELS)
                 flags.log_level = value
         else:
             rest.append(f"{name}{equals}{value}")
     return flags, rest
+
+
+def _recorded(flags: Flags) -> list[str]:
+    """The flags that can change what a command makes: plug-ins, and threads, by the rounding of sums."""
+    threads = [] if flags.threads is None else [f"--threads={flags.threads}"]
+    return [*(f"--plugin={module}" for module in flags.plugins), *threads]
 
 
 def _prepare(flags: Flags) -> None:
@@ -258,13 +277,34 @@ def _entry(name: str) -> Callable[[Any], Outcome]:
     return run
 
 
+@contextmanager
+def _noting_a_crowd() -> Iterator[None]:
+    """Say once that the machine is crowded, when a command has taken some seconds on it."""
+
+    def look() -> None:
+        import torch
+
+        found = None if torch.cuda.is_available() else crowded(torch.get_num_threads())
+        if found:
+            note(found)
+
+    timer = threading.Timer(PATIENCE, copy_context().run, (look,))  # with the context in which notes are shown
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
     name = ""
     try:
         flags, words = _flags(sys.argv[1:] if arguments is None else arguments)
         if arguments is None:  # what manifests record: how a command prints is no part of it
-            sys.argv[1:] = [*words, *(f"--plugin={module}" for module in flags.plugins)]
+            sys.argv[1:] = [*words, *_recorded(flags)]
+        use_threads(flags.threads)
         import_plugins([*plugins_of_environment(), *flags.plugins])
         if not words or words[0] in ("-h", "--help"):
             print(usage())
@@ -282,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _prepare(flags)
         check_paths(options)
         run = _entry(name)
-        with show_progress(not flags.quiet and _is_main_process()):
+        with show_progress(not flags.quiet and _is_main_process()), _noting_a_crowd():
             outcome = run(options)
         return _print(outcome, flags.json)
     except SystemExit as stop:

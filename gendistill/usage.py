@@ -166,6 +166,7 @@ FLAGS = {
     "--quiet": "No progress, no notes: only the result, and errors.",
     "--log_level LEVEL": "What loggers print: debug, info, warning or error (default warning).",
     "--plugin MODULE": "Import a module that registers your own methods.",
+    "--threads N": "Threads that compute on a CPU (default: OMP_NUM_THREADS, else all cores).",
     "--help [all or WORD]": "The most used options; all of them, or those with WORD in their names.",
 }
 

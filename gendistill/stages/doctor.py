@@ -70,7 +70,7 @@ def _machine() -> dict[str, str]:
     return {
         "system": platform.platform(),
         "processors": f"{usable} usable of {os.cpu_count()}",
-        "torch threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS sets them)",
+        "torch threads": f"{torch.get_num_threads()} (--threads or OMP_NUM_THREADS sets them)",
         "memory": format_bytes(memory),
         "free disk here": format_bytes(shutil.disk_usage(Path.cwd()).free),
         "C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or "none: torch.compile is not used on the CPU",

@@ -1,0 +1,50 @@
+"""Threads of a CPU: how many compute, and how they wait for each other. Set before torch is imported.
+
+torch's kernels end with all threads waiting for the slowest. Its OpenMP waits by spinning, which uses up a processor.
+Where another process uses that processor, the slowest thread waits for the spinning ones: two threads then take several
+times as long as one. So threads here spin for some microseconds and sleep after that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SPINS = "1000"  # turns of libgomp's waiting loop, some microseconds; its own 300 000 are a millisecond
+SLEEPS = {"GOMP_SPINCOUNT": SPINS, "KMP_BLOCKTIME": "0"}  # GNU's OpenMP; Intel's and LLVM's, in ms
+USERS = ("OMP_WAIT_POLICY", *SLEEPS)  # a user who set one of these has chosen
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch, NumPy and scikit-learn compute with ``count`` threads, by default as OMP_NUM_THREADS says, or all.
+
+    Nothing that the user's environment sets is changed, except by ``count``. The number of threads is never chosen by
+    the load, because it decides how sums are rounded.
+    """
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:  # which has read the environment
+        import torch
+
+        if count is not None:
+            torch.set_num_threads(count)
+        return
+    if not any(name in os.environ for name in USERS):
+        os.environ.update(SLEEPS)
+
+
+def crowded(threads: int) -> str | None:
+    """A sentence for a command that will compute with ``threads`` while other processes keep all processors busy."""
+    processors = os.cpu_count() or 1
+    try:
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1  # without this process
+        load = min(os.getloadavg()[0], running)  # of the last minute, and still now
+    except (OSError, ValueError, IndexError):
+        return None
+    if threads < 2 or load < processors:
+        return None
+    return (
+        f"other work keeps all {processors} processors busy, so this will take longer; with --threads 1 it uses "
+        "the least processor time"
+    )
