@@ -200,6 +200,37 @@ def test_two_processes_train_a_teacher_label_and_match_as_one(tmp_path: Path) ->
     assert files(killed) == files(tmp_path / "whole")
 
 
+def test_a_killed_teacher_and_killed_labels_go_on_in_any_number_of_processes(tmp_path: Path) -> None:
+    small = ("--data.max_per_class", 40, "--width", 8, "--steps", 30, "--batch_size", 17)
+    teacher = ("teacher", *small, "--checkpointing_steps", 2)
+    views = ("--mode", "per_view", "--steps", 1200, "--batch_size", 16, "--min_crop", 0.5)
+    label = ("label", tmp_path / "pool" / "ipc-2", "--teacher", tmp_path / "one", *views)
+    cut, labels, resume = tmp_path / "cut", tmp_path / "labels", ("--resume_from_checkpoint", "latest")
+    assert gendistill("distill", "--method", "random", "--ipc", 2, "--output_dir", tmp_path / "pool") == 0
+    assert gendistill(*teacher, "--output_dir", tmp_path / "one") == 0
+    whole, kill, resumed, kill_labels = launch(
+        (*teacher, "--output_dir", tmp_path / "two"),
+        (*teacher, "--output_dir", cut),
+        (*teacher, "--output_dir", cut, *resume),
+        (*label, "--output_dir", labels),
+        kill={
+            1: (1, tmp_path / "cut.partial" / "checkpoints" / "step-00000[4-8]"),
+            3: (1, tmp_path / "labels.partial" / "labels" / "*" / "*.safetensors"),
+        },
+    )
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert (kill.returncode, kill_labels.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    for pattern in ("*.safetensors", "teacher.json"):
+        assert files(cut, pattern) == files(tmp_path / "two", pattern)
+    assert gendistill(*label, "--output_dir", labels, *resume) == 0
+    assert gendistill(*label, "--output_dir", tmp_path / "alone") == 0
+    for pattern in ("soft_labels.*", "**/*.png"):
+        assert files(labels, pattern) == files(tmp_path / "alone", pattern)
+    (kept,) = [json.loads(s)["resumed_at"] for s in (labels / "log.jsonl").read_text().splitlines() if "resumed" in s]
+    assert 0 < kept < 1200
+
+
 def test_a_coreset_is_chosen_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gendistill("distill", "--num_processes", 2, "--output_dir", tmp_path / "out") == 2
     assert "num_processes is 2; expected 1 with method kmeans" in capsys.readouterr().err

@@ -6,7 +6,7 @@ Legend: N decoded images, K classes, B images a batch, C,H,W an image.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator
 from dataclasses import replace
 from typing import TypedDict
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import parallel, runtime
-from gendistill.config import LabelConfig, PerImage, PerView, kind_of
+from gendistill.config import LabelConfig, PerImage, PerView, kind_of, to_dict
 from gendistill.data.crops import Views
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.class_mapping import check_manifest_labels
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder
+from gendistill.networks.label_blocks import LABELS, Batch, LabelBlocks
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.training import Batches, inference_rows
 from gendistill.progress import follow, note
@@ -47,79 +49,73 @@ def probabilities(teacher: nn.Module, images: Tensor, temperature: float) -> Ten
     return torch.cat([(teacher(part).float() / temperature).softmax(1) for part in parts])
 
 
-def label_per_image(
-    teacher: nn.Module, images: Tensor, views: Views, temperature: float, count: int, *, shared: bool = False
-) -> Generator[LabelRecord, None, Tensor]:
-    """Mean probabilities (N,K) over ``count`` views of uint8 ``images``; the first view is the image itself.
-
-    Yields a record a batch; view v of batch b is step ``v * batches + b`` of ``views``.
-    """
-    device = next(teacher.parameters()).device
-    starts = range(0, len(images), ROWS)
-    parts: dict[int, Tensor] = {}
-    for b in _own(len(starts), shared):
-        start = starts[b]
-        batch = to_float(runtime.to_device(images[start : start + ROWS], device))
-        total = probabilities(teacher, batch, temperature)
-        for v in range(1, count):
-            total += probabilities(teacher, views.of(batch, v * len(starts) + b), temperature)
-        parts[b] = total / count
-        yield {"images": start + len(batch)}
-    return torch.cat(_in_order(parts, shared)).cpu()
-
-
-def label_per_view(
+def generate_labels(
+    recipe: SoftLabels,
     teacher: nn.Module,
     images: Tensor,
-    views: Views,
-    temperature: float,
     steps: int,
-    top_k: int | None = None,
     *,
     shared: bool = False,
-) -> Generator[LabelRecord, None, tuple[Tensor, Tensor | None]]:
-    """(values (steps,B,K or k) fp16, indices or None) for the batches that ``views`` makes of uint8 ``images``."""
-    device = next(teacher.parameters()).device
-    values: dict[int, Tensor] = {}
-    indices: dict[int, Tensor] = {}
-    for step in _own(steps, shared):
-        batch, _ = views.batch(images, step)
-        kept, where = packed(probabilities(teacher, runtime.to_device(batch, device), temperature), top_k)
-        values[step] = kept.cpu()
-        if where is not None:
-            indices[step] = where.cpu()
-        yield {"step": step + 1}
-    found = torch.stack(_in_order(values, shared))
-    return found, torch.stack(_in_order(indices, shared)) if top_k is not None else None
-
-
-def _own(number: int, shared: bool) -> range:
-    """Which of so many batches this process labels."""
-    return parallel.share(number) if shared else range(number)
-
-
-def _in_order(parts: Mapping[int, Tensor], shared: bool) -> list[Tensor]:
-    """The parts of all processes by their number."""
-    found = parallel.gathered({i: part.cpu() for i, part in parts.items()}) if shared else parts
-    return [found[i] for i in sorted(found)]
-
-
-def generate_labels(
-    recipe: SoftLabels, teacher: nn.Module, images: Tensor, steps: int, *, shared: bool = False
+    blocks: LabelBlocks | None = None,
 ) -> Generator[LabelRecord, None, SoftLabels]:
-    """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields records as it goes.
+    """The labels that ``recipe`` (without values) describes for decoded uint8 ``images``; yields a record a batch.
 
-    With ``shared`` every process calls this alike: each labels every n-th batch, and all get the labels of all.
+    With ``shared`` every process calls this alike: each labels every n-th batch, and all get the labels of all. Batches
+    that ``blocks`` has are not labelled again.
     """
     if recipe.mode == "online":
         return recipe
-    common = teacher, images, recipe.views, recipe.temperature
-    if recipe.mode == "per_view":
-        values, indices = yield from label_per_view(*common, steps, recipe.top_k, shared=shared)
-    else:
-        means = yield from label_per_image(*common, recipe.averaged, shared=shared)
-        values, indices = packed(means, recipe.top_k)
-    return replace(recipe, values=values, indices=indices)
+
+    def batch(number: int) -> Batch:
+        if recipe.mode == "per_image":
+            return {"values": _image_batch(recipe, teacher, images, number)}
+        return _view_batch(recipe, teacher, images, number)
+
+    own: dict[int, Batch] = {}
+    kept = blocks.kept if blocks else {}
+    for number in _missing(batch_count(recipe, len(images), steps), kept, shared):
+        own[number] = batch(number)
+        if blocks:
+            blocks.add(number, own[number])
+        done = number + 1
+        yield {"step": done} if recipe.mode == "per_view" else {"images": min(done * ROWS, len(images))}
+    found = {**kept, **(parallel.gathered(own) if shared else own)}
+    values = [found[i]["values"] for i in sorted(found)]
+    if recipe.mode == "per_image":
+        means, indices = packed(torch.cat(values), recipe.top_k)
+        return replace(recipe, values=means, indices=indices)
+    where = torch.stack([found[i]["indices"] for i in sorted(found)]) if recipe.top_k is not None else None
+    return replace(recipe, values=torch.stack(values), indices=where)
+
+
+def batch_count(recipe: SoftLabels, images: int, steps: int) -> int:
+    """How many batches are labelled."""
+    return {"per_image": -(-images // ROWS), "per_view": steps, "online": 0}[recipe.mode]
+
+
+def _missing(count: int, kept: Collection[int], shared: bool) -> list[int]:
+    """The batches that this process labels."""
+    left = [number for number in range(count) if number not in kept]
+    return [left[i] for i in parallel.share(len(left))] if shared else left
+
+
+def _image_batch(recipe: SoftLabels, teacher: nn.Module, images: Tensor, number: int) -> Tensor:
+    """Mean probabilities (B,K) over the views of a batch of images; the first view is the image itself, and view v of
+    batch b is step ``v * batches + b`` of the views."""
+    device, batches = next(teacher.parameters()).device, -(-len(images) // ROWS)
+    batch = to_float(runtime.to_device(images[number * ROWS : (number + 1) * ROWS], device))
+    total = probabilities(teacher, batch, recipe.temperature)
+    for v in range(1, recipe.averaged):
+        total += probabilities(teacher, recipe.views.of(batch, v * batches + number), recipe.temperature)
+    return (total / recipe.averaged).cpu()
+
+
+def _view_batch(recipe: SoftLabels, teacher: nn.Module, images: Tensor, step: int) -> Batch:
+    """Values (B,K or k) fp16 of the batch of views at a step, and their indices where some classes are kept."""
+    batch, _ = recipe.views.batch(images, step)
+    batch = runtime.to_device(batch, next(teacher.parameters()).device)
+    kept, where = packed(probabilities(teacher, batch, recipe.temperature), recipe.top_k)
+    return {"values": kept.cpu()} | ({} if where is None else {"indices": where.cpu()})
 
 
 def label_set(
@@ -139,7 +135,7 @@ def label_set(
         teacher: Of the same classes in the same order, channels and image size.
         config: Mode (``per_image``, ``per_view``, ``online``), temperature, crops and so on; the defaults where None.
         seed: Of the random views.
-        folder: Where the log goes.
+        folder: Where the log and finished batches go; a labelling that was interrupted there makes only the others.
 
     Returns:
         The same images and hard labels with ``soft_labels``. ``online`` stores only how they are made.
@@ -179,10 +175,13 @@ def label_set(
         mode.views if isinstance(mode, PerImage) else 1,
     )
     _note_size(recipe, len(images), steps)
-    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps, shared=True)
-    total = len(parallel.share(-(-len(images) // ROWS) if isinstance(mode, PerImage) else steps))
-    log = folder.log if folder and runtime.processes().is_main_process else None
-    labels = follow(loop, "label", total, log=log, stage="label")
+    blocks = _blocks(folder, surrogate, teacher, config, seed)
+    loop = generate_labels(recipe, teacher.network.to(runtime.device()), images, steps, shared=True, blocks=blocks)
+    count, kept = batch_count(recipe, len(images), steps), len(blocks.kept) if blocks else 0
+    log, total = folder.log if folder and runtime.processes().is_main_process else None, len(parallel.share(count))
+    if log and kept:
+        log({"stage": "label", "resumed_at": kept})
+    labels = follow(loop, "label", total, start=total - len(parallel.share(count - kept)), log=log, stage="label")
     spent = {f"label_{name}": value for name, value in teacher.meta.get("training_seconds", {}).items()}
     what, remedy = "The soft labels of this teacher are", "Train the teacher again with a lower learning rate."
     runtime.refuse_divergence(what, labels.tensors.values(), remedy)
@@ -190,12 +189,22 @@ def label_set(
     meta = add_step(
         surrogate.meta,
         "label",
-        time.perf_counter() - start,
+        time.perf_counter() - start + (blocks.seconds if blocks else 0.0),
         soft_labels={"mode": recipe.mode, "temperature": config.temperature, "top_k": config.top_k, "seed": seed},
         label_teacher_hash=teacher.hash(),
         shared_seconds={**surrogate.meta.get("shared_seconds", {}), **spent},
     )
     return replace(surrogate, meta=meta, soft_labels=labels)
+
+
+def _blocks(
+    folder: WorkFolder | None, surrogate: SurrogateSet, teacher: Teacher, config: LabelConfig, seed: int
+) -> LabelBlocks | None:
+    """In a folder that is named by a hash of all that decides the labels."""
+    if folder is None:
+        return None
+    decisive = [hash_tensors({"images": surrogate.images}), surrogate.factor, teacher.hash(), to_dict(config), seed]
+    return LabelBlocks(folder.path / LABELS / hash_json(decisive))
 
 
 def check_teacher_fits(surrogate: SurrogateSet, teacher: Teacher, config: LabelConfig) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from gendistill import runtime
 from gendistill.config import LabelConfig, stage_options
 from gendistill.config.commands import LabelCommand
+from gendistill.networks.label_blocks import LABELS
 from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import label_line
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
 from gendistill.surrogate.hub_datasets import find_surrogate
-from gendistill.surrogate.manifest import image_paths, read_manifest
+from gendistill.surrogate.manifest import TRAIN, image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link
 
 
@@ -26,15 +28,17 @@ def run_stage(surrogate_dir: Path, teacher_dir: Path, config: LabelConfig, targe
     settings = stage_settings(config, seed, surrogate=surrogate.content_hash(), teacher=teacher.hash())
     if finished(target, "label", settings):
         return target
-    with stage_folder(target, "label", settings) as folder:
+    with stage_folder(target, "label", settings, keep_partial=True) as folder:
         made = label_set(surrogate, teacher, config, seed=seed, folder=folder)
         if not runtime.processes().is_main_process:
             return target
+        shutil.rmtree(folder.path / TRAIN, ignore_errors=True)  # links that an interrupted command left
         for path in (p for paths in image_paths(surrogate_dir, read_manifest(surrogate_dir)) for p in paths):
             linked = folder.path / path.relative_to(surrogate_dir)
             linked.parent.mkdir(parents=True, exist_ok=True)
             link(path, linked)
         folder.facts["bytes"] = made.finish(folder.path)["bytes"]
+        folder.temporary = (LABELS,)
     return target
 
 

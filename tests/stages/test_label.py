@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +20,15 @@ from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.entries import soft_entries
 from gendistill.evaluation.evaluate import all_entries, evaluate
+from gendistill.io import WorkFolder
+from gendistill.networks import label_blocks
+from gendistill.networks.label_blocks import LABELS
 from gendistill.networks.soft_labelling import label_set, soft_batches
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import edit, files, gendistill
+from tests.helpers import edit, files, gendistill, start
 
 VIEWS = {"min_crop": 0.6, "flip": True}
 BATCHES = {"cutmix": 1.0, "batch_size": 8}
@@ -303,3 +309,73 @@ def test_views_count_as_much_as_what_they_show(mode, cutmix, digits, teacher, ch
     rows = evaluate(digits, [replace(labelled, weights=weights), labelled], config, teacher=teacher)["rows"]
     first, second = (row["accuracy"] for row in rows if row["set"] and row["labels"] != "hard")
     assert first != second
+
+
+# resume
+
+
+class Cut(Exception):
+    """What stops a labelling in the middle."""
+
+
+class CutFolder(WorkFolder):
+    """Stops at the tenth record."""
+
+    def log(self, record: Mapping[str, object]) -> None:
+        super().log(record)
+        raise Cut
+
+
+@pytest.mark.parametrize("mode", [PerView(steps=14, top_k=3, **BATCHES), PerImage(views=3), PerImage(top_k=2)])
+def test_a_labelling_cut_short_makes_only_what_is_left(
+    mode: PerView | PerImage, teacher: Teacher, digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_blocks, "LEAST", 0.0)
+    many = distill(digits, "random", 30)
+    views = {"min_crop": 0.6} if isinstance(mode, PerView) or mode.views > 1 else {}
+    config, log = LabelConfig(mode=mode, **views), tmp_path / "log.jsonl"
+    whole = label_set(many, teacher, config).soft_labels
+    with pytest.raises(Cut):
+        label_set(many, teacher, config, folder=CutFolder(tmp_path, log))
+    (store,) = (tmp_path / LABELS).iterdir()
+    before = files(store, "*.safetensors")
+    assert before
+    resumed = label_set(many, teacher, config, folder=WorkFolder(tmp_path, log)).soft_labels
+    assert whole is not None
+    assert resumed is not None
+    assert {name: one.tolist() for name, one in resumed.tensors.items()} == {
+        name: one.tolist() for name, one in whole.tensors.items()
+    }
+    assert files(store, "*.safetensors").items() >= before.items()  # as they were
+    kept = [r["resumed_at"] for r in map(json.loads, log.read_text().splitlines()) if "resumed_at" in r]
+    assert len(kept) == 1
+    assert kept[0] >= 1
+    label_set(many, teacher, replace(config, temperature=2.0), folder=WorkFolder(tmp_path, log))
+    assert len(list((tmp_path / LABELS).iterdir())) == 2  # labels of other options have blocks of their own
+    (damaged,) = list(store.iterdir())[:1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match="Delete it and resume"):
+        label_set(many, teacher, config, folder=WorkFolder(tmp_path, log))
+
+
+def test_a_killed_labelling_is_resumed(folders: Path, tmp_path: Path) -> None:
+    options: tuple[object, ...] = ("--mode", "per_view", "--steps", 1500, "--batch_size", 16, "--min_crop", 0.5)
+    words = ("label", folders / "set", "--teacher", folders / "teacher", "--output_dir", tmp_path / "cut", *options)
+    process, blocks = start(*words), tmp_path / "cut.partial" / LABELS
+    deadline = time.time() + 120
+    while process.poll() is None and not list(blocks.glob("*/*.safetensors")) and time.time() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resume = ("--resume_from_checkpoint", "latest")
+    assert command(folders, tmp_path / "cut", *options) == USAGE  # not without asking for it
+    assert command(folders, tmp_path / "cut", *options, "--temperature", 2, *resume) == USAGE
+    assert command(folders, tmp_path / "cut", *options, *resume) == 0
+    assert command(folders, tmp_path / "whole", *options) == 0
+    for pattern in ("soft_labels.*", "train/**/*.png", "CHECKSUMS"):
+        assert files(tmp_path / "cut", pattern) == files(tmp_path / "whole", pattern)
+    log = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
+    (kept,) = [r["resumed_at"] for r in log if "resumed_at" in r]
+    assert 0 < kept < 1500
+    assert not (tmp_path / "cut" / LABELS).exists()
