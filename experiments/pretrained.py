@@ -18,6 +18,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ import torch
 import gendistill as gd
 from experiments.refinement import POOL, read, table
 
+TEACHERS = ("pretrained", "from scratch")
 LABELS = gd.LabelConfig(mode=gd.PerImage(views=8), min_crop=0.5, flip=True)
 
 
@@ -37,9 +39,9 @@ def images(args: argparse.Namespace) -> gd.RealData:
 
 def teachers(data: gd.RealData, args: argparse.Namespace, seed: int) -> Iterator[tuple[str, gd.Teacher]]:
     published = gd.Pretrained(source=args.pretrained, input_size=args.input_size)
-    yield "pretrained", gd.train_teacher(data, pretrained=published, seed=seed)
+    yield TEACHERS[0], gd.train_teacher(data, pretrained=published, seed=seed)
     options = gd.TeacherConfig(width=32, steps=args.teacher_steps, flip=True, shift=6)
-    yield "from scratch", gd.train_teacher(data, options, seed=seed)
+    yield TEACHERS[1], gd.train_teacher(data, options, seed=seed)
 
 
 def sets(
@@ -96,15 +98,14 @@ def main() -> None:
     data = images(args)
     with gd.show_progress():
         for seed in args.seeds:
-            found = dict(teachers(data, args, seed))
-            print({name: teacher.meta["accuracy"] for name, teacher in found.items()}, flush=True)
-            for ipc in args.ipc:
-                for name, teacher in found.items():
-                    done = {(r["seed"], r["ipc"], r["name"].partition(":")[0]) for r in read(args.output)}
-                    if (seed, ipc, name) not in done:
-                        rows = list(rows_of(data, name, teacher, ipc, args, seed))
-                        with args.output.open("a") as file:
-                            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            done = {(r["ipc"], r["name"].partition(":")[0]) for r in read(args.output) if r["seed"] == seed}
+            left = [pair for pair in product(args.ipc, TEACHERS) if pair not in done]
+            found = dict(teachers(data, args, seed)) if left else {}
+            print(seed, {name: teacher.meta["accuracy"] for name, teacher in found.items()}, flush=True)
+            for ipc, name in left:
+                rows = list(rows_of(data, name, found[name], ipc, args, seed))
+                with args.output.open("a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in rows))
     print(table(read(args.output)))
 
 
