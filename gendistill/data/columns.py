@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,11 +15,13 @@ from PIL import Image
 
 from gendistill.config import DataConfig
 from gendistill.data.class_names import in_order, is_number
+from gendistill.data.features import Feature, features_of, features_of_schema
 from gendistill.data.items import Item, LeftOut, Source, some
 from gendistill.data.splits import assign
 from gendistill.errors import DataError
 
 IMAGE, LABEL, BOTH = "image_column", "label_column", "of type Image and one of type ClassLabel"
+ROWS = 256  # read at a time
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Table:
 
     Attributes:
         where: Names it in messages.
-        features: The types of its columns, as ``datasets`` has them.
+        features: The types of its columns.
         column: All values of a column.
         cell: One value, an image undecoded.
     """
 
     where: str
-    features: Mapping[str, Any]
+    features: Mapping[str, Feature]
     column: Callable[[str], list[Any]]
     cell: Callable[[str, int], Any]
 
@@ -77,9 +79,10 @@ def _of_datasets(loaded: Mapping[Any, Any], config: DataConfig) -> Source:
 
     def table(name: str) -> Table:
         data = plain = loaded[name]
-        for column in (k for k, feature in data.features.items() if is_image_type(feature)):
+        features = features_of(data.features)
+        for column in (k for k, feature in features.items() if feature.is_image):
             plain = plain.cast_column(column, datasets.Image(decode=False))
-        return Table(f"{config.name} {name}", data.features, cache(lambda k: plain[k][:]), lambda k, i: plain[i][k])
+        return Table(f"{config.name} {name}", features, cache(lambda k: plain[k][:]), lambda k, i: plain[i][k])
 
     left, tables = LeftOut(), {str(name): table(str(name)) for name in loaded}
     found = assign(
@@ -105,34 +108,49 @@ def parquet(config: DataConfig, root: Path, files: Sequence[str], left: LeftOut)
 
 
 def parquet_table(root: Path, name: str) -> Table:
-    """A parquet file, of which one row group is in memory at a time."""
-    import datasets
+    """A parquet file, of which few rows are in memory at a time."""
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(root / name)
-        features = datasets.Features.from_arrow_schema(file.schema_arrow)
+        features = features_of_schema(file.schema_arrow)
     except Exception as error:
         raise DataError(f"Cannot read the parquet file {root / name}: {error}. Remove it, or get it again.") from error
-    return Table(name, features, cache(lambda k: file.read([k]).column(0).to_pylist()), RowGroups(file).cell)
+    return Table(name, features, cache(lambda k: file.read([k]).column(0).to_pylist()), Cells(file).cell)
 
 
-class RowGroups:
-    """Cells of a parquet file by position; the row group that was read last stays in memory."""
+class Cells:
+    """Cells of a parquet file by position, fastest in ascending order: ``ROWS`` rows are in memory at a time."""
 
     def __init__(self, file: Any) -> None:
-        self.file, self.first = file, [0]
-        self.key: tuple[str, int] | None = None
-        self.column: Any = None
+        self.file, self.first = file, [0]  # of each row group
         for group in range(file.num_row_groups):
             self.first.append(self.first[-1] + file.metadata.row_group(group).num_rows)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.name, self.rows, self.start, self.end = "", list[Any](), 0, 0  # what is in memory, and where
+        self.batches: Iterator[Any] = iter(())
 
     def cell(self, name: str, position: int) -> Any:
+        if name != self.name or not self.start <= position < self.end:
+            try:
+                self._go_to(name, position)
+            except BaseException:
+                self._forget()
+                raise
+        return self.rows[position - self.start]
+
+    def _go_to(self, name: str, position: int) -> None:
+        """Read on to a position; from the start of its row group where that is behind or another one."""
         group = bisect_right(self.first, position) - 1
-        if self.key != (name, group):
-            self.column = self.file.read_row_group(group, [name]).column(0)
-            self.key = (name, group)
-        return self.column[position - self.first[group]].as_py()
+        if name != self.name or not self.first[group] <= self.start <= position:
+            self.batches = self.file.iter_batches(ROWS, [group], [name], use_threads=False)
+            self.name, self.start, self.end = name, self.first[group], self.first[group]
+        while self.end <= position:
+            batch = next(self.batches)
+            self.start, self.end = self.end, self.end + len(batch)
+        self.rows = batch.column(0).to_pylist()
 
 
 def from_tables(
@@ -186,15 +204,14 @@ def _refuse_mixed(tables: Sequence[tuple[Table, Sequence[str | None]]], config: 
 
 
 def _has_plain_numbers(table: Table, config: DataConfig) -> bool:
-    feature = table.features[label_column(table, config)]
-    return not hasattr(feature, "names") and str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
+    return table.features[label_column(table, config)].is_number
 
 
 def _classes(tables: Sequence[tuple[Table, Sequence[str | None]]], config: DataConfig) -> tuple[str, ...]:
     """The declared names, those of the first table first; else the labels that occur, numbers in their order."""
     declared: dict[str, None] = {}
     for table, _ in tables:
-        declared |= dict.fromkeys(getattr(table.features[label_column(table, config)], "names", None) or ())
+        declared |= dict.fromkeys(table.features[label_column(table, config)].names or ())
     if declared:
         return tuple(declared)
     return in_order(label for _, labels in tables for label in labels if label is not None)
@@ -207,7 +224,7 @@ def labels_of(table: Table, config: DataConfig) -> list[str | None]:
         DataError: a label has no name, or is blank.
     """
     column = label_column(table, config)
-    names, values = getattr(table.features[column], "names", None), table.column(column)
+    names, values = table.features[column].names, table.column(column)
     blank = {i for i, name in enumerate(names or ()) if not name.strip()}
     if rows := [i for i, value in enumerate(values) if (value in blank if names else is_blank(value))]:
         raise DataError(
@@ -230,18 +247,23 @@ def is_blank(value: Any) -> bool:
 
 
 def image_column(table: Table, config: DataConfig) -> str:
-    return _column(table, IMAGE, config.image_column, _kinds(table, is_image_type), _kinds(table, is_image_like))
+    like = _names(table, lambda feature: feature.is_image_like)
+    return _column(table, IMAGE, config.image_column, _names(table, lambda feature: feature.is_image), like)
 
 
 def label_column(table: Table, config: DataConfig) -> str:
-    like = _kinds(table, _is_label_like)
+    like = _names(table, lambda feature: feature.is_label_like)
     usual = ["label"] if "label" in like else []
-    return _column(table, LABEL, config.label_column, _kinds(table, lambda f: hasattr(f, "names")), usual, like)
+    return _column(table, LABEL, config.label_column, _names(table, lambda feature: feature.is_label), usual, like)
+
+
+def _names(table: Table, fits: Callable[[Feature], bool]) -> list[str]:
+    return [name for name, feature in table.features.items() if fits(feature)]
 
 
 def _column(table: Table, option: str, chosen: str | None, *candidates: list[str]) -> str:
     """The chosen column, or the only one of the first kind that there is one of; the last are what can be chosen."""
-    listed = ", ".join(f"{k}: {type(f).__name__}" for k, f in table.features.items())
+    listed = ", ".join(f"{k}: {f.kind}" for k, f in table.features.items())
     if chosen is not None:
         if chosen not in {name for names in candidates for name in names}:
             raise DataError(f"--data.{option} is {chosen!r}, but {table.where} has the columns {listed}.")
@@ -258,29 +280,10 @@ def _column(table: Table, option: str, chosen: str | None, *candidates: list[str
     raise DataError(f"{table.where} has columns {listed}; expected one {BOTH}.")
 
 
-def _kinds(table: Table, fits: Callable[[Any], bool]) -> list[str]:
-    return [name for name, feature in table.features.items() if fits(feature)]
-
-
-def is_image_type(feature: Any) -> bool:
-    return type(feature).__name__ == "Image"
-
-
-def is_image_like(feature: Any) -> bool:
-    """A column of encoded files, of which nothing says that they are images."""
-    encoded = isinstance(feature, dict) and "bytes" in feature
-    return is_image_type(feature) or encoded or getattr(feature, "dtype", "").endswith("binary")
-
-
-def _is_label_like(feature: Any) -> bool:
-    kind = str(getattr(feature, "dtype", ""))
-    return hasattr(feature, "names") or kind.startswith(("int", "uint", "string", "large_string"))
-
-
 def is_image_table(root: Path, name: str, *, damaged: bool) -> bool:
     """Whether a parquet file has a column of images; one that cannot be read is an error if ``damaged`` is."""
     try:
-        return any(is_image_like(feature) for feature in parquet_table(root, name).features.values())
+        return any(feature.is_image_like for feature in parquet_table(root, name).features.values())
     except DataError:
         if damaged:
             raise

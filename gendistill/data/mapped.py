@@ -187,8 +187,13 @@ def image_hashes(images: Images) -> np.ndarray:
     """XXH3 (128 bits) of the pixels of each image, uint8 (N,16): equal pixels have equal hashes."""
     if isinstance(images, MappedImages):
         return images.hashes()
-    found = b"".join(xxhash.xxh3_128_digest(image.tobytes()) for image in images.cpu().numpy())
-    return np.frombuffer(found, np.uint8).reshape(-1, HASH)
+    found = [hash_of(image) for image in images.cpu().contiguous().numpy()]
+    return np.concatenate([*found, np.empty(0, np.uint8)]).reshape(-1, HASH)
+
+
+def hash_of(image: np.ndarray) -> np.ndarray:
+    """The same of one image that is contiguous, uint8 (16,)."""
+    return np.frombuffer(xxhash.xxh3_128_digest(image), np.uint8)
 
 
 def as_bytes(hashes: np.ndarray) -> np.ndarray:

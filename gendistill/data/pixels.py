@@ -117,35 +117,6 @@ def central_share(images: Tensor, share: float) -> Tensor:
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in enlarged])
 
 
-def read_jpeg(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """What ``prepare`` makes of a JPEG file that has the shape (C,H,W) already, in half the time; None for any other.
-
-    Pillow takes longer to open a small file than to decode it.
-    """
-    from torchvision.io import decode_jpeg
-
-    if not data.startswith(b"\xff\xd8\xff") or b"Exif\0" in data:  # Exif may say that it lies on its side
-        return None
-    if jpeg_sides(data) != shape[1:]:  # which may be a decompression bomb
-        return None
-    try:
-        image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except RuntimeError:
-        return None  # Pillow says why
-    return image.expand(shape).numpy() if image.shape[0] in (1, shape[0]) else None
-
-
-def jpeg_sides(data: bytes) -> tuple[int, int] | None:
-    """(H,W) of a JPEG file, from the frame header among its segments; None where there is none."""
-    at = 2  # behind the start of the image
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        kind = data[at + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # tables and reserved
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
-
-
 def tile(images: Sequence[Tensor], columns: int, side: int = 48) -> Tensor:
     """Batches of uint8 images (b,C,H,W) -> one image (C,rows*h,columns*w) of all of them, row by row.
 

@@ -6,22 +6,21 @@ import mmap
 import multiprocessing
 import os
 import struct
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import xxhash
 from PIL import Image
 
 from gendistill.data.dataset import Split
+from gendistill.data.decoders import compiled, read_image
 from gendistill.data.items import Item, printable
-from gendistill.data.mapped import HASH
-from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare, read_jpeg
+from gendistill.data.mapped import HASH, hash_of
+from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare
 from gendistill.errors import DataError
 from gendistill.progress import track
 
@@ -34,7 +33,6 @@ MAX_PIXELS = 1 << 27  # a decompression bomb, not a photograph
 LOOKED_AT = 64
 BLOCK = 512  # small images that a process decodes before it reports
 FEW = 2000  # small images for which no processes are started
-SAVED, IMPORT = 6e-5, 1.3  # seconds of a small JPEG file, and of the import of torchvision, both measured
 SMALL = 10_000  # pixels that take as long to decode as a small image to open
 
 
@@ -78,7 +76,7 @@ class Reader:
         channels: 1 or 3.
         resize_is_news: Whether images of another size are a problem.
         value_range: Black and white of images with more than 8 bits.
-        exact: Whether JPEG files that are much larger than ``size`` are decoded in full, and all by Pillow.
+        exact: Whether JPEG files that are much larger than ``size`` are decoded in full, and all files by Pillow.
         same_size: Whether the images looked at have this size already.
         weight: How many times as long as a small image one takes.
     """
@@ -158,10 +156,11 @@ class Reader:
         count = len(items) - first
         workers = usable_processors() if self.takes_long(count) else 1
         step = max(1, round(BLOCK / self.weight))
-        jobs = _Jobs(self._with_decoder(count / workers), items, target, places, range(first, len(items), step))
+        jobs = _Jobs(self, items, target, places, range(first, len(items), step))
         if min(workers, len(jobs)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
             yield from (jobs[i] for i in range(len(jobs)))
             return
+        compiled("decode_jpeg")  # once, before processes are forked
         loader = torch.utils.data.DataLoader(
             jobs,
             batch_size=None,
@@ -171,33 +170,24 @@ class Reader:
         )
         yield from loader
 
-    def _with_decoder(self, count: float) -> Reader:
-        """With torchvision's decoder where it saves more time in ``count`` images than its import takes."""
-        if not self.same_size or self.exact:
-            return self
-        if "torchvision" not in sys.modules and count * (SAVED + SAVED / 4 * self.weight) < IMPORT:
-            return replace(self, same_size=False)
-        import torchvision.io  # noqa: F401  # before processes are forked
-
-        return self
-
     def decode(self, items: Sequence[Item], target: Target, places: Places, first: int) -> Block:
         """``items`` into ``target[places[i]]``; ``first`` is the position of the first of them in all."""
         block = Block(first, np.zeros(len(items), bool), np.zeros((len(items), HASH), np.uint8))
+        image = np.empty(self.shape, np.uint8)  # one for all: new memory takes longer than the copy
         for i, item in enumerate(items):
             try:
-                array = self._array(item, block)
+                image[...] = self._array(item, block)
             except UNREADABLE as error:
                 block.problems.append(f"skipped: {printable(item.where)} cannot be read ({printable(str(error))})")
                 continue
-            target[places[i]] = array
+            target[places[i]] = image
             block.readable[i] = True
-            block.hashes[i] = np.frombuffer(xxhash.xxh3_128_digest(np.ascontiguousarray(array)), np.uint8)
+            block.hashes[i] = hash_of(image)
         return block
 
     def _array(self, item: Item, block: Block) -> np.ndarray:
         if self.same_size and not self.exact and item.read is not None:
-            found = read_jpeg(item.read(), self.shape)
+            found = read_image(item.read(), self.shape)
             if found is not None:
                 return found
         with item.open() as image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ from gendistill.cli import main
 from gendistill.config import DataConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.mapped import MappedImages, image_hashes, load_batches, map_file
-from gendistill.data.pixels import jpeg_sides, read_jpeg
 from gendistill.data.sources import load_data
 from gendistill.data.store import INDEX, JOURNAL, PIXELS, RECORD, open_store, write_store
 from gendistill.data.store_cache import identity_of_files, store_folder
@@ -527,18 +525,6 @@ def test_the_recorded_file_of_class_names_is_found_from_any_folder(
     data = load_data(name=str(folder), class_names="names.txt")
     monkeypatch.chdir("/")
     assert same(data, load_data(**data.options))
-
-
-def test_a_jpeg_file_of_other_sides_is_not_decoded_before_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (24, 16)).save(buffer, "JPEG", progressive=True, comment=b"\xff\xc0" * 40)
-    data = buffer.getvalue()
-    assert jpeg_sides(data) == (16, 24)
-    assert jpeg_sides(data[:40]) is None
-    found = read_jpeg(data, (3, 16, 24))
-    assert found is not None
-    monkeypatch.setattr("torchvision.io.decode_jpeg", None)
-    assert read_jpeg(data, (3, 24, 24)) is None
 
 
 @pytest.mark.parametrize(
