@@ -118,11 +118,18 @@ def read_record(folder: Path) -> StoreRecord:
     """What ``store.json`` says.
 
     Raises:
-        ArtifactError: it is missing or damaged.
+        ArtifactError: it is missing or damaged, or describes no images that a store can hold.
     """
-    return read_json(  # type: ignore[return-value]
+    record: StoreRecord = read_json(  # type: ignore[assignment]
         folder / RECORD, kind="a store of images", fix=FIX, format=FORMAT, schema=StoreRecord
     )
+    shape, splits = record["shape"], record["splits"]
+    if not (len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] >= 1):
+        raise ArtifactError(f"{folder} is damaged: its shape is {shape}; expected [N,C,H,H] with C of 1 or 3. {FIX}")
+    if not splits.get("train") or not {*splits} <= {*SPLITS} or min(splits.values()) < 0:
+        expected = "images of train and, where there are any, validation and test"
+        raise ArtifactError(f"{folder} is damaged: its splits are {splits}; expected {expected}. {FIX}")
+    return record
 
 
 def open_store(folder: Path, key: str | None = None) -> Store:
@@ -144,7 +151,7 @@ def open_store(folder: Path, key: str | None = None) -> Store:
     count, size = sum(record["splits"].values()), (folder / PIXELS).stat().st_size
     rows, labels, hashes = (index.get(name, np.empty(0)) for name in ("rows", "labels", "hashes"))
     shapes = (labels.shape, rows.shape, hashes.shape, size)
-    if len(shape) != 4 or shapes != ((count,), (count,), (shape[0], HASH), int(np.prod(shape))) or shape[0] != count:
+    if shapes != ((count,), (count,), (count, HASH), int(np.prod(shape))) or shape[0] != count:
         raise ArtifactError(f"{folder} is damaged: its files do not have the {count} images of {shape[1:]}. {FIX}")
     kinds = [array.dtype.name for array in (rows, labels, hashes)]
     classes = record["classes"]

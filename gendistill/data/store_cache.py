@@ -134,7 +134,7 @@ def store_folders(cache: Path) -> Iterator[StoreFolder]:
         if not (is_store(folder) or is_part_of_store(folder)):
             continue
         try:
-            size = sum(path.stat().st_size for path in folder.iterdir())
+            size = sum(path.lstat().st_size for path in folder.iterdir())
         except FileNotFoundError:  # another process has just finished it
             continue
         try:

@@ -476,6 +476,40 @@ def test_an_index_of_no_images_is_refused(folder: Path, tmp_path: Path, member: 
         open_store(store)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"shape": [36]}, "shape is .36.; expected .N,C,H,H."),
+        ({"shape": [36, 4, 6, 8]}, "shape is .36, 4, 6, 8."),
+        ({"shape": [36, 3, 4, 16]}, "shape is .36, 3, 4, 16."),
+        ({"splits": {"test": 36}}, "splits are {'test': 36}; expected images of train"),
+        ({"splits": {"train": 37, "test": -1}}, "splits are"),
+        ({"splits": {"train": 30, "other": 6}}, "splits are"),
+    ],
+)
+def test_a_record_of_no_images_is_refused(
+    folder: Path, tmp_path: Path, damage: dict[str, object], message: str
+) -> None:
+    load_data(name=str(folder), cache=tmp_path / "cache")
+    store = store_of(tmp_path / "cache")
+    record = json.loads((store / RECORD).read_text())
+    (store / RECORD).write_text(json.dumps({**record, **damage}))
+    with pytest.raises(ArtifactError, match=message):
+        load_data(name=str(store))
+    assert main(["cache", "list", "--cache", str(tmp_path / "cache")]) == 0
+
+
+def test_stores_with_links_in_a_circle_are_listed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_data(name=str(folder), cache=tmp_path / "cache")
+    store = store_of(tmp_path / "cache")
+    (store / PIXELS).unlink()
+    (store / PIXELS).symlink_to(PIXELS)
+    assert main(["cache", "list", "--cache", str(tmp_path / "cache")]) == 0
+    assert "damaged" in capsys.readouterr().out
+
+
 def test_links_in_a_circle_are_left_out(folder: Path) -> None:
     (folder / "a").symlink_to("b")
     (folder / "b").symlink_to("a")
