@@ -224,6 +224,18 @@ def write_json(path: Path, value: Any, *, default: Callable[[Any], Any] | None =
     write_text(path, text + "\n")
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file that others may have changed.
+
+    Raises:
+        OSError: it cannot be read, or is no file: a pipe would be waited for.
+        ValueError: it is no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(
     path: Path,
     *,
@@ -441,7 +453,13 @@ class WorkFolder:
     log_path: Path
 
     def log(self, record: Mapping[str, object]) -> None:
-        """Append one record of plain values to log.jsonl, completely or not at all."""
+        """Append one record of plain values to log.jsonl, completely or not at all.
+
+        Raises:
+            ArtifactError: the log is no file.
+        """
+        if os.path.lexists(self.log_path) and not self.log_path.is_file():  # a pipe would be waited for
+            raise ArtifactError(f"{self.log_path} is no file; expected a log of JSON lines. Remove it and resume.")
         size = self.log_path.stat().st_size if self.log_path.exists() else 0
         try:
             with self.log_path.open("a", encoding="utf-8") as file:

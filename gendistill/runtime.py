@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gendistill import progress
-from gendistill.errors import ArtifactError, ConfigError, DivergenceError
+from gendistill.errors import ArtifactError, ConfigError, DivergenceError, GendistillError, reason
 from gendistill.io import read_tensors, write_tensors
 
 if TYPE_CHECKING:  # half a second of imports, which many commands do not need
@@ -313,7 +313,7 @@ class Checkpoints:
         found = (
             p.name.removeprefix("step-") for p in self.folder.glob("step-*") if (p / "state.safetensors").is_file()
         )
-        return sorted(int(name) for name in found if name.isdigit())
+        return sorted(int(name) for name in found if name.isdecimal() and name == f"{int(name):06d}")
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -341,7 +341,7 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             return None
-        path = self.folder / f"step-{steps[-1]:06d}" / "state.safetensors"
+        path = self.file(steps[-1])
         state, found = read_tensors(path, fix="Delete the folder of this checkpoint and resume.")
         other = [f"{k}: {found.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if found.get(k) != v]
         if other:
@@ -350,6 +350,29 @@ class Checkpoints:
                 "was made with, or start again with --overwrite."
             )
         return steps[-1], state
+
+    def file(self, step: int) -> Path:
+        """Where the state of a step is."""
+        return self.folder / f"step-{step:06d}" / "state.safetensors"
+
+
+@contextlib.contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Around what takes over the tensors of a file: those that are missing, or of another shape, are one message.
+
+    Raises:
+        ArtifactError: the file has such tensors.
+    """
+    try:
+        yield
+    except (GendistillError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        what = f"it lacks {error}." if isinstance(error, KeyError) else reason(error)
+        raise ArtifactError(
+            f"{path} does not hold the state of this training: {what} Delete it and resume, or start again with "
+            "--overwrite."
+        ) from error
 
 
 def reset_peak_memory() -> None:
@@ -441,13 +464,22 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """Load the tensors of ``flatten_optimizer``.
+
+    Raises:
+        ValueError: one is of no parameter or has another shape, or parameters have other moments.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".", 2)
-            own = sharded_like(value, parameters[int(i)])
-            state.setdefault(int(i), {})[name] = _laid_out_as(own, parameters[int(i)])
+            parameter = parameters[int(i)]
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{key} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}")
+            state.setdefault(int(i), {})[name] = _laid_out_as(sharded_like(value, parameter), parameter)
+    if len({frozenset(moments) for moments in state.values()}) > 1:
+        raise ValueError("its optimiser lacks moments of some parameters")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -240,6 +240,7 @@ NOT_THERE = {
     "a run": ["report", "/nowhere/a"],
     "data": ["teacher", "--data", "/nowhere/data", "--output_dir", "x"],
     "data that nobody knows": ["run", "--data", "digit", "--output_dir", "x"],
+    "a teacher of a name that is too long": ["refine", "owner/name", "--teacher", "9" * 400, "--output_dir", "x"],
     "a free place": ["run", "--output_dir", str(ROOT / "docs")],
     "a folder to write": ["export", "owner/name", "--output_dir", str(ROOT / "README.md")],
 }

@@ -260,7 +260,7 @@ def read_words(hint: Any, words: Sequence[str]) -> Any:
 
 def _split(item: Any, word: str) -> list[str]:
     """The parts of ``1,5,10``; a text with a space, such as a class name, and an existing file are one."""
-    whole = (" " in word and fits(item, word)) or (fits(item, Path()) and Path(word).exists())
+    whole = (" " in word and fits(item, word)) or (fits(item, Path()) and os.path.exists(word))
     return [word] if whole else [part.strip() for part in word.split(",") if part.strip()]
 
 

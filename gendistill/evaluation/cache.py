@@ -22,7 +22,7 @@ from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.summary import RunResult
 from gendistill.hashing import hash_bytes, hash_json
-from gendistill.io import WorkFolder, atomic, cache_root, check_place, mismatch, write_text
+from gendistill.io import WorkFolder, atomic, cache_root, check_place, mismatch, read_text, write_text
 from gendistill.registry import DISTILLERS, NETWORKS, Registry
 
 FORMAT = 1  # another number when the meaning of an outcome changes
@@ -64,14 +64,19 @@ class RunLog:
         state.wait_for_everyone()  # or one would read what another one is writing
 
     def _read(self, path: Path, needed: Sequence[str]) -> None:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error}. Delete it and resume; the trainings that it held are done again."
+            ) from error
         complete = text[: text.rfind("\n") + 1]  # a kill may cut the last line off
         if complete != text and path == self._own:
             write_text(path, complete)
         for number, line in enumerate(complete.splitlines(), 1):
             try:
                 key, result = json.loads(line)
-            except (ValueError, TypeError):  # two lines in one, as older versions wrote after a kill
+            except (ValueError, TypeError, RecursionError):  # two lines in one, as older versions wrote after a kill
                 key, result = None, None
             if not isinstance(key, str) or not isinstance(result, dict):  # older versions wrote an accuracy alone
                 continue
@@ -168,13 +173,13 @@ class BaselineCache:
             return None
         path, key = self._place(run)
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = json.loads(read_text(path))
             if entry["key"] != key or entry["content"] != hash_json(entry["outcome"]):
                 raise ValueError("its content does not match its hash")
             return {**entry["outcome"], **({} if run in self.fresh else {"cached": True})}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             _log.warning("gendistill: %s cannot be used (%s); it is computed again.", path, error)
             return None
 

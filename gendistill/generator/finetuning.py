@@ -93,7 +93,8 @@ def finetune(
     saved = folder.path / BASE_WEIGHTS if folder else None
     if saved is not None and saved.is_file():
         weights, kept = read_tensors(saved, fix="Delete it and resume.")
-        generator.network.load_state_dict(weights)
+        with runtime.restoring(saved):
+            generator.network.load_state_dict(weights)
         run.seconds["base"] = float(kept.get("seconds", 0))
     elif config.pretrained is None and config.base_steps:
         adapted = adapt(generator.network, "full", base_hash="")

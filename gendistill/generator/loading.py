@@ -201,7 +201,7 @@ def licence_of(folder: Path) -> str:
     parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
     try:
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         front = {}
     return str(front.get("license", "unknown")) if isinstance(front, dict) else "unknown"
 

@@ -268,23 +268,24 @@ class TrainingState:
             ArtifactError: the checkpoint is damaged, or belongs to another model, adaptation or number of processes.
         """
         found = checkpoints.latest() if checkpoints else None
-        if found is None:
+        if checkpoints is None or found is None:
             return 0
         step, state = found
         weights, averages = unprefixed("network", state), unprefixed("ema", state)
         shapes = {k: tuple(v.shape) for k, v in self.named.items()}
         if {k: tuple(v.shape) for k, v in weights.items()} != shapes:
             raise ArtifactError(
-                f"The checkpoint of step {step} in {checkpoints.folder if checkpoints else ''} belongs to another "
+                f"The checkpoint of step {step} in {checkpoints.folder} belongs to another "
                 "model or adaptation; resume with the settings it was made with, or start again with --overwrite."
             )
-        for shadow, (name, parameter) in zip(self.ema.shadow_params, self.named.items(), strict=True):
-            parameter.copy_(sharded_like(weights[name], parameter))
-            shadow.copy_(sharded_like(averages[name], shadow))
-        restore_optimizer(self.optimizer, state)
-        self.ema.optimization_step = int(state["ema_step"])
-        if self.memories:
-            self.memories.load_state_dict(unprefixed("memory", state))
+        with runtime.restoring(checkpoints.file(step)):
+            for shadow, (name, parameter) in zip(self.ema.shadow_params, self.named.items(), strict=True):
+                parameter.copy_(sharded_like(weights[name], parameter))
+                shadow.copy_(sharded_like(averages[name], shadow))
+            restore_optimizer(self.optimizer, state)
+            self.ema.optimization_step = int(state["ema_step"])
+            if self.memories:
+                self.memories.load_state_dict(unprefixed("memory", state))
         return step
 
     @contextmanager

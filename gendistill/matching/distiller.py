@@ -18,7 +18,7 @@ from gendistill.matching.build import build
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
-from gendistill.runtime import Checkpoints, CheckpointTimer, processes, refuse_divergence
+from gendistill.runtime import Checkpoints, CheckpointTimer, processes, refuse_divergence, restoring
 from gendistill.surrogate.manifest import AS_DATA, own_seconds, provenance
 from gendistill.surrogate.set import SurrogateSet
 
@@ -71,8 +71,9 @@ def match(
     origin, every = given.content_hash() if given else None, run.config.snapshot_every
     fields: dict[str, Any] = {"stage": run.method, "ipc": list(run.ipcs)}
     found = checkpoints.latest() if checkpoints else None
-    if found:
-        matcher.load_state_dict(found[1])
+    if checkpoints and found:
+        with restoring(checkpoints.file(found[0])):
+            matcher.load_state_dict(found[1])
     if not processes().is_main_process:
         folder = None
     if found and folder:  # what follows replaces what the log has of later iterations

@@ -246,9 +246,10 @@ class Matcher:
             ArtifactError: it is of other sets.
         """
         places = range(len(self.sets))
-        found = [state.get(f"images.{place}") for place in places]
+        shapes = [one.images.shape for one in self.sets for _ in ("images", "velocity")]
+        found = [state.get(f"{name}.{place}") for place in places for name in ("images", "velocity")]
         if f"images.{len(self.sets)}" in state or any(
-            f is None or f.shape != one.images.shape for f, one in zip(found, self.sets, strict=True)
+            f is None or f.shape != shape for f, shape in zip(found, shapes, strict=True)
         ):
             raise ArtifactError(
                 "The checkpoint is of other sets than these; resume with the settings it was made with."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gendistill import parallel
 from gendistill.io import read_tensors, write_tensors
-from gendistill.runtime import of_main_process
+from gendistill.runtime import of_main_process, restoring
 
 LABELS = "labels"  # the folder of all blocks, in that of a stage
 LEAST, SHARE = 1.0, 0.02  # seconds between two blocks; share of the time, for writing and between blocks
@@ -40,10 +40,11 @@ class LabelBlocks:
         self.kept: dict[int, Batch] = {}
         for name in of_main_process(lambda: sorted(path.name for path in folder.glob("*.safetensors"))):
             tensors, facts = read_tensors(folder / name, fix="Delete it and resume.")
-            self.seconds += float(facts["seconds"])
-            for key, value in tensors.items():
-                number, _, kind = key.partition(".")
-                self.kept.setdefault(int(number), {})[kind] = value
+            with restoring(folder / name):
+                self.seconds += float(facts["seconds"])
+                for key, value in tensors.items():
+                    number, _, kind = key.partition(".")
+                    self.kept.setdefault(int(number), {})[kind] = value
         self._fresh: dict[int, Batch] = {}
         self._begun = self._since = time.perf_counter()
         self._wait = LEAST

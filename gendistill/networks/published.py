@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hub import fetch, local_folder
-from gendistill.io import read_json
+from gendistill.io import read_json, read_text
 
 FILES = ("*.json", "*.safetensors", "README.md")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
@@ -155,7 +155,7 @@ def read_processor(folder: Path) -> Preprocessing:
     """
     path = folder / "preprocessor_config.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path))
         resize = _side(facts["size"])
         crop = _side(facts["crop_size"]) if facts.get("do_center_crop") else resize
         normal = facts.get("do_normalize", True)
@@ -167,7 +167,7 @@ def read_processor(folder: Path) -> Preprocessing:
         if not _is_number(scale):
             raise ValueError(f"rescale_factor is {scale!r}; expected a number")
         mode = MODES.get(facts.get("resample", 3), "bicubic")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} does not say how images are resized and normalised ({type(error).__name__}: {error}). Save the "
             "model's image processor into the folder: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)."

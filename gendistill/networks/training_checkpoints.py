@@ -20,6 +20,7 @@ from gendistill.runtime import (
     prefixed,
     processes,
     restore_optimizer,
+    restoring,
     unprefixed,
 )
 
@@ -55,12 +56,12 @@ class TrainingCheckpoints:
         if found is None:
             return 0
         self.done, state = found
-        with torch.no_grad():
+        with torch.no_grad(), restoring(self.store.file(self.done)):
             for name, tensor in _changing(network):
                 tensor.copy_(state[f"network.{name}"])
-        restore_optimizer(optimizer, state)
-        self.seconds = float(state["seconds"])
-        _restore_generators(unprefixed(f"random.{processes().process_index}", state))
+            restore_optimizer(optimizer, state)
+            self.seconds = float(state["seconds"])
+            _restore_generators(unprefixed(f"random.{processes().process_index}", state))
         self._timer.restart(self.done)
         return self.done
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig, RefineConfig, to_dict
 from gendistill.data.pixels import to_float, to_uint8
+from gendistill.errors import ArtifactError
 from gendistill.generator.codec import Codec
 from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder, read_tensors, write_tensors
@@ -123,7 +124,7 @@ def refine_images(
     state.wait_for_everyone()
     for i, positions in enumerate(parts):
         if store is not None and i not in computed:
-            images[positions] = read_tensors(_chunk(store, i), fix="Delete it and resume.")[0]["images"]
+            images[positions] = _read_chunk(_chunk(store, i), images[positions])
     state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
     made = _accepted(start, points, images, targets, space, config, held_out)
     if not config.steps:
@@ -134,6 +135,16 @@ def refine_images(
 
 def _chunk(store: Path, index: int) -> Path:
     return store / f"{index:05d}.safetensors"
+
+
+def _read_chunk(path: Path, like: Tensor) -> Tensor:
+    """The images of a finished chunk, as many and of the kind of ``like``."""
+    fix = "Delete it and resume."
+    images = read_tensors(path, fix=fix)[0].get("images")
+    if images is None or (images.shape, images.dtype) != (like.shape, like.dtype):
+        found = None if images is None else f"{images.dtype} {tuple(images.shape)}"
+        raise ArtifactError(f"{path} has images {found}; expected {like.dtype} {tuple(like.shape)}. {fix}")
+    return images
 
 
 def _identity(

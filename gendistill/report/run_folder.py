@@ -16,7 +16,7 @@ import yaml
 from gendistill.config import DataConfig
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.summary import read_summary
-from gendistill.io import CONFIG, LOG, RECORD, read_json
+from gendistill.io import CONFIG, LOG, RECORD, read_json, read_text
 
 COMMANDS = ("gendistill", "evaluate")
 Options = dict[str, Any]  # of a command, by dotted name, as YAML reads them
@@ -75,7 +75,7 @@ def _options(tokens: list[str]) -> Options:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -90,8 +90,8 @@ def _start(output_dir: Any, folder: Path) -> Path:
 def _config(path: Path) -> Options:
     """What `evaluate` reads of a YAML file, of a whole run's too."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        loaded = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(loaded, dict):
         return {}
@@ -232,10 +232,10 @@ def _run_data(run: Path, config: Any) -> DataConfig:
 
 def _read(run: Path, name: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse((run / name).read_text(encoding="utf-8"))
+        return parse(read_text(run / name))
     except OSError as error:
         raise _unfinished(run, name) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ArtifactError(f"{run / name} is damaged: {error}. Copy the run again, or make it again.") from error
 
 
@@ -266,8 +266,8 @@ def _record(path: Path) -> Mapping[str, Any]:
 def _date(run: Path, summary: Path) -> str:
     """When the run wrote its last log record: unlike a file's date, it survives copying."""
     try:
-        seconds = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["time"]
+        seconds = json.loads(read_text(run / LOG).splitlines()[-1])["time"]
         return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")
-    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         seconds = summary.stat().st_mtime
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")

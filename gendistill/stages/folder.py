@@ -37,6 +37,7 @@ from gendistill.io import (
     mismatch,
     output_place,
     partial_of,
+    read_text,
     refuse_files,
     replaceable,
     storage_errors,
@@ -178,9 +179,9 @@ def _check_plain(target: Path, overwrite: bool, record_name: str, inputs: Sequen
 def _wrote(record: Path, *, begun: bool) -> bool:
     """Whether a record is one of ours, finished, or empty where the work had only ``begun``."""
     try:
-        text = record.read_text(encoding="utf-8")
+        text = read_text(record)
         found = json.loads(text) if text or not begun else {"command": "", "versions": {}}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"command", "versions"} <= found.keys()
 
@@ -208,7 +209,7 @@ def _aside(path: Path) -> Path:
 def read_record(folder: Path) -> StageRecord | None:
     """stage.json of a folder, or None where there is no readable one."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(read_text(folder / RECORD))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or "settings" not in record or mismatch(StageRecord, {**record, **ANY_SETTINGS}):
@@ -321,8 +322,8 @@ def _is_ours(options: StageOptions, folder: Path) -> bool:
 
 def _is_run(folder: Path) -> bool:
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = yaml.safe_load(read_text(folder / CONFIG))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return False
     return isinstance(config, dict) and set(config) == set(SETTINGS)
 

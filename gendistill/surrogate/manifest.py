@@ -20,7 +20,7 @@ from gendistill.data.dataset import DataFacts
 from gendistill.data.files import leads_to
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_bytes
-from gendistill.io import inside, is_relative, leading_outside, read_json, write_json, write_text
+from gendistill.io import inside, is_relative, leading_outside, read_json, read_text, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
 from gendistill.surrogate.multi_formation import Factor, factor_of, sides, views_in
@@ -458,7 +458,7 @@ def read_checksums(folder: Path, manifest: Manifest) -> dict[str, str]:
     """
     path = inside(folder, CHECKSUMS)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} has no readable {CHECKSUMS} ({error}), so nothing can be verified.") from error
     if hash_bytes(text.encode()) != manifest["checksums"]:

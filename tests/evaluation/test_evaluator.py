@@ -12,7 +12,7 @@ import torch
 from gendistill.config import EvaluateConfig
 from gendistill.data.dataset import RealData, Split
 from gendistill.distillers import distill
-from gendistill.errors import ConfigError, DivergenceError
+from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.evaluation.cache import RUNS, RunLog
 from gendistill.evaluation.entries import Entry, SoftTargets
 from gendistill.evaluation.evaluate import evaluate
@@ -139,6 +139,20 @@ def test_damaged_results_are_trained_again_and_named(tmp_path, caplog):
         "accuracy is 5", "correct is 'all'", "it lacks ece"
     ]  # fmt: skip
     assert f"line 2 of {tmp_path / RUNS}" in said[0]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", None])
+def test_results_that_are_no_text_are_one_message(tmp_path, text):
+    path = tmp_path / RUNS
+    path.mkdir() if text is None else path.write_bytes(text)
+    with pytest.raises(ArtifactError, match=r"runs\.jsonl cannot be read: .*\. Delete it and resume"):
+        RunLog(WorkFolder(tmp_path, tmp_path / "log.jsonl"))
+
+
+def test_a_line_of_lists_in_lists_counts_as_none(tmp_path):
+    good = {"accuracy": 0.5, "seconds": 1.0}
+    (tmp_path / RUNS).write_text("[" * 10**5 + "\n" + json.dumps(["good", good]) + "\n")
+    assert RunLog(WorkFolder(tmp_path, tmp_path / "log.jsonl")).done == {"good": good}
 
 
 def test_every_network_is_built_before_anything_is_trained():

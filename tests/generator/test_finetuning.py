@@ -56,6 +56,9 @@ def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
         repr(base) == f"BaseWeights({len(base.state)} tensors, {sum(map(torch.numel, base.state.values())):,} values)"
     )
     assert len(folder.log_path.read_text().splitlines()) == 3  # the second call ran the last minimax step only
+    write_tensors(folder.path / "base.safetensors", {"x": torch.zeros(2)})
+    with pytest.raises(ArtifactError, match=r"base\.safetensors does not hold the state of this training"):
+        finetune(digits, CONFIG, folder=folder)
 
 
 def test_a_generator_to_start_from_keeps_its_classes_by_name(digits: RealData, tuned: Generator) -> None:

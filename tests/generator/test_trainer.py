@@ -20,6 +20,7 @@ from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.trainer import Estimate, train_generator
+from gendistill.io import read_tensors, write_tensors
 from gendistill.progress import finish
 from gendistill.runtime import Checkpoints, make_accelerator
 from gendistill.seeding import torch_rng
@@ -171,6 +172,15 @@ def test_a_checkpoint_of_another_training_is_refused(digits: RealData, tmp_path:
     with pytest.raises(ArtifactError, match="another model or adaptation"):
         train(digits, replace(DIT, architecture=DiT(num_layers=1)), "difffit", checkpoints=checkpoints)
     state = tmp_path / "step-000002" / "state.safetensors"
+    good, metadata = read_tensors(state, fix="")
+    one_of_each = {name.partition(".")[0]: name for name in good if not name.startswith("network.")}
+    others = [{k: v for k, v in good.items() if k != name} for name in one_of_each.values()]
+    others += [good | {name: torch.zeros(2)} for name in ("optimizer.0.exp_avg", "optimizer.999.exp_avg", "ema_step")]
+    for changed in others:
+        write_tensors(state, changed, metadata)
+        with pytest.raises(ArtifactError, match="does not hold the state of this training"):
+            train(digits, DIT, "difffit", checkpoints=checkpoints)
+    write_tensors(state, good, metadata)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="is missing or damaged"):
         train(digits, DIT, "difffit", checkpoints=checkpoints)

@@ -11,6 +11,7 @@ from gendistill.config import DataConfig, DistillConfig, Features, MatchingConfi
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, DivergenceError
+from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.matching.build import build
 from gendistill.matching.distiller import match
 from gendistill.matching.engine import Matcher
@@ -120,6 +121,28 @@ def test_a_state_of_other_sets_is_refused(data):
     state = matcher(data, one_run(data, "dm")).state_dict()
     with pytest.raises(ArtifactError, match="other sets"):
         matcher(data, one_run(data, "dm", 2)).load_state_dict(state)
+    del state["velocity.0"]
+    with pytest.raises(ArtifactError, match="other sets"):
+        matcher(data, one_run(data, "dm")).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["missing", "longer", "of no network"])
+def test_a_checkpoint_of_other_networks_is_one_message(data, tmp_path, change):
+    run = one_run(data, "idm", checkpoint_every=1)
+    folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
+    match(data, run, seed=0, folder=folder)
+    (path,) = tmp_path.rglob("state.safetensors")
+    state, metadata = read_tensors(path, fix="")
+    part = ".network." if change == "missing" else ".training."
+    name = next(name for name in state if part in name and state[name].ndim)
+    value = state.pop(name)
+    if change == "longer":
+        state[name] = torch.cat([value, value])
+    if change == "of no network":
+        state |= {name: value, name.replace("optimizer.", "optimizer.99"): value.clone()}
+    write_tensors(path, state, metadata)
+    with pytest.raises(ArtifactError, match="does not hold the state of this training"):
+        match(data, run, seed=0, folder=folder)
 
 
 def test_the_joint_step_equals_steps_after_each_class(data):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.networks.teacher import Teacher, train_teacher
 from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages.folder import read_record
@@ -95,6 +95,18 @@ def test_a_checkpoint_of_another_training_is_refused(digits: RealData, tmp_path:
             train_teacher(digits, changed, folder=folder)
     with pytest.raises(ArtifactError, match="belongs to another training"):
         train_teacher(digits, QUICK, seed=1, folder=folder)
+
+
+def test_a_checkpoint_that_lacks_something_is_one_message(digits: RealData, tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
+    train_teacher(digits, QUICK, folder=folder)
+    (path,) = tmp_path.rglob("state.safetensors")
+    state, identity = read_tensors(path, fix="")
+    for part in ("network", "optimizer.0", "seconds"):
+        name = next(name for name in state if name.startswith(part))
+        write_tensors(path, {k: v for k, v in state.items() if k != name}, identity)
+        with pytest.raises(ArtifactError, match="does not hold the state of this training"):
+            train_teacher(digits, QUICK, folder=folder)
 
 
 def test_a_killed_teacher_is_resumed(tmp_path: Path) -> None:

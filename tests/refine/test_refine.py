@@ -18,7 +18,7 @@ from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.evaluation.evaluate import evaluate
-from gendistill.io import WorkFolder
+from gendistill.io import WorkFolder, write_tensors
 from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.factories import batch_norm_layers, build_network
@@ -107,6 +107,18 @@ def test_computations_in_one_folder_keep_their_chunks_apart(
         assert torch.equal(kept.images, alone.images), options
         assert torch.equal(again.images, alone.images), options
         assert len(list((tmp_path / "chunks").iterdir())) == number
+
+
+@pytest.mark.parametrize("images", [None, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(20, 1, 8, 8)])
+def test_a_chunk_of_other_images_is_one_message(
+    pool: SurrogateSet, space: FeatureSpace, tmp_path: Path, images: torch.Tensor | None
+) -> None:
+    work, config = WorkFolder(tmp_path, tmp_path / "log.jsonl"), replace(CONFIG, steps=1)
+    refine_images(pool.prefix(2), space, config, seed=1, folder=work)
+    (path,) = tmp_path.rglob("*.safetensors")
+    write_tensors(path, {"x": torch.zeros(1)} if images is None else {"images": images})
+    with pytest.raises(ArtifactError, match=r"00000\.safetensors has images .*; expected torch\.uint8 \(20, 1, 8, 8\)"):
+        refine_images(pool.prefix(2), space, config, seed=1, folder=work)
 
 
 def test_chunks_are_found_again_on_a_cpu_that_rounds_otherwise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -362,6 +363,27 @@ def test_a_damaged_stage_record_is_named(tmp_path: Path, data: RealData) -> None
     (run / "refined" / "stage.json").write_text('{"stage": "refine", "seconds": "long"}')
     with pytest.raises(ArtifactError, match=r"refined/stage\.json is damaged: seconds is 'long'; expected a number"):
         read_finished(run)
+
+
+def test_files_of_lists_in_lists_are_one_message(tmp_path: Path, data: RealData) -> None:
+    run = make_run(tmp_path / "run", data)
+    (run / "log.jsonl").write_text("[" * 10**5 + "\n")
+    assert read_finished(run).date
+    (run / "config.yaml").write_text("[" * 10**4)
+    with pytest.raises(ArtifactError, match=r"config\.yaml is damaged"):
+        read_finished(run)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, data: RealData, name: str) -> None:
+    run = make_run(tmp_path / "run", data)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    if name == "log.jsonl":
+        assert read_finished(run).date
+    else:
+        with pytest.raises(ArtifactError):
+            read_finished(run)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gendistill.errors import ArtifactError
+from gendistill.io import WorkFolder
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folder import finished, read_record, stage_folder, stage_settings
 from tests.helpers import TINY, files, gendistill, messages, start
@@ -187,6 +189,25 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="do not match their hash"):
         checkpoints.latest()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to itself"])
+def test_a_log_that_is_no_file_is_one_message(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log.jsonl"
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to itself": lambda: path.symlink_to(path)}
+    make[kind]()
+    with pytest.raises(ArtifactError, match="is no file; expected a log of JSON lines"):
+        WorkFolder(tmp_path, path).log({"step": 1})
+
+
+def test_only_folders_with_the_name_of_a_step_are_checkpoints(tmp_path: Path) -> None:
+    import torch
+
+    checkpoints = Checkpoints(tmp_path, every=1, keep=1)
+    checkpoints.save(1, {"x": torch.ones(1)})
+    for name in ("step-²", "step-2", "step-last"):
+        shutil.copytree(tmp_path / "step-000001", tmp_path / name)
+    assert checkpoints.steps() == [1]
 
 
 def test_a_cache_that_is_a_file_is_refused_before_any_training(
