@@ -59,6 +59,7 @@ def main() -> None:
     import gendistill.stages.evaluate
     import gendistill.stages.finetune
     import gendistill.stages.label
+    import gendistill.stages.run
     import gendistill.stages.sample
     import gendistill.stages.teacher  # noqa: F401  (what the forked processes find imported)
 

@@ -50,9 +50,6 @@ class StageOptions(Options):
         require(not both, "overwrite", True, "false together with resume_from_checkpoint")
 
 
-STAGE_BY_STAGE = "start its stages one by one with torchrun: teacher, finetune, sample, refine, evaluate"
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(StageOptions):
     """All stages from pixels to report.
@@ -75,7 +72,6 @@ class RunConfig(StageOptions):
 
     def check(self) -> None:
         super().check()
-        require(self.num_processes in (None, 1), "num_processes", self.num_processes, f"1 in a run; {STAGE_BY_STAGE}")
         largest, tiles = max(ipc_sizes(self.refine.ipc)), self.refine.pack**2
         wanted = f"at least refine.ipc = {largest}" + (f" times refine.pack^2 = {tiles}" if tiles > 1 else "")
         require(self.sample.pool >= largest * tiles, "sample.pool", self.sample.pool, wanted)

@@ -251,7 +251,8 @@ class _Training:
 
     def end(self) -> None:
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # accelerate's end_training would also part the processes for good
+            tracker.finish()
 
     def _checkpoints(self, phase: str) -> runtime.Checkpoints | None:
         if self.folder is None or runtime.owns_optimizer(self.accelerator):

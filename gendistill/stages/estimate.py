@@ -42,6 +42,8 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
     number; refinement and matching are counted in floating-point operations at the teacher's pace. Not in it: reading
     the images, the picks of coresets, measures of the sets, and what earlier runs left in the caches.
 
+    Several processes call this alike; the others' shares of the work are taken to be as fast as this one's.
+
     Args:
         config: The options of all stages.
         data: The real images.
@@ -57,13 +59,15 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
         teacher, data, options.batch_size, options.steps, options.mixed_precision, options.compile, flop
     )
     pace = training / options.steps / options.batch_size  # seconds an image
-    return {
+    found = {
         "teacher": training * _share(options) + len(data.train) * pace / (1 + BACKWARD),
         "generator": _generator(config, data, generator),
         "samples": _samples(config, generator),
         "refinement": pace / flop * _refinement_flop(config, data, flop),
         "evaluation": _evaluation(config, data, shape),
     }
+    shares = runtime.processes().num_processes  # the generator's steps were timed with all processes
+    return {stage: seconds if stage == "generator" else seconds / shares for stage, seconds in found.items()}
 
 
 def _share(options: TeacherConfig) -> float:

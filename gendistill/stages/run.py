@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from gendistill import runtime
 from gendistill.config import ipc_sizes, require, to_dict
-from gendistill.config.commands import STAGE_BY_STAGE, RunCommand, RunConfig
+from gendistill.config.commands import RunCommand, RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.errors import ArtifactError
@@ -45,7 +47,8 @@ FOLDERS = {
 def run(config: RunConfig) -> Evaluation:
     """All stages, from images to the report, each in a folder of its own below ``config.output_dir``.
 
-    A new run first notes how long it will take, where progress is shown.
+    A new run first notes how long it will take, where progress is shown. Several processes call this alike: they share
+    the work of every stage, and the main one writes.
 
     Args:
         config: The options of all stages. With ``resume_from_checkpoint`` finished stages are kept and the interrupted
@@ -58,37 +61,47 @@ def run(config: RunConfig) -> Evaluation:
         GendistillError: the options do not fit the images; this is found before anything is trained.
         ArtifactError: the folder was made with other settings.
     """
-    runtime.require_one_process("`run`", f" Or {STAGE_BY_STAGE}.")
-    out, sets = config.output_dir, surrogate_folders(config)
+    runtime.check_processes(config.num_processes)
+    out, sets, is_main = config.output_dir, surrogate_folders(config), runtime.processes().is_main_process
     pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
     cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
         data = read_data(config.data)
         generator = check_run(config, data)
-        if is_shown() and not (out / CONFIG).is_file():
+        if runtime.of_main_process(lambda: is_shown() and not (out / CONFIG).is_file()):
             note(format_estimate(estimate_run(config, data, generator)))
         del generator  # the estimate has changed it
-        out.mkdir(parents=True, exist_ok=True)
-        _save_config(config, out)
+        if is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            _save_config(config, out)
         made = {stage: out / folder for stage, folder in FOLDERS.items()}
         seed, log, teachers = config.seed, out / LOG, [made["teacher"]]
         pool = made["sample"] / "pool"
-        with numbered_stage("teacher", 1, 5):
+        with _stage("teacher", 1):
             teacher.run_stage(data, config.data, config.teacher, made["teacher"], seed=seed, log_path=log)
-        with numbered_stage("generator", 2, 5):
+        with _stage("generator", 2):
             finetune.run_stage(data, config.finetune, made["finetune"], seed=seed, log_path=log)
-        with numbered_stage("samples", 3, 5):
+        with _stage("samples", 3):
             sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, seed=seed, log_path=log)
-        with numbered_stage("refinement", 4, 5):
+        with _stage("refinement", 4):
             refine.run_stage(pool, teachers, data, config.refine, made["refine"], seed=seed, log_path=log)
-        with numbered_stage("evaluation", 5, 5):
+        with _stage("evaluation", 5):
             found = evaluate.run_stage(
                 data, sets, config.evaluate, made["evaluate"], seed=seed, teacher_dir=made["teacher"], log_path=log
             )
         assert isinstance(found, Evaluation)
-        record_evidence(sets, found.to_dict(), data)
-        write_report(out, data)
+        if is_main:
+            record_evidence(sets, found.to_dict(), data)
+            write_report(out, data)
     return found
+
+
+@contextmanager
+def _stage(name: str, number: int) -> Iterator[None]:
+    """One of the five stages, at whose end every process finds what the main one wrote."""
+    with numbered_stage(name, number, 5):
+        yield
+        runtime.processes().wait_for_everyone()
 
 
 def estimate(config: RunConfig) -> dict[str, float]:
@@ -97,7 +110,7 @@ def estimate(config: RunConfig) -> dict[str, float]:
     Raises:
         GendistillError: the options do not fit the images.
     """
-    runtime.require_one_process("`run`", f" Or {STAGE_BY_STAGE}.")
+    runtime.check_processes(config.num_processes)
     data = read_data(config.data)
     return estimate_run(config, data, check_run(config, data))
 
@@ -191,6 +204,8 @@ def main(command: RunCommand) -> Outcome:
         return Outcome(format_estimate(by_stage), {"seconds": by_stage})
     start = time.perf_counter()
     result = run(command)
+    if not runtime.processes().is_main_process:
+        return Outcome("")
     out, seconds = command.output_dir, time.perf_counter() - start
     best = out / "refined" / f"ipc-{max(ipc_sizes(command.refine.ipc))}"
     text = f"""{format_evaluation(result)}
