@@ -6,7 +6,9 @@ Only ``add_up`` rounds, as sums in another order do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import count as count_from
 from typing import Any, TypeVar
 
@@ -38,7 +40,7 @@ def claimed(items: Sequence[T]) -> Iterator[T]:
     if world() == 1:
         yield from items
         return
-    name, store = f"gendistill/claimed/{next(_lists)}", _store()
+    name, store = f"claimed/{next(_lists)}", _store()
     while (number := store.add(name, 1) - 1) < len(items):
         yield items[number]
 
@@ -75,8 +77,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 def is_first_to_fail() -> bool:
     """Whether no other process has failed yet; the first one reports the failure of all."""
-    processes()
-    return bool(_store().add("gendistill/failed", 1) == 1)
+    return bool(_store().add("failed", 1) == 1)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -87,6 +88,14 @@ def is_lost_connection(error: BaseException) -> bool:
     )
 
 
+@cache
 def _store() -> dist.Store:
-    """What all processes can read and write, from their meeting on; the launcher keeps it."""
-    return dist.distributed_c10d._get_default_store()
+    """What all processes can read and write: another connection to the store at which they met.
+
+    The launcher keeps it, or without one the first process. A launcher that starts them again keeps the old one, so
+    names begin with the number of the attempt.
+    """
+    processes()
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"gendistill/{attempt}", dist.TCPStore(*place, is_master=False, wait_for_workers=False))
