@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from gendistill.errors import ArtifactError, ConfigError, reason
+
+MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+NO_MODEL = "There is no folder {!r}. Give an existing one, or a Hub id such as owner/name."
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
+NO_FILE = "There is no file {}. Give another --pretrained, or --pretrained timm:NAME."
+GENERATOR = "Make one with `gendistill finetune`, or give a diffusers pipeline folder."
+ADAPTER = "Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora."
 
 
 def local_folder(source: str, revision: str | None, expected: str) -> Path | None:
@@ -44,26 +52,31 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Litera
         return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         at = f" at revision {revision}" if revision else ""
-        raise ArtifactError(
-            f"There is no folder {name}, and the Hub {kind} {name}{at} cannot be loaded: {type(error).__name__}: "
-            f"{reason(error)} Check the name and the network; offline (HF_HUB_OFFLINE=1) only what was "
-            "downloaded before can be used."
-        ) from error
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise ArtifactError(not_loaded(f"{kind} {name}{at}", name, why)) from error
 
 
-def why_no_dataset(name: str) -> str:
-    """Why the dataset ``name`` cannot be loaded, in a moment; empty where it is in the caches, or may be on the Hub."""
+def not_loaded(what: str, name: str, why: str) -> str:
+    """The message that the Hub does not give ``what``, which is no folder ``name`` either."""
+    return (
+        f"There is no folder {name}, and the Hub {what} cannot be loaded: {why} Check the name and the network; "
+        "offline (HF_HUB_OFFLINE=1) only what was downloaded before can be used."
+    )
+
+
+def why_absent(name: str, kind: Literal["model", "dataset"]) -> str:
+    """Why ``name`` cannot be loaded, in a moment; empty where it is in the caches, or may be on the Hub."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    if downloaded.is_dir() or (prepared / name.replace("/", "___")).is_dir():
+    downloaded = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+    if downloaded.is_dir() or (kind == "dataset" and (prepared / name.replace("/", "___")).is_dir()):
         return ""
     try:
-        HfApi().dataset_info(name, timeout=5)
+        HfApi().repo_info(name, repo_type=kind, timeout=5)
     except RepositoryNotFoundError:
-        return "the Hub has no such dataset, or it is private"
+        return f"the Hub has no such {kind}, or it is private"
     except HfHubHTTPError:  # others may be able to read it, with their rights or later
         return ""
     except Exception as error:

@@ -19,7 +19,7 @@ from gendistill.config.base import arms
 from gendistill.config.commands import RunCommand
 from gendistill.config.flat import all_options
 from gendistill.errors import ConfigError
-from tests.helpers import ROOT, TINY, gendistill, messages
+from tests.helpers import ROOT, TINY, environment, gendistill, messages
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sample", "--help"]])
@@ -238,6 +238,15 @@ NOT_THERE = {
     "a set to refine": ["refine", "/nowhere/a", "--teacher", "/nowhere/t", "--output_dir", "x"],
     "a teacher": ["label", "owner/name", "--teacher", "/nowhere/t", "--output_dir", "x"],
     "a run": ["report", "/nowhere/a"],
+    "a generator": ["sample", "--generator", "/nowhere/g", "--output_dir", "x"],
+    "a generator that nobody knows": ["sample", "--generator", "no/where", "--output_dir", "x"],
+    "no generator": ["sample", "--generator", str(ROOT / "docs"), "--output_dir", "x"],
+    "a generator to tune": ["finetune", "--pretrained", "/nowhere/g", "--output_dir", "x"],
+    "an autoencoder": ["finetune", "--codec", "/nowhere/g", "--output_dir", "x"],
+    "no adapter": ["sample", "--generator", "/", "--adapter", str(ROOT / "docs"), "--output_dir", "x"],
+    "a published teacher": ["teacher", "--pretrained", "/nowhere/t", "--output_dir", "x"],
+    "a file of weights": ["teacher", "--pretrained", "no.safetensors", "--output_dir", "x"],
+    "a set that nobody knows": ["export", "no/where", "--output_dir", "x"],
     "data": ["teacher", "--data", "/nowhere/data", "--output_dir", "x"],
     "data that nobody knows": ["run", "--data", "digit", "--output_dir", "x"],
     "a teacher of a name that is too long": ["refine", "owner/name", "--teacher", "9" * 400, "--output_dir", "x"],
@@ -249,7 +258,9 @@ NOT_THERE = {
 @pytest.mark.parametrize("case", NOT_THERE)
 def test_wrong_paths_are_refused_before_anything_is_imported(case: str, capsys) -> None:
     code = f"import sys, gendistill.cli as c; sys.exit(c.main({NOT_THERE[case]!r}) + 10 * ('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=environment()
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import gendistill as gd
 
@@ -19,6 +20,19 @@ def run_python(code: str) -> str:
 def test_importing_the_package_loads_no_heavy_library():
     loaded = run_python("import sys, gendistill; dir(gendistill); print(*sys.modules)").split()
     assert not {"torch", "numpy", "PIL", "yaml", "diffusers"} & {*loaded}
+
+
+def test_a_coreset_loads_no_library_that_it_does_not_use(tmp_path):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (8, 8), (i * 9, 60, 90)).save(tmp_path / "images" / name / f"{i}.png")
+    words = ["distill", "--method", "random", "--ipc", "1", "--output_dir", str(tmp_path / "set")]
+    words += ["--data", str(tmp_path / "images"), "--data.cache", str(tmp_path / "cache"), "--quiet"]
+    loaded = run_python(f"import sys, gendistill.cli as c; print(c.main({words!r}), *sys.modules)").split()
+    assert loaded[loaded.index("0")] == "0"
+    unused = {"diffusers", "transformers", "sklearn", "pandas", "ot", "scipy.stats", "timm", "datasets", "torchvision"}
+    assert not unused & {*loaded}
 
 
 def test_every_name_loads_from_its_module():

@@ -15,12 +15,15 @@ from typing import Any
 from gendistill.config.base import Options, as_tuple
 from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions, VerifyCommand
 from gendistill.config.data import DataConfig
+from gendistill.config.teacher import Pretrained
 from gendistill.errors import ArtifactError, DataError
-from gendistill.hub import why_no_dataset
+from gendistill.hub import ADAPTER, GENERATOR, MODEL_ID, NO_FILE, NO_MODEL, PICKLES, not_loaded, why_absent
 from gendistill.io import check_place, output_place, partial_of, read_json, refuse_files
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
 TEACHERS = ("teacher", "held_out")
+MODELS = ("generator", "pretrained", "codec")  # texts that are a folder of diffusers or a Hub id
+LIBRARIES = ("timm:", "torchvision:")
 OR_HUB_ID = ("name", "source", "generator", "pretrained")  # options that are a path or something else
 NO_SET = (
     "There is no folder {!r}. Give an existing one such as RUN/samples/ipc-10, or a Hub dataset such as owner/name or "
@@ -37,6 +40,8 @@ def check_paths(options: Options) -> None:
         DataError: data.name can be no data.
     """
     _check_places(options)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
+        _check_output(options)
     for field in fields(options):
         value = getattr(options, field.name)
         if isinstance(value, DataConfig):
@@ -45,9 +50,8 @@ def check_paths(options: Options) -> None:
             for folder in _paths(value):
                 fix = "Make one with `gendistill teacher`."
                 read_json(folder / "teacher.json", kind="a teacher folder", required=("network", "classes"), fix=fix)
+    _check_models(options)
     _check_sets(options)
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes the folder
-        _check_output(options)
 
 
 def _check_places(options: Options, section: str = "") -> None:
@@ -66,11 +70,40 @@ def _check_places(options: Options, section: str = "") -> None:
 def _check_data(data: DataConfig) -> None:
     if problem := data.problem():
         raise DataError(problem)
-    if data.on_hub and (problem := why_no_dataset(data.name)):
+    if data.on_hub and (problem := why_absent(data.name, "dataset")):
         raise DataError(
             f"data.name is {data.name!r}: no such folder here, and it cannot be loaded from the Hub ({problem}). Give "
             "'digits', an existing folder, or a Hub id that you can reach."
         )
+
+
+def _check_models(options: Options) -> None:
+    """Refuse models that are neither here nor on the Hub, and folders that hold no model."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, Pretrained):
+            _check_model(value.source.removeprefix("transformers:"))
+        elif isinstance(value, Options):
+            _check_models(value)
+        elif value is not None and field.name in MODELS and value != "pixels":
+            _check_model(str(value))
+            folder = Path(value).expanduser()
+            if field.name != "codec" and folder.is_dir():
+                read_json(folder / "model_index.json", kind="a generator folder", fix=GENERATOR)
+        elif value is not None and field.name == "adapter":
+            read_json(value / "adapter.json", kind="an adapter", fix=ADAPTER)
+
+
+def _check_model(source: str) -> None:
+    """Pickles are refused where they would be read, with how to convert them."""
+    if Path(source).expanduser().exists() or source.startswith(LIBRARIES) or source.endswith(PICKLES):
+        return
+    if source.endswith(".safetensors"):
+        raise ArtifactError(NO_FILE.format(source))
+    if not MODEL_ID.fullmatch(source):
+        raise ArtifactError(NO_MODEL.format(source))
+    if problem := why_absent(source, "model"):
+        raise ArtifactError(not_loaded(f"model {source}", source, f"{problem}."))
 
 
 def _paths(value: Any) -> Iterator[Path]:
@@ -82,8 +115,11 @@ def _check_sets(options: Options) -> None:
     several = isinstance(options, VerifyCommand) and len(missing) < len(as_tuple(options.surrogate))
     here_only = isinstance(options, (VerifyCommand, ShowCommand))
     for path in missing:
-        if not several and (here_only or not HUB_ID.fullmatch(str(path))):
+        found = None if here_only else HUB_ID.fullmatch(str(path))
+        if not several and not found:
             raise ArtifactError(NO_SET.format(str(path)))
+        if found and (problem := why_absent(found["name"], "dataset")):
+            raise ArtifactError(not_loaded(f"dataset {found['name']}", str(path), f"{problem}."))
     for path in _paths(options.run) if isinstance(options, ReportCommand) else ():
         if not path.exists():
             raise ArtifactError(f"There is no folder {str(path)!r}. Give the output_dir of a `run` or an `evaluate`.")

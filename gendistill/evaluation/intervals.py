@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 
@@ -20,6 +19,8 @@ def paired_interval(ours: Sequence[float], theirs: Sequence[float], level: float
     Raises:
         ValueError: fewer than two pairs.
     """
+    from scipy import stats  # a second of imports, which commands without intervals need not wait for
+
     n = min(len(ours), len(theirs))
     if n < 2:
         raise ValueError(f"A paired interval needs at least 2 pairs, got {n}.")
@@ -52,6 +53,8 @@ def row_interval(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[floa
 
 def _welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the difference of two independent means; one point where neither side varies."""
+    from scipy import stats
+
     if max(map(np.ptp, (ours, theirs))) < 1e-12:
         middle = float(np.mean(ours) - np.mean(theirs))
         return middle, middle

@@ -20,6 +20,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import GeneratorMeta
 from gendistill.generator.networks import KINDS, Network, drop_no_labels, kind_of
 from gendistill.hashing import hash_tensors
+from gendistill.hub import ADAPTER
 from gendistill.io import read_json, read_tensors, write_json, write_tensors
 from gendistill.runtime import full_tensor
 from gendistill.seeding import torch_rng
@@ -284,7 +285,7 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
         kind="an adapter",
         format=FORMAT,
         schema=AdapterRecord,
-        fix="Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora.",
+        fix=ADAPTER,
     )
     return cast("AdapterRecord", record)
 

@@ -15,7 +15,7 @@ import yaml
 from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError, reason
 from gendistill.generator.class_mapping import check_label_map
-from gendistill.hub import fetch, local_folder
+from gendistill.hub import GENERATOR, MODEL_ID, NO_MODEL, fetch, local_folder
 from gendistill.io import DIGEST, inside, read_json
 from gendistill.runtime import require_finite_weights
 from gendistill.surrogate.manifest import digests
@@ -25,7 +25,6 @@ INDEX = "model_index.json"
 
 PATTERNS = ("*.json", "*.safetensors", "README.md")
 BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or kept by different versions
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def resolve_model_folder(source: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
@@ -43,8 +42,8 @@ def resolve_model_folder(source: str, revision: str | None = None, patterns: Seq
     path = local_folder(source, revision, "a model folder")
     if path is not None:
         return path
-    if not HUB_ID.fullmatch(source):
-        raise ArtifactError(f"There is no folder {source!r}. Give an existing one, or a Hub id such as owner/name.")
+    if not MODEL_ID.fullmatch(source):
+        raise ArtifactError(NO_MODEL.format(source))
     return fetch(source, revision, patterns, "model")
 
 
@@ -208,5 +207,4 @@ def licence_of(folder: Path) -> str:
 
 def read_generator_json(path: Path) -> Mapping[str, Any]:
     """A JSON file of a generator folder."""
-    fix = "Make one with `gendistill finetune`, or give a diffusers pipeline folder."
-    return read_json(path, kind="a generator folder", fix=fix)
+    return read_json(path, kind="a generator folder", fix=GENERATOR)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from gendistill import runtime
@@ -256,5 +255,7 @@ def _reduced(points: np.ndarray, seed: int) -> np.ndarray:
     """The points' first principal components, where there are more dimensions and images than those."""
     if min(points.shape) <= COMPONENTS:
         return points.astype(np.float64)
+    from sklearn.decomposition import PCA
+
     solver = PCA(COMPONENTS, svd_solver="randomized", random_state=seed % 2**32)
     return solver.fit_transform(points).astype(np.float64)

@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.errors import ArtifactError, ConfigError
-from gendistill.hub import fetch, local_folder
+from gendistill.hub import PICKLES, fetch, local_folder
 from gendistill.io import read_json, read_text
 
 FILES = ("*.json", "*.safetensors", "README.md")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # transformers' numbers of Pillow's filters
 
 

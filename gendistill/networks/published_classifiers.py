@@ -25,10 +25,10 @@ from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.class_mapping import Names
 from gendistill.generator.loading import licence_of
 from gendistill.hashing import hash_file, hash_json
+from gendistill.hub import NO_FILE, PICKLES
 from gendistill.io import read_json, read_tensors
 from gendistill.networks.factories import HEADS
 from gendistill.networks.published import (
-    PICKLES,
     Preprocessing,
     channel_values,
     conversion,
@@ -153,7 +153,7 @@ def _place(options: Pretrained) -> tuple[Path, Path | None]:
         raise ArtifactError(f"{source} is pickled, and not read. {conversion(path, path.with_suffix('.safetensors'))}")
     if path.suffix == ".safetensors" and not path.is_dir():
         if not path.is_file():
-            raise ArtifactError(f"There is no file {source}. Give another --pretrained, or --pretrained timm:NAME.")
+            raise ArtifactError(NO_FILE.format(source))
         require(options.revision is None, f"{SECTION}.revision", options.revision, "null: a file has no revisions")
         return path.resolve().parent, path.resolve()
     return model_folder(timm_source(source) if kind == "timm" else source, source, options.revision), None

@@ -21,7 +21,6 @@ from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
-import ot
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
@@ -153,6 +152,8 @@ def _exact(p: _Problem, max_iterations: int, tolerance: float) -> tuple[np.ndarr
     POT's alternation runs first. The loop after it does the same with plans that are known to be optimal: it confirms
     POT's atoms and measures them, or continues where POT's plans were not optimal.
     """
+    import ot
+
     atoms, iterations = p.init, 0
     if len(p.points) <= POT_POINTS:
         atoms, log = ot.lp.free_support_barycenter(
@@ -173,6 +174,8 @@ def _entropic(p: _Problem, reg: float, max_iterations: int, tolerance: float) ->
     Raises:
         ConvergenceError: the last plan misses its marginals, or is not finite.
     """
+    import ot
+
     farthest = (np.linalg.norm(p.points, axis=1).max() + np.linalg.norm(p.init, axis=1).max()) ** 2
     sinkhorn = {"method": "sinkhorn" if farthest < UNDERFLOW * reg else "sinkhorn_log", "warn": False}
     atoms, log = ot.bregman.free_support_sinkhorn_barycenter(

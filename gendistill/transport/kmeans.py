@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import ot
 from numpy.typing import ArrayLike
 
 from gendistill.seeding import derive
@@ -87,6 +86,8 @@ def without_empty(points: np.ndarray, mass: np.ndarray, atoms: np.ndarray) -> tu
     An atom that no point is nearest to moves to the point farthest from its atom; where fewer places than atoms hold
     all the mass, it halves the heaviest atom.
     """
+    import ot
+
     atoms = atoms.copy()
     for _ in range(len(atoms)):
         cost = ot.dist(points, atoms)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from functools import cache
 
 import numpy as np
-import ot
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import ThreadpoolController
@@ -84,6 +83,8 @@ def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVO
     Raises:
         ConvergenceError: no optimum within ``pivots``. POT would only warn and return a matrix that is not a coupling.
     """
+    import ot  # with scikit-learn and pandas: a second that many commands need not wait
+
     scale = cost.max() or 1.0
     plan, log = ot.emd(a, b, cost / scale, numItermax=pivots, log=True)
     if log["result_code"] != 1:
@@ -103,6 +104,8 @@ def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_
         ValueError: inputs that are not two clouds of one dimension with masses.
         ConvergenceError: no optimal plan within POT's work limit.
     """
+    import ot
+
     x, y = as_points("x", x), as_points("y", y)
     same_dimension(x=x, y=y)
     a, b = as_mass("x_mass", x_mass, len(x)), as_mass("y_mass", y_mass, len(y))
@@ -122,6 +125,8 @@ def assign(targets: ArrayLike, candidates: ArrayLike, equal: float = 0.0) -> np.
     Raises:
         ValueError: fewer candidates than targets, or inputs that are not two clouds of one dimension.
     """
+    import ot
+
     targets, candidates = as_points("targets", targets), as_points("candidates", candidates)
     same_dimension(targets=targets, candidates=candidates)
     if len(candidates) < len(targets):
