@@ -9,6 +9,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,7 +27,7 @@ from gendistill.runtime import free_memory, to_device
 
 CPU = torch.device("cpu")
 HASH = 16  # bytes of the hash of an image
-BLOCK = 2048  # images of a collection that are looked at together
+BLOCK, BLOCK_BYTES = 2048, 2**25  # images of a collection that are looked at together, and their bytes at most
 SHARE = 1 / 4  # of the free memory that a collection may take
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it from 3.13 on
 
@@ -86,7 +87,7 @@ class MappedImages:
     def to(self, device: torch.device | str) -> Tensor:
         """All of them on a device: they must fit there. ``on_device`` moves them only if they do."""
         found, first = torch.empty(self.shape, dtype=self.dtype, device=device), 0
-        for part in self.split(BLOCK):
+        for part in self.split(block_of(self)):
             found[first : first + len(part)] = part
             first += len(part)
         return found
@@ -97,6 +98,11 @@ class MappedImages:
 
 
 Images = Tensor | MappedImages
+
+
+def block_of(images: Images) -> int:
+    """How many of the images are looked at together: ``BLOCK``, or fewer where they are large."""
+    return max(1, min(BLOCK, BLOCK_BYTES // max(1, prod(images.shape[1:]))))
 
 
 def map_file(path: Path, size: int) -> Tensor:
@@ -158,29 +164,48 @@ def read_batch(images: Images, index: Index, device: torch.device) -> Tensor:
 
 
 class CentralImages(MappedImages):
-    """Mapped images, each read as ``central_share`` shows it."""
+    """Mapped images, each as ``central_share`` shows it: cut once, where all of them may be in memory, when the first
+    is read; else at every reading."""
 
     def __init__(self, images: MappedImages, share: float) -> None:
-        vars(self).update(vars(images))
+        super().__init__(images.base, images.rows, images._hashes, images.limit)
         self.share = share
 
     def __getitem__(self, index: Any) -> Tensor:
-        found = super().__getitem__(index)
-        return central_share(found, self.share) if found.dim() == 4 else central_share(found[None], self.share)[0]
+        if self._all_cut is not None:
+            index = index.cpu() if isinstance(index, Tensor) else index
+            return self._all_cut[index]
+        return self._cut(index)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[position] for position in range(len(self)))
+
+    def _cut(self, index: Any) -> Tensor:
+        found = super().__getitem__(index)
+        return central_share(found, self.share) if found.dim() == 4 else central_share(found[None], self.share)[0]
+
+    @cached_property
+    def _all_cut(self) -> Tensor | None:
+        """All of them, where they fit."""
+        if self.nbytes > memory_for(self):
+            return None
+        found = torch.empty(self.shape, dtype=self.dtype)
+        for part in torch.arange(len(self)).split(block_of(self)):
+            found[part] = self._cut(part)
+        return found
 
     def take(self, index: Tensor) -> CentralImages:
         return CentralImages(super().take(index), self.share)
 
     def hashes(self) -> np.ndarray:
-        return np.concatenate([image_hashes(part) for part in self.split(BLOCK)])
+        return np.concatenate([image_hashes(part) for part in self.split(block_of(self))])
 
 
 def central(images: Images, share: float) -> Images:
     """``central_share`` of the images; those of a file are cut when they are read."""
-    return central_share(images, share) if isinstance(images, Tensor) else CentralImages(images, share)
+    if isinstance(images, Tensor):
+        return central_share(images, share)
+    return images if share == 1 else CentralImages(images, share)
 
 
 def image_hashes(images: Images) -> np.ndarray:
@@ -201,9 +226,9 @@ def as_bytes(hashes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(hashes).view(f"S{HASH}")[:, 0]
 
 
-def map_batches(function: Callable[[Tensor], Tensor], images: Images, size: int = BLOCK) -> Tensor:
-    """``function`` (B,C,H,W) -> (B,...) of all images, ``size`` at a time, joined."""
-    return torch.cat([function(part) for part in images.split(size)])
+def map_batches(function: Callable[[Tensor], Tensor], images: Images, size: int | None = None) -> Tensor:
+    """``function`` (B,C,H,W) -> (B,...) of all images, ``size`` or a block at a time, joined."""
+    return torch.cat([function(part) for part in images.split(size or block_of(images))])
 
 
 def load_batches(images: Images, batches: Iterable[Index], device: torch.device) -> Iterator[Tensor]:

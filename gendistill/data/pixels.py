@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SIXTEEN_BITS = (0.0, 65535.0)
+CUT = 64  # images that are floats at once while they are cut
 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 (B,C,H,W) in [0, 255] -> float32 in [-1, 1]."""
-    return images.float().div(127.5).sub(1.0)
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -112,9 +113,10 @@ def central_share(images: Tensor, share: float) -> Tensor:
     if kept == side:
         return images
     low = (side - kept) // 2
-    central = images[..., low : low + kept, low : low + kept]
-    enlarged = [F.interpolate(part.float(), side, mode="bicubic", antialias=True) for part in central.split(256)]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in enlarged])
+    found, central = torch.empty_like(images), images[..., low : low + kept, low : low + kept]
+    for there, part in zip(found.split(CUT), central.split(CUT), strict=True):
+        there.copy_(F.interpolate(part.float(), side, mode="bicubic", antialias=True).round_().clamp_(0, 255))
+    return found
 
 
 def tile(images: Sequence[Tensor], columns: int, side: int = 48) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.dataset import RealData, Split, evenly_spaced
-from gendistill.data.mapped import BLOCK
+from gendistill.data.mapped import block_of
 from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.inputs import Counts
@@ -147,13 +147,13 @@ def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
 
 def sizes_of(split: Split) -> list[int]:
     """Bytes of each image as the file that a set would hold."""
-    return [size for part in split.images.split(BLOCK) for size in png_sizes(part)]
+    return [size for part in split.images.split(block_of(split.images)) for size in png_sizes(part)]
 
 
 def total_size(split: Split) -> int:
     """Bytes of all images; of more than ``ENCODED`` they are estimated from so many, evenly spaced."""
     some = torch.tensor(evenly_spaced(len(split), ENCODED))
-    measured = sum(sum(png_sizes(split.images[part])) for part in some.split(BLOCK))
+    measured = sum(sum(png_sizes(split.images[part])) for part in some.split(block_of(split.images)))
     return round(measured * len(split) / len(some))
 
 

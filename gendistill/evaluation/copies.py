@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.data.dataset import RealData, evenly_spaced
-from gendistill.data.mapped import BLOCK, Images, image_hashes, map_batches
+from gendistill.data.mapped import BLOCK, Images, block_of, image_hashes, map_batches
 from gendistill.errors import DataError
 from gendistill.evaluation.summary import CopyNumbers
 from gendistill.progress import show_progress, track
@@ -133,7 +133,7 @@ class Points:
             yield from self._kept
             return
         found: list[Tensor] = []
-        for part in self.images.split(BLOCK):
+        for part in self.images.split(block_of(self.images)):
             with show_progress(False):
                 block = self.embed(part)
             yield block
@@ -262,7 +262,7 @@ def search(searches: Sequence[Search], others: Points | Sequence[Tensor]) -> Non
     if not searches:
         return
     first = 0
-    blocks = -(-len(others) // BLOCK) if isinstance(others, Points) else len(others)
+    blocks = -(-len(others) // block_of(others.images)) if isinstance(others, Points) else len(others)
     for block in track(others, "closest real images", blocks):
         for one in searches:
             one.compare(first, block)

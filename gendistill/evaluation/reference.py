@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
-from gendistill.data.mapped import BLOCK, Images
+from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class, positions_by_class
+from gendistill.data.mapped import Images, block_of
 from gendistill.evaluation.copies import Copies, LeakageCheck
 from gendistill.evaluation.set_metrics import Values, random_sets
 from gendistill.networks.feature_extractors import FeatureExtractor
@@ -79,8 +79,8 @@ class RealReference:
     def held(self, subject: DescribedSet) -> list[Tensor]:
         """By class, the positions in the pool of images that are among the measured ones of a set."""
         found, labels, hashes = [], subject.views.labels[subject.position], subject.copies.hashes
-        for k, known in enumerate(self.known):
-            at = {known[d] for i in subject.position[labels == k].tolist() if (d := hashes[i]) in known}
+        for known, own in zip(self.known, by_class(subject.position, labels, len(self.known)), strict=True):
+            at = {known[d] for i in own.tolist() if (d := hashes[i]) in known}
             found.append(torch.tensor(sorted(at), dtype=torch.int64))
         return found
 
@@ -135,16 +135,13 @@ class DescribedSet:
 
 
 def by_class(values: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
-    return [values[labels == k] for k in range(classes)]
+    return [values[index] for index in positions_by_class(labels, classes)]
 
 
 def _measured(labels: Tensor, pool: Sequence[Tensor]) -> Tensor:
     """Positions, ascending: of each class at most half as many as its pool has, evenly spaced."""
-    found = []
-    for k, features in enumerate(pool):
-        at = torch.nonzero(labels == k).flatten()
-        found.append(at[evenly_spaced(len(at), max(1, len(features) // 2))])
-    return torch.cat(found).sort().values
+    pairs = zip(positions_by_class(labels, len(pool)), pool, strict=True)
+    return torch.cat([at[evenly_spaced(len(at), max(1, len(real) // 2))] for at, real in pairs]).sort().values
 
 
 def _view_files(made: SurrogateSet) -> list[str]:
@@ -170,7 +167,8 @@ class Predictions:
     def of_images(cls, extractor: FeatureExtractor, images: Images) -> Predictions:
         """Those for uint8 images (N,C,H,W)."""
         parts = []
-        for part in track(images.split(BLOCK), "classes", -(-len(images) // BLOCK)):
+        size = block_of(images)
+        for part in track(images.split(size), "classes", -(-len(images) // size)):
             with show_progress(False):  # of one block
                 parts.append(cls.of(extractor.classify(part)))
         return cls(torch.cat([part.guesses for part in parts]), torch.cat([part.confidence for part in parts]))

@@ -270,7 +270,12 @@ def _probabilities(network: nn.Module) -> Callable[[Images], Tensor]:
 
 
 def _batched(label: str, network: nn.Module, function: Callable[[Tensor], Tensor]) -> Callable[[Images], Tensor]:
-    device, rows = runtime.device(), inference_rows(network, BATCH)
-    return lambda images: infer(
-        lambda x: function(to_float(runtime.to_device(x, device))).float().cpu(), images, batch_size=rows, label=label
-    )
+    device = runtime.device()
+
+    def batched(images: Images) -> Tensor:
+        rows = inference_rows(network, BATCH, images.shape[1:])
+        return infer(
+            lambda x: function(to_float(runtime.to_device(x, device))).float(), images, batch_size=rows, label=label
+        )
+
+    return batched

@@ -231,7 +231,7 @@ def collect_statistics(
         network: With ``features``; without batch norm there are no moments.
         split: N images with labels below ``classes``.
         classes: K.
-        batch_size: Images in one forward pass, or fewer where the network asks for it.
+        batch_size: Images in one forward pass, or fewer where the network asks for it or, on a CPU, images are large.
         shared: Every process calls this with the same arguments: each takes every n-th batch, and all get the
             statistics of the full split. Fewer batches than processes are not shared.
 
@@ -244,7 +244,7 @@ def collect_statistics(
         raise DataError(f"Class statistics of {found}; expected images with labels below {classes}.")
     device = next(network.parameters()).device
     network.eval()
-    batch_size = inference_rows(network, batch_size)
+    batch_size = inference_rows(network, batch_size, split.images.shape[1:])
     spans = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
     rank, world = (processes().process_index, processes().num_processes) if shared else (0, 1)
     if len(spans) < world:

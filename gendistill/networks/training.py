@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import torch
@@ -47,6 +46,7 @@ def multi_step(steps: int, milestones: Sequence[float], decay: float, per_epoch:
 
 
 LOOK = 100  # steps between looks at the loss, each of which waits for the device
+CPU_PIXELS = 2**23  # values of the images in one forward pass without gradients: 512 RGB images of 73 px, 55 of 224 px
 CPU_ROWS = 64  # activations that fit in the caches: half the time of batches of 512
 Optimizer = Literal["adamw", "sgd"]
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
@@ -209,9 +209,12 @@ def require_batch_of_two(network: nn.Module, batch_size: int, images: int, row: 
         )
 
 
-def inference_rows(network: nn.Module, usual: int) -> int:
-    """Images in one forward pass without gradients: fewer than ``usual`` where the network asks for it."""
-    return min(usual, int(getattr(network, "inference_rows", usual)))
+def inference_rows(network: nn.Module, usual: int, image: Sequence[int] = ()) -> int:
+    """Images in one forward pass without gradients: fewer than ``usual`` where the network asks for it, and on a CPU
+    where images of the shape ``image`` (C,H,W) are large, as their activations are."""
+    rows = min(usual, int(getattr(network, "inference_rows", usual)))
+    large = bool(image) and next(network.parameters()).device.type == "cpu"
+    return max(1, min(rows, CPU_PIXELS // math.prod(image))) if large else rows
 
 
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
@@ -221,7 +224,8 @@ Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 def infer(function: Callable[..., Output], *inputs: Images, batch_size: int, label: str | None = None) -> Output:
     """``function`` of ``inputs`` (N,...) batch by batch, without gradients, joined on the CPU.
 
-    What would take more memory than the images may, such as the features of a million images, is kept in a file.
+    A result in fp32 that would take more of the machine's memory than the images may, such as the features of a million
+    images, is kept in a file. The results of a batch are copied there at once, so nothing is in memory twice.
 
     Args:
         function: Maps a batch of every input to a tensor (B,...), or to two.
@@ -231,29 +235,30 @@ def infer(function: Callable[..., Output], *inputs: Images, batch_size: int, lab
     """
     batches = zip(*(one.split(batch_size) for one in inputs), strict=True)
     count, rows = max(1, -(-len(inputs[0]) // batch_size)), len(inputs[0])
-    parts = (function(*batch) for batch in (track(batches, label, count) if label else batches))
-    first = next(parts)
-    if isinstance(first, Tensor):
-        return _joined(first, cast(Iterator[Tensor], parts), rows, memory_for(inputs[0]))
-    one, other = (torch.cat([part.cpu() for part in some]) for some in zip(first, *parts, strict=True))
-    return one, other
+    tables: list[Tensor] = []
+    start = 0
+    for batch in track(batches, label, count) if label else batches:
+        found = function(*batch)
+        parts = (found,) if isinstance(found, Tensor) else found
+        tables = tables or [_table(part, rows, memory_for(inputs[0])) for part in parts]
+        for table, part in zip(tables, parts, strict=True):
+            table[start : start + len(part)] = part
+        start += len(parts[0])
+    return cast(Output, tables[0] if isinstance(found, Tensor) else tuple(tables))
 
 
-def _joined(first: Tensor, others: Iterator[Tensor], rows: int, most: float) -> Tensor:
-    """All parts on the CPU, ``rows`` in all; in a file where they take more than ``most`` bytes."""
-    if first.dtype != torch.float32 or 4 * rows * math.prod(first.shape[1:]) <= most:
-        return torch.cat([part.cpu() for part in chain([first], others)])
-    found, start = float_table(rows, first.shape[1:], most), 0
-    for part in chain([first], others):
-        found[start : start + len(part)] = part
-        start += len(part)
-    return found
+def _table(like: Tensor, rows: int, most: float) -> Tensor:
+    """Room for ``rows`` rows like those of a batch, on the CPU; in a file where fp32 takes more than ``most`` bytes."""
+    if like.dtype == torch.float32:
+        return float_table(rows, like.shape[1:], most)
+    return torch.empty(rows, *like.shape[1:], dtype=like.dtype)
 
 
 def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: bool = False) -> tuple[Tensor, Tensor]:
     """The class that the network gives each image of ``split`` (N,), and its probability (N,) in [0, 1]."""
     device = next(network.parameters()).device
-    rows, layout = inference_rows(network, CPU_ROWS if device.type == "cpu" else 512), _layout(bf16, compile)
+    usual, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
+    rows = inference_rows(network, usual, split.images.shape[1:])
     fast = runtime.compiled(predict_batch) if compile else predict_batch
 
     def batch(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gendistill import runtime
 from gendistill.config import ObjectiveConfig
 from gendistill.data.dataset import RealData, Split
-from gendistill.data.mapped import Images
+from gendistill.data.mapped import Images, block_of
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_json, hash_tensors
@@ -142,7 +142,7 @@ class FeatureSpace:
             features = [network.features(x) for network in self.networks]  # type: ignore[operator]
             return self.embed(features, x, self.factors(y.to(device))).cpu()
 
-        rows = min(inference_rows(network, ROWS) for network in self.networks)
+        rows = min(inference_rows(network, ROWS, images.shape[1:]) for network in self.networks)
         return infer(batch, images, labels, batch_size=rows)
 
 
@@ -153,7 +153,8 @@ def shrunk(images: Tensor) -> Tensor:
 
 def _coarse(images: Images, index: Tensor) -> Tensor:
     """Shrunk pixels (n,D) in [-1, 1] of the uint8 images at ``index`` (n,)."""
-    return torch.cat([shrunk(to_float(images[part])).flatten(1) for part in index.split(ROWS)])
+    rows = min(ROWS, block_of(images))
+    return torch.cat([shrunk(to_float(images[part])).flatten(1) for part in index.split(rows)])
 
 
 def _scaled(parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:

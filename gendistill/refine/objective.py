@@ -208,4 +208,4 @@ def cross_entropies(network: nn.Module, images: Tensor, labels: Tensor, batch_si
     def batch(x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(network(to_float(x).to(device)).float(), y.to(device), reduction="none")
 
-    return infer(batch, images, labels, batch_size=inference_rows(network, batch_size))
+    return infer(batch, images, labels, batch_size=inference_rows(network, batch_size, images.shape[1:]))

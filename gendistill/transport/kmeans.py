@@ -15,10 +15,13 @@ from numpy.typing import ArrayLike
 from gendistill.seeding import derive
 from gendistill.transport.plans import as_mass, as_points, one_thread
 
+TOLERANCE = 1e-4  # scikit-learn's
 SAME = 1e-12  # squared distance in variances, above the rounding of squared distances
 
 
-def kmeans_atoms(points: ArrayLike, count: int, seed: int = 0, mass: ArrayLike | None = None) -> np.ndarray:
+def kmeans_atoms(
+    points: ArrayLike, count: int, seed: int = 0, mass: ArrayLike | None = None, *, dimensions: int | None = None
+) -> np.ndarray:
     """Centres (k,d) of k-means, the best of four k-means++ starts: a good start for atoms of equal weight.
 
     Args:
@@ -26,6 +29,7 @@ def kmeans_atoms(points: ArrayLike, count: int, seed: int = 0, mass: ArrayLike |
         count: k, 1 to the number of points with mass.
         seed: Of the starts.
         mass: (n,) of any positive sum; uniform where None.
+        dimensions: As in ``kmeans_centres``.
 
     Raises:
         ValueError: inputs that are not a point cloud with masses, or more centres than points of positive mass.
@@ -33,21 +37,29 @@ def kmeans_atoms(points: ArrayLike, count: int, seed: int = 0, mass: ArrayLike |
     points = as_points("points", points)
     weight = None if mass is None else as_mass("mass", mass, len(points))
     at_most(count, len(points) if weight is None else int(np.count_nonzero(weight)))
-    return kmeans_centres(points, count, seed, starts=4, mass=weight)
+    return kmeans_centres(points, count, seed, starts=4, mass=weight, dimensions=dimensions)
 
 
 def kmeans_centres(
-    points: np.ndarray, count: int, seed: int, *, starts: int, mass: np.ndarray | None = None
+    points: np.ndarray,
+    count: int,
+    seed: int,
+    *,
+    starts: int,
+    mass: np.ndarray | None = None,
+    dimensions: int | None = None,
 ) -> np.ndarray:
     """Centres (k,d) of the best of ``starts`` k-means++ starts, in the dtype of ``points`` (n,d), n >= k.
 
     A centre that lost its points moves to the farthest point. Where there are fewer different points than centres,
-    centres coincide too.
+    centres coincide too. Points that stand for others of more ``dimensions`` with the same distances give the same
+    clusters: scikit-learn's tolerance is relative to the variance of a coordinate, which is smaller in more of them.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    clusters = KMeans(count, n_init=starts, random_state=derive(seed, "kmeans") % 2**32)
+    tolerance = TOLERANCE * (points.shape[1] / (dimensions or points.shape[1]))
+    clusters = KMeans(count, n_init=starts, tol=tolerance, random_state=derive(seed, "kmeans") % 2**32)
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than centres
         return clusters.fit(points, sample_weight=mass).cluster_centers_

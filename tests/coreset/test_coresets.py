@@ -8,7 +8,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from gendistill.coreset.coresets import choose_coreset, herding, kcenter, kmeans, positions, random
+from gendistill.coreset.coresets import choose_coreset, coordinates, herding, kcenter, kmeans, positions, random
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -180,3 +180,30 @@ def test_k_means_of_few_different_images_says_so_once_by_class(caplog: pytest.Lo
         positions("kmeans", split, points, ("few", "more"), (3, 2), 0)
     (record,) = caplog.records
     assert "fewer different images than clusters in few (2 for 3);" in record.getMessage()
+
+
+def some_pixels(images: int = 30, width: int = 2500) -> torch.Tensor:
+    """uint8 (n,d) in clusters, the first three alike."""
+    rng = torch.Generator().manual_seed(1)
+    centres = torch.randint(40, 216, (5, width), generator=rng)
+    pixels = centres[torch.arange(images) % 5] + torch.randint(-40, 40, (images, width), generator=rng)
+    pixels[1:3] = pixels[0]
+    return pixels.byte()
+
+
+@pytest.mark.parametrize("pixels", [some_pixels(), some_pixels(1), some_pixels()[:3], some_pixels(12, 6)])
+def test_coordinates_have_the_distances_of_pixels(pixels: torch.Tensor) -> None:
+    points, exact = torch.from_numpy(coordinates(pixels)), pixels.double()
+    assert points.shape[1] <= len(pixels)
+    torch.testing.assert_close(torch.cdist(points, points), torch.cdist(exact, exact), rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "herding", "kcenter"])
+def test_large_pixels_are_chosen_by_their_distances(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = some_pixels()
+    split = Split(pixels.view(30, 1, 50, 50), torch.zeros(30, dtype=torch.int64))
+    wanted = [positions(method, split, None, ("one",), count, 0) for count in (1, 5, 11)]
+    monkeypatch.setattr("gendistill.coreset.coresets.LARGE", 0)
+    monkeypatch.setattr("gendistill.coreset.coresets.to_float", None)
+    found = [positions(method, split, None, ("one",), count, 0) for count in (1, 5, 11)]
+    assert [picks.tolist() for picks in found] == [picks.tolist() for picks in wanted]
