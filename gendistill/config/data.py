@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import Options, Range, require
-from gendistill.errors import did_you_mean
+from gendistill.errors import ConfigError, did_you_mean
 from gendistill.registry import SOURCES
 
 LISTS = (".csv", ".tsv", ".jsonl")
@@ -92,6 +92,11 @@ class DataConfig(Options):
         if self.value_range is not None:
             low, high = self.value_range
             require(low < high, "data.value_range", self.value_range, "black and white, the smaller number first")
+        if isinstance(self.cache, Path) and self.folder and _is_visible_in(self.cache, self.folder):
+            raise ConfigError(
+                f"data.cache is {str(self.cache)!r}, in the folder of the images {self.name}, which a store would "
+                "change. Give a folder outside it."
+            )
 
     def problem(self) -> str:
         """Why no source can read the name, as far as that shows without reading; empty if one may."""
@@ -110,6 +115,12 @@ class DataConfig(Options):
         plain = [name for name in SOURCES.names() if SOURCES[name].matches is None]
         own = own or is_list(self.name)
         return own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
+
+
+def _is_visible_in(place: Path, folder: Path) -> bool:
+    """Whether a place lies in a folder, or is it, and no name on the way is hidden."""
+    place, folder = place.expanduser().resolve(), folder.resolve()
+    return place.is_relative_to(folder) and not any(name.startswith(".") for name in place.relative_to(folder).parts)
 
 
 def is_list(name: str) -> bool:

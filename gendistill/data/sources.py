@@ -120,6 +120,8 @@ def _read(source: Source, identity: Identity | None, config: DataConfig) -> Real
         else:
             remove_older(made)
             return _split(made, config)
+    if identity is None and config.cache not in ("auto", None):
+        note(f"data.cache: no store is kept of {config.name}, because nothing says when its images change.")
     if size > memory_limit(config):
         no_store = config.cache is None
         why = "--data.cache null keeps no store. Give a folder" if no_store else "their source has no identity. Add one"

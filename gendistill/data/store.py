@@ -481,6 +481,7 @@ def remove_store(folder: Path) -> bool:
     try:
         with FileLock(_lock_of(folder), timeout=0):
             shutil.rmtree(folder)
+            _lock_of(folder).unlink(missing_ok=True)  # who waits for it sees that, and makes another
     except Timeout:
         return False
     except OSError as error:

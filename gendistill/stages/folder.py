@@ -96,8 +96,8 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     command that finishes the work.
 
     Raises:
-        ArtifactError: the folder holds something that the command may not touch, holds one of its inputs, or cannot
-            be written.
+        ArtifactError: the folder holds something that the command may not touch, holds one of its inputs or the folder
+            of stores, lies in that, or cannot be written.
         StorageError: the disk is full.
     """
     state = runtime.processes()
@@ -106,8 +106,12 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
         yield
         return
     folder = writable_place(options.output_dir)
+    cache = getattr(getattr(options, "data", None), "cache", None)
+    stores = cache if isinstance(cache, Path) else None
+    if stores and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(stores)):
+        raise ArtifactError(f"output_dir {folder} lies in data.cache {stores}; give another --output_dir.")
     with _locked(folder):
-        _check(options, folder, [path for path in inputs if path is not None])
+        _check(options, folder, [path for path in (*inputs, stores) if path is not None])
         yield from _replacing(options, folder, state.wait_for_everyone)
 
 

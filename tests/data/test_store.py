@@ -27,6 +27,7 @@ from gendistill.data.store_cache import identity_of_files, store_folder
 from gendistill.errors import ArtifactError, ConfigError, DataError, GendistillError, StorageError
 from gendistill.hashing import hash_bytes
 from gendistill.io import partial_of
+from gendistill.progress import show_progress
 from tests.data.folders import fill, make, pixels
 
 
@@ -149,7 +150,25 @@ def test_a_store_that_another_process_builds_is_not_cleared(
         assert f"Another process builds {partial.name}, which is not removed" in capsys.readouterr().err
         assert partial.is_dir()
     assert main(["cache", "clear", "--cache", str(cache)]) == 0
-    assert not partial.exists()
+    assert [*cache.iterdir()] == []
+
+
+def test_a_cache_among_the_images_is_refused(folder: Path) -> None:
+    for cache in (folder, folder / "cat" / "cache"):
+        with pytest.raises(ConfigError, match=r"data\.cache is .*, in the folder of the images"):
+            load_data(name=str(folder), cache=cache)
+    first = load_data(name=str(folder), cache=folder / ".cache")
+    assert isinstance(first.train.images, MappedImages)
+    assert same(first, load_data(name=str(folder), cache=folder / ".cache"))
+    assert len([path for path in (folder / ".cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_that_no_store_is_kept_in_a_named_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress():
+        load_data(name="digits", cache=tmp_path / "cache")
+        assert "data.cache: no store is kept of digits, because nothing says when" in capsys.readouterr().err
+        load_data(name="digits")
+        assert "data.cache" not in capsys.readouterr().err
 
 
 def test_what_a_killed_process_finished_is_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

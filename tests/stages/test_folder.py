@@ -83,6 +83,16 @@ def test_the_current_folder_is_refused(
     assert "is the current folder" in refused(capsys, *RANDOM, "--output_dir", ".")
 
 
+def test_the_folder_of_stores_and_output_dir_do_not_hold_one_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sets"
+    assert "holds the input" in refused(capsys, *RANDOM, "--data.cache", out / "cache", "--output_dir", out)
+    for place in (out, out / "set"):
+        said = refused(capsys, *RANDOM, "--data.cache", out, "--output_dir", place)
+        assert f"output_dir {place} lies in data.cache {out}; give another --output_dir." in said
+
+
 def test_names_that_no_file_can_have_and_links_in_a_circle_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
