@@ -133,8 +133,10 @@ def on_device(images: Images, device: torch.device) -> Images:
     return images if device.type == "cpu" or images.nbytes > memory_for(images, device) else images.to(device)
 
 
-def float_table(rows: int, shape: Sequence[int], most: float) -> Tensor:
+def float_table(rows: int, shape: Sequence[int], most: float, what: str = "features") -> Tensor:
     """float32 (rows,*shape) in memory, or where that is more than ``most`` bytes in a file that nobody else sees.
+
+    The file has no name, so that it goes with the process, however that ends. ``what`` it holds is for the message.
 
     Raises:
         StorageError: the folder of caches cannot hold it.
@@ -149,7 +151,7 @@ def float_table(rows: int, shape: Sequence[int], most: float) -> Tensor:
             return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, *shape)))
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot hold the features of {rows} images, {format_bytes(size)} ({error}). Set GENDISTILL_CACHE "
+            f"{folder} cannot hold the {what} of {rows} images, {format_bytes(size)} ({error}). Set GENDISTILL_CACHE "
             "to a folder with room for them."
         ) from error
 

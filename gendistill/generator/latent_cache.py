@@ -11,10 +11,8 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
-from math import prod
 from operator import itemgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypedDict, cast
 
 import torch
@@ -23,19 +21,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gendistill.data.dataset import Split
+from gendistill.data.mapped import float_table
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, StorageError
 from gendistill.generator.batch_source import CachedLatents, PixelLatents, RealLatents
 from gendistill.generator.codec import Codec, PixelCodec
 from gendistill.hashing import hash_file, hash_tensors
-from gendistill.io import cache_root, partial_of, read_json, write_json, write_tensors
+from gendistill.io import partial_of, read_json, write_json, write_tensors
 from gendistill.progress import track
 from gendistill.runtime import processes, to_device
 
 FILE, FORMAT, LOCK = "latents.json", 1, ".lock"
 TRANSFORM = "uint8 to [-1, 1], mirrored left to right; 1"  # another number when the meaning of a latent changes
 SHARD_SIZE = 2048
-IN_MEMORY, MOMENTS = 1 << 30, 2  # bytes of latents without a folder; mean and std, at most
+IN_MEMORY, MOMENTS = 1 << 30, 2  # bytes of latents without a folder, half of them means; mean and std, at most
 FIX = "Delete the folder to encode the images again, or give another finetune.latent_cache."
 
 
@@ -139,13 +138,9 @@ def write_cache(
             or the autoencoder gives no finite latents.
         StorageError: the disk is full; finished shards are kept.
     """
-    shape = codec.latent_shape(int(split.images.shape[-1]))
-    if folder is None and 4 * MOMENTS * (1 + key["flip"]) * len(split) * prod(shape) > IN_MEMORY:
-        with _temporary_folder() as place:
-            return write_cache(codec, split, place, key=key, batch_size=batch_size, shard_size=shard_size)
+    codec.latent_shape(int(split.images.shape[-1]))  # refuses a size that does not divide
     if folder is None:
-        spans = _spans(len(split), shard_size)
-        return _assemble([shard for _, shard in _encode(codec, split, spans, key["flip"], batch_size)])
+        return _without_folder(codec, split, _spans(len(split), shard_size), key["flip"], batch_size)
     if (folder / FILE).is_file() and not _missing(folder, _read_record(folder, key)):
         return read_cache(folder, key)  # which may be read-only
     _refuse_foreign(folder)
@@ -160,19 +155,18 @@ def write_cache(
     return read_cache(folder, key)
 
 
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder beside the caches that is gone afterwards; what is mapped from it stays mapped."""
-    root = cache_root()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        place = TemporaryDirectory(dir=root, prefix="latents-")
-    except OSError as error:
-        raise StorageError(
-            f"{root} cannot hold the latents of the real images ({error}). Set GENDISTILL_CACHE to a folder that can."
-        ) from error
-    with place:
-        yield Path(place.name)
+def _without_folder(
+    codec: Codec, split: Split, spans: Mapping[int, range], flip: bool, batch_size: int
+) -> CachedLatents:
+    """The latents in memory, or where they take more than ``IN_MEMORY`` in files without a name."""
+    tables: dict[str, Tensor] = {}
+    for number, shard in _encode(codec, split, spans, flip, batch_size):
+        rows = slice(spans[number].start, spans[number].stop)
+        for name in shard.keys() - {"labels"}:
+            if name not in tables:
+                tables[name] = float_table(len(split), shard[name].shape[1:], IN_MEMORY // MOMENTS, "latents")
+            tables[name][rows] = shard[name]
+    return CachedLatents(split.labels.clone(), (tables["mean"],), (tables["std"],) if "std" in tables else None)
 
 
 def read_cache(folder: Path, key: CacheKey) -> CachedLatents:

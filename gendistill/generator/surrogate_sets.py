@@ -78,7 +78,8 @@ def sample_set(
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     requests = requests_for(len(generator.classes), ipc)
-    made = list(track(_images(generator, requests, config, data, seed), f"sample x{ipc}", len(requests)))
+    centres = _centres(generator, config, data, seed)
+    made = list(track(_images(generator, requests, config, centres, seed), f"sample x{ipc}", len(requests)))
     labels = torch.tensor([request.label for request, _ in made])
     order = torch.argsort(labels, stable=True)
     images = torch.stack([image for _, image in made])
@@ -87,12 +88,11 @@ def sample_set(
 
 
 def _images(
-    generator: Generator, requests: Sequence[Request], config: SampleConfig, data: RealData | None, seed: int
+    generator: Generator, requests: Sequence[Request], config: SampleConfig, centres: Tensor | None, seed: int
 ) -> Iterator[tuple[Request, Tensor]]:
     if not requests:
         return
     generator.mapping.check(trusted=generator.meta.get("given_labels") or ())
-    centres = _centres(generator, config, data, seed)
     for batch, images in sample(generator.to(runtime.device()), requests, config, seed=seed, prototypes=centres):
         yield from zip(batch, images, strict=True)
 
@@ -192,7 +192,8 @@ def write_sets(
         missing = runtime.of_main_process(lambda: [r for r in wanted if not writer.has(r.label, r.index)])
         start = time.perf_counter()
         share = missing[state.process_index :: state.num_processes]
-        made: Any = _images(generator, share, config, data, seed)
+        centres = runtime.of_main_process(lambda: _centres(generator, config, data, seed)) if missing else None
+        made: Any = _images(generator, share, config, centres, seed)
         if state.is_main_process:
             made = track(made, "sample (base)" if base else "sample", len(share))
         with closing(made):  # or the bar of a failed write would be drawn over its message

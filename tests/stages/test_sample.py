@@ -85,14 +85,21 @@ def test_smaller_sets_are_prefixes_of_larger_ones(sampled: Sample) -> None:
 
 
 def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled: Sample, tmp_path: Path) -> None:
-    """And leave alone what is not theirs."""
+    """And leave alone what is not theirs; the main process alone reads the real images for mode guidance."""
     script, more = ("sample/generate.py", *command[1:]), ("--pool", 4, *MODE)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.txt").write_text("mine")
-    refused, done = launch(
+    (tmp_path / "counts").mkdir()
+    refused, done, counted = launch(
         (*script, "--overwrite", "--output_dir", tmp_path / "mine"),
         (*script, *more, "--num_processes", 2, "--output_dir", tmp_path / "two"),
+        (
+            *("tests/generator/counted_prototypes.py", tmp_path / "counts", *command, *MODE),
+            *("--base", "false", "--output_dir", tmp_path / "counted"),
+        ),
     )
+    assert counted.returncode == 0, counted.stderr[-2000:]
+    assert files(tmp_path / "counts", "*") == {"0": b"1", "1": b"0"}
     assert refused.returncode == 2
     assert refused.stderr.count("was not written by this command") == 1
     assert files(tmp_path / "mine", "**/*") == {"photo.txt": b"mine"}
