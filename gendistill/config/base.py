@@ -16,6 +16,7 @@ from gendistill.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 INFINITE = float("inf")
+LONGEST = 300  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -381,8 +382,9 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value as a message has it."""
-    return repr(str(value) if isinstance(value, Path) else value)
+    """A value as a message has it, cut where it is long."""
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def require(condition: bool, option: str, value: object, expected: str, choices: Iterable[str] = ()) -> None:

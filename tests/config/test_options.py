@@ -116,6 +116,7 @@ MESSAGES = {
         "SampleConfig has no guidance_scale; expected it as guidance=ClassifierFree(scale=...).",
     ),
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
+    "a long one": (lambda: config.TeacherConfig(steps=10**400), f"steps is 1{299 * '0'}...; expected a whole number"),
     "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number from 4 to"),
     "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number from 1 to 100000"),
     "a bool": (lambda: config.TeacherConfig(steps=True), "steps is True; expected a whole number from 1 to 1000000000"),
