@@ -14,7 +14,8 @@ from gendistill.networks.teacher import Teacher, real_images
 from gendistill.registry import DISTILLERS
 from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.output import output
 
 
 def run_stage(

@@ -19,7 +19,8 @@ from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.networks.teacher import Teacher, real_images
 from gendistill.report.terminal import format_continual, format_evaluation, verdict_sentence
 from gendistill.stages import Outcome
-from gendistill.stages.folder import StageFolder, finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import StageFolder, finished, stage_folder, stage_settings
+from gendistill.stages.output import output
 from gendistill.surrogate.set import SurrogateSet
 
 PAGE = "continual.html"

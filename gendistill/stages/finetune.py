@@ -12,7 +12,8 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.finetuning import TEMPORARY, check_training, finetune, start_generator
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.output import output
 
 
 def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:

@@ -13,7 +13,8 @@ from gendistill.networks.soft_labelling import check_teacher_fits, label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.report.terminal import label_line
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.output import output
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.manifest import TRAIN, image_paths, read_manifest
 from gendistill.surrogate.set import SurrogateSet, link

@@ -19,7 +19,8 @@ from gendistill.refine.optimization import CHUNKS
 from gendistill.refine.refiner import crop_pool, refine_set
 from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.output import output
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
 

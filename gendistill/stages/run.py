@@ -33,7 +33,8 @@ from gendistill.report.page import write_report
 from gendistill.report.terminal import format_evaluation, verdict_sentence
 from gendistill.stages import Outcome, evaluate, finetune, refine, sample, teacher
 from gendistill.stages.estimate import estimate_run, format_estimate
-from gendistill.stages.folder import SETTINGS, difference, output, with_added
+from gendistill.stages.folder import difference, with_added
+from gendistill.stages.output import SETTINGS, output
 
 FOLDERS = {
     "teacher": "teacher",

@@ -13,7 +13,8 @@ from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.surrogate_sets import IMAGES, check_images, write_sets
 from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.output import output
 
 
 def run_stage(

@@ -14,7 +14,8 @@ from gendistill.networks.published_classifiers import hash_source
 from gendistill.networks.teacher import read_record, train_teacher
 from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, output, stage_folder, stage_settings
+from gendistill.stages.folder import finished, stage_folder, stage_settings
+from gendistill.stages.output import output
 
 
 def run_stage(

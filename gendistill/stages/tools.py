@@ -21,7 +21,7 @@ from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, check_sets, show
 from gendistill.report.terminal import export_line, verify_text
 from gendistill.report.verdicts import headline, left_out, verdicts
 from gendistill.stages import Outcome
-from gendistill.stages.folder import plain_output, writable_place
+from gendistill.stages.output import plain_output, writable_place
 from gendistill.surrogate.export import export_folders
 from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
 from gendistill.surrogate.set import SurrogateSet

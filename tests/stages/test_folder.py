@@ -15,12 +15,12 @@ import pytest
 from gendistill.errors import ArtifactError
 from gendistill.io import WorkFolder
 from gendistill.runtime import Checkpoints
-from gendistill.stages.folder import finished, read_record, stage_folder, stage_settings
+from gendistill.stages.folder import ADDED, finished, read_record, stage_folder, stage_settings
 from tests.helpers import TINY, files, gendistill, messages, start
 
 RANDOM = ("distill", "--method", "random", "--ipc", 2, "--data.name", "digits")
 RESUME = ("--resume_from_checkpoint", "latest")
-SETTINGS = stage_settings({"pretrained": None}, 0)
+SETTINGS = stage_settings(ADDED["teacher"], 0)
 
 
 @pytest.fixture(scope="module")
