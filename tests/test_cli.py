@@ -460,3 +460,14 @@ def test_help_is_short_and_all_of_it_is_there(capsys: pytest.CaptureFixture) -> 
 def parse_example(name: str, example: str) -> None:
     """The example of a command's help is understood."""
     assert parse(name, example.split())
+
+
+def test_an_output_folder_among_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    words = ["distill", "--method", "random", "--ipc", 1, "--data", tmp_path / "photos", "--output_dir"]
+    for place in ("photos", "photos/out", "photos/cat/out"):
+        found = refused(capsys, *words, tmp_path / place)
+        assert "lies in the folder of the images" in found
+    assert not (tmp_path / "photos" / "out").exists()
+    assert "lies in" not in refused(capsys, *words, tmp_path / "photos" / ".out")  # hidden folders are no classes
+    assert "lies in" not in refused(capsys, *words, tmp_path / "out")

@@ -92,7 +92,7 @@ class DataConfig(Options):
         if self.value_range is not None:
             low, high = self.value_range
             require(low < high, "data.value_range", self.value_range, "black and white, the smaller number first")
-        if isinstance(self.cache, Path) and self.folder and _is_visible_in(self.cache, self.folder):
+        if isinstance(self.cache, Path) and self.folder and is_visible_in(self.cache, self.folder):
             raise ConfigError(
                 f"data.cache is {str(self.cache)!r}, in the folder of the images {self.name}, which a store would "
                 "change. Give a folder outside it."
@@ -117,7 +117,7 @@ class DataConfig(Options):
         return own or self.name.partition(":")[0] in plain or Path(self.name).expanduser().is_dir()
 
 
-def _is_visible_in(place: Path, folder: Path) -> bool:
+def is_visible_in(place: Path, folder: Path) -> bool:
     """Whether a place lies in a folder, or is it, and no name on the way is hidden."""
     place, folder = place.expanduser().resolve(), folder.resolve()
     return place.is_relative_to(folder) and not any(name.startswith(".") for name in place.relative_to(folder).parts)
