@@ -34,6 +34,17 @@ def use_threads(count: int | None) -> None:
         os.environ.update(SLEEPS)
 
 
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_threads() -> int:
+    """As many as OMP_NUM_THREADS says, else as there are usable processors."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(said) if said.isdecimal() and int(said) > 0 else usable_processors()
+
+
 def crowded(threads: int) -> str | None:
     """A sentence for a command that will compute with ``threads`` while other processes keep all processors busy."""
     processors = os.cpu_count() or 1

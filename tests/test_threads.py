@@ -76,3 +76,9 @@ def test_a_crowded_machine_is_named(
     found = threads.crowded(threads_used)
     assert (found is not None) is says
     assert found is None or ("all 4 processors" in found and "--threads 1" in found)
+
+
+def test_threads_of_ours_are_as_many_as_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, wanted in (("3", 3), ("3,2", 3), ("", threads.usable_processors()), ("no", threads.usable_processors())):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads.usual_threads() == wanted

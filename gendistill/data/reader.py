@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import struct
 import zlib
 from collections import Counter
@@ -23,6 +22,7 @@ from gendistill.data.mapped import HASH, hash_of
 from gendistill.data.pixels import SIXTEEN_BITS, is_deep, is_grey, needs_range, prepare
 from gendistill.errors import DataError
 from gendistill.progress import track
+from gendistill.threads import usable_processors
 
 Places = Sequence[int] | np.ndarray
 
@@ -259,10 +259,6 @@ def _array(shape: tuple[int, ...]) -> np.ndarray:
 def shared_array(shape: tuple[int, ...]) -> np.ndarray:
     """uint8 memory that processes forked later can write to."""
     return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
-
-
-def usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fits(image: Image.Image) -> bool:

@@ -20,6 +20,7 @@ from gendistill.config.commands import DoctorCommand
 from gendistill.evaluation.cache import cache_folder
 from gendistill.io import cache_root, format_bytes
 from gendistill.stages import Outcome
+from gendistill.threads import usable_processors
 
 PACKAGES = (
     "torch", "torchvision", "diffusers", "accelerate", "timm", "POT", "datasets", "scikit-learn", "scipy", "numpy",
@@ -66,10 +67,9 @@ def _versions() -> dict[str, str]:
 
 def _machine() -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": platform.platform(),
-        "processors": f"{usable} usable of {os.cpu_count()}",
+        "processors": f"{usable_processors()} usable of {os.cpu_count()}",
         "torch threads": f"{torch.get_num_threads()} (--threads or OMP_NUM_THREADS sets them)",
         "memory": format_bytes(memory),
         "free disk here": format_bytes(shutil.disk_usage(Path.cwd()).free),

@@ -11,7 +11,6 @@ location and unit of the features do not matter; ``tolerance`` and ``reg`` are i
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -27,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from gendistill.errors import ConvergenceError
 from gendistill.progress import track
 from gendistill.seeding import derive
+from gendistill.threads import usual_threads
 from gendistill.transport.kmeans import at_most, kmeans_atoms, lloyd
 from gendistill.transport.plans import as_mass, as_points, assign, one_thread, same_dimension, transport, wasserstein2
 
@@ -233,7 +233,8 @@ def class_barycenters(
         points_by_class: (n_c,d) of every class; at most ``workers`` + 1 are in memory at a time.
         starts: k, or for every class the initial atoms (k_c,d) or a function that computes them from its points.
         seed: Class c gets a seed of its own from it.
-        workers: Threads, each with one BLAS and one OpenMP thread; up to 8 where None. The results do not depend on it.
+        workers: Threads, each with one BLAS and one OpenMP thread; where None as many as compute otherwise, up to 8.
+            The results do not depend on it.
         names: Of the classes, for messages.
         options: Of ``solve_barycenter``.
 
@@ -241,7 +242,7 @@ def class_barycenters(
         ValueError: not one start a class, or a class that ``solve_barycenter`` refuses.
         ConvergenceError: a plan did not converge.
     """
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(8, usual_threads()) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers is {workers}; expected at least 1.")
     if isinstance(starts, int | np.integer):

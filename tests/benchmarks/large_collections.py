@@ -1,6 +1,7 @@
-"""Processor seconds and memory of stages on collections of 1 000 classes that lie in a file.
+"""Processor seconds and memory of stages on collections that lie in a file, by the number of images or of classes.
 
     python tests/benchmarks/large_collections.py [--images 20000 80000 320000] [--stages evaluate describe ...]
+    python tests/benchmarks/large_collections.py --classes 10 100 1000 --per_class 64 --side 16
 
 Each stage runs in a process of its own. Memory is the peak of RssAnon, what the process itself holds; the pages of the
 file, which the system takes back when it needs room, are not among it.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from gendistill.config import DistillConfig, EvaluateConfig, MatchingConfig, RefineConfig
 from gendistill.data.dataset import RealData
+from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.data.store import write_store
 from gendistill.distillers import distill
@@ -39,24 +41,25 @@ from gendistill.networks.training import train_classifier
 from gendistill.refine.refiner import refine_set
 from gendistill.report.show import show
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.transport.barycenter import class_barycenters
 
-CLASSES, SIDE, PART = 1000, 32, 10_000
+PART = 10_000
 MEMORY = 0.5  # GiB, beyond which features lie in a file
 
 
-def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(count: int, classes: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Random images, class by class."""
-    rng, labels = np.random.default_rng(0), torch.arange(count) * CLASSES // count
+    rng, labels = np.random.default_rng(0), torch.arange(count) * classes // count
     for own in labels.split(PART):
-        images = rng.integers(0, 256, (len(own), 3, SIDE, SIDE), dtype=np.uint8)
+        images = rng.integers(0, 256, (len(own), 3, side, side), dtype=np.uint8)
         yield torch.from_numpy(images), own
 
 
-def collection(folder: Path, count: int) -> RealData:
+def collection(folder: Path, count: int, classes: int, side: int) -> RealData:
     """Of ``count`` images about 8/10 are for training, 1/10 each for validation and test."""
-    place = folder / str(count)
+    place = folder / f"{count}-{classes}-{side}"
     if not place.exists():
-        write_store(place, [f"class {c}" for c in range(CLASSES)], {"train": batches(count)})
+        write_store(place, [f"class {c}" for c in range(classes)], {"train": batches(count, classes, side)})
     return load_data(name=str(place), test_fraction=0.1, validation_fraction=0.11, in_memory_gib=MEMORY)
 
 
@@ -64,7 +67,8 @@ Stage = Callable[[RealData, SurrogateSet, Path], None]
 
 
 def network(data: RealData) -> torch.nn.Module:
-    return build_network("convnet_bn", channels=3, image_size=SIDE, classes=CLASSES, width=8).eval()
+    size, classes = data.image_size, len(data.classes)
+    return build_network("convnet_bn", channels=3, image_size=size, classes=classes, width=8).eval()
 
 
 def run_evaluate(data: RealData, made: SurrogateSet, folder: Path) -> None:
@@ -84,9 +88,9 @@ def run_show(data: RealData, made: SurrogateSet, folder: Path) -> None:
 
 def teacher_of(data: RealData) -> Teacher:
     """Without training."""
-    net = network(data)
-    spec = {"name": "convnet_bn", "channels": 3, "image_size": SIDE, "classes": CLASSES, "width": 8, "depth": None}
-    return Teacher(net, collect_statistics(net, data.train, CLASSES), data.classes, spec, {"data": data.describe()})
+    net, size, classes = network(data), data.image_size, len(data.classes)
+    spec = {"name": "convnet_bn", "channels": 3, "image_size": size, "classes": classes, "width": 8, "depth": None}
+    return Teacher(net, collect_statistics(net, data.train, classes), data.classes, spec, {"data": data.describe()})
 
 
 def run_refine(data: RealData, made: SurrogateSet, folder: Path) -> None:
@@ -106,7 +110,22 @@ def run_train(data: RealData, made: SurrogateSet, folder: Path) -> None:
 
 
 def run_statistics(data: RealData, made: SurrogateSet, folder: Path) -> None:
-    collect_statistics(network(data), data.train, CLASSES)
+    collect_statistics(network(data), data.train, len(data.classes))
+
+
+def run_select(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    """Two of four images a class: features, a barycenter of each class and the images nearest to it."""
+    refine_set(distill(data, "random", 4), teacher_of(data), data, 2, RefineConfig(steps=0))
+
+
+def run_barycenters(data: RealData, made: SurrogateSet, folder: Path) -> None:
+    """Ten atoms for the pixels of every class."""
+    points = (to_float(data.train.images[own]).flatten(1).double().numpy() for own in by_class(data))
+    class_barycenters(points, 10, workers=1)
+
+
+def by_class(data: RealData) -> Iterator[Tensor]:
+    return (data.train.of_class(c) for c in range(len(data.classes)))
 
 
 def run_coreset(method: str) -> Stage:
@@ -129,6 +148,9 @@ STAGES: dict[str, Stage] = {
     "random": run_coreset("random"),
     "kmeans": run_coreset("kmeans"),
     "herding": run_coreset("herding"),
+    "kcenter": run_coreset("kcenter"),
+    "select": run_select,
+    "barycenters": run_barycenters,
     "dm": run_dm,
     "label": run_label,
     "evaluate": run_evaluate,
@@ -145,8 +167,8 @@ def own_memory() -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
-def measure(stage: str, count: int, folder: Path) -> dict[str, float]:
-    data = collection(folder, count)
+def measure(stage: str, count: int, classes: int, side: int, folder: Path) -> dict[str, float]:
+    data = collection(folder, count, classes, side)
     made, peak, done = distill(data, "random", 1, seed=3), [own_memory()], threading.Event()
 
     def watch() -> None:
@@ -164,28 +186,40 @@ def measure(stage: str, count: int, folder: Path) -> dict[str, float]:
     return {"cpu": spent, "seconds": seconds, "gib": peak[0] / 2**30}
 
 
+def sizes_of(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Numbers of images and of classes that are measured."""
+    for classes in options.classes:
+        for count in options.images if options.per_class is None else [options.per_class * classes]:
+            yield count, classes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[20_000, 80_000, 320_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000])
+    parser.add_argument("--per_class", type=int, help="images of a class, in place of --images")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=[*STAGES])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "large-collections")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.one:
-        print(json.dumps(measure(options.stages[0], options.images[0], options.folder)))
+        sizes = options.images[0], options.classes[0], options.side
+        print(json.dumps(measure(options.stages[0], *sizes, options.folder)))
         return
     for stage in options.stages:
-        for count in options.images:
+        for count, classes in sizes_of(options):
             arguments = ["--one", "--stages", stage, "--images", str(count), "--folder", str(options.folder)]
+            arguments += ["--classes", str(classes), "--side", str(options.side)]
             run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
             if run.returncode:
-                print(f"{stage} {count}: {run.stderr[-2000:]}")
+                print(f"{stage} {count} images, {classes} classes: {run.stderr[-2000:]}")
                 continue
             found = json.loads(run.stdout.splitlines()[-1])
             print(
-                f"{stage:10} {count:9,} images  {found['cpu']:8.1f} CPU s  {found['seconds']:8.1f} s  "
-                f"{found['gib']:6.2f} GiB",
+                f"{stage:11} {count:9,} images  {classes:5,} classes  {found['cpu']:8.1f} CPU s  "
+                f"{found['seconds']:8.1f} s  {found['gib']:6.2f} GiB",
                 flush=True,
             )
 
