@@ -2,11 +2,11 @@
 
     python -m experiments.pretrained --pretrained ../shared/models/tf_efficientnet_lite0.in1k --output out.jsonl
 
-Machine: two shared cores of an AMD EPYC (AVX512_BF16), no GPU. It took 24 minutes beside other work.
+Machine: two shared cores of an AMD EPYC (AVX512_BF16), no GPU. A seed took 24 minutes beside other work.
 
 Result (docs/results.md#a-published-classifier-as-teacher): the published teacher has 95.0 % of 60 validation images,
-the one from scratch 43.3 %. With one seed (``--seeds 1``) neither is shown to make better sets; from noise those of the
-published one are at chance.
+the one from scratch 42 to 43 %. With two seeds (``--seeds 0 1``) neither is shown to make better sets; from noise those
+of the published one are at chance.
 
 Sets are random real images, selected ones, those refined, and WMDD from noise. A ConvNet judges each with hard labels,
 and with the teacher's labels by image. Rows that the output file has are not made again.
