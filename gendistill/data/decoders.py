@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+TURNED = (b"Exif\0", b"tiff:Orientation")  # Exif and XMP, which may say that a JPEG file lies on its side
 GREY, RGB = 0, 2  # colour types of PNG files
 AS_STORED = 0  # torchvision's ImageReadMode.UNCHANGED
 
@@ -41,8 +42,8 @@ def compiled(name: str) -> Callable[[Tensor, int, bool], Tensor] | None:
 def read_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
     """What ``prepare`` makes of a file of the shape (C,H,W), (1,H,W) if it is grey; None for any other."""
     if data.startswith(JPEG):
-        # Exif may say that it lies on its side; an image of other sides may be a decompression bomb
-        name = "decode_jpeg" if b"Exif\0" not in data and jpeg_sides(data) == shape[1:] else None
+        # one of other sides may be a decompression bomb
+        name = "decode_jpeg" if not any(word in data for word in TURNED) and jpeg_sides(data) == shape[1:] else None
     else:
         name = "decode_png" if data.startswith(PNG) and plain_png_sides(data) == shape[1:] else None
     decode = name and compiled(name)

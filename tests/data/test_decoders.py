@@ -122,8 +122,10 @@ def test_a_jpeg_file_of_other_sides_is_not_decoded_before_it_is_refused(monkeypa
 def test_jpeg_files_of_four_colours_on_their_side_or_damaged_are_left_to_pillow() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
+    packet = b'<rdf:Description tiff:Orientation="6"/>'
     files = [encode(noise("RGB").convert("CMYK"), "JPEG"), encode(noise("RGB"), "JPEG", exif=exif), b"\xff\xd8\xff"]
-    assert [read_image(data, (3, 24, 24)) for data in files] == [None, None, None]
+    files.append(encode(noise("RGB"), "JPEG", xmp=packet))
+    assert [read_image(data, (3, 24, 24)) for data in files] == [None] * 4
 
 
 def test_the_sides_of_a_png_file_are_height_and_width() -> None:
