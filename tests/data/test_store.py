@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,24 @@ def test_a_cache_among_the_images_is_refused(folder: Path) -> None:
     assert isinstance(first.train.images, MappedImages)
     assert same(first, load_data(name=str(folder), cache=folder / ".cache"))
     assert len([path for path in (folder / ".cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_lock_file_that_is_removed_while_another_process_opens_it_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does filelock from the oldest version on that is allowed."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "filelock>=3.21" in project["dependencies"]
+    path, opened = tmp_path / ".store.lock", fcntl.flock
+
+    def flock(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", opened)
+        path.unlink()  # by ``remove_store`` of another process
+        opened(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with FileLock(path):
+        assert path.exists()
 
 
 def test_that_no_store_is_kept_in_a_named_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
