@@ -196,6 +196,8 @@ def test_coordinates_have_the_distances_of_pixels(pixels: torch.Tensor) -> None:
     points, exact = torch.from_numpy(coordinates(pixels)), pixels.double()
     assert points.shape[1] <= len(pixels)
     torch.testing.assert_close(torch.cdist(points, points), torch.cdist(exact, exact), rtol=1e-6, atol=1e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(coordinates(pixels), points.numpy())
 
 
 @pytest.mark.parametrize("method", ["kmeans", "herding", "kcenter"])
