@@ -471,3 +471,15 @@ def test_an_output_folder_among_the_images_is_refused(tmp_path: Path, capsys: py
     assert not (tmp_path / "photos" / "out").exists()
     assert "lies in" not in refused(capsys, *words, tmp_path / "photos" / ".out")  # hidden folders are no classes
     assert "lies in" not in refused(capsys, *words, tmp_path / "out")
+
+
+def test_an_output_folder_beside_splits_that_are_named_is_no_image_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train/cat", "val/cat"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    words = ["distill", "--method", "random", "--ipc", 1, "--data", tmp_path / "photos", "--data.train", "train"]
+    named = [*words, "--data.test", "val", "--output_dir"]
+    assert "lies in" not in refused(capsys, *named, tmp_path / "photos" / "out")
+    assert "lies in the folder of the images" in refused(capsys, *named, tmp_path / "photos" / "val" / "out")
+    assert "lies in the folder of the images" in refused(capsys, *words, "--output_dir", tmp_path / "photos" / "out")

@@ -92,11 +92,21 @@ class DataConfig(Options):
         if self.value_range is not None:
             low, high = self.value_range
             require(low < high, "data.value_range", self.value_range, "black and white, the smaller number first")
-        if isinstance(self.cache, Path) and self.folder and is_visible_in(self.cache, self.folder):
+        if isinstance(self.cache, Path) and self.reads(self.cache):
             raise ConfigError(
                 f"data.cache is {str(self.cache)!r}, in the folder of the images {self.name}, which a store would "
                 "change. Give a folder outside it."
             )
+
+    def reads(self, place: Path) -> bool:
+        """Whether what lies at a place is among what is read: below the folder, or below its splits where all are named
+        folders."""
+        if self.folder is None:
+            return False
+        named = [name for name in (self.train, self.validation, self.test) if name not in (None, "none")]
+        splits = [self.folder / Path(name).expanduser() for name in named if name is not None]
+        alone = self.train is not None and self.test is not None and all(path.is_dir() for path in splits)
+        return any(is_visible_in(place, path) for path in (splits if alone else [self.folder]))
 
     def problem(self) -> str:
         """Why no source can read the name, as far as that shows without reading; empty if one may."""

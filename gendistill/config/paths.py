@@ -14,7 +14,7 @@ from typing import Any
 
 from gendistill.config.base import Options, as_tuple
 from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions, VerifyCommand
-from gendistill.config.data import DataConfig, is_visible_in
+from gendistill.config.data import DataConfig
 from gendistill.config.teacher import Pretrained
 from gendistill.errors import ArtifactError, DataError
 from gendistill.hub import ADAPTER, GENERATOR, MODEL_ID, NO_FILE, NO_MODEL, PICKLES, not_loaded, why_absent
@@ -130,7 +130,7 @@ def _check_output(options: Options) -> None:
     if folder is None or getattr(options, "dry_run", False):  # which writes nothing
         return
     folder, data = output_place(folder), getattr(options, "data", None)
-    if data is not None and data.folder and is_visible_in(folder, data.folder):
+    if data is not None and data.reads(folder):
         raise ArtifactError(
             f"output_dir {folder} lies in the folder of the images {data.name}, where it would be read as a class of "
             "its own. Give a folder outside it."
