@@ -49,8 +49,7 @@ def crowded(threads: int) -> str | None:
     """A sentence for a command that will compute with ``threads`` while other processes keep all processors busy."""
     processors = os.cpu_count() or 1
     try:
-        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1  # without this process
-        load = min(os.getloadavg()[0], running)  # of the last minute, and still now
+        load = min(os.getloadavg()[0], _others_running())  # of the last minute, and still now
     except (OSError, ValueError, IndexError):
         return None
     if threads < 2 or load < processors:
@@ -59,3 +58,10 @@ def crowded(threads: int) -> str | None:
         f"other work keeps all {processors} processors busy, so this will take longer; with --threads 1 it uses "
         "the least processor time"
     )
+
+
+def _others_running() -> int:
+    """Threads of other processes that run, or wait for a processor, now."""
+    running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    own = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path("/proc/self/task").glob("*/stat")]
+    return running - own.count("R")

@@ -63,16 +63,26 @@ def test_a_wrong_number_is_one_message(value: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("load", "running", "threads_used", "says"),
-    [(8.0, 9, 4, True), (8.0, 1, 4, False), (0.5, 9, 4, False), (8.0, 9, 1, False)],
-    ids=["crowded", "no longer", "only now", "one thread"],
+    ("load", "running", "own", "threads_used", "says"),
+    [
+        (8.0, 9, 1, 4, True),
+        (8.0, 8, 4, 4, True),
+        (8.0, 1, 1, 4, False),
+        (8.0, 5, 4, 4, False),
+        (0.5, 9, 1, 4, False),
+        (8.0, 9, 1, 1, False),
+    ],
+    ids=["crowded", "crowded beside our threads", "no longer", "only by our threads", "only now", "one thread"],
 )
 def test_a_crowded_machine_is_named(
-    load: float, running: int, threads_used: int, says: bool, monkeypatch: pytest.MonkeyPatch
+    load: float, running: int, own: int, threads_used: int, says: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(Path, "read_text", lambda _: f"{load} {load} {load} {running}/300 4711\n")
+    files = {f"{i}": f"{i} (a name) of it) {'R' if i < own else 'S'} 1" for i in range(6)}
+    files["loadavg"] = f"{load} {load} {load} {running}/300 4711\n"
+    monkeypatch.setattr(Path, "glob", lambda *_: [Path(str(i)) for i in range(6)])
+    monkeypatch.setattr(Path, "read_text", lambda path: files[path.name])
     found = threads.crowded(threads_used)
     assert (found is not None) is says
     assert found is None or ("all 4 processors" in found and "--threads 1" in found)
