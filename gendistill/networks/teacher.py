@@ -111,7 +111,10 @@ class Teacher:
         return f"Teacher({self.spec['name']}, {len(self.classes)} classes{', accuracy ' + scores if scores else ''})"
 
     def hash(self) -> str:
-        return hash_tensors(self.network.state_dict())
+        """Of the weights and, where the network is a published one, of how it prepares images."""
+        weights = hash_tensors(self.network.state_dict())
+        published = self.meta.get("pretrained")
+        return hash_json([weights, published["preprocessing"]]) if published else weights
 
     def facts(self) -> TeacherFacts:
         """What soft labels record of their teacher; ``bytes`` is the size of its weights."""

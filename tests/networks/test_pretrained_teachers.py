@@ -362,6 +362,15 @@ def test_only_files_that_are_loaded_decide_the_hash_of_a_source(tmp_path: Path) 
         hash_source(Pretrained(source=str(parts)))
 
 
+def test_a_teacher_that_prepares_images_otherwise_is_another_one(tmp_path: Path) -> None:
+    source = str(timm_folder(tmp_path / "timm"))
+    one, other = (train_teacher(collection(), pretrained=Pretrained(source=source, input_size=s)) for s in (32, 40))
+    assert all(map(torch.equal, one.network.state_dict().values(), other.network.state_dict().values()))
+    assert one.hash() != other.hash()
+    one.save_pretrained(tmp_path / "teacher")
+    assert Teacher.from_pretrained(tmp_path / "teacher").hash() == one.hash() == one.facts()["hash"]
+
+
 @pytest.mark.parametrize("bars", [True, False])
 def test_transformers_reports_afterwards_as_before(bars: bool, tmp_path: Path) -> None:
     from transformers import logging
