@@ -1,7 +1,7 @@
 """Sampling: each image is a function of the generator, the options, the seed, its class and its index.
 
-Noise comes from the image's own stream, and on CPU networks see batches of one constant shape, the last one padded,
-because kernels round differently for another shape.
+Noise comes from the image's own stream, and on CPU each row has the bits of a batch of one constant shape, because
+kernels round differently for another shape.
 
 Legend: B images of a batch, (c,h,w) what the network denoises, (C,H,W) decoded images; T timesteps of training;
 alpha_bar (B,), the cumulative product of 1 - beta at each image's timestep; sigma^2 = 1 - alpha_bar; level = t / T, the
@@ -20,6 +20,7 @@ from gendistill.config import ModeGuidance, Prototypes, SampleConfig
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
+from gendistill.generator.few_rows import FewRows, padded
 from gendistill.generator.generator import Generator
 from gendistill.generator.schedulers import make_scheduler, scheduler_step, start_from
 from gendistill.objectives import diffusion
@@ -73,12 +74,13 @@ def sample(
     generator.network.eval()
     if config.compile:
         generator.network.compile()
+    denoiser = Denoiser(generator, config.mixed_precision)
     for start in range(0, len(requests), config.batch_size):
         batch = list(requests[start : start + config.batch_size])
         full = len(batch)
         if generator.device.type != "cpu":
             full = min(config.batch_size, 1 << (full - 1).bit_length())  # few shapes: powers of two
-        x = _denoise(generator, batch + batch[:1] * (full - len(batch)), config, seed, prototypes)
+        x = _denoise(denoiser, batch + batch[:1] * (full - len(batch)), config, seed, prototypes)
         yield batch, _decode(generator.codec, x[: len(batch)])
 
 
@@ -114,11 +116,40 @@ def _check(generator: Generator, config: SampleConfig, prototypes: Tensor | None
         )
 
 
+class Denoiser:
+    """A generator's network, whose output for an image does not depend on the images beside it.
+
+    On CPU every row has the bits that a batch of ``CPU_ROWS`` gives it. A compiled network always sees so many, because
+    each other number would be compiled anew.
+    """
+
+    def __init__(self, generator: Generator, precision: str = "auto") -> None:
+        self.generator = generator
+        if precision == "auto":
+            precision = "bf16" if native_bf16(generator.device) else "no"
+        self.bf16 = precision == "bf16"
+        self._few_rows = FewRows(generator.network, generator.denoise, CPU_ROWS)
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The network's output in fp32; t () is a long, or a float between two timesteps (Heun)."""
+        times = to_device(t, x.device).expand(len(x))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            if x.device.type != "cpu":
+                return self.generator.denoise(x, times, condition).float()
+            parts = zip(*(rows.split(CPU_ROWS) for rows in (x, times, condition)), strict=True)
+            return torch.cat([self._rows(*part) for part in parts]).float()
+
+    def _rows(self, *inputs: Tensor) -> Tensor:
+        if self.generator.network._compiled_call_impl is None:
+            return self._few_rows(*inputs)
+        return self.generator.denoise(*(padded(rows, CPU_ROWS) for rows in inputs))[: len(inputs[0])]
+
+
 def _denoise(
-    generator: Generator, batch: list[Request], config: SampleConfig, seed: int, prototypes: Tensor | None
+    denoiser: Denoiser, batch: list[Request], config: SampleConfig, seed: int, prototypes: Tensor | None
 ) -> Tensor:
     """x0 (B,c,h,w) of a whole batch."""
-    device = generator.device
+    generator, device = denoiser.generator, denoiser.generator.device
     rngs = [torch_rng(seed, "sample", generator.label_map[generator.classes[r.label]], r.index) for r in batch]
     eps = to_device(torch.stack([torch.randn(generator.sample_shape, generator=rng) for rng in rngs]), device)
     condition = to_device(generator.mapping.condition(torch.tensor([r.label for r in batch])), device)
@@ -134,13 +165,13 @@ def _denoise(
         x, timesteps = start_from(steps, eps, None, 1.0)
     for t in timesteps:
         xt = steps.scale_model_input(x, t)
-        prediction, variance = predict(generator, xt, t, condition, config, modes)
+        prediction, variance = predict(denoiser, xt, t, condition, config, modes)
         x = scheduler_step(steps, prediction, variance, t, x, rngs)
     return x
 
 
 def predict(
-    generator: Generator,
+    denoiser: Denoiser,
     xt: Tensor,
     t: Tensor,
     condition: Tensor,
@@ -152,15 +183,16 @@ def predict(
     Classifier-free guidance acts only within its interval; outside, the pass of the null class is left out. Mode
     guidance acts on the result, down to the noise level ``mode_stop``. The variance is that of the class.
     """
+    generator = denoiser.generator
     level, alpha_bar = float(t) / len(generator.alphas_cumprod), generator.alphas_cumprod[round(float(t))]
     scale, interval = config.classifier_free
     if scale != 1 and acts_at(level, interval):
         without = torch.full_like(condition, generator.null_class or 0)
-        output = _run(generator, torch.cat([xt, xt]), t, torch.cat([condition, without]), config.mixed_precision)
+        output = denoiser(torch.cat([xt, xt]), t, torch.cat([condition, without]))
         (prediction, variance), (null, _) = (diffusion.split_prediction(o, xt.shape[1]) for o in output.chunk(2))
         prediction = classifier_free(prediction, null, scale)
     else:
-        output = _run(generator, xt, t, condition, config.mixed_precision)
+        output = denoiser(xt, t, condition)
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
     mode = config.guidance
     if isinstance(mode, ModeGuidance) and modes is not None and level > mode.stop:
@@ -253,34 +285,11 @@ def mode_guidance(
     return output - shift * alpha_bar.sqrt().view(columns) / noise
 
 
-def _run(generator: Generator, x: Tensor, t: Tensor, condition: Tensor, precision: str) -> Tensor:
-    """The network's output in fp32; t is a long, or a float between two timesteps (Heun).
-
-    On CPU it always sees ``CPU_ROWS`` rows, whatever the batch size, because its kernels round by shape.
-    """
-    kind = x.device.type
-    if precision == "auto":
-        precision = "bf16" if native_bf16(x.device) else "no"
-    rows = CPU_ROWS if kind == "cpu" else len(x)
-    times = to_device(t, x.device).expand(rows)
-    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-        outputs = [
-            generator.denoise(_padded(part, rows), times, _padded(classes, rows))[: len(part)]
-            for part, classes in zip(x.split(rows), condition.split(rows), strict=True)
-        ]
-    return torch.cat(outputs).float()
-
-
-def _padded(rows: Tensor, count: int) -> Tensor:
-    """``count`` rows: these, and copies of the first one."""
-    return torch.cat([rows, rows[:1].expand(count - len(rows), *rows.shape[1:])])
-
-
 def _decode(codec: Codec, x: Tensor) -> Tensor:
     """uint8 (b,C,H,W) on the CPU, always as many at once: memory and rounding do not depend on the batch."""
     images = []
     for part in x.split(DECODED_AT_ONCE):
-        decoded = codec.decode(_padded(part, DECODED_AT_ONCE))[: len(part)]
+        decoded = codec.decode(padded(part, DECODED_AT_ONCE))[: len(part)]
         refuse_divergence("The generator makes images that are", [decoded], REMEDY)
         images.append(to_uint8(decoded).cpu())
     return torch.cat(images)

@@ -18,7 +18,7 @@ from gendistill.errors import ConfigError
 from gendistill.generator import sampler, schedulers
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.sampler import Request, predict, requests_for, sample
+from gendistill.generator.sampler import Denoiser, Request, predict, requests_for, sample
 from gendistill.generator.schedulers import SCHEDULERS, make_scheduler
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16
@@ -96,7 +96,7 @@ def final_x(generator: Generator, requests: list[Request], prototypes: Tensor | 
     """What is decoded, before it is."""
     config = unflatten(SampleConfig, {"num_inference_steps": 5, "mixed_precision": "no", **options})
     with torch.no_grad():
-        return sampler._denoise(generator, requests, config, 0, prototypes)
+        return sampler._denoise(Denoiser(generator, "no"), requests, config, 0, prototypes)
 
 
 # An image is a function of (generator, seed, class, index).
@@ -330,10 +330,9 @@ def test_classifier_free_guidance_extrapolates_and_keeps_the_variance_of_the_cla
     with torch.no_grad():
         with_class = generator.denoise(x, t.expand(2), labels)
         without = generator.denoise(x, t.expand(2), null)
-        plain, _ = predict(generator, x, t, labels, SampleConfig(mixed_precision="no"))
-        guided, variance = predict(
-            generator, x, t, labels, SampleConfig(guidance=ClassifierFree(scale=3), mixed_precision="no")
-        )
+        plain, _ = predict(Denoiser(generator, "no"), x, t, labels, SampleConfig(mixed_precision="no"))
+        guidance = SampleConfig(guidance=ClassifierFree(scale=3), mixed_precision="no")
+        guided, variance = predict(Denoiser(generator, "no"), x, t, labels, guidance)
     wanted = without + 3 * (with_class - without)
     torch.testing.assert_close(plain, with_class[:, :channels])
     torch.testing.assert_close(guided, wanted[:, :channels], rtol=1e-4, atol=1e-5)
@@ -387,8 +386,8 @@ def test_mode_guidance_ends_at_its_stop(unet: Generator) -> None:
     config = SampleConfig(guidance=ModeGuidance(scale=1.0, stop=0.5), mixed_precision="no")
     with torch.no_grad():
         for t, acts in ((501, True), (500, False), (10, False)):
-            plain, _ = predict(unet, x, torch.tensor(t), labels, SampleConfig(mixed_precision="no"))
-            guided, _ = predict(unet, x, torch.tensor(t), labels, config, modes)
+            plain, _ = predict(Denoiser(unet, "no"), x, torch.tensor(t), labels, SampleConfig(mixed_precision="no"))
+            guided, _ = predict(Denoiser(unet, "no"), x, torch.tensor(t), labels, config, modes)
             assert torch.equal(plain, guided) is not acts
 
 
