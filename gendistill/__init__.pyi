@@ -52,7 +52,7 @@ from gendistill.matching.selection import representatives as representatives
 from gendistill.networks.soft_labelling import label_set as label_set
 from gendistill.networks.soft_labelling import soft_batches as soft_batches
 from gendistill.networks.teacher import Teacher as Teacher
-from gendistill.networks.teacher import train_teacher as train_teacher
+from gendistill.networks.teacher_training import train_teacher as train_teacher
 from gendistill.progress import show_progress as show_progress
 from gendistill.refine.feature_space import ground_space as ground_space
 from gendistill.refine.optimization import refine_images as refine_images

@@ -17,7 +17,8 @@ from gendistill.config.distill import method_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.io import WorkFolder
-from gendistill.networks.teacher import Teacher, check_teacher, time_of, with_statistics_of
+from gendistill.networks.teacher import Teacher, time_of
+from gendistill.networks.teacher_images import check_teacher, with_statistics_of
 from gendistill.progress import track
 from gendistill.registry import DISTILLERS, resolve
 from gendistill.surrogate.manifest import provenance

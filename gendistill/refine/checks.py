@@ -8,7 +8,8 @@ from gendistill.config import ObjectiveConfig, RefineConfig, require
 from gendistill.data.dataset import RealData, same_test
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import PIXELS, Codec
-from gendistill.networks.teacher import Teacher, check_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import check_teacher
 from gendistill.refine.objective import require_batch_norm
 from gendistill.refine.select import require_images
 from gendistill.surrogate.multi_formation import factor_name

@@ -26,7 +26,8 @@ from gendistill.data.mapped import Images, block_of
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError
 from gendistill.hashing import hash_json, hash_tensors
-from gendistill.networks.teacher import Teacher, check_teacher, with_statistics_of
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import check_teacher, with_statistics_of
 from gendistill.networks.training import infer, inference_rows
 
 SIDE = 64  # px: a class of photographs would not fit in memory pixel by pixel, nor do atoms need more

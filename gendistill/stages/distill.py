@@ -10,7 +10,8 @@ from gendistill.config import DistillConfig, as_tuple, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill_sets, read_inputs
-from gendistill.networks.teacher import Teacher, real_images
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import real_images
 from gendistill.registry import DISTILLERS
 from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome

@@ -25,7 +25,7 @@ from gendistill.generator.sampler import requests_for, sample
 from gendistill.generator.trainer import train_generator
 from gendistill.matching.methods import real_flop
 from gendistill.networks.factories import build_network
-from gendistill.networks.teacher import teacher_network
+from gendistill.networks.teacher_training import teacher_network
 from gendistill.networks.training import BACKWARD, forward_flop, train_classifier
 from gendistill.refine.refiner import matching_after
 

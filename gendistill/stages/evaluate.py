@@ -16,7 +16,8 @@ from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.inputs import read_set, recorded_data
 from gendistill.evaluation.result import ContinualEvaluation, Evaluation
-from gendistill.networks.teacher import Teacher, real_images
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import real_images
 from gendistill.report.terminal import format_continual, format_evaluation, verdict_sentence
 from gendistill.stages import Outcome
 from gendistill.stages.folder import StageFolder, finished, stage_folder, stage_settings

@@ -12,7 +12,8 @@ from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS
-from gendistill.networks.teacher import Teacher, real_images
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import real_images
 from gendistill.refine.checks import check_refinement
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS

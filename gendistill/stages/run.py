@@ -24,7 +24,7 @@ from gendistill.generator.generator import Generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.factories import batch_norm_layers
-from gendistill.networks.teacher import teacher_network
+from gendistill.networks.teacher_training import teacher_network
 from gendistill.networks.training import require_batch_of_two
 from gendistill.progress import is_shown, note, numbered_stage
 from gendistill.refine.objective import require_batch_norm

@@ -11,7 +11,8 @@ from gendistill.config.commands import TeacherCommand
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import options_from_anywhere, read_data
 from gendistill.networks.published_classifiers import hash_source
-from gendistill.networks.teacher import read_record, train_teacher
+from gendistill.networks.teacher import read_record
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, stage_folder, stage_settings

@@ -12,7 +12,8 @@ from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, GendistillError
 from gendistill.evaluation.inputs import recorded_data
-from gendistill.networks.teacher import Teacher, real_images
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_images import real_images
 from gendistill.report.nearest import copy_line
 from gendistill.report.page import NUMBERS, REPORT, TABLE, write_report_files
 from gendistill.report.run_folder import read_runs

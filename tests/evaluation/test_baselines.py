@@ -27,7 +27,8 @@ from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.protocols import Settings
 from gendistill.evaluation.result import Evaluation
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.registry import DISTILLERS
 from gendistill.report.page import write_report
 from gendistill.seeding import derive

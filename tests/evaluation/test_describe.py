@@ -24,7 +24,8 @@ from gendistill.networks.feature_extractors import (
     reference_network,
 )
 from gendistill.networks.soft_labelling import label_set
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.report.terminal import finding_lines, set_table
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet

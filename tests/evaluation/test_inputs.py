@@ -24,7 +24,8 @@ from gendistill.evaluation.evaluate import all_entries, evaluate
 from gendistill.evaluation.inputs import facts, pools, read_set, recorded_data, size_of
 from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.soft_labelling import label_set
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill

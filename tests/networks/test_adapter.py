@@ -14,7 +14,7 @@ from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.networks.factories import WithFeatures, as_classifier, build_network
 from gendistill.networks.soft_labelling import label_set
-from gendistill.networks.teacher import train_teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.refiner import refine_set
 
 QUICK = TeacherConfig(steps=30)

@@ -26,7 +26,8 @@ from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.feature_extractors import load_backbone
 from gendistill.networks.pretrained import open_pretrained, rebuild_pretrained
 from gendistill.networks.published_classifiers import hash_source, torchvision_build, torchvision_weights
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.seeding import torch_rng
 from tests.helpers import files, gendistill
 from tests.networks.classifier_folders import MEAN, STD, timm_folder, transformers_folder

@@ -18,7 +18,8 @@ from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.io import WorkFolder, read_tensors, write_tensors
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages.folder import read_record
 from tests.helpers import files, gendistill, start

@@ -21,7 +21,8 @@ from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.constraints import LatentRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import RefineObjective, matched_targets

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace

@@ -23,7 +23,8 @@ from gendistill.matching.distiller import match
 from gendistill.matching.methods import plan_runs
 from gendistill.networks.factories import batch_norm_layers, build_network
 from gendistill.networks.statistics import collect_statistics
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.networks.training import is_correct
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation

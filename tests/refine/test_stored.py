@@ -11,7 +11,8 @@ from gendistill.config import RefineConfig, TeacherConfig, WmddConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.networks.statistics import collect_statistics
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.refiner import refine_set
 from gendistill.refine.wmdd import wmdd

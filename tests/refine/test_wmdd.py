@@ -11,7 +11,8 @@ from gendistill.cli import USAGE
 from gendistill.config import TeacherConfig, WmddConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.wmdd import wmdd
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill, start

@@ -24,7 +24,8 @@ from gendistill.io import WorkFolder
 from gendistill.networks import label_blocks
 from gendistill.networks.label_blocks import LABELS
 from gendistill.networks.soft_labelling import label_set, soft_batches
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet

@@ -11,7 +11,7 @@ import torch
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
-from gendistill.networks.teacher import train_teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.report.terminal import w2_lines
 from gendistill.surrogate.manifest import Provenance
 from gendistill.surrogate.set import SurrogateSet

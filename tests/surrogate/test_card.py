@@ -20,7 +20,8 @@ from gendistill.data.pixels import to_float
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError
 from gendistill.networks.soft_labelling import label_set, soft_batches
-from gendistill.networks.teacher import Teacher, train_teacher
+from gendistill.networks.teacher import Teacher
+from gendistill.networks.teacher_training import train_teacher
 from gendistill.surrogate.card.card import add_evidence, card
 from gendistill.surrogate.card.entry import EVIDENCE, CardEntry, read_entry, read_evidence
 from gendistill.surrogate.card.facts import line, terms
