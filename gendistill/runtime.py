@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from gendistill import progress
+from gendistill import cpu_speed, progress
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError, GendistillError, reason
 from gendistill.io import read_tensors, write_tensors
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # half a second of imports, which many commands do not need
 T = TypeVar("T")
 
 COMPILING = 2e12  # FLOP that take an eager fp32 core half a minute; compiling takes 20 s and saves two thirds of it
+MEASURING = 6e13  # FLOP that take it a quarter of an hour; measuring what is fastest takes 40 s, once a machine
 
 
 def processes() -> PartialState:
@@ -131,13 +132,19 @@ class ExecutionMode(NamedTuple):
 
 
 def execution_mode(
-    mixed_precision: str, compile: bool | str, device: torch.device, flop: float | Callable[[], float] = 0.0
+    mixed_precision: str,
+    compile: bool | str,
+    device: torch.device,
+    flop: float | Callable[[], float] = 0.0,
+    speeds: Callable[[], cpu_speed.Seconds | None] = cpu_speed.speeds,
 ) -> ExecutionMode:
     """Resolve ``auto`` for precision and compilation.
 
-    On a CPU with bf16 units, compiled bf16 takes a third of the time of eager fp32, and eager bf16 takes more time than
-    eager fp32. So ``auto`` chooses both or neither: both if the work exceeds ``COMPILING``. On a GPU it chooses eager
-    bf16; that was not measured.
+    On a CPU, where both are ``auto``: eager fp32 for work of less than ``COMPILING``, and the fastest of eager fp32,
+    compiled fp32 and compiled bf16, as measured on this machine, from ``MEASURING`` on. Between the two, and where no
+    measurement can be kept, bf16 units decide: with them, compiled bf16 takes a third of the time of eager fp32. The
+    choice depends on the work and the machine alone, not on what was measured before. On a GPU ``auto`` is eager bf16;
+    that was not measured.
 
     Args:
         mixed_precision: ``auto``, ``no`` or ``bf16``.
@@ -145,11 +152,17 @@ def execution_mode(
         device: Where the network runs.
         flop: Floating-point operations of all training that shares the compiled code; a function is called only where
             they decide.
+        speeds: Seconds of a step by mode, or None where they cannot be kept.
     """
+    auto = mixed_precision == "auto"
     if compile == "auto":
-        able = device.type == "cpu" and native_bf16(device) and mixed_precision != "no" and _has_compiler()
-        compile = able and (flop() if callable(flop) else flop) >= COMPILING
-    alone = mixed_precision == "auto" and device.type == "cpu" and not compile
+        work, units = 0.0, native_bf16(device)
+        if device.type == "cpu" and _has_compiler() and (auto or (units and mixed_precision == "bf16")):
+            work = flop() if callable(flop) else flop
+        if auto and work >= MEASURING and (seconds := speeds()):
+            return ExecutionMode(*cpu_speed.MODES[cpu_speed.fastest(seconds)])
+        compile = units and work >= COMPILING
+    alone = auto and device.type == "cpu" and not compile
     return ExecutionMode(not alone and wants_bf16(mixed_precision, device), bool(compile))
 
 

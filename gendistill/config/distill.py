@@ -172,7 +172,7 @@ class MatchingConfig(Options):
             batches.
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are
             compiled; fp32 elsewhere.
-        compile: torch.compile matching and network training; ``auto`` compiles on such a CPU if the run is long enough:
+        compile: torch.compile matching and network training; ``auto`` compiles where a long run gains from it:
             compiling takes 20 s and more.
         checkpoint_every: Iterations between two checkpoints.
         snapshot_every: Iterations between two snapshots of the sets in ``snapshots/`` and of their pictures in

@@ -87,7 +87,7 @@ class EvaluateConfig(Options):
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are
             compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling for each
-            size of batch; ``auto`` compiles on such a CPU if the trainings are long enough.
+            size of batch; ``auto`` compiles on a CPU that gains from it in long trainings.
         describe: Measure the sets themselves in comparison with random real sets, and check them for faults.
         features: Features for these measures: ``teacher`` (needs one), ``trained`` (a network trained for this on the
             real images), ``auto`` (the teacher if there is one, else trained), or ``timm:NAME`` or

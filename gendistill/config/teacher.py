@@ -76,7 +76,7 @@ class TeacherConfig(Options):
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if the network is
             compiled; fp32 elsewhere.
         compile: torch.compile the network: on CPU with bf16 2 to 3 times the speed, after 20 s of compiling; ``auto``
-            compiles on such a CPU if the training is long enough.
+            compiles on a CPU that gains from it in a long training.
         checkpointing_steps: Largest number of optimiser steps between resumable checkpoints; one is also saved when the
             last is a minute old, and after the last step. null saves these alone.
         pretrained: Published classifier to take instead of training one: ``timm:NAME``, a folder, a Hub id or a

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gendistill import __version__, runtime
+from gendistill import __version__, cpu_speed, runtime
 from gendistill.config.commands import DoctorCommand
 from gendistill.evaluation.cache import cache_folder
 from gendistill.io import cache_root, format_bytes
@@ -85,7 +85,16 @@ def _devices() -> dict[str, str]:
         found[f"cuda:{index}"] = f"{about.name}, {format_bytes(about.total_memory)}"
     device = runtime.device()
     precision = "bf16" if runtime.wants_bf16("auto", device) else "fp32"
-    return {**found, "used": f"{device}, precision auto is {precision}"}
+    return {**found, "used": f"{device}, precision auto is {precision}", "long trainings on the CPU": _measured()}
+
+
+def _measured() -> str:
+    """What ``auto`` chooses for precision and compilation, and why."""
+    seconds = cpu_speed.kept()
+    if seconds is None:
+        return "not measured yet; the first training of a quarter of an hour or more measures fp32, bf16 and compiling"
+    steps = ", ".join(f"{mode} {1000 * value:.0f} ms" for mode, value in seconds.items())
+    return f"auto is {cpu_speed.fastest(seconds)} (a step: {steps})"
 
 
 def _caches() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill import runtime
+from gendistill import cpu_speed, runtime
 from gendistill.config import BESIDE, Compile, Precision, TeacherConfig, ipc_sizes, kind_of
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
@@ -91,8 +91,9 @@ def _training(
         network, data.train, steps=TIMED, batch_size=batch_size, learning_rate=0.0, weight_decay=0.0, device=device
     )
     seconds = _seconds_a_step(record["loss"] for record in loop)
-    if runtime.execution_mode(mixed_precision, compile, device, flop * steps * batch_size).compile:
-        return COMPILATION + COMPILED * seconds * steps
+    mode = runtime.execution_mode(mixed_precision, compile, device, flop * steps * batch_size, cpu_speed.kept)
+    if mode.compile:
+        return COMPILATION + (COMPILED if mode.bf16 else 1 / cpu_speed.FASTER) * seconds * steps
     return seconds * steps
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from gendistill import runtime
+from gendistill import cpu_speed, runtime
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig
 from gendistill.data.sources import load_data
 from gendistill.evaluation.evaluator import resolve_precision
@@ -32,12 +34,13 @@ def test_a_network_of_timm_is_counted() -> None:
 
 def test_auto_is_both_or_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = runtime.native_bf16(CPU) and runtime._has_compiler()
-    assert runtime.execution_mode("auto", "auto", CPU, 1e15) == (fast, fast)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e13, never) == (fast, fast)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e15, lambda: None) == (fast, fast)
     assert runtime.execution_mode("auto", "auto", CPU, 1e9) == (False, False)
     assert runtime.execution_mode("auto", "auto", CPU) == (False, False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     runtime._has_compiler.cache_clear()
-    assert runtime.execution_mode("auto", "auto", CPU, 1e15) == (False, False)
+    assert runtime.execution_mode("auto", "auto", CPU, 1e15, never) == (False, False)
     runtime._has_compiler.cache_clear()
 
 
@@ -48,15 +51,36 @@ def test_what_is_asked_for_is_done() -> None:
     assert runtime.execution_mode("auto", True, CPU) == (runtime.native_bf16(CPU), True)
 
 
-def test_operations_are_counted_only_where_they_decide() -> None:
-    def never() -> float:
-        raise AssertionError
+@pytest.mark.skipif(not runtime._has_compiler(), reason="nothing is compiled here")
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ((1.0, 0.9, 0.4), (True, True)),
+        ((1.0, 0.5, 9.0), (False, True)),
+        ((1.0, 0.9, 9.0), (False, False)),
+    ],
+    ids=["bf16", "plain AVX2", "nothing gains enough"],
+)
+def test_long_work_runs_in_the_mode_that_was_measured_to_be_fastest(
+    seconds: tuple[float, ...], chosen: tuple[bool, bool]
+) -> None:
+    speeds = dict(zip(cpu_speed.MODES, seconds, strict=True))
+    assert runtime.execution_mode("auto", "auto", CPU, 1e15, lambda: speeds) == chosen
+    for asked in (("no", "auto"), ("no", True), ("bf16", "auto"), ("auto", False)):
+        assert runtime.execution_mode(*asked, CPU, 1e15, never) == runtime.execution_mode(*asked, CPU, 1e13, never)
 
+
+def never() -> Any:
+    raise AssertionError
+
+
+def test_operations_are_counted_only_where_they_decide() -> None:
     for precision, compiles in (("no", "auto"), ("auto", False), ("bf16", True)):
         assert runtime.execution_mode(precision, compiles, CPU, never).compile is (compiles is True)
 
 
 def test_short_runs_stay_as_they_are_and_long_ones_are_fast_whatever_sets_they_make() -> None:
+    cpu_speed.speeds(lambda: {"fp32": 1.0, "fp32 compiled": 0.8, "bf16 compiled": 0.3})  # in the cache of the tests
     data = load_data(DataConfig(name="digits"))
     able = runtime.execution_mode("auto", "auto", CPU, 1e15)
     for steps, compiled in ((10, False), (10**7, able.compile)):
