@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.matching.functional import (
+    CPU_ROWS,
     FunctionalNetwork,
     Tensors,
     attached,
@@ -35,7 +36,6 @@ from gendistill.objectives.matching import class_aware_cross_entropy, mean_featu
 
 ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory
 VALUES = 2**28  # of real images at once, 1 GiB in fp32
-CPU_ROWS = 64  # activations that stay in the caches: 0.8 of the time of 512
 
 FeatureView = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from gendistill import runtime
 
+CPU_ROWS = 16  # images of one pass: activations that stay in the caches, half the time of 256 and of 128 in fp32
 Tensors = dict[str, Tensor]
+
+
+def equal_rows(count: int) -> int:
+    """Rows of equal pieces of ``count`` images, ``CPU_ROWS`` to twice as many; all where nothing divides them: every
+    other size would be compiled anew."""
+    return next((rows for rows in range(CPU_ROWS, 2 * CPU_ROWS + 1) if count % rows == 0), count)
 
 
 class StackedBatches(Sequence[Tensor]):

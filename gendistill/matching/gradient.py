@@ -28,10 +28,12 @@ from gendistill.matching.functional import (
     Tensors,
     attached,
     class_labels,
+    equal_rows,
     laid_out,
     lengths,
     structure,
 )
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.objectives.matching import gradient_distance, mean_feature_distance
 
 
@@ -89,11 +91,12 @@ class GradientMatching:
         if key not in self._programs:
             functional = FunctionalNetwork(network, own_statistics=True, bf16=self.bf16)
             tensors, names = functional.tensors(network), functional.parameters
+            whole = images.device.type != "cpu" or bool(batch_norm_layers(network))
             if not self.match_head:
                 names = functional.feature_parameters(tensors, images)
             names = [name for name in names if tensors[name].dim() >= 2]
             _check_second_derivative(functional, names, tensors, images[:2])
-            self._programs[key] = _Program(functional, names, self.distance, self.feature_mean, self.compile)
+            self._programs[key] = _Program(functional, names, self.distance, self.feature_mean, self.compile, whole)
         return self._programs[key]
 
 
@@ -136,13 +139,21 @@ class _Program:
     """The computation for one structure of networks, on k classes of equal batch shapes at once.
 
     ``real`` maps images (k,R,C,H,W) to each class's side; ``matched`` views (Z,C,H,W) and a side to the gradient of the
-    views and the loss, and ``matched_together`` does for k classes.
+    views and the loss, and ``matched_together`` does for k classes. Unless ``whole``, the real images of one class go
+    through in pieces: exact wherever an image's features depend on no other image.
     """
 
     def __init__(
-        self, functional: FunctionalNetwork, names: list[str], distance: Distance, feature_mean: float, compiled: bool
+        self,
+        functional: FunctionalNetwork,
+        names: list[str],
+        distance: Distance,
+        feature_mean: float,
+        compiled: bool,
+        whole: bool = True,
     ) -> None:
         self.functional, self.names, self.distance, self.feature_mean = functional, names, distance, feature_mean
+        self.whole = whole
         wrap: Callable[..., Any] = runtime.compiled_anew if compiled else lambda function: function
         matched = torch.func.grad_and_value(self._loss)
         self._real, self.matched = wrap(self._compared), wrap(matched)
@@ -151,9 +162,18 @@ class _Program:
 
     def real(self, tensors: Tensors, images: Tensor, labels: Tensor) -> list[Side]:
         if len(images) == 1:
-            return [self._real(tensors, images[0], labels[0])]
+            return [self._of_one(tensors, images[0], labels[0])]
         gradients, features = self._reals(tensors, images, labels)
         return [([g[i] for g in gradients], features[i]) for i in range(len(images))]
+
+    def _of_one(self, tensors: Tensors, images: Tensor, label: Tensor) -> Side:
+        """The side of one class; the gradient of a mean over images is the mean of those over equal pieces."""
+        parts = images.split(len(images) if self.whole else equal_rows(len(images)))
+        sides = [self._real(tensors, part, label) for part in parts]
+        if len(sides) == 1:
+            return sides[0]
+        gradients = [torch.stack(same).mean(0) for same in zip(*(side[0] for side in sides), strict=True)]
+        return gradients, torch.cat([side[1] for side in sides])
 
     def _compared(self, tensors: Tensors, images: Tensor, label: Tensor) -> tuple[list[Tensor], Tensor]:
         """Gradients of the mean cross-entropy of images (B,C,H,W) in the named parameters, and features (B,D)."""

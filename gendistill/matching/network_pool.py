@@ -22,7 +22,9 @@ from gendistill.data.dataset import Split
 from gendistill.data.mapped import load_batches, read_batch
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import Siamese
+from gendistill.matching.functional import equal_rows
 from gendistill.matching.synthetic import SyntheticImages
+from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.training import classification_loss
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import views_in
@@ -75,9 +77,12 @@ class Training:
         loss_of = runtime.compiled(classification_loss) if self.compile else classification_loss
         if self.bf16 or self.compile:
             images = images.contiguous(memory_format=torch.channels_last)
-        loss = loss_of(network, images, targets, 1.0, self.bf16)
+        whole = images.device.type != "cpu" or bool(batch_norm_layers(network))
+        rows = len(images) if whole else equal_rows(len(images))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for part, wanted in zip(images.split(rows), targets.split(rows), strict=True):  # equal ones: a mean of means
+            loss = loss_of(network, part, wanted, 1.0, self.bf16) * (rows / len(images))
+            loss.backward()
         optimizer.step()
 
     def on_split(

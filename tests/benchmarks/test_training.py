@@ -21,6 +21,7 @@ from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.trainer import train_generator
 from gendistill.runtime import make_accelerator
 from gendistill.seeding import torch_rng
+from tests.benchmarks.conftest import processor
 from tests.benchmarks.released import ReleasedLoop
 from tests.generator.autoencoders import kl
 
@@ -45,7 +46,7 @@ def in_turn(benchmark: Any, ours: Callable[[], Any], reference: Callable[[], Any
 
 
 def store(benchmark: Any, ratio: float, target: float, reference: str) -> None:
-    benchmark.extra_info |= {"ratio": round(ratio, 3), "target": target, "reference": reference}
+    benchmark.extra_info |= {"ratio": round(ratio, 3), "target": target, "reference": reference, "cpu": processor()}
 
 
 def images(count: int, classes: int, size: int) -> Split:

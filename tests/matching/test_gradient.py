@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
+from gendistill.matching.functional import equal_rows
 from gendistill.matching.gradient import GradientMatching
 from gendistill.networks.factories import build_network
 from gendistill.objectives.matching import DISTANCES
@@ -45,6 +46,17 @@ def test_losses_and_image_gradients_equal_a_plain_double_backward(name, match_he
     expected = matching_reference(network_of(name), real, views, [2, 0, 3], names, REFERENCE[distance])
     losses = losses_of(GradientMatching(distance=distance, match_head=match_head), network, real, views, [2, 0, 3])
     assert losses.shape == (3,)
+    assert_same(values_and_gradients(losses, views), values_and_gradients(expected, views))
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn"])
+def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(name):
+    """Of 32 and 34 images in two each; 37 are not divided."""
+    network, (real, views) = network_of(name), batches((32, 34, 37), (2, 2, 2))
+    expected = matching_reference(network_of(name), real, views, [2, 0, 3], weights(network, HEADS[name]), squared)
+    objective = GradientMatching()
+    losses = losses_of(objective, network, real, views, [2, 0, 3])
+    assert [equal_rows(len(one)) for one in real] == [16, 17, 37]
     assert_same(values_and_gradients(losses, views), values_and_gradients(expected, views))
 
 

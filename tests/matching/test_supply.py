@@ -52,6 +52,23 @@ def test_a_queue_begins_with_four_networks_and_drops_the_oldest(real):
     assert first not in supply._members
 
 
+@pytest.mark.parametrize(("norm", "passes"), [("instance", [16, 16]), ("batch", [32])])
+def test_a_step_goes_through_in_equal_pieces_unless_batch_norm_needs_it_whole(norm, passes):
+    images, labels = torch.rand(32, 1, 8, 8, generator=torch_rng(1)) * 2 - 1, torch.arange(32) % 2
+    options = {"channels": 1, "image_size": 8, "classes": 2, "width": 4, "depth": 1, "seed": 0}
+    stepped, mine = (
+        build_network("convnet_bn" if norm == "batch" else "convnet", **options).double() for _ in range(2)
+    )
+    seen = []
+    stepped.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    training = Training(classes=2, learning_rate=RATE, momentum=0.0, weight_decay=0.0)
+    training.step(stepped.train(), training.optimizer(stepped), images.double(), labels, seed=3)
+    F.cross_entropy(mine.train()(images.double()).float(), labels).backward()
+    assert seen == passes
+    for found, parameter in zip(stepped.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter - RATE * parameter.grad, rtol=1e-6, atol=1e-6)
+
+
 def test_cutmix_mixes_labels_by_the_share_that_images_give(real):
     """Against a step of the same network on the same mixture, made by hand."""
     images, labels = torch.rand(6, 1, 8, 8, generator=torch_rng(1)) * 2 - 1, torch.tensor([0, 1, 1, 0, 0, 0])
