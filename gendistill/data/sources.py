@@ -20,7 +20,8 @@ from PIL import Image
 from gendistill.config import DataConfig, to_dict
 from gendistill.config.data import unreadable
 from gendistill.data.class_names import rename_classes
-from gendistill.data.dataset import RealData, Split, hold_out, require_classes
+from gendistill.data.class_positions import hold_out
+from gendistill.data.dataset import RealData, Split, require_classes
 from gendistill.data.items import Item, Source, some
 from gendistill.data.mapped import MappedImages
 from gendistill.data.reader import Reader

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
-from gendistill.data.dataset import RealData, Split, evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import block_of
 from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.entries import Entry

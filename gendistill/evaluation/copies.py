@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.data.dataset import RealData, evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
+from gendistill.data.dataset import RealData
 from gendistill.data.mapped import BLOCK, Images, block_of, image_hashes, map_batches
 from gendistill.errors import DataError
 from gendistill.evaluation.summary import CopyNumbers

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendistill.config import Projection as Method
-from gendistill.data.dataset import RealData, Split, evenly_spaced_by_class
+from gendistill.data.class_positions import evenly_spaced_by_class
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import map_batches
 from gendistill.data.pixels import to_float
 from gendistill.seeding import derive

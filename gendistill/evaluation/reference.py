@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class, positions_by_class
+from gendistill.data.class_positions import evenly_spaced, evenly_spaced_by_class, positions_by_class
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import Images, block_of
 from gendistill.evaluation.copies import Copies, LeakageCheck
 from gendistill.evaluation.set_metrics import Values, random_sets

@@ -17,7 +17,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import Split, positions_by_class
+from gendistill.data.class_positions import positions_by_class
+from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.generator.generator import Generator

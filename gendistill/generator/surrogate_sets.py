@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gendistill import runtime
 from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
-from gendistill.data.dataset import RealData, positions_by_class
+from gendistill.data.class_positions import positions_by_class
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.batch_source import RealLatents
 from gendistill.generator.generator import Generator

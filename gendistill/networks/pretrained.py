@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.config import Pretrained, require
-from gendistill.data.dataset import evenly_spaced_by_class
+from gendistill.data.class_positions import evenly_spaced_by_class
 from gendistill.errors import ArtifactError, ConfigError, reason
 from gendistill.generator.class_mapping import ClassMapping, MappingError, label_map_for
 from gendistill.networks.factories import HEADS, WithFeatures, check_classifier

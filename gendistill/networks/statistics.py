@@ -19,7 +19,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from gendistill.data.dataset import ClassIndex, Split
+from gendistill.data.class_positions import ClassIndex
+from gendistill.data.dataset import Split
 from gendistill.data.mapped import float_table, load_batches, memory_for
 from gendistill.data.pixels import to_float
 from gendistill.errors import ArtifactError, ConfigError, DataError, StorageError

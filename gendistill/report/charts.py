@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
 from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.projection import Cloud, Projection
 from gendistill.evaluation.summary import is_reference

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gendistill.data.dataset import Split, evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
+from gendistill.data.dataset import Split
 from gendistill.data.mapped import Images
 from gendistill.data.pixels import to_pil
 from gendistill.report.formatting import CELL, LARGE_SIDE, PALETTE, PHOTO, SIDE

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split, evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
+from gendistill.data.dataset import RealData, Split
 from gendistill.evaluation.copies import PIXELS, Copies, CopyCheck, Match
 from gendistill.progress import track
 from gendistill.report.charts import Axis

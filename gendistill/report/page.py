@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Required
 
 from gendistill.config import as_tuple
-from gendistill.data.dataset import RealData, evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
+from gendistill.data.dataset import RealData
 from gendistill.evaluation.copies import PIXELS, CopyCheck
 from gendistill.evaluation.result import flat_row
 from gendistill.evaluation.summary import ContinualRow, Step

@@ -13,7 +13,8 @@ from torch import Tensor
 import gendistill as gd
 from gendistill.config import DistillConfig, MatchingConfig, PerImage, Representative
 from gendistill.data.augmentation import Augmentation
-from gendistill.data.dataset import ClassIndex, RealData
+from gendistill.data.class_positions import ClassIndex
+from gendistill.data.dataset import RealData
 from gendistill.data.mapped import MappedImages, float_table, on_device, read_steps
 from gendistill.errors import StorageError
 from gendistill.networks.factories import build_network

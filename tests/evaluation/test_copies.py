@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gendistill.data.dataset import RealData, Split, evenly_spaced, evenly_spaced_by_class
+from gendistill.data.class_positions import evenly_spaced, evenly_spaced_by_class
+from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import DataError
 from gendistill.evaluation.copies import Copies, CopyCheck, nearest

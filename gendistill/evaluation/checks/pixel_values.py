@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gendistill.data.dataset import evenly_spaced
+from gendistill.data.class_positions import evenly_spaced
 from gendistill.evaluation.checks import VALUE_RANGE, Finding, counted, list_names
 from gendistill.evaluation.reference import SHOWN, DescribedSet, RealReference
 from gendistill.seeding import torch_rng
