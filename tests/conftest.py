@@ -1,5 +1,6 @@
 """Real data shared by the tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from gendistill.registry import import_plugins, plugins_of_environment
 import_plugins(plugins_of_environment())  # the contract suites take them
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+def pytest_collection_finish() -> None:
+    """No garbage is looked for among the modules, which are most of what there is."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
-"""Shared by tests: where things are, and the command line in this process or in another."""
+"""Shared by tests: where things are, and the command line in this process; tests/processes.py has it in others."""
 
 from __future__ import annotations
 
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +18,6 @@ TINY = Path(__file__).with_name("tiny.yaml")
 def gendistill(*arguments: object) -> int:
     """Exit code of one command, run in this process."""
     return main([str(a) for a in arguments])
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """One command in a process of its own."""
-    command = [sys.executable, "-m", "gendistill", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
-    )
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.helpers import TINY, files, gendistill, start
+from tests.helpers import TINY, files, gendistill
+from tests.processes import start
 
 STEPS = 120
 WEIGHTS = "**/*.safetensors"
@@ -47,9 +48,8 @@ def kill_at(folder: Path, steps: int, step: int, delay: float, *more: object) ->
     while process.poll() is None and steps_done(folder, steps) < step:
         time.sleep(0.01)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed = process.returncode == -signal.SIGKILL
+    ended = process.kill()
+    killed = ended.returncode == -signal.SIGKILL
     return {"asked": step, "killed": killed, "checkpoint": steps_done(folder, steps)}
 
 

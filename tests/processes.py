@@ -1,126 +1,160 @@
-"""Commands in two processes each, as torchrun starts them, but with torch and diffusers imported once for all of them.
+"""Commands in processes of their own, one or two each, forked from one that has imported the stages.
 
-    python -m tests.processes '[[["sample", "--num_processes", "2"], null], [["train/finetune.py"], null]]'
-
-Beside every command stands what makes one of its processes die: its rank, and a pattern of files that have to be there.
-For every command a JSON line comes out: the exit code, that of the first process to fail, and what went to stderr.
+A new interpreter takes seconds to import torch and diffusers, a fork of one that has them milliseconds. The process
+that is forked computes nothing itself, so its children start as a new interpreter would.
 """
 
 from __future__ import annotations
 
-import json
+import atexit
+import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from glob import glob
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
 
 from tests.helpers import ROOT, environment
 
 PROCESSES = 2
+LOGS = ("stdout", "stderr")
+STAGES = ("distill", "evaluate", "finetune", "label", "refine", "run", "sample", "teacher")
+LIBRARIES = ("diffusers.models.unets.unet_2d", "ot", "pandas", "scipy.stats", "sklearn.cluster", "sklearn.datasets")
 
 
 @dataclass(frozen=True)
 class Ended:
+    """The exit code, minus the signal where one ended it; and what was written."""
+
     returncode: int
+    stdout: str
     stderr: str
 
 
-def launch(
-    *commands: tuple[object, ...], kill: Mapping[int, tuple[int, Path]] | None = None, timeout: float = 300
-) -> list[Ended]:
-    """Run commands with their arguments, one after another, each in two processes on CPU (gloo).
+class Started:
+    """A function that runs in a process of its own."""
+
+    def __init__(self, function: Callable[..., None], *arguments: object, **variables: object) -> None:
+        self._logs = tempfile.TemporaryDirectory()
+        everything = {**environment(), **{name: str(value) for name, value in variables.items()}}
+        threads = int(everything.get("OMP_NUM_THREADS") or torch.get_num_threads())
+        self.process = _server().Process(
+            target=_alone, args=(function, arguments, Path(self._logs.name), everything, threads)
+        )
+        self.process.start()
+        atexit.register(self.process.kill)
+
+    def poll(self) -> int | None:
+        """The exit code of one that has ended."""
+        return self.process.exitcode
+
+    def wait(self, timeout: float = 120) -> Ended:
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still at work after {timeout} s"
+        logs = (Path(self._logs.name, name).read_text(encoding="utf-8") for name in LOGS)
+        return Ended(self.process.exitcode, *logs)
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> Ended:
+        """End it, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.process.pid or 0, how)
+        return self.wait()
+
+
+def start(*words: object) -> Started:
+    """Run ``gendistill`` with these words."""
+    return Started(_command, [str(word) for word in words])
+
+
+def run_python(code: str, folder: Path = ROOT, *, path: tuple[Path, ...] = (), **variables: object) -> Ended:
+    """Run code by itself in ``folder``, with ``path`` before all other places to import from."""
+    return Started(_code, code, folder, [str(folder), *map(str, path)], **variables).wait()
+
+
+def launch(*commands: tuple[object, ...], kill: Mapping[int, tuple[int, Path]] | None = None) -> list[Ended]:
+    """Run commands one after another, each in two processes on CPU (gloo) as torchrun starts them.
 
     Args:
         commands: Words after ``gendistill``, or a launch script with its arguments.
         kill: By the number of a command, the rank of the process to kill and a pattern of files, one of which has to
             be there before.
-        timeout: Seconds for all.
+
+    Returns:
+        Of each command the exit code of the first process to fail, and what both wrote.
     """
-    text = json.dumps(
-        [[list(map(str, words)), [str(x) for x in (kill or {}).get(i, ())]] for i, words in enumerate(commands)]
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.processes", text], capture_output=True, text=True, cwd=ROOT, timeout=timeout,
-        check=True, env={**environment(), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return [Ended(**json.loads(line)) for line in done.stdout.splitlines()]
+    return [_together([str(word) for word in words], (kill or {}).get(i)) for i, words in enumerate(commands)]
 
 
-def main() -> None:
-    import gendistill.stages.distill
-    import gendistill.stages.evaluate
-    import gendistill.stages.finetune
-    import gendistill.stages.label
-    import gendistill.stages.run
-    import gendistill.stages.sample
-    import gendistill.stages.teacher  # noqa: F401  (what the forked processes find imported)
-
-    for words, kill in json.loads(sys.argv[1]):
-        with tempfile.TemporaryFile("w+") as log:
-            code = _together(words, log.fileno(), kill)
-            log.seek(0)
-            print(json.dumps({"returncode": code, "stderr": log.read()}), flush=True)
-
-
-def _together(words: list[str], log: int, kill: list[str]) -> int:
-    import torch.distributed as dist
-
+def _together(words: list[str], kill: tuple[int, Path] | None) -> Ended:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent keeps one
-    ranks = {_fork(words, log, rank, store.port): rank for rank in range(PROCESSES)}
-    first = 0
-    while ranks:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            if kill and glob(kill[1]):
-                victim = next(pid for pid, rank in ranks.items() if rank == int(kill[0]))
-                os.kill(victim, signal.SIGKILL)
-                kill = []
-            time.sleep(0.01)
-            continue
-        del ranks[pid]
-        code = os.waitstatus_to_exitcode(status)
-        if code and not first:
-            first = code
-            for other in ranks:
-                os.kill(other, signal.SIGTERM)
-    return first
+    world = {"WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES, "OMP_NUM_THREADS": 1}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    ranks = [
+        Started(_command, words, RANK=rank, LOCAL_RANK=rank, **world, **agent, **meeting) for rank in range(PROCESSES)
+    ]
+    first, deadline = None, time.monotonic() + 300
+    while first is None and time.monotonic() < deadline:
+        if kill and glob(str(kill[1])):
+            ranks[kill[0]].kill()
+            kill = None
+        codes = [one.poll() for one in ranks]
+        first = next(filter(None, codes), None if None in codes else 0)
+        time.sleep(0.01)
+    for one in ranks:
+        one.process.terminate()
+    ended = [one.wait() for one in ranks]
+    assert first is not None, f"still at work after 300 s: {words}"
+    return Ended(first, "".join(one.stdout for one in ended), "".join(one.stderr for one in ended))
 
 
-def _fork(words: list[str], log: int, rank: int, port: int) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "LOCAL_WORLD_SIZE": PROCESSES}
-        agent = {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {k: str(v) for k, v in {**world, **agent, **meeting}.items()}
+@cache
+def _server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    stages = (f"gendistill.stages.{name}" for name in STAGES)
+    context.set_forkserver_preload([*stages, *LIBRARIES, "tests.processes"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment(), "PYTHONPATH": str(ROOT)}.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
+    return context
+
+
+def _alone(
+    function: Callable[..., None], arguments: tuple[object, ...], logs: Path, variables: dict[str, str], threads: int
+) -> None:
+    for descriptor, name in enumerate(LOGS, 1):
+        os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    torch.set_num_threads(threads)
+    function(*arguments)
+
+
+def _command(words: list[str]) -> None:
+    if words[0].endswith(".py"):
         sys.argv = words
-        if words[0].endswith(".py"):
-            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-        else:
-            sys.argv = ["gendistill", *words]
-            runpy.run_module("gendistill", run_name="__main__")
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    else:
+        sys.argv = ["gendistill", *words]
+        runpy.run_module("gendistill", run_name="__main__")
 
 
-if __name__ == "__main__":
-    main()
+def _code(code: str, folder: Path, path: list[str]) -> None:
+    os.chdir(folder)
+    sys.path[:0] = path
+    exec(code, {"__name__": "__main__"})

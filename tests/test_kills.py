@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.kills import prove
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path: Path) -> None:

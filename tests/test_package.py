@@ -22,6 +22,7 @@ def test_importing_the_package_loads_no_heavy_library():
     assert not {"torch", "numpy", "PIL", "yaml", "diffusers"} & {*loaded}
 
 
+@pytest.mark.slow
 def test_a_coreset_loads_no_library_that_it_does_not_use(tmp_path):
     for name in "ab":
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -73,6 +74,7 @@ gd.refine_set("a", 2, 3)
 """
 
 
+@pytest.mark.slow
 def test_mypy_reports_wrong_names_and_arguments(tmp_path):
     """Shares the cache of the repository's own check, without which mypy reads all libraries anew."""
     (tmp_path / "right.py").write_text(RIGHT)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.processes import launch
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_sharded_training_is_the_whole_one(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import tomllib
@@ -31,6 +30,7 @@ from gendistill.hashing import hash_bytes
 from gendistill.io import partial_of
 from gendistill.progress import show_progress
 from tests.data.folders import fill, make, pixels
+from tests.processes import run_python
 
 
 def store_of(cache: Path) -> Path:
@@ -432,6 +432,7 @@ def test_the_command_lists_and_clears(folder: Path, tmp_path: Path, capsys: pyte
     assert "0 store(s)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_builds_leaves_what_the_next_one_finishes(tmp_path: Path) -> None:
     images = tmp_path / "images"
     for label in ("a", "b"):
@@ -446,8 +447,7 @@ def test_a_process_killed_while_it_builds_leaves_what_the_next_one_finishes(tmp_
         "from gendistill.data.sources import load_data\n"
         f"load_data(name={str(images)!r}, cache={str(tmp_path / 'cache')!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.returncode == -9
+    assert run_python(script).returncode == -9
     found = load_data(name=str(images), cache=tmp_path / "cache")
     assert same(found, load_data(name=str(images), cache=None))
 

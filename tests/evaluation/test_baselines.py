@@ -259,6 +259,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_takes_long(
         evaluate(digits, [replace(chosen, images=images)], replace(QUICK, **options))
 
 
+@pytest.mark.slow
 def test_real_subsets_of_known_quality_are_ranked(digits) -> None:
     """k-means above random images above one image of each class over and over."""
     repeated = distill(digits, "random", 1, seed=3).take(torch.arange(10).repeat_interleave(10))
@@ -280,6 +281,7 @@ def without(found: list[dict], *names: str) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in names} for row in found]
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_gives_the_same_rows_from_the_cache(digits, chosen, tmp_path) -> None:
     kept = replace(QUICK, baseline_cache=tmp_path / "cache")
     first, second = rows(digits, chosen, kept), rows(digits, chosen, kept)

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -132,6 +133,7 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_barycenters(run, tmp_path: Path) -> None:
     run("barycenters", "--points", 60, "--classes", 1, "--atoms", 2, "--json", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -139,8 +141,10 @@ def test_barycenters(run, tmp_path: Path) -> None:
     assert all(0 < row["w2"] < 2 for row in rows)
 
 
+@pytest.mark.slow
 def test_criteria(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("experiments.criteria"), "VARIANTS", {"both": (1.0, 1.0)})
+    monkeypatch.setattr(gd, "SampleConfig", partial(gd.SampleConfig, num_inference_steps=2))
     options = ("--max_per_class", 12, "--seeds", 2, "--ipc", 2, "--scales", 1, "--json", tmp_path / "figures.json")
     text = run("criteria", *options, "--base_steps", 1, "--minimax_steps", 1, "--teacher_steps", 1)
     found = json.loads((tmp_path / "figures.json").read_text())
@@ -148,6 +152,7 @@ def test_criteria(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| both x1 |" in text
 
 
+@pytest.mark.slow
 def test_faulty(run, tmp_path: Path) -> None:
     run("faulty", "--max_per_class", 20, "--ipc", 2, "--sets", tmp_path / "sets")
     counts = {place.name: len([*place.glob("train/*/*.png")]) for place in (tmp_path / "sets").iterdir()}
@@ -156,6 +161,7 @@ def test_faulty(run, tmp_path: Path) -> None:
     assert len(counts) == 7
 
 
+@pytest.mark.slow
 def test_guides(run, tmp_path: Path) -> None:
     ways = ("two teachers", "real images as atoms", "one teacher, then dm")
     text = run("guides", *MOVED, "--only", *ways, "--output", tmp_path / "rows.jsonl")
@@ -163,6 +169,7 @@ def test_guides(run, tmp_path: Path) -> None:
     assert "real images as atoms" in text
 
 
+@pytest.mark.slow
 def test_matching(run, tmp_path: Path) -> None:
     options = ("--methods", "dm", "--selections", "representative", "--starts", "clustered", "--iterations", 2)
     rest = ("--every", 1, "--matching_width", 8, "--real_batch", 8, "--sets", tmp_path / "sets")
@@ -173,6 +180,7 @@ def test_matching(run, tmp_path: Path) -> None:
     assert run("matching", *QUICK, *options, *rest, "--output", tmp_path / "rows.jsonl") == text  # nothing is made anew
 
 
+@pytest.mark.slow
 def test_packing(run, tmp_path: Path) -> None:
     run("packing", *MOVED, "--output", tmp_path / "rows.jsonl")
     sizes = {row["name"]: row["bytes"] for row in records(tmp_path / "rows.jsonl")}
@@ -180,6 +188,7 @@ def test_packing(run, tmp_path: Path) -> None:
     assert {"real: packed patches, selected", "real: whole, refined, then dm"} <= set(sizes)
 
 
+@pytest.mark.slow
 def test_picks(run, tmp_path: Path) -> None:
     options = ("--max_per_class", 20, "--classes", 3, "--networks", 1, "--steps", 1, "--every", 1, "--batch", 4)
     rest = ("--interval", 2, "--candidates", 8, "--dimensions", 8, "--width", 8, "--seeds", 0)
@@ -188,6 +197,7 @@ def test_picks(run, tmp_path: Path) -> None:
     assert ElementTree.parse(tmp_path / "picks.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_pretrained(run, tmp_path: Path) -> None:
     source = timm_folder(tmp_path / "network")
     rest = ("--data", "digits", "--image_size", 8, "--test_per_class", 5, "--input_size", 16, "--pretrained", source)
@@ -199,6 +209,7 @@ def test_pretrained(run, tmp_path: Path) -> None:
     assert "random" in text
 
 
+@pytest.mark.slow
 def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
     rows = ("real: select", "generated: select + atoms", "noise: wmdd", "real: select + all")
     options = ("--only", *rows, "--generator", models[0], "--sets", tmp_path / "sets", "--output")
@@ -210,6 +221,7 @@ def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
     assert {row["labels"] for row in records(tmp_path / "soft.jsonl")} == {"online"}
 
 
+@pytest.mark.slow
 def test_solvers(run, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = importlib.import_module("experiments.solvers")
     monkeypatch.setattr(script, "STEPS", (2,))

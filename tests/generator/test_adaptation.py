@@ -291,6 +291,7 @@ def test_gradients_are_the_same_under_checkpointing(build: Builder, method: str)
     assert all(torch.allclose(found[n], wanted[n], rtol=1e-5, atol=1e-7) for n in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FEW)
 @pytest.mark.parametrize(
     "config",

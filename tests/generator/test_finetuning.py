@@ -39,6 +39,7 @@ def work(path: Path) -> WorkFolder:
     return WorkFolder(path, path / "log.jsonl")
 
 
+@pytest.mark.slow
 def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
     digits: RealData, tuned: Generator, tmp_path: Path
 ) -> None:

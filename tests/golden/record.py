@@ -88,10 +88,11 @@ def make(out: Path) -> dict[str, Any]:
     """Run every command into ``out`` in one process of its own; returns what they made."""
     cache = {"XDG_CACHE_HOME": str(out / "cache")}
     script = (
-        "import json, sys\nfrom gendistill.cli import main\nimport tests.golden.record\n"
-        "tests.golden.record.register_few_digits()\nfor line in json.load(sys.stdin):\n"
+        "import json, sys, tests.golden.record as record\n"
+        "arithmetic = record.arithmetic()\nrecord.register_few_digits()\n"
+        "from gendistill.cli import main\nfor line in json.load(sys.stdin):\n"
         "    assert main(line) == 0, line\n"
-        "print(json.dumps(tests.golden.record.old_fingerprints()))"
+        "print(json.dumps([arithmetic, record.old_fingerprints()]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], input=json.dumps(commands(out)), capture_output=True, text=True, cwd=ROOT,
@@ -99,8 +100,9 @@ def make(out: Path) -> dict[str, Any]:
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
-    as_recorded.update(json.loads(done.stdout.splitlines()[-1]))
-    return {"arithmetic": arithmetic(), "sets": sets(out), "evaluations": evaluations(out), "formats": formats(out)}
+    found, fingerprints = json.loads(done.stdout.splitlines()[-1])
+    as_recorded.update(fingerprints)
+    return {"arithmetic": found, "sets": sets(out), "evaluations": evaluations(out), "formats": formats(out)}
 
 
 def register_few_digits() -> None:
@@ -131,19 +133,15 @@ def old_fingerprints() -> dict[str, str]:
 
 def arithmetic() -> str:
     """A hash of what this machine's libraries make of a convolution, a product, exponentials and a decomposition."""
-    script = (
-        "import torch, sklearn, hashlib\n"
-        "g = torch.Generator().manual_seed(0)\n"
-        "x, w = torch.randn(4, 3, 16, 16, generator=g), torch.randn(8, 3, 3, 3, generator=g)\n"
-        "y = torch.nn.functional.conv2d(x, w, padding=1)\n"
-        "parts = [y, y.flatten(1) @ y.flatten(1).T, torch.linalg.svd(y[0, 0])[1], y.exp(), y.sin(), y.mean((2, 3))]\n"
-        "data = b''.join(p.contiguous().numpy().tobytes() for p in parts)\n"
-        "print(hashlib.sha256(data + (torch.__version__ + sklearn.__version__).encode()).hexdigest()[:16])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **PINNED}, check=True
-    )
-    return done.stdout.strip()
+    import sklearn
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(4, 3, 16, 16, generator=g), torch.randn(8, 3, 3, 3, generator=g)
+    y = torch.nn.functional.conv2d(x, w, padding=1)
+    parts = [y, y.flatten(1) @ y.flatten(1).T, torch.linalg.svd(y[0, 0])[1], y.exp(), y.sin(), y.mean((2, 3))]
+    data = b"".join(p.contiguous().numpy().tobytes() for p in parts)
+    return hashlib.sha256(data + (torch.__version__ + sklearn.__version__).encode()).hexdigest()[:16]
 
 
 def sets(out: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.golden.record import RECORD, make
 
+pytestmark = pytest.mark.slow
+
 BY_RUN = (
     "runs",
     "std",

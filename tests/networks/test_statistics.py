@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -36,8 +35,8 @@ from gendistill.networks.statistics import (
 from gendistill.objectives import refinement
 from gendistill.progress import show_progress
 from tests.conftest import CIFAR10
-from tests.helpers import ROOT, environment
 from tests.objectives.references import batch_norm_loss, class_moments
+from tests.processes import launch
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -472,20 +471,11 @@ def digits_in_batches(folder: Path, shared: bool) -> None:
         save_file(found.tensors(), folder / f"{turn}-{rank}")
 
 
-TOGETHER = """
-import sys
-import gendistill.networks.statistics, hypothesis, pyarrow.parquet, pytest, sklearn.datasets, tests.processes
-sys.exit(tests.processes._together(sys.argv[1:], 2, []))
-"""  # as tests.processes.launch, with the imports of this file instead of those of the stages
-
-
+@pytest.mark.slow
 def test_two_processes_share_the_pass_of_one(tmp_path):
     for name in ("two", "alone"):
         (tmp_path / name).mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", TOGETHER, Path(__file__), tmp_path / "two"], capture_output=True, text=True, timeout=120,
-        cwd=ROOT, env={**environment(), "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+    (done,) = launch((Path(__file__), tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     digits_in_batches(tmp_path / "alone", shared=False)
     two = {p.name: load_file(p) for p in (tmp_path / "two").iterdir() if p.is_file()}

@@ -22,8 +22,9 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_training import train_teacher
 from gendistill.networks.training_checkpoints import CHECKPOINTS
 from gendistill.stages.folder import read_record
-from tests.helpers import files, gendistill, start
+from tests.helpers import files, gendistill
 from tests.networks.classifier_folders import timm_folder
+from tests.processes import start
 
 QUICK = TeacherConfig(width=8, depth=2, steps=25, batch_size=16, shift=1, checkpointing_steps=4)
 
@@ -110,6 +111,7 @@ def test_a_checkpoint_that_lacks_something_is_one_message(digits: RealData, tmp_
             train_teacher(digits, QUICK, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_killed_teacher_is_resumed(tmp_path: Path) -> None:
     """By the command line, also with other steps between checkpoints; other options are refused."""
 
@@ -122,9 +124,7 @@ def test_a_killed_teacher_is_resumed(tmp_path: Path) -> None:
     deadline = time.time() + 120
     while process.poll() is None and not list(saved.glob("step-*")) and time.time() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.kill().returncode == -signal.SIGKILL
     done = max(int(path.name.removeprefix("step-")) for path in saved.glob("step-*"))
     assert 0 < done < 120
     resume = ("--checkpointing_steps", 50, "--resume_from_checkpoint", "latest")

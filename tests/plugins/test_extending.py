@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT
+from tests.processes import Ended, run_python
+
+pytestmark = pytest.mark.slow
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULE = re.compile(r'^"""(my_\w+)\.py')
@@ -25,9 +25,9 @@ REGISTERED = {
     "my_check": ("checks", "contrast", "contrast"),
 }
 COMMANDS = """
-import json, shlex, sys
+import shlex
 from gendistill.cli import main
-for line in json.load(sys.stdin):
+for line in {lines!r}:
     assert main(shlex.split(line)[1:]) == 0, line
 """
 
@@ -37,13 +37,9 @@ def lines(options: str = "") -> list[str]:
     return [re.sub(r"--plugin \w+ ", "", line) + options for line in found] if options else found
 
 
-def python(code: str, folder: Path, given: object = None, path: str = "") -> subprocess.CompletedProcess[str]:
+def python(code: str, folder: Path, *path: Path) -> Ended:
     """Run code in ``folder`` by itself, so that nothing stays registered here."""
-    places = os.pathsep.join(filter(None, (path, str(ROOT))))
-    return subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(given), capture_output=True, text=True, cwd=folder, check=False,
-        env={**environment(), "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")},
-    )  # fmt: skip
+    return run_python(code, folder, path=path, OMP_NUM_THREADS=1, XDG_CACHE_HOME=folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("extending")
     for name, code in MODULES.items():
         (path / f"{name}.py").write_text(code, encoding="utf-8")
-    done = python(COMMANDS, path, lines())
+    done = python(COMMANDS.format(lines=lines()), path)
     assert done.returncode == 0, done.stderr[-3000:]
     (path / "stdout.txt").write_text(done.stdout, encoding="utf-8")
     return path
@@ -139,7 +135,7 @@ teacher = gd.train_teacher(few, gd.TeacherConfig(network="mlp", steps=2))
 refined = gd.refine_set(made, teacher, few, 1, gd.RefineConfig(batch_norm_weight=0, refiner="pull"))[1]
 print(json.dumps([*names, made.meta["method"], refined.meta["stages"], bool(gd.CHECKS["contrast"])]))
 """
-    done = python(code, tmp_path, path=str(package(tmp_path / "site")))
+    done = python(code, tmp_path, package(tmp_path / "site"))
     assert done.returncode == 0, done.stderr[-3000:]
     names = ["mix", "mlp", "pull", "squares", "contrast"]
     assert json.loads(done.stdout.splitlines()[-1]) == [*names, "mix", ["select", "pull"], True]
@@ -150,7 +146,7 @@ def test_a_package_that_cannot_be_imported_is_one_message_and_exit_code_2(tmp_pa
     (site / "my_distiller.py").write_text("import no_such_library\n", encoding="utf-8")
     command = ["distill", "--method", "mix", "--output_dir", "out"]
     code = f"import sys\nfrom gendistill.cli import main\nsys.exit(main({command}))"
-    done = python(code, tmp_path, path=str(site))
+    done = python(code, tmp_path, site)
     assert done.returncode == 2
     assert "The method 'mix' of the package mine cannot be imported (ModuleNotFoundError" in done.stderr
     assert "Traceback" not in done.stderr

@@ -31,7 +31,8 @@ from gendistill.refine.refiner import refine_set
 from gendistill.surrogate.set import SurrogateSet
 from tests.generator.autoencoders import dc, kl, tiny
 from tests.generator.pretrained import dit_folder
-from tests.helpers import files, gendistill, start
+from tests.helpers import files, gendistill
+from tests.processes import start
 
 every_kind = pytest.mark.parametrize("build", [kl, tiny, dc])
 CONFIG = RefineConfig(steps=30)
@@ -143,6 +144,7 @@ def test_a_set_refined_in_latents_lowers_w2_and_says_so(
     assert not torch.equal(in_pixels.images, refined.images)
 
 
+@pytest.mark.slow
 def test_options_of_the_region_reach_it(digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec) -> None:
     def run(**changes: object) -> tuple[SurrogateSet, SurrogateSet]:
         return refine_set(pool, teacher, digits, 1, replace(CONFIG, steps=10, **changes), codec=codec)
@@ -213,6 +215,7 @@ def test_the_command_refines_in_the_latents_of_any_generator(folders: Path, tmp_
     assert json.loads((tmp_path / "out" / "stage.json").read_text())["settings"]["inputs"]["codec"] == codec.hash()
 
 
+@pytest.mark.slow
 def test_a_killed_command_ends_with_the_same_bytes_and_with_its_own_codec_alone(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +225,6 @@ def test_a_killed_command_ends_with_the_same_bytes_and_with_its_own_codec_alone(
     while process.poll() is None and len(list(chunks.glob("*/*.safetensors"))) < 2:
         time.sleep(0.02)
     process.kill()
-    process.wait()
     assert gendistill(*command(folders, "tiny", tmp_path / "killed", *more)) == USAGE
     assert "inputs.codec" in capsys.readouterr().err
     assert gendistill(*command(folders, "kl", tmp_path / "killed", *more)) == 0

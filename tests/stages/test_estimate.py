@@ -12,6 +12,8 @@ from gendistill.stages import run
 from tests.generator.autoencoders import kl, tiny
 from tests.helpers import TINY, gendistill
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["teacher", "generator", "samples", "refinement", "evaluation"]
 
 

@@ -16,7 +16,8 @@ from gendistill.errors import ArtifactError
 from gendistill.io import WorkFolder
 from gendistill.runtime import Checkpoints
 from gendistill.stages.folder import ADDED, finished, read_record, stage_folder, stage_settings
-from tests.helpers import TINY, files, gendistill, messages, start
+from tests.helpers import TINY, files, gendistill, messages
+from tests.processes import start
 
 RANDOM = ("distill", "--method", "random", "--ipc", 2, "--data.name", "digits")
 RESUME = ("--resume_from_checkpoint", "latest")
@@ -114,13 +115,15 @@ def test_of_two_processes_one_writes(made: Path, tmp_path: Path, capsys: pytest.
     assert {p.name for p in tmp_path.iterdir()} == {"sets"}
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_leave_one_whole_set(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "sets"
     racing = [start(*RANDOM, "--overwrite", "--output_dir", out) for _ in range(3)]
-    codes = [process.wait(120) for process in racing]
+    ended = [process.wait() for process in racing]
+    codes = [one.returncode for one in ended]
     assert 0 in codes
     assert set(codes) <= {0, 2}
-    assert all(process.stderr and "Traceback" not in process.stderr.read() for process in racing)
+    assert all("Traceback" not in one.stderr for one in ended)
     assert files(out) == files(made)
     assert {p.name for p in tmp_path.iterdir()} == {"sets"}
 

@@ -29,7 +29,8 @@ from gendistill.networks.teacher_training import train_teacher
 from gendistill.report.terminal import table
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import edit, files, gendistill, start
+from tests.helpers import edit, files, gendistill
+from tests.processes import start
 
 VIEWS = {"min_crop": 0.6, "flip": True}
 BATCHES = {"cutmix": 1.0, "batch_size": 8}
@@ -219,6 +220,7 @@ def test_damaged_labels_are_refused(folders, tmp_path, capsys, damage):
 # evaluation
 
 
+@pytest.mark.slow
 def test_evaluation_sets_soft_rows_beside_hard_ones_with_baselines_of_the_same_recipe(digits, teacher, chosen):
     sets = [
         label_set(chosen, teacher, LabelConfig(mode=PerView(steps=6, batch_size=16, cutmix=1.0))),
@@ -359,6 +361,7 @@ def test_a_labelling_cut_short_makes_only_what_is_left(
         label_set(many, teacher, config, folder=WorkFolder(tmp_path, log))
 
 
+@pytest.mark.slow
 def test_a_killed_labelling_is_resumed(folders: Path, tmp_path: Path) -> None:
     options: tuple[object, ...] = ("--mode", "per_view", "--steps", 1500, "--batch_size", 16, "--min_crop", 0.5)
     words = ("label", folders / "set", "--teacher", folders / "teacher", "--output_dir", tmp_path / "cut", *options)
@@ -366,9 +369,7 @@ def test_a_killed_labelling_is_resumed(folders: Path, tmp_path: Path) -> None:
     deadline = time.time() + 120
     while process.poll() is None and not list(blocks.glob("*/*.safetensors")) and time.time() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.kill().returncode == -signal.SIGKILL
     resume = ("--resume_from_checkpoint", "latest")
     assert command(folders, tmp_path / "cut", *options) == USAGE  # not without asking for it
     assert command(folders, tmp_path / "cut", *options, "--temperature", 2, *resume) == USAGE

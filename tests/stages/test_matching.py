@@ -26,7 +26,8 @@ from gendistill.runtime import Checkpoints, device
 from gendistill.stages.folder import StageFolder
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import gendistill, messages, start
+from tests.helpers import gendistill, messages
+from tests.processes import start
 
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 SELECTIONS = ("random", "representative")
@@ -43,16 +44,17 @@ BATCH_NORM = ("--matching.network", "timm:resnet10t", "--method")
 DREAM = ("--selection", "representative", "--method")
 
 
-def distil(method, selection, target, *more):
-    options = ("--selection", selection, "--iterations", 3, *SMALL, *SHORT.get(method, ()), *more)
+def distil(method, selection, target, *more, iterations=3):
+    options = ("--selection", selection, "--iterations", iterations, *SMALL, *SHORT.get(method, ()), *more)
     return gendistill("distill", "--method", method, *options, "--output_dir", target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_selection_gives_sets_that_verify(method, selection, tmp_path, capsys):
     target = tmp_path / "out"
-    assert distil(method, selection, target, "--ipc", "[1,2]", "--matching.start", "clustered") == 0
+    assert distil(method, selection, target, "--ipc", "[1,2]", "--matching.start", "clustered", iterations=2) == 0
     assert gendistill("verify", target / "ipc-1", target / "ipc-2") == 0
     for ipc in (1, 2):
         made = SurrogateSet.load(target / f"ipc-{ipc}")
@@ -153,6 +155,7 @@ def test_the_time_of_the_set_that_matching_started_from_is_counted(digits, tmp_p
     assert found["synthesis_seconds"] == pytest.approx(2233 + total + again.meta["seconds"]["distill"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_manifest_tells_what_every_option_came_to(tmp_path):
     target = tmp_path / "out"
     assert distil("idc", "random", target, "--ipc", "[1,2]") == 0
@@ -172,6 +175,7 @@ def test_images_that_are_no_longer_numbers_are_refused(tmp_path, capsys):
     assert "Lower --matching.learning_rate (1e+37)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_set_is_carried_on_by_matching(tmp_path):
     assert (
         gendistill(
@@ -337,10 +341,11 @@ def test_options_of_use_are_taken(method, ipc, selection, given, digits):
     assert plan_runs(unflatten(DistillConfig, flat), digits)
 
 
-@pytest.mark.parametrize("method", ["idc", "idm"])
-def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "iterations"), [("idc", 6), ("idm", 12)])
+def test_a_killed_run_goes_on_to_the_same_bytes(method, iterations, tmp_path):
     def command(target, every=2):
-        options = ["--method", method, "--selection", "representative", "--ipc", 1, "--iterations", 12, *SMALL]
+        options = ["--method", method, "--selection", "representative", "--ipc", 1, "--iterations", iterations, *SMALL]
         return ["distill", *options, "--matching.checkpoint_every", every, *SHORT[method], "--output_dir", target]
 
     assert gendistill(*command(tmp_path / "whole")) == 0
@@ -348,7 +353,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method, tmp_path):
     while killed.poll() is None and not list(folder.rglob("state.safetensors")):
         time.sleep(0.01)
     killed.kill()
-    killed.communicate()
     assert list(folder.rglob("state.safetensors"))
     assert gendistill(*command(tmp_path / "cut", every=3), "--resume_from_checkpoint", "latest") == 0
     hashes = {SurrogateSet.load(tmp_path / name / "ipc-1").content_hash() for name in ("whole", "cut")}
@@ -361,6 +365,7 @@ def test_a_run_of_dream_starts_from_clusters(digits):
     assert run.config.start == "clustered"
 
 
+@pytest.mark.slow
 def test_one_loss_a_set_is_logged(tmp_path):
     assert distil("dm", "random", tmp_path / "out", "--ipc", "[1,2]") == 0
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]

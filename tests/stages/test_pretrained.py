@@ -255,7 +255,7 @@ def test_a_damaged_record_is_one_message(
 
 def test_a_generator_of_other_classes_is_not_trained_by_position(dit: Path, tmp_path: Path) -> None:
     data = load_data(name=str(image_folder(tmp_path / "data", ["tench", "parachute"])))
-    config = FinetuneConfig(minimax_steps=1, batch_size=4)
+    config = FinetuneConfig(base_steps=1, minimax_steps=1, batch_size=4)
     whole = Generator.from_pretrained(dit)
     tuned, _ = finetune(data, config, generator=whole)
     assert tuned.label_map == {"parachute": 701, "tench": 0}

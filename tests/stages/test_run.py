@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 from gendistill.generator.generator import Generator
 from gendistill.surrogate.card.entry import read_evidence
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import TINY, environment, files, gendistill, start
+from tests.helpers import TINY, environment, files, gendistill
+from tests.processes import start
+
+pytestmark = pytest.mark.slow
 
 MANIFEST_KEYS = {
     "method", "stages", "ipc", "classes", "image_size", "stored_images", "decoded_images", "factor", "bytes", "seed",
@@ -117,8 +120,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(run: Path, tmp_path: Pa
         if (out / file).is_dir() and (not steps or saved >= steps // 4 or trained > 1):
             break
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert not (out / "evaluation").exists()
     before = {p: p.stat().st_mtime_ns for p in out.glob("teacher/*")}
     assert gendistill(*arguments) == 2  # not without being told to
@@ -222,8 +224,7 @@ def test_evaluation_goes_on_from_its_last_training(run: Path, tmp_path: Path) ->
     finished = tmp_path / "evaluation.partial" / "runs.jsonl"
     while process.poll() is None and not (finished.exists() and len(finished.read_text().splitlines()) > 4):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     kept = [json.loads(line) for line in finished.read_text().splitlines()[:4]]
     known = {"accuracy": 0.125, "correct": 10 * [1], "ece": 0.5, "seconds": 1.0}
     older = json.dumps([kept[0][0], 0.75]) + "\n"  # an accuracy alone, as older versions wrote, counts for nothing
@@ -259,10 +260,9 @@ def test_interrupt_exits_with_130_and_can_be_resumed(tmp_path: Path) -> None:
     process = start("finetune", "--config", TINY, "--base_steps", 5000, "--output_dir", out)
     while process.poll() is None and not list(tmp_path.glob("stopped.partial/checkpoints/base/step-*")):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume_from_checkpoint latest" in err
+    ended = process.kill(signal.SIGINT)
+    assert ended.returncode == 130
+    assert "--resume_from_checkpoint latest" in ended.stderr
     assert list(tmp_path.glob("stopped.partial/checkpoints/base/step-*/state.safetensors"))
     assert environment()["HF_HUB_OFFLINE"] == "1"
 
