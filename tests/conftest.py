@@ -20,6 +20,12 @@ import_plugins(plugins_of_environment())  # the contract suites take them
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, or one worker would end with such a file while the others wait."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """No garbage is looked for among the modules, which are most of what there is."""
     gc.freeze()

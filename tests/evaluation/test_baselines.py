@@ -98,6 +98,7 @@ def last(features, count, seed):
 """
 
 
+@pytest.mark.slow
 def test_a_coreset_of_ones_own_is_a_baseline_in_python_on_the_command_line_and_in_yaml(
     digits, chosen, tmp_path, monkeypatch
 ) -> None:
@@ -368,6 +369,7 @@ def test_edited_training_code_misses_the_cache(digits, tmp_path, monkeypatch) ->
         assert BaselineCache.of(digits, config, cpu).recall("run") is None
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0, 1), st.lists(st.floats(allow_nan=False, allow_infinity=False)), st.text(max_size=20))
 def test_an_outcome_comes_back_bit_for_bit(tmp_path_factory, accuracy, per_class, run) -> None:

@@ -71,6 +71,7 @@ def by_hand(split: Split, order: list[int]) -> tuple[Split, list[int]]:
     return Split(torch.stack([split.images[i] for i in positions]), torch.tensor(labels)), positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "orders", "sizes"), [(3, None, [3, 5, 7]), (7, 2, [1, 2, 3, 4, 5, 6, 7])])
 def test_the_same_as_a_plain_loop(steps: int, orders: int | None, sizes: list[int]) -> None:
     """Uneven steps; one class a step with two orders for three runs; weighted images."""
@@ -110,6 +111,7 @@ def test_one_step_is_all_classes_at_once() -> None:
     assert row["average"]["accuracy"] == row["steps"][0]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_and_another_one_other_orders() -> None:
     config = options(3)
     one, again, other = (learn([RANDOM, MADE], config, seed=seed) for seed in (0, 0, 1))

@@ -220,6 +220,7 @@ def test_teacher_features_need_a_teacher(digits: RealData) -> None:
         EvaluateConfig(features="dino")
 
 
+@pytest.mark.slow
 def test_foreign_features_by_the_command_line(
     teacher: Teacher, drawn: SurrogateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

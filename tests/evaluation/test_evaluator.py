@@ -97,6 +97,7 @@ def test_results_that_are_known_are_not_trained_again():
     assert [row["accuracy"][0] for row in evaluated(done=other, legacy_best=True)[0]] == 3 * [0.125]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{"steps": 20}, {"protocol": "idc", "steps": None, "epochs": 6}])
 def test_the_legacy_column_changes_nothing_else(given):
     chance = Split(TEST.images, TEST.labels[torch.randperm(20, generator=torch.Generator().manual_seed(0))])

@@ -272,6 +272,7 @@ def mine(digits: RealData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = ("--runs", 3, "--steps", 4, "--width", 8, "--baseline_cache", "null", "--baselines", '["random"]')
 
 
+@pytest.mark.slow
 def test_a_plain_folder_is_evaluated_and_its_faults_are_reported(mine, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert gendistill("evaluate", "--surrogate", mine, *OPTIONS, "--output_dir", out) == 0

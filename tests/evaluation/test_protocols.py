@@ -155,6 +155,7 @@ def test_the_share_of_an_image_is_what_resizing_and_cutting_shows():
     assert (central_share(image, 64 / 73).int() - crop(resize(image)).int()).abs().max() <= 2
 
 
+@pytest.mark.slow
 def test_every_row_is_tested_on_the_share():
     """The border says the wrong class; only a test of the middle is right about all images."""
     train, test = some_images(40, 1, 16), some_images(20, 2, 16)

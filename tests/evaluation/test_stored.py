@@ -29,6 +29,7 @@ def without_times(found: Any) -> Any:
     return [without_times(one) for one in found] if isinstance(found, list) else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"test_crop": 0.75, "baselines": ("random",), "legacy_best": True}])
 def test_rows_measures_and_findings_are_those_of_memory(digits: RealData, options: dict[str, Any]) -> None:
     config, found = EvaluateConfig(**{**SHORT, **options}), []
@@ -39,6 +40,7 @@ def test_rows_measures_and_findings_are_those_of_memory(digits: RealData, option
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_continual_evaluation_is_that_of_memory(digits: RealData) -> None:
     config, found = EvaluateConfig(task=Continual(steps=2), runs=3, steps=3, width=8, test_crop=0.75), []
     for data in (digits, stored(digits)):
@@ -46,6 +48,7 @@ def test_a_continual_evaluation_is_that_of_memory(digits: RealData) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_no_step_of_an_evaluation_reads_all_images_together() -> None:
     data = stored(noise(3 * MOST))
     made = distill(data, "random", 2)

@@ -88,6 +88,7 @@ def test_a_set_without_images_is_refused(tuned: Generator) -> None:
         sample_set(tuned, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "option"), [("base", "learning_rate"), ("minimax", "minimax_learning_rate")])
 def test_a_training_that_diverges_says_when_and_what_to_change(
     digits: RealData, tmp_path: Path, phase: str, option: str

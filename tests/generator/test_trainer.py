@@ -72,6 +72,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "method", "latent"),
     [
@@ -126,6 +127,7 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(digits: RealData) -
     assert max((plain[k] - spared[k]).abs().max().item() for k in plain) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_bf16_phase_leaves_a_plain_network_behind(digits: RealData) -> None:
     generator, latents = start(digits, DIT)

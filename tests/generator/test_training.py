@@ -40,6 +40,7 @@ def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((one[k].float() - other[k].float()).abs().max().item() for k in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criteria", [None, MinimaxConfig()])
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
@@ -63,6 +64,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
     assert gap(trained(digits, criteria=criteria, checkpoints=checkpoints), whole) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_saved_when_the_last_is_old_however_few_steps_there_were(
     digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +78,7 @@ def test_a_checkpoint_is_saved_when_the_last_is_old_however_few_steps_there_were
     assert gap(trained(digits, criteria=MinimaxConfig(), checkpoints=checkpoints), whole) == 0
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch(digits: RealData) -> None:
     split = replace(CONFIG, gradient_accumulation_steps=4)
     assert gap(trained(digits, split), trained(digits)) < 1e-4

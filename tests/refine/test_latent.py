@@ -130,6 +130,7 @@ def test_refinement_descends_through_the_decoder(
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_set_refined_in_latents_lowers_w2_and_says_so(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec
 ) -> None:
@@ -157,6 +158,7 @@ def test_options_of_the_region_reach_it(digits: RealData, teacher: Teacher, pool
     assert torch.equal(selected.images, refined.images)
 
 
+@pytest.mark.slow
 def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec
 ) -> None:

@@ -210,6 +210,7 @@ def folders(folder: Path, pool: SurrogateSet) -> tuple[Path, Path]:
     return folder, folder.parent / "pool"
 
 
+@pytest.mark.slow
 def test_the_command_packs_patches_into_a_set_that_verifies(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

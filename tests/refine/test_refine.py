@@ -83,6 +83,7 @@ def test_images_move_toward_atoms_of_ones_own(pool: SurrogateSet, space: Feature
         refine_images(start, space, config, seed=1, atoms=targets.atoms[:-1])
 
 
+@pytest.mark.slow
 def test_computations_in_one_folder_keep_their_chunks_apart(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, space: FeatureSpace, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_table_says_what_holds_after_the_last_step_and_on_average(
     assert (evaluation / "continual.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     evaluation: Path, surrogate: Path, tmp_path: Path
 ) -> None:

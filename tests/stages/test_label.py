@@ -278,6 +278,7 @@ def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teac
         evaluate(digits, [labelled], soft, teacher=other)
 
 
+@pytest.mark.slow
 def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teacher, chosen, folders, tmp_path):
     weights = torch.tensor([0.5, 1.5]).repeat(10)
     replace(chosen, weights=weights).save(tmp_path / "weighted")
@@ -291,6 +292,7 @@ def test_weights_survive_labelling_and_count_with_labels_of_images(digits, teach
     assert weighted != even
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [PerView(steps=6), Online()])
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_views_count_as_much_as_what_they_show(mode, cutmix, digits, teacher, chosen):

@@ -67,6 +67,7 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
     assert not list(target.rglob("*.safetensors"))  # checkpoints are temporary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["idc", "dm"])
 def test_views_of_several_factors_are_matched_saved_and_judged(method, tmp_path, capsys):
     target = tmp_path / "out"
@@ -399,6 +400,7 @@ def test_a_resumed_run_says_in_its_log_where_it_took_over(digits, tmp_path):
     assert [r["iteration"] for r in records[taken + 1 :]] == [19, 24]
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_distance_that_it_descends(tmp_path):
     """DM on digits from noise: the images' mean features come nearer to those of real ones."""
     target = tmp_path / "out"

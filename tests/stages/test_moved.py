@@ -42,6 +42,7 @@ def test_a_line_says_what_became_of_w2(told: dict, line: str, tmp_path: Path) ->
     assert list(w2_lines(tmp_path)) == [f"ipc-2: {line}", f"ipc-10: {line}"]
 
 
+@pytest.mark.slow
 def test_refine_and_wmdd_tell_it(digits: RealData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = train_teacher(digits, TeacherConfig(width=8, steps=30))
     teacher.meta["data_config"] = {}

@@ -60,6 +60,7 @@ def tuned(dit: Path, subset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "total"), [("minimax/as-released", 12.0), ("minimax/imagenet", 6.2)])
 def test_presets_fine_tune_a_pretrained_model_by_rates_that_change_it(
     preset: str, total: float, dit: Path, subset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -86,6 +87,7 @@ def test_a_subset_of_imagenet_conditions_on_its_true_indices(dit: Path, subset: 
     assert torch.equal(draw.condition[kept], torch.tensor(list(WORDNET.values()))[draw.labels[kept]])
 
 
+@pytest.mark.slow
 def test_the_time_of_the_generator_that_was_tuned_further_is_counted(tuned: Path, subset: Path, tmp_path: Path) -> None:
     before = json.loads((tuned / "stage.json").read_text())["training_seconds"]
     assert before.keys() == {"minimax"}  # the folder of diffusers that it came from does not know its own
@@ -163,6 +165,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_with_what_to_do(
     dit: Path, subset: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_folder_whose_parts_do_not_belong_together_is_refused(
     assert "lack" in refused(capsys, "sample", "--generator", copy, "--output_dir", tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_a_given_condition_is_kept_where_its_name_could_mean_two(
     dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_labels_for_images_do_not_serve_a_protocol_of_views(made: Path, tmp_path
         check_soft_labels([SurrogateSet.load(tmp_path / "image")], settings, Teacher.from_pretrained(made / "teacher"))
 
 
+@pytest.mark.slow
 def test_two_networks_and_both_augmentations_in_one_table(made: Path, tmp_path: Path, capsys) -> None:
     options = ("--protocol", "idc", "--flip", "false", "--epochs", 1, "--runs", 3, "--width", 8)
     both = ("--network", "[convnet,convnet_bn]", "--augment", "[true,false]", "--legacy_best", "true")

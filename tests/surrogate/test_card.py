@@ -109,6 +109,7 @@ def check_read(found: dict[str, Any], original: SurrogateSet) -> None:
 # code
 
 
+@pytest.mark.slow
 @every_set
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["datasets", "torchvision", "timm"])
 def test_the_code_reads_images_and_labels_as_they_are(original, number, saved, monkeypatch) -> None:
