@@ -146,6 +146,7 @@ def test_without_the_compiled_operators_pillow_reads(
     assert load_data(name=str(folder), cache=None).fingerprint() == before.fingerprint()
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_imported_and_can_be_later(tmp_path: Path) -> None:
     folder = make(tmp_path / "images", ("cat", "dog"), count=8)
     code = f"""

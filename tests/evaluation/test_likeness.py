@@ -61,6 +61,7 @@ def test_a_real_subset_is_within_what_random_ones_are() -> None:
         assert abs(value["mean"] - random["mean"]) < 4 * random["std"], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 30, 60])
 def test_fresh_samples_of_the_real_distribution_are_within_what_random_ones_are(count: int) -> None:
     """As many real images stand beside a set that holds none of them as beside a random one, whatever its size."""

@@ -181,6 +181,7 @@ def some_images(count, seed, size=8):
     return Split((noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_protocol_evaluates_a_tiny_set(name):
     draws = tuple(some_images(6, seed) for seed in range(5))

@@ -49,6 +49,7 @@ def test_a_record_that_lacks_a_field_is_refused() -> None:
         ContinualEvaluation.from_dict({"data": {}, "rows": []})
 
 
+@pytest.mark.slow
 def test_what_is_saved_loads_again_from_the_folder_or_the_file(
     either: Evaluation | ContinualEvaluation, tmp_path: Path
 ) -> None:

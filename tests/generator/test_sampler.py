@@ -102,6 +102,7 @@ def final_x(generator: Generator, requests: list[Request], prototypes: Tensor | 
 # An image is a function of (generator, seed, class, index).
 
 
+@pytest.mark.slow
 @both_models
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
@@ -233,6 +234,7 @@ def normal(unet: Generator, **config: Any) -> Normal:
     return Normal(unet.network, scheduler, unet.codec, unet.mapping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ODES)
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear"])
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
@@ -367,6 +369,7 @@ def test_an_interval_that_holds_no_timestep_is_no_guidance(unet: Generator) -> N
     assert not all(torch.equal(plain[r], always[r]) for r in requests)
 
 
+@pytest.mark.slow
 @both_models
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_mode_guidance_pulls_the_image_to_its_mode(generator: Generator, scheduler: str) -> None:

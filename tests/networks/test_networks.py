@@ -181,6 +181,7 @@ def test_two_heads_of_a_timm_network_classify_as_timm_does():
         torch.testing.assert_close(network(images), network.net(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "last"),
     [
@@ -200,6 +201,7 @@ def test_a_densenet_keeps_its_batch_norm_layers_at_any_size():
     assert [len(batch_norm_layers(network)) for network in found] == [121, 121]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "patch"),
     [

@@ -275,6 +275,7 @@ def test_a_network_without_a_last_layer_gets_one(tmp_path: Path) -> None:
             opened(source, head="mapped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["none", "head", "all"])
 def test_only_what_is_tuned_changes_and_statistics_are_of_the_result(tune: Any, tmp_path: Path) -> None:
     data, source = collection(), timm_folder(tmp_path)
@@ -292,6 +293,7 @@ def test_only_what_is_tuned_changes_and_statistics_are_of_the_result(tune: Any, 
     assert again.hash() == teacher.hash()
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_teacher(folder: Path, tmp_path: Path) -> None:
     source, data, made = timm_folder(tmp_path / "source"), ("--data", folder), tmp_path / "made"
     assert gendistill("teacher", "--pretrained", source, *data, "--output_dir", made / "teacher") == 0

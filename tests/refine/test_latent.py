@@ -117,6 +117,7 @@ def test_latents_and_pixels_are_held_in_their_bounds() -> None:
 # refinement
 
 
+@pytest.mark.slow
 def test_refinement_descends_through_the_decoder(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, codec: Codec
 ) -> None:
@@ -205,6 +206,7 @@ def command(folders: Path, generator: str, output: Path, *more: object) -> list[
             "--generator", folders / generator, "--batch_size", 4, "--output_dir", output, *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_refines_in_the_latents_of_any_generator(folders: Path, tmp_path: Path) -> None:
     assert gendistill(*command(folders, "tiny", tmp_path / "out", "--steps", 3, "--latent_trust_region", 0.3)) == 0
     sampled, refined = (

@@ -50,6 +50,7 @@ def loop(problem: dict[str, Any], space: FeatureSpace, steps: int, **options: An
     )
 
 
+@pytest.mark.slow
 def test_bf16_ends_where_fp32_does(problem: dict[str, Any], space: FeatureSpace) -> None:
     start, labels = problem["start"], problem["labels"]
     full, low = (finish(loop(problem, space, 60, bf16=bf16)) for bf16 in (False, True))

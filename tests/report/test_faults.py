@@ -14,6 +14,8 @@ from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--runs", 3, "--steps", 2, "--width", 4, "--baseline_cache", "null", "--baselines", '["random"]')
 
 

@@ -40,6 +40,7 @@ def evaluate(made: Path, name: str, out: Path, *options: object) -> int:
     return gendistill("evaluate", *DATA, "--surrogate", surrogate, "--output_dir", out, "--describe", "false", *options)
 
 
+@pytest.mark.slow
 def test_the_labels_that_the_message_asks_for_are_enough(made: Path, tmp_path: Path) -> None:
     assert evaluate(made, "labelled", tmp_path / "out", *SOFT, "--teacher", made / "teacher") == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

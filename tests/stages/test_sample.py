@@ -22,6 +22,8 @@ from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, files, gendistill
 from tests.processes import launch, start
 
+pytestmark = pytest.mark.slow
+
 MODE = ("--guidance", "mode", "--mode_scale", 0.5, "--data.name", "digits", "--data.max_per_class", 40)
 PROTOTYPES = ("--start", "prototypes", "--data.name", "digits", "--data.max_per_class", 40)
 Sample = Callable[..., Path]
@@ -83,7 +85,6 @@ def test_smaller_sets_are_prefixes_of_larger_ones(sampled: Sample) -> None:
     assert [s.ipc for s in (pool, three, one)] == [4, 3, 1]
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled: Sample, tmp_path: Path) -> None:
     """And leave alone what is not theirs; the main process alone reads the real images for mode guidance."""
     script, more = ("sample/generate.py", *command[1:]), ("--pool", 4, *MODE)
@@ -109,7 +110,6 @@ def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in one.iterdir()}
 
 
-@pytest.mark.slow
 def test_killed_sampling_goes_on_where_it_was(command: tuple[object, ...], sampled: Sample, tmp_path: Path) -> None:
     options = ("--num_inference_steps", 30, "--base", "false")
     whole, out = sampled("whole", *options), tmp_path / "killed"
@@ -144,7 +144,6 @@ def test_modes_and_prototypes_move_the_images(sampled: Sample) -> None:
     assert manifest["sampling"]["mode_scale"] == 0.5
 
 
-@pytest.mark.slow
 def test_a_whole_run_can_be_guided(tmp_path: Path) -> None:
     out = tmp_path / "run"
     short = ("--finetune.base_steps", 2, "--finetune.minimax_steps", 2, "--evaluate.steps", 2, "--refine.steps", 2)

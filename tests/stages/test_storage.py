@@ -23,6 +23,8 @@ from gendistill.stages.folder import StageFolder, finished
 from tests.generator.autoencoders import kl
 from tests.helpers import TINY, files, gendistill, no_file_above
 
+pytestmark = pytest.mark.slow
+
 RESUME = ("--resume_from_checkpoint", "latest")
 FINETUNE = ("finetune", "--config", TINY)
 SET = ("--ipc", 8, "--pool", 0, "--num_inference_steps", 2, "--batch_size", 4)
@@ -104,7 +106,6 @@ def test_a_record_without_options_is_of_other_settings(settings: object, tmp_pat
         finished(tmp_path, "refine", {"options": {"ipc": 1}, "seed": 0, "inputs": {}})
 
 
-@pytest.mark.slow
 def test_training_goes_on_after_a_full_disk(no_room: Callable[..., str], trained: Path, tmp_path: Path) -> None:
     """It fills at the record and the first checkpoint of either phase; in another folder at the weights, twice."""
     size = (trained / UNET).stat().st_size
@@ -173,7 +174,6 @@ def test_a_full_disk_is_no_refusal_of_overwrite(no_room: Callable[..., str], lar
     assert json.loads((tmp_path / "set" / "stage.json").read_text())["settings"]["seed"] == 1
 
 
-@pytest.mark.slow
 def test_a_run_says_it_too(no_room: Callable[..., str], tmp_path: Path) -> None:
     """Outside of its stages: the settings and the report."""
     short = ("--finetune.base_steps", 2, "--finetune.minimax_steps", 2, "--evaluate.steps", 2, "--refine.steps", 2)
