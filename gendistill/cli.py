@@ -31,7 +31,7 @@ from gendistill.errors import ConfigError, GendistillError, did_you_mean, printa
 from gendistill.progress import note, show_progress
 from gendistill.registry import import_plugins, plugins_of_environment
 from gendistill.stages import Outcome
-from gendistill.threads import crowded, use_threads
+from gendistill.threads import crowded, keep_freed_memory, use_threads
 from gendistill.usage import COMMANDS, help_text, in_yaml_words, usage
 
 DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -305,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None:  # what manifests record: how a command prints is no part of it
             sys.argv[1:] = [*words, *_recorded(flags)]
         use_threads(flags.threads)
+        keep_freed_memory()
         import_plugins([*plugins_of_environment(), *flags.plugins])
         if not words or words[0] in ("-h", "--help"):
             print(usage())

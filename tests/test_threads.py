@@ -1,4 +1,4 @@
-"""Threads of a CPU: the environment that torch reads, and what the command says."""
+"""Threads of a CPU: the environment that torch reads, what the command says, and the memory that is kept."""
 
 import os
 import subprocess
@@ -92,3 +92,31 @@ def test_threads_of_ours_are_as_many_as_torch_takes(monkeypatch: pytest.MonkeyPa
     for said, wanted in (("3", 3), ("3,2", 3), ("", threads.usable_processors()), ("no", threads.usable_processors())):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
         assert threads.usual_threads() == wanted
+
+
+FAULTS = """
+import resource
+from gendistill.cli import main
+main(["config", "list", "--quiet"])
+import torch
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(2**18) for _ in range(16)]
+    del kept
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_small_tensors_of_a_step_reuse_the_memory_of_the_step_before() -> None:
+    def faults(**variables: str) -> float:
+        plain = {k: v for k, v in environment().items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS], env=plain | variables, cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        return float(done.stdout.splitlines()[-1])
+
+    pages = 16 * 2**20 / os.sysconf("SC_PAGE_SIZE")
+    assert faults() < pages / 10
+    assert faults(MALLOC_TRIM_THRESHOLD_="131072") > pages / 2  # as the user wishes
