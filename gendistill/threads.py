@@ -48,8 +48,9 @@ def keep_freed_memory() -> None:
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (MMAP_THRESHOLD, TRIM_THRESHOLD) if mallopt else ():
-        mallopt(*parameter)
+    if mallopt is not None:
+        mallopt(*MMAP_THRESHOLD)
+        mallopt(*TRIM_THRESHOLD)
 
 
 def usable_processors() -> int:
