@@ -49,7 +49,7 @@ def speeds(measure: Callable[[], Seconds] | None = None) -> Seconds | None:
             if found is None:
                 progress.note("Measuring once how fast this CPU trains in fp32 and bf16, eager and compiled")
                 found = (measure or measured)()
-                write_json(path, {"machine": _machine(), "seconds": found}, hashed=True)
+                write_json(path, {"machine": machine(), "seconds": found}, hashed=True)
             return found
     except OSError:
         return None
@@ -63,17 +63,17 @@ def kept() -> Seconds | None:
         )
         seconds = found["seconds"]
         sane = isinstance(seconds, dict) and all(isinstance(s, float) and s > 0 for s in seconds.values())
-        if sane and EAGER in seconds and found["machine"] == _machine():
+        if sane and EAGER in seconds and found["machine"] == machine():
             return seconds
     return None
 
 
 def _file() -> Path:
-    return cache_root() / "speed" / f"{hash_json(_machine())[:16]}.json"
+    return cache_root() / "speed" / f"{hash_json(machine())[:16]}.json"
 
 
-def _machine() -> dict[str, Any]:
-    """What speeds depend on."""
+def machine() -> dict[str, Any]:
+    """What speeds depend on: processor, flags, kernels, threads and torch."""
     return {
         "processor": _processor(),
         "flags": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),

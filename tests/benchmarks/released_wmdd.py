@@ -1,8 +1,9 @@
-"""WMDD's image optimisation organised as the released code's: the reference of a speed benchmark, not used elsewhere.
+"""WMDD's image optimisation organised as the released code's newer script: the reference of a speed benchmark, not used
+elsewhere.
 
-fp32 and eager; one image of every class a batch, one batch after the other; moments class by class in Python, against
-statistics that stay on the CPU; a second network for the features; a host sync and a copy every step. Written from
-shared facts about that code (docs/differences.md), not from the code.
+fp32 and eager; batches of whole classes, up to 100 images; one network for features and cross-entropy; the moments of
+all classes at once in a hook on every batch-norm layer, no image weighed; one crop, mirror and roll for the batch; a
+host sync and a copy every step. Written from shared facts about that code (docs/differences.md), not from the code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from torch.nn import functional as F
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.networks.factories import batch_norm_layers
 from gendistill.networks.teacher import Teacher
+from gendistill.refine.constraints import chunks
 from gendistill.seeding import torch_rng
+
+BATCH = 100  # images, whole classes
 
 
 class ReleasedLoop:
@@ -37,7 +41,6 @@ class ReleasedLoop:
         crops: bool = True,
     ) -> None:
         self.network: Any = copy.deepcopy(teacher.network).eval().requires_grad_(False)
-        self.embedding: Any = copy.deepcopy(self.network)
         self.teacher, self.images, self.labels, self.atoms = teacher, start.clone(), labels, atoms
         self.steps, self.learning_rate, self.crops, self.rng = steps, learning_rate, crops, torch_rng(0, "released")
         self.gaps: dict[str, Tensor] = {}
@@ -48,30 +51,30 @@ class ReleasedLoop:
         means, variances = self.teacher.statistics.means[name], self.teacher.statistics.variances[name]
 
         def compare(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            gaps = []
-            for label in self.now.unique().tolist():
-                own = inputs[0][self.now == label].transpose(0, 1).flatten(1)
-                mean, variance = means[label].to(own.device), variances[label].to(own.device)
-                gaps.append((own.var(1, unbiased=False) - variance).norm() + (own.mean(1) - mean).norm())
-            self.gaps[name] = torch.stack(gaps).mean()
+            by_class = inputs[0].unflatten(0, (len(self.present), -1))  # (G, images of a class, C, ...)
+            where = [1, *range(3, by_class.dim())]
+            mean, variance = by_class.mean(where), by_class.var(where, unbiased=False)
+            gaps = (variance - variances[self.present]).norm(dim=1) + (mean - means[self.present]).norm(dim=1)
+            self.gaps[name] = gaps.mean()
 
         return compare
 
     def run(self) -> Iterator[dict[str, float]]:
-        ranks = torch.stack([(self.labels[: i + 1] == label).sum() for i, label in enumerate(self.labels)]) - 1
-        for rank in ranks.unique():
-            yield from self._batch(torch.nonzero(ranks == rank).flatten())
+        for rows in chunks(self.labels, BATCH):
+            yield from self._batch(rows)
 
     def _batch(self, rows: Tensor) -> Iterator[dict[str, float]]:
         x = to_float(self.images[rows]).requires_grad_()
-        self.now, best = self.labels[rows], math.inf
+        labels, best = self.labels[rows], math.inf
+        self.present = labels.unique()
         optimizer = torch.optim.Adam([x], lr=self.learning_rate, betas=(0.5, 0.9))
         for step in range(self.steps):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             seen = self._seen(x) if self.crops else x
-            terms = {"cross_entropy": F.cross_entropy(self.network(seen), self.now)}
-            terms["features"] = (self.embedding.features(seen) - self.atoms[rows]).norm()
+            features = self.network.features(seen)
+            terms = {"features": (features - self.atoms[rows]).norm()}
+            terms["cross_entropy"] = F.cross_entropy(self.network.classify(features), labels)
             terms["batch_norm"] = torch.stack([*self.gaps.values()]).sum()
             loss = torch.stack([*terms.values()]).sum()
             optimizer.zero_grad()

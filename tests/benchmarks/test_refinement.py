@@ -71,8 +71,8 @@ def rows_seen(network: nn.Module) -> Iterator[list[int]]:
 
 
 def test_both_sides_of_the_benchmark_are_the_same_optimisation() -> None:
-    """One image a class, no crops: the same terms at every step, and the same images after the last."""
-    problem = Problem("convnet_bn", 16, 1, steps=4, width=8)
+    """Without crops: the same terms at every step, and the same images after the last."""
+    problem = Problem("convnet_bn", 16, 2, steps=4, width=8)
     released = problem.released(crops=False)
     theirs = list(released.run())
     loop, found = problem.ours(RefineAugmentation()), []
@@ -91,24 +91,23 @@ def test_both_sides_of_the_benchmark_are_the_same_optimisation() -> None:
 
 
 @pytest.mark.parametrize("ipc", [1, 10])
-@pytest.mark.parametrize(("network", "size"), [("timm:resnet10t", 64), ("convnet_bn", 32)])
+@pytest.mark.parametrize(("network", "size"), [("timm:resnet18", 64), ("timm:resnet10t", 64), ("convnet_bn", 32)])
 def test_refinement_is_faster_than_the_released_organisation(benchmark: Any, network: str, size: int, ipc: int) -> None:
-    """10 classes; features, batch norm and cross-entropy through crops on both sides; ours in bf16 where native."""
+    """10 classes; features, batch norm and cross-entropy through crops on both sides: fp32, and bf16 beside."""
     problem = Problem(network, size, ipc, steps=10 if ipc == 1 else 4)
-    crops, bf16 = RefineAugmentation(min_crop=0.5, flip=True, roll=4), runtime.native_bf16(torch.device("cpu"))
+    crops = RefineAugmentation(min_crop=0.5, flip=True, roll=4)
     with rows_seen(problem.teacher.network) as mine:
-        finish(problem.ours(crops, bf16=bf16))
+        finish(problem.ours(crops))
     released = problem.released(crops=True)
     with rows_seen(released.network) as theirs:
         list(released.run())
     assert sum(mine) == sum(theirs) == CLASSES * ipc * problem.steps
-    ours, theirs_seconds = in_turn(
-        benchmark,
-        lambda: finish(problem.ours(crops, bf16=bf16)),
-        lambda: list(problem.released(crops=True).run()),
-        rounds=5 if ipc == 1 else 3,
-    )
-    ratio, work = theirs_seconds / ours, CLASSES * ipc * problem.steps
-    benchmark.extra_info |= {"image_steps_per_second": round(work / ours, 1), "bf16": bf16}
-    store(benchmark, ratio, 3.0, "fp32 eager, one image a class at a time, Python loops over classes, two forwards")
-    assert ratio >= (3.0 if bf16 and ipc > 1 else 2.0)  # at IPC 1 both sides have the same batches
+    works = [lambda: finish(problem.ours(crops)), lambda: list(problem.released(crops=True).run())]
+    if runtime.native_bf16(torch.device("cpu")):
+        works.append(lambda: finish(problem.ours(crops, bf16=True)))
+    ours, reference, *fast = in_turn(benchmark, *works, rounds=5 if ipc == 1 else 3)
+    ratio, work = reference / ours, CLASSES * ipc * problem.steps
+    benchmark.extra_info |= {"image_steps_per_second": round(work / ours, 1)}
+    benchmark.extra_info["bf16"] = [round(reference / seconds, 3) for seconds in fast]
+    store(benchmark, ratio, 3.0, "fp32 eager, whole classes, moments of all at once, one network")
+    assert ratio >= 1.1  # the convolutions of both sides run at this CPU's peak (docs/results.md)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,18 +32,25 @@ DIT = ModelConfig(
 )
 
 
-def in_turn(benchmark: Any, ours: Callable[[], Any], reference: Callable[[], Any], rounds: int = 5) -> list[float]:
-    """Seconds of (ours, reference), medians of ``rounds`` in turn after one warm-up each; ours also by the plugin."""
-    ours(), reference()
-    seconds: tuple[list[float], list[float]] = ([], [])
+def in_turn(benchmark: Any, *works: Callable[[], Any], rounds: int = 5) -> list[float]:
+    """Processor seconds of each side, ours first: medians of ``rounds`` in turn after one warm-up each."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for work in works:
+        work()
     for _ in range(rounds):
-        for side, work in zip(seconds, (ours, reference), strict=True):
-            start = time.perf_counter()
+        for side, work in zip(seconds, works, strict=True):
+            start = processor_seconds()
             work()
-            side.append(time.perf_counter() - start)
-    benchmark.pedantic(ours, rounds=1)
-    benchmark.extra_info["seconds"] = {"ours": seconds[0], "reference": seconds[1]}
+            side.append(processor_seconds() - start)
+    benchmark.pedantic(works[0], rounds=1)
+    benchmark.extra_info["seconds"] = seconds
     return [median(side) for side in seconds]
+
+
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def store(benchmark: Any, ratio: float, target: float, reference: str) -> None:
@@ -82,35 +90,41 @@ def test_minimax_criteria_cost_little_of_a_step(benchmark: Any, classes: int) ->
     assert ours / plain <= 1.05
 
 
-def test_steps_are_faster_than_the_released_organisation(benchmark: Any) -> None:
-    """DiffFit of a DiT d256 L8 patch 4 on latents of 32 x 32, batch 64, 10 classes. Ours: bf16, compiled, latents kept.
+@pytest.mark.parametrize("batch", [8, 64])
+def test_steps_are_faster_than_the_released_organisation(benchmark: Any, batch: int) -> None:
+    """DiffFit of a DiT d256 L8 patch 4 on latents of 32 x 32, 10 classes, latents kept: fp32, and bf16 compiled beside.
 
     The small autoencoder's encoder costs 0.51 of a step's FLOPs; SD's at 256 px costs 0.56 of one of DiT-XL/2 (273 and
     483 GFLOP by torch's flop counter).
     """
     codec = LatentCodec(kl(block_out_channels=(32, 48), layers_per_block=2, norm_num_groups=8), 3)
-    size = 32 * codec.factor
-    data = images(256, 10, size)
-    config = FinetuneConfig(minimax_steps=1000, batch_size=64, mixed_precision="bf16", compile=True)
-    generator = build(DIT, 10, size, codec)
-    latents = real_latents(codec, data, fingerprint="")
-    adapted = adapt(generator.network, "difffit")
-    accelerator = make_accelerator("bf16")
-    loop = train_generator(
-        generator, latents, config, accelerator=accelerator, adapted=adapted, criteria=MinimaxConfig()
-    )
-    next(loop)
-    other = build(DIT, 10, size, codec)
+    data = images(256, 10, 32 * codec.factor)
+    loops = [loop_of(codec, data, batch, precision) for precision in ("no", "bf16")]
+    other = build(DIT, 10, 32 * codec.factor, codec)
     trained = adapt(other.network, "difffit")
     released = ReleasedLoop(other.network, trained.trainable().values(), codec, other.alphas_cumprod, 10)
     rng = torch_rng(0, "batches")
 
     def reference() -> None:
-        index = torch.randint(len(data), (64,), generator=rng)
+        index = torch.randint(len(data), (batch,), generator=rng)
         released.step(to_float(data.images[index]), data.labels[index])
 
-    ours, theirs = in_turn(benchmark, lambda: next(loop), reference)
-    store(benchmark, theirs / ours, 3.0, "fp32 eager, encoding every step, per-class lists and masks, full EMA")
-    assert (
-        theirs / ours >= 2.2
-    )  # measured 2.7: bf16 peaks at twice fp32 on this CPU, encoding adds the rest (results.md)
+    ours, fast, theirs = in_turn(benchmark, lambda: next(loops[0]), lambda: next(loops[1]), reference)
+    benchmark.extra_info["bf16 compiled"] = round(theirs / fast, 3)
+    store(benchmark, theirs / ours, 1.5 if batch == 8 else 2.0, "fp32, encoding every step, lists, masks, full EMA")
+    assert theirs / ours >= 1  # the matrix products of both sides run at this CPU's peak (docs/results.md)
+
+
+def loop_of(codec: Codec, data: Split, batch: int, precision: Literal["no", "bf16"]) -> Iterator[Any]:
+    """Our minimax training of the DiT by DiffFit; bf16 is compiled."""
+    compiles = precision == "bf16"
+    config = FinetuneConfig(minimax_steps=1000, batch_size=batch, mixed_precision=precision, compile=compiles)
+    generator = build(DIT, 10, data.images.shape[-1], codec)
+    return train_generator(
+        generator,
+        real_latents(codec, data, fingerprint=""),
+        config,
+        accelerator=make_accelerator(precision),
+        adapted=adapt(generator.network, "difffit"),
+        criteria=MinimaxConfig(),
+    )
