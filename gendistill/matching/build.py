@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ GPU_PIXELS = 1280 * 32**2  # of it: 10 classes of CIFAR-10's batches; second der
 def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
     """The engine with this run's choices, at its start."""
     begun, config, device = time.perf_counter(), run.config, runtime.device()
-    layout = torch.channels_last if any(run.fast) else torch.contiguous_format
 
     def network(number: int) -> nn.Module:
+        layout = torch.channels_last if any(run.fast) else torch.contiguous_format
         return network_of(data, config, number).to(device).to(memory_format=layout)
 
     counts = data.train.labels.bincount(minlength=len(data.classes)).tolist()
@@ -43,7 +44,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
         raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
     if parallel.world() > len(data.classes):
         raise ConfigError(f"{parallel.world()} processes share {len(data.classes)} classes; expected at most as many.")
-    _check_statistics(run, data, network)
+    _check_statistics(run, data, partial(network_of, data, config))
     real = data.train.to(device)
     factor = formation(config)
     if given:

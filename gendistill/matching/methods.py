@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from torch import nn
 
-from gendistill import runtime
+from gendistill import cpu_speed, runtime
 from gendistill.config import (
     DistillConfig,
     Features,
@@ -313,7 +313,7 @@ def method_of(name: str) -> Method:
 class Run:
     """One trajectory: the sets that share its networks, with the options all of them have.
 
-    ``fast`` follows from the operations on real images (``real_flop``).
+    ``flop`` counts the operations on real images (``real_flop``).
     """
 
     method: str
@@ -322,7 +322,16 @@ class Run:
     ipcs: tuple[int, ...]
     rates: tuple[float, ...]
     weight_decay: float
-    fast: runtime.ExecutionMode
+    flop: Callable[[], float]
+
+    @cached_property
+    def fast(self) -> runtime.ExecutionMode:
+        """How its networks are run; to know that, a machine may be measured first."""
+        return self.mode(cpu_speed.speeds)
+
+    def mode(self, speeds: Callable[[], cpu_speed.Seconds | None]) -> runtime.ExecutionMode:
+        own = self.config
+        return runtime.execution_mode(own.mixed_precision, own.compile, runtime.device(), self.flop, speeds)
 
     @property
     def rules(self) -> Method:
@@ -359,8 +368,7 @@ def plan_runs(config: DistillConfig, data: RealData) -> list[Run]:
         found = runs.get(key)
         if found is None:
             flop = partial(real_flop, own, iterations, data)
-            fast = runtime.execution_mode(own.mixed_precision, own.compile, runtime.device(), flop)
-            found = Run(method, iterations, own, (), (), decay, fast)
+            found = Run(method, iterations, own, (), (), decay, flop)
         runs[key] = replace(found, ipcs=(*found.ipcs, ipc), rates=(*found.rates, rate))
     return list(runs.values())
 

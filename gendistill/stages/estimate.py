@@ -163,7 +163,7 @@ def _refinement_flop(config: RunConfig, data: RealData, flop: float) -> float:
     options, sizes = config.refine, ipc_sizes(config.refine.ipc)
     found = flop * sum(sizes) * options.pack**2 * len(data.classes) * options.steps
     for run in (matching_after(ipc, data, options) for ipc in sizes if options.match_iterations):
-        found += real_flop(run.config, run.iterations, data) * (COMPILED if run.fast.compile else 1)
+        found += real_flop(run.config, run.iterations, data) * (COMPILED if run.mode(cpu_speed.kept).compile else 1)
     return found
 
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from gendistill import cpu_speed
 from gendistill.config import DataConfig, DistillConfig, MatchingConfig, Representative, to_dict
 from gendistill.config.flat import unflatten
+from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
+from gendistill.errors import ConfigError
 from gendistill.evaluation.inputs import facts
 from gendistill.matching.build import build, classes_together
 from gendistill.matching.distiller import match, save_whole
@@ -416,3 +419,10 @@ def test_a_matching_method_is_run_from_python(digits):
     options = MatchingConfig(width=8, real_batch=6)
     config = DistillConfig(method="dm", iterations=1, matching=options)
     assert distill(digits, "dm", 1, config=config).meta["method"] == "dm"
+
+
+def test_a_refusal_needs_no_measurement_of_the_machine(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published length of dm is long enough for one, which would take a minute before the message."""
+    monkeypatch.setattr(cpu_speed, "measured", lambda: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match="starts from 200 images"):
+        distill(digits, "dm", 200, options=MatchingConfig(start="clustered"))
