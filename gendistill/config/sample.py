@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import (
     Batch,
+    Count,
     Flat,
     NonNegative,
     Options,
@@ -33,6 +34,8 @@ class ClassifierFree(Options):
     Attributes:
         scale: Scale of classifier-free guidance; together with mode guidance, 1 turns it off and halves the cost.
         interval: Noise levels t/T between which classifier-free guidance acts.
+        channels: The first so many channels are guided; null guides all. The released Minimax code guides three of four
+            latent channels.
     """
 
     section: ClassVar[str] = "sample"
@@ -40,6 +43,7 @@ class ClassifierFree(Options):
 
     scale: Annotated[float, Range(1, open_low=True), Flat("guidance_scale", 1.0)]
     interval: Annotated[tuple[Share, Share], Flat("guidance_interval")] = (0.0, 1.0)
+    channels: Annotated[Count | None, Flat("guidance_channels")] = None
 
     def check(self) -> None:
         _check_interval(self.interval)
@@ -52,6 +56,7 @@ class ModeGuidance(Options):
     Attributes:
         guidance_scale: Scale of classifier-free guidance in addition; 1 turns it off.
         guidance_interval: Noise levels t/T between which classifier-free guidance acts.
+        guidance_channels: The first so many channels have classifier-free guidance; null: all.
         scale: Strength of mode guidance.
         stop: Mode guidance ends at this noise level t/T; the model alone generates the details.
         modes: k-means clusters per class; image i uses cluster i mod modes.
@@ -62,6 +67,7 @@ class ModeGuidance(Options):
 
     guidance_scale: Annotated[float, Range(1)] = 1.0
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    guidance_channels: Count | None = None
     scale: Annotated[NonNegative, Flat("mode_scale")] = 0.1
     stop: Annotated[Share, Flat("mode_stop")] = 0.5
     modes: PerClass = 10
@@ -134,13 +140,14 @@ class SampleConfig(Options):
         return next((one.modes for one in chosen if isinstance(one, (ModeGuidance, Prototypes))), None)
 
     @property
-    def classifier_free(self) -> tuple[float, tuple[float, float]]:
-        """Scale of classifier-free guidance, 1 where there is none, and the noise levels between which it acts."""
-        if isinstance(self.guidance, ClassifierFree):
-            return self.guidance.scale, self.guidance.interval
-        if isinstance(self.guidance, ModeGuidance):
-            return self.guidance.guidance_scale, self.guidance.guidance_interval
-        return 1.0, (0.0, 1.0)
+    def classifier_free(self) -> ClassifierFree | None:
+        """The classifier-free guidance, alone or beside that of modes; None where there is none."""
+        if isinstance(self.guidance, ModeGuidance) and self.guidance.guidance_scale != 1:
+            mode = self.guidance
+            return ClassifierFree(
+                scale=mode.guidance_scale, interval=mode.guidance_interval, channels=mode.guidance_channels
+            )
+        return self.guidance if isinstance(self.guidance, ClassifierFree) else None
 
     def check(self) -> None:
         super().check()

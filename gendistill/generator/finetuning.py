@@ -237,6 +237,8 @@ class _Training:
         )
         steps = self.config.minimax_steps if minimax else self.config.base_steps
         begun, start = max(checkpoints.steps(), default=0) if checkpoints else 0, time.perf_counter()
+        if minimax and not begun and self.is_main:
+            self._note_share_of_criteria()
         follow(
             loop,
             "minimax fine-tuning" if minimax else "generator",
@@ -248,6 +250,16 @@ class _Training:
             remedy=rate_advice(self.config, minimax=minimax),
         )
         self.seconds[name] = round((time.perf_counter() - start) * steps / max(1, steps - begun), 2)
+
+    def _note_share_of_criteria(self) -> None:
+        """Say and log on which share of the timesteps the criteria act: it depends on the noise schedule."""
+        least, alphas = self.config.minimax.min_alpha_bar, self.generator.alphas_cumprod
+        share = float((alphas >= least).float().mean())
+        note(
+            f"minimax: the criteria act on {100 * share:.1f} % of the timesteps, where alpha_bar is at least {least:g}"
+        )
+        if self.folder:
+            self.folder.log({"stage": "finetune", "phase": "minimax", "share_of_timesteps_with_criteria": share})
 
     def end(self) -> None:
         self.accelerator.wait_for_everyone()

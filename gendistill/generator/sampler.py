@@ -85,18 +85,24 @@ def sample(
 
 
 def check_guidance(generator: Generator, config: SampleConfig) -> None:
-    """Raises ConfigError for classifier-free guidance of a network without a trained null class."""
-    scale, _ = config.classifier_free
-    if scale == 1:
+    """Raises ConfigError for classifier-free guidance without a trained null class, or of too many channels."""
+    wanted = config.classifier_free
+    if wanted is None:
         return
+    channels = generator.sample_shape[0]
+    if wanted.channels is not None and wanted.channels > channels:
+        raise ConfigError(
+            f"sample.guidance_channels is {wanted.channels}, but the network denoises {channels} channel(s); expected "
+            f"1 to {channels}, or null for all."
+        )
     if generator.null_class is None:
         raise ConfigError(
-            f"sample.guidance_scale is {scale}, but the network has no null class to be guided away "
+            f"sample.guidance_scale is {wanted.scale:g}, but the network has no null class to be guided away "
             "from; expected 1, with guidance none or mode. A network trained here has a null class."
         )
     if generator.meta.get("null_class_trained") is False:
         raise ConfigError(
-            f"sample.guidance_scale is {scale}, but the generator was trained with label_dropout 0, so "
+            f"sample.guidance_scale is {wanted.scale:g}, but the generator was trained with label_dropout 0, so "
             "its null class means nothing; expected 1, or train with finetune.label_dropout 0.1."
         )
 
@@ -185,12 +191,12 @@ def predict(
     """
     generator = denoiser.generator
     level, alpha_bar = float(t) / len(generator.alphas_cumprod), generator.alphas_cumprod[round(float(t))]
-    scale, interval = config.classifier_free
-    if scale != 1 and acts_at(level, interval):
+    free = config.classifier_free
+    if free and acts_at(level, free.interval):
         without = torch.full_like(condition, generator.null_class or 0)
         output = denoiser(torch.cat([xt, xt]), t, torch.cat([condition, without]))
         (prediction, variance), (null, _) = (diffusion.split_prediction(o, xt.shape[1]) for o in output.chunk(2))
-        prediction = classifier_free(prediction, null, scale)
+        prediction = classifier_free(prediction, null, free.scale, free.channels)
     else:
         output = denoiser(xt, t, condition)
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
@@ -215,22 +221,23 @@ def acts_at(level: float, interval: tuple[float, float]) -> bool:
     return low <= level <= high
 
 
-def classifier_free(with_class: Tensor, without: Tensor, scale: float) -> Tensor:
+def classifier_free(with_class: Tensor, without: Tensor, scale: float, channels: int | None = None) -> Tensor:
     """Classifier-free guidance: null + scale * (class - null) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
 
-    ``scale`` is the paper's 1 + w. The formula is linear, so it serves epsilon and v alike. Where we differ: all
-    channels are guided, as in diffusers' DiTPipeline; the released DiT code guides only the first three latent
-    channels.
+    ``scale`` is the paper's 1 + w. The formula is linear, so it serves epsilon and v alike. By default all channels are
+    guided, as in diffusers' DiTPipeline; the released DiT and Minimax codes guide the first three latent channels.
 
     Args:
         with_class: The prediction for the class, (B,c,h,w), without a learned variance.
         without: The prediction for the null class, (B,c,h,w).
         scale: At least 1; 1 is no guidance.
+        channels: Only the first so many are guided, from 1 to c; the others are those for the class.
 
     Returns:
         The guided prediction, (B,c,h,w).
     """
-    return without + scale * (with_class - without)
+    guided = without + scale * (with_class - without)
+    return guided if channels is None else torch.cat([guided[:, :channels], with_class[:, channels:]], 1)
 
 
 def mode_weight(alpha_bar: Tensor, scale: float) -> Tensor:

@@ -35,8 +35,8 @@ from gendistill.transport.plans import one_thread
 
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
 DECISIVE = (
-    "num_inference_steps", "scheduler", "guidance", "guidance_scale", "guidance_interval", "mode_scale", "mode_stop",
-    "modes", "start", "strength", "mixed_precision", "compile",
+    "num_inference_steps", "scheduler", "guidance", "guidance_scale", "guidance_interval", "guidance_channels",
+    "mode_scale", "mode_stop", "modes", "start", "strength", "mixed_precision", "compile",
 )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def _samples(config: RunConfig, generator: Generator) -> float:
     for _ in sample(generator.to(runtime.device()), requests, few):
         pass
     seconds = (time.perf_counter() - start) / TIMED / len(requests)
-    passes = 2 if options.classifier_free[0] != 1 else 1
+    passes = 2 if options.classifier_free else 1
     return seconds * options.num_inference_steps * passes * images
 
 

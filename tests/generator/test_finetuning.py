@@ -49,14 +49,14 @@ def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
     kept = {"base.safetensors", "checkpoints", "log.jsonl", "previews"}
     assert {p.name for p in folder.path.iterdir()} == kept
     phases = [json.loads(line)["phase"] for line in folder.log_path.read_text().splitlines()]
-    assert phases == ["base", "minimax"]
+    assert phases == ["base", "minimax", "minimax"]  # with the share of the timesteps with criteria
     again, same = finetune(digits, CONFIG, folder=folder)
     assert again.hash() == tuned.hash()
     assert all(torch.equal(base.state[k], same.state[k]) for k in base.state)
     assert (
         repr(base) == f"BaseWeights({len(base.state)} tensors, {sum(map(torch.numel, base.state.values())):,} values)"
     )
-    assert len(folder.log_path.read_text().splitlines()) == 3  # the second call ran the last minimax step only
+    assert len(folder.log_path.read_text().splitlines()) == 4  # the second call ran the last minimax step only
     write_tensors(folder.path / "base.safetensors", {"x": torch.zeros(2)})
     with pytest.raises(ArtifactError, match=r"base\.safetensors does not hold the state of this training"):
         finetune(digits, CONFIG, folder=folder)
@@ -131,6 +131,20 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, t
     edit(tmp_path / "generator" / "gendistill.json")
     with pytest.raises(ArtifactError, match=r"conv_in.bias.*\[3\].*\[16\]"):
         Generator.from_pretrained(tmp_path / "generator")
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("squaredcos_cap_v2", 70.2), ("linear", 39.6)])
+def test_the_share_of_timesteps_with_criteria_is_said_and_logged(
+    digits: RealData, schedule: str, share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, base_steps=0, minimax_steps=1, model=replace(CONFIG.model, noise_schedule=schedule))
+    folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
+    with show_progress():
+        finetune(digits, config, folder=folder)
+    assert f"the criteria act on {share} % of the timesteps" in " ".join(capsys.readouterr().err.split())
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = [one["share_of_timesteps_with_criteria"] for one in records if "share_of_timesteps_with_criteria" in one]
+    assert logged == [pytest.approx(share / 100, abs=5e-4)]
 
 
 @pytest.mark.parametrize(("steps", "rate", "said"), [(100, 3e-4, True), (1000, 1e-3, True), (4000, 1e-3, False)])

@@ -37,6 +37,14 @@ def test_classifier_free_guidance_extrapolates_from_the_null_prediction() -> Non
     assert classifier_free(with_class, null, 4).tolist() == [2.5, -4.0]
 
 
+def test_classifier_free_guidance_can_leave_the_last_channels_to_the_class() -> None:
+    with_class, null = torch.randn(2, 3, 4, 4, 4).unbind(0)
+    guided = classifier_free(with_class, null, 4, 3)
+    torch.testing.assert_close(guided[:, :3], null[:, :3] + 4 * (with_class - null)[:, :3])
+    assert torch.equal(guided[:, 3:], with_class[:, 3:])
+    assert torch.equal(classifier_free(with_class, null, 4, 4), classifier_free(with_class, null, 4))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 100), alpha_bars, st.floats(0, 20), st.sampled_from(TYPES))
 def test_x0_moves_by_its_weight_toward_the_mode(seed: int, alpha_bar: float, scale: float, kind: str) -> None:

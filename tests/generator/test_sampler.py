@@ -360,6 +360,15 @@ def test_outside_the_interval_the_null_pass_is_left_out(unet: Generator) -> None
     assert len(seen) == 10
 
 
+def test_more_guided_channels_than_the_network_has_are_refused(unet: Generator) -> None:
+    channels = unet.sample_shape[0]
+    options = {"guidance": "cfg", "guidance_scale": 2.0}
+    with pytest.raises(ConfigError, match=rf"guidance_channels is {channels + 1}.*expected 1 to {channels}"):
+        images(unet, [Request(0, 0)], guidance_channels=channels + 1, **options)
+    every = images(unet, [Request(0, 0)], guidance_channels=channels, **options)
+    assert torch.equal(every[Request(0, 0)], images(unet, [Request(0, 0)], **options)[Request(0, 0)])
+
+
 def test_an_interval_that_holds_no_timestep_is_no_guidance(unet: Generator) -> None:
     requests = requests_for(3, 1)
     plain = images(unet, requests)
