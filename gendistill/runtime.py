@@ -286,18 +286,23 @@ class CheckpointTimer:
         step: Steps that were done before.
         agree: Seconds of this process -> those that count for all.
         clock: Its seconds.
+        wait: Seconds between two checkpoints; None is a minute.
     """
 
     def __init__(
-        self, step: int, agree: Callable[[float], float] = float, clock: Callable[[], float] = time.monotonic
+        self,
+        step: int,
+        agree: Callable[[float], float] = float,
+        clock: Callable[[], float] = time.monotonic,
+        wait: float | None = None,
     ) -> None:
-        self.agree, self.clock = agree, clock
+        self.agree, self.clock, self.most = agree, clock, MOST_LOST if wait is None else wait
         self.restart(step)
 
     def restart(self, step: int, took: float = 0.0) -> None:
         """A checkpoint of this step was just saved, which took so many seconds, alike in all processes."""
         self._since, self._saved, self._asked = self.clock(), step, step + 1
-        self._wait = max(MOST_LOST, took / MOST_SAVING)
+        self._wait = max(self.most, took / MOST_SAVING)
 
     def is_due(self, step: int) -> bool:
         if step < self._asked:
@@ -306,6 +311,35 @@ class CheckpointTimer:
         pace = seconds / (step - self._saved)
         self._asked = step + max(1, int((self._wait - seconds) / 2 / max(pace, 1e-6)))
         return seconds >= self._wait
+
+
+class TimeLimit:
+    """Whether a training has had its time, which may be shared by several loops; at least one step of each is done.
+
+    Args:
+        seconds: From the first step on.
+        agree: Seconds of this process -> those that count for all.
+
+    Attributes:
+        stopped_at: The step after which the time was over, else None.
+    """
+
+    def __init__(self, seconds: float, agree: Callable[[float], float] = float) -> None:
+        self.seconds, self.agree = seconds, agree
+        self.stopped_at: int | None = None
+        self._end: float | None = None
+
+    def begin(self, step: int) -> None:
+        """A loop begins, with so many steps done before."""
+        now = time.monotonic()
+        self._end = self._end or now + self.seconds
+        self._timer = CheckpointTimer(step, self.agree, wait=max(0.0, self._end - now))
+
+    def is_over(self, step: int) -> bool:
+        """Asked after every step, by all processes alike."""
+        if self._timer.is_due(step):
+            self.stopped_at = step
+        return self.stopped_at is not None
 
 
 class Checkpoints:

@@ -12,6 +12,7 @@ from gendistill.config.base import (
     NonNegative,
     Options,
     PerClass,
+    Positive,
     Precision,
     Range,
     Share,
@@ -180,9 +181,11 @@ class FinetuneConfig(Options):
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it and fp32 on CPU; there ``bf16`` took 0.6 of the
             time.
         compile: torch.compile the network; faster only on GPUs and in long runs.
-        checkpointing_steps: Largest number of optimiser steps between resumable checkpoints; one is also saved when the
-            last is a minute old.
+        checkpointing_steps: Largest number of optimiser steps between resumable checkpoints.
+        checkpoint_minutes: Longest time between resumable checkpoints.
         checkpoints_total_limit: Number of newest checkpoints to keep.
+        max_minutes: Longest time of training of this command: it then saves a checkpoint and finishes with the averaged
+            weights of the steps that were done. The same command with --resume_from_checkpoint trains on.
         preview_steps: Optimiser steps between sample grids in ``previews/``; 0 draws one at the end of each phase.
         report_to: Tracker in addition to log.jsonl: ``tensorboard`` or ``wandb``.
     """
@@ -213,7 +216,9 @@ class FinetuneConfig(Options):
     mixed_precision: Precision = "auto"
     compile: bool = False
     checkpointing_steps: Count = 100
+    checkpoint_minutes: Positive = 1.0
     checkpoints_total_limit: Count = 2
+    max_minutes: Positive | None = None
     preview_steps: Whole = 0
     report_to: Tracker = "none"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
@@ -18,7 +18,7 @@ from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.loading import licence_of, resolve_model_folder
+from gendistill.generator.loading import Stopped, licence_of, resolve_model_folder
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator
 from gendistill.hashing import hash_tensors
@@ -69,6 +69,9 @@ def finetune(
             continues from its newest checkpoint. None writes nothing.
         generator: Where to start from, in place of a fresh or pretrained one; it is trained in place.
 
+    With ``config.max_minutes`` the training may end early: ``meta["stopped"]`` of the generator then says where, and
+    the same call with the same ``folder`` trains on.
+
     Returns:
         The fine-tuned generator, and the weights before the minimax phase, which ``Generator.save_pretrained`` keeps as
         variant ``base``.
@@ -89,6 +92,8 @@ def finetune(
     check_training(generator, config)
     before = generator.meta.get("training_seconds")
     run = _Training(generator, data, config, seed, folder)
+    kind = kind_of(config.adaptation)
+    rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     licence = generator.meta.get("licence", OUR_LICENCE)
     saved = folder.path / BASE_WEIGHTS if folder else None
     if saved is not None and saved.is_file():
@@ -102,27 +107,29 @@ def finetune(
         run.preview("base")
         generator.network = adapted.merged()
     base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
-    if saved is not None and not saved.is_file() and config.pretrained is None and run.is_main:
+    complete = run.stopped is None
+    if complete and saved is not None and not saved.is_file() and config.pretrained is None and run.is_main:
         write_tensors(saved, base.state, {"seconds": f"{run.seconds.get('base', 0)}"}, hashed=True)
     base_hash = hash_tensors(base.state)
-    rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
-    adapted = adapt(generator.network, kind_of(config.adaptation), rank=rank, seed=seed, base_hash=base_hash)
-    if config.minimax_steps:
+    adapted = adapt(generator.network, kind, rank=rank, seed=seed, base_hash=base_hash)
+    if config.minimax_steps and complete:
         if config.pretrained is not None and run.is_main:
             _note_small_change(config)
         run.run_phase("minimax", adapted)
         run.preview("minimax")
     run.end()
     generator.meta = {
-        "adaptation": kind_of(config.adaptation),
+        "adaptation": kind,
         "licence": licence,
         "given_labels": config.label_map,
         "data": data.describe(),
-        "steps": {"base": 0 if config.pretrained else config.base_steps, "minimax": config.minimax_steps},
+        "steps": run.steps_done(),
         "null_class_trained": config.trains_null_class,
         "base_hash": base_hash,
         "training_seconds": ({"pretrained": sum(before.values())} if before else {}) | run.seconds,
     }
+    if run.stopped:
+        generator.meta["stopped"] = run.stopped
     if folder and config.adaptation != "full":
         origin: AdapterOrigin = {
             "pretrained": config.pretrained,
@@ -205,6 +212,8 @@ class _Training:
     ) -> None:
         self.generator, self.config, self.seed, self.folder = generator, config, seed, folder
         self.seconds: dict[str, float] = {}
+        self.stopped: Stopped | None = None
+        self.limit = runtime.TimeLimit(60 * config.max_minutes, parallel.most) if config.max_minutes else None
         self.accelerator = runtime.make_accelerator(
             config.mixed_precision,
             config.gradient_accumulation_steps,
@@ -234,6 +243,7 @@ class _Training:
             checkpoints=checkpoints,
             estimate=(lambda found: note(f"{name}: {found}")) if self.is_main else None,
             preview=lambda step: self.preview(f"{name}-{step:06d}"),
+            limit=self.limit,
         )
         steps = self.config.minimax_steps if minimax else self.config.base_steps
         begun, start = max(checkpoints.steps(), default=0) if checkpoints else 0, time.perf_counter()
@@ -249,7 +259,17 @@ class _Training:
             shown=self.is_main,
             remedy=rate_advice(self.config, minimax=minimax),
         )
+        if self.limit and self.limit.stopped_at:
+            self.stopped = {"phase": name, "step": self.limit.stopped_at}
+            steps = self.limit.stopped_at
         self.seconds[name] = round((time.perf_counter() - start) * steps / max(1, steps - begun), 2)
+
+    def steps_done(self) -> dict[str, int]:
+        """Optimiser steps of each phase, in this and earlier runs."""
+        done = {"base": 0 if self.config.pretrained else self.config.base_steps, "minimax": self.config.minimax_steps}
+        if self.stopped:
+            done |= {"minimax": 0, self.stopped["phase"]: self.stopped["step"]}
+        return done
 
     def _note_share_of_criteria(self) -> None:
         """Say and log on which share of the timesteps the criteria act: it depends on the noise schedule."""

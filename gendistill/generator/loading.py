@@ -88,6 +88,13 @@ class CodecRecord(TypedDict):
     hash: str
 
 
+class Stopped(TypedDict):
+    """Where a training that its time ended stopped."""
+
+    phase: str
+    step: int
+
+
 class GeneratorMeta(TypedDict, total=False):
     """Where a generator comes from; stored in gendistill.json and carried along in memory.
 
@@ -97,6 +104,7 @@ class GeneratorMeta(TypedDict, total=False):
         given_labels: Condition indices that the user gave for some classes.
         data: What the generator was trained on, as ``RealData.describe`` says it.
         steps: Optimiser steps of each phase.
+        stopped: The phase and the step at which the time of the training was over.
         null_class_trained: Whether some labels were dropped in training, which classifier-free guidance needs.
         base_hash: Hash of the weights before the minimax phase.
         parents: The pretrained model, its hash, and the codec.
@@ -110,6 +118,7 @@ class GeneratorMeta(TypedDict, total=False):
     given_labels: dict[str, int] | None
     data: DataFacts
     steps: dict[str, int]
+    stopped: Stopped
     null_class_trained: bool
     training_seconds: dict[str, float]
     base_hash: str

@@ -26,6 +26,7 @@ from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (
     Checkpoints,
     CheckpointTimer,
+    TimeLimit,
     flatten_optimizer,
     full_tensor,
     prefixed,
@@ -82,6 +83,7 @@ def train_generator(
     checkpoints: Checkpoints | None = None,
     estimate: Callable[[Estimate], None] | None = None,
     preview: Callable[[int], None] | None = None,
+    limit: TimeLimit | None = None,
 ) -> Loop[dict[str, Any], None, dict[str, Tensor]]:
     """Train in place, one optimiser step at a time.
 
@@ -99,6 +101,7 @@ def train_generator(
         checkpoints: Where the state is saved, and where an interrupted training continues from.
         estimate: Called once, after the first step, or the second where the first one compiles or starts a GPU.
         preview: Called with the step's number every ``preview_steps`` steps, with the averaged weights in place.
+        limit: Ends the training early, with a checkpoint; its ``stopped_at`` is then the last step.
 
     Yields:
         ``{"phase", "step", ...}`` with the weighted loss terms of the last micro-batch, as scalars on the device.
@@ -128,7 +131,9 @@ def train_generator(
     slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
     timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
     runtime.reset_peak_memory()
-    timer = CheckpointTimer(done, parallel.most)
+    timer = CheckpointTimer(done, parallel.most, wait=60 * config.checkpoint_minutes)
+    if limit:
+        limit.begin(done)
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
@@ -145,17 +150,20 @@ def train_generator(
         if estimate and step == timed:
             estimate(_estimate(state, _now() - start, steps - done))
         if step + 1 < steps:
-            if checkpoints and ((step + 1) % checkpoints.every == 0 or timer.is_due(step + 1)):
+            stops = limit is not None and limit.is_over(step + 1)
+            if checkpoints and (stops or (step + 1) % checkpoints.every == 0 or timer.is_due(step + 1)):
                 _save(state, step + 1, config, accelerator, checkpoints)
                 timer.restart(step + 1)
             if preview and config.preview_steps and (step + 1) % config.preview_steps == 0:
                 with state.averaged():
                     preview(step + 1)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
+        if limit and limit.stopped_at:
+            break
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
     trained = {k: full_tensor(v.detach()).cpu().clone() for k, v in adapted.trainable().items()}
-    _refuse_divergence(trained, steps, config, minimax=criteria is not None)
+    _refuse_divergence(trained, (limit and limit.stopped_at) or steps, config, minimax=criteria is not None)
     return trained
 
 

@@ -12,19 +12,30 @@ from gendistill.data.dataset import RealData
 from gendistill.data.sources import read_data
 from gendistill.generator.finetuning import TEMPORARY, check_training, finetune, start_generator
 from gendistill.stages import Outcome
-from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
+from gendistill.stages.folder import finished, read_record, reopen, stage_folder, stage_settings, training_time
 from gendistill.stages.output import output
 
 
-def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int, log_path: Path | None = None) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings."""
+def run_stage(
+    data: RealData,
+    config: FinetuneConfig,
+    target: Path,
+    *,
+    seed: int,
+    log_path: Path | None = None,
+    train_on: bool = False,
+) -> Path:
+    """Write ``target`` unless it is there already, made with the same settings.
+
+    With ``train_on`` a training there that its time ended goes on.
+    """
     generator = start_generator(data, config, seed)
     parent = generator.hash() if config.pretrained else None
     generator.meta |= training_time(config.pretrained) if config.pretrained else {}
     check_training(generator, config)
-    decisive = replace(config, latent_cache=None, report_to="none")
+    decisive = replace(config, latent_cache=None, report_to="none", checkpoint_minutes=1.0, max_minutes=None)
     settings = stage_settings(decisive, seed, data=data.fingerprint(), pretrained=parent, codec=generator.codec.hash())
-    if finished(target, "finetune", settings):
+    if finished(target, "finetune", settings) and not (train_on and reopen(target)):
         return target
     state = runtime.processes()
     with stage_folder(target, "finetune", settings, keep_partial=True, log_path=log_path) as folder:
@@ -33,7 +44,9 @@ def run_stage(data: RealData, config: FinetuneConfig, target: Path, *, seed: int
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
             generator.save_pretrained(folder.path, base=base.state)
-            folder.temporary = TEMPORARY
+            stopped = generator.meta.pop("stopped", None)
+            folder.temporary = () if stopped else TEMPORARY
+            folder.facts |= {"stopped": stopped} if stopped else {}
             folder.facts |= {"hash": generator.hash(), "processes": state.num_processes}
     return target
 
@@ -43,8 +56,16 @@ def main(command: FinetuneCommand) -> Outcome:
     inputs = (command.data.folder, Path(command.pretrained) if command.pretrained else None, command.latent_cache)
     with output(command, *inputs):
         data = read_data(command.data)
-        run_stage(data, stage_options(command, FinetuneConfig), command.output_dir, seed=command.seed)
+        run_stage(data, stage_options(command, FinetuneConfig), command.output_dir, seed=command.seed, train_on=True)
     if not runtime.processes().is_main_process:
         return Outcome("")
     text = f"{command.output_dir}  a generator of {len(data.classes)} classes; sample from it with `gendistill sample`."
-    return Outcome(text, {"output_dir": str(command.output_dir), "classes": list(data.classes)})
+    record = read_record(command.output_dir)
+    stopped = record.get("stopped") if record else None
+    if stopped:
+        text += (
+            f"\nThe time was over after step {stopped['step']} of phase {stopped['phase']}: the same command with "
+            "--resume_from_checkpoint latest trains on."
+        )
+    found = {"output_dir": str(command.output_dir), "classes": list(data.classes)}
+    return Outcome(text, found | ({"stopped": stopped} if stopped else {}))

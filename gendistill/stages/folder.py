@@ -64,6 +64,7 @@ class StageRecord(TypedDict, total=False):
         resumed: Whether an interrupted run was continued.
         peak_memory_mib: Of the process.
         training_seconds: Of the training of a generator or a teacher, by part.
+        stopped: The phase and step at which the time of a training was over; the same command trains on.
         temporary: Names in the folder that only a resumed run needs; ``scaffold`` in older versions.
         files: Bytes of each file; those of a set are in its manifest. Missing in older versions.
     """
@@ -76,6 +77,7 @@ class StageRecord(TypedDict, total=False):
     peak_memory_mib: int
     temporary: list[str]
     training_seconds: dict[str, float]
+    stopped: dict[str, object]
     scaffold: list[str]
     files: dict[str, int]
 
@@ -147,6 +149,22 @@ AGAIN = "Copy the folder again, or delete it and resume, which makes it again."
 CHANGED_LATER = {RECORD, CONFIG, LOG, CARD, EVIDENCE, PAIRS}
 
 
+def reopen(folder: Path) -> bool:
+    """Let the stage go on with what it finished early, if its time was over: a copy becomes its partial folder.
+
+    The finished one stays until the new one is complete. Returns whether there is more to do.
+    """
+    record, partial = read_record(folder), partial_of(folder)
+    if record is None or "stopped" not in record:
+        return False
+    if runtime.processes().is_main_process and not partial.is_dir():
+        fresh = partial.with_name(partial.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(folder, fresh)
+        fresh.rename(partial)
+    return True
+
+
 def _check_complete(folder: Path, record: StageRecord) -> None:
     """Compare the files with the record, and those of sets with their manifests, by size.
 
@@ -180,7 +198,8 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
-    "finetune": {"rate_schedule": "cosine"},
+    "finetune": {"rate_schedule": "cosine", "checkpoint_minutes": 1.0, "max_minutes": None},
+    "sample": {"guidance_channels": None},
 }
 
 
@@ -282,9 +301,14 @@ def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     write_json(folder.path / RECORD, {**record, "state": "finished", **made}, default=str)
     write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     os.sync()  # what other libraries wrote is on the disk too before it has its name
-    if target.is_dir():
-        target.rmdir()  # empty, or the command would have been refused
+    replaced = target.with_name(target.name + ".replaced")
+    if has_files(target):  # the same work, ended early
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    elif target.is_dir():
+        target.rmdir()
     folder.path.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
     _remove(target, folder.temporary)
 
 

@@ -133,6 +133,22 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, t
         Generator.from_pretrained(tmp_path / "generator")
 
 
+@pytest.mark.slow
+def test_a_training_whose_time_is_over_can_be_sampled_from_and_trains_on_to_the_same_weights(
+    digits: RealData, tuned: Generator, tmp_path: Path
+) -> None:
+    folder, short, stops = work(tmp_path / "work"), replace(CONFIG, max_minutes=1e-9), []
+    while "stopped" in (generator := finetune(digits, short, folder=folder)[0]).meta:
+        stops.append(generator.meta["stopped"])
+        assert len(sample_set(generator, 1, SAMPLING).images) == 10
+    assert [(one["phase"], one["step"]) for one in stops] == [("base", 1), ("base", 2), ("minimax", 1), ("minimax", 2)]
+    assert generator.meta["steps"] == {"base": 3, "minimax": 3}
+    assert generator.hash() == tuned.hash()
+    alone = finetune(digits, short)[0]
+    assert alone.meta["stopped"] == {"phase": "base", "step": 1}
+    assert alone.meta["steps"] == {"base": 1, "minimax": 0}
+
+
 @pytest.mark.parametrize(("schedule", "share"), [("squaredcos_cap_v2", 70.2), ("linear", 39.6)])
 def test_the_share_of_timesteps_with_criteria_is_said_and_logged(
     digits: RealData, schedule: str, share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill import runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
@@ -69,9 +68,8 @@ def test_a_checkpoint_is_saved_when_the_last_is_old_however_few_steps_there_were
     digits: RealData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(digits, criteria=MinimaxConfig())
-    monkeypatch.setattr(runtime, "MOST_LOST", 0.0)
     checkpoints = Checkpoints(tmp_path, every=100, keep=9)
-    trained(digits, criteria=MinimaxConfig(), checkpoints=checkpoints)
+    trained(digits, replace(CONFIG, checkpoint_minutes=1e-9), criteria=MinimaxConfig(), checkpoints=checkpoints)
     assert checkpoints.steps() == [1, 2, 3, 4, 5, 6, 7]
     for step in (4, 5, 6, 7):
         shutil.rmtree(tmp_path / f"step-{step:06d}")

@@ -1,0 +1,43 @@
+"""Training of the generator by the command line: in several pieces of time as in one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TINY, files, gendistill
+
+pytestmark = pytest.mark.slow
+
+COMMAND = ("finetune", "--config", TINY, "--max_minutes", 1e-9)
+LATEST = ("--resume_from_checkpoint", "latest")
+VARYING = {"stage.json", "log.jsonl", "config.yaml"}
+
+
+def test_time_that_is_over_leaves_a_generator_that_trains_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "pieces"
+    assert gendistill("finetune", "--config", TINY, "--output_dir", whole) == 0
+    assert gendistill(*COMMAND, "--output_dir", out) == 0
+    assert "--resume_from_checkpoint latest trains on" in " ".join(capsys.readouterr().out.split())
+    assert gendistill("sample", "--generator", out, "--ipc", 1, "--pool", 0, "--output_dir", tmp_path / "early") == 0
+    assert gendistill(*COMMAND, "--output_dir", out) == 2  # without the option nothing is touched
+    assert "--resume_from_checkpoint" in capsys.readouterr().err
+    assert gendistill(*COMMAND, *LATEST, "--seed", 7, "--output_dir", out) == 2
+    assert "seed: 0 there, 7 now" in capsys.readouterr().err
+    first = json.loads((out / "stage.json").read_text())["stopped"]
+    assert gendistill(*COMMAND, *LATEST, "--output_dir", out) == 0
+    second = json.loads((out / "stage.json").read_text())["stopped"]
+    assert (first["phase"], first["step"], second["step"]) == ("base", 1, 2)
+    assert gendistill("finetune", "--config", TINY, *LATEST, "--output_dir", out) == 0
+    assert "stopped" not in json.loads((out / "stage.json").read_text())
+    assert {k: v for k, v in files(out, "**/*.*").items() if k not in VARYING} == {
+        k: v for k, v in files(whole, "**/*.*").items() if k not in VARYING
+    }
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".partial", ".replaced", ".new")]
+    capsys.readouterr()
+    assert gendistill("finetune", "--config", TINY, *LATEST, "--output_dir", out) == 0  # finished: nothing to do
+    assert "trains on" not in capsys.readouterr().out
