@@ -2,11 +2,13 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes for a few kernels
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: workers share them
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -29,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """No garbage is looked for among the modules, which are most of what there is."""
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Processes of their own are forked from what there is now: all imports, and nothing computed."""
+    if processes := sys.modules.get("tests.processes"):
+        processes.server()
 
 
 @pytest.fixture(scope="session")

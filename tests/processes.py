@@ -1,12 +1,14 @@
 """Commands in processes of their own, one or two each, forked from one that has imported the stages.
 
 A new interpreter takes seconds to import torch and diffusers, a fork of one that has them milliseconds. The process
-that is forked computes nothing itself, so its children start as a new interpreter would.
+that is forked is itself a fork of pytest's, made before the first test: it computes nothing, so its children start as
+a new interpreter would.
 """
 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -14,11 +16,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
-from multiprocessing import forkserver
+from itertools import pairwise
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -50,7 +53,7 @@ class Started:
         self._logs = tempfile.TemporaryDirectory()
         everything = {**environment(), **{name: str(value) for name, value in variables.items()}}
         threads = int(everything.get("OMP_NUM_THREADS") or torch.get_num_threads())
-        self.process = _server().Process(
+        self.process = server().Process(
             target=_alone, args=(function, arguments, Path(self._logs.name), everything, threads)
         )
         self.process.start()
@@ -121,15 +124,33 @@ def _together(words: list[str], kill: tuple[int, Path] | None) -> Ended:
 
 
 @cache
-def _server() -> ForkServerContext:
+def server() -> ForkServerContext:
+    """Start the process that is forked; call it before anything is computed here."""
     context = multiprocessing.get_context("forkserver")
     stages = (f"gendistill.stages.{name}" for name in STAGES)
     context.set_forkserver_preload([*stages, *LIBRARIES, "tests.processes"])
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environment(), "PYTHONPATH": str(ROOT)}.items():
-            patch.setenv(name, value)
+        patch.setattr(util, "spawnv_passfds", _fork)
         forkserver.ensure_running()
     return context
+
+
+def _fork(_: object, command: Sequence[str], kept: Sequence[int]) -> int:
+    """Run the server's code in a fork of this process, which has most imports, instead of in a new interpreter."""
+    if child := os.fork():
+        return child
+    try:
+        faulthandler.disable()
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__  # not those of pytest
+        ends = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
+        for before, after in pairwise(ends):
+            os.closerange(before + 1, after)
+        os.environ.update(environment())
+        exec(command[-1], {})
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(0)
 
 
 def _alone(

@@ -168,7 +168,7 @@ def test_training_learns_what_can_be_learnt_and_ends_in_eval_mode():
 def test_compiled_bf16_learns_what_eager_fp32_learns():
     split, losses = bright_and_dark(), {}
     for fast in (False, True):
-        network = build_network("convnet", channels=1, image_size=8, classes=2, width=8, seed=1)
+        network = build_network("convnet", channels=1, image_size=8, classes=2, width=8, depth=1, seed=1)
         loop = train_classifier(
             network, split, steps=30, batch_size=6, learning_rate=0.003, weight_decay=0.0, bf16=fast, compile=fast
         )
