@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: 
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.networks import feature_extractors
 from gendistill.registry import import_plugins, plugins_of_environment
 
 import_plugins(plugins_of_environment())  # the contract suites take them
@@ -50,6 +53,14 @@ def cifar10() -> RealData:
     if not any(CIFAR10.glob("*.parquet")):
         pytest.skip(f"no CIFAR-10 parquet files in {CIFAR10}")
     return load_data(name=str(CIFAR10), max_per_class=40)
+
+
+@pytest.fixture(scope="module")
+def short_reference() -> Iterator[None]:
+    """The network that looks at the sets of an evaluation is trained for 10 steps, where its findings do not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_extractors, "TeacherConfig", partial(TeacherConfig, steps=10))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,8 @@ from gendistill.evaluation.result import ContinualEvaluation, Evaluation
 from gendistill.evaluation.summary import without_twins
 from gendistill.surrogate.set import SurrogateSet
 
+pytestmark = pytest.mark.usefixtures("short_reference")
+
 QUICK: dict[str, Any] = {"runs": 3, "steps": 3, "width": 8, "baseline_cache": None}
 LOADS = r"<script|<link|@import|url\(|(src|href)=\"https?:"
 

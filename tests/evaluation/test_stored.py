@@ -20,6 +20,8 @@ from gendistill.evaluation.evaluate import evaluate
 from gendistill.surrogate.image_files import png_sizes
 from tests.data.mapped import MOST, mapped, noise, stored
 
+pytestmark = pytest.mark.usefixtures("short_reference")
+
 SHORT: dict[str, Any] = {"runs": 3, "steps": 3, "width": 8, "baseline_cache": None}
 
 

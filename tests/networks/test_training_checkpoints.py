@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.dataset import RealData
+from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError
 from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.networks.teacher import Teacher
@@ -54,6 +55,11 @@ class Dropping(nn.Module):
         return self.fc(nn.functional.dropout(self.body(images).flatten(1), 0.5, self.training))
 
 
+@pytest.fixture(scope="module")
+def few() -> RealData:
+    return load_data(max_per_class=12)
+
+
 def dropping() -> Dropping:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -69,13 +75,13 @@ def assert_same(one: Teacher, other: Teacher) -> None:
 
 
 @pytest.mark.parametrize("kind", ["registered", "dropout", "all", "head"])
-def test_a_training_cut_short_goes_on_to_the_same_bytes(kind: str, digits: RealData, tmp_path: Path) -> None:
+def test_a_training_cut_short_goes_on_to_the_same_bytes(kind: str, few: RealData, tmp_path: Path) -> None:
     def train(folder: WorkFolder | None) -> Teacher:
         given: dict[str, Any] = {"network": dropping()} if kind == "dropout" else {}
         if kind in ("all", "head"):
             source = str(timm_folder(tmp_path / "published", model_args={"drop_rate": 0.4}))
             given = {"pretrained": Pretrained(source=source, head="new", tune=kind, input_size=32)}  # type: ignore[arg-type]
-        return train_teacher(digits, QUICK, folder=folder, **given)
+        return train_teacher(few, QUICK, folder=folder, **given)
 
     whole, (path, log) = train(None), (tmp_path / "work", tmp_path / "work" / "log.jsonl")
     path.mkdir()

@@ -185,7 +185,7 @@ def test_refinement_is_deterministic_and_depends_on_every_weight(
 @pytest.mark.parametrize("name", ["resnet10_bn", "resnet18_bn"])
 def test_resnets_of_the_field_guide_refinement(name: str) -> None:
     data = load_data(DataConfig(max_per_class=16))
-    guide = train_teacher(data, TeacherConfig(network=name, steps=10, batch_size=16))
+    guide = train_teacher(data, TeacherConfig(network=name, width=16, steps=10, batch_size=16))
     assert guide.statistics.means.keys() == batch_norm_layers(guide.network).keys()
     pool, config = distill(data, "random", 4, seed=5), replace(CONFIG, steps=5)
     selected, refined = refine_set(pool, guide, data, 2, config)
@@ -337,7 +337,7 @@ def test_what_does_not_belong_together_is_refused(digits: RealData, teacher: Tea
 def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
     digits: RealData, teacher: Teacher, pool: SurrogateSet
 ) -> None:
-    config = replace(CONFIG, min_crop=0.7, roll=1)
+    config = replace(CONFIG, steps=20, min_crop=0.7, roll=1)
     sets = [refine_set(pool, teacher, digits, 3, replace(config, batch_size=n))[1].images for n in (30, 7, 2)]
     for apart in sets[1:]:  # with 2 every class goes in pieces
         gap = (sets[0].int() - apart.int()).abs()
