@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +14,31 @@ from safetensors.torch import load_file
 
 from gendistill.seeding import numpy_rng
 from tests.generator.pretrained import IMAGE_SIZE, dit_folder
-from tests.helpers import ROOT, TINY, environment, files, gendistill, messages
+from tests.helpers import TINY, files, gendistill, messages
 from tests.networks.shared_training import trained
-from tests.processes import launch
+from tests.processes import Ended, launch, run_python
 
 pytestmark = pytest.mark.slow
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "gendistill", "finetune"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+FINETUNE = """
+import sys
+from gendistill.cli import main
+if code := main(["finetune", *sys.argv[1:]]):
+    sys.exit(code)
+"""
+
+
+def torchrun(folder: Path, *arguments: object) -> Ended:
+    """By torchrun itself, which forks the processes instead of starting interpreters."""
+    (folder / "finetune.py").write_text(FINETUNE)
+    forked = ("--nproc_per_node", 2, "--start_method", "fork", "--run_path", folder / "finetune.py")
+    words = [str(word) for word in (*forked, *arguments)]
+    return run_python(f"from torch.distributed.run import main; main({words})", OMP_NUM_THREADS=1)
 
 
 def test_two_processes_train_the_generator_of_one(tmp_path: Path) -> None:
-    done = torchrun("--config", TINY, "--num_processes", 2, "--output_dir", tmp_path / "two")
+    done = torchrun(tmp_path, "--config", TINY, "--num_processes", 2, "--output_dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "two" / "stage.json").read_text())["processes"] == 2
     assert gendistill("finetune", "--config", TINY, "--output_dir", tmp_path / "one") == 0

@@ -3,7 +3,6 @@ smaller batches and blocks, and methods that compare distances get those."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.training import infer, inference_rows
 from tests.data.mapped import mapped, noise
 from tests.data.peak_memory import SIDE, STAGES, write_noise
-from tests.helpers import ROOT, environment
+from tests.processes import run_python
 
 MIB = 2**20
 MOST = {  # MiB; all 600 images are 86 as bytes, 344 as floats, and 920 as feature maps of width 8
@@ -37,10 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("stage", STAGES)
 def test_large_images_take_the_memory_of_a_batch(stage: str, store: Path) -> None:
-    command = [sys.executable, "-m", "tests.data.peak_memory", stage, str(store)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**environment(), "OMP_NUM_THREADS": "1"}, check=False
-    )
+    done = run_python(f"from tests.data import peak_memory; peak_memory.main({stage!r}, {str(store)!r})")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) / MIB < MOST[stage]
 
