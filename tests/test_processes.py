@@ -156,10 +156,10 @@ def test_two_processes_share_the_trainings_of_an_evaluation(tmp_path: Path) -> N
 
 def test_two_processes_train_a_teacher_label_and_match_as_one(tmp_path: Path) -> None:
     """Batch norm sees whole batches, of an odd number; matching goes on where it was killed, in any number."""
-    digits = ("--data.name", "digits", "--data.max_per_class", 40)
+    digits = ("--data.name", "digits", "--data.max_per_class", 30)
     small = ("--ipc", 1, "--iterations", 2, *digits, "--matching.width", 8, "--matching.real_batch", 12)
     inner = ("--matching.inner_steps", 2, "--matching.train_steps", 2)
-    teacher = ("teacher", *digits, "--network", "resnet10_bn", "--width", 8, "--steps", 8, "--batch_size", 33)
+    teacher = ("teacher", *digits, "--network", "resnet10_bn", "--width", 8, "--steps", 5, "--batch_size", 33)
     label = ("label", tmp_path / "pool" / "ipc-30", "--teacher", tmp_path / "one" / "teacher", "--mode")
     commands: dict[str, tuple[object, ...]] = {
         "teacher": teacher,

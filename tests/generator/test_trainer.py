@@ -128,9 +128,7 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(digits: RealData) -
 
 
 @pytest.mark.slow
-def test_a_compiled_bf16_phase_leaves_a_plain_network_behind(
-    digits: RealData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_bf16_phase_leaves_a_plain_network_behind(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are captured and differentiated, but run as they are: C++ for all of them takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     generator, latents = start(digits, DIT)

@@ -38,7 +38,7 @@ QUICK = ("--runs", "3", "--steps", "6", "--width", "8", "--baseline_cache", "nul
 
 def commands(out: Path) -> list[tuple[str, ...]]:
     """The command lines, in order; later ones read what earlier ones made."""
-    run, tiny = out / "run", str(ROOT / "tests" / "tiny.yaml")
+    run, tiny = out / "run", str(Path(__file__).with_name("tiny.yaml"))
 
     def distil(name: str, method: str, *options: str, ipc: str = "2") -> tuple[str, ...]:
         return ("distill", "--method", method, "--ipc", ipc, *DIGITS, *options, "--output_dir", str(out / name))

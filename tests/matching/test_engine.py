@@ -26,7 +26,7 @@ SELECTIONS = {"random": "random", "representative": Representative(candidates=20
 
 @pytest.fixture(scope="module")
 def data():
-    return load_data(DataConfig(max_per_class=24))
+    return load_data(DataConfig(max_per_class=24)).for_classes(tuple("01234"))
 
 
 def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):

@@ -184,8 +184,8 @@ def test_refinement_is_deterministic_and_depends_on_every_weight(
 
 @pytest.mark.parametrize("name", ["resnet10_bn", "resnet18_bn"])
 def test_resnets_of_the_field_guide_refinement(name: str) -> None:
-    data = load_data(DataConfig(max_per_class=16))
-    guide = train_teacher(data, TeacherConfig(network=name, width=16, steps=10, batch_size=16))
+    data = load_data(DataConfig(max_per_class=10))
+    guide = train_teacher(data, TeacherConfig(network=name, width=16, steps=10, batch_size=10))
     assert guide.statistics.means.keys() == batch_norm_layers(guide.network).keys()
     pool, config = distill(data, "random", 4, seed=5), replace(CONFIG, steps=5)
     selected, refined = refine_set(pool, guide, data, 2, config)

@@ -105,8 +105,8 @@ def test_the_table_says_what_holds_after_the_last_step_and_on_average(
 def test_an_interrupted_evaluation_keeps_its_finished_trainings(
     evaluation: Path, surrogate: Path, tmp_path: Path
 ) -> None:
-    data = load_data(name="digits", max_per_class=40)
-    config = EvaluateConfig(task=Continual(steps=3), runs=3, steps=4, width=8)  # as command() says
+    data = load_data(name="digits", max_per_class=20)
+    config = EvaluateConfig(task=Continual(steps=3), runs=3, steps=4, width=4)  # as command() says
     made = SurrogateSet.load(surrogate)
     folder = WorkFolder(tmp_path, tmp_path / "log.jsonl")
     whole = evaluate_continual(data, [made], config, folder=folder)

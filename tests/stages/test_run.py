@@ -132,6 +132,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bytes(run: Path, tmp_path: Pa
         assert all(torch.equal(one[k], other[k]) for k in other)
 
 
+@pytest.mark.usefixtures("short_reference")
 def test_each_stage_alone_gives_what_the_run_gave(run: Path, tmp_path: Path) -> None:
     common = ("--config", TINY)
     assert gendistill("teacher", *common, "--output_dir", tmp_path / "teacher") == 0

@@ -135,13 +135,13 @@ def test_training_goes_on_after_a_full_disk(no_room: Callable[..., str], trained
 
 def test_latents_are_encoded_after_a_full_disk(no_room: Callable[..., str], tmp_path: Path) -> None:
     kl(in_channels=3, out_channels=3).save_pretrained(tmp_path / "vae")
-    command = (*FINETUNE, "--codec", tmp_path / "vae", "--latent_cache", tmp_path / "cache")
+    many = (*FINETUNE, "--data.max_per_class", 40, "--codec", tmp_path / "vae", "--latent_cache")
+    command = (*many, tmp_path / "cache")
     with no_file_above(100_000):
         assert "latents-00000.safetensors cannot be written" in no_room(*command, "--output_dir", tmp_path / "full")
     assert {p.name for p in (tmp_path / "cache").iterdir()} == {".lock", "latents.json"}
     assert gendistill(*command, *RESUME, "--output_dir", tmp_path / "full") == 0
-    again = (*FINETUNE, "--codec", tmp_path / "vae", "--latent_cache", tmp_path / "other")
-    assert gendistill(*again, "--output_dir", tmp_path / "whole") == 0
+    assert gendistill(*many, tmp_path / "other", "--output_dir", tmp_path / "whole") == 0
     assert files(tmp_path / "full", WEIGHTS) == files(tmp_path / "whole", WEIGHTS)
     assert files(tmp_path / "cache", WEIGHTS) == files(tmp_path / "other", WEIGHTS)
 
