@@ -22,10 +22,9 @@ from gendistill.data.dataset import Split
 from gendistill.data.mapped import load_batches, read_batch
 from gendistill.data.pixels import to_float
 from gendistill.data.siamese import Siamese
-from gendistill.matching.functional import equal_rows
 from gendistill.matching.synthetic import SyntheticImages
-from gendistill.networks.factories import batch_norm_layers
-from gendistill.networks.training import classification_loss
+from gendistill.networks.pieces import backward_in_pieces, piece_rows
+from gendistill.networks.training import mean_loss
 from gendistill.seeding import derive, torch_rng
 from gendistill.surrogate.multi_formation import views_in
 
@@ -74,15 +73,11 @@ class Training:
             one_hot = F.one_hot(labels, self.classes).float()
             images, share = cutmix(images, 1.0, rng)
             targets = (1 - share) * one_hot + share * one_hot.flip(0)
-        loss_of = runtime.compiled(classification_loss) if self.compile else classification_loss
         if self.bf16 or self.compile:
             images = images.contiguous(memory_format=torch.channels_last)
-        whole = images.device.type != "cpu" or bool(batch_norm_layers(network))
-        rows = len(images) if whole else equal_rows(len(images))
         optimizer.zero_grad(set_to_none=True)
-        for part, wanted in zip(images.split(rows), targets.split(rows), strict=True):  # equal ones: a mean of means
-            loss = loss_of(network, part, wanted, 1.0, self.bf16) * (rows / len(images))
-            loss.backward()
+        batch_loss = mean_loss(network, bf16=self.bf16, compile=self.compile)
+        backward_in_pieces(batch_loss, images, targets, piece_rows(network, images, compiled=self.compile))
         optimizer.step()
 
     def on_split(

@@ -20,6 +20,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.data_parallel import add_up_gradients, begin_alike, own_rows
 from gendistill.networks.factories import batch_norm_layers
+from gendistill.networks.pieces import backward_in_pieces, piece_rows
 from gendistill.networks.training_checkpoints import TrainingCheckpoints
 from gendistill.progress import track
 
@@ -120,7 +121,8 @@ def train_classifier(
     ``rate`` is the share of ``learning_rate`` at each step, by default ``warm_cosine``; ``momentum`` is SGD's.
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
-    ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only. With ``shared``
+    ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only. On a CPU large batches
+    go through in pieces (``networks/pieces.py``), which changes rounding only, too. With ``shared``
     several processes call this alike, inside ``WholeBatchNorm``, and share each batch (``networks/data_parallel.py``).
     With ``checkpoints`` the training goes on from the newest one, and yields the records of the steps after it.
 
@@ -132,7 +134,7 @@ def train_classifier(
     require_batch_of_two(network, batch_size, len(split))
     device = torch.device(device)
     network = network.to(device).to(memory_format=_layout(bf16, compile)).train()
-    loss_of = runtime.compiled(classification_loss) if compile else classification_loss
+    batch_loss = mean_loss(network, temperature=temperature, bf16=bf16, compile=compile)
     if batches is None:
         augmentation = Augmentation(shift=shift, flip=flip)
         batches = augmented_batches(split.to(device), augmentation, batch_size=batch_size, seed=seed)
@@ -148,16 +150,16 @@ def train_classifier(
         images, targets = (runtime.to_device(tensor, device) for tensor in batches(step))
         images, targets, weight = own_rows(images, targets) if shared else (images, targets, 1.0)
         images = images.contiguous(memory_format=_layout(bf16, compile))
-        loss = weight * loss_of(network, images, targets, temperature, bf16)
+        rows = piece_rows(network, images, compiled=compile)
         descent.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = backward_in_pieces(batch_loss, images, targets, rows, weight)
         loss = add_up_gradients(network.parameters(), loss) if shared else loss
         descent.step()
-        highest = torch.maximum(highest, loss.detach())  # which keeps NaN
+        highest = torch.maximum(highest, loss)  # which keeps NaN
         if (step + 1) % LOOK == 0 or step + 1 == steps:
             what = f"Training diverged: its loss is {float(highest)},"
             runtime.refuse_divergence(what, [highest], f"Lower learning_rate, which is {learning_rate:g}.")
-        yield {"step": step + 1, "loss": loss.detach()}
+        yield {"step": step + 1, "loss": loss}
         if checkpoints:
             checkpoints.save_if_due(step + 1, network, descent, last=step + 1 == steps)
     return network.eval()
@@ -187,6 +189,14 @@ def classification_loss(
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         logits = network(images)
     return temperature**2 * F.cross_entropy(logits.float() / temperature, targets)
+
+
+def mean_loss(
+    network: nn.Module, *, temperature: float = 1.0, bf16: bool = False, compile: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """``classification_loss`` of images and targets on this network, compiled where asked."""
+    loss_of = runtime.compiled(classification_loss) if compile else classification_loss
+    return lambda images, targets: loss_of(network, images, targets, temperature, bf16)
 
 
 def _layout(bf16: bool, compile: bool) -> torch.memory_format:
