@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until everything is imported
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes for a few kernels
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: workers share them
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -35,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """No garbage is looked for among the modules, which are most of what there is."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
