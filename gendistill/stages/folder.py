@@ -302,13 +302,15 @@ def _close(folder: StageFolder, target: Path, record: StageRecord) -> None:
     write_text(folder.path / CONFIG, yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True))
     os.sync()  # what other libraries wrote is on the disk too before it has its name
     replaced = target.with_name(target.name + ".replaced")
-    if has_files(target):  # the same work, ended early
+    ended_early = has_files(target)  # the same work
+    if ended_early:
         shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
     elif target.is_dir():
         target.rmdir()
     folder.path.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if ended_early:  # else it is what --overwrite set aside, and removes when it ends
+        shutil.rmtree(replaced, ignore_errors=True)
     _remove(target, folder.temporary)
 
 
