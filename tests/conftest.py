@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-gc.disable()  # until everything is imported
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes for a few kernels
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: workers share them
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -22,6 +21,7 @@ from gendistill.networks import feature_extractors
 from gendistill.registry import import_plugins, plugins_of_environment
 
 import_plugins(plugins_of_environment())  # the contract suites take them
+gc.disable()  # until the tests are imported
 os.sync = os.fsync = lambda *_: None  # they wait for the disk, also for what others write; nothing here is kept
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

@@ -61,6 +61,7 @@ class Reached(BaseException):
     """The loss was called: no ``except Exception`` on the way may stop it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_few_frames_lie_between_a_command_and_its_loss(
     loss: str, inputs: Any, tmp_path: Path, monkeypatch: Any

@@ -56,6 +56,7 @@ print("huge MiB:", sum(map(int, sizes)) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="no huge pages are given on request"
 )
@@ -381,6 +382,7 @@ def test_teacher_without_batch_norm_is_refused_for_batch_norm_refinement(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_run_on_a_users_own_folder_with_mixed_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     images = picture_folder(tmp_path / "images", size=20, count=12)
     Image.new("L", (20, 20), 90).save(images / "cat" / "grey.png")
@@ -397,6 +399,7 @@ def test_run_on_a_users_own_folder_with_mixed_images(tmp_path: Path, capsys: pyt
     assert Image.open(out / "refined" / "ipc-2" / "train" / "cat" / "00000.png").size == (16, 16)
 
 
+@pytest.mark.slow
 def test_sets_and_teachers_say_what_the_images_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Without --data the teacher's images are used, by every command that takes a teacher."""
     few = ("--data.max_per_class", 12)

@@ -43,6 +43,7 @@ def test_every_name_loads_from_its_module():
     assert {*gd.__all__, "__version__"} <= {*dir(gd)}
 
 
+@pytest.mark.slow
 def test_no_name_is_that_of_a_module():
     """``import gendistill.evaluation`` binds ``gendistill.evaluation``: a function of that name would be lost."""
     assert not {*gd.__all__} & {module.name for module in pkgutil.iter_modules(gd.__path__)}

@@ -34,12 +34,14 @@ def shown(arguments: list[str], **variables: str) -> list[str]:
     return done.stdout.splitlines()[-1].split()
 
 
+@pytest.mark.slow
 def test_threads_sleep_soon_unless_the_user_says_how_they_wait() -> None:
     assert shown([])[2:] == [threads.SPINS, "0", "None"]
     assert shown([], OMP_WAIT_POLICY="active")[2:] == ["None", "None", "active"]
     assert shown([], GOMP_SPINCOUNT="7")[2:] == ["7", "None", "None"]
 
 
+@pytest.mark.slow
 def test_the_option_says_how_many() -> None:
     assert shown(["--threads", "1"])[:2] == ["0", "1"]
     assert shown(["--threads=1"], OMP_NUM_THREADS="2")[:2] == ["0", "1"]  # MKL gives no more than there are cores
@@ -108,6 +110,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_small_tensors_of_a_step_reuse_the_memory_of_the_step_before() -> None:
     def faults(**variables: str) -> float:

@@ -264,6 +264,7 @@ def test_a_pipe_is_not_opened(tmp_path):
     assert "1 name(s) that are no regular file" in data.reading
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_stop_no_run(tmp_path):
     root = make(tmp_path / "data")
     strange = os.fsdecode(b"caf\xe9")

@@ -143,6 +143,7 @@ def test_rows_say_their_images_and_bytes(digits, tmp_path) -> None:
     assert row.facts["synthesis_seconds"] is None
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(ipc=st.integers(1, 4), factor=st.floats(0.2, 4))
 def test_equal_bytes_is_the_smallest_random_set_of_which_every_draw_reaches_them(

@@ -143,6 +143,7 @@ def test_about_one_in_a_hundred_held_out_images_is_near(digits: RealData, featur
     assert len(digits.test) == 450
 
 
+@pytest.mark.slow
 def test_held_out_photographs_are_not_taken_for_copies(cifar10: RealData) -> None:
     data = replace(cifar10, validation=cifar10.test.take(torch.arange(0, 1000)))
     found = copy_check(cifar10.test.images[1000:2000], data)

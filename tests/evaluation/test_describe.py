@@ -78,6 +78,7 @@ def faulty(drawn: SurrogateSet, data: RealData) -> dict[str, SurrogateSet]:
     }
 
 
+@pytest.mark.slow
 def test_every_fault_made_on_purpose_is_named_and_nothing_else(
     digits: RealData, extractor: FeatureExtractor, drawn: SurrogateSet
 ) -> None:

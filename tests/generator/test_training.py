@@ -89,6 +89,7 @@ def test_losses_of_a_tiny_run_are_the_golden_ones(digits: RealData) -> None:
     torch.testing.assert_close(losses, golden, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_criteria_change_what_is_learnt(digits: RealData) -> None:
     silent = MinimaxConfig(representativeness=0, diversity=0)
     same = replace(CONFIG, minimax_learning_rate=CONFIG.learning_rate)

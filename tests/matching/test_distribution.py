@@ -126,6 +126,7 @@ def test_bf16_and_channels_last_are_close_to_fp32():
     assert image_cosine(found[1], exact[1]) > 0.98
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager():
     (real, views), labels = batches((6, 6), (4, 4), dtype=torch.float32), [0, 1]
     network = network_of("convnet", depth=1, dtype=torch.float32)

@@ -48,6 +48,7 @@ def images(data, run, seed=0):
     return [one.images for one in finish(matcher(data, run, seed).run())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_images_move_and_repeat_for_a_seed(data, method):
     run = one_run(data, method)
@@ -59,6 +60,7 @@ def test_images_move_and_repeat_for_a_seed(data, method):
     assert not torch.equal(found, images(data, run, seed=1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("method", ["dm", "idc", "idm"])
 def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
@@ -74,6 +76,7 @@ def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
         assert torch.equal(together[place], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dm", "idc"])
 def test_sets_of_other_starts_share_a_real_side(data, method):
     run = one_run(data, method)
@@ -90,6 +93,7 @@ def test_networks_that_learn_from_the_surrogate_serve_one_set(data):
     assert [run.ipcs for run in plan_runs(options, data)] == [(1,), (2,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_resume_gives_the_same_images(data, method, selection):

@@ -203,6 +203,7 @@ def test_bf16_and_channels_last_are_close_to_fp32():
     torch.testing.assert_close(found[0], exact[0], rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager_and_serves_fresh_networks_without_compiling_again():
     (real, views), labels = batches((6, 6), (4, 4), dtype=torch.float32), [0, 1]
     compiled, eager = GradientMatching(compile=True), GradientMatching()

@@ -317,6 +317,7 @@ def test_bf16_features_are_near_those_of_fp32(digits: RealData):
     assert (full - half).norm() < 0.02 * full.norm()
 
 
+@pytest.mark.slow
 def test_compiled_features_are_those_of_eager_ones_in_every_batch(digits: RealData):
     """40 images: a whole batch on CPUs, and a rest that is not compiled."""
     network = build_network("convnet", channels=1, image_size=8, classes=10, width=4, seed=0).eval()

@@ -496,6 +496,7 @@ def test_network_and_pretrained_exclude_each_other() -> None:
         train_teacher(collection(), network="convnet", pretrained="x")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (EFFICIENTNET.is_dir() and IMAGENETTE.is_dir()), reason="no pretrained network, or no images")
 def test_an_imagenet_network_serves_ten_classes_by_ten_rows(tmp_path: Path) -> None:
     from pyarrow import parquet

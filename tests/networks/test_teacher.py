@@ -85,6 +85,7 @@ def test_flop_are_counted_only_where_they_decide(digits: RealData, monkeypatch: 
         train_teacher(digits, TeacherConfig(steps=1, width=4, depth=1, **choices))
 
 
+@pytest.mark.slow
 def test_statistics_of_other_images_are_collected_once_and_kept(
     folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_training_learns_what_can_be_learnt_and_ends_in_eval_mode():
     assert accuracy(network, bright_and_dark()) == 1.0
 
 
+@pytest.mark.slow
 def test_compiled_bf16_learns_what_eager_fp32_learns():
     split, losses = bright_and_dark(), {}
     for fast in (False, True):

@@ -74,6 +74,7 @@ def assert_same(one: Teacher, other: Teacher) -> None:
     assert one.meta["accuracy"] == other.meta["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["registered", "dropout", "all", "head"])
 def test_a_training_cut_short_goes_on_to_the_same_bytes(kind: str, few: RealData, tmp_path: Path) -> None:
     def train(folder: WorkFolder | None) -> Teacher:

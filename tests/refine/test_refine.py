@@ -170,6 +170,7 @@ def test_refinement_lowers_w2_and_keeps_the_trust_region(
     assert torch.equal(refined.labels, selected.labels)
 
 
+@pytest.mark.slow
 def test_refinement_is_deterministic_and_depends_on_every_weight(
     digits: RealData, teacher: Teacher, pool: SurrogateSet
 ) -> None:
@@ -182,6 +183,7 @@ def test_refinement_is_deterministic_and_depends_on_every_weight(
         assert not torch.equal(images(**{name: 0.0}), reference), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10_bn", "resnet18_bn"])
 def test_resnets_of_the_field_guide_refinement(name: str) -> None:
     data = load_data(DataConfig(max_per_class=10))
@@ -304,6 +306,7 @@ def test_wrong_images_are_taken_only_where_right_ones_are_too_few(
     assert record["left_out"] == wrong - (8 - (len(zeros) - wrong))
 
 
+@pytest.mark.slow
 def test_selection_takes_the_atoms_that_are_asked_for(pool: SurrogateSet, space: FeatureSpace) -> None:
     fixed, free, entropic = (
         finish(select(pool.prefix(10), space, ipc=4, **options)).images
@@ -334,6 +337,7 @@ def test_what_does_not_belong_together_is_refused(digits: RealData, teacher: Tea
         FeatureSpace.build([replace(teacher, statistics=other)], digits.train, 1.0)
 
 
+@pytest.mark.slow
 def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
     digits: RealData, teacher: Teacher, pool: SurrogateSet
 ) -> None:
@@ -371,6 +375,7 @@ def test_two_teachers_guide_together(digits: RealData, teacher: Teacher, pool: S
     assert together.meta["w2"]["after"] < together.meta["w2"]["before"]
 
 
+@pytest.mark.slow
 def test_free_weights_travel_with_the_set_and_into_training(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, tmp_path: Path
 ) -> None:
@@ -461,6 +466,7 @@ def test_packed_sets_come_from_four_times_the_images(digits: RealData, teacher: 
     assert refined.meta["stages"][-2:] == ["barycenter", "pack"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1, 2])
 def test_distribution_matching_carries_on_from_the_refined_images(
     factor: int, digits: RealData, teacher: Teacher, pool: SurrogateSet

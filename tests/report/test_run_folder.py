@@ -365,6 +365,7 @@ def test_a_damaged_stage_record_is_named(tmp_path: Path, data: RealData) -> None
         read_finished(run)
 
 
+@pytest.mark.slow
 def test_files_of_lists_in_lists_are_one_message(tmp_path: Path, data: RealData) -> None:
     run = make_run(tmp_path / "run", data)
     (run / "log.jsonl").write_text("[" * 10**5 + "\n")
