@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # half a second of imports, which many commands do not need
 
 T = TypeVar("T")
 
-COMPILING = 2e12  # FLOP that take an eager fp32 core half a minute; compiling takes 20 s and saves two thirds of it
+COMPILING = 4e12  # FLOP that take an eager fp32 core 50 s; compiling takes 20 s and bf16 saves half of it
 MEASURING = 6e13  # FLOP that take it a quarter of an hour; measuring what is fastest takes 40 s, once a machine
 
 
@@ -142,7 +142,7 @@ def execution_mode(
 
     On a CPU, where both are ``auto``: eager fp32 for work of less than ``COMPILING``, and the fastest of eager fp32,
     compiled fp32 and compiled bf16, as measured on this machine, from ``MEASURING`` on. Between the two, and where no
-    measurement can be kept, bf16 units decide: with them, compiled bf16 takes a third of the time of eager fp32. The
+    measurement can be kept, bf16 units decide: with them, compiled bf16 takes half the time of eager fp32. The
     choice depends on the work and the machine alone, not on what was measured before. On a GPU ``auto`` is eager bf16;
     that was not measured.
 

@@ -60,14 +60,22 @@ def piece_rows(network: nn.Module, images: Tensor, *, compiled: bool = False) ->
     count = len(images)
     if images.device.type != "cpu" or count < 2 or _takes_batch_statistics(network):
         return count
-    sizes = _fewest.setdefault(network, {})
-    shape = tuple(images.shape[1:])
-    if shape not in sizes:
-        sizes[shape] = _fewest_rows(network, images[:1])
-    fewest = sizes[shape][compiled]
+    fewest = _fewest_rows(network, images[:1])[compiled]
     if compiled:
         return next((rows for rows in range(fewest, count // 2 + 1) if count % rows == 0), count)
     return math.ceil(count / max(1, count // fewest))
+
+
+def prediction_rows(network: nn.Module, image: Tensor, most: int) -> int:
+    """Images of an eager pass without gradients on a CPU: ``most``, or as few as a piece has where that is half of it.
+
+    Args:
+        network: In evaluation mode, so that batch norm does not matter.
+        image: One of its inputs, (1,C,H,W).
+        most: At least 1.
+    """
+    fewest = _fewest_rows(network, image)[False]
+    return fewest if 2 * fewest <= most else most
 
 
 def _takes_batch_statistics(network: nn.Module) -> bool:
@@ -78,6 +86,13 @@ def _takes_batch_statistics(network: nn.Module) -> bool:
 
 def _fewest_rows(network: nn.Module, image: Tensor) -> dict[bool, int]:
     """Images that a piece has at least, eager and compiled, from what backward keeps of one image (1,C,H,W)."""
+    known, shape = _fewest.setdefault(network, {}), tuple(image.shape[1:])
+    if shape not in known:
+        known[shape] = _looked_at(network, image)
+    return known[shape]
+
+
+def _looked_at(network: nn.Module, image: Tensor) -> dict[bool, int]:
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 

@@ -20,7 +20,7 @@ from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.networks.data_parallel import add_up_gradients, begin_alike, own_rows
 from gendistill.networks.factories import batch_norm_layers
-from gendistill.networks.pieces import backward_in_pieces, piece_rows
+from gendistill.networks.pieces import backward_in_pieces, piece_rows, prediction_rows
 from gendistill.networks.training_checkpoints import TrainingCheckpoints
 from gendistill.progress import track
 
@@ -48,7 +48,7 @@ def multi_step(steps: int, milestones: Sequence[float], decay: float, per_epoch:
 
 LOOK = 100  # steps between looks at the loss, each of which waits for the device
 CPU_PIXELS = 2**23  # values of the images in one forward pass without gradients: 512 RGB images of 73 px, 55 of 224 px
-CPU_ROWS = 64  # activations that fit in the caches: half the time of batches of 512
+CPU_ROWS = 64  # half the time of batches of 512, and fewer where activations are large (``networks/pieces.py``)
 Optimizer = Literal["adamw", "sgd"]
 Batches = Callable[[int], tuple[Tensor, Tensor]]  # step -> (images (B,C,H,W) in [-1, 1], targets (B,) or (B,K))
 
@@ -269,6 +269,8 @@ def predicted(network: nn.Module, split: Split, *, bf16: bool = False, compile: 
     device = next(network.parameters()).device
     usual, layout = CPU_ROWS if device.type == "cpu" else 512, _layout(bf16, compile)
     rows = inference_rows(network, usual, split.images.shape[1:])
+    if device.type == "cpu" and not compile:
+        rows = prediction_rows(network, torch.zeros(1, *split.images.shape[1:]), rows)
     fast = runtime.compiled(predict_batch) if compile else predict_batch
 
     def batch(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from gendistill.refine.refiner import matching_after
 
 ENCODED = 16  # images, where there is an autoencoder
 TIMED = 3  # steps; the first one, which is slower, does not count
-COMPILED, COMPILATION = 1 / 3, 20.0  # a compiled bf16 step in eager fp32 ones; seconds (``runtime.execution_mode``)
+COMPILED, COMPILATION = 1 / 2, 20.0  # a compiled bf16 step in eager fp32 ones; seconds (``runtime.execution_mode``)
 
 
 @runtime.own_accelerate_state()

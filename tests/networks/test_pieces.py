@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from gendistill.data.dataset import Split
 from gendistill.networks import pieces
 from gendistill.networks.factories import build_network
-from gendistill.networks.pieces import backward_in_pieces, piece_rows
+from gendistill.networks.pieces import backward_in_pieces, piece_rows, prediction_rows
 from gendistill.networks.training import mean_loss, train_classifier
 from gendistill.progress import finish
 from gendistill.seeding import torch_rng
@@ -84,6 +84,15 @@ def test_networks_of_many_parameters_have_larger_pieces():
     images = torch.zeros(256, 3, 32, 32)
     assert piece_rows(small, images) == 32
     assert piece_rows(large, images) == 43
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rows"), [("convnet", 32, 16), ("convnet_bn", 64, 4), ("resnet18_bn", 32, 64)]
+)
+def test_predictions_take_fewer_images_where_that_halves_the_batch(name, size, rows):
+    network = network_of(name, size=size, width=128).eval()
+    assert prediction_rows(network, torch.zeros(1, 3, size, size), 64) == rows
+    assert prediction_rows(network, torch.zeros(1, 3, size, size), 1) == 1
 
 
 def test_another_size_of_images_is_looked_at_anew():
