@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
-from itertools import pairwise
 from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -142,9 +141,9 @@ def _fork(_: object, command: Sequence[str], kept: Sequence[int]) -> int:
     try:
         faulthandler.disable()
         sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__  # not those of pytest
-        ends = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
-        for before, after in pairwise(ends):
-            os.closerange(before + 1, after)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in {int(name) for name in os.listdir("/dev/fd")} - {0, 1, 2, nothing, *kept}:
+            os.dup2(nothing, number, inheritable=False)  # streams of pytest may still be written to
         os.environ.update(environment())
         exec(command[-1], {})
     except Exception:
