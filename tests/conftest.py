@@ -1,6 +1,7 @@
 """Real data shared by the tests."""
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,13 @@ def short_reference() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_extractors, "TeacherConfig", partial(TeacherConfig, steps=10))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """A command that a test runs in this process sets the level of its log, which the next test must not find."""
+    yield
+    logging.getLogger("gendistill").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -214,6 +214,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_is_refused_in_one_message(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, words = FILES[case]

@@ -127,6 +127,7 @@ def test_labels_of_a_teacher_and_batches_of_them(teacher: gd.Teacher, refined: g
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(views)))
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_a_row_for_every_set_and_baseline(
     data: gd.RealData, teacher: gd.Teacher, refined: gd.SurrogateSet, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_an_evaluation_has_a_row_for_every_set_and_baseline(
     assert "</html>" in result.report(tmp_path / "out.html", data=data, sets=[refined]).read_text()
 
 
+@pytest.mark.slow
 def test_classes_that_arrive_in_steps(data: gd.RealData, refined: gd.SurrogateSet) -> None:
     config = gd.EvaluateConfig(task=gd.Continual(), **QUICK)
     assert refined.meta["method"] in {row["method"] for row in gd.evaluate_continual(data, [refined], config).rows}

@@ -26,6 +26,7 @@ def test_what_the_compiler_fails_on_runs_as_it_is(capsys):
     assert capsys.readouterr().err.count("runs uncompiled") == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_the_function_itself_is_not_taken_for_the_compilers():
     def refuse(x):
         raise ValueError("not this")

@@ -97,6 +97,7 @@ def test_inner_steps_are_faster_than_the_released_organisation(benchmark: Any, d
     assert ratio >= LEAST[method]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(SHARES))
 def test_the_reference_makes_the_same_steps(data: RealData, method: str) -> None:
     """On the same picks the loop over classes meets the losses of the joint step."""

@@ -118,6 +118,7 @@ def nested_places(cls: type[Options], place: tuple[str, ...] = ()) -> list[tuple
     return [place, *(found for name, one in inner for found in nested_places(one, (*place, name)))]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_no_key_of_a_nested_mapping_is_dropped(data: st.DataObject) -> None:

@@ -161,6 +161,7 @@ def test_classes_are_drawn_apart(digits: RealData) -> None:
     assert len(positions) == 10
 
 
+@pytest.mark.slow
 def test_k_means_does_not_depend_on_the_number_of_threads() -> None:
     """Of 1,726 images in 500 clusters many have exactly two, which are equally far from their centre."""
     data = load_data(name="digits", validation_fraction=0.02, test_fraction=0.02)

@@ -247,6 +247,7 @@ def test_vmap_and_grad_go_through(count):
         torch.testing.assert_close(slope, leaf.grad)
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_once_for_every_draw():
     augmentation, images = Siamese(compose="all"), some_images(2)
     graphs = []

@@ -104,6 +104,7 @@ def test_test_images_are_named_with_their_position_and_class(leaks: LeakageCheck
     assert f"1 of 50 images (7.png is test image 33 ('{name}'))" in found[0].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["digits", "cifar10"])
 def test_near_copies_of_test_images_are_found(which: str, request: pytest.FixtureRequest) -> None:
     data = request.getfixturevalue(which)

@@ -184,6 +184,7 @@ def test_the_reference_network_is_kept_and_read_again(
     torch.testing.assert_close(first.eval()(image), again(image))
 
 
+@pytest.mark.slow
 def test_the_summary_holds_sets_and_findings_unless_left_out(
     digits: RealData, teacher: Teacher, drawn: SurrogateSet
 ) -> None:

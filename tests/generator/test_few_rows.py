@@ -74,6 +74,7 @@ def test_hooks_are_gone_afterwards() -> None:
     assert not network.first._forward_pre_hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
     "architecture",

@@ -149,6 +149,7 @@ def test_a_training_whose_time_is_over_can_be_sampled_from_and_trains_on_to_the_
     assert alone.meta["steps"] == {"base": 1, "minimax": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "share"), [("squaredcos_cap_v2", 70.2), ("linear", 39.6)])
 def test_the_share_of_timesteps_with_criteria_is_said_and_logged(
     digits: RealData, schedule: str, share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]

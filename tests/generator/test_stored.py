@@ -45,6 +45,7 @@ def test_latents_are_those_of_memory(digits: RealData) -> None:
     assert torch.equal(found[0].x0(index, flipped), found[1].x0(index, flipped))
 
 
+@pytest.mark.slow
 def test_a_trained_generator_and_its_modes_are_those_of_memory(digits: RealData) -> None:
     config = FinetuneConfig(model=MODEL, base_steps=2, minimax_steps=1, batch_size=10)
     sets = []

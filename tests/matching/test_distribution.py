@@ -29,6 +29,7 @@ def assert_same(found, expected, tolerance=1e-10):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 2, None])
 @pytest.mark.parametrize("ce_weight", [0.0, 0.5])
 @pytest.mark.parametrize(

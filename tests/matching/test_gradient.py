@@ -60,6 +60,7 @@ def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(nam
     assert_same(values_and_gradients(losses, views), values_and_gradients(expected, views))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("timm:resnet10t", 16), ("resnet10", 8), ("resnet10_bn", 8), ("resnet18_bn", 8), ("resnetap10", 8)],
@@ -72,6 +73,7 @@ def test_a_resnet_equals_a_plain_double_backward(name, size):
     assert_same(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_a_transformer_can_be_matched(chunk):
     """Fused attention has no second derivative; the reference is the unfused one, in a plain double backward."""
@@ -87,6 +89,7 @@ def test_a_transformer_can_be_matched(chunk):
     assert_same(found, expected, 1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet_bn", "resnet10_bn", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_bf16_is_near_fp32_class_by_class_and_together(name):
     """Batch norm under vmap and attention have no derivative in bf16 of their own."""
@@ -109,6 +112,7 @@ def test_a_network_that_can_be_derived_once_is_refused():
         losses_of(GradientMatching(), network, real, views, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10", "resnet10_bn"])
 def test_matching_a_resnet_at_the_published_rate_lowers_its_loss_and_keeps_images_apart(digits, name):
     """On 8 px images: last maps of 2 x 2 positions would give gradients of 1e6, and images of 1e3."""
@@ -135,6 +139,7 @@ def test_the_distance_of_mean_features_is_added_with_its_weight():
     assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_image_gradients_are_those_of_finite_differences(distance):
     network, (real, _) = network_of("convnet", size=4), batches((4,), (2,), size=4)

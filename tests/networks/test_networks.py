@@ -98,6 +98,7 @@ def test_resnets_have_the_parameters_that_their_text_says(name, count, norm, siz
     assert parameters(name + norm, size) == count + more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 224])
 def test_resnet18_is_timms_with_the_same_weights(size):
     ours, theirs = (

@@ -143,6 +143,7 @@ def test_a_training_in_pieces_is_one_of_whole_batches(name, monkeypatch):
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_pieces_are_all_of_one_size(monkeypatch):
     monkeypatch.setattr(pieces, "COMPILED_VALUES", 4 * 4 * 8 * 8)
     monkeypatch.setattr(pieces, "PER_PARAMETER", 0)

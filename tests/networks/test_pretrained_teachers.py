@@ -117,6 +117,7 @@ def test_transformers_logits_are_the_rows_of_names_in_fp32(dtype: torch.dtype, t
         torch.testing.assert_close(network(images), logits[:, [2, 0, 3]])
 
 
+@pytest.mark.slow
 def test_a_torchvision_file_says_how_many_classes_it_has(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     net = torchvision.models.resnet18(num_classes=1000).eval()
@@ -131,6 +132,7 @@ def test_a_torchvision_file_says_how_many_classes_it_has(tmp_path: Path) -> None
     assert (network.record["outputs"], network.record["rows"]) == (7, None)
 
 
+@pytest.mark.slow
 def test_images_are_prepared_for_the_torchvision_weights_that_are_named(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     file = tmp_path / "weights.safetensors"
@@ -187,6 +189,7 @@ def test_a_file_of_weights_opens_by_the_config_beside_it_or_by_its_architecture(
     torch.testing.assert_close(opened(file)(images), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["timm", "torchvision", "vit", "resnet"])
 def test_the_teacher_folder_is_loaded_without_its_source(kind: str, tmp_path: Path) -> None:
     source, options = tmp_path / "source", {}
@@ -365,6 +368,7 @@ def test_only_files_that_are_loaded_decide_the_hash_of_a_source(tmp_path: Path) 
         hash_source(Pretrained(source=str(parts)))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_prepares_images_otherwise_is_another_one(tmp_path: Path) -> None:
     source = str(timm_folder(tmp_path / "timm"))
     one, other = (train_teacher(collection(), pretrained=Pretrained(source=source, input_size=s)) for s in (32, 40))
@@ -472,6 +476,7 @@ def test_what_cannot_be_opened_is_named(options: dict[str, Any], says: str, tmp_
         open_pretrained(Pretrained(**options), classes=("tench", "dax"), channels=3, image_size=16)
 
 
+@pytest.mark.slow
 def test_options_that_decide_nothing_are_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -253,6 +253,7 @@ def test_windows_of_an_image_count_to_its_class():
     assert_exact((found.means["norm"], found.variances["norm"]), two_passes(to_float(split.images), LABELS, CLASSES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("efficientvit_m0", 128), ("levit_128s", 224)])
 def test_windows_and_tokens_of_timm_networks_count_to_their_own_images(name, size):
     """In the statistics and in the loss, against two passes in float64 over what each image gives alone."""

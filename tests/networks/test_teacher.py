@@ -139,6 +139,7 @@ def test_a_teacher_that_saw_test_images_is_refused_with_their_number(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_test_images_that_the_training_split_repeats_are_no_reason_to_refuse(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "data")
     (twin,) = (tmp_path / "data" / "train" / "0").glob("0010.png")
@@ -167,6 +168,7 @@ def test_other_classes_and_sizes_are_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["renamed"]
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_own_images_are_gone_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +193,7 @@ def test_the_cache_is_for_wmdd_alone_and_not_in_the_output(
     assert "holds the input" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_refinement_collects_for_a_second_teacher_of_another_split(
     folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

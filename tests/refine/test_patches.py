@@ -241,6 +241,7 @@ def test_the_command_packs_patches_into_a_set_that_verifies(
     assert gendistill("verify", tmp_path / "whole" / "ipc-2") == 0
 
 
+@pytest.mark.slow
 def test_the_stage_cuts_once_what_a_set_alone_would(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

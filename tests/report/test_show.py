@@ -85,6 +85,7 @@ def without_origin(folder: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_without_data_it_reads_the_images_that_the_set_was_made_from(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -261,6 +261,7 @@ def test_a_branch_is_made_and_read_by_its_name(tmp_path: Path, sets: dict[int, P
         find_surrogate("me/digits")
 
 
+@pytest.mark.slow
 def test_a_second_push_leaves_nothing_of_the_first(tmp_path: Path, sets: dict[int, Path], hub: Hub) -> None:
     assert push(sets, tmp_path / "first", "--format", "parquet") == 0
     hub.repositories["me/digits"]["main"]["figure.svg"] = b"the owner's"

@@ -89,6 +89,7 @@ def test_an_error_in_the_block_keeps_its_place_and_whole_files(tmp_path: Path) -
     assert all(p.suffix == ".png" and not p.name.startswith(".") for p in tmp_path.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, image, encode = threading.Event(), pictures(1)[0], png.encode
 

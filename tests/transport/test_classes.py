@@ -13,6 +13,7 @@ CLASSES = [cloud(i, 30 + i, 4) for i in range(7)]  # of different sizes
 STARTS = [cloud(100 + i, 3, 4) for i in range(7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"weights": "free"}, {"solver": "sinkhorn", "reg": 0.2}], ids=str)
 def test_any_number_of_threads_gives_the_same(options):
     alone = class_barycenters(CLASSES, 3, seed=5, workers=1, **options)
