@@ -99,12 +99,13 @@ def _looked_at(network: nn.Module, image: Tensor) -> dict[bool, int]:
     def look(tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage().data_ptr()
         if place not in parameters:
-            kept[place] = max(kept.get(place, 0), tensor.numel())
+            kept[place] = max(kept.get(place, 0), tensor.numel() // 2)
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor)
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), hooks:
-        graph = network(image)  # which keeps the tensors, so that each has a place of its own
+        # the graph keeps the tensors, so that each has a place of its own; some norms refuse one image of 1 x 1
+        graph = network(image.repeat(2, 1, 1, 1))
     del graph
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     enough = math.ceil(PER_PARAMETER * trained / max(1, sum(kept.values())))

@@ -137,8 +137,8 @@ def test_a_training_in_pieces_is_one_of_whole_batches(name, monkeypatch):
         options = {"steps": 4, "batch_size": 10, "learning_rate": 0.1, "weight_decay": 0.0, "optimizer": "sgd"}
         losses.append([float(r["loss"]) for r in train_classifier(network, Split(pixels, labels), **options)])
         weights.append(torch.cat([v.flatten() for v in network.state_dict().values()]))
-    whole = [size for size in sizes if size > 1]
-    assert whole == (4 * [10] + 4 * [4, 4, 2] if name == "convnet" else 8 * [10])
+    looks = [2]  # images that the rule looks at
+    assert sizes == (looks + 4 * [10] + looks + 4 * [4, 4, 2] if name == "convnet" else 8 * [10])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
@@ -154,3 +154,11 @@ def test_compiled_pieces_are_all_of_one_size(monkeypatch):
         network, split, steps=2, batch_size=12, learning_rate=0.01, weight_decay=0.0, compile=True, bf16=True
     )
     assert all(p.isfinite().all() for p in finish(loop).parameters())
+
+
+def test_a_norm_that_refuses_single_values_is_looked_at_by_two_images():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.GroupNorm(4, 4), torch.nn.Flatten())
+    images, _ = batch(6)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        network(images[:1])
+    assert piece_rows(network, images) == 6
