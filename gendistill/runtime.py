@@ -204,6 +204,21 @@ def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T
     return call
 
 
+def compiler_failures(compiled: bool) -> tuple[type[Exception], ...]:
+    """What a network that is ``compiled`` raises where the compiler fails; nothing of one that is not."""
+    if not compiled:
+        return ()
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return (BackendCompilerFailed,)
+
+
+def stop_compiling(error: Exception) -> None:
+    """Say so, and let compiled networks run as they are until ``torch.compiler.set_stance("default")``."""
+    torch.compiler.set_stance("force_eager")
+    progress.note(f"torch.compile fails here ({type(error).__name__}), so the training runs uncompiled")
+
+
 def make_accelerator(
     mixed_precision: str = "no",
     gradient_accumulation_steps: int = 1,

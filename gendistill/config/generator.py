@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from gendistill.config.base import (
     Batch,
+    Compile,
     Count,
     Depth,
     Flat,
@@ -178,9 +179,9 @@ class FinetuneConfig(Options):
         max_grad_norm: Largest norm of the gradient; larger ones are clipped.
         gradient_accumulation_steps: Micro-batches per optimiser step.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        mixed_precision: ``auto`` is bf16 on a GPU that computes in it and fp32 on CPU; there ``bf16`` took 0.6 of the
-            time.
-        compile: torch.compile the network; faster only on GPUs and in long runs.
+        mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if the network is
+            compiled; fp32 elsewhere.
+        compile: torch.compile the network; ``auto`` compiles on a CPU that gains from it in a long training.
         checkpointing_steps: Largest number of optimiser steps between resumable checkpoints.
         checkpoint_minutes: Longest time between resumable checkpoints.
         checkpoints_total_limit: Number of newest checkpoints to keep.
@@ -214,7 +215,7 @@ class FinetuneConfig(Options):
     gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
     mixed_precision: Precision = "auto"
-    compile: bool = False
+    compile: Compile = "auto"
     checkpointing_steps: Count = 100
     checkpoint_minutes: Positive = 1.0
     checkpoints_total_limit: Count = 2

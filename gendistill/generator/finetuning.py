@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gendistill import parallel, runtime
+from gendistill import cpu_speed, parallel, runtime
 from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
@@ -19,6 +19,7 @@ from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.loading import Stopped, licence_of, resolve_model_folder
+from gendistill.generator.networks import training_flop
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator
 from gendistill.hashing import hash_tensors
@@ -90,6 +91,7 @@ def finetune(
     config = require_type("config", config or FinetuneConfig(), FinetuneConfig)
     generator = fit_classes(generator, data, config) if generator else start_generator(data, config, seed)
     check_training(generator, config)
+    config = with_mode(config, generator)
     before = generator.meta.get("training_seconds")
     run = _Training(generator, data, config, seed, folder)
     kind = kind_of(config.adaptation)
@@ -185,6 +187,21 @@ def fit_classes(generator: Generator, data: RealData, config: FinetuneConfig) ->
             f"have {wanted}. Give --data.image_size {generator.image_shape[-1]}, or another --pretrained."
         )
     return generator.map_classes(data.classes, config.label_map)
+
+
+def with_mode(
+    config: FinetuneConfig,
+    generator: Generator,
+    speeds: Callable[[], cpu_speed.Seconds | None] = cpu_speed.speeds,
+) -> FinetuneConfig:
+    """The options with ``auto`` precision and compilation resolved for the work of both phases on this machine."""
+    steps = config.minimax_steps + (0 if config.pretrained else config.base_steps)
+
+    def flop() -> float:
+        return training_flop(generator.network, steps * config.batch_size)
+
+    mode = runtime.execution_mode(config.mixed_precision, config.compile, runtime.device(), flop, speeds)
+    return replace(config, mixed_precision="bf16" if mode.bf16 else "no", compile=mode.compile)
 
 
 def check_training(generator: Generator, config: FinetuneConfig) -> None:

@@ -128,8 +128,9 @@ def train_generator(
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     batches = _micro_batches(source, range(done, steps), config, parts[accelerator.process_index], accelerator.device)
     alphas = generator.alphas_cumprod.to(accelerator.device)
-    slow_start = config.compile or torch.cuda.is_available()  # the first step compiles, or starts the GPU
+    slow_start = config.compile is True or torch.cuda.is_available()  # the first step compiles, or starts the GPU
     timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
+    failures = runtime.compiler_failures(config.compile is True)
     runtime.reset_peak_memory()
     timer = CheckpointTimer(done, parallel.most, wait=60 * config.checkpoint_minutes)
     if limit:
@@ -140,8 +141,13 @@ def train_generator(
             group["lr"] = learning_rate_at(step, steps, peak, config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
-                losses = step_losses(generator, network, batch, alphas, state.memories)
-                accelerator.backward(sum(losses.values()))
+                try:
+                    losses = step_losses(generator, network, batch, alphas, state.memories)
+                    accelerator.backward(sum(losses.values()))
+                except failures as error:
+                    runtime.stop_compiling(error)
+                    losses = step_losses(generator, network, batch, alphas, state.memories)
+                    accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
                 optimizer.step()
@@ -171,7 +177,7 @@ def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, ac
     """The network and its optimiser, as accelerate trains them."""
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
-    network: Any = torch.compile(adapted.network) if config.compile else adapted.network
+    network: Any = torch.compile(adapted.network) if config.compile is True else adapted.network
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
     return accelerator.prepare(network.train(), optimizer)
 
@@ -339,6 +345,7 @@ def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # or the network would go on under autocast
     else:  # compiled: autocast is only around the compiled wrapper, and unwrapping would break the network inside
         vars(adapted.network).pop("_original_forward", None)
+    torch.compiler.set_stance("default")
     accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
     adapted.network.disable_gradient_checkpointing()
     adapted.network.eval()

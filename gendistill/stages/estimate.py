@@ -19,6 +19,7 @@ from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.batch_source import CachedLatents
 from gendistill.generator.codec import PixelCodec
+from gendistill.generator.finetuning import with_mode
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.sampler import requests_for, sample
@@ -92,9 +93,13 @@ def _training(
     )
     seconds = _seconds_a_step(record["loss"] for record in loop)
     mode = runtime.execution_mode(mixed_precision, compile, device, flop * steps * batch_size, cpu_speed.kept)
-    if mode.compile:
-        return COMPILATION + (COMPILED if mode.bf16 else 1 / cpu_speed.FASTER) * seconds * steps
-    return seconds * steps
+    share, compilation = _compiled(mode.bf16) if mode.compile else (1.0, 0.0)
+    return compilation + share * seconds * steps
+
+
+def _compiled(bf16: bool) -> tuple[float, float]:
+    """The time of a compiled step in eager fp32 ones, and seconds of compiling."""
+    return COMPILED if bf16 else 1 / cpu_speed.FASTER, COMPILATION
 
 
 def _generator(config: RunConfig, data: RealData, generator: Generator) -> float:
@@ -110,6 +115,8 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
         index = torch.arange(len(data.classes))
         mean, stds = latents.means[0][index % len(few)], latents.stds
         latents = CachedLatents(index, (mean,), (stds[0][index % len(few)],) if stds else None)
+    mode = with_mode(options, generator, cpu_speed.kept)
+    share, compilation = _compiled(mode.mixed_precision == "bf16") if mode.compile is True else (1.0, 0.0)
     timed = replace(
         options, base_steps=TIMED, minimax_steps=TIMED, preview_steps=0, compile=False, checkpointing_steps=TIMED + 1
     )
@@ -121,7 +128,8 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
             continue
         how: Any = kind_of(options.adaptation) if phase == "minimax" else "full"
         adapted = adapt(generator.network, how, base_hash="")
-        accelerator = runtime.make_accelerator(options.mixed_precision, options.gradient_accumulation_steps)
+        precision = "no" if mode.compile is True else mode.mixed_precision
+        accelerator = runtime.make_accelerator(precision, options.gradient_accumulation_steps)
         loop = train_generator(
             generator,
             latents,
@@ -130,7 +138,7 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
             adapted=adapted,
             criteria=options.minimax if phase == "minimax" else None,
         )
-        seconds += steps * _seconds_a_step(record["denoising"] for record in loop)
+        seconds += compilation + share * steps * _seconds_a_step(record["denoising"] for record in loop)
         generator.network = adapted.merged()
     return seconds
 

@@ -15,8 +15,9 @@ from accelerate.state import GradientState
 from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError
-from gendistill.generator.finetuning import _note_small_change, finetune
+from gendistill.generator.finetuning import _note_small_change, finetune, with_mode
 from gendistill.generator.generator import Generator
+from gendistill.generator.networks import training_flop
 from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.progress import show_progress
@@ -131,6 +132,42 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tuned: Generator, t
     edit(tmp_path / "generator" / "gendistill.json")
     with pytest.raises(ArtifactError, match=r"conv_in.bias.*\[3\].*\[16\]"):
         Generator.from_pretrained(tmp_path / "generator")
+
+
+@pytest.mark.parametrize("steps", [3, 10**6])
+def test_long_trainings_run_as_measured_on_this_machine(tuned: Generator, steps: int) -> None:
+    seconds = {"fp32": 3.0, "fp32 compiled": 2.0, "bf16 compiled": 1.0}
+    config = replace(CONFIG, base_steps=steps, batch_size=1000)
+    found = with_mode(config, tuned, lambda: seconds)
+    assert (found.mixed_precision, found.compile) == (("no", False) if steps == 3 else ("bf16", True))
+    asked = with_mode(replace(config, compile=False), tuned, lambda: seconds)
+    assert (asked.mixed_precision, asked.compile) == ("no", False)
+
+
+def test_the_work_is_that_of_three_forward_passes(tuned: Generator) -> None:
+    """Against a count by hand of the first and the last convolution."""
+    network = tuned.network
+    ends = [network.conv_in, network.conv_out]
+    network.requires_grad_(True)
+    whole = training_flop(network, 2)
+    by_hand = sum(2 * one.weight.numel() * 8 * 8 for one in ends)
+    assert by_hand * 6 < whole
+    assert whole == 2 * training_flop(network, 1)
+
+
+@pytest.mark.slow
+def test_a_network_that_the_compiler_fails_on_trains_uncompiled(
+    digits: RealData, tuned: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def backend(graph: object, inputs: object) -> None:
+        raise ValueError("no code for this")
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
+    with show_progress():
+        found = finetune(digits, replace(CONFIG, compile=True, mixed_precision="no"))[0]
+    assert capsys.readouterr().err.count("runs uncompiled") == 2  # once a phase
+    assert found.hash() == tuned.hash()
 
 
 @pytest.mark.slow
