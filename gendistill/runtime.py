@@ -532,6 +532,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tenso
         ValueError: one is of no parameter or has another shape, or parameters have other moments.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [number for number, group in enumerate(optimizer.param_groups) for _ in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         if key.startswith("optimizer."):
@@ -540,7 +541,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tenso
             if value.ndim and value.shape != parameter.shape:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}")
             state.setdefault(int(i), {})[name] = _laid_out_as(sharded_like(value, parameter), parameter)
-    if len({frozenset(moments) for moments in state.values()}) > 1:
+    kinds = {(groups[i], frozenset(moments)) for i, moments in state.items()}
+    if len(kinds) > len({number for number, _ in kinds}):
         raise ValueError("its optimiser lacks moments of some parameters")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 

@@ -26,6 +26,7 @@ from gendistill.config.base import (
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Weighting = Literal["none", "alpha_bar"]
+OptimizerName = Literal["adamw", "muon"]
 RateSchedule = Literal["cosine", "constant"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
@@ -169,11 +170,13 @@ class FinetuneConfig(Options):
         base_steps: Optimiser steps of plain diffusion training.
         minimax_steps: Optimiser steps with the criteria.
         batch_size: Images per optimiser step, over all processes together.
-        learning_rate: Peak learning rate of AdamW in training from scratch.
-        minimax_learning_rate: Peak learning rate of AdamW in the second phase.
+        learning_rate: Peak learning rate in training from scratch.
+        minimax_learning_rate: Peak learning rate in the second phase.
+        optimizer: ``adamw``; or ``muon``, which orthogonalises the updates of hidden matrices and convolutions where
+            all weights are trained, and learns much faster from scratch.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Decoupled weight decay.
         label_dropout: Share of images whose label is replaced by the null class, for classifier-free guidance.
         ema_decay: Decay of the averaged weights (with warm-up); sampling uses these weights.
         max_grad_norm: Largest norm of the gradient; larger ones are clipped.
@@ -207,6 +210,7 @@ class FinetuneConfig(Options):
     batch_size: Batch = 128
     learning_rate: NonNegative = 1e-3
     minimax_learning_rate: NonNegative = 3e-4
+    optimizer: OptimizerName = "adamw"
     rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
     label_dropout: Share = 0.1
@@ -239,6 +243,9 @@ class FinetuneConfig(Options):
         cached = self.latent_cache
         expected = "None with codec pixels, which encodes nothing"
         require(cached is None or latent, f"{section}.latent_cache", cached, expected)
+        whole = self.optimizer == "adamw" or self.pretrained is None or self.adaptation == "full"
+        expected = "adamw with pretrained, unless adaptation is full: muon is for whole matrices"
+        require(whole, f"{section}.optimizer", self.optimizer, expected)
         numbered = self.label_map is None or self.pretrained is not None
         expected = "None without finetune.pretrained: a model trained from scratch numbers its classes itself"
         require(numbered, f"{section}.label_map", self.label_map, expected)

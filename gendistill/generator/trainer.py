@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from gendistill import parallel, runtime
 from gendistill.config import FinetuneConfig, MinimaxConfig, RateSchedule
-from gendistill.errors import ArtifactError
+from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
 from gendistill.generator.memory import MinimaxMemories
+from gendistill.generator.muon import Muon, is_whole
 from gendistill.objectives import diffusion, minimax
 from gendistill.runtime import (
     Checkpoints,
@@ -88,7 +89,7 @@ def train_generator(
     """Train in place, one optimiser step at a time.
 
     Without ``criteria`` this is plain diffusion for ``base_steps``; with them the loss of ``minimax_steps`` steps has
-    the two minimax terms (``step_losses``). AdamW, gradient clipping, and a running average of the weights.
+    the two minimax terms (``step_losses``). AdamW or Muon, gradient clipping, and a running average of the weights.
 
     Args:
         generator: Its network is trained and moved to the accelerator's device.
@@ -178,8 +179,19 @@ def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, ac
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
     network: Any = torch.compile(adapted.network) if config.compile is True else adapted.network
-    optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.0, weight_decay=config.weight_decay)
-    return accelerator.prepare(network.train(), optimizer)
+    parameters = adapted.trainable()
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "muon" and adapted.method == "full":
+        optimizer = Muon(parameters, lr=0.0, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=config.weight_decay)
+    prepared = accelerator.prepare(network.train(), optimizer)
+    if isinstance(optimizer, Muon) and not is_whole(adapted.trainable().values()):
+        raise ConfigError(
+            "finetune.optimizer is muon, which needs whole weights in every process; expected adamw where FSDP or "
+            "DeepSpeed divides them."
+        )
+    return prepared
 
 
 def _micro_batches(

@@ -198,7 +198,7 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
-    "finetune": {"rate_schedule": "cosine", "checkpoint_minutes": 1.0, "max_minutes": None},
+    "finetune": {"rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None},
     "sample": {"guidance_channels": None},
 }
 
