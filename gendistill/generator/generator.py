@@ -9,13 +9,15 @@ facebook/DiT-XL-2-256, is read as well: its conditions are then the classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, LDMPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from gendistill.config import ModelConfig
@@ -169,7 +171,8 @@ class Generator:
     def save_pretrained(self, folder: str | Path, base: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder; ``base`` are the plain-diffusion weights to keep as variant ``base``."""
         folder = Path(folder)
-        _pipeline(self).save_pretrained(folder)
+        with _without_warnings():  # that a DiT of pixels has no autoencoder
+            _pipeline(self).save_pretrained(folder)
         if base is not None:
             copy = type(self.network).from_config(self.network.config)
             copy.load_state_dict(dict(base))
@@ -339,6 +342,16 @@ def _codec(folder: Path, channels: int) -> Codec:
         next(p for p in (folder / "unet", folder / "transformer") if p.is_dir()) / "config.json"
     )
     return PixelCodec(int(network["in_channels"]))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
 
 
 def _pipeline(generator: Generator) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from diffusers.utils import logging as diffusers_logging
 
-from gendistill.config import FinetuneConfig, ModelConfig, SampleConfig, UNet
+from gendistill.config import DiT, FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError
+from gendistill.generator.codec import PixelCodec
 from gendistill.generator.finetuning import _note_small_change, finetune, with_mode
-from gendistill.generator.generator import Generator
+from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.networks import training_flop
 from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder, read_tensors, write_tensors
@@ -199,6 +202,21 @@ def test_the_share_of_timesteps_with_criteria_is_said_and_logged(
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     logged = [one["share_of_timesteps_with_criteria"] for one in records if "share_of_timesteps_with_criteria" in one]
     assert logged == [pytest.approx(share / 100, abs=5e-4)]
+
+
+def test_a_dit_of_pixels_is_saved_without_a_word_about_an_autoencoder(tmp_path: Path) -> None:
+    model = ModelConfig(architecture=DiT(num_layers=1, num_attention_heads=1, attention_head_dim=8))
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logging.getLogger("diffusers").addHandler(handler)
+    level = diffusers_logging.get_verbosity()
+    try:
+        build_generator(model, ("a", "b"), 8, 0, codec=PixelCodec(1)).save_pretrained(tmp_path / "dit")
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
+    assert not said
+    assert diffusers_logging.get_verbosity() == level
 
 
 @pytest.mark.parametrize(("steps", "rate", "said"), [(100, 3e-4, True), (1000, 1e-3, True), (4000, 1e-3, False)])
