@@ -213,10 +213,23 @@ def compiler_failures(compiled: bool) -> tuple[type[Exception], ...]:
     return (BackendCompilerFailed,)
 
 
+_stopped_compiling = False
+
+
 def stop_compiling(error: Exception) -> None:
-    """Say so, and let compiled networks run as they are until ``torch.compiler.set_stance("default")``."""
+    """Say so, and let compiled networks run as they are until ``resume_compiling``."""
+    global _stopped_compiling  # noqa: PLW0603
+    _stopped_compiling = True
     torch.compiler.set_stance("force_eager")
     progress.note(f"torch.compile fails here ({type(error).__name__}), so the training runs uncompiled")
+
+
+def resume_compiling() -> None:
+    """Undo ``stop_compiling``, if it was called."""
+    global _stopped_compiling  # noqa: PLW0603
+    if _stopped_compiling:
+        torch.compiler.set_stance("default")
+    _stopped_compiling = False
 
 
 def make_accelerator(
@@ -345,10 +358,11 @@ class TimeLimit:
         self._end: float | None = None
 
     def begin(self, step: int) -> None:
-        """A loop begins, with so many steps done before."""
+        """A loop begins, in all processes, with so many steps done before."""
         now = time.monotonic()
         self._end = self._end or now + self.seconds
-        self._timer = CheckpointTimer(step, self.agree, wait=max(0.0, self._end - now))
+        left = self.agree(self._end - now)  # processes begin at times of their own
+        self._timer = CheckpointTimer(step, self.agree, wait=max(0.0, left))
 
     def is_over(self, step: int) -> bool:
         """Asked after every step, by all processes alike."""

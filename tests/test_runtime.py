@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from gendistill import runtime
 from gendistill.progress import show_progress
-from gendistill.runtime import MOST_LOST, CheckpointTimer, make_accelerator, own_accelerate_state
+from gendistill.runtime import MOST_LOST, CheckpointTimer, TimeLimit, make_accelerator, own_accelerate_state
 
 
 def test_what_the_compiler_fails_on_runs_as_it_is(capsys):
@@ -89,3 +89,13 @@ def test_the_accelerator_of_the_caller_keeps_its_settings() -> None:
         for kind, state in before.items():
             kind._shared_state.clear()
             kind._shared_state.update(state)
+
+
+def test_processes_agree_on_the_time_that_is_left():
+    asked = []
+    limit = TimeLimit(100.0, lambda seconds: asked.append(seconds) or 7.0)
+    limit.begin(0)
+    assert asked == [pytest.approx(100.0, abs=1.0)]
+    assert limit._timer._wait == 7.0
+    assert limit.is_over(1)
+    assert limit.stopped_at == 1

@@ -142,13 +142,13 @@ def train_generator(
             group["lr"] = learning_rate_at(step, steps, peak, config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
+                kept = state.remembered() if failures and step == done else {}
                 try:
                     losses = step_losses(generator, network, batch, alphas, state.memories)
                     accelerator.backward(sum(losses.values()))
                 except failures as error:
                     runtime.stop_compiling(error)
-                    losses = step_losses(generator, network, batch, alphas, state.memories)
-                    accelerator.backward(sum(losses.values()))
+                    losses = _again(state, network, batch, alphas, kept)
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
                 optimizer.step()
@@ -174,6 +174,16 @@ def train_generator(
     return trained
 
 
+def _again(
+    state: TrainingState, network: nn.Module, batch: BatchDraw, alphas: Tensor, kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A first step whose compilation failed, uncompiled; the memories, which may hold its batch, are as ``kept``."""
+    state.remember(kept)
+    losses = step_losses(state.generator, network, batch, alphas, state.memories)
+    state.accelerator.backward(sum(losses.values()))
+    return losses
+
+
 def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator) -> Any:
     """The network and its optimiser, as accelerate trains them."""
     if config.gradient_checkpointing:
@@ -186,7 +196,8 @@ def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, ac
     else:
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=config.weight_decay)
     prepared = accelerator.prepare(network.train(), optimizer)
-    if isinstance(optimizer, Muon) and not is_whole(adapted.trainable().values()):
+    divided = runtime.owns_optimizer(accelerator) or not is_whole(adapted.trainable().values())
+    if isinstance(optimizer, Muon) and divided:
         raise ConfigError(
             "finetune.optimizer is muon, which needs whole weights in every process; expected adamw where FSDP or "
             "DeepSpeed divides them."
@@ -270,6 +281,7 @@ class TrainingState:
         accelerator: Accelerator,
     ) -> None:
         self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
+        self.accelerator = accelerator
         self.named = adapted.trainable()
         self.parameters = list(self.named.values())
         self.ema = EMAModel(self.parameters, decay=config.ema_decay)
@@ -314,6 +326,15 @@ class TrainingState:
                 self.memories.load_state_dict(unprefixed("memory", state))
         return step
 
+    def remembered(self) -> dict[str, Tensor]:
+        """A copy of what the memories hold."""
+        return {k: v.clone() for k, v in self.memories.state_dict().items()} if self.memories else {}
+
+    def remember(self, kept: Mapping[str, Tensor]) -> None:
+        """Take back what ``remembered`` gave."""
+        if self.memories:
+            self.memories.load_state_dict(dict(kept))
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Put the running averages in place of the weights, in evaluation mode, until the block ends."""
@@ -357,7 +378,6 @@ def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # or the network would go on under autocast
     else:  # compiled: autocast is only around the compiled wrapper, and unwrapping would break the network inside
         vars(adapted.network).pop("_original_forward", None)
-    torch.compiler.set_stance("default")
     accelerator.free_memory()  # or the next phase's gradients would also be scaled for this optimiser
     adapted.network.disable_gradient_checkpointing()
     adapted.network.eval()

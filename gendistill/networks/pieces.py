@@ -54,8 +54,8 @@ def piece_rows(network: nn.Module, images: Tensor, *, compiled: bool = False) ->
 
     That is on a GPU, where batch norm takes its statistics from the batch, and where B images are not twice as many as
     a piece needs: so many that its largest activation has ``VALUES``, and that all activations which backward needs are
-    ``PER_PARAMETER`` times as many as the parameters. Eager pieces have equally many images, give or take one. Compiled
-    ones have exactly as many, since every other number would be compiled for itself.
+    ``PER_PARAMETER`` times as many as the parameters. Eager pieces have equally many images, but for the last one.
+    Compiled ones have exactly as many, since every other number would be compiled for itself.
     """
     count = len(images)
     if images.device.type != "cpu" or count < 2 or _takes_batch_statistics(network):

@@ -122,7 +122,7 @@ def train_classifier(
     ``batches`` replaces the augmented images of ``split`` and their labels. With soft targets made at ``temperature`` T
     the loss is T^2 CE(softmax(logits / T), targets), whose gradients keep their size (Hinton et al. 2015, section 2).
     ``bf16`` runs the network under autocast, ``compile`` compiles it; both change rounding only. On a CPU large batches
-    go through in pieces (``networks/pieces.py``), which changes rounding only, too. With ``shared``
+    go through in pieces (``networks/pieces.py``), which changes rounding and the masks of dropout. With ``shared``
     several processes call this alike, inside ``WholeBatchNorm``, and share each batch (``networks/data_parallel.py``).
     With ``checkpoints`` the training goes on from the newest one, and yields the records of the steps after it.
 

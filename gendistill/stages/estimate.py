@@ -140,7 +140,7 @@ def _generator(config: RunConfig, data: RealData, generator: Generator) -> float
         )
         seconds += compilation + share * steps * _seconds_a_step(record["denoising"] for record in loop)
         generator.network = adapted.merged()
-    return seconds
+    return min(seconds, 60 * options.max_minutes) if options.max_minutes else seconds
 
 
 def _seconds_a_step(losses: Iterator[Tensor]) -> float:

@@ -44,7 +44,7 @@ def run_stage(
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
             generator.save_pretrained(folder.path, base=base.state)
-            stopped = generator.meta.pop("stopped", None)
+            stopped = generator.meta.get("stopped")
             folder.temporary = () if stopped else TEMPORARY
             folder.facts |= {"stopped": stopped} if stopped else {}
             folder.facts |= {"hash": generator.hash(), "processes": state.num_processes}

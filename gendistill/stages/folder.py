@@ -153,16 +153,29 @@ def reopen(folder: Path) -> bool:
     """Let the stage go on with what it finished early, if its time was over: a copy becomes its partial folder.
 
     The finished one stays until the new one is complete. Returns whether there is more to do.
+
+    Raises:
+        StorageError: the disk has no room for the copy.
     """
+    folder = replaceable(folder)
     record, partial = read_record(folder), partial_of(folder)
     if record is None or "stopped" not in record:
         return False
     if runtime.processes().is_main_process and not partial.is_dir():
         fresh = partial.with_name(partial.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(folder, fresh)
-        fresh.rename(partial)
+        try:
+            shutil.copytree(folder, fresh, copy_function=_copy)
+            fresh.rename(partial)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)  # a full disk needs the room
+            raise
     return True
+
+
+def _copy(source: str, goal: str) -> None:
+    with storage_errors(Path(goal)):  # copytree would collect the system's errors, and hide that the disk is full
+        shutil.copy2(source, goal)
 
 
 def _check_complete(folder: Path, record: StageRecord) -> None:

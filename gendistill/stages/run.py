@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -190,13 +191,19 @@ def _save_config(config: RunConfig, out: Path) -> None:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         stored |= {stage: with_added(stage, stored[stage]) for stage in FOLDERS if isinstance(stored[stage], dict)}
         fixed = [k for k in SETTINGS if k not in FOLDERS or (out / FOLDERS[k]).exists()]
-        stored, wanted = ({k: s[k] for k in fixed} for s in (stored, settings))
+        stored, wanted = ({k: _without_times(s[k]) for k in fixed} for s in (stored, settings))
         if stored != wanted:
             raise ArtifactError(
                 f"{out} was made with other settings ({difference(stored, wanted)}). Resume with the same ones, "
                 "start again with --overwrite, or give another --output_dir."
             )
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _without_times(options: Any) -> Any:
+    """How long a training may take decides no result."""
+    times = {"max_minutes", "checkpoint_minutes"}
+    return {k: v for k, v in options.items() if k not in times} if isinstance(options, dict) else options
 
 
 def main(command: RunCommand) -> Outcome:

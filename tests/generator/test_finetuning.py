@@ -174,6 +174,26 @@ def test_a_network_that_the_compiler_fails_on_trains_uncompiled(
 
 
 @pytest.mark.slow
+def test_a_failure_in_the_backward_pass_leaves_no_batch_twice_in_the_memories(
+    digits: RealData, tuned: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    backward, compiled, calls = Accelerator.backward, torch.compile, []
+
+    def first_fails(self: Accelerator, loss: torch.Tensor) -> None:
+        calls.append(loss)
+        if len(calls) in (1, 5):  # the first of each phase of three steps
+            raise BackendCompilerFailed.__new__(BackendCompilerFailed)
+        backward(self, loss)
+
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="eager"))
+    monkeypatch.setattr(Accelerator, "backward", first_fails)
+    assert finetune(digits, replace(CONFIG, compile=True, mixed_precision="no"))[0].hash() == tuned.hash()
+    assert len(calls) == 8
+
+
+@pytest.mark.slow
 def test_a_training_whose_time_is_over_can_be_sampled_from_and_trains_on_to_the_same_weights(
     digits: RealData, tuned: Generator, tmp_path: Path
 ) -> None:

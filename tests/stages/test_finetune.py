@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import TINY, files, gendistill
+from tests.helpers import TINY, files, gendistill, no_file_above
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,8 @@ def test_time_that_is_over_leaves_a_generator_that_trains_on(
     assert gendistill(*COMMAND, *LATEST, "--seed", 7, "--output_dir", out) == 2
     assert "seed: 0 there, 7 now" in capsys.readouterr().err
     first = json.loads((out / "stage.json").read_text())["stopped"]
-    assert gendistill(*COMMAND, *LATEST, "--output_dir", out) == 0
+    (tmp_path / "link").symlink_to(out)
+    assert gendistill(*COMMAND, *LATEST, "--output_dir", tmp_path / "link") == 0
     second = json.loads((out / "stage.json").read_text())["stopped"]
     assert (first["phase"], first["step"], second["step"]) == ("base", 1, 2)
     assert gendistill("finetune", "--config", TINY, *LATEST, "--output_dir", out) == 0
@@ -37,7 +38,22 @@ def test_time_that_is_over_leaves_a_generator_that_trains_on(
     assert {k: v for k, v in files(out, "**/*.*").items() if k not in VARYING} == {
         k: v for k, v in files(whole, "**/*.*").items() if k not in VARYING
     }
+    assert (tmp_path / "link").is_symlink()
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".partial", ".replaced", ".new")]
     capsys.readouterr()
     assert gendistill("finetune", "--config", TINY, *LATEST, "--output_dir", out) == 0  # finished: nothing to do
     assert "trains on" not in capsys.readouterr().out
+
+
+def test_a_disk_without_room_for_the_copy_leaves_the_generator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "generator"
+    assert gendistill(*COMMAND, "--output_dir", out) == 0
+    before = files(out, "**/*.*")
+    with no_file_above(20_000):
+        assert gendistill(*COMMAND, *LATEST, "--output_dir", out) == 2
+    assert "has no room left" in capsys.readouterr().err
+    assert files(out, "**/*.*") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["generator"]
+    assert gendistill(*COMMAND, *LATEST, "--output_dir", out) == 0
