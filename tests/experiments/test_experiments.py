@@ -222,6 +222,15 @@ def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_generator_training(run, models: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    few = ("--steps", 2, "--channels", 16, 16, "--batch_size", 10, "--ipc", 8)
+    run("generator_training", "--data", "digits", "--judge", models[1], "--recipes", "muon:1e-3", *few, "--output", out)
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert (row["recipe"], row["steps"]) == ("muon:1e-3", 2)
+    assert {"seconds", "mmd2", "precision", "recall", "right"} <= row.keys()
+
+
 def test_solvers(run, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = importlib.import_module("experiments.solvers")
     monkeypatch.setattr(script, "STEPS", (2,))
