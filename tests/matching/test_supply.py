@@ -66,7 +66,7 @@ def test_a_step_goes_through_in_equal_pieces_unless_batch_norm_needs_it_whole(no
     training = Training(classes=2, learning_rate=RATE, momentum=0.0, weight_decay=0.0)
     training.step(stepped.train(), training.optimizer(stepped), images.double(), labels, seed=3)
     F.cross_entropy(mine.train()(images.double()).float(), labels).backward()
-    assert [count for count in seen if count > 1] == passes  # one image alone shows how large activations are
+    assert [count for count in seen if count > 2] == passes  # two images show how large activations are
     for found, parameter in zip(stepped.parameters(), mine.parameters(), strict=True):
         torch.testing.assert_close(found, parameter - RATE * parameter.grad, rtol=1e-6, atol=1e-6)
 
