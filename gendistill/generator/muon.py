@@ -21,10 +21,8 @@ from gendistill.runtime import native_bf16
 
 MOMENTUM = 0.95
 UPDATE_SIZE = 0.2  # root mean square of AdamW's updates
-COEFFICIENTS, ITERATIONS = (
-    (3.4445, -4.7750, 2.0315),
-    5,
-)  # Jordan et al.: singular values come to lie between 0.7 and 1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: singular values come to lie between 0.7 and 1.2
+ITERATIONS = 5
 HIDDEN = re.compile(r"(^|\.)(transformer_blocks|down_blocks|mid_block|up_blocks)\.")
 EMBEDDING = re.compile(r"\.emb\.|time_emb_proj")
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
+from gendistill import runtime
 from gendistill.config import DiT, ModelConfig, UNet
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.loading import load_model
@@ -101,16 +102,12 @@ def _initialise_dit(network: DiTTransformer2DModel) -> None:
 
 
 def training_flop(network: Network, images: float) -> float:
-    """Floating-point operations of forward and backward passes of so many images, the latter twice the former."""
-    from torch.utils.flop_counter import FlopCounterMode  # 0.2 s to import
-
-    device, training = next(network.parameters()).device, network.training
+    """Floating-point operations of forward and backward passes of so many images."""
+    device = next(network.parameters()).device
     shape = int(network.config.in_channels), *2 * (int(network.config.sample_size),)
     t = torch.zeros(1, dtype=torch.long, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, *shape, device=device), t, class_labels=t)
-    network.train(training)
-    return 3 * images * float(counter.get_total_flops())
+    forward = runtime.forward_flop(network, torch.zeros(1, *shape, device=device), t, class_labels=t)
+    return (1 + runtime.BACKWARD) * images * forward
 
 
 def drop_no_labels(network: Any) -> Any:

@@ -36,8 +36,9 @@ from gendistill.errors import ConfigError
 from gendistill.hashing import hash_json
 from gendistill.matching.network_pool import TRAINED
 from gendistill.networks.factories import build_network, takes_option
-from gendistill.networks.training import BACKWARD, training_flop
+from gendistill.networks.training import training_flop
 from gendistill.registry import DISTILLERS, resolve
+from gendistill.runtime import BACKWARD
 from gendistill.surrogate.multi_formation import Factor, sides
 
 STANDARDISED = 0.25**2  # see ``image_rate``

@@ -297,21 +297,12 @@ def accuracy(network: nn.Module, split: Split, *, bf16: bool = False, compile: b
     return int(is_correct(network, split, bf16=bf16, compile=compile).sum()) / len(split)
 
 
-BACKWARD = 2  # forward passes that a backward pass costs: gradients of activations and of weights
-
-
-@torch.no_grad()
 def forward_flop(network: nn.Module, channels: int, image_size: int) -> float:
-    """Floating-point operations of one image (two a multiply-add), of convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode  # 0.2 s to import
-
-    device, training = next(network.parameters()).device, network.training
-    with FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, channels, image_size, image_size, device=device))
-    network.train(training)
-    return float(counter.get_total_flops())
+    """Floating-point operations of one image (``runtime.forward_flop``)."""
+    device = next(network.parameters()).device
+    return runtime.forward_flop(network, torch.zeros(1, channels, image_size, image_size, device=device))
 
 
 def training_flop(network: nn.Module, channels: int, image_size: int, images: float) -> float:
     """Floating-point operations of forward and backward passes of so many images."""
-    return (1 + BACKWARD) * images * forward_flop(network, channels, image_size)
+    return (1 + runtime.BACKWARD) * images * forward_flop(network, channels, image_size)

@@ -27,7 +27,7 @@ from gendistill.generator.trainer import train_generator
 from gendistill.matching.methods import real_flop
 from gendistill.networks.factories import build_network
 from gendistill.networks.teacher_training import teacher_network
-from gendistill.networks.training import BACKWARD, forward_flop, train_classifier
+from gendistill.networks.training import forward_flop, train_classifier
 from gendistill.refine.refiner import matching_after
 
 ENCODED = 16  # images, where there is an autoencoder
@@ -55,13 +55,13 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
     published = options.pretrained
     timed = replace(options, pretrained=replace(published, tune="all")) if published else options  # with its backward
     teacher, _ = teacher_network(timed, classes=data.classes, channels=data.channels, image_size=data.image_size)
-    flop = (1 + BACKWARD) * forward_flop(teacher, data.channels, data.image_size)  # of an image in training
+    flop = (1 + runtime.BACKWARD) * forward_flop(teacher, data.channels, data.image_size)  # of an image in training
     training = _training(
         teacher, data, options.batch_size, options.steps, options.mixed_precision, options.compile, flop
     )
     pace = training / options.steps / options.batch_size  # seconds an image
     found = {
-        "teacher": training * _share(options) + len(data.train) * pace / (1 + BACKWARD),
+        "teacher": training * _share(options) + len(data.train) * pace / (1 + runtime.BACKWARD),
         "generator": _generator(config, data, generator),
         "samples": _samples(config, generator),
         "refinement": pace / flop * _refinement_flop(config, data, flop),
@@ -74,7 +74,7 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
 def _share(options: TeacherConfig) -> float:
     """Of the time that training all weights takes: none without training, a forward pass where the head trains."""
     frozen = options.pretrained is not None and options.pretrained.tune == "head"
-    return options.trains / (1 + BACKWARD if frozen else 1)
+    return options.trains / (1 + runtime.BACKWARD if frozen else 1)
 
 
 def _training(
@@ -189,12 +189,12 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
     seconds = 0.0
     for name in settings.network:
         network = build_network(name, width=settings.width, depth=settings.depth, **shape)
-        flop = (1 + BACKWARD) * forward_flop(network, data.channels, data.image_size)
+        flop = (1 + runtime.BACKWARD) * forward_flop(network, data.channels, data.image_size)
         steps = sum(settings.length(images, len(data.classes))[0] * count for images, count in rows)
         steps += settings.length(len(data.train), len(data.classes), full=True)[0] * runs
         trained = _training(network, data, settings.batch_size, steps, settings.mixed_precision, settings.compile, flop)
         trainings = sum(count for _, count in rows) + runs
-        tested = trainings * len(data.test) / (1 + BACKWARD) / settings.batch_size * trained / steps
+        tested = trainings * len(data.test) / (1 + runtime.BACKWARD) / settings.batch_size * trained / steps
         seconds += trained + tested
     return seconds
 
