@@ -74,6 +74,9 @@ class ModeGuidance(Options):
 
     def check(self) -> None:
         _check_interval(self.guidance_interval)
+        used = self.guidance_channels is None or self.guidance_scale != 1
+        expected = "null with guidance_scale 1, which has no classifier-free guidance"
+        require(used, "sample.guidance_channels", self.guidance_channels, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -369,6 +369,12 @@ def test_more_guided_channels_than_the_network_has_are_refused(unet: Generator) 
     assert torch.equal(every[Request(0, 0)], images(unet, [Request(0, 0)], **options)[Request(0, 0)])
 
 
+def test_guided_channels_without_classifier_free_guidance_are_refused() -> None:
+    with pytest.raises(ConfigError, match="guidance_channels is 1; expected null with guidance_scale 1"):
+        ModeGuidance(guidance_channels=1)
+    assert ModeGuidance(guidance_channels=1, guidance_scale=2.0).guidance_channels == 1
+
+
 def test_an_interval_that_holds_no_timestep_is_no_guidance(unet: Generator) -> None:
     requests = requests_for(3, 1)
     plain = images(unet, requests)
