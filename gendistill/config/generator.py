@@ -173,7 +173,7 @@ class FinetuneConfig(Options):
         learning_rate: Peak learning rate in training from scratch.
         minimax_learning_rate: Peak learning rate in the second phase.
         optimizer: ``adamw``; or ``muon``, which orthogonalises the updates of hidden matrices and convolutions where
-            all weights are trained, and learns much faster from scratch.
+            all weights are trained, and learned faster from scratch where it was measured.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
         weight_decay: Decoupled weight decay.
