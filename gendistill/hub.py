@@ -1,20 +1,22 @@
-"""From a name on the Hugging Face Hub to a local copy."""
+"""From a name to a local folder: of a generator that comes with the package, or of a copy from the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from gendistill.errors import ArtifactError, ConfigError, reason
+from gendistill.errors import ArtifactError, ConfigError, did_you_mean, reason
 
 MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 NO_MODEL = "There is no folder {!r}. Give an existing one, or a Hub id such as owner/name."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 NO_FILE = "There is no file {}. Give another --pretrained, or --pretrained timm:NAME."
 GENERATOR = "Make one with `gendistill finetune`, or give a diffusers pipeline folder."
+SHIPPED = Path(str(files(__package__))) / "generators"
 ADAPTER = "Copy the adapter again, or make one: `gendistill finetune` with --adaptation difffit or lora."
 
 
@@ -38,10 +40,39 @@ def local_folder(source: str, revision: str | None, expected: str) -> Path | Non
     return None
 
 
-def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Literal["model", "dataset"]) -> Path:
+def shipped_generators() -> list[str]:
+    """The names of the generators that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
+
+
+def shipped_generator(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a generator that comes with the package, or None where none has this name.
+
+    Raises:
+        ConfigError: a revision of one.
+    """
+    if name not in shipped_generators():
+        return None
+    if revision is not None:
+        raise ConfigError(
+            f"revision is {revision!r}, but {name} comes with gendistill and has no revisions. Leave revision out, or "
+            "give a Hub id."
+        )
+    return SHIPPED / name
+
+
+def shipped_names(name: str) -> str:
+    """The sentence with their names for the message that there is no generator ``name``, unless that has an owner."""
+    known = [] if "/" in name else shipped_generators()
+    return f" Generators that come with gendistill: {', '.join(known)}.{did_you_mean(name, known)}" if known else ""
+
+
+def fetch(
+    name: str, revision: str | None, patterns: Sequence[str], kind: Literal["model", "dataset"], hint: str = ""
+) -> Path:
     """The local copy of a Hub repository's files that fit ``patterns``, downloaded where needed.
 
-    HF_HUB_OFFLINE is honoured.
+    HF_HUB_OFFLINE is honoured. The message of a failure ends with ``hint``.
 
     Raises:
         ArtifactError: the Hub does not give it.
@@ -53,7 +84,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: Litera
     except Exception as error:
         at = f" at revision {revision}" if revision else ""
         why = f"{type(error).__name__}: {reason(error)}"
-        raise ArtifactError(not_loaded(f"{kind} {name}{at}", name, why)) from error
+        raise ArtifactError(not_loaded(f"{kind} {name}{at}", name, why) + hint) from error
 
 
 def not_loaded(what: str, name: str, why: str) -> str:

@@ -129,7 +129,7 @@ class SampleCommand(StageOptions, SampleConfig):
     """Sample surrogate sets from a generator.
 
     Attributes:
-        generator: Generator folder or Hub id.
+        generator: Generator folder, Hub id, or the name of one that comes with gendistill.
         revision: Branch, tag or commit of a Hub id.
         adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to apply to the generator that it was made
             for.

@@ -155,8 +155,8 @@ class FinetuneConfig(Options):
     """Training of the generator: plain diffusion first, then the minimax criteria on top.
 
     Attributes:
-        pretrained: Generator to start from, a folder or Hub id of a diffusers pipeline; there is then no plain
-            training.
+        pretrained: Generator to start from, a folder or Hub id of a diffusers pipeline, or the name of one that comes
+            with gendistill; there is then no plain training.
         revision: Branch, tag or commit of a Hub id in ``pretrained`` or ``codec``.
         label_map: Condition index of each class name in a pretrained model, if its names are not enough.
         model: The network that is trained from scratch if there is no pretrained one.

@@ -17,12 +17,23 @@ from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions,
 from gendistill.config.data import DataConfig
 from gendistill.config.teacher import Pretrained
 from gendistill.errors import ArtifactError, DataError
-from gendistill.hub import ADAPTER, GENERATOR, MODEL_ID, NO_FILE, NO_MODEL, PICKLES, not_loaded, why_absent
+from gendistill.hub import (
+    ADAPTER,
+    GENERATOR,
+    MODEL_ID,
+    NO_FILE,
+    NO_MODEL,
+    PICKLES,
+    not_loaded,
+    shipped_generators,
+    shipped_names,
+    why_absent,
+)
 from gendistill.io import check_place, output_place, partial_of, read_json, refuse_files
 
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<part>[\w-][\w.-]*))?")  # a dataset, a set in it
 TEACHERS = ("teacher", "held_out")
-MODELS = ("generator", "pretrained", "codec")  # texts that are a folder of diffusers or a Hub id
+GENERATORS = ("generator", "pretrained")  # texts that are a folder, a name of ours or a Hub id
 LIBRARIES = ("timm:", "torchvision:")
 OR_HUB_ID = ("name", "source", "generator", "pretrained")  # options that are a path or something else
 NO_SET = (
@@ -85,25 +96,32 @@ def _check_models(options: Options) -> None:
             _check_model(value.source.removeprefix("transformers:"))
         elif isinstance(value, Options):
             _check_models(value)
-        elif value is not None and field.name in MODELS and value != "pixels":
-            _check_model(str(value))
-            folder = Path(value).expanduser()
-            if field.name != "codec" and folder.is_dir():
-                read_json(folder / "model_index.json", kind="a generator folder", fix=GENERATOR)
+        elif value is not None and field.name in GENERATORS:
+            _check_generator(str(value))
+        elif field.name == "codec" and value != "pixels":
+            _check_model(value)
         elif value is not None and field.name == "adapter":
             read_json(value / "adapter.json", kind="an adapter", fix=ADAPTER)
 
 
-def _check_model(source: str) -> None:
+def _check_generator(source: str) -> None:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        read_json(folder / "model_index.json", kind="a generator folder", fix=GENERATOR)
+    elif source not in shipped_generators():
+        _check_model(source, shipped_names(source))
+
+
+def _check_model(source: str, hint: str = "") -> None:
     """Pickles are refused where they would be read, with how to convert them."""
     if Path(source).expanduser().exists() or source.startswith(LIBRARIES) or source.endswith(PICKLES):
         return
     if source.endswith(".safetensors"):
         raise ArtifactError(NO_FILE.format(source))
     if not MODEL_ID.fullmatch(source):
-        raise ArtifactError(NO_MODEL.format(source))
+        raise ArtifactError(NO_MODEL.format(source) + hint)
     if problem := why_absent(source, "model"):
-        raise ArtifactError(not_loaded(f"model {source}", source, f"{problem}."))
+        raise ArtifactError(not_loaded(f"model {source}", source, f"{problem}.") + hint)
 
 
 def _paths(value: Any) -> Iterator[Path]:

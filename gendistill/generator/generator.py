@@ -201,7 +201,8 @@ class Generator:
         classes, each by its first name.
 
         Args:
-            source: A folder that ``save_pretrained`` or a diffusers pipeline wrote, or a Hub id.
+            source: A folder that ``save_pretrained`` or a diffusers pipeline wrote, the name of a generator that comes
+                with gendistill, or a Hub id.
             variant: None for the fine-tuned weights, ``base`` for those of plain diffusion training.
             revision: Branch, tag or commit of a Hub id.
             channels: Of the images, 1 or 3; only needed for grey images and a folder that diffusers wrote.

@@ -1,4 +1,4 @@
-"""Model folders: from a path or Hub id to a folder, and what the files of a folder hold.
+"""Model folders: from a path, a name or a Hub id to a folder, and what the files of a folder hold.
 
 Models are read in fp32 and from safetensors only, because pickled weights can run code.
 """
@@ -15,7 +15,7 @@ import yaml
 from gendistill.data.dataset import DataFacts
 from gendistill.errors import ArtifactError, reason
 from gendistill.generator.class_mapping import check_label_map
-from gendistill.hub import GENERATOR, MODEL_ID, NO_MODEL, fetch, local_folder
+from gendistill.hub import GENERATOR, MODEL_ID, NO_MODEL, fetch, local_folder, shipped_generator, shipped_names
 from gendistill.io import DIGEST, inside, read_json
 from gendistill.runtime import require_finite_weights
 from gendistill.surrogate.manifest import digests
@@ -28,23 +28,26 @@ BUFFERS = ("pos_embed.pos_embed", "position_ids")  # computed, and left out or k
 
 
 def resolve_model_folder(source: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
-    """The folder itself, or the local copy of a Hub repository, downloaded where needed; HF_HUB_OFFLINE is honoured.
+    """The folder itself, that of a generator that comes with the package, or the local copy of a Hub repository.
+
+    A repository is downloaded where needed; HF_HUB_OFFLINE is honoured.
 
     Args:
-        source: A folder, or a Hub id such as ``facebook/DiT-XL-2-256``; an existing path goes first.
+        source: A folder, a name such as ``fashion-mnist``, or a Hub id such as ``facebook/DiT-XL-2-256``. An existing
+            path goes first, then the generators of the package.
         revision: Branch, tag or commit of a Hub id.
         patterns: Which files of a Hub repository to fetch.
 
     Raises:
         ArtifactError: no such folder, or the Hub does not give it.
-        ConfigError: a revision of a folder.
+        ConfigError: a revision of a folder or of a generator of the package.
     """
-    path = local_folder(source, revision, "a model folder")
+    path = local_folder(source, revision, "a model folder") or shipped_generator(source, revision)
     if path is not None:
         return path
     if not MODEL_ID.fullmatch(source):
-        raise ArtifactError(NO_MODEL.format(source))
-    return fetch(source, revision, patterns, "model")
+        raise ArtifactError(NO_MODEL.format(source) + shipped_names(source))
+    return fetch(source, revision, patterns, "model", shipped_names(source))
 
 
 def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
@@ -77,6 +80,7 @@ def load_model(kind: Any, folder: Path, variant: str | None = None) -> Any:
             "folder again."
         )
     require_finite_weights(str(folder), model.state_dict())
+    model.register_to_config(_name_or_path="")  # diffusers keeps the folder, which config.json would then name
     return model.float().eval()
 
 
