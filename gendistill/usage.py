@@ -110,7 +110,7 @@ COMMANDS = {
         ("run",),
     ),
     "export": Command(
-        "write sets as parquet, webdataset, ddranking, or for the Hub",
+        "write sets as parquet, webdataset, ddranking, or for the Hub; a generator for others",
         commands.ExportCommand,
         "tools:main_export",
         "out/refined/ipc-10 --format parquet --output_dir out/parquet",

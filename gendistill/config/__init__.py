@@ -34,6 +34,7 @@ from gendistill.config.flat import to_dict
 from gendistill.config.generator import (
     DiT,
     FinetuneConfig,
+    GeneratorExport,
     LoRA,
     MinimaxConfig,
     ModelConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "FinetuneConfig",
     "Format",
     "Fresh",
+    "GeneratorExport",
     "Gradient",
     "Guidance",
     "LabelConfig",

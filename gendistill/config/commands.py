@@ -11,6 +11,7 @@ from gendistill.config import (
     EvaluateConfig,
     FinetuneConfig,
     Format,
+    GeneratorExport,
     LabelConfig,
     Projection,
     RefineConfig,
@@ -218,11 +219,13 @@ class LabelCommand(StageOptions, LabelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand(Options):
-    """Write surrogate sets in a format of other tools, and upload them to the Hub.
+    """Write surrogate sets in a format of other tools, and upload them to the Hub; or write a generator for others.
 
     Attributes:
         surrogate: Folder of a surrogate set or its id on the Hub, or a list: each becomes a named config, ipc-1, ....
-        format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set).
+            With format diffusers one generator.
+        format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set), of sets;
+            ``diffusers`` of a generator: without its variant base, with a card.
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier export wrote to output_dir.
         evaluation: summary.json of an evaluation of these sets; its rows are added to the card.
@@ -233,7 +236,7 @@ class ExportCommand(Options):
 
     surrogate: Folders
     output_dir: Path
-    format: Format = "imagefolder"
+    format: Format | GeneratorExport = "imagefolder"
     overwrite: bool = False
     evaluation: Path | None = None
     push_to_hub: str | None = None
@@ -245,6 +248,12 @@ class ExportCommand(Options):
         for name in ("revision", "private"):
             value = getattr(self, name)
             require(not value or self.push_to_hub is not None, name, value, "no value without push_to_hub")
+        if isinstance(self.format, GeneratorExport):
+            for name in ("evaluation", "push_to_hub"):
+                value = getattr(self, name)
+                require(value is None, name, value, "null with format diffusers")
+            one = len(as_tuple(self.surrogate)) == 1
+            require(one, "surrogate", as_tuple(self.surrogate), "one generator with format diffusers")
 
 
 @dataclass(frozen=True, kw_only=True)

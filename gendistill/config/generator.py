@@ -249,3 +249,21 @@ class FinetuneConfig(Options):
         numbered = self.label_map is None or self.pretrained is not None
         expected = "None without finetune.pretrained: a model trained from scratch numbers its classes itself"
         require(numbered, f"{section}.label_map", self.label_map, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorExport(Options):
+    """A generator for other people: without its variant ``base``, with a card.
+
+    Attributes:
+        dtype: Type in which the weights of the network are stored; they are read in fp32.
+        data_licence: Licence of the images it was trained on, in the spelling of the Hub; null uses the one that the
+            generator's record has.
+        results: Markdown text with measurements, for the card.
+    """
+
+    kind: ClassVar[str | None] = "diffusers"
+
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    data_licence: str | None = None
+    results: str | None = None

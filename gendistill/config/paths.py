@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.config.base import Options, as_tuple
-from gendistill.config.commands import ReportCommand, ShowCommand, StageOptions, VerifyCommand
+from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, StageOptions, VerifyCommand
 from gendistill.config.data import DataConfig
+from gendistill.config.generator import GeneratorExport
 from gendistill.config.teacher import Pretrained
 from gendistill.errors import ArtifactError, DataError
 from gendistill.hub import (
@@ -129,6 +130,13 @@ def _paths(value: Any) -> Iterator[Path]:
 
 
 def _check_sets(options: Options) -> None:
+    if isinstance(options, ExportCommand) and isinstance(options.format, GeneratorExport):
+        for source in _paths(options.surrogate):
+            _check_generator(str(source))
+        return
+    for path in _paths(options.surrogate) if isinstance(options, ExportCommand) else ():
+        if (path / "model_index.json").is_file():
+            raise ArtifactError(f"{path} is a generator, which is no surrogate set. Export it with --format diffusers.")
     missing = [path for path in _paths(getattr(options, "surrogate", None)) if not path.exists()]
     several = isinstance(options, VerifyCommand) and len(missing) < len(as_tuple(options.surrogate))
     here_only = isinstance(options, (VerifyCommand, ShowCommand))

@@ -115,6 +115,7 @@ class GeneratorMeta(TypedDict, total=False):
         parent: Folder name of a model that is not ours.
         variants: Further weights in the folder, such as ``base``.
         training_seconds: Of each phase, and of the ``pretrained`` generator where it is known.
+        recipe: The options of ``finetune``, flat, in an exported folder.
     """
 
     adaptation: str
@@ -125,6 +126,7 @@ class GeneratorMeta(TypedDict, total=False):
     stopped: Stopped
     null_class_trained: bool
     training_seconds: dict[str, float]
+    recipe: dict[str, Any]
     base_hash: str
     parents: dict[str, str | None]
     parent: str

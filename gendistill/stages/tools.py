@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 from gendistill import runtime
-from gendistill.config import DataConfig, as_tuple
+from gendistill.config import DataConfig, GeneratorExport, as_tuple
 from gendistill.config.commands import ExportCommand, ReportCommand, ShowCommand, VerifyCommand
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, GendistillError
 from gendistill.evaluation.inputs import recorded_data
+from gendistill.generator.generator import Generator
+from gendistill.generator.publishing import export_generator
+from gendistill.io import write_json
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_images import real_images
 from gendistill.report.nearest import copy_line
@@ -22,14 +26,19 @@ from gendistill.report.show import SHOW_PAGE, SHOW_RECORD, check_sets, show
 from gendistill.report.terminal import export_line, verify_text
 from gendistill.report.verdicts import headline, left_out, verdicts
 from gendistill.stages import Outcome
+from gendistill.stages.folder import read_record as read_stage
+from gendistill.stages.folder import training_time, with_added
 from gendistill.stages.output import plain_output, writable_place
 from gendistill.surrogate.export import export_folders
-from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push
+from gendistill.surrogate.hub_datasets import check_push, find_surrogate, push, without_local_paths
+from gendistill.surrogate.manifest import command_line, versions
 from gendistill.surrogate.set import SurrogateSet
-from gendistill.surrogate.stored import RECORD, read_summary
+from gendistill.surrogate.stored import FORMAT, RECORD, read_summary
 
 
 def main_export(command: ExportCommand) -> Outcome:
+    if isinstance(command.format, GeneratorExport):
+        return _export_generator(command, command.format)
     if command.push_to_hub is not None:
         check_push(command.push_to_hub)
     if command.evaluation is not None:
@@ -44,6 +53,22 @@ def main_export(command: ExportCommand) -> Outcome:
         pushed = push(target, command.push_to_hub, revision=command.revision, private=command.private)
         text, data = f"{text}\n{pushed}", {**data, "pushed": pushed}
     return Outcome(text, data)
+
+
+def _export_generator(command: ExportCommand, config: GeneratorExport) -> Outcome:
+    (source,), target = as_tuple(command.surrogate), command.output_dir
+    generator, trained = Generator.from_pretrained(source), read_stage(source)
+    generator.meta |= training_time(source)
+    if trained and trained["stage"] == "finetune":
+        generator.meta["recipe"] = with_added("finetune", cast("dict[str, Any]", trained["settings"]["options"]))
+    with plain_output(target, command.overwrite, RECORD, [source] if source.is_dir() else []) as folder:
+        export_generator(generator, folder, config, name=target.resolve().name)
+        facts = without_local_paths({"command": command_line(), "versions": versions()})
+        write_json(folder / RECORD, {"export": FORMAT, "format": config.kind, **facts})
+    files = [path for path in target.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    text = f"{target}: {len(generator.classes)} classes in {config.dtype}, {len(files)} files, {size:,} bytes"
+    return Outcome(text, {"output_dir": str(target), "format": config.kind, "dtype": config.dtype, "bytes": size})
 
 
 def main_verify(command: VerifyCommand) -> Outcome:

@@ -17,7 +17,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.surrogate.card.entry import read_evidence
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import files, gendistill, no_file_above
+from tests.helpers import TINY, files, gendistill, no_file_above
 from tests.hub import Hub, serve
 from tests.test_cli import refused
 
@@ -345,3 +345,43 @@ def test_offline_only_what_was_fetched_before_is_found(
     assert find_surrogate("me/digits/ipc-2") == folder
     with pytest.raises(ArtifactError, match="HF_HUB_OFFLINE=1"):
         find_surrogate("me/other")
+
+
+# a generator
+
+
+@pytest.mark.slow
+def test_a_generator_is_exported_with_what_its_stage_recorded(tmp_path: Path, capsys) -> None:
+    generator, out = tmp_path / "generator", tmp_path / "small"
+    assert gendistill("finetune", "--config", TINY, "--output_dir", generator) == 0
+    message = refused(capsys, "export", generator, "--output_dir", out)
+    assert "generator is a generator, which is no surrogate set. Export it with --format diffusers." in message
+    command = ("export", generator, "--format", "diffusers", "--dtype", "bf16", "--output_dir", out)
+    capsys.readouterr()
+    assert gendistill(*command) == 0
+    assert "10 classes in bf16, 7 files" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "| plain diffusion | 12 steps of 16 images, adamw" in card
+    assert "| seconds of training | plain diffusion " in card
+    assert [name for name, data in tree(out).items() if str(tmp_path).encode() in data] == []
+    first = tree(out)
+    assert "small is not empty. Replace it with --overwrite" in refused(capsys, *command)
+    assert gendistill(*command, "--overwrite") == 0
+    assert {k: v for k, v in tree(out).items() if k != "export.json"} == {
+        k: v for k, v in first.items() if k != "export.json"
+    }
+    sampled = ("--ipc", 1, "--pool", 0, "--num_inference_steps", 2, "--output_dir", tmp_path / "samples")
+    assert gendistill("sample", out, *sampled) == 0
+    manifest = json.loads((tmp_path / "samples" / "ipc-1" / "manifest.json").read_text())
+    assert manifest["shared_seconds"]["generator"] > 0
+
+
+def test_what_is_no_generator_or_fits_none_is_refused(tmp_path: Path, sets: dict[int, Path], capsys) -> None:
+    command = ("--format", "diffusers", "--output_dir", tmp_path / "out")
+    assert "model_index.json" in refused(capsys, "export", sets[1], *command)
+    assert "surrogate is " in refused(capsys, "export", sets[1], sets[2], *command)
+    for option in ("--evaluation=s.json", "--push_to_hub=me/it"):
+        assert "expected null with format diffusers" in refused(capsys, "export", sets[1], option, *command)
+    message = refused(capsys, "export", sets[1], "--dtype", "bf16", "--output_dir", tmp_path / "out")
+    assert "dtype is 'bf16'; expected 'fp32': it is used only with format diffusers" in message
+    assert not (tmp_path / "out").exists()
