@@ -25,8 +25,10 @@ from gendistill.config import Prototypes as Prototypes
 from gendistill.config import Queue as Queue
 from gendistill.config import RefineConfig as RefineConfig
 from gendistill.config import Representative as Representative
+from gendistill.config import RepulsionGuidance as RepulsionGuidance
 from gendistill.config import SampleConfig as SampleConfig
 from gendistill.config import TeacherConfig as TeacherConfig
+from gendistill.config import TransportGuidance as TransportGuidance
 from gendistill.config import UNet as UNet
 from gendistill.config import WmddConfig as WmddConfig
 from gendistill.config.commands import RunConfig as RunConfig

@@ -57,7 +57,18 @@ from gendistill.config.refine import (
     WmddConfig,
     WmddStart,
 )
-from gendistill.config.sample import ClassifierFree, Guidance, ModeGuidance, Prototypes, SampleConfig, Scheduler, Start
+from gendistill.config.sample import (
+    ClassifierFree,
+    CoupledGuidance,
+    Guidance,
+    ModeGuidance,
+    Prototypes,
+    RepulsionGuidance,
+    SampleConfig,
+    Scheduler,
+    Start,
+    TransportGuidance,
+)
 from gendistill.config.teacher import LabelConfig, Online, PerImage, PerView, Pretrained, TeacherConfig
 
 __all__ = [
@@ -71,6 +82,7 @@ __all__ = [
     "ClassifierFree",
     "Compile",
     "Continual",
+    "CoupledGuidance",
     "DataConfig",
     "DiT",
     "Distance",
@@ -109,12 +121,14 @@ __all__ = [
     "Reduction",
     "RefineConfig",
     "Representative",
+    "RepulsionGuidance",
     "SampleConfig",
     "Scheduler",
     "Sizes",
     "Start",
     "TeacherConfig",
     "Tracker",
+    "TransportGuidance",
     "UNet",
     "Weighting",
     "WmddConfig",

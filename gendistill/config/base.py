@@ -267,10 +267,11 @@ def _split(item: Any, word: str) -> list[str]:
 
 def item_of(hint: Any) -> Any:
     """The type of the items of a list that a type takes; None where it takes none."""
+    if get_origin(hint) is Annotated:
+        return item_of(get_args(hint)[0])
     for arm in arms(hint):
         if _origin(arm) in (tuple, list):
-            inner = get_args(arm)[0] if get_origin(arm) is Annotated else arm
-            return (get_args(inner) or (Any,))[0]
+            return item_of(arm) if get_origin(arm) is Annotated else (get_args(arm) or (Any,))[0]
     return None
 
 

@@ -134,7 +134,7 @@ class SampleCommand(StageOptions, SampleConfig):
         revision: Branch, tag or commit of a Hub id.
         adapter: Adapter folder (GENERATOR/adapter of a fine-tuned model) to apply to the generator that it was made
             for.
-        data: The real images, for guidance mode and start prototypes.
+        data: The real images, for guidance mode and transport and for start prototypes.
     """
 
     generator: str

@@ -1,27 +1,44 @@
 """Sampling: each image is a function of the generator, the options, the seed, its class and its index.
 
 Noise comes from the image's own stream, and on CPU each row has the bits of a batch of one constant shape, because
-kernels round differently for another shape.
+kernels round differently for another shape. Where guidance couples the images of a group, whole groups are denoised
+whichever of their images are asked for, and their guidance is computed group by group.
 
-Legend: B images of a batch, (c,h,w) what the network denoises, (C,H,W) decoded images; T timesteps of training;
-alpha_bar (B,), the cumulative product of 1 - beta at each image's timestep; sigma^2 = 1 - alpha_bar; level = t / T, the
-noise level, from 0 (clean) to 1.
+Legend: B images of a batch, G images of a group, (c,h,w) what the network denoises, (C,H,W) decoded images; K classes,
+M clusters of a class; T timesteps of training; level = t / T, the noise level, from 0 (clean) to 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gendistill.config import ModeGuidance, Prototypes, SampleConfig
+from gendistill.config import (
+    ClassifierFree,
+    CoupledGuidance,
+    Guidance,
+    ModeGuidance,
+    Prototypes,
+    RepulsionGuidance,
+    SampleConfig,
+    TransportGuidance,
+)
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import Codec
 from gendistill.generator.few_rows import FewRows, padded
 from gendistill.generator.generator import Generator
+from gendistill.generator.guidance import (
+    acts_at,
+    classifier_free,
+    move_x0_toward,
+    repulsion,
+    scale_of_third,
+    transport_targets,
+)
 from gendistill.generator.schedulers import make_scheduler, scheduler_step, start_from
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16, refuse_divergence, to_device
@@ -44,6 +61,32 @@ def requests_for(classes: int, ipc: int) -> list[Request]:
     return [Request(label, index) for index in range(ipc) for label in range(classes)]
 
 
+def in_groups(requests: Sequence[Request], group: int) -> list[list[Request]]:
+    """The requests by group, groups in the order of their first ones; image i of a class is in group i // ``group``."""
+    found: dict[tuple[int, int], list[Request]] = {}
+    for request in requests:
+        found.setdefault((request.label, request.index // group), []).append(request)
+    return list(found.values())
+
+
+def denoised_images(requests: Sequence[Request], group: int) -> int:
+    """How many images are denoised for the requests: whole groups."""
+    return group * len(in_groups(requests, group))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """k-means clusters of each class's real images, by population.
+
+    Attributes:
+        centres: (K,M,c,h,w), in the space that the network denoises.
+        masses: Their shares of the class's images, (K,M).
+    """
+
+    centres: Tensor
+    masses: Tensor
+
+
 @torch.no_grad()
 def sample(
     generator: Generator,
@@ -51,37 +94,48 @@ def sample(
     config: SampleConfig | None = None,
     *,
     seed: int = 0,
-    prototypes: Tensor | None = None,
+    clusters: Clusters | None = None,
 ) -> Iterator[tuple[list[Request], Tensor]]:
-    """Sample images in the order of ``requests``.
+    """Sample images in the order of ``requests``, or group by group where guidance couples the images of a group.
 
     Args:
         generator: On the device where everything but the drawing of noise runs.
         requests: What to make; labels are positions in ``generator.classes``.
         config: Solver, guidance, start, precision and batch size; its other options are not used.
         seed: Of the images' streams.
-        prototypes: Cluster centres (K,M,c,h,w) for guidance ``mode`` and start ``prototypes``; image i takes i mod M.
+        clusters: For guidance ``mode`` and start ``prototypes``, whose image i takes centre i mod M, and for guidance
+            ``transport``, which uses all.
 
     Yields:
-        (requests, images uint8 (b,C,H,W)) of at most ``config.batch_size`` images.
+        (requests, images uint8 (b,C,H,W)) of at most ``config.batch_size`` images, or of one group if that is larger.
 
     Raises:
-        ConfigError: an unknown solver, too many steps, guidance without a null class, or prototypes left out.
+        ConfigError: an unknown solver, too many steps, guidance without a null class, or clusters left out.
         DivergenceError: images that are not finite.
     """
     config = config or SampleConfig()
-    _check(generator, config, prototypes)
+    _check(generator, config, clusters)
     generator.network.eval()
     if config.compile:
         generator.network.compile()
     denoiser = Denoiser(generator, config.mixed_precision)
-    for start in range(0, len(requests), config.batch_size):
-        batch = list(requests[start : start + config.batch_size])
+    size, groups = config.group, in_groups(requests, config.group)
+    at_once = max(1, config.batch_size // size)
+    for start in range(0, len(groups), at_once):
+        asked = groups[start : start + at_once]
+        batch = [request for group in asked for request in _whole_group(group[0], size)]
         full = len(batch)
         if generator.device.type != "cpu":
-            full = min(config.batch_size, 1 << (full - 1).bit_length())  # few shapes: powers of two
-        x = _denoise(denoiser, batch + batch[:1] * (full - len(batch)), config, seed, prototypes)
-        yield batch, _decode(generator.codec, x[: len(batch)])
+            full = max(full, min(config.batch_size, 1 << (full - 1).bit_length()))  # few shapes: powers of two
+        x = _denoise(denoiser, batch + batch[:1] * (full - len(batch)), config, seed, clusters)
+        rows = [number * size + request.index % size for number, group in enumerate(asked) for request in group]
+        yield [request for group in asked for request in group], _decode(generator.codec, x[rows])
+
+
+def _whole_group(one: Request, size: int) -> list[Request]:
+    """All requests of the group to which one of them belongs."""
+    first = one.index // size * size
+    return [Request(one.label, index) for index in range(first, first + size)]
 
 
 def check_guidance(generator: Generator, config: SampleConfig) -> None:
@@ -90,6 +144,10 @@ def check_guidance(generator: Generator, config: SampleConfig) -> None:
     if wanted is None:
         return
     channels = generator.sample_shape[0]
+    scale = f"sample.guidance_scale is {wanted.scale:g}"
+    if wanted.windows is not None:
+        scale = f"sample.guidance_windows is {list(wanted.windows)}"
+    expected = "1" if wanted.windows is None else "null"
     if wanted.channels is not None and wanted.channels > channels:
         raise ConfigError(
             f"sample.guidance_channels is {wanted.channels}, but the network denoises {channels} channel(s); expected "
@@ -97,29 +155,29 @@ def check_guidance(generator: Generator, config: SampleConfig) -> None:
         )
     if generator.null_class is None:
         raise ConfigError(
-            f"sample.guidance_scale is {wanted.scale:g}, but the network has no null class to be guided away "
-            "from; expected 1, with guidance none or mode. A network trained here has a null class."
+            f"{scale}, but the network has no null class to be guided away from; expected {expected}, with guidance "
+            "none, mode, transport or repulsion. A network trained here has a null class."
         )
     if generator.meta.get("null_class_trained") is False:
         raise ConfigError(
-            f"sample.guidance_scale is {wanted.scale:g}, but the generator was trained with label_dropout 0, so "
-            "its null class means nothing; expected 1, or train with finetune.label_dropout 0.1."
+            f"{scale}, but the generator was trained with label_dropout 0, so its null class means nothing; expected "
+            f"{expected}, or train with finetune.label_dropout 0.1."
         )
 
 
-def _check(generator: Generator, config: SampleConfig, prototypes: Tensor | None) -> None:
+def _check(generator: Generator, config: SampleConfig, clusters: Clusters | None) -> None:
     check_guidance(generator, config)
-    if config.modes is None:
+    if config.needs_data is None:
         return
-    option = "guidance mode" if isinstance(config.guidance, ModeGuidance) else "start prototypes"
-    if prototypes is None:
-        raise ConfigError(f"sample.{option} needs cluster centres of the real images; give prototypes, or the data.")
-    wanted = (len(generator.classes), *generator.sample_shape)
-    if (prototypes.shape[0], *prototypes.shape[2:]) != wanted or not prototypes.numel():
+    if clusters is None:
+        raise ConfigError(f"sample.{config.needs_data} needs clusters of the real images; give clusters, or the data.")
+    wanted, centres = (len(generator.classes), *generator.sample_shape), clusters.centres
+    if (centres.shape[0], *centres.shape[2:]) != wanted or not centres.numel():
         raise ValueError(
-            f"prototypes are {tuple(prototypes.shape)}; expected (K,M,c,h,w) with K = {wanted[0]} and (c,h,w) = "
-            f"{wanted[1:]}."
+            f"centres are {tuple(centres.shape)}; expected (K,M,c,h,w) with K = {wanted[0]} and (c,h,w) = {wanted[1:]}."
         )
+    if clusters.masses.shape != centres.shape[:2]:
+        raise ValueError(f"masses are {tuple(clusters.masses.shape)}; expected (K,M) = {tuple(centres.shape[:2])}.")
 
 
 class Denoiser:
@@ -152,7 +210,7 @@ class Denoiser:
 
 
 def _denoise(
-    denoiser: Denoiser, batch: list[Request], config: SampleConfig, seed: int, prototypes: Tensor | None
+    denoiser: Denoiser, batch: list[Request], config: SampleConfig, seed: int, clusters: Clusters | None
 ) -> Tensor:
     """x0 (B,c,h,w) of a whole batch."""
     generator, device = denoiser.generator, denoiser.generator.device
@@ -160,9 +218,10 @@ def _denoise(
     eps = to_device(torch.stack([torch.randn(generator.sample_shape, generator=rng) for rng in rngs]), device)
     condition = to_device(generator.mapping.condition(torch.tensor([r.label for r in batch])), device)
     modes = None
-    if prototypes is not None:
-        modes = prototypes[[r.label for r in batch], [r.index % prototypes.shape[1] for r in batch]]
+    if clusters is not None:
+        modes = clusters.centres[[r.label for r in batch], [r.index % clusters.centres.shape[1] for r in batch]]
         modes = to_device(modes, device).to(eps.dtype)
+    target = _target(config.guidance, batch, modes, clusters)
     # Solvers keep a history, so each batch gets a new one.
     steps = make_scheduler(generator, config.scheduler, config.num_inference_steps)
     if isinstance(config.start, Prototypes):
@@ -171,9 +230,42 @@ def _denoise(
         x, timesteps = start_from(steps, eps, None, 1.0)
     for t in timesteps:
         xt = steps.scale_model_input(x, t)
-        prediction, variance = predict(denoiser, xt, t, condition, config, modes)
+        prediction, variance = predict(denoiser, xt, t, condition, config, target)
         x = scheduler_step(steps, prediction, variance, t, x, rngs)
     return x
+
+
+Target = Callable[[Tensor], Tensor]  # predicted x0 (B,c,h,w) -> where guidance moves it, (B,c,h,w)
+
+
+def _target(guidance: Guidance, batch: list[Request], modes: Tensor | None, clusters: Clusters | None) -> Target | None:
+    """What guidance moves the predicted x0 of a batch toward; None where it moves none."""
+    labels = [request.label for request in batch]
+    if isinstance(guidance, ModeGuidance) and modes is not None:
+        return lambda _: modes
+    if isinstance(guidance, TransportGuidance) and clusters is not None:
+        atoms, masses, strength = clusters.centres.flatten(2), clusters.masses, guidance.regularisation
+        return lambda x0: by_group(
+            x0, labels, guidance.group, lambda own, k: transport_targets(own, atoms[k], masses[k], strength)
+        )
+    if isinstance(guidance, RepulsionGuidance):
+        return lambda x0: by_group(x0, labels, guidance.group, lambda own, _: own + repulsion(own))
+    return None
+
+
+def by_group(x0: Tensor, labels: Sequence[int], group: int, target: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Targets (B,c,h,w) of the predicted x0 of whole groups, each computed alone on the CPU from (G,D) and its class.
+
+    So no bit of a group depends on the groups beside it in a batch.
+
+    Raises:
+        DivergenceError: an x0 that is not finite.
+    """
+    found = []
+    for start, own in zip(range(0, len(x0), group), x0.flatten(1).float().cpu().split(group), strict=True):
+        refuse_divergence("The generator predicts images that are", [own], REMEDY)
+        found.append(target(own, labels[start]))
+    return torch.cat(found).view_as(x0).to(x0)
 
 
 def predict(
@@ -182,114 +274,49 @@ def predict(
     t: Tensor,
     condition: Tensor,
     config: SampleConfig,
-    modes: Tensor | None = None,
+    target: Target | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The guided prediction (B,c,h,w) and the variance values of a learned sigma, at one timestep t ().
 
-    Classifier-free guidance acts only within its interval; outside, the pass of the null class is left out. Mode
-    guidance acts on the result, down to the noise level ``mode_stop``. The variance is that of the class.
+    Where the scale of classifier-free guidance is 1, the pass of the null class is left out. The other guidance moves
+    the x0 of the result toward its ``target``, at its own noise levels. The variance is that of the class.
     """
-    generator = denoiser.generator
+    generator, guidance = denoiser.generator, config.guidance
     level, alpha_bar = float(t) / len(generator.alphas_cumprod), generator.alphas_cumprod[round(float(t))]
     free = config.classifier_free
-    if free and acts_at(level, free.interval):
+    scale = _free_scale(free, level)
+    if free and scale != 1:
         without = torch.full_like(condition, generator.null_class or 0)
         output = denoiser(torch.cat([xt, xt]), t, torch.cat([condition, without]))
         (prediction, variance), (null, _) = (diffusion.split_prediction(o, xt.shape[1]) for o in output.chunk(2))
-        prediction = classifier_free(prediction, null, free.scale, free.channels)
+        prediction = classifier_free(prediction, null, scale, free.channels)
     else:
         output = denoiser(xt, t, condition)
         prediction, variance = diffusion.split_prediction(output, xt.shape[1])
-    mode = config.guidance
-    if isinstance(mode, ModeGuidance) and modes is not None and level > mode.stop:
+    if target is not None and isinstance(guidance, MOVING) and _moves_at(guidance, level):
         alpha_bar = to_device(alpha_bar, xt.device).expand(len(xt))
-        prediction = mode_guidance(prediction, xt, modes, alpha_bar, mode.scale, generator.prediction_type)
+        goal = target(diffusion.predicted_x0(prediction, xt, alpha_bar, generator.prediction_type))
+        prediction = move_x0_toward(prediction, xt, goal, alpha_bar, guidance.scale, generator.prediction_type)
     return prediction, variance
 
 
-def acts_at(level: float, interval: tuple[float, float]) -> bool:
-    """Whether low <= level <= high, the noise levels where guidance pays (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-
-    Where we differ: the paper gives the interval as the standard deviation of the noise; t / T grows with it and has
-    one range for all schedules.
-
-    Args:
-        level: t / T, in [0, 1].
-        interval: (low, high), in [0, 1].
-    """
-    low, high = interval
-    return low <= level <= high
+MOVING = (ModeGuidance, TransportGuidance, RepulsionGuidance)
 
 
-def classifier_free(with_class: Tensor, without: Tensor, scale: float, channels: int | None = None) -> Tensor:
-    """Classifier-free guidance: null + scale * (class - null) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
-
-    ``scale`` is the paper's 1 + w. The formula is linear, so it serves epsilon and v alike. By default all channels are
-    guided, as in diffusers' DiTPipeline; the released DiT and Minimax codes guide the first three latent channels.
-
-    Args:
-        with_class: The prediction for the class, (B,c,h,w), without a learned variance.
-        without: The prediction for the null class, (B,c,h,w).
-        scale: At least 1; 1 is no guidance.
-        channels: Only the first so many are guided, from 1 to c; the others are those for the class.
-
-    Returns:
-        The guided prediction, (B,c,h,w).
-    """
-    guided = without + scale * (with_class - without)
-    return guided if channels is None else torch.cat([guided[:, :channels], with_class[:, channels:]], 1)
+def _moves_at(guidance: ModeGuidance | CoupledGuidance, level: float) -> bool:
+    """Whether guidance moves x0 at a noise level: down to ``mode_stop``, or within ``coupling_interval``."""
+    if isinstance(guidance, CoupledGuidance):
+        return acts_at(level, guidance.coupling_interval)
+    return level > guidance.stop
 
 
-def mode_weight(alpha_bar: Tensor, scale: float) -> Tensor:
-    """The share w of the way from x0 to its mode: min(1, scale * sigma^2 / sqrt(alpha_bar)).
-
-    Args:
-        alpha_bar: (B,), in [0, 1].
-        scale: lambda, at least 0.
-
-    Returns:
-        (B,), in [0, 1].
-    """
-    signal = alpha_bar.sqrt().clamp(min=torch.finfo(alpha_bar.dtype).tiny)
-    return (scale * (1 - alpha_bar) / signal).clamp(max=1)
-
-
-def mode_guidance(
-    output: Tensor, xt: Tensor, mode: Tensor, alpha_bar: Tensor, scale: float, prediction_type: str
-) -> Tensor:
-    """Mode guidance of MGD3 (Chan-Santiago et al. 2025, arXiv 2505.18963): moves the predicted x0 toward a mode.
-
-    eps' = eps - scale * sigma * g with g = mode - x0(eps), which is x0' = x0 + w g with w = scale * sigma^2 /
-    sqrt(alpha_bar), and v' = v - (w / sigma) g. A scale of 0 changes nothing; a large one puts the mode in x0's place.
-
-    Where we differ: the released code adds scale * std * g to each step of ancestral sampling, so that its strength
-    depends on the number of steps and other solvers have none; shifting the prediction serves every solver. And w is
-    at most 1: at the noisiest timesteps 1 / sqrt(alpha_bar) reaches hundreds to thousands and would throw x0 far
-    beyond the mode.
-
-    Args:
-        output: The prediction, epsilon or v, (B,c,h,w), without a learned variance.
-        xt: The network's input, (B,c,h,w).
-        mode: A cluster centre of each image's class, (B,c,h,w), in the space of xt.
-        alpha_bar: (B,), in [0, 1).
-        scale: lambda, at least 0; 0.1 in the paper.
-        prediction_type: ``epsilon`` or ``v_prediction``.
-
-    Returns:
-        The guided prediction, (B,c,h,w), of the same type as ``output``.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if not output.shape == xt.shape == mode.shape:
-        raise ValueError(f"output {tuple(output.shape)}, xt {tuple(xt.shape)} and mode {tuple(mode.shape)} must agree.")
-    columns = (-1,) + (1,) * (xt.dim() - 1)
-    noise = (1 - alpha_bar).sqrt().view(columns)
-    x0 = diffusion.predicted_x0(output, xt, alpha_bar, prediction_type)
-    shift = mode_weight(alpha_bar, scale).view(columns) * (mode - x0)
-    if prediction_type == "v_prediction":
-        return output - shift / noise
-    return output - shift * alpha_bar.sqrt().view(columns) / noise
+def _free_scale(free: ClassifierFree | None, level: float) -> float:
+    """The scale of classifier-free guidance at a noise level; 1 where it does not act."""
+    if free is None:
+        return 1.0
+    if free.windows is not None:
+        return scale_of_third(level, free.windows)
+    return free.scale if acts_at(level, free.interval) else 1.0
 
 
 def _decode(codec: Codec, x: Tensor) -> Tensor:

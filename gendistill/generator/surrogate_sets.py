@@ -1,13 +1,13 @@
 """Surrogate sets from a generator: in memory, or as folders whose images are written one by one.
 
-Prototypes are k-means centres of each class's real latents, for mode guidance and for starts.
+Prototypes are k-means centres of each class's real latents, for guidance toward them and for starts.
 Legend: K classes, M modes a class, N images, (c,h,w) the space the network denoises, D = c h w.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from gendistill import runtime
-from gendistill.config import ModeGuidance, SampleConfig, ipc_sizes, to_dict
+from gendistill.config import SampleConfig, ipc_sizes, to_dict
 from gendistill.data.class_positions import positions_by_class
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.batch_source import RealLatents
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.sampler import Request, requests_for, sample
+from gendistill.generator.sampler import Clusters, Request, denoised_images, in_groups, requests_for, sample
 from gendistill.io import WorkFolder
 from gendistill.progress import track
 from gendistill.seeding import derive
@@ -36,7 +36,8 @@ from gendistill.transport.plans import one_thread
 IMAGES = "images"  # where the largest set is written, image by image, before the sets are put together
 DECISIVE = (
     "num_inference_steps", "scheduler", "guidance", "guidance_scale", "guidance_interval", "guidance_channels",
-    "mode_scale", "mode_stop", "modes", "start", "strength", "mixed_precision", "compile",
+    "guidance_windows", "mode_scale", "mode_stop", "transport_scale", "transport_regularisation", "repulsion_scale",
+    "coupling_interval", "group", "modes", "start", "strength", "mixed_precision", "compile",
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def sample_set(
         generator: A generator of images; it is moved to the device of this process.
         ipc: Images per class, at least 1.
         config: Solver, guidance, start, classes, precision and batch size; its ipc, pool and base are not used.
-        data: Real images, needed by guidance ``mode`` and start ``prototypes``.
+        data: Real images, needed by guidance ``mode`` and ``transport`` and by start ``prototypes``.
         seed: Of the noise.
 
     Returns:
@@ -79,8 +80,8 @@ def sample_set(
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     requests = requests_for(len(generator.classes), ipc)
-    centres = _centres(generator, config, data, seed)
-    made = list(track(_images(generator, requests, config, centres, seed), f"sample x{ipc}", len(requests)))
+    clusters = _clusters(generator, config, data, seed)
+    made = list(_tracked(_images(generator, requests, config, clusters, seed), f"sample x{ipc}", requests, config))
     labels = torch.tensor([request.label for request, _ in made])
     order = torch.argsort(labels, stable=True)
     images = torch.stack([image for _, image in made])
@@ -89,17 +90,27 @@ def sample_set(
 
 
 def _images(
-    generator: Generator, requests: Sequence[Request], config: SampleConfig, centres: Tensor | None, seed: int
+    generator: Generator, requests: Sequence[Request], config: SampleConfig, clusters: Clusters | None, seed: int
 ) -> Iterator[tuple[Request, Tensor]]:
     if not requests:
         return
     generator.mapping.check(trusted=generator.meta.get("given_labels") or ())
-    for batch, images in sample(generator.to(runtime.device()), requests, config, seed=seed, prototypes=centres):
+    for batch, images in sample(generator.to(runtime.device()), requests, config, seed=seed, clusters=clusters):
         yield from zip(batch, images, strict=True)
 
 
-def _centres(generator: Generator, config: SampleConfig, data: RealData | None, seed: int) -> Tensor | None:
-    """Cluster centres (K,M,c,h,w) of the real images in the generator's space, where the options need them."""
+def _tracked(
+    made: Iterable[tuple[Request, Tensor]], label: str, requests: Sequence[Request], config: SampleConfig
+) -> Iterator[tuple[Request, Tensor]]:
+    """``made`` with a bar that counts the images that are denoised: the last one of a group counts the rest of it."""
+    costs = dict.fromkeys(requests, 1)
+    for group in in_groups(requests, config.group):
+        costs[group[-1]] += config.group - len(group)
+    return track(made, label, sum(costs.values()), size=lambda one: costs[one[0]])
+
+
+def _clusters(generator: Generator, config: SampleConfig, data: RealData | None, seed: int) -> Clusters | None:
+    """Clusters of the real images in the generator's space, where the options need them."""
     check_images(generator, config, data)
     if data is None or config.modes is None:
         return None
@@ -115,11 +126,10 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
         ConfigError: there are no real images.
         ArtifactError: they have another size or lack a class.
     """
-    if config.modes is None:
+    if config.needs_data is None:
         return
     if data is None:
-        option = "guidance mode" if isinstance(config.guidance, ModeGuidance) else "start prototypes"
-        raise ConfigError(f"sample.{option} needs the real images; give --data.name.")
+        raise ConfigError(f"sample.{config.needs_data} needs the real images; give --data.name.")
     wanted = (data.channels, data.image_size, data.image_size)
     if generator.image_shape != wanted:
         raise ArtifactError(
@@ -175,7 +185,7 @@ def write_sets(
         generator: A generator of images.
         folder: Where the sets and the log are written.
         config: Options of sampling, and which sets to write.
-        data: Real images, needed by guidance ``mode`` and start ``prototypes``.
+        data: Real images, needed by guidance ``mode`` and ``transport`` and by start ``prototypes``.
         seed: Of the noise.
         stage: ``base`` for a generator before its minimax phase, whose sets go into ``base/``, without a pool.
 
@@ -192,22 +202,24 @@ def write_sets(
         wanted = requests_for(len(classes), max(sets.values()))
         missing = runtime.of_main_process(lambda: [r for r in wanted if not writer.has(r.label, r.index)])
         start = time.perf_counter()
-        share = missing[state.process_index :: state.num_processes]
-        centres = runtime.of_main_process(lambda: _centres(generator, config, data, seed)) if missing else None
-        made: Any = _images(generator, share, config, centres, seed)
+        groups = in_groups(missing, config.group)[state.process_index :: state.num_processes]
+        share = [request for group in groups for request in group]
+        clusters = runtime.of_main_process(lambda: _clusters(generator, config, data, seed)) if missing else None
+        made: Any = _images(generator, share, config, clusters, seed)
         if state.is_main_process:
-            made = track(made, "sample (base)" if base else "sample", len(share))
+            made = _tracked(made, "sample (base)" if base else "sample", share, config)
         with closing(made):  # or the bar of a failed write would be drawn over its message
             for request, image in made:
                 writer.put(request.label, request.index, image)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    spent = time.perf_counter() - start
+    spent, denoised = time.perf_counter() - start, denoised_images(missing, config.group)
     for name, ipc in sets.items():
         target = folder.path / "base" / name if base else folder.path / name
         link_prefix(images, target, classes, ipc)
-        own = spent * ipc * len(classes) / len(missing) if missing else 0.0  # of its images, also those there before
+        needed = denoised_images(requests_for(len(classes), ipc), config.group)
+        own = spent * needed / denoised if missing else 0.0  # of its images, also those there before
         meta = _provenance(generator, config, seed, stage, own)
         write_card(target, write_manifest(target, classes, generator.image_shape, meta))
     folder.log({"stage": "sample", "set": stage, "images": len(missing), "sample": round(spent, 2)})
@@ -216,8 +228,8 @@ def write_sets(
 COMPONENTS = 64
 
 
-def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: int) -> Tensor:
-    """Centres (K,M,c,h,w) float32, each class's by population, largest first; image i of a class takes i mod M.
+def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: int) -> Clusters:
+    """Centres (K,M,c,h,w) and masses (K,M) float32, each class's by population, largest first.
 
     The x0 are means of unmirrored images, clustered by class as in D4M (arXiv 2407.15138) and MGD3 (arXiv 2505.18963).
     Unlike there, clusters are found among the first 64 principal components, and a centre is the mean of its members in
@@ -235,12 +247,13 @@ def prototypes(latents: RealLatents, classes: Sequence[str], modes: int, seed: i
                 f"sample.modes is {modes}, but class {name!r} has {len(index)} real image(s); expected at most that."
             )
         x0 = latents.x0(index, torch.zeros(len(index), dtype=torch.bool))
-        found.append(_class_centres(x0.flatten(1).numpy(), modes, derive(seed, "prototypes", name)))
-    return torch.from_numpy(np.stack(found)).view(len(classes), modes, *latents.shape)
+        found.append(_class_clusters(x0.flatten(1).numpy(), modes, derive(seed, "prototypes", name)))
+    centres, masses = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
+    return Clusters(centres.view(len(classes), modes, *latents.shape), masses)
 
 
-def _class_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """``count`` centres (M,D) of points (n,D), by population and then by first member."""
+def _class_clusters(points: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` centres (M,D) and masses (M,) of points (n,D), by population and then by first member."""
     with one_thread():  # or the order of a sum would decide which of two near centres an image joins
         reduced = _reduced(points, seed)
         atoms = kmeans_atoms(reduced, count, seed)
@@ -250,7 +263,9 @@ def _class_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     # Fewer different images than modes leave clusters empty: the image nearest to the atom takes their place.
     members = [m if len(m) else distances[:, j].argmin(keepdims=True) for j, m in enumerate(members)]
     members.sort(key=lambda m: (-len(m), m[0]))
-    return np.stack([points[m].mean(0, dtype=np.float64) for m in members]).astype(np.float32)
+    centres = np.stack([points[m].mean(0, dtype=np.float64) for m in members]).astype(np.float32)
+    sizes = np.array([len(m) for m in members])
+    return centres, (sizes / sizes.sum()).astype(np.float32)
 
 
 def _reduced(points: np.ndarray, seed: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from gendistill.generator.codec import PixelCodec
 from gendistill.generator.finetuning import with_mode
 from gendistill.generator.generator import Generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.sampler import requests_for, sample
+from gendistill.generator.sampler import denoised_images, requests_for, sample
 from gendistill.generator.trainer import train_generator
 from gendistill.matching.methods import real_flop
 from gendistill.networks.factories import build_network
@@ -155,14 +155,15 @@ def _samples(config: RunConfig, generator: Generator) -> float:
     """The largest set and, before the minimax phase, the largest base set."""
     options, classes = config.sample, len(generator.classes)
     largest = max(ipc_sizes(options.ipc))
-    images = classes * (max(largest, options.pool) + (largest if options.base else 0))
+    counts = (max(largest, options.pool), largest if options.base else 0)
+    images = sum(denoised_images(requests_for(classes, count), options.group) for count in counts)
     requests = requests_for(classes, -(-options.batch_size // classes))[: options.batch_size]
     few = replace(options, num_inference_steps=TIMED, guidance="none", start="noise", compile=False)
     start = time.perf_counter()
     for _ in sample(generator.to(runtime.device()), requests, few):
         pass
     seconds = (time.perf_counter() - start) / TIMED / len(requests)
-    passes = 2 if options.classifier_free else 1
+    passes = 1 + options.classifier_free.share if options.classifier_free else 1
     return seconds * options.num_inference_steps * passes * images
 
 

@@ -212,8 +212,11 @@ ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
     "finetune": {"rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None},
-    "sample": {"guidance_channels": None},
-}
+    "sample": {
+        "guidance_channels": None, "guidance_windows": None, "group": 10, "coupling_interval": [0.3, 0.8],
+        "transport_scale": 0.1, "transport_regularisation": 0.05, "repulsion_scale": 0.1,
+    },
+}  # fmt: skip
 
 
 def with_added(stage: str, options: Mapping[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Exact transport plans, distances and assignments, by POT's network simplex; unfinished plans are errors.
+"""Transport plans, exact by POT's network simplex or entropic, distances and assignments; unfinished plans are errors.
 
 Legend: x (n,d) and y (m,d) points; a (n,) and b (m,) masses of sum 1; cost (n,m); float64 NumPy inside.
 """
@@ -17,6 +17,9 @@ from gendistill.errors import ConvergenceError
 
 PIVOTS = 10_000_000  # POT's default, 100 000, is too low for 20 000 x 100
 LARGEST = 1e150  # squares of larger numbers overflow
+SINKHORN_STEPS = 2_000  # per plan; POT's default is 1000
+UNDERFLOW = 600  # cost / reg; exp(-745) is 0
+MISSED = 1e-3  # share of the mass that an entropic plan may leave in the wrong place
 EQUAL = 1e-11  # of the largest difference in cost: what rounding may make of a tie
 
 
@@ -93,6 +96,42 @@ def transport(a: np.ndarray, b: np.ndarray, cost: np.ndarray, pivots: int = PIVO
             "take fewer points."
         )
     return plan, float(log["cost"] * scale)
+
+
+def sinkhorn_method(largest: float, reg: float) -> str:
+    """POT's solver for costs up to ``largest``: in the log domain, 10 to 20 times as slow, only against underflow."""
+    return "sinkhorn" if largest < UNDERFLOW * reg else "sinkhorn_log"
+
+
+def entropic_plan(
+    a: ArrayLike | None,
+    b: ArrayLike | None,
+    cost: np.ndarray,
+    reg: float,
+    *,
+    steps: int = SINKHORN_STEPS,
+    remedy: str = "Take a larger reg.",
+) -> np.ndarray:
+    """The plan (n,m) of least <P, cost> + reg * sum P log P between masses ``a`` and ``b``, by Sinkhorn's iterations.
+
+    Masses are as in ``as_mass``; at most so many ``steps`` are taken; ``remedy`` ends the message of an error.
+
+    Raises:
+        ValueError: masses that do not fit the cost.
+        ConvergenceError: the plan misses its masses by more than ``MISSED``, or is not finite.
+    """
+    import ot
+
+    a, b = as_mass("a", a, len(cost)), as_mass("b", b, cost.shape[1])
+    method = sinkhorn_method(float(cost.max()), reg)
+    plan: np.ndarray = ot.sinkhorn(a, b, cost, reg, method=method, numItermax=steps, warn=False)
+    missed = max(np.abs(plan.sum(0) - b).sum(), np.abs(plan.sum(1) - a).sum())
+    if not missed <= MISSED:  # NaN is not either
+        raise ConvergenceError(
+            f"Sinkhorn's plans did not converge: {missed:.2g} of the mass is in the wrong place after {steps} steps "
+            f"at reg = {reg:g}. {remedy}"
+        )
+    return plan
 
 
 def wasserstein2(x: ArrayLike, y: ArrayLike, x_mass: ArrayLike | None = None, y_mass: ArrayLike | None = None) -> float:

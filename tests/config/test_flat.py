@@ -33,6 +33,8 @@ from gendistill.config import (
     Prototypes,
     Queue,
     Representative,
+    RepulsionGuidance,
+    TransportGuidance,
     UNet,
     to_dict,
 )
@@ -127,6 +129,18 @@ FLAT = {
         ["sample", "--generator", "g", "--guidance", "mode", "--start", "prototypes", "--modes=3", "--strength=1"],
         {"guidance": ModeGuidance(modes=3), "start": Prototypes(modes=3, strength=1.0)},
     ),
+    "transport": (
+        ["sample", "--generator", "g", "--guidance", "transport", "--group", "5", "--guidance_windows", "1", "2", "1"],
+        {"guidance": TransportGuidance(group=5, guidance_windows=(1.0, 2.0, 1.0))},
+    ),
+    "repulsion": (
+        ["sample", "--generator", "g", "--guidance=repulsion", "--repulsion_scale=1", "--coupling_interval", "0", "1"],
+        {"guidance": RepulsionGuidance(scale=1.0, coupling_interval=(0.0, 1.0))},
+    ),
+    "windows": (
+        ["sample", "--generator", "g", "--guidance", "cfg", "--guidance_windows", "0.5,4,1"],
+        {"guidance": ClassifierFree(windows=(0.5, 4.0, 1.0))},
+    ),
     "lora": (["finetune", "--adaptation", "lora", "--lora_rank", "4"], {"adaptation": LoRA(rank=4)}),
     "difffit": (["finetune", "--adaptation", "difffit"], {"adaptation": "difffit"}),
     "dit": (
@@ -170,7 +184,8 @@ def test_flags_choose_a_kind_and_its_options(case: str) -> None:
 
 IDLE = {
     "scale": (["sample", "--generator", "g", "--guidance_scale", "4"], "sample.guidance_scale is 4; expected 1.0: it"),
-    "modes": (["sample", "--generator", "g", "--modes", "3"], "guidance mode or start prototypes"),
+    "modes": (["sample", "--generator", "g", "--modes=3"], "guidance mode or guidance transport or start prototypes"),
+    "group": (["sample", "--generator", "g", "--group", "3"], "only with guidance transport or guidance repulsion"),
     "rank": (["finetune", "--lora_rank", "4"], "finetune.lora_rank is 4; expected 16: it is used only with adap"),
     "layers": (["finetune", "--model.num_layers", "2"], "finetune.model.num_layers is 2; expected 8"),
     "views": (["label", "--surrogate", "s", "--teacher", "t", "--mode", "online", "--views", "2"], "label.views is 2"),
@@ -194,6 +209,8 @@ def test_an_option_of_another_kind_is_refused(case: str) -> None:
 def test_two_choices_cannot_disagree_on_what_they_share() -> None:
     with pytest.raises(ConfigError, match=r"sample\.modes is 4; expected 3, because prototypes and guidance"):
         config.SampleConfig(guidance=ModeGuidance(modes=3), start=Prototypes(modes=4))
+    with pytest.raises(ConfigError, match=r"expected 3, because prototypes and guidance transport share"):
+        config.SampleConfig(guidance=TransportGuidance(modes=3), start=Prototypes(modes=4))
 
 
 @pytest.mark.parametrize("choice", [Gradient(distance="mse"), Gradient(), Queue(size=3), Features(class_aware=1.0)])

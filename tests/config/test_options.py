@@ -108,7 +108,8 @@ MESSAGES = {
     "a name": (lambda: config.RefineConfig(feature_loss="typo"), "refine.feature_loss is 'typo'; expected one of sq"),
     "a kind": (
         lambda: config.SampleConfig(guidance="cgf"),
-        "sample.guidance is 'cgf'; expected none or ClassifierFree(...) or ModeGuidance(...).",
+        "sample.guidance is 'cgf'; expected none or ClassifierFree(...) or ModeGuidance(...) or "
+        "TransportGuidance(...) or RepulsionGuidance(...).",
     ),
     "a kind with options": (lambda: config.ModelConfig(architecture="unett"), "expected UNet(...) or DiT(...)."),
     "the flat form": (
@@ -124,7 +125,10 @@ MESSAGES = {
         lambda: commands.TeacherCommand(output_dir=3, steps=2),
         "output_dir is 3; expected a path.",
     ),
-    "of a member": (lambda: config.ClassifierFree(scale=0.5), "sample.guidance_scale is 0.5; expected a number more"),
+    "of a member": (
+        lambda: config.ClassifierFree(scale=0.5),
+        "sample.guidance_scale is 0.5; expected a number of at least 1",
+    ),
 }  # fmt: skip
 
 

@@ -38,15 +38,17 @@ def grey(values: list[list[int]]) -> PixelLatents:
 
 def test_centres_are_the_means_of_their_clusters_by_population_and_then_by_first_image() -> None:
     latents = grey([[0, 0, 0, 255, 255, 128], [10, 20, 200, 210, 220, 215]])
-    found = prototypes(latents, NAMES, 2, seed=0)
+    found = prototypes(latents, NAMES, 2, seed=0).centres
     assert found.shape == (2, 2, 1, 2, 2)
     assert found.dtype == torch.float32
     pixels = (found[..., 0, 0, 0] + 1) * 127.5
     torch.testing.assert_close(pixels, torch.tensor([[0.0, (2 * 255 + 128) / 3], [211.25, 15.0]]))
+    masses = prototypes(latents, NAMES, 2, seed=0).masses
+    torch.testing.assert_close(masses, torch.tensor([[1 / 2, 1 / 2], [4 / 6, 2 / 6]]))
 
 
 def test_digits_are_clustered_as_well_as_by_plain_kmeans(digits: RealData) -> None:
-    found = prototypes(PixelLatents(digits.train), digits.classes, 5, seed=0)
+    found = prototypes(PixelLatents(digits.train), digits.classes, 5, seed=0).centres
     for number in (0, 8):
         points, centres = of_class(digits, number), found[number].flatten(1).numpy()
         plain = KMeans(5, n_init=4, random_state=0).fit(points).cluster_centers_
@@ -63,18 +65,18 @@ def test_principal_components_cost_little_spread() -> None:
     pixels = (blobs[rng.integers(6, size=300)] + rng.normal(0, 25, (300, 3 * 16 * 16))).clip(0, 255)
     split = Split(torch.from_numpy(pixels).to(torch.uint8).view(-1, 3, 16, 16), torch.zeros(300, dtype=torch.long))
     points = split.images.flatten(1).numpy() / 127.5 - 1
-    centres = prototypes(PixelLatents(split), ("blob",), 6, seed=0)[0].flatten(1).numpy()
+    centres = prototypes(PixelLatents(split), ("blob",), 6, seed=0).centres[0].flatten(1).numpy()
     plain = KMeans(6, n_init=4, random_state=0).fit(points).cluster_centers_
     assert spread(points, centres) < 1.01 * spread(points, plain)
 
 
 def test_the_seed_alone_decides(digits: RealData) -> None:
     latents = PixelLatents(digits.train)
-    one, again, other = (prototypes(latents, digits.classes, 4, seed) for seed in (0, 0, 1))
+    one, again, other = (prototypes(latents, digits.classes, 4, seed).centres for seed in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     with threadpool_limits(2):
-        assert torch.equal(prototypes(latents, digits.classes, 4, 0), one)
+        assert torch.equal(prototypes(latents, digits.classes, 4, 0).centres, one)
 
 
 def test_latents_are_their_means(digits: RealData) -> None:
@@ -82,7 +84,7 @@ def test_latents_are_their_means(digits: RealData) -> None:
     split = Split(digits.train.images[keep].repeat_interleave(2, 2).repeat_interleave(2, 3), digits.train.labels[keep])
     codec = LatentCodec(kl(), 1)
     latents = real_latents(codec, split, fingerprint="x", flip=True)
-    found = prototypes(latents, NAMES, 6, seed=0)  # as many modes as images: each centre is one of them
+    found = prototypes(latents, NAMES, 6, seed=0).centres  # as many modes as images: each centre is one of them
     mean = codec.encode(split.images.float() / 127.5 - 1).mean
     nearest = torch.cdist(found[1].flatten(1), mean[6:].flatten(1)).min(0).values
     assert nearest.max() < 1e-4
@@ -90,9 +92,12 @@ def test_latents_are_their_means(digits: RealData) -> None:
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_images_that_repeat_still_give_every_mode() -> None:
-    found = prototypes(grey([[0, 0, 0, 255]]), ("cat",), 3, seed=0)
+    found = prototypes(grey([[0, 0, 0, 255]]), ("cat",), 3, seed=0).centres
     assert found.isfinite().all()
     assert set(found.flatten().tolist()) == {-1.0, 1.0}
+    masses = prototypes(grey([[0, 0, 0, 255]]), ("cat",), 3, seed=0).masses
+    assert (masses > 0).all()
+    assert masses.sum() == pytest.approx(1)
 
 
 def test_too_few_images_are_refused_by_name() -> None:

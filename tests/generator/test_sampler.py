@@ -11,14 +11,23 @@ import torch
 from diffusers import DDPMScheduler, DiTPipeline, UNet2DModel
 from torch import Tensor
 
-from gendistill.config import ClassifierFree, DiT, ModeGuidance, ModelConfig, SampleConfig, UNet
+from gendistill.config import (
+    ClassifierFree,
+    DiT,
+    ModeGuidance,
+    ModelConfig,
+    RepulsionGuidance,
+    SampleConfig,
+    TransportGuidance,
+    UNet,
+)
 from gendistill.config.flat import unflatten
 from gendistill.data.pixels import to_uint8
-from gendistill.errors import ConfigError
+from gendistill.errors import ConfigError, DivergenceError
 from gendistill.generator import sampler, schedulers
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.sampler import Denoiser, Request, predict, requests_for, sample
+from gendistill.generator.sampler import Clusters, Denoiser, Request, predict, requests_for, sample
 from gendistill.generator.schedulers import SCHEDULERS, make_scheduler
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16
@@ -81,13 +90,21 @@ def centres(generator: Generator, modes: int = 2) -> Tensor:
     return torch.randn(shape, generator=torch_rng(0, "centres")).clamp(-1, 1)
 
 
+def clusters_of(centres: Tensor | None) -> Clusters | None:
+    """Of masses 1/3, 2/3 and so on, by class."""
+    if centres is None:
+        return None
+    masses = torch.arange(1.0, centres.shape[1] + 1).expand(centres.shape[:2])
+    return Clusters(centres, masses / masses.sum(1, keepdim=True))
+
+
 def images(
     generator: Generator, requests: list[Request], seed: int = 0, prototypes: Tensor | None = None, **options: Any
 ) -> dict[Request, Tensor]:
     flat = {"num_inference_steps": 5, "batch_size": 4, "mixed_precision": "no", **options}
     config = unflatten(SampleConfig, flat)
     made: dict[Request, Tensor] = {}
-    for batch, values in sample(generator, requests, config, seed=seed, prototypes=prototypes):
+    for batch, values in sample(generator, requests, config, seed=seed, clusters=clusters_of(prototypes)):
         made |= dict(zip(batch, values, strict=True))
     return made
 
@@ -96,7 +113,7 @@ def final_x(generator: Generator, requests: list[Request], prototypes: Tensor | 
     """What is decoded, before it is."""
     config = unflatten(SampleConfig, {"num_inference_steps": 5, "mixed_precision": "no", **options})
     with torch.no_grad():
-        return sampler._denoise(Denoiser(generator, "no"), requests, config, 0, prototypes)
+        return sampler._denoise(Denoiser(generator, "no"), requests, config, 0, clusters_of(prototypes))
 
 
 # An image is a function of (generator, seed, class, index).
@@ -115,6 +132,74 @@ def test_images_do_not_depend_on_order_company_or_batch_size(
     alone = images(generator, [Request(2, 1)], batch_size=1, **options)
     assert all(torch.equal(whole[r], odd[r]) for r in whole)
     assert torch.equal(alone[Request(2, 1)], whole[Request(2, 1)])
+
+
+TRANSPORT: dict[str, Any] = {"guidance": "transport", "transport_scale": 2.0, "group": 4, "modes": 3}
+REPULSION: dict[str, Any] = {"guidance": "repulsion", "repulsion_scale": 2.0, "group": 4, "guidance_scale": 2.0}
+coupled = pytest.mark.parametrize("options", [TRANSPORT, REPULSION], ids=["transport", "repulsion"])
+
+
+@pytest.mark.slow
+@both_models
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "heun", "ddpm"])
+@coupled
+def test_coupled_images_do_not_depend_on_what_else_is_asked_for(
+    generator: Generator, scheduler: str, options: dict[str, Any]
+) -> None:
+    """Nor on the batch size, though the images of a group act on each other."""
+    options = {**options, "scheduler": scheduler, "prototypes": centres(generator, 3), "num_inference_steps": 4}
+    whole = images(generator, requests_for(3, 6), batch_size=64, **options)
+    assert len(whole) == 18
+    for size in (1, 7):
+        assert all(
+            torch.equal(v, whole[r])
+            for r, v in images(generator, requests_for(3, 6), batch_size=size, **options).items()
+        )
+    fewer = images(generator, requests_for(3, 3)[::-1], batch_size=9, **options)
+    one_class = images(generator, [Request(2, i) for i in range(6)], batch_size=5, **options)
+    rest = images(generator, [Request(1, 5), Request(0, 1), Request(1, 2)], **options)  # as a resumed set asks
+    for found, count in ((fewer, 9), (one_class, 6), (rest, 3)):
+        assert len(found) == count
+        assert all(torch.equal(image, whole[r]) for r, image in found.items())
+
+
+@coupled
+def test_images_of_a_group_act_on_each_other_within_the_interval_alone(
+    unet: Generator, options: dict[str, Any]
+) -> None:
+    requests, options = requests_for(3, 4), {**options, "prototypes": centres(unet, 3)}
+    made, other = images(unet, requests, **options), images(unet, requests, **{**options, "group": 2})
+    assert not any(torch.equal(made[r], other[r]) for r in requests)
+    free = {name: options[name] for name in ("guidance_scale",) if name in options}
+    plain = images(unet, requests, **({"guidance": "cfg", **free} if free else {}))
+    assert not any(torch.equal(made[r], plain[r]) for r in requests)
+    never = images(unet, requests, **options, coupling_interval=(0.01, 0.02))
+    idle = images(unet, requests, **{**options, f"{options['guidance']}_scale": 0.0})
+    assert all(torch.equal(never[r], plain[r]) and torch.equal(idle[r], plain[r]) for r in requests)
+
+
+def test_groups_are_whole_runs_of_indices() -> None:
+    asked = [Request(0, 3), Request(1, 0), Request(0, 2), Request(0, 4)]
+    assert sampler.in_groups(asked, 4) == [[asked[0], asked[2]], [asked[1]], [asked[3]]]
+    assert sampler.in_groups(asked, 1) == [[one] for one in asked]
+    assert sampler.denoised_images(asked, 4) == 12
+    assert sampler.denoised_images(asked, 1) == 4
+
+
+def test_no_group_depends_on_the_groups_beside_it() -> None:
+    """Rows that pad a batch on a GPU are a part of a group, whose targets are thrown away."""
+    x0 = torch.randn(7, 1, 4, 4, generator=torch_rng(0))
+    seen: list[tuple[int, int]] = []
+
+    def target(own: Tensor, label: int) -> Tensor:
+        seen.append((len(own), label))
+        return own - own.mean(0)
+
+    found = sampler.by_group(x0, [0, 0, 0, 5, 5, 5, 0], 3, target)
+    assert seen == [(3, 0), (3, 5), (1, 0)]
+    assert torch.equal(found[3:6], sampler.by_group(x0[3:6], [5] * 3, 3, target))
+    with pytest.raises(DivergenceError, match="not finite"):
+        sampler.by_group(torch.full((3, 1), torch.nan), [0] * 3, 3, target)
 
 
 def test_seed_class_and_index_each_change_the_image(unet: Generator) -> None:
@@ -405,8 +490,76 @@ def test_mode_guidance_ends_at_its_stop(unet: Generator) -> None:
     with torch.no_grad():
         for t, acts in ((501, True), (500, False), (10, False)):
             plain, _ = predict(Denoiser(unet, "no"), x, torch.tensor(t), labels, SampleConfig(mixed_precision="no"))
-            guided, _ = predict(Denoiser(unet, "no"), x, torch.tensor(t), labels, config, modes)
+            guided, _ = predict(Denoiser(unet, "no"), x, torch.tensor(t), labels, config, lambda _: modes)
             assert torch.equal(plain, guided) is not acts
+
+
+def test_strong_transport_guidance_brings_the_group_to_the_atoms_by_mass(unet: Generator) -> None:
+    modes = centres(unet)
+    options = {**TRANSPORT, "modes": 2, "transport_scale": 1e9, "transport_regularisation": 0.01, "group": 6}
+    found = final_x(unet, [Request(1, i) for i in range(6)], modes, coupling_interval=(0.0, 1.0), **options)
+    distances = torch.cdist(found.flatten(1), modes[1].flatten(1))
+    assert distances.min(1).values.max() < 0.2
+    assert distances.argmin(1).bincount().tolist() == [2, 4]  # of masses 1/3 and 2/3
+
+
+def test_repulsion_drives_the_images_of_a_group_apart(unet: Generator) -> None:
+    requests = [Request(0, i) for i in range(6)]
+    options = {"guidance": "repulsion", "group": 6, "num_inference_steps": 10}
+    spread = [
+        torch.pdist(final_x(unet, requests, **options, repulsion_scale=scale).flatten(1)).mean()
+        for scale in (0.0, 0.3, 1.0)
+    ]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_windows_of_one_scale_are_that_scale_everywhere(unet: Generator) -> None:
+    requests, cfg = requests_for(3, 1), {"guidance": "cfg"}
+    one = images(unet, requests, **cfg, guidance_scale=3.0)
+    same = images(unet, requests, **cfg, guidance_windows=(3.0, 3.0, 3.0))
+    other = images(unet, requests, **cfg, guidance_windows=(0.5, 3.0, 1.0))
+    assert all(torch.equal(one[r], same[r]) for r in requests)
+    assert not any(torch.equal(one[r], other[r]) for r in requests)
+
+
+def test_windows_leave_out_the_null_pass_where_their_scale_is_one_and_mix_below_it(unet: Generator) -> None:
+    x, _, labels = some(unet)
+    config = SampleConfig(guidance=ClassifierFree(windows=(0.25, 1, 3)), mixed_precision="no")
+    denoiser, rows = Denoiser(unet, "no"), []
+    hook = unet.network.register_forward_pre_hook(lambda *_, **named: rows.append(1))
+    with torch.no_grad():
+        for t, scale in ((900, 0.25), (500, 1), (100, 3)):
+            with_class = unet.denoise(x, torch.tensor(t).expand(2), labels)
+            without = unet.denoise(x, torch.tensor(t).expand(2), torch.full((2,), unet.null_class or -1))
+            guided, _ = predict(denoiser, x, torch.tensor(t), labels, config)
+            torch.testing.assert_close(guided, without + scale * (with_class - without), rtol=1e-4, atol=1e-5)
+    hook.remove()
+    assert [config.guidance.share, ClassifierFree(scale=2, interval=(0.2, 0.7)).share] == pytest.approx([2 / 3, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (ClassifierFree, "guidance_scale is 1.0; expected a number more than 1, or guidance_windows"),
+        (lambda: ClassifierFree(windows=(1, 1, 1)), "three scales, not all of them 1"),
+        (lambda: ClassifierFree(windows=(1, -1, 1)), "guidance_windows is .*expected None or a list"),
+        (lambda: ClassifierFree(windows=(1, 2)), "guidance_windows is .*expected None or a list"),
+        (lambda: ClassifierFree(scale=2, windows=(1, 2, 1)), "guidance_scale is 2.0; expected 1 with guidance_windows"),
+        (
+            lambda: ClassifierFree(windows=(1, 2, 1), interval=(0.1, 1)),
+            r"guidance_interval is .*expected \[0, 1\] with",
+        ),
+        (lambda: TransportGuidance(guidance_windows=(1, 2, 1), guidance_scale=2), "expected 1 with guidance_windows"),
+        (lambda: RepulsionGuidance(guidance_channels=2), "guidance_channels is 2; expected null"),
+        (lambda: TransportGuidance(group=1), "group is 1; expected a whole number from 2 to 1000"),
+        (lambda: RepulsionGuidance(coupling_interval=(0.8, 0.3)), "coupling_interval is .*two ascending numbers"),
+        (lambda: TransportGuidance(regularisation=0), "transport_regularisation is 0; expected a number from 0.01"),
+        (lambda: RepulsionGuidance(scale=-1), "repulsion_scale is -1; expected a number of at least 0"),
+    ],
+)
+def test_options_of_guidance_that_do_not_go_together_are_refused(make: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make()
 
 
 def test_guidance_without_a_null_class_is_refused(unet: Generator) -> None:
@@ -417,6 +570,11 @@ def test_guidance_without_a_null_class_is_refused(unet: Generator) -> None:
     for guidance in ("cfg", "mode"):
         with pytest.raises(ConfigError, match="no null class"):
             images(generator, [Request(0, 0)], guidance=guidance, guidance_scale=2.0, prototypes=centres(generator))
+    with pytest.raises(
+        ConfigError, match=r"guidance_windows is \[1\.0, 2\.0, 1\.0\], but the network has no null class"
+    ):
+        images(generator, [Request(0, 0)], guidance="cfg", guidance_windows=(1.0, 2.0, 1.0))
+    images(generator, [Request(0, 0)], guidance="repulsion", group=2)
 
 
 # Prototypes.
@@ -456,13 +614,16 @@ def test_images_take_the_prototypes_in_turn(unet: Generator) -> None:
         assert (image.int() - wanted.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("options", [{"guidance": "mode"}, {"start": "prototypes"}])
+@pytest.mark.parametrize("options", [{"guidance": "mode"}, {"guidance": "transport"}, {"start": "prototypes"}])
 def test_prototypes_left_out_or_of_another_shape_are_refused(unet: Generator, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="needs cluster centres"):
+    with pytest.raises(ConfigError, match="needs clusters of the real images"):
         images(unet, [Request(0, 0)], **options)
     for wrong in (centres(unet)[:2], centres(unet)[..., :4], centres(unet)[:, :0]):
         with pytest.raises(ValueError, match=r"expected \(K,M,c,h,w\)"):
             images(unet, [Request(0, 0)], prototypes=wrong, **options)
+    config, lacking = unflatten(SampleConfig, options), Clusters(centres(unet), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"masses are \(3, 1\); expected \(K,M\) = \(3, 2\)"):
+        next(sample(unet, [Request(0, 0)], config, clusters=lacking))
 
 
 # Precision.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gendistill.cli import parse
-from gendistill.config import DiT
-from gendistill.stages import run
+from gendistill.config import ClassifierFree, DiT, RepulsionGuidance, SampleConfig
+from gendistill.data.sources import load_data
+from gendistill.stages import estimate, run
 from tests.generator.autoencoders import kl, tiny
 from tests.helpers import TINY, gendistill
 
@@ -39,6 +40,19 @@ def test_more_work_takes_longer(options):
     )
     usual, found = run.estimate(options), run.estimate(more)
     assert all(found[stage] > 2 * usual[stage] for stage in STAGES)
+
+
+def test_sampling_counts_whole_groups_and_passes_of_the_null_class(options, monkeypatch):
+    monkeypatch.setattr(estimate.time, "perf_counter", iter(range(100)).__next__)  # one second of sampling
+    generator = run.check_run(options, load_data("digits", max_per_class=40))
+
+    def seconds(**changes):
+        sample = SampleConfig(ipc=3, pool=12, base=True, num_inference_steps=6, batch_size=10, **changes)
+        return estimate._samples(replace(options, sample=sample), generator)
+
+    plain = seconds()
+    assert seconds(guidance=RepulsionGuidance(group=10)) == pytest.approx(plain * (20 + 10) / (12 + 3))
+    assert seconds(guidance=ClassifierFree(windows=(1, 2, 0.5))) == pytest.approx(plain * 5 / 3)
 
 
 def test_a_dry_run_prints_it_and_leaves_the_folder_alone(tmp_path, capsys):

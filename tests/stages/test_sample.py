@@ -18,13 +18,17 @@ from gendistill import progress
 from gendistill.generator.generator import Generator
 from gendistill.seeding import numpy_rng
 from gendistill.stages import sample as sample_stage
+from gendistill.stages.folder import ADDED
 from gendistill.surrogate.set import SurrogateSet
-from tests.helpers import TINY, files, gendistill
+from tests.helpers import TINY, edit, files, gendistill
 from tests.processes import launch, start
 
 pytestmark = pytest.mark.slow
 
 MODE = ("--guidance", "mode", "--mode_scale", 0.5, "--data.name", "digits", "--data.max_per_class", 40)
+COUPLED = ("--group", 4, "--coupling_interval", 0.1, 1)
+TRANSPORT = ("--guidance", "transport", "--transport_scale", 0.5, *COUPLED, "--data.name", "digits")
+REPULSION = ("--guidance", "repulsion", "--repulsion_scale", 0.5, *COUPLED, "--guidance_windows", "[1,2,0.5]")
 PROTOTYPES = ("--start", "prototypes", "--data.name", "digits", "--data.max_per_class", 40)
 Sample = Callable[..., Path]
 
@@ -67,15 +71,19 @@ def times(folder: Path) -> dict[str, int]:
 # --- the same bytes
 
 
-@pytest.mark.parametrize("more", [(), MODE, ("--scheduler", "ddpm", "--guidance", "cfg", "--guidance_scale", 2)])
+CFG = ("--scheduler", "ddpm", "--guidance", "cfg", "--guidance_scale", 2)
+
+
+@pytest.mark.parametrize("more", [(), MODE, CFG, TRANSPORT, REPULSION])
 def test_no_byte_depends_on_the_batch_size(sampled: Sample, more: tuple[object, ...]) -> None:
     found = [files(sampled(f"by {size}", *more, "--batch_size", size)) for size in (1, 7, 64)]
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 2 * 10 * (1 + 3)
 
 
-def test_smaller_sets_are_prefixes_of_larger_ones(sampled: Sample) -> None:
-    out, more = sampled("sets", "--pool", 4), sampled("more", "--ipc", 5)
+@pytest.mark.parametrize("guidance", [(), TRANSPORT, REPULSION])
+def test_smaller_sets_are_prefixes_of_larger_ones(sampled: Sample, guidance: tuple[object, ...]) -> None:
+    out, more = sampled("sets", *guidance, "--pool", 4), sampled("more", *guidance, "--ipc", 5)
     pool, three, one, five = (
         SurrogateSet.load(p) for p in (out / "pool", out / "ipc-3", out / "ipc-1", more / "ipc-5")
     )
@@ -91,9 +99,10 @@ def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.txt").write_text("mine")
     (tmp_path / "counts").mkdir()
-    refused, done, counted = launch(
+    refused, done, coupled, counted = launch(
         (*script, "--overwrite", "--output_dir", tmp_path / "mine"),
         (*script, *more, "--num_processes", 2, "--output_dir", tmp_path / "two"),
+        (*script, *TRANSPORT, "--num_processes", 2, "--output_dir", tmp_path / "two coupled"),
         (
             *("tests/generator/counted_prototypes.py", tmp_path / "counts", *command, *MODE),
             *("--base", "false", "--output_dir", tmp_path / "counted"),
@@ -107,11 +116,16 @@ def test_two_processes_make_the_sets_of_one(command: tuple[object, ...], sampled
     assert done.returncode == 0, done.stderr[-2000:]
     one = sampled("one", *more)
     assert files(tmp_path / "two") == files(one)
+    assert coupled.returncode == 0, coupled.stderr[-2000:]
+    assert files(tmp_path / "two coupled") == files(sampled("one coupled", *TRANSPORT))
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in one.iterdir()}
 
 
-def test_killed_sampling_goes_on_where_it_was(command: tuple[object, ...], sampled: Sample, tmp_path: Path) -> None:
-    options = ("--num_inference_steps", 30, "--base", "false")
+@pytest.mark.parametrize("guidance", [(), REPULSION])
+def test_killed_sampling_goes_on_where_it_was(
+    command: tuple[object, ...], sampled: Sample, tmp_path: Path, guidance: tuple[object, ...]
+) -> None:
+    options = (*guidance, "--num_inference_steps", 30, "--base", "false")
     whole, out = sampled("whole", *options), tmp_path / "killed"
     process = start(*command, *options, "--batch_size", 2, "--output_dir", out)
     images = tmp_path / "killed.partial" / "images" / "samples"
@@ -128,6 +142,34 @@ def test_killed_sampling_goes_on_where_it_was(command: tuple[object, ...], sampl
     assert {name: after[name] for name in before} == before  # the file itself, not one like it
     assert {p.name for p in resumed.iterdir()} == {p.name for p in whole.iterdir()}
     assert json.loads((resumed / "stage.json").read_text())["resumed"]
+
+
+@pytest.mark.parametrize("guidance", [TRANSPORT, REPULSION])
+def test_images_of_a_group_that_are_missing_come_out_as_before(
+    sampled: Sample, guidance: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = sampled("whole", *guidance, "--base", "false")
+    whole, partial = files(out / "ipc-3"), tmp_path / "cut.partial"
+    shutil.copytree(out / "ipc-3" / "train", partial / "images" / "samples" / "train")
+    record = json.loads((out / "stage.json").read_text())
+    (partial / "stage.json").write_text(json.dumps({**record, "state": "started"}))
+    for lost in ("3/00001", "3/00002", "7/00000"):
+        (partial / "images" / "samples" / "train" / f"{lost}.png").unlink()
+    resumed = sampled("cut", *guidance, "--base", "false", "--resume_from_checkpoint", "latest")
+    assert files(resumed / "ipc-3") == whole
+    log = [json.loads(line) for line in (resumed / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["images"] == 3
+
+
+def test_a_set_of_before_the_coupled_guidance_is_finished(sampled: Sample, tmp_path: Path) -> None:
+    out = sampled("set")
+    record = json.loads((out / "stage.json").read_text())
+    added = ADDED["sample"]
+    assert added.items() <= record["settings"]["options"].items()
+    options = {name: value for name, value in record["settings"]["options"].items() if name not in added}
+    edit(out / "stage.json", settings={**record["settings"], "options": options})
+    before = times(out)
+    assert times(sampled("set", "--resume_from_checkpoint", "latest")) == before
 
 
 # --- real images
@@ -155,7 +197,8 @@ def test_a_whole_run_can_be_guided(tmp_path: Path) -> None:
 
 
 def test_real_images_must_be_there_and_fit(refused: Callable[..., str], tmp_path: Path) -> None:
-    for options, name in ((MODE[:2], "guidance mode"), (PROTOTYPES[:2], "start prototypes")):
+    kinds = {"guidance mode": MODE[:2], "guidance transport": TRANSPORT[:2], "start prototypes": PROTOTYPES[:2]}
+    for name, options in kinds.items():
         said = refused(*options)
         assert f"sample.{name} needs the real images; give --data.name" in said
     assert "--data.image_size 8" in refused(*MODE, "--data.image_size", 16)
@@ -236,6 +279,16 @@ def test_progress_counts_images(
     assert re.search(r"sample \(base\): 30 of 30 \(100 %\)", said)
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [(record["set"], record["images"]) for record in log] == [("samples", 40), ("base", 30)]
+
+
+def test_progress_counts_whole_groups(
+    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "OFTEN", 0.0)
+    assert gendistill(*command, *REPULSION, "--base", "false", "--output_dir", tmp_path / "out") == 0
+    assert re.search(r"sample: 40 of 40 \(100 %\)", capsys.readouterr().err)  # 3 of each 4 are kept
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["images"] for record in log] == [30]
 
 
 # --- folders

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gendistill.errors import ConvergenceError
 from gendistill.transport import barycenter as module
+from gendistill.transport import plans
 from gendistill.transport.barycenter import barycenter, kmeans_atoms, solve_barycenter, wasserstein2
 from tests.transport.clouds import SEED, cloud, masses, problems
 
@@ -231,7 +232,7 @@ def test_iterations_and_their_limit_count_alike_in_both_loops(monkeypatch, limit
 @pytest.mark.filterwarnings("ignore:The barycenter stopped")
 @pytest.mark.parametrize("underflow", [0, 1e9], ids=["logarithms", "plain"])
 def test_entropic_atoms_are_pots(monkeypatch, underflow):
-    monkeypatch.setattr(module, "UNDERFLOW", underflow)
+    monkeypatch.setattr(plans, "UNDERFLOW", underflow)
     points, start, reg = cloud(0, 30), cloud(1, 3), 0.3
     variance = np.square(points - points.mean(0)).sum(1).mean()
     expected = ot.bregman.free_support_sinkhorn_barycenter(

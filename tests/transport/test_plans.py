@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from gendistill.errors import ConvergenceError
 from gendistill.transport.barycenter import assign, wasserstein2
-from gendistill.transport.plans import EQUAL, transport
+from gendistill.transport.plans import EQUAL, entropic_plan, transport
 from tests.transport.clouds import SEED, cloud, masses
 
 # wasserstein2
@@ -184,3 +185,28 @@ def test_a_tie_above_rounding_is_decided_by_position() -> None:
     """0.1 + 0.2 is not 0.3: the middle of two points is nearer to one of them, by rounding alone."""
     for points in ([[0.1], [0.5], [9.0]], [[0.5], [0.1], [9.0]], [[0.1 + 2e-16], [0.5], [9.0]]):
         assert assign([[(points[0][0] + points[1][0]) / 2]], points, EQUAL).tolist() == [0]
+
+
+# entropic plans
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data(), SEED, st.integers(1, 8), st.integers(1, 8), st.sampled_from([0.05, 0.5, 5.0]))
+def test_an_entropic_plan_has_its_masses_and_becomes_exact(data, seed, n, m, reg):
+    cost, a, b = ot.dist(cloud(seed, n), cloud(seed + 1, m)), data.draw(masses(n)) + 0.1, data.draw(masses(m)) + 0.1
+    cost = cost / (cost.max() or 1)
+    plan = entropic_plan(a, b, cost, reg)
+    np.testing.assert_allclose(plan.sum(0), b / b.sum(), atol=1e-3)
+    np.testing.assert_allclose(plan.sum(1), a / a.sum(), atol=1e-3)
+    least = transport(a / a.sum(), b / b.sum(), cost)[1]
+    assert least - 1e-3 <= (plan * cost).sum() <= least + reg * np.log(n * m) + 1e-3
+
+
+def test_costs_that_would_underflow_are_solved_in_the_log_domain():
+    cost = np.array([[0.0, 2000.0], [2000.0, 0.0]])
+    np.testing.assert_allclose(entropic_plan(None, None, cost, 1.0), np.eye(2) / 2, atol=1e-9)
+
+
+def test_a_plan_that_is_no_plan_is_an_error_with_its_remedy():
+    with pytest.raises(ConvergenceError, match=r"at reg = 1\. Do other things\."):
+        entropic_plan(None, None, np.full((2, 2), np.nan), 1.0, remedy="Do other things.")
