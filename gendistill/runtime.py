@@ -219,34 +219,6 @@ def forward_flop(network: nn.Module, *inputs: Tensor, **named: Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def compiler_failures(compiled: bool) -> tuple[type[Exception], ...]:
-    """What a network that is ``compiled`` raises where the compiler fails; nothing of one that is not."""
-    if not compiled:
-        return ()
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    return (BackendCompilerFailed,)
-
-
-_stopped_compiling = False
-
-
-def stop_compiling(error: Exception) -> None:
-    """Say so, and let compiled networks run as they are until ``resume_compiling``."""
-    global _stopped_compiling  # noqa: PLW0603
-    _stopped_compiling = True
-    torch.compiler.set_stance("force_eager")
-    progress.note(f"torch.compile fails here ({type(error).__name__}), so this part runs uncompiled")
-
-
-def resume_compiling() -> None:
-    """Undo ``stop_compiling``, if it was called."""
-    global _stopped_compiling  # noqa: PLW0603
-    if _stopped_compiling:
-        torch.compiler.set_stance("default")
-    _stopped_compiling = False
-
-
 def make_accelerator(
     mixed_precision: str = "no",
     gradient_accumulation_steps: int = 1,

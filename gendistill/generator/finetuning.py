@@ -266,19 +266,16 @@ class _Training:
         begun, start = max(checkpoints.steps(), default=0) if checkpoints else 0, time.perf_counter()
         if minimax and not begun and self.is_main:
             self._note_share_of_criteria()
-        try:
-            follow(
-                loop,
-                "minimax fine-tuning" if minimax else "generator",
-                steps,
-                start=begun,
-                log=self._log if self.is_main else None,
-                stage="finetune",
-                shown=self.is_main,
-                remedy=rate_advice(self.config, minimax=minimax),
-            )
-        finally:
-            runtime.resume_compiling()
+        follow(
+            loop,
+            "minimax fine-tuning" if minimax else "generator",
+            steps,
+            start=begun,
+            log=self._log if self.is_main else None,
+            stage="finetune",
+            shown=self.is_main,
+            remedy=rate_advice(self.config, minimax=minimax),
+        )
         if self.limit and self.limit.stopped_at:
             self.stopped = {"phase": name, "step": self.limit.stopped_at}
             steps = self.limit.stopped_at

@@ -24,6 +24,7 @@ from gendistill.generator.generator import Generator
 from gendistill.generator.memory import MinimaxMemories
 from gendistill.generator.muon import Muon, is_whole
 from gendistill.objectives import diffusion, minimax
+from gendistill.progress import note
 from gendistill.runtime import (
     Checkpoints,
     CheckpointTimer,
@@ -100,7 +101,7 @@ def train_generator(
         criteria: Of the minimax phase.
         seed: Of the batches.
         checkpoints: Where the state is saved, and where an interrupted training continues from.
-        estimate: Called once, after the first step, or the second where the first one compiles or starts a GPU.
+        estimate: Called once, after the first step, or the second where the first one starts a GPU.
         preview: Called with the step's number every ``preview_steps`` steps, with the averaged weights in place.
         limit: Ends the training early, with a checkpoint; its ``stopped_at`` is then the last step.
 
@@ -123,32 +124,23 @@ def train_generator(
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
-    network, optimizer = _prepared(generator, adapted, config, accelerator)
+    network, optimizer = _prepared(generator, adapted, config, accelerator, len(range(config.batch_size)[parts[0][0]]))
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
     batches = _micro_batches(source, range(done, steps), config, parts[accelerator.process_index], accelerator.device)
     alphas = generator.alphas_cumprod.to(accelerator.device)
-    slow_start = config.compile is True or torch.cuda.is_available()  # the first step compiles, or starts the GPU
-    timed = (min(done + 1, steps - 1) if slow_start else done) if estimate else None
-    failures = runtime.compiler_failures(config.compile is True)
+    timed = (min(done + 1, steps - 1) if torch.cuda.is_available() else done) if estimate else None
     runtime.reset_peak_memory()
-    timer = CheckpointTimer(done, parallel.most, wait=60 * config.checkpoint_minutes)
-    if limit:
-        limit.begin(done)
+    saving = _Saving(state, config, accelerator, checkpoints, limit, done)
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, peak, config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
-                kept = state.remembered() if failures and step == done else {}
-                try:
-                    losses = step_losses(generator, network, batch, alphas, state.memories)
-                    accelerator.backward(sum(losses.values()))
-                except failures as error:
-                    runtime.stop_compiling(error)
-                    losses = _again(state, network, batch, alphas, kept)
+                losses = step_losses(generator, network, batch, alphas, state.memories)
+                accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
                 optimizer.step()
@@ -156,16 +148,12 @@ def train_generator(
         state.ema.step(state.parameters)
         if estimate and step == timed:
             estimate(_estimate(state, _now() - start, steps - done))
-        if step + 1 < steps:
-            stops = limit is not None and limit.is_over(step + 1)
-            if checkpoints and (stops or (step + 1) % checkpoints.every == 0 or timer.is_due(step + 1)):
-                _save(state, step + 1, config, accelerator, checkpoints)
-                timer.restart(step + 1)
-            if preview and config.preview_steps and (step + 1) % config.preview_steps == 0:
-                with state.averaged():
-                    preview(step + 1)
+        stops = step + 1 < steps and saving.after(step + 1)
+        if preview and config.preview_steps and (step + 1) % config.preview_steps == 0 and step + 1 < steps:
+            with state.averaged():
+                preview(step + 1)
         yield {"phase": phase, "step": step + 1, **{k: v.detach() for k, v in losses.items()}}
-        if limit and limit.stopped_at:
+        if stops:
             break
     state.ema.copy_to(state.parameters)
     _release(accelerator, network, adapted)
@@ -174,21 +162,13 @@ def train_generator(
     return trained
 
 
-def _again(
-    state: TrainingState, network: nn.Module, batch: BatchDraw, alphas: Tensor, kept: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """A first step whose compilation failed, uncompiled; the memories, which may hold its batch, are as ``kept``."""
-    state.remember(kept)
-    losses = step_losses(state.generator, network, batch, alphas, state.memories)
-    state.accelerator.backward(sum(losses.values()))
-    return losses
-
-
-def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator) -> Any:
-    """The network and its optimiser, as accelerate trains them."""
+def _prepared(
+    generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator, rows: int
+) -> Any:
+    """The network and its optimiser, as accelerate trains them on micro-batches of so many ``rows``."""
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
-    network: Any = torch.compile(adapted.network) if config.compile is True else adapted.network
+    network: Any = _compiled(generator, adapted.network, config, rows) if config.compile is True else adapted.network
     parameters = adapted.trainable()
     optimizer: torch.optim.Optimizer
     if config.optimizer == "muon" and adapted.method == "full":
@@ -203,6 +183,54 @@ def _prepared(generator: Generator, adapted: Adapted, config: FinetuneConfig, ac
             "DeepSpeed divides them."
         )
     return prepared
+
+
+def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> nn.Module:
+    """The network compiled, which a pass of zeros forth and back tries; itself, with a note, where that fails."""
+    compiled = torch.compile(network.train())
+    device = generator.device
+    x, zero = torch.zeros(rows, *generator.sample_shape, device=device), torch.zeros(rows, device=device).long()
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            output = compiled(x, zero, class_labels=zero).sample
+        output.float().sum().backward()
+    except Exception as error:  # backward passes fail with the compiler's own error; ours would come again below
+        note(f"torch.compile fails here ({type(error).__name__}), so the generator trains uncompiled")
+        return network
+    finally:
+        network.zero_grad(set_to_none=True)
+    return compiled
+
+
+class _Saving:
+    """When checkpoints are saved, and when the training's time is over; asked after each step but the last."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        config: FinetuneConfig,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints | None,
+        limit: TimeLimit | None,
+        done: int,
+    ) -> None:
+        self.state, self.config, self.accelerator = state, config, accelerator
+        self.checkpoints, self.limit = checkpoints, limit
+        self.timer = CheckpointTimer(done, parallel.most, wait=60 * config.checkpoint_minutes)
+        if limit:
+            limit.begin(done)
+
+    def after(self, step: int) -> bool:
+        """Save what is due after ``step``; whether the training ends here."""
+        stops = self.limit is not None and self.limit.is_over(step)
+        checkpoints = self.checkpoints
+        if checkpoints and (stops or step % checkpoints.every == 0 or self.timer.is_due(step)):
+            tensors = self.state.tensors()  # by every process: sharded ones are gathered
+            _refuse_divergence(tensors, step, self.config, minimax=self.state.memories is not None)
+            if self.accelerator.is_main_process:
+                checkpoints.save(step, tensors)
+            self.timer.restart(step)
+        return stops
 
 
 def _micro_batches(
@@ -326,15 +354,6 @@ class TrainingState:
                 self.memories.load_state_dict(unprefixed("memory", state))
         return step
 
-    def remembered(self) -> dict[str, Tensor]:
-        """A copy of what the memories hold."""
-        return {k: v.clone() for k, v in self.memories.state_dict().items()} if self.memories else {}
-
-    def remember(self, kept: Mapping[str, Tensor]) -> None:
-        """Take back what ``remembered`` gave."""
-        if self.memories:
-            self.memories.load_state_dict(dict(kept))
-
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Put the running averages in place of the weights, in evaluation mode, until the block ends."""
@@ -361,15 +380,6 @@ def _estimate(state: TrainingState, seconds: float, steps: int) -> Estimate:
     trained = sum(p.numel() for p in state.parameters)
     held = FLOAT * (parameters + 4 * trained) + (state.memories.bytes if state.memories else 0)
     return Estimate(parameters, trained, held, runtime.peak_memory(), seconds, steps)
-
-
-def _save(
-    state: TrainingState, step: int, config: FinetuneConfig, accelerator: Accelerator, checkpoints: Checkpoints
-) -> None:
-    tensors = state.tensors()  # by every process: sharded ones are gathered
-    _refuse_divergence(tensors, step, config, minimax=state.memories is not None)
-    if accelerator.is_main_process:
-        checkpoints.save(step, tensors)
 
 
 def _release(accelerator: Accelerator, prepared: Any, adapted: Adapted) -> None:

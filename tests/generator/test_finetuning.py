@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from diffusers.utils import logging as diffusers_logging
+from functorch.compile import nop
+from torch._dynamo.backends.common import aot_autograd
 
 from gendistill.config import DiT, FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
@@ -169,28 +171,20 @@ def test_a_network_that_the_compiler_fails_on_trains_uncompiled(
     monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
     with show_progress():
         found = finetune(digits, replace(CONFIG, compile=True, mixed_precision="no"))[0]
-    assert capsys.readouterr().err.count("runs uncompiled") == 2  # once a phase
+    assert "trains uncompiled" in capsys.readouterr().err
     assert found.hash() == tuned.hash()
 
 
 @pytest.mark.slow
-def test_a_failure_in_the_backward_pass_leaves_no_batch_twice_in_the_memories(
+def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(
     digits: RealData, tuned: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._dynamo.exc import BackendCompilerFailed
+    def fails(graph: object, inputs: object) -> None:
+        raise ValueError("no code for this")
 
-    backward, compiled, calls = Accelerator.backward, torch.compile, []
-
-    def first_fails(self: Accelerator, loss: torch.Tensor) -> None:
-        calls.append(loss)
-        if len(calls) in (1, 5):  # the first of each phase of three steps
-            raise BackendCompilerFailed.__new__(BackendCompilerFailed)
-        backward(self, loss)
-
-    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="eager"))
-    monkeypatch.setattr(Accelerator, "backward", first_fails)
+    compiled, backend = torch.compile, aot_autograd(fw_compiler=nop, bw_compiler=fails)
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
     assert finetune(digits, replace(CONFIG, compile=True, mixed_precision="no"))[0].hash() == tuned.hash()
-    assert len(calls) == 8
 
 
 @pytest.mark.slow
