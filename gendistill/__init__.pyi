@@ -11,6 +11,7 @@ from gendistill.config import FinetuneConfig as FinetuneConfig
 from gendistill.config import Fresh as Fresh
 from gendistill.config import Gradient as Gradient
 from gendistill.config import LabelConfig as LabelConfig
+from gendistill.config import LogNormal as LogNormal
 from gendistill.config import LoRA as LoRA
 from gendistill.config import MatchingConfig as MatchingConfig
 from gendistill.config import MinimaxConfig as MinimaxConfig

@@ -151,6 +151,25 @@ class LoRA(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogNormal(Options):
+    """Timesteps whose noise-to-signal ratio sigma / sqrt(alpha_bar) is log-normal, as EDM trains (arXiv 2206.00364).
+
+    Attributes:
+        mean: Mean of the logarithm of the noise-to-signal ratio of the timesteps that are trained.
+        std: Its standard deviation.
+    """
+
+    section: ClassVar[str] = "finetune"
+    kind: ClassVar[str | None] = "log_normal"
+
+    mean: Annotated[float, Range(-20, 20), Flat("noise_mean")] = 0.0
+    std: Annotated[Positive, Flat("noise_std")] = 1.0
+
+
+Timesteps = Literal["uniform"] | LogNormal
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Options):
     """Training of the generator: plain diffusion first, then the minimax criteria on top.
 
@@ -174,6 +193,8 @@ class FinetuneConfig(Options):
         minimax_learning_rate: Peak learning rate in the second phase.
         optimizer: ``adamw``; or ``muon``, which orthogonalises the updates of hidden matrices and convolutions where
             all weights are trained, and learned faster from scratch where it was measured.
+        timesteps: Of plain training: ``uniform``, or ``log_normal``: most of them of middle noise, where an image takes
+            shape. The minimax phase draws uniform ones.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
         weight_decay: Decoupled weight decay.
@@ -211,6 +232,7 @@ class FinetuneConfig(Options):
     learning_rate: NonNegative = 1e-3
     minimax_learning_rate: NonNegative = 3e-4
     optimizer: OptimizerName = "adamw"
+    timesteps: Timesteps = "uniform"
     rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
     label_dropout: Share = 0.1

@@ -17,11 +17,13 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from gendistill.config import Timesteps
 from gendistill.data.class_positions import positions_by_class
 from gendistill.data.dataset import Split
 from gendistill.data.pixels import to_float
 from gendistill.errors import ConfigError
 from gendistill.generator.generator import Generator
+from gendistill.objectives import diffusion
 from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
 
@@ -138,11 +140,15 @@ class BatchSource:
         seed: int,
         phase: str,
         flip: bool = False,
+        timesteps: Timesteps = "uniform",
     ) -> None:
         check_label_dropout(generator, label_dropout)
         self.generator, self.latents, self.label_dropout, self.flip = generator, latents, label_dropout, flip
         self.seed, self.phase = seed, phase
         self.positions = positions_by_class(latents.labels, len(generator.classes))
+        alphas, self.distribution = generator.alphas_cumprod, None
+        if timesteps != "uniform":
+            self.distribution = diffusion.timestep_probabilities(alphas, timesteps.mean, timesteps.std).cumsum(0)
 
     def draw(self, step: int, batch_size: int, part: slice) -> BatchDraw:
         """The images ``part`` of global batch ``step``; every class has batch_size / K images, rounded up or down."""
@@ -151,7 +157,7 @@ class BatchSource:
         labels = (torch.arange(batch_size) + int(torch.randint(classes, (), generator=rng))) % classes
         labels = labels[torch.randperm(batch_size, generator=rng)]
         chance, dropping = torch.rand(2, batch_size, generator=rng, dtype=torch.float64)
-        t = torch.randint(len(self.generator.alphas_cumprod), (batch_size,), generator=rng)
+        t = self._timesteps(batch_size, rng)
         flipped = torch.rand(batch_size, generator=torch_rng(self.seed, self.phase, "flip", step)) < 0.5 * self.flip
         labels, chance, dropped, t = labels[part], chance[part], dropping[part] < self.label_dropout, t[part]
         index = torch.stack(
@@ -164,6 +170,13 @@ class BatchSource:
         if self.generator.null_class is not None:
             condition = condition.where(~dropped, self.generator.null_class)
         return BatchDraw(x0, self._noise("eps", step, slots), t, labels, condition, dropped)
+
+    def _timesteps(self, batch_size: int, rng: torch.Generator) -> Tensor:
+        count = len(self.generator.alphas_cumprod)
+        if self.distribution is None:
+            return torch.randint(count, (batch_size,), generator=rng)
+        chance = torch.rand(batch_size, generator=rng, dtype=torch.float64)
+        return torch.searchsorted(self.distribution, chance, right=True).clamp(max=count - 1)
 
     def _noise(self, purpose: str, step: int, slots: range) -> Tensor:
         shape = self.generator.sample_shape

@@ -19,6 +19,7 @@ from gendistill.generator.loading import load_model
 from gendistill.seeding import derive
 
 Network: TypeAlias = UNet2DModel | DiTTransformer2DModel
+LAST_OF_RESIDUALS = ("conv2", "to_out.0", "conv_out")  # zero at first (Ho et al. 2020); diffusers draws them
 KINDS: dict[str, tuple[str, type]] = {"unet": ("unet", UNet2DModel), "dit": ("transformer", DiTTransformer2DModel)}
 
 
@@ -55,7 +56,7 @@ def _unet(config: UNet, classes: int, channels: int, size: int) -> UNet2DModel:
             "another number of entries."
         )
     plain = levels - config.attention_levels
-    return UNet2DModel(
+    network = UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -67,6 +68,11 @@ def _unet(config: UNet, classes: int, channels: int, size: int) -> UNet2DModel:
         norm_num_groups=config.norm_num_groups,
         num_class_embeds=classes + 1,
     )
+    for name, module in network.named_modules():
+        if name.endswith(LAST_OF_RESIDUALS):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return network
 
 
 def _dit(config: DiT, classes: int, channels: int, size: int) -> DiTTransformer2DModel:

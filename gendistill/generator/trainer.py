@@ -127,7 +127,8 @@ def train_generator(
     network, optimizer = _prepared(generator, adapted, config, accelerator, len(range(config.batch_size)[parts[0][0]]))
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
-    source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip)
+    timesteps = "uniform" if criteria else config.timesteps
+    source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip, timesteps)
     batches = _micro_batches(source, range(done, steps), config, parts[accelerator.process_index], accelerator.device)
     alphas = generator.alphas_cumprod.to(accelerator.device)
     timed = (min(done + 1, steps - 1) if torch.cuda.is_available() else done) if estimate else None
@@ -185,7 +186,7 @@ def _prepared(
     return prepared
 
 
-def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> nn.Module:
+def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> Any:
     """The network compiled, which a pass of zeros forth and back tries; itself, with a note, where that fails."""
     compiled = torch.compile(network.train())
     device = generator.device

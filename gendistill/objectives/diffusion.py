@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 
 def _columns(value: Tensor, like: Tensor) -> Tensor:
@@ -32,6 +33,25 @@ def add_noise(x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     """
     signal, noise = _spread(alpha_bar, x0)
     return signal * x0 + noise * eps
+
+
+def timestep_probabilities(alphas_cumprod: Tensor, mean: float, std: float) -> Tensor:
+    """Probabilities (T,) of timesteps whose log(sigma / sqrt(alpha_bar)) is normal, in float64.
+
+    p_t = F(b_{t+1}) - F(b_t) with F the distribution function of N(mean, std^2) and b the middle between the logarithms
+    of two timesteps, without bounds at both ends. Source: EDM (Karras et al. 2022, arXiv 2206.00364, table 1), whose
+    sigma is our sigma / sqrt(alpha_bar); mean 0 and std 1 are the logit-normal times of rectified flow (Esser et al.
+    2024, arXiv 2403.03206, section 3.1).
+
+    Args:
+        alphas_cumprod: (T,), in (0, 1), falling.
+        mean: Of the logarithm.
+        std: Of the logarithm, more than 0.
+    """
+    alphas = alphas_cumprod.double()
+    logarithms = 0.5 * ((1 - alphas) / alphas).log()
+    inner = Normal(mean, std).cdf((logarithms[1:] + logarithms[:-1]) / 2)
+    return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)]).diff()
 
 
 def target(x0: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:

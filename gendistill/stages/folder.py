@@ -211,7 +211,10 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 ADDED: dict[str, dict[str, object]] = {
     "refine": {"refiner": "barycenter", "options": None},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
-    "finetune": {"rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None},
+    "finetune": {
+        "rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None,
+        "timesteps": "uniform", "noise_mean": 0.0, "noise_std": 1.0,
+    },
     "sample": {
         "guidance_channels": None, "guidance_windows": None, "group": 10, "coupling_interval": [0.3, 0.8],
         "transport_scale": 0.1, "transport_regularisation": 0.05, "repulsion_scale": 0.1,

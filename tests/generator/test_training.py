@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendistill.config import FinetuneConfig, MinimaxConfig, ModelConfig, UNet
+from gendistill.config import FinetuneConfig, LogNormal, MinimaxConfig, ModelConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.batch_source import BatchSource, PixelLatents, slices
@@ -215,3 +215,19 @@ def test_training_leaves_a_plain_network_behind(digits: RealData) -> None:
         with torch.no_grad():
             one, other = (g.network(*inputs).sample for g in (generator, copy))
         assert torch.equal(one, other)
+
+
+def test_log_normal_timesteps_are_of_middle_noise_and_leave_the_images_as_they_were(digits: RealData) -> None:
+    generator, latents = fresh(digits), PixelLatents(digits.train)
+    plain = BatchSource(generator, latents, 0.1, 0, "base").draw(0, 2000, slice(None))
+    drawn = BatchSource(generator, latents, 0.1, 0, "base", timesteps=LogNormal(mean=-0.5, std=0.5)).draw(
+        0, 2000, slice(None)
+    )
+    alphas = generator.alphas_cumprod[drawn.t]
+    logarithms = 0.5 * ((1 - alphas) / alphas).log()
+    assert abs(float(logarithms.mean()) + 0.5) < 0.05
+    assert abs(float(logarithms.std()) - 0.5) < 0.05
+    assert torch.equal(drawn.x0, plain.x0)
+    assert torch.equal(drawn.eps, plain.eps)
+    assert torch.equal(drawn.condition, plain.condition)
+    assert not torch.equal(drawn.t, plain.t)

@@ -16,6 +16,7 @@ from gendistill.objectives.diffusion import (
     predicted_x0,
     split_prediction,
     target,
+    timestep_probabilities,
     variational_bound,
 )
 
@@ -227,3 +228,21 @@ def test_variance_of_the_first_step_lies_between_its_beta_and_the_next_posterior
 def test_nothing_of_the_bound_is_read_on_the_host():
     problem = [value.to("meta") for value in bound_problem("linear")]
     assert variational_bound(*problem).shape == (len(TIMES),)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.2, 1.2)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_of_log_normal_noise_have_its_moments(schedule: str, mean: float, std: float) -> None:
+    alphas = DDPMScheduler(beta_schedule=schedule).alphas_cumprod.double()
+    found = timestep_probabilities(alphas, mean, std)
+    logarithms = 0.5 * ((1 - alphas) / alphas).log()
+    middle = (found * logarithms).sum()
+    assert found.shape == (1000,)
+    assert bool((found >= 0).all())
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0).double())
+    assert abs(middle - mean) < 0.05 * std
+    assert abs((found * (logarithms - middle).square()).sum().sqrt() - std) < 0.1 * std
+    edges = (logarithms[1:] + logarithms[:-1]) / 2
+    for t in (1, 300, 998):  # by a sum over many normal draws' distribution function, one entry at a time
+        low, high = (0.5 * (1 + math.erf((float(edge) - mean) / std / math.sqrt(2))) for edge in edges[t - 1 : t + 1])
+        assert float(found[t]) == pytest.approx(high - low, abs=1e-9)
