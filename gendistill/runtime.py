@@ -274,6 +274,13 @@ def own_accelerate_state() -> Iterator[None]:
             shared.update(before)
 
 
+def divides_weights(accelerator: Accelerator) -> bool:
+    """Whether the launcher (FSDP or DeepSpeed) gives a process parts of the weights or of the optimiser's state."""
+    from accelerate import DistributedType
+
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def owns_optimizer(accelerator: Accelerator) -> bool:
     """Whether the launcher (DeepSpeed) keeps the optimiser's state to itself, so that no checkpoint can hold it."""
     from accelerate import DistributedType

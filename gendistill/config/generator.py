@@ -26,7 +26,7 @@ from gendistill.config.base import (
 Prediction = Literal["v_prediction", "epsilon"]
 Reduction = Literal["per_sample", "global"]
 Weighting = Literal["none", "alpha_bar"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["auto", "adamw", "muon"]
 RateSchedule = Literal["cosine", "constant"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
@@ -189,10 +189,11 @@ class FinetuneConfig(Options):
         base_steps: Optimiser steps of plain diffusion training.
         minimax_steps: Optimiser steps with the criteria.
         batch_size: Images per optimiser step, over all processes together.
-        learning_rate: Peak learning rate in training from scratch.
+        learning_rate: Peak learning rate in training from scratch; null is 6e-3 for Muon and 1e-3 for AdamW.
         minimax_learning_rate: Peak learning rate in the second phase.
-        optimizer: ``adamw``; or ``muon``, which orthogonalises the updates of hidden matrices and convolutions where
-            all weights are trained, and learned faster from scratch where it was measured.
+        optimizer: ``muon`` orthogonalises the updates of hidden matrices and convolutions, ``adamw`` does not; ``auto``
+            is Muon in training from scratch, which needs a third of the steps, and AdamW in the second phase and where
+            FSDP or DeepSpeed divides the weights.
         timesteps: Of plain training: ``uniform``, or ``log_normal``: most of them of middle noise, where an image takes
             shape. The minimax phase draws uniform ones.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
@@ -229,9 +230,9 @@ class FinetuneConfig(Options):
     base_steps: Whole = 400
     minimax_steps: Whole = 100
     batch_size: Batch = 128
-    learning_rate: NonNegative = 1e-3
+    learning_rate: NonNegative | None = None
     minimax_learning_rate: NonNegative = 3e-4
-    optimizer: OptimizerName = "adamw"
+    optimizer: OptimizerName = "auto"
     timesteps: Timesteps = "uniform"
     rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
@@ -265,8 +266,8 @@ class FinetuneConfig(Options):
         cached = self.latent_cache
         expected = "None with codec pixels, which encodes nothing"
         require(cached is None or latent, f"{section}.latent_cache", cached, expected)
-        whole = self.optimizer == "adamw" or self.pretrained is None or self.adaptation == "full"
-        expected = "adamw with pretrained, unless adaptation is full: muon is for whole matrices"
+        whole = self.optimizer != "muon" or self.pretrained is None or self.adaptation == "full"
+        expected = "auto or adamw with pretrained, unless adaptation is full: muon is for whole matrices"
         require(whole, f"{section}.optimizer", self.optimizer, expected)
         numbered = self.label_map is None or self.pretrained is not None
         expected = "None without finetune.pretrained: a model trained from scratch numbers its classes itself"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -103,8 +103,3 @@ class Muon(torch.optim.AdamW):
         state["momentum"].mul_(MOMENTUM).add_(gradient)
         found = gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1)
         return found.bfloat16() if native_bf16(parameter.device) else found
-
-
-def is_whole(parameters: Iterable[Tensor]) -> bool:
-    """Whether no parameter is divided among processes, whose parts alone could not be orthogonalised."""
-    return not any(hasattr(one, "full_tensor") for one in parameters)

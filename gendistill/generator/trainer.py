@@ -22,7 +22,7 @@ from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
 from gendistill.generator.memory import MinimaxMemories
-from gendistill.generator.muon import Muon, is_whole
+from gendistill.generator.muon import Muon
 from gendistill.objectives import diffusion, minimax
 from gendistill.progress import note
 from gendistill.runtime import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gendistill.runtime import Accelerator
 
 FLOAT = 4  # bytes
+MUON_RATE, ADAMW_RATE = 6e-3, 1e-3  # peaks in training from scratch, measured on 32 px (docs/results.md)
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,13 @@ def train_generator(
         DivergenceError: weights are no longer finite, which are never saved.
         ArtifactError: the checkpoint belongs to another model.
     """
-    phase, steps, peak = (
-        ("minimax", config.minimax_steps, config.minimax_learning_rate)
-        if criteria
-        else ("base", config.base_steps, config.learning_rate)
-    )
+    phase, steps = ("minimax", config.minimax_steps) if criteria else ("base", config.base_steps)
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
-    network, optimizer = _prepared(generator, adapted, config, accelerator, len(range(config.batch_size)[parts[0][0]]))
+    muon = _uses_muon(config, adapted, accelerator, minimax=criteria is not None)
+    peak = _peak_rate(config, muon=muon, minimax=criteria is not None)
+    network, optimizer = _prepared(generator, adapted, config, accelerator, muon=muon)
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     timesteps = "uniform" if criteria else config.timesteps
@@ -164,26 +163,44 @@ def train_generator(
 
 
 def _prepared(
-    generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator, rows: int
+    generator: Generator, adapted: Adapted, config: FinetuneConfig, accelerator: Accelerator, *, muon: bool
 ) -> Any:
-    """The network and its optimiser, as accelerate trains them on micro-batches of so many ``rows``."""
+    """The network and its optimiser, as accelerate trains them."""
     if config.gradient_checkpointing:
         generator.network.enable_gradient_checkpointing()
-    network: Any = _compiled(generator, adapted.network, config, rows) if config.compile is True else adapted.network
+    network: Any = adapted.network
+    if config.compile is True:
+        rows = config.batch_size // (accelerator.num_processes * config.gradient_accumulation_steps)
+        network = _compiled(generator, network, config, rows)
     parameters = adapted.trainable()
     optimizer: torch.optim.Optimizer
-    if config.optimizer == "muon" and adapted.method == "full":
+    if muon:
         optimizer = Muon(parameters, lr=0.0, weight_decay=config.weight_decay)
     else:
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=config.weight_decay)
-    prepared = accelerator.prepare(network.train(), optimizer)
-    divided = runtime.owns_optimizer(accelerator) or not is_whole(adapted.trainable().values())
-    if isinstance(optimizer, Muon) and divided:
+    return accelerator.prepare(network.train(), optimizer)
+
+
+def _uses_muon(config: FinetuneConfig, adapted: Adapted, accelerator: Accelerator, *, minimax: bool) -> bool:
+    if config.optimizer == "adamw" or adapted.method != "full":
+        return False
+    divided = runtime.divides_weights(accelerator)
+    if config.optimizer == "auto":
+        return not (minimax or divided)
+    if divided:
         raise ConfigError(
-            "finetune.optimizer is muon, which needs whole weights in every process; expected adamw where FSDP or "
-            "DeepSpeed divides them."
+            "finetune.optimizer is muon, which needs whole weights in every process; expected auto or adamw where FSDP "
+            "or DeepSpeed divides them."
         )
-    return prepared
+    return True
+
+
+def _peak_rate(config: FinetuneConfig, *, muon: bool, minimax: bool) -> float:
+    if minimax:
+        return config.minimax_learning_rate
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return MUON_RATE if muon else ADAMW_RATE
 
 
 def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> Any:
@@ -248,7 +265,9 @@ def _micro_batches(
 def rate_advice(config: FinetuneConfig, *, minimax: bool) -> str:
     """What to change where a phase diverges."""
     name = "minimax_learning_rate" if minimax else "learning_rate"
-    return f"Lower finetune.{name} ({getattr(config, name):g})."
+    rate = getattr(config, name)
+    used = f"{rate:g}" if rate is not None else f"{MUON_RATE:g} with Muon, {ADAMW_RATE:g} with AdamW"
+    return f"Lower finetune.{name} ({used})."
 
 
 def _refuse_divergence(tensors: Mapping[str, Tensor], step: int, config: FinetuneConfig, *, minimax: bool) -> None:

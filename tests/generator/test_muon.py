@@ -110,6 +110,6 @@ def test_muon_learns_faster_than_adamw(digits: RealData) -> None:
 
 
 def test_what_muon_cannot_train_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer is 'muon'.*expected adamw"):
+    with pytest.raises(ConfigError, match=r"optimizer is 'muon'.*expected auto or adamw"):
         FinetuneConfig(pretrained="x", adaptation="difffit", optimizer="muon")
     FinetuneConfig(pretrained="x", optimizer="muon")
