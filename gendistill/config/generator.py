@@ -45,7 +45,7 @@ class UNet(Options):
     section: ClassVar[str] = "finetune.model"
     kind: ClassVar[str | None] = "unet"
 
-    block_out_channels: tuple[Width, ...] = (64, 128, 128)
+    block_out_channels: tuple[Width, ...] = (32, 64, 128)
     layers_per_block: Depth = 1
     attention_levels: Annotated[int, Range(0, 256)] = 0
     norm_num_groups: Width = 16
@@ -194,8 +194,8 @@ class FinetuneConfig(Options):
         optimizer: ``muon`` orthogonalises the updates of hidden matrices and convolutions, ``adamw`` does not; ``auto``
             is Muon in training from scratch, which needs a third of the steps, and AdamW in the second phase and where
             FSDP or DeepSpeed divides the weights.
-        timesteps: Of plain training: ``uniform``, or ``log_normal``: most of them of middle noise, where an image takes
-            shape. The minimax phase draws uniform ones.
+        timesteps: Of plain training: ``log_normal``, most of them of middle noise, where an image takes shape; or
+            ``uniform``, which the second phase always draws.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
         weight_decay: Decoupled weight decay.
@@ -227,13 +227,13 @@ class FinetuneConfig(Options):
     flip: bool = False
     minimax: MinimaxConfig = field(default_factory=MinimaxConfig)
     adaptation: Literal["full", "difffit"] | LoRA = "full"
-    base_steps: Whole = 400
+    base_steps: Whole = 1000
     minimax_steps: Whole = 100
-    batch_size: Batch = 128
+    batch_size: Batch = 32
     learning_rate: NonNegative | None = None
     minimax_learning_rate: NonNegative = 3e-4
     optimizer: OptimizerName = "auto"
-    timesteps: Timesteps = "uniform"
+    timesteps: Timesteps = LogNormal()
     rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
     label_dropout: Share = 0.1

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.runtime import native_bf16
-
 MOMENTUM = 0.95
 UPDATE_SIZE = 0.2  # root mean square of AdamW's updates
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: singular values come to lie between 0.7 and 1.2
@@ -36,22 +34,27 @@ def hidden_matrices(parameters: Mapping[str, Tensor]) -> set[str]:
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Near U V^T of each matrix U S V^T (...,m,n), by Newton-Schulz iterations of degree 5, in the dtype given.
 
-    X <- a X + (b A + c A^2) X with A = X X^T, which moves every singular value to between 0.7 and 1.2.
+    X <- P X with P = a I + b A + c A^2 and A = X X^T, which moves every singular value to between 0.7 and 1.2. All P
+    commute with A, so the loop needs only matrices of the shorter side: A <- P^2 A, and at the end the product of all P
+    meets X once.
     """
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
+    gram, eye = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    product = eye.expand_as(gram)
     for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        p = a * eye + b * gram + c * gram @ gram
+        product, gram = p @ product, p @ (p @ gram)
+    x = product @ x
     return x if wide is matrices else x.mT
 
 
 class Muon(torch.optim.AdamW):
     """Muon for the hidden matrices, AdamW for all other parameters, at one learning rate.
 
-    Where we differ from torch.optim.Muon: it takes convolutions, all matrices of one shape are one batch, and a device
-    without bf16 units iterates in fp32.
+    Where we differ from torch.optim.Muon: it takes convolutions, all matrices of one shape are one batch, and it
+    iterates in fp32. In bf16 gradients that round differently, as those of micro-batches, would give other weights.
 
     Args:
         parameters: By name.
@@ -87,19 +90,18 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 shapes.setdefault(tuple(parameter.shape), []).append(parameter)
         for parameters in shapes.values():
-            update = orthogonalise(torch.stack([self._momentum(p) for p in parameters])).float()
+            update = orthogonalise(torch.stack([self._momentum(p) for p in parameters]))
             size = UPDATE_SIZE * math.sqrt(max(update.shape[1:]))
             for parameter, one in zip(parameters, update, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(one.view_as(parameter), alpha=-group["lr"] * size)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """G + b M (m,n) after M <- b M + G, in bf16 where the device computes in it."""
+        """G + b M (m,n) after M <- b M + G."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
             state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}  # AdamW looks for the step
         state["step"] += 1
         state["momentum"].mul_(MOMENTUM).add_(gradient)
-        found = gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1)
-        return found.bfloat16() if native_bf16(parameter.device) else found
+        return gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1)

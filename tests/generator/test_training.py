@@ -22,7 +22,7 @@ from gendistill.runtime import Checkpoints, make_accelerator
 from tests.helpers import edit
 
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
-GOLDEN = [0.95584, 0.92894, 0.79107, 0.69253, 0.73793, 0.70216, 0.65245, 0.68193]  # torch 2.15, CPU, fp32
+GOLDEN = [0.87547, 0.82942, 0.70445, 0.71696, 0.67966, 0.70112, 0.62765, 0.6533]  # torch 2.14, CPU, fp32
 CONFIG = FinetuneConfig(model=MODEL, base_steps=8, minimax_steps=8, batch_size=20)
 
 
@@ -92,7 +92,7 @@ def test_losses_of_a_tiny_run_are_the_golden_ones(digits: RealData) -> None:
 @pytest.mark.slow
 def test_the_criteria_change_what_is_learnt(digits: RealData) -> None:
     silent = MinimaxConfig(representativeness=0, diversity=0)
-    same = replace(CONFIG, minimax_learning_rate=CONFIG.learning_rate)
+    same = replace(CONFIG, minimax_learning_rate=1e-3)
     with_memory = trained(digits, same, criteria=silent)
     assert gap(with_memory, trained(digits, same, criteria=MinimaxConfig())) > 0
 
