@@ -1,7 +1,10 @@
-"""How good a generator's samples are after so many seconds of training, by optimiser and peak rate.
+"""How good a generator's samples are after so many seconds of training, by recipe.
 
     OMP_NUM_THREADS=1 python -m experiments.generator_training --data ../shared/data/cifar10 --flip --judge JUDGE \\
-        --recipes adamw:1e-3 adamw:3e-3 muon:2e-3 --steps 100 300 --seeds 1 --output curve.jsonl
+        --recipes before:optimizer=adamw,timesteps=uniform,batch_size=128,block_out_channels=64-128-128:26,52 \\
+        now::220,440 --seeds 1 --output curve.jsonl
+
+A recipe is its name, the options of ``finetune`` in which it differs from the defaults, and numbers of steps.
 
 JUDGE is a teacher of the same images without batch norm, trained long, such as `gendistill teacher --network convnet
 --width 128 --steps 2500 --batch_size 128 --flip true --shift 4`.
@@ -12,7 +15,7 @@ training of 300 steps took 5 minutes.
 Result (docs/results.md#training-the-generator-with-muon): on Fashion-MNIST Muon comes in 100 steps near what
 AdamW reaches in 300; on CIFAR-10 both were far from photographs after 100.
 
-For every recipe, number of steps and seed: a UNet is trained from scratch, its rate falls to the end of these steps,
+For every recipe, number of steps and seed a UNet is trained from scratch, its rate falls to the end of these steps,
 and ``ipc`` samples a class are compared with the held-out images of the class in the judge's features: unbiased squared
 MMD (cubic kernel, features of mean square 1), precision, recall, and the share that the judge puts in the right class.
 """
@@ -40,11 +43,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--max_per_class", type=int)
     parser.add_argument("--judge", type=Path, required=True)
-    parser.add_argument("--recipes", nargs="+", default=["adamw:1e-3", "adamw:3e-3", "muon:2e-3"])
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 300])
+    parser.add_argument("--recipes", nargs="+", required=True, help="NAME:OPTION=VALUE,...:STEPS,...")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--ipc", type=int, default=40)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
@@ -53,27 +53,37 @@ def main() -> None:
     judge = gd.Teacher.from_pretrained(options.judge)
     judge.network.eval()
     for seed in range(options.seeds):
-        for steps in options.steps:
-            for recipe in options.recipes:
-                optimizer, rate = recipe.split(":")
+        for recipe in options.recipes:
+            name, chosen, counts = recipe.split(":")
+            for steps in map(int, counts.split(",")):
                 config = gd.FinetuneConfig(
-                    model=gd.ModelConfig(architecture=gd.UNet(block_out_channels=tuple(options.channels))),
-                    optimizer=optimizer,
-                    learning_rate=float(rate),
-                    base_steps=steps,
-                    minimax_steps=0,
-                    batch_size=options.batch_size,
-                    flip=options.flip,
+                    base_steps=steps, minimax_steps=0, flip=options.flip, **recipe_options(chosen)
                 )
                 start = time.process_time()
                 generator, _ = gd.finetune(data, config, seed=seed)
                 seconds = time.process_time() - start
                 made = gd.sample_set(generator, options.ipc, gd.SampleConfig(num_inference_steps=12), seed=seed)
-                row = {"recipe": recipe, "steps": steps, "seed": seed, "seconds": round(seconds, 1)}
+                row = {"recipe": name, "steps": steps, "seed": seed, "seconds": round(seconds, 1)}
                 row |= quality(judge, data.validation, made, len(data.classes))
                 print(json.dumps(row), flush=True)
                 with options.output.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(row) + "\n")
+
+
+def recipe_options(text: str) -> dict[str, Any]:
+    """Options of ``finetune`` from ``optimizer=adamw,batch_size=64,block_out_channels=32-64-128``."""
+    found: dict[str, Any] = {}
+    for name, _, value in (pair.partition("=") for pair in filter(None, text.split(","))):
+        if name == "block_out_channels":
+            architecture = gd.UNet(block_out_channels=tuple(map(int, value.split("-"))))
+            found["model"] = gd.ModelConfig(architecture=architecture)
+        elif name == "timesteps":
+            found[name] = gd.LogNormal() if value == "log_normal" else value
+        elif name == "optimizer":
+            found[name] = value
+        else:
+            found[name] = int(value) if value.isdecimal() else float(value)
+    return found
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.loading import Stopped, licence_of, resolve_model_folder
+from gendistill.generator.loading import Stopped, UsedOptimizer, licence_of, resolve_model_folder
 from gendistill.generator.networks import training_flop
 from gendistill.generator.sampler import Request, sample
-from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator
+from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator, used_optimizer
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
@@ -126,6 +126,7 @@ def finetune(
         "given_labels": config.label_map,
         "data": data.describe(),
         "steps": run.steps_done(),
+        "optimizers": run.optimizers(),
         "null_class_trained": config.trains_null_class,
         "base_hash": base_hash,
         "training_seconds": ({"pretrained": sum(before.values())} if before else {}) | run.seconds,
@@ -287,6 +288,15 @@ class _Training:
         if self.stopped:
             done |= {"minimax": 0, self.stopped["phase"]: self.stopped["step"]}
         return done
+
+    def optimizers(self) -> dict[str, UsedOptimizer]:
+        """What trained each phase that has steps."""
+        methods = {"base": "full", "minimax": kind_of(self.config.adaptation)}
+        return {
+            phase: used_optimizer(self.config, methods[phase], self.accelerator, minimax=phase == "minimax")
+            for phase, steps in self.steps_done().items()
+            if steps
+        }
 
     def _note_share_of_criteria(self) -> None:
         """Say and log on which share of the timesteps the criteria act: it depends on the noise schedule."""

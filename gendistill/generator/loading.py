@@ -99,6 +99,13 @@ class Stopped(TypedDict):
     step: int
 
 
+class UsedOptimizer(TypedDict):
+    """What trained a phase: ``muon`` or ``adamw``, and its peak learning rate."""
+
+    name: str
+    learning_rate: float
+
+
 class GeneratorMeta(TypedDict, total=False):
     """Where a generator comes from; stored in gendistill.json and carried along in memory.
 
@@ -108,6 +115,7 @@ class GeneratorMeta(TypedDict, total=False):
         given_labels: Condition indices that the user gave for some classes.
         data: What the generator was trained on, as ``RealData.describe`` says it.
         steps: Optimiser steps of each phase.
+        optimizers: What trained each phase.
         stopped: The phase and the step at which the time of the training was over.
         null_class_trained: Whether some labels were dropped in training, which classifier-free guidance needs.
         base_hash: Hash of the weights before the minimax phase.
@@ -123,6 +131,7 @@ class GeneratorMeta(TypedDict, total=False):
     given_labels: dict[str, int] | None
     data: DataFacts
     steps: dict[str, int]
+    optimizers: dict[str, UsedOptimizer]
     stopped: Stopped
     null_class_trained: bool
     training_seconds: dict[str, float]

@@ -110,12 +110,14 @@ def _rows(generator: Generator, config: GeneratorExport) -> Iterator[tuple[str, 
 def _phases(meta: GeneratorMeta) -> Iterator[tuple[str, str]]:
     """What each phase of the training did, as far as the recipe is known."""
     recipe: dict[str, Any] = meta.get("recipe", {})
-    rates = {"base": "learning_rate", "minimax": "minimax_learning_rate"}
+    optimizers = meta.get("optimizers", {})
     for phase, steps in meta.get("steps", {}).items():
         said = f"{steps:,} steps" if steps else ""
         if steps and recipe:
-            rate = f"{recipe[rates[phase]]:g} ({recipe['rate_schedule']})"
-            said += f" of {recipe['batch_size']} images, {recipe['optimizer']}, learning rate {rate}"
+            said += f" of {recipe['batch_size']} images, {recipe['rate_schedule']} schedule"
+        if steps and phase in optimizers:
+            used = optimizers[phase]
+            said += f", {used['name']}, learning rate {used['learning_rate']:g}"
         if steps and recipe and phase == "minimax":
             criteria = recipe["minimax"]
             said += f", representativeness {criteria['representativeness']:g}, diversity {criteria['diversity']:g}"

@@ -21,6 +21,7 @@ from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.adaptation import Adapted, adapt
 from gendistill.generator.batch_source import BatchDraw, BatchSource, RealLatents, prefetch, slices
 from gendistill.generator.generator import Generator
+from gendistill.generator.loading import UsedOptimizer
 from gendistill.generator.memory import MinimaxMemories
 from gendistill.generator.muon import Muon
 from gendistill.objectives import diffusion, minimax
@@ -121,9 +122,8 @@ def train_generator(
     parts = slices(config.batch_size, accelerator.num_processes, config.gradient_accumulation_steps)
     generator.to(accelerator.device)
     adapted = adapted or adapt(generator.network, "full", base_hash="")
-    muon = _uses_muon(config, adapted, accelerator, minimax=criteria is not None)
-    peak = _peak_rate(config, muon=muon, minimax=criteria is not None)
-    network, optimizer = _prepared(generator, adapted, config, accelerator, muon=muon)
+    used = used_optimizer(config, adapted.method, accelerator, minimax=criteria is not None)
+    network, optimizer = _prepared(generator, adapted, config, accelerator, muon=used["name"] == "muon")
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     timesteps = "uniform" if criteria else config.timesteps
@@ -136,7 +136,7 @@ def train_generator(
     for step in range(done, steps):
         start = _now() if step == timed else 0.0
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, peak, config.rate_schedule)
+            group["lr"] = learning_rate_at(step, steps, used["learning_rate"], config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
                 losses = step_losses(generator, network, batch, alphas, state.memories)
@@ -181,8 +181,19 @@ def _prepared(
     return accelerator.prepare(network.train(), optimizer)
 
 
-def _uses_muon(config: FinetuneConfig, adapted: Adapted, accelerator: Accelerator, *, minimax: bool) -> bool:
-    if config.optimizer == "adamw" or adapted.method != "full":
+def used_optimizer(config: FinetuneConfig, method: str, accelerator: Accelerator, *, minimax: bool) -> UsedOptimizer:
+    """The optimiser of a phase that trains the weights of ``method``, and its peak rate, with ``auto`` resolved.
+
+    Raises:
+        ConfigError: Muon where FSDP or DeepSpeed divides the weights.
+    """
+    muon = _uses_muon(config, method, accelerator, minimax=minimax)
+    plain = config.learning_rate if config.learning_rate is not None else MUON_RATE if muon else ADAMW_RATE
+    return {"name": "muon" if muon else "adamw", "learning_rate": config.minimax_learning_rate if minimax else plain}
+
+
+def _uses_muon(config: FinetuneConfig, method: str, accelerator: Accelerator, *, minimax: bool) -> bool:
+    if config.optimizer == "adamw" or method != "full":
         return False
     divided = runtime.divides_weights(accelerator)
     if config.optimizer == "auto":
@@ -193,14 +204,6 @@ def _uses_muon(config: FinetuneConfig, adapted: Adapted, accelerator: Accelerato
             "or DeepSpeed divides them."
         )
     return True
-
-
-def _peak_rate(config: FinetuneConfig, *, muon: bool, minimax: bool) -> float:
-    if minimax:
-        return config.minimax_learning_rate
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return MUON_RATE if muon else ADAMW_RATE
 
 
 def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> Any:

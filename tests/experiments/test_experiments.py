@@ -224,11 +224,27 @@ def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_generator_training(run, models: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    few = ("--steps", 2, "--channels", 16, 16, "--batch_size", 10, "--ipc", 8)
-    run("generator_training", "--data", "digits", "--judge", models[1], "--recipes", "muon:1e-3", *few, "--output", out)
-    (row,) = map(json.loads, out.read_text().splitlines())
-    assert (row["recipe"], row["steps"]) == ("muon:1e-3", 2)
-    assert {"seconds", "mmd2", "precision", "recall", "right"} <= row.keys()
+    recipes = (
+        "adam:optimizer=adamw,learning_rate=1e-3,batch_size=10,timesteps=uniform,block_out_channels=16-16:2,3",
+        "now:batch_size=10,timesteps=log_normal,block_out_channels=16-16:2",
+    )
+    run(
+        "generator_training",
+        "--data",
+        "digits",
+        "--judge",
+        models[1],
+        "--recipes",
+        *recipes,
+        "--ipc",
+        8,
+        "--output",
+        out,
+    )
+    rows = list(map(json.loads, out.read_text().splitlines()))
+    assert [(row["recipe"], row["steps"]) for row in rows] == [("adam", 2), ("adam", 3), ("now", 2)]
+    assert {"seconds", "mmd2", "precision", "recall", "right"} <= rows[0].keys()
+    assert rows[0]["mmd2"] != rows[2]["mmd2"]
 
 
 def test_solvers(run, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,9 +94,9 @@ def test_the_card_says_what_is_known(tuned: Generator, tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---")[1])["license"] == ["apache-2.0", "mit"]
     rows = dict(re.findall(r"^\| ([a-z ]+) \| (.+) \|$", text, re.MULTILINE))
-    adam = "of 10 images, adamw, learning rate"
-    assert rows["plain diffusion"] == f"2 steps {adam} 0.001 (cosine)"
-    assert rows["minimax criteria"] == f"2 steps {adam} 0.0003 (cosine), representativeness 0.02, diversity 0.05"
+    same = "2 steps of 10 images, cosine schedule"
+    assert rows["plain diffusion"] == f"{same}, muon, learning rate 0.006"
+    assert rows["minimax criteria"] == f"{same}, adamw, learning rate 0.0003, representativeness 0.02, diversity 0.05"
     assert rows["seconds of training"] == "plain diffusion 1,234, minimax criteria 6"
     assert rows["classes"].startswith("10: `0`, `1`")
     assert rows["network"].startswith("unet, 0.04 M")

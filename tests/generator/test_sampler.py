@@ -51,11 +51,11 @@ EVERYTHING: dict[str, Any] = {
 def unet() -> Generator:
     """v in pixels, cosine schedule."""
     config = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
-    return build_generator(config, NAMES, 8, 0, codec=PixelCodec(1))
+    return random_weights(build_generator(config, NAMES, 8, 0, codec=PixelCodec(1)))
 
 
 def random_weights(generator: Generator) -> Generator:
-    """Instead of a fresh DiT's, which outputs zeros."""
+    """Instead of those of a fresh network, which outputs zeros."""
     rng = torch_rng(0, "weights")
     with torch.no_grad():
         for p in generator.network.parameters():

@@ -361,7 +361,7 @@ def test_a_generator_is_exported_with_what_its_stage_recorded(tmp_path: Path, ca
     assert gendistill(*command) == 0
     assert "10 classes in bf16, 7 files" in capsys.readouterr().out
     card = (out / "README.md").read_text()
-    assert "| plain diffusion | 12 steps of 16 images, adamw" in card
+    assert "| plain diffusion | 12 steps of 16 images, cosine schedule, muon" in card
     assert "| seconds of training | plain diffusion " in card
     assert [name for name, data in tree(out).items() if str(tmp_path).encode() in data] == []
     first = tree(out)
