@@ -18,7 +18,7 @@ from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.loading import Stopped, UsedOptimizer, licence_of, resolve_model_folder
+from gendistill.generator.loading import GeneratorMeta, Stopped, UsedOptimizer, licence_of, resolve_model_folder
 from gendistill.generator.networks import training_flop
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator, used_optimizer
@@ -92,47 +92,14 @@ def finetune(
     generator = fit_classes(generator, data, config) if generator else start_generator(data, config, seed)
     check_training(generator, config)
     config = with_mode(config, generator)
-    before = generator.meta.get("training_seconds")
     run = _Training(generator, data, config, seed, folder)
-    kind = kind_of(config.adaptation)
+    base = run.plain_phase()
+    base_hash, kind = hash_tensors(base.state), kind_of(config.adaptation)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
-    licence = generator.meta.get("licence", OUR_LICENCE)
-    saved = folder.path / BASE_WEIGHTS if folder else None
-    if saved is not None and saved.is_file():
-        weights, kept = read_tensors(saved, fix="Delete it and resume.")
-        with runtime.restoring(saved):
-            generator.network.load_state_dict(weights)
-        run.seconds["base"] = float(kept.get("seconds", 0))
-    elif config.pretrained is None and config.base_steps:
-        adapted = adapt(generator.network, "full", base_hash="")
-        run.run_phase("base", adapted)
-        run.preview("base")
-        generator.network = adapted.merged()
-    base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
-    complete = run.stopped is None
-    if complete and saved is not None and not saved.is_file() and config.pretrained is None and run.is_main:
-        write_tensors(saved, base.state, {"seconds": f"{run.seconds.get('base', 0)}"}, hashed=True)
-    base_hash = hash_tensors(base.state)
     adapted = adapt(generator.network, kind, rank=rank, seed=seed, base_hash=base_hash)
-    if config.minimax_steps and complete:
-        if config.pretrained is not None and run.is_main:
-            _note_small_change(config)
-        run.run_phase("minimax", adapted)
-        run.preview("minimax")
+    run.minimax_phase(adapted)
     run.end()
-    generator.meta = {
-        "adaptation": kind,
-        "licence": licence,
-        "given_labels": config.label_map,
-        "data": data.describe(),
-        "steps": run.steps_done(),
-        "optimizers": run.optimizers(),
-        "null_class_trained": config.trains_null_class,
-        "base_hash": base_hash,
-        "training_seconds": ({"pretrained": sum(before.values())} if before else {}) | run.seconds,
-    }
-    if run.stopped:
-        generator.meta["stopped"] = run.stopped
+    generator.meta = run.meta(data, base_hash)
     if folder and config.adaptation != "full":
         origin: AdapterOrigin = {
             "pretrained": config.pretrained,
@@ -246,6 +213,52 @@ class _Training:
             flip=config.flip,
             folder=config.latent_cache or (folder.path / LATENTS if folder else None),
         )
+
+    def plain_phase(self) -> BaseWeights:
+        """Plain diffusion, unless the generator is a pretrained one or the weights are in the folder already."""
+        generator, config = self.generator, self.config
+        saved = self.folder.path / BASE_WEIGHTS if self.folder else None
+        if saved is not None and saved.is_file():
+            weights, kept = read_tensors(saved, fix="Delete it and resume.")
+            with runtime.restoring(saved):
+                generator.network.load_state_dict(weights)
+            self.seconds["base"] = float(kept.get("seconds", 0))
+        elif config.pretrained is None and config.base_steps:
+            adapted = adapt(generator.network, "full", base_hash="")
+            self.run_phase("base", adapted)
+            self.preview("base")
+            generator.network = adapted.merged()
+        base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
+        whole = config.pretrained is None and self.stopped is None
+        if whole and saved is not None and not saved.is_file() and self.is_main:
+            write_tensors(saved, base.state, {"seconds": f"{self.seconds.get('base', 0)}"}, hashed=True)
+        return base
+
+    def minimax_phase(self, adapted: Adapted) -> None:
+        """The criteria on top, unless there are no steps of them or the time was over before."""
+        if not self.config.minimax_steps or self.stopped:
+            return
+        if self.config.pretrained is not None and self.is_main:
+            _note_small_change(self.config)
+        self.run_phase("minimax", adapted)
+        self.preview("minimax")
+
+    def meta(self, data: RealData, base_hash: str) -> GeneratorMeta:
+        """Where the trained generator comes from."""
+        config, before = self.config, self.generator.meta
+        seconds = before.get("training_seconds")
+        meta: GeneratorMeta = {
+            "adaptation": kind_of(config.adaptation),
+            "licence": before.get("licence", OUR_LICENCE),
+            "given_labels": config.label_map,
+            "data": data.describe(),
+            "steps": self.steps_done(),
+            "optimizers": self.optimizers(),
+            "null_class_trained": config.trains_null_class,
+            "base_hash": base_hash,
+            "training_seconds": ({"pretrained": sum(seconds.values())} if seconds else {}) | self.seconds,
+        }
+        return meta | {"stopped": self.stopped} if self.stopped else meta
 
     def run_phase(self, name: str, adapted: Adapted) -> None:
         """Train one phase, with its bar and its log; of a resumed one the time of all steps is estimated."""
