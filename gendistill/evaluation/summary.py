@@ -418,7 +418,7 @@ def _numbers(value: Any) -> Iterable[float]:
 
 LABELS = {
     "base": "generator, before minimax",
-    "samples": "generator, minimax",
+    "samples": "generator",
     "select": "+ selection",
     "refined": "+ refinement",
 }

@@ -43,7 +43,8 @@ def run_stage(
         folder.facts["training_seconds"] = generator.meta.pop("training_seconds")  # or no two files were alike
         if state.is_main_process:
             generator.meta["parents"] = {"pretrained": config.pretrained, "hash": parent, "codec": config.codec}
-            generator.save_pretrained(folder.path, base=base.state)
+            changed = generator.meta["steps"]["minimax"] > 0
+            generator.save_pretrained(folder.path, base=base.state if changed else None)
             stopped = generator.meta.get("stopped")
             folder.temporary = () if stopped else TEMPORARY
             folder.facts |= {"stopped": stopped} if stopped else {}

@@ -57,3 +57,14 @@ def test_a_disk_without_room_for_the_copy_leaves_the_generator(
     assert files(out, "**/*.*") == before
     assert [path.name for path in tmp_path.iterdir()] == ["generator"]
     assert gendistill(*COMMAND, *LATEST, "--output_dir", out) == 0
+
+
+def test_a_generator_that_the_criteria_never_changed_is_stored_and_sampled_once(tmp_path: Path) -> None:
+    out, sets = tmp_path / "generator", tmp_path / "sets"
+    assert gendistill("finetune", "--config", TINY, "--minimax_steps", 0, "--output_dir", out) == 0
+    assert [path.name for path in (out / "unet").glob("*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
+    assert json.loads((out / "gendistill.json").read_text())["optimizers"] == {
+        "base": {"name": "muon", "learning_rate": 6e-3}
+    }
+    assert gendistill("sample", "--generator", out, "--ipc", 1, "--pool", 0, "--output_dir", sets) == 0
+    assert not (sets / "base").exists()
