@@ -71,6 +71,11 @@ class RunConfig(StageOptions):
     refine: RefineConfig = field(default_factory=RefineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    @property
+    def samples_base(self) -> bool:
+        """Whether the generator keeps the weights before its minimax phase, and sets are sampled from them."""
+        return self.sample.base and self.finetune.minimax_steps > 0
+
     def check(self) -> None:
         super().check()
         largest, tiles = max(ipc_sizes(self.refine.ipc)), self.refine.pack**2

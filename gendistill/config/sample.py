@@ -103,9 +103,11 @@ class BesideClassifierFree(Options):
 
     def check(self) -> None:
         _check_interval("guidance_interval", self.guidance_interval)
-        used = self.classifier_free is not None or self.guidance_channels is None
-        expected = "null with guidance_scale 1, which has no classifier-free guidance"
-        require(used, "sample.guidance_channels", self.guidance_channels, expected)
+        if self.classifier_free is None:
+            alone, channels = "with guidance_scale 1, which has no classifier-free guidance", self.guidance_channels
+            require(channels is None, "sample.guidance_channels", channels, f"null {alone}")
+            interval = list(self.guidance_interval)
+            require(interval == [0, 1], "sample.guidance_interval", interval, f"[0, 1] {alone}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,8 @@ class SampleConfig(Options):
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
         classes: Names of the classes to sample; null samples all classes of the generator.
         pool: Images per class of another set, ``pool``, from which refinement selects; 0 writes none.
-        base: Also sample the same sets from the generator's plain-diffusion weights, into ``base``.
+        base: Also sample the same sets from the weights before the minimax phase, if the generator has them, into
+            ``base``.
         num_inference_steps: Denoising steps.
         scheduler: Name of the solver.
         guidance: ``none``, ``cfg`` (classifier-free), ``mode`` (toward k-means modes of the real images, MGD3),

@@ -1,7 +1,7 @@
 """Generator: a class-conditional network with its codec, noise schedule and label map, as a diffusers pipeline folder.
 
-The folder holds ``unet/`` or ``transformer/`` (the fine-tuned weights, and beside them the plain-diffusion weights as
-diffusers' variant ``base``), the autoencoder if there is one, ``scheduler/``, ``model_index.json`` and
+The folder holds ``unet/`` or ``transformer/`` (the fine-tuned weights, and beside them those before the minimax phase
+as diffusers' variant ``base``), the autoencoder if there is one, ``scheduler/``, ``model_index.json`` and
 ``gendistill.json`` (classes, label map, codec, parents, licence). A folder that diffusers wrote, such as
 facebook/DiT-XL-2-256, is read as well: its conditions are then the classes.
 """

@@ -398,10 +398,15 @@ def _now() -> float:
 
 
 def _estimate(state: TrainingState, seconds: float, steps: int) -> Estimate:
-    """A trained parameter is held four times more than as a weight: gradient, AdamW's two moments, running average."""
+    """A trained parameter is held four times more than as a weight: gradient, AdamW's two moments, running average.
+
+    Muon has one moment of the matrices that it orthogonalises.
+    """
     parameters = sum(p.numel() for p in state.adapted.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
-    held = FLOAT * (parameters + 4 * trained) + (state.memories.bytes if state.memories else 0)
+    orthogonal = [group["params"] for group in state.optimizer.param_groups if group.get("orthogonal")]
+    spared = sum(p.numel() for group in orthogonal for p in group)
+    held = FLOAT * (parameters + 4 * trained - spared) + (state.memories.bytes if state.memories else 0)
     return Estimate(parameters, trained, held, runtime.peak_memory(), seconds, steps)
 
 

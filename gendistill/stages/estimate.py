@@ -152,10 +152,10 @@ def _seconds_a_step(losses: Iterator[Tensor]) -> float:
 
 
 def _samples(config: RunConfig, generator: Generator) -> float:
-    """The largest set and, before the minimax phase, the largest base set."""
+    """The largest set and, where there is a minimax phase, the largest set before it."""
     options, classes = config.sample, len(generator.classes)
     largest = max(ipc_sizes(options.ipc))
-    counts = (max(largest, options.pool), largest if options.base else 0)
+    counts = (max(largest, options.pool), largest if config.samples_base else 0)
     images = sum(denoised_images(requests_for(classes, count), options.group) for count in counts)
     requests = requests_for(classes, -(-options.batch_size // classes))[: options.batch_size]
     few = replace(options, num_inference_steps=TIMED, guidance="none", start="noise", compile=False)
@@ -182,7 +182,7 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
     coresets = len(set(config.evaluate.baselines) - {"random", *BESIDE}) + ("kmeans" in config.evaluate.baselines)
     sampled, refined = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
     packed = [ipc * config.refine.pack**2 for ipc in refined]
-    sizes = [*sampled * (2 if config.sample.base else 1), *packed, *refined]  # of our sets
+    sizes = [*sampled * (2 if config.samples_base else 1), *packed, *refined]  # of our sets
     baselines = [ipc for ipc in set(sizes) for _ in range(coresets)]
     runs = settings.runs * len(settings.augment)
     rows = [(ipc * len(data.classes), runs) for ipc in (*sizes, *baselines)]

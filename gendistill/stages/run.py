@@ -21,7 +21,7 @@ from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
 from gendistill.generator.finetuning import check_training, start_generator
-from gendistill.generator.generator import Generator
+from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
 from gendistill.networks.factories import batch_norm_layers
@@ -64,7 +64,7 @@ def run(config: RunConfig) -> Evaluation:
         ArtifactError: the folder was made with other settings.
     """
     runtime.check_processes(config.num_processes)
-    out, sets, is_main = config.output_dir, surrogate_folders(config), runtime.processes().is_main_process
+    out, is_main = config.output_dir, runtime.processes().is_main_process
     pretrained = Path(config.finetune.pretrained) if config.finetune.pretrained else None
     cache = config.evaluate.baseline_cache if isinstance(config.evaluate.baseline_cache, Path) else None
     with output(config, config.data.folder, pretrained, config.finetune.latent_cache, cache):
@@ -87,6 +87,7 @@ def run(config: RunConfig) -> Evaluation:
             sample.run_stage(made["finetune"], config.sample, made["sample"], data=data, seed=seed, log_path=log)
         with _stage("refinement", 4):
             refine.run_stage(pool, teachers, data, config.refine, made["refine"], seed=seed, log_path=log)
+        sets = surrogate_folders(config, base=(made["sample"] / BASE).is_dir())
         with _stage("evaluation", 5):
             found = evaluate.run_stage(
                 data, sets, config.evaluate, made["evaluate"], seed=seed, teacher_dir=made["teacher"], log_path=log
@@ -124,12 +125,12 @@ def check_run(config: RunConfig, data: RealData) -> Generator:
     return check_networks(config, data)
 
 
-def surrogate_folders(config: RunConfig) -> list[Path]:
-    """The sets that are evaluated, stage by stage."""
+def surrogate_folders(config: RunConfig, *, base: bool) -> list[Path]:
+    """The sets that are evaluated, stage by stage; those of ``base`` where the generator had a minimax phase."""
     samples, refined = config.output_dir / FOLDERS["sample"], config.output_dir / FOLDERS["refine"]
     sampled, sizes = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
     by_folder = {
-        samples / "base": sampled if config.sample.base else (),
+        samples / BASE: sampled if base else (),
         samples: sampled,
         refined / "selected": tuple(ipc * config.refine.pack**2 for ipc in sizes),
         refined: sizes,
@@ -169,7 +170,7 @@ def check_networks(config: RunConfig, data: RealData) -> Generator:
     require(
         judge.labels == "hard", "evaluate.protocol", judge.protocol, "one with hard labels in a run, or --labels hard"
     )
-    sizes = [int(path.name.removeprefix("ipc-")) for path in surrogate_folders(config)]
+    sizes = [int(path.name.removeprefix("ipc-")) for path in surrogate_folders(config, base=False)]
     images = {ipc * len(data.classes): f"the sets at IPC {ipc}" for ipc in sizes}
     images |= {ipc * config.refine.pack**2 * len(data.classes): f"the refined set at IPC {ipc}"
                for ipc in ipc_sizes(config.refine.ipc)}  # fmt: skip

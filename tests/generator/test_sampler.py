@@ -525,15 +525,21 @@ def test_windows_of_one_scale_are_that_scale_everywhere(unet: Generator) -> None
 def test_windows_leave_out_the_null_pass_where_their_scale_is_one_and_mix_below_it(unet: Generator) -> None:
     x, _, labels = some(unet)
     config = SampleConfig(guidance=ClassifierFree(windows=(0.25, 1, 3)), mixed_precision="no")
-    denoiser, rows = Denoiser(unet, "no"), []
-    hook = unet.network.register_forward_pre_hook(lambda *_, **named: rows.append(1))
+    rows: list[int] = []
+
+    class Counting(Denoiser):
+        def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            rows.append(len(x))
+            return super().__call__(x, t, condition)
+
+    denoiser = Counting(unet, "no")
     with torch.no_grad():
         for t, scale in ((900, 0.25), (500, 1), (100, 3)):
             with_class = unet.denoise(x, torch.tensor(t).expand(2), labels)
             without = unet.denoise(x, torch.tensor(t).expand(2), torch.full((2,), unet.null_class or -1))
             guided, _ = predict(denoiser, x, torch.tensor(t), labels, config)
             torch.testing.assert_close(guided, without + scale * (with_class - without), rtol=1e-4, atol=1e-5)
-    hook.remove()
+    assert rows == [4, 2, 4]
     assert [config.guidance.share, ClassifierFree(scale=2, interval=(0.2, 0.7)).share] == pytest.approx([2 / 3, 0.5])
 
 
@@ -551,6 +557,7 @@ def test_windows_leave_out_the_null_pass_where_their_scale_is_one_and_mix_below_
         ),
         (lambda: TransportGuidance(guidance_windows=(1, 2, 1), guidance_scale=2), "expected 1 with guidance_windows"),
         (lambda: RepulsionGuidance(guidance_channels=2), "guidance_channels is 2; expected null"),
+        (lambda: ModeGuidance(guidance_interval=(0.2, 0.5)), r"guidance_interval is .*expected \[0, 1\] with guid"),
         (lambda: TransportGuidance(group=1), "group is 1; expected a whole number from 2 to 1000"),
         (lambda: RepulsionGuidance(coupling_interval=(0.8, 0.3)), "coupling_interval is .*two ascending numbers"),
         (lambda: TransportGuidance(regularisation=0), "transport_regularisation is 0; expected a number from 0.01"),

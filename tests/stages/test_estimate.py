@@ -53,6 +53,8 @@ def test_sampling_counts_whole_groups_and_passes_of_the_null_class(options, monk
     plain = seconds()
     assert seconds(guidance=RepulsionGuidance(group=10)) == pytest.approx(plain * (20 + 10) / (12 + 3))
     assert seconds(guidance=ClassifierFree(windows=(1, 2, 0.5))) == pytest.approx(plain * 5 / 3)
+    options = replace(options, finetune=replace(options.finetune, minimax_steps=0))  # the generator has no base
+    assert seconds() == pytest.approx(plain * 12 / (12 + 3))
 
 
 def test_a_dry_run_prints_it_and_leaves_the_folder_alone(tmp_path, capsys):

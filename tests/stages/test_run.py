@@ -256,6 +256,20 @@ def test_a_run_of_an_older_version_without_todays_options_is_found_finished(run:
     assert (out / "refined" / "stage.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    "options", [("--finetune.minimax_steps", 0), ("--finetune.max_minutes", 1e-9)], ids=["no criteria", "no time"]
+)
+def test_a_generator_without_a_minimax_phase_has_no_rows_of_before_it(
+    options: tuple[object, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    quick = ("--evaluate.describe", "false", "--evaluate.baseline_cache", "null", "--refine.steps", 1)
+    assert gendistill("run", "--config", TINY, *options, *quick, "--output_dir", out) == 0
+    rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
+    assert {row["stage"] for row in rows if row["method"] == "generative"} == {"samples", "select", "refined"}
+    assert (out / "report.html").is_file()
+
+
 def test_interrupt_exits_with_130_and_can_be_resumed(tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     process = start("finetune", "--config", TINY, "--base_steps", 5000, "--output_dir", out)
