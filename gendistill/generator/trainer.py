@@ -210,10 +210,11 @@ def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, 
     """The network compiled, which a pass of zeros forth and back tries; itself, with a note, where that fails."""
     compiled = torch.compile(network.train())
     device = generator.device
-    x, zero = torch.zeros(rows, *generator.sample_shape, device=device), torch.zeros(rows, device=device).long()
+    x = torch.zeros(rows, *generator.sample_shape, device=device)
+    t, labels = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))  # one tensor is another graph
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            output = compiled(x, zero, class_labels=zero).sample
+            output = compiled(x, t, class_labels=labels).sample
         output.float().sum().backward()
     except Exception as error:  # backward passes fail with the compiler's own error; ours would come again below
         note(f"torch.compile fails here ({type(error).__name__}), so the generator trains uncompiled")

@@ -15,10 +15,13 @@ from accelerate.state import GradientState
 from diffusers.utils import logging as diffusers_logging
 from functorch.compile import nop
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gendistill.config import DiT, FinetuneConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError
+from gendistill.generator import trainer
+from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import PixelCodec
 from gendistill.generator.finetuning import _note_small_change, finetune, with_mode
 from gendistill.generator.generator import Generator, build_generator
@@ -26,7 +29,7 @@ from gendistill.generator.networks import training_flop
 from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.progress import show_progress
-from gendistill.runtime import all_finite
+from gendistill.runtime import all_finite, make_accelerator
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import edit
 
@@ -173,6 +176,27 @@ def test_a_network_that_the_compiler_fails_on_trains_uncompiled(
         found = finetune(digits, replace(CONFIG, compile=True, mixed_precision="no"))[0]
     assert "trains uncompiled" in capsys.readouterr().err
     assert found.hash() == tuned.hash()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_training_compiles_nothing_after_the_trial(
+    digits: RealData, monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: bool
+) -> None:
+    """Or the first step would take as long again, and its failure would end the training."""
+    compiled, backend = torch.compile, CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend=backend))
+    options = {"compile": True, "mixed_precision": precision, "gradient_checkpointing": checkpointing}
+    config, latents = replace(CONFIG, **options), PixelLatents(digits.train)
+    generator = build_generator(MODEL, digits.classes, 8, 0, codec=PixelCodec(1))
+    loop = trainer.train_generator(generator, latents, config, accelerator=make_accelerator(precision))
+    tried: list[int] = []
+    step_losses = trainer.step_losses
+    monkeypatch.setattr(trainer, "step_losses", lambda *them: tried.append(backend.frame_count) or step_losses(*them))
+    assert len(list(loop)) == 3
+    assert tried[0] > 0
+    assert {*tried, backend.frame_count} == {tried[0]}
 
 
 @pytest.mark.slow
