@@ -12,7 +12,7 @@ JUDGE is a teacher of the same images without batch norm, trained long, such as 
 Machine: one thread of an AMD EPYC (avx2 avx512f avx512_bf16 avx512_vnni, no amx), beside one other process. A
 training of 300 steps took 5 minutes.
 
-Result (docs/results.md#training-the-generator-with-muon): on Fashion-MNIST Muon comes in 100 steps near what
+Result (docs/results.md#training-the-generator-from-scratch): on Fashion-MNIST Muon comes in 100 steps near what
 AdamW reaches in 300; on CIFAR-10 both were far from photographs after 100.
 
 For every recipe, number of steps and seed a UNet is trained from scratch, its rate falls to the end of these steps,
