@@ -122,7 +122,7 @@ class ModeGuidance(BesideClassifierFree):
 
     kind: ClassVar[str | None] = "mode"
 
-    scale: Annotated[NonNegative, Flat("mode_scale")] = 0.1
+    scale: Annotated[NonNegative, Flat("mode_scale")] = 0.3
     stop: Annotated[Share, Flat("mode_stop")] = 0.5
     modes: PerClass = 10
 

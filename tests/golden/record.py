@@ -28,8 +28,7 @@ PINNED = {  # one thread and the oldest instructions, so that most machines comp
 }
 CHANGING = {
     "seconds", "synthesis_seconds", "command", "versions", "time", "cached", "peak_memory_mib", "resumed", "device",
-    "shared_seconds", "options", "blake2b", "guidance_channels", "guidance_windows", "group", "coupling_interval",
-    "transport_scale", "transport_regularisation", "repulsion_scale",  # added after the record was made
+    "shared_seconds", "options", "blake2b",
 }  # fmt: skip
 FEW = "few-digits"  # a source of 40 digits of each class, in all splits together
 DIGITS = ("--data.name", FEW)
