@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from gendistill import config
@@ -109,7 +109,7 @@ STAGES = [cls for cls in classes() if cls.__name__.endswith("Config") and cls.__
 
 
 @pytest.mark.parametrize("cls", STAGES, ids=lambda cls: cls.__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])  # rules between options
 @given(data=st.data())
 def test_the_flat_form_says_everything(cls: type[Options], data: st.DataObject) -> None:
     """Options -> flat -> YAML -> flat -> options is the identity."""
