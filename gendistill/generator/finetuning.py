@@ -97,7 +97,8 @@ def finetune(
     base_hash, kind = hash_tensors(base.state), kind_of(config.adaptation)
     rank = config.adaptation.rank if isinstance(config.adaptation, LoRA) else LoRA.rank
     adapted = adapt(generator.network, kind, rank=rank, seed=seed, base_hash=base_hash)
-    run.minimax_phase(adapted)
+    if config.minimax_steps and not run.stopped:
+        run.run_phase("minimax", adapted)
     run.end()
     generator.meta = run.meta(data, base_hash)
     if folder and config.adaptation != "full":
@@ -226,22 +227,12 @@ class _Training:
         elif config.pretrained is None and config.base_steps:
             adapted = adapt(generator.network, "full", base_hash="")
             self.run_phase("base", adapted)
-            self.preview("base")
             generator.network = adapted.merged()
         base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
         whole = config.pretrained is None and self.stopped is None
         if whole and saved is not None and not saved.is_file() and self.is_main:
             write_tensors(saved, base.state, {"seconds": f"{self.seconds.get('base', 0)}"}, hashed=True)
         return base
-
-    def minimax_phase(self, adapted: Adapted) -> None:
-        """The criteria on top, unless there are no steps of them or the time was over before."""
-        if not self.config.minimax_steps or self.stopped:
-            return
-        if self.config.pretrained is not None and self.is_main:
-            _note_small_change(self.config)
-        self.run_phase("minimax", adapted)
-        self.preview("minimax")
 
     def meta(self, data: RealData, base_hash: str) -> GeneratorMeta:
         """Where the trained generator comes from."""
@@ -261,8 +252,10 @@ class _Training:
         return meta | {"stopped": self.stopped} if self.stopped else meta
 
     def run_phase(self, name: str, adapted: Adapted) -> None:
-        """Train one phase, with its bar and its log; of a resumed one the time of all steps is estimated."""
+        """Train one phase, with its bar, log and preview; of a resumed one the time of all steps is estimated."""
         minimax, checkpoints = name == "minimax", self._checkpoints(name)
+        if minimax and self.config.pretrained is not None and self.is_main:
+            _note_small_change(self.config)
         loop = train_generator(
             self.generator,
             self.latents,
@@ -294,6 +287,7 @@ class _Training:
             self.stopped = {"phase": name, "step": self.limit.stopped_at}
             steps = self.limit.stopped_at
         self.seconds[name] = round((time.perf_counter() - start) * steps / max(1, steps - begun), 2)
+        self.preview(name)
 
     def steps_done(self) -> dict[str, int]:
         """Optimiser steps of each phase, in this and earlier runs."""

@@ -21,7 +21,7 @@ from gendistill.generator.surrogate_sets import sample_set
 from tests.helpers import ROOT, files, gendistill
 from tests.test_cli import refused
 
-NAMES: list[str] = []  # of the generators that come with the package
+NAMES = ["fashion-mnist"]  # of the generators that come with the package
 LARGEST = 6_000_000  # bytes of one
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4))
 QUICK = SampleConfig(num_inference_steps=2)
