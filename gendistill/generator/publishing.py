@@ -70,7 +70,9 @@ def card(generator: Generator, config: GeneratorExport, name: str) -> str:
         "tags": ["dataset-distillation", "class-conditional", "gendistill"],
     }
     rows = [f"| {key} | {value} |" for key, value in _rows(generator, config) if value]
-    python = f"import gendistill as gd\n\nimages = gd.sample_set(gd.Generator.from_pretrained({json.dumps(name)}), ipc=10)"
+    python = (
+        f"import gendistill as gd\n\nimages = gd.sample_set(gd.Generator.from_pretrained({json.dumps(name)}), ipc=10)"
+    )
     colour = "grey" if generator.image_shape[0] == 1 else "colour"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
