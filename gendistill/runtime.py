@@ -184,11 +184,11 @@ def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T
 
     torch 2.14, for one, generates wrong C++ for the bf16 gradients of a ResNetAP of 128 px.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns when CUDA is missing
     fast = torch.compile(function, **options)
     from torch._dynamo.exc import BackendCompilerFailed  # a second of imports, which torch.compile needs too
 
     failed = False
+    quiet_compiler()
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> T:
@@ -202,6 +202,11 @@ def compiled_anew(function: Callable[..., T], **options: Any) -> Callable[..., T
         return function(*args, **kwargs)
 
     return call
+
+
+def quiet_compiler() -> None:
+    """Leave out what torch.compile says of machines without CUDA."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 BACKWARD = 2  # forward passes that a backward pass costs: gradients of activations and of weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Loop
 from contextlib import contextmanager
@@ -208,12 +209,14 @@ def _uses_muon(config: FinetuneConfig, method: str, accelerator: Accelerator, *,
 
 def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> Any:
     """The network compiled, which a pass of zeros forth and back tries; itself, with a note, where that fails."""
+    runtime.quiet_compiler()
     compiled = torch.compile(network.train())
-    device = generator.device
+    device, bf16 = generator.device, config.mixed_precision == "bf16"
     x = torch.zeros(rows, *generator.sample_shape, device=device)
     t, labels = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))  # one tensor is another graph
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers'
             output = compiled(x, t, class_labels=labels).sample
         output.float().sum().backward()
     except Exception as error:  # backward passes fail with the compiler's own error; ours would come again below
