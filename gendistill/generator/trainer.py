@@ -336,7 +336,6 @@ class TrainingState:
         accelerator: Accelerator,
     ) -> None:
         self.generator, self.adapted, self.optimizer = generator, adapted, optimizer
-        self.accelerator = accelerator
         self.named = adapted.trainable()
         self.parameters = list(self.named.values())
         self.ema = EMAModel(self.parameters, decay=config.ema_decay)
