@@ -192,8 +192,8 @@ class FinetuneConfig(Options):
         learning_rate: Peak learning rate in training from scratch; null is 6e-3 for Muon and 1e-3 for AdamW.
         minimax_learning_rate: Peak learning rate in the second phase.
         optimizer: ``muon`` orthogonalises the updates of hidden matrices and convolutions, ``adamw`` does not; ``auto``
-            is Muon in training from scratch, which needs a third of the steps, and AdamW in the second phase and where
-            FSDP or DeepSpeed divides the weights.
+            is Muon in training from scratch, where it learned faster, and AdamW in the second phase and where FSDP or
+            DeepSpeed divides the weights.
         timesteps: Of plain training: ``log_normal``, most of them of middle noise, where an image takes shape; or
             ``uniform``, which the second phase always draws.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
