@@ -3,6 +3,7 @@ from gendistill.config import Blend as Blend
 from gendistill.config import ClassifierFree as ClassifierFree
 from gendistill.config import Continual as Continual
 from gendistill.config import DataConfig as DataConfig
+from gendistill.config import DifficultyConfig as DifficultyConfig
 from gendistill.config import DistillConfig as DistillConfig
 from gendistill.config import DiT as DiT
 from gendistill.config import EvaluateConfig as EvaluateConfig
@@ -33,6 +34,8 @@ from gendistill.config import TransportGuidance as TransportGuidance
 from gendistill.config import UNet as UNet
 from gendistill.config import WmddConfig as WmddConfig
 from gendistill.config.commands import RunConfig as RunConfig
+from gendistill.coreset.difficulty import LearningCurves as LearningCurves
+from gendistill.coreset.difficulty import measure_difficulty as measure_difficulty
 from gendistill.data.dataset import RealData as RealData
 from gendistill.data.dataset import Split as Split
 from gendistill.data.items import Item as Item

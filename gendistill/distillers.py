@@ -68,8 +68,8 @@ def distill(
     own = {} if options is None else _as_section(method, options)
     config = replace(config or DistillConfig(), method=method, ipc=ipc, **own)
     if features is not None:
-        if not chosen.coreset:
-            raise ConfigError(f"features are given with method {method}; expected None: only coresets compare them.")
+        if not chosen.coreset or chosen.scores:
+            raise ConfigError(f"features are given with method {method}; expected None: it compares none.")
         if teacher:
             raise ConfigError(f"a teacher is given with method {method} and features; expected one of the two.")
         from gendistill.coreset.coresets import coreset_set
@@ -162,6 +162,23 @@ def coreset_sets(
                 made.meta["teacher_hash"] = teacher.hash()
                 made.meta["shared_seconds"] = time_of(teachers)
             yield made
+
+
+def difficulty_sets(
+    data: RealData, config: DistillConfig, *, seed: int, work: WorkFolder | None, **_: Any
+) -> Iterator[SurrogateSet]:
+    from gendistill.coreset.coresets import coreset_set, wanted_counts
+    from gendistill.coreset.difficulty import measure_difficulty
+
+    own, sizes = config.difficulty, ipc_sizes(config.ipc)
+    wanted_counts(data.train, data.classes, max(sizes))  # before the training
+    curves = measure_difficulty(data, own, seed=seed, folder=work)
+    ranking, space = curves.ranking(own.score), own.score if own.prefer == "auto" else f"{own.score}, {own.prefer}"
+    for ipc in sizes:
+        made = coreset_set(data, config.method, ipc, seed=seed, features=ranking, space=space, prefer=own.prefer)
+        made.meta["difficulty"] = to_dict(own)
+        made.meta["shared_seconds"] = {"difficulty": round(curves.seconds, 2)}
+        yield made
 
 
 def wmdd_sets(

@@ -184,6 +184,8 @@ class Distiller:
         make: Yields a set for each of ``config.ipc``; see ``distill_sets`` for its arguments.
         function: Of a coreset, which images it takes of a class; of a method of your own, what makes one set.
         coreset: Whether ``function`` chooses positions by features.
+        scores: Of a coreset that compares neither pixels nor a teacher's features: called with (data, seed), it returns
+            what it compares as a baseline.
         takes_teacher: Whether a coreset can compare a teacher's features instead of pixels.
         options: Dataclass of the method's options, null where it has none.
         sections: Flat options of DistillConfig that the method reads, beside ``method`` and ``ipc``.
@@ -200,6 +202,7 @@ class Distiller:
     make: Callable[..., Iterator[Any]] | str
     function: Callable[..., Any] | str | None = None
     coreset: bool = False
+    scores: Callable[..., Any] | str | None = None
     takes_teacher: bool = False
     options: type | None = None
     sections: tuple[str, ...] = ()
@@ -249,6 +252,15 @@ DISTILLERS = Registry[Distiller](
             name: _coreset(f"gendistill.coreset.coresets:{name}", name != "random")
             for name in ("random", "kmeans", "herding", "kcenter")
         },
+        "difficulty": Distiller(
+            make="gendistill.distillers:difficulty_sets",
+            function="gendistill.coreset.difficulty:difficulty",
+            coreset=True,
+            scores="gendistill.coreset.difficulty:baseline_scores",
+            sections=("difficulty",),
+            resumable=True,
+            temporary=("checkpoints",),
+        ),
         "wmdd": _WMDD,
         "dc": _matching("DC", "gradient", "fresh"),
         "dsa": _matching("DSA", "gradient", "fresh"),

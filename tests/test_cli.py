@@ -153,6 +153,7 @@ def test_yes_is_said_with_and_without_a_value(name: str, option: str) -> None:
     more += ["--method=idc"] * option.startswith("matching.") + ["--method=wmdd", "--teacher=t"] * option.startswith(
         "wmdd."
     )
+    more += ["--method=difficulty"] * option.startswith("difficulty.")
     alone, behind = parse(name, [f"--{option}", *more]), parse(name, [*more, f"--{option}"])
     assert alone == behind == parse(name, [f"--{option}", "true", *more]) == parse(name, [f"--{option}=true", *more])
     assert parse(name, [f"--{option}", "false", *more]) != alone or option == "select"

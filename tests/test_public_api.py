@@ -59,7 +59,7 @@ def test_a_module_of_ones_own_teaches_and_refines(teacher: gd.Teacher, refined: 
     assert refined.meta["data"]["name"] == "some digits"
 
 
-@pytest.mark.parametrize("method", ["random", "herding", "kcenter", "kmeans"])
+@pytest.mark.parametrize("method", ["random", "herding", "kcenter", "kmeans", "difficulty"])
 def test_coresets(data: gd.RealData, method: str) -> None:
     assert gd.distill(data, method, 2).images.shape == (20, 1, 8, 8)
 

@@ -18,6 +18,7 @@ from gendistill.config.base import (
 from gendistill.config.data import DataConfig
 from gendistill.config.distill import (
     Augmentation,
+    DifficultyConfig,
     Distance,
     DistillConfig,
     Features,
@@ -87,6 +88,7 @@ __all__ = [
     "CoupledGuidance",
     "DataConfig",
     "DiT",
+    "DifficultyConfig",
     "Distance",
     "DistillConfig",
     "EvaluateConfig",

@@ -30,6 +30,7 @@ from gendistill.config.base import (
 )
 from gendistill.config.flat import registered_options, to_dict, to_flat
 from gendistill.config.refine import BarycenterWeights, WmddConfig
+from gendistill.config.teacher import ClassifierConfig
 from gendistill.errors import ConfigError
 from gendistill.registry import DISTILLERS
 
@@ -37,6 +38,8 @@ MatchingStart = Literal["noise", "random", "clustered"]
 Distance = Literal["cosine", "mse", "l1"]
 Augmentation = Literal["none", "one", "all", "color_crop"]
 NetworkTraining = Literal["none", "surrogate", "real"]
+Score = Literal["confidence", "el2n", "variability", "forgetting"]
+Preference = Literal["auto", "easy", "hard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +240,28 @@ class MatchingConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DifficultyConfig(ClassifierConfig):
+    """Method difficulty: real images that a classifier finds easy or hard to learn.
+
+    Attributes:
+        score: What makes an image hard: ``confidence``, a low mean probability of its class over the epochs; ``el2n``,
+            a large mean distance of the probabilities from its label; ``variability``, a large standard deviation of
+            the probability of its class; ``forgetting``, many changes of the answer from right to wrong.
+        prefer: Take the ``easy`` images of each class or the ``hard`` ones; ``auto`` decides by the number of images.
+        epochs: Passes of a training over the real images; after each they are scored, which takes a third of its time.
+        trainings: Trainings from different weights, over which scores are averaged.
+    """
+
+    section: ClassVar[str] = "distill.difficulty"
+    order: ClassVar[str] = "score prefer epochs trainings ..."
+
+    score: Score = "confidence"
+    prefer: Preference = "auto"
+    epochs: Annotated[int, Range(2, 100_000)] = 10
+    trainings: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
     """A distiller that needs no generator.
 
@@ -246,6 +271,7 @@ class DistillConfig(Options):
         iterations: Matching methods: outer iterations, each with one network; null is the published number.
         wmdd: Options of method wmdd.
         matching: Options of methods dc, dsa, dm, idc, dream and idm.
+        difficulty: Options of method difficulty.
         options: Options of a method of your own, by name.
     """
 
@@ -257,6 +283,7 @@ class DistillConfig(Options):
     iterations: Count | None = None
     wmdd: WmddConfig = field(default_factory=WmddConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
     options: dict[str, Any] | None = None
 
     def check(self) -> None:
@@ -267,7 +294,7 @@ class DistillConfig(Options):
         chosen = DISTILLERS[self.method]
         if (own := method_options(self)) is not None:
             object.__setattr__(self, "options", to_dict(own))
-        for name in ("wmdd", "matching"):
+        for name in ("wmdd", "matching", "difficulty"):
             if name not in chosen.sections:
                 given = _changed(getattr(self, name), name)
                 kinds = [one for one in DISTILLERS.ours() if name in DISTILLERS[one].sections]

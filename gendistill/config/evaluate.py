@@ -80,8 +80,8 @@ class EvaluateConfig(Options):
         legacy_best: Also test during training, after every epoch (or twentieth of the steps), and report the highest
             accuracy in a column ``legacy_best``, as in some papers; no verdict uses it.
         baselines: Baselines at each IPC of the sets: ``random`` draws (always), ``kmeans``, ``herding`` and
-            ``kcenter``, or a coreset of your own; ``bytes``, random images with as many bytes as a set with soft labels
-            or packed views; and ``full``, all real images.
+            ``kcenter``, ``difficulty``, which trains a classifier first, or a coreset of your own; ``bytes``, random
+            images with as many bytes as a set with soft labels or packed views; and ``full``, all real images.
         baseline_cache: Folder that keeps finished runs of baselines for other evaluations; ``auto`` is gendistill in
             the user's cache folder, null keeps none.
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are

@@ -59,15 +59,14 @@ class Pretrained(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig(Options):
-    """The classifier whose features and batch-norm statistics guide selection and refinement.
+class ClassifierConfig(Options):
+    """A classifier and how it is trained on the real images, except for how long.
 
     Attributes:
         network: A name of ``gendistill.NETWORKS``. Ours have instance norm, or with ``_bn`` batch norm, which
             refinement can match; ``timm:resnet10t`` is one of timm's.
         width: Channels of a ConvNet's blocks.
         depth: Blocks of a ConvNet; null takes log2(image size) - 2, between 2 and 6.
-        steps: Optimiser steps.
         batch_size: Images per step.
         learning_rate: Peak learning rate of AdamW, with cosine decay.
         weight_decay: Weight decay of AdamW.
@@ -79,16 +78,11 @@ class TeacherConfig(Options):
             compiles on a CPU that gains from it in a long training.
         checkpointing_steps: Largest number of optimiser steps between resumable checkpoints; one is also saved when the
             last is a minute old, and after the last step. null saves these alone.
-        pretrained: Published classifier to take instead of training one: ``timm:NAME``, a folder, a Hub id or a
-            safetensors file; ``pretrained.tune`` says what of it is trained.
     """
-
-    section: ClassVar[str] = "teacher"
 
     network: str = "convnet_bn"
     width: Width = 64
     depth: Depth | None = None
-    steps: Count = 400
     batch_size: Batch = 64
     learning_rate: NonNegative = 2e-3
     weight_decay: NonNegative = 1e-2
@@ -97,6 +91,22 @@ class TeacherConfig(Options):
     mixed_precision: Precision = "auto"
     compile: Compile = "auto"
     checkpointing_steps: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ClassifierConfig):
+    """The classifier whose features and batch-norm statistics guide selection and refinement.
+
+    Attributes:
+        steps: Optimiser steps.
+        pretrained: Published classifier to take instead of training one: ``timm:NAME``, a folder, a Hub id or a
+            safetensors file; ``pretrained.tune`` says what of it is trained.
+    """
+
+    section: ClassVar[str] = "teacher"
+    order: ClassVar[str] = "network width depth steps ..."
+
+    steps: Count = 400
     pretrained: Pretrained | None = None
 
     @property

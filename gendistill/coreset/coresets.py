@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,14 @@ def kcenter(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def coreset_set(
-    data: RealData, method: str, ipc: int, *, seed: int = 0, features: Tensor | None = None
+    data: RealData,
+    method: str,
+    ipc: int,
+    *,
+    seed: int = 0,
+    features: Tensor | None = None,
+    space: str = "teacher features",
+    **options: Any,
 ) -> SurrogateSet:
     """``ipc`` training images of every class as a surrogate set.
 
@@ -84,17 +92,19 @@ def coreset_set(
         ipc: Images of each class.
         seed: Of the methods that draw.
         features: (N,D) of ``data.train``, which the method compares; null compares pixels.
+        space: What the features are.
+        options: Further arguments of the method.
 
     Raises:
         ConfigError: unknown method, or a class with fewer images than ``ipc``.
     """
     start = time.perf_counter()
-    space: str | None = "pixels" if features is None else "teacher features"
+    compared: str | None = "pixels" if features is None else space
     if method == "random":  # which reads no feature, so no pixel is turned into a float
-        space, features = None, torch.empty(len(data.train), 0)
-    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed)
+        compared, features = None, torch.empty(len(data.train), 0)
+    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed, **options)
     seconds = {"distill": time.perf_counter() - start}
-    meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=space)
+    meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=compared)
     return SurrogateSet(chosen.pixels, chosen.labels, data.classes, meta)
 
 
@@ -134,27 +144,12 @@ def coordinates(pixels: Tensor) -> np.ndarray:
 Size = int | Sequence[int]  # images of every class, or of each
 
 
-def choose_coreset(
-    method: str, split: Split, features: Tensor | None, classes: tuple[str, ...], ipc: Size, seed: int
-) -> Split:
-    """``ipc`` images of every class of ``split`` by a coreset method; see ``positions``."""
-    return split.take(positions(method, split, features, classes, ipc, seed))
-
-
-def positions(
-    method: str, split: Split, features: Tensor | None, classes: tuple[str, ...], ipc: Size, seed: int
-) -> Tensor:
-    """Of the images chosen, class by class: ``ipc`` of every class, or as many of each as it lists.
-
-    The features (n,d) of one class are in memory at a time; without ``features`` (N,d) they are its pixels in [-1, 1].
-    Of large images (``LARGE``) k-means, herding and k-centre get points with the same distances instead.
+def wanted_counts(split: Split, classes: tuple[str, ...], ipc: Size) -> list[int]:
+    """The images to choose of each class.
 
     Raises:
-        ConfigError: unknown method, a class with fewer images than ``ipc``, or none wanted at all.
+        ConfigError: a class has fewer, or none are wanted at all.
     """
-    if not DISTILLERS[method].coreset:
-        raise ConfigError(f"method is {method!r}; expected a coreset: {', '.join(coresets())}.")
-    choose, few = resolve(DISTILLERS[method].function), list[str]()
     wanted = [ipc] * len(classes) if isinstance(ipc, int) else list(ipc)
     found = zip(classes, split.counts(len(classes)), wanted, strict=True)
     small = [f"{name} has {count}" for name, count, most in found if count < most]
@@ -163,8 +158,45 @@ def positions(
             f"ipc is {ipc}; expected 1 to the number of training images of the smallest class"
             + (f" ({'; '.join(small[:5])})." if small else ".")
         )
+    return wanted
+
+
+def choose_coreset(
+    method: str,
+    split: Split,
+    features: Tensor | None,
+    classes: tuple[str, ...],
+    ipc: Size,
+    seed: int,
+    **options: Any,
+) -> Split:
+    """``ipc`` images of every class of ``split`` by a coreset method; see ``positions``."""
+    return split.take(positions(method, split, features, classes, ipc, seed, **options))
+
+
+def positions(
+    method: str,
+    split: Split,
+    features: Tensor | None,
+    classes: tuple[str, ...],
+    ipc: Size,
+    seed: int,
+    **options: Any,
+) -> Tensor:
+    """Of the images chosen, class by class: ``ipc`` of every class, or as many of each as it lists.
+
+    The features (n,d) of one class are in memory at a time; without ``features`` (N,d) they are its pixels in [-1, 1].
+    Of large images (``LARGE``) k-means, herding and k-centre get points with the same distances instead. ``options``
+    are further arguments of a method that compares features.
+
+    Raises:
+        ConfigError: unknown method, a class with fewer images than ``ipc``, or none wanted at all.
+    """
+    if not DISTILLERS[method].coreset:
+        raise ConfigError(f"method is {method!r}; expected a coreset: {', '.join(coresets())}.")
+    choose, few = resolve(DISTILLERS[method].function), list[str]()
     picks, freed = [], 0
-    for label, count in enumerate(wanted):
+    for label, count in enumerate(wanted_counts(split, classes, ipc)):
         if not count:
             continue
         index = split.of_class(label)
@@ -175,10 +207,10 @@ def positions(
         if features is None:
             chosen = np.asarray(_choose_by_pixels(choose, compared, count, own))
         else:
-            chosen = np.asarray(choose(compared.double().numpy(), count, own))
+            chosen = np.asarray(choose(compared.double().numpy(), count, own, **options))
         if len(set(chosen.tolist())) != count or chosen.ndim != 1:
             raise ConfigError(f"The method {method!r} chose {chosen}; expected {count} different positions.")
-        picks.append(index[torch.from_numpy(chosen)])
+        picks.append(index[torch.from_numpy(chosen.copy())])  # which may be a reversed view
         freed += 4 * compared.numel()
         del compared
         if freed > RELEASED:  # or the pieces that the classes leave free add up to gigabytes

@@ -10,19 +10,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gendistill import runtime
 from gendistill.config import BESIDE, EvaluateConfig
 from gendistill.coreset.coresets import choose_coreset, positions
 from gendistill.data.class_positions import evenly_spaced
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import block_of
-from gendistill.evaluation.cache import BaselineCache
+from gendistill.evaluation.cache import BaselineCache, training_identity
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.inputs import Counts
 from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.summary import EQUAL_BYTES, FULL, RANDOM, Row, SetFacts
-from gendistill.hashing import hash_tensors
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.networks.teacher import Teacher
-from gendistill.registry import DISTILLERS
+from gendistill.registry import DISTILLERS, resolve
 from gendistill.runtime import of_main_process
 from gendistill.seeding import derive
 from gendistill.surrogate.image_files import png_sizes
@@ -90,17 +91,22 @@ class Baselines:
     def _draws(self, counts: Counts, draws: int) -> tuple[Split, ...]:
         return tuple(random_draw(self.data, counts, self.seed, r) for r in range(draws))
 
-    def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str]]:
+    def _coresets(self, counts: Counts) -> Iterator[tuple[str, Split, str | None]]:
         """k-means on pixels and on a teacher's features; the others on features where there is a teacher."""
         features: Tensor | None = self.teacher.statistics.features if self.teacher else None
         chosen = set(self.config.baselines) - {RANDOM, *BESIDE}
         for method in (name for name in DISTILLERS.names() if name in chosen):
+            if DISTILLERS[method].scores:
+                yield method, self._picked(method, counts, None), None
+                continue
             for space in [None, features] if method == "kmeans" and features is not None else [features]:
                 yield method, self._picked(method, counts, space), "pixels" if space is None else "teacher features"
 
     def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
         """What ``distill`` picks, or what an earlier evaluation picked: k-means on pixels can take minutes."""
         data, space = self.data, "pixels" if features is None else hash_tensors({"features": features})
+        if DISTILLERS[method].scores:
+            space = hash_json(training_identity(runtime.device()))
         wanted = limited(counts, self.data)
         size = wanted[0] if len(set(wanted)) == 1 else "-".join(map(str, wanted))
         key = f"picks {method} {size} {self.seed} {space}"
@@ -108,12 +114,23 @@ class Baselines:
         def pick() -> list[int]:
             found = self._cache.recall(key)
             if found is None:
-                index = positions(method, data.train, features, data.classes, wanted, self.seed)
+                compared = self._scores(method) if DISTILLERS[method].scores else features
+                index = positions(method, data.train, compared, data.classes, wanted, self.seed)
                 found = {"index": index.tolist()}
                 self._cache.keep(key, found)
             return list(found["index"])
 
         return data.train.take(torch.tensor(of_main_process(pick)))
+
+    def _scores(self, method: str) -> Tensor:
+        """What a method compares that makes its own features, made once for all IPC."""
+        if method not in self._made:
+            self._made[method] = resolve(DISTILLERS[method].scores)(self.data, self.seed)
+        return self._made[method]
+
+    @cached_property
+    def _made(self) -> dict[str, Tensor]:
+        return {}
 
     @cached_property
     def _cache(self) -> BaselineCache:

@@ -16,7 +16,7 @@ import torch
 
 import gendistill
 from gendistill import runtime
-from gendistill.config import EvaluateConfig, to_dict
+from gendistill.config import Compile, EvaluateConfig, Precision, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError
 from gendistill.evaluation.protocols import resolve_protocol
@@ -147,10 +147,7 @@ class BaselineCache:
             "format": FORMAT,
             "data": data.fingerprint(),
             "settings": settings,
-            "device": device.type,
-            "bf16": runtime.execution_mode(config.mixed_precision, config.compile, device).bf16,
-            "versions": _versions(LIBRARIES),
-            "sources": _sources(PACKAGE),
+            **training_identity(device, config.mixed_precision, config.compile),
         }
         return cls._of(config, made_from, networks=_added(NETWORKS, resolve_protocol(config).network))
 
@@ -202,6 +199,18 @@ class BaselineCache:
         assert self.folder is not None
         key = {**self.made_from, "run": run}
         return self.folder / f"{hash_json(key)}.json", key
+
+
+def training_identity(
+    device: torch.device, mixed_precision: Precision = "auto", compile: Compile = "auto"
+) -> dict[str, object]:
+    """What decides the rounding and the code of trainings, beside their options."""
+    return {
+        "device": device.type,
+        "bf16": runtime.execution_mode(mixed_precision, compile, device).bf16,
+        "versions": _versions(LIBRARIES),
+        "sources": _sources(PACKAGE),
+    }
 
 
 def _added(registry: Registry[Any], names: Iterable[str]) -> dict[str, str | None]:

@@ -11,18 +11,17 @@ import torch
 from torch import nn
 
 from gendistill import parallel, runtime
-from gendistill.config import Pretrained, TeacherConfig, to_dict
+from gendistill.config import Pretrained, TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type
-from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder
 from gendistill.networks.data_parallel import WholeBatchNorm, shared_accuracy
-from gendistill.networks.factories import as_classifier, batch_norm_layers, build_network
+from gendistill.networks.factories import as_classifier, build_network
 from gendistill.networks.pretrained import PretrainedClassifier, open_pretrained
 from gendistill.networks.statistics import collect_statistics
 from gendistill.networks.teacher import NetworkSpec, Teacher, TeacherMeta
-from gendistill.networks.training import accuracy, train_classifier, training_flop
-from gendistill.networks.training_checkpoints import CHECKPOINTS, TrainingCheckpoints
+from gendistill.networks.training import accuracy, configured_training
+from gendistill.networks.training_checkpoints import CHECKPOINTS, TrainingCheckpoints, checkpoints_in
 from gendistill.progress import follow, note
 from gendistill.seeding import derive
 
@@ -151,13 +150,7 @@ def _checkpoints(
     student: nn.Module, data: RealData, config: TeacherConfig, seed: int, folder: WorkFolder | None
 ) -> TrainingCheckpoints | None:
     """Of this training, identified by its first weights, the images, the options and the seed."""
-    if folder is None:
-        return None
-    options = to_dict(replace(config, checkpointing_steps=None))
-    identity = {"data": data.fingerprint(), "network": hash_tensors(student.state_dict())}
-    identity["options"] = hash_json([options, seed])
-    every = config.checkpointing_steps or config.steps
-    return TrainingCheckpoints(runtime.Checkpoints(folder.path / CHECKPOINTS, every, 1, identity))
+    return None if folder is None else checkpoints_in(folder.path / CHECKPOINTS, student, data, config, seed)
 
 
 def _trained(
@@ -169,25 +162,9 @@ def _trained(
     shared: bool,
     checkpoints: TrainingCheckpoints | None,
 ) -> nn.Module:
-    flop = partial(training_flop, student, data.channels, data.image_size, config.steps * config.batch_size)
-    compile = False if shared and batch_norm_layers(student) else config.compile
-    mode = runtime.execution_mode(config.mixed_precision, compile, runtime.device(), flop)
     main_process = runtime.processes().is_main_process
-    loop = train_classifier(
-        student,
-        data.train,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        shift=config.shift,
-        flip=config.flip,
-        seed=seed,
-        device=runtime.device(),
-        bf16=mode.bf16,
-        compile=mode.compile,
-        shared=shared,
-        checkpoints=checkpoints,
+    loop = configured_training(
+        student, data.train, config, steps=config.steps, seed=seed, shared=shared, checkpoints=checkpoints
     )
     log, done = folder.log if folder and main_process else None, checkpoints.done if checkpoints else 0
     if log and done:  # what follows replaces what the log has of later steps

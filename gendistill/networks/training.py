@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from gendistill import runtime
 from gendistill.config.evaluate import Decayed
+from gendistill.config.teacher import ClassifierConfig
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.crops import batch_indices, epoch_indices
 from gendistill.data.dataset import Split
@@ -163,6 +165,39 @@ def train_classifier(
         if checkpoints:
             checkpoints.save_if_due(step + 1, network, descent, last=step + 1 == steps)
     return network.eval()
+
+
+def configured_training(
+    network: nn.Module,
+    split: Split,
+    config: ClassifierConfig,
+    *,
+    steps: int,
+    seed: int,
+    shared: bool = False,
+    checkpoints: TrainingCheckpoints | None = None,
+) -> Generator[TrainingRecord, None, nn.Module]:
+    """``train_classifier`` with these options, on this process's device."""
+    channels, side = split.images.shape[1:3]
+    flop = partial(training_flop, network, channels, side, steps * config.batch_size)
+    compile = False if shared and batch_norm_layers(network) else config.compile
+    mode = runtime.execution_mode(config.mixed_precision, compile, runtime.device(), flop)
+    return train_classifier(
+        network,
+        split,
+        steps=steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        shift=config.shift,
+        flip=config.flip,
+        seed=seed,
+        device=runtime.device(),
+        bf16=mode.bf16,
+        compile=mode.compile,
+        shared=shared,
+        checkpoints=checkpoints,
+    )
 
 
 def _groups(network: nn.Module, weight_decay: float, on: Decayed) -> list[dict[str, Any]]:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gendistill import parallel
+from gendistill.config import to_dict
+from gendistill.config.teacher import ClassifierConfig
+from gendistill.data.dataset import RealData
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.runtime import (
     Checkpoints,
     CheckpointTimer,
@@ -25,6 +31,7 @@ from gendistill.runtime import (
 )
 
 CHECKPOINTS = "checkpoints"  # their folder, in that of a stage
+LONGEST = 1_000_000_000  # steps of a training
 
 
 class TrainingCheckpoints:
@@ -77,6 +84,17 @@ class TrainingCheckpoints:
             weights = prefixed("network", dict(_changing(network)))
             self.store.save(step, {**weights, **flatten_optimizer(optimizer), **generators, "seconds": seconds})
         self._timer.restart(step, took=parallel.most(time.perf_counter() - start))
+
+
+def checkpoints_in(
+    folder: Path, network: nn.Module, data: RealData, config: ClassifierConfig, seed: int
+) -> TrainingCheckpoints:
+    """Those of one training on ``data``, which the network's first weights, the options and the seed identify."""
+    options = to_dict(replace(config, checkpointing_steps=None))
+    identity = {"data": data.fingerprint(), "network": hash_tensors(network.state_dict())}
+    identity["options"] = hash_json([options, seed])
+    every = config.checkpointing_steps or LONGEST
+    return TrainingCheckpoints(Checkpoints(folder, every, 1, identity))
 
 
 def _changing(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -90,6 +90,7 @@ SHARED = {
     "generator": "training of the generator",
     "teacher": "training of the teacher",
     "label_teacher": "training of the labels' teacher",
+    "difficulty": "training of the classifier that scores images",
     "pool": "sampling of the pool",
     "start_set": "making the set that matching started from",
 }  # the parts of ``shared_seconds``

@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 R = TypeVar("R", bound=Mapping[str, Any])  # a row of either task
 
 KMEANS = "kmeans"
-BASELINES = (RANDOM, KMEANS, "herding", "kcenter", FULL)
+BASELINES = (RANDOM, KMEANS, "herding", "kcenter", "difficulty", FULL)
 COLOURS = {"refined": "blue", "select": "sky", "samples": "green", "base": "purple", RANDOM: "grey", FULL: "ink"}
 SPARE = ("orange", "red", "yellow", "brown", "violet", "blue", "green", "purple", "sky")
 

@@ -57,6 +57,7 @@ def _deciding(config: DistillConfig) -> Mapping[str, object]:
     read, options = ("method", "ipc", *DISTILLERS[config.method].sections), to_dict(config)
     found = {name: options[name] for name in options if name in read}
     found.get("matching", {}).pop("checkpoint_every", None)
+    found.get("difficulty", {}).pop("checkpointing_steps", None)
     return found
 
 

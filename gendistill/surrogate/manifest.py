@@ -89,7 +89,7 @@ class Provenance(TypedDict, total=False):
         soft_labels: Mode, temperature, top_k and seed of the soft labels.
         seconds: By step.
         shared_seconds: Of what other sets use too, by part: training of the ``generator``, the ``teacher`` and the
-            ``label_teacher``, and making the ``start_set`` of a matching method.
+            ``label_teacher``, the ``difficulty`` of the images, and making the ``start_set`` of a matching method.
         command: The command line.
         versions: Of the libraries.
         label_map: The generator's condition of each class.
@@ -97,6 +97,7 @@ class Provenance(TypedDict, total=False):
         sampling: The options of sampling that decide an image.
         iterations: Of a matching method.
         matching: The options of a matching method.
+        difficulty: The options of method difficulty.
         start: Content hash of the set that a method started from.
         w2: Squared Wasserstein distances to the real images: before, after, packed, matched.
         gate: What the acceptance test of refinement kept.
@@ -129,6 +130,7 @@ class Provenance(TypedDict, total=False):
     sampling: dict[str, object]
     iterations: int
     matching: dict[str, object]
+    difficulty: dict[str, object]
     start: str
     w2: dict[str, float]
     gate: GateCounts

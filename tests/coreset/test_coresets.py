@@ -8,6 +8,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from gendistill.coreset import coresets as coresets_module
 from gendistill.coreset.coresets import choose_coreset, coordinates, herding, kcenter, kmeans, positions, random
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
@@ -92,6 +93,16 @@ def test_choose_looks_at_the_features_of_the_class_alone(method):
 def test_an_ipc_that_cannot_be_had_is_refused(method, ipc):
     with pytest.raises(ConfigError, match=f"ipc is {ipc}"):
         choose_coreset(method, *some_split(), CLASSES, ipc, 0)
+
+
+def test_a_choice_may_be_a_reversed_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last(features: np.ndarray, count: int, seed: int) -> np.ndarray:
+        return np.arange(len(features))[::-1][:count]
+
+    monkeypatch.setattr(coresets_module, "resolve", lambda _: last)
+    split, features = some_split()
+    chosen = positions("kcenter", split, features, CLASSES, 2, 0)
+    assert chosen.tolist() == [place for label in range(3) for place in split.of_class(label).tolist()[:-3:-1]]
 
 
 def test_the_class_that_is_too_small_is_named():

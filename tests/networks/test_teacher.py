@@ -22,7 +22,7 @@ from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, DivergenceError, GendistillError
 from gendistill.hashing import hash_tensors
 from gendistill.io import read_tensors, write_tensors
-from gendistill.networks import teacher_training
+from gendistill.networks import training
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.statistics import ClassStatistics, collect_statistics
 from gendistill.networks.teacher import FILE, Teacher
@@ -80,7 +80,7 @@ def test_flop_are_counted_only_where_they_decide(digits: RealData, monkeypatch: 
     def never(*_: object) -> float:
         raise AssertionError("counted")
 
-    monkeypatch.setattr(teacher_training, "training_flop", never)
+    monkeypatch.setattr(training, "training_flop", never)
     for choices in ({"compile": False}, {"mixed_precision": "no"}):
         train_teacher(digits, TeacherConfig(steps=1, width=4, depth=1, **choices))
 

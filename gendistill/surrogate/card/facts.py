@@ -129,10 +129,11 @@ METHODS = {
     "kmeans": "real training images, those nearest to the centres of k-means",
     "herding": "real training images, chosen by herding",
     "kcenter": "real training images, chosen by greedy k-centre",
+    "difficulty": "real training images, the easy or the hard ones of a classifier's training",
     "generative": "sampled from a diffusion generator",
 }
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
-REAL = ("random", "kmeans", "herding", "kcenter")
+REAL = ("random", "kmeans", "herding", "kcenter", "difficulty")
 STEPS = {
     "patches": "replaced by the crops that a teacher is most confident about",
     "select": "chosen from a larger pool",
