@@ -157,7 +157,9 @@ class RefineConfig(ObjectiveConfig):
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
-        select: Select images of the set by assignment; false takes its first images.
+        select: Select images of the set by assignment; ``easy`` takes those of each class with the smallest error of
+            the teachers, ``hard`` those with the largest that they still classify correctly; false takes the first
+            ones.
         refiner: Refiner of the selected images: ``barycenter``, one of your own, or a list of them, applied in this
             order.
         options: Options of a refiner of your own, by name.
@@ -175,7 +177,7 @@ class RefineConfig(ObjectiveConfig):
     section: ClassVar[str] = "refine"
 
     ipc: Sizes = (1, 5, 10)
-    select: bool = True
+    select: bool | Literal["easy", "hard"] = True
     refiner: str | tuple[str, ...] = "barycenter"
     options: dict[str, Any] | None = None
     gate: bool = False
@@ -194,6 +196,8 @@ class RefineConfig(ObjectiveConfig):
                 raise ConfigError(f"refine.{REFINERS.unknown(name)}")
         for own in refiner_options(self).values():
             object.__setattr__(self, "options", to_dict(own))
+        atoms = isinstance(self.select, bool) or self.weights == "fixed"
+        require(atoms, "refine.weights", self.weights, f"fixed with select {self.select}, which has no atoms")
         require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
         require(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
         if self.match_iterations:

@@ -25,7 +25,7 @@ from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.objective import class_w2
 from gendistill.refine.optimization import refine_images
 from gendistill.refine.patches import ROWS, best_patches
-from gendistill.refine.select import select
+from gendistill.refine.select import select, select_by_error
 from gendistill.registry import REFINERS, accepted, resolve
 from gendistill.surrogate.manifest import add_step
 from gendistill.surrogate.multi_formation import tiled
@@ -48,7 +48,8 @@ def refine_set(
 ) -> tuple[SurrogateSet, SurrogateSet]:
     """Select ``ipc`` images of every class of a pool, and move them toward the real images' barycenter.
 
-    Selection gives every atom of the class's W2 barycenter its own image of the pool (``refine.select``). The images
+    Selection gives every atom of the class's W2 barycenter its own image of the pool, or takes the easy or the hard
+    images of the teachers (``refine.select``). The images
     x of the classes c then descend, within a trust region, on
 
         features * |f(x_i) - atom_i|^2 + batch_norm * gap of the class moments + cross_entropy * CE(x_i, c_i)
@@ -203,8 +204,13 @@ def select_images(
     if not config.select:
         return with_meta(pool.prefix(count), teachers, pool.meta.get("stage"), None, start)
     log = folder.log if folder and main_process else None
-    loop = select(pool, space, ipc=count, seed=seed, weights=config.weights, solver=config.solver)
+    if isinstance(config.select, str):
+        loop = select_by_error(pool, space.networks, ipc=count, prefer=config.select)
+    else:
+        loop = select(pool, space, ipc=count, seed=seed, weights=config.weights, solver=config.solver)
     chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
+    if isinstance(config.select, str):
+        chosen = replace(chosen, meta=chosen.meta | {"selection": config.select})
     return with_meta(chosen, teachers, "select", "select", start)
 
 

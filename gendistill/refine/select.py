@@ -1,7 +1,7 @@
-"""The ``select`` refiner: each atom of a class's Wasserstein barycenter takes its own image from the pool.
+"""Selection from a pool: by the atoms of a class's Wasserstein barycenter, or by the error of the teachers.
 
-Unlike WMDD (arXiv 2311.18531), which optimises images toward the atoms from noise, the nearest images of a generated
-pool are chosen by a one-to-one assignment.
+Each atom takes its own image. Unlike WMDD (arXiv 2311.18531), which optimises images toward the atoms from noise, the
+nearest images of a generated pool are chosen by a one-to-one assignment.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendistill.config import BarycenterSolver, BarycenterWeights
+from gendistill.coreset.difficulty import answers
 from gendistill.errors import ConfigError
 from gendistill.networks.training import is_correct
 from gendistill.refine.feature_space import FeatureSpace
@@ -86,6 +87,46 @@ def select(
         yield {"class": pool.classes[label], "left_out": int((~right[members]).sum() - (~right[picks]).sum())}
     taken = replace(pool.take(torch.cat(chosen)), soft_labels=None)
     return replace(taken, weights=torch.cat(masses)) if weights == "free" else taken
+
+
+def select_by_error(
+    pool: SurrogateSet, networks: Sequence[nn.Module], *, ipc: int, prefer: Literal["easy", "hard"]
+) -> Generator[SelectRecord, None, SurrogateSet]:
+    """Choose ``ipc`` images of every class that the teachers find easy, or hard.
+
+        error_i = mean over the teachers of |softmax(logits_i) - onehot(y_i)|, in [0, sqrt(2)]
+
+    This is EL2N (arXiv 2107.07075) of trained networks, not of networks early in their training, because a pool has no
+    training of its own. Images that a teacher misclassifies are taken only where others are too few, those of the
+    least error first: in a pool of samples they are often of another class.
+
+    Args:
+        pool: The set to choose from.
+        networks: The teachers' networks.
+        ipc: Images per class to choose, at least 1.
+        prefer: ``easy`` takes the smallest errors, ``hard`` the largest.
+
+    Yields:
+        A record a class, with the number of misclassified images that were not taken.
+
+    Returns:
+        The chosen set, without soft labels, class by class; smaller choices are prefixes of larger ones.
+
+    Raises:
+        ConfigError: a class of the pool has fewer than ``ipc`` images.
+    """
+    require_images(pool.split.counts(len(pool.classes)), ipc, pool.classes, "in the set; sample a larger one")
+    found = torch.stack([answers(network, pool.split) for network in networks]).double()
+    right, error = found[..., 2].bool().all(0), found[..., 1].mean(0)
+    order = torch.where(right & (prefer == "hard"), -error, error)
+    chosen = []
+    for label, name in enumerate(pool.classes):
+        members = torch.nonzero(pool.labels == label).flatten()
+        ranked = np.lexsort((order[members].numpy(), ~right[members].numpy()))  # by the last key first
+        picks = members[torch.from_numpy(ranked[:ipc])]
+        chosen.append(picks)
+        yield {"class": name, "left_out": int((~right[members]).sum() - (~right[picks]).sum())}
+    return replace(pool.take(torch.cat(chosen)), soft_labels=None)
 
 
 def _wrong_last(atoms: np.ndarray, points: np.ndarray, right: Tensor) -> tuple[np.ndarray, np.ndarray]:

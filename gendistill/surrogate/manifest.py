@@ -99,6 +99,7 @@ class Provenance(TypedDict, total=False):
         matching: The options of a matching method.
         difficulty: The options of method difficulty.
         start: Content hash of the set that a method started from.
+        selection: ``easy`` or ``hard``, where a selection was by the error of the teachers.
         w2: Squared Wasserstein distances to the real images: before, after, packed, matched.
         gate: What the acceptance test of refinement kept.
         mixed_precision: Of refinement.
@@ -132,6 +133,7 @@ class Provenance(TypedDict, total=False):
     matching: dict[str, object]
     difficulty: dict[str, object]
     start: str
+    selection: str
     w2: dict[str, float]
     gate: GateCounts
     mixed_precision: str
