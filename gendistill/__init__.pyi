@@ -1,4 +1,5 @@
 # The public names of gendistill, one a line: what type checkers see, and what __init__.py loads when it is used.
+from gendistill.config import Avif as Avif
 from gendistill.config import Blend as Blend
 from gendistill.config import ClassifierFree as ClassifierFree
 from gendistill.config import Continual as Continual
@@ -11,6 +12,7 @@ from gendistill.config import Features as Features
 from gendistill.config import FinetuneConfig as FinetuneConfig
 from gendistill.config import Fresh as Fresh
 from gendistill.config import Gradient as Gradient
+from gendistill.config import Jpeg as Jpeg
 from gendistill.config import LabelConfig as LabelConfig
 from gendistill.config import LogNormal as LogNormal
 from gendistill.config import LoRA as LoRA
@@ -32,6 +34,7 @@ from gendistill.config import SampleConfig as SampleConfig
 from gendistill.config import TeacherConfig as TeacherConfig
 from gendistill.config import TransportGuidance as TransportGuidance
 from gendistill.config import UNet as UNet
+from gendistill.config import Webp as Webp
 from gendistill.config import WmddConfig as WmddConfig
 from gendistill.config.commands import RunConfig as RunConfig
 from gendistill.coreset.difficulty import LearningCurves as LearningCurves

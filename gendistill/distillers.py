@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import is_dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gendistill.networks.teacher import Teacher, time_of
 from gendistill.networks.teacher_images import check_teacher, with_statistics_of
 from gendistill.progress import track
 from gendistill.registry import DISTILLERS, resolve
+from gendistill.surrogate.image_formats import Coding
 from gendistill.surrogate.manifest import provenance
 from gendistill.surrogate.set import SurrogateSet
 
@@ -74,7 +76,7 @@ def distill(
             raise ConfigError(f"a teacher is given with method {method} and features; expected one of the two.")
         from gendistill.coreset.coresets import coreset_set
 
-        return coreset_set(data, method, ipc, seed=seed, features=features)
+        return coreset_set(data, method, ipc, seed=seed, features=features).stored_as(config.image_format)
     teachers = require_types("teacher", teacher, Teacher)
     (made,) = distill_sets(data, config, teachers=teachers, seed=seed, work=folder)
     return made
@@ -90,7 +92,7 @@ def distill_sets(
     statistics_cache: Path | None = None,
     inputs: Mapping[str, SurrogateSet] | None = None,
 ) -> Iterator[SurrogateSet]:
-    """A set for each of ``config.ipc``, in ascending order within what a method makes together.
+    """A set for each of ``config.ipc``, in ascending order within what a method makes together, as it is stored.
 
     Args:
         data: The real images.
@@ -108,11 +110,12 @@ def distill_sets(
         raise ConfigError(f"{len(teachers)} teachers are given; expected {wanted} with method {config.method}.")
     if statistics_cache and not teachers:
         raise ConfigError(f"statistics_cache is {str(statistics_cache)!r}; expected None without a teacher.")
+    Coding.of(config.image_format, data.image_size)
     inputs = read_inputs(data, config) if inputs is None else inputs
     made: Iterator[SurrogateSet] = resolve(method.make)(
         data, config, teachers=teachers, seed=seed, work=work, statistics_cache=statistics_cache, **inputs
     )
-    return made
+    return map(SurrogateSet.stored_as, made, repeat(config.image_format))
 
 
 def read_inputs(data: RealData, config: DistillConfig) -> Mapping[str, SurrogateSet]:

@@ -48,6 +48,7 @@ from gendistill.config.generator import (
     UNet,
     Weighting,
 )
+from gendistill.config.images import Avif, ImageFormat, Jpeg, Webp
 from gendistill.config.refine import (
     BarycenterSolver,
     BarycenterWeights,
@@ -78,6 +79,7 @@ __all__ = [
     "BESIDE",
     "FEATURES",
     "Augmentation",
+    "Avif",
     "BarycenterSolver",
     "BarycenterWeights",
     "BatchNormLoss",
@@ -100,6 +102,8 @@ __all__ = [
     "GeneratorExport",
     "Gradient",
     "Guidance",
+    "ImageFormat",
+    "Jpeg",
     "LabelConfig",
     "Labels",
     "LoRA",
@@ -136,6 +140,7 @@ __all__ = [
     "Tracker",
     "TransportGuidance",
     "UNet",
+    "Webp",
     "Weighting",
     "WmddConfig",
     "WmddStart",

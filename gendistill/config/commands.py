@@ -12,6 +12,7 @@ from gendistill.config import (
     FinetuneConfig,
     Format,
     GeneratorExport,
+    ImageFormat,
     LabelConfig,
     Projection,
     RefineConfig,
@@ -231,6 +232,8 @@ class ExportCommand(Options):
             With format diffusers one generator.
         format: ``imagefolder``, ``parquet``, ``webdataset`` (tar files), or ``ddranking`` (one set), of sets;
             ``diffusers`` of a generator: without its variant base, with a card.
+        image_format: Format of the image files, as in `gendistill sample`; null keeps those of each set. Soft labels
+            stay as they are.
         output_dir: Folder to write; must be new or empty.
         overwrite: Replace what an earlier export wrote to output_dir.
         evaluation: summary.json of an evaluation of these sets; its rows are added to the card.
@@ -242,6 +245,7 @@ class ExportCommand(Options):
     surrogate: Folders
     output_dir: Path
     format: Format | GeneratorExport = "imagefolder"
+    image_format: ImageFormat | None = None
     overwrite: bool = False
     evaluation: Path | None = None
     push_to_hub: str | None = None
@@ -254,7 +258,7 @@ class ExportCommand(Options):
             value = getattr(self, name)
             require(not value or self.push_to_hub is not None, name, value, "no value without push_to_hub")
         if isinstance(self.format, GeneratorExport):
-            for name in ("evaluation", "push_to_hub"):
+            for name in ("evaluation", "push_to_hub", "image_format"):
                 value = getattr(self, name)
                 require(value is None, name, value, "null with format diffusers")
             one = len(as_tuple(self.surrogate)) == 1

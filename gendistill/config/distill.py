@@ -29,6 +29,7 @@ from gendistill.config.base import (
     shown,
 )
 from gendistill.config.flat import registered_options, to_dict, to_flat
+from gendistill.config.images import ImageFormat
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.config.teacher import ClassifierConfig
 from gendistill.errors import ConfigError
@@ -273,6 +274,8 @@ class DistillConfig(Options):
         matching: Options of methods dc, dsa, dm, idc, dream and idm.
         difficulty: Options of method difficulty.
         options: Options of a method of your own, by name.
+        image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
+            ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
     """
 
     section: ClassVar[str] = "distill"
@@ -285,6 +288,7 @@ class DistillConfig(Options):
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
     options: dict[str, Any] | None = None
+    image_format: ImageFormat = "png"
 
     def check(self) -> None:
         super().check()

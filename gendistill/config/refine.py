@@ -23,6 +23,7 @@ from gendistill.config.base import (
     require,
 )
 from gendistill.config.flat import registered_options, to_dict
+from gendistill.config.images import ImageFormat
 from gendistill.errors import ConfigError
 from gendistill.registry import REFINERS
 
@@ -172,6 +173,8 @@ class RefineConfig(ObjectiveConfig):
         patches: Replace every image of the set by the best of several crops; null keeps whole images.
         match_iterations: Iterations of distribution matching (method dm of distill, with its presets) after refinement;
             0 is none. docs/results.md has the gain of 100.
+        image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
+            ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
     """
 
     section: ClassVar[str] = "refine"
@@ -185,6 +188,7 @@ class RefineConfig(ObjectiveConfig):
     latent_trust_region: NonNegative = 0.5
     patches: Patches | None = None
     match_iterations: Whole = 0
+    image_format: ImageFormat = "png"
 
     def check(self) -> None:
         super().check()

@@ -18,6 +18,7 @@ from gendistill.config.base import (
     check_sizes,
     require,
 )
+from gendistill.config.images import ImageFormat
 
 Scheduler = Literal["dpmsolver++", "ddim", "ddpm", "unipc", "heun"]
 
@@ -214,6 +215,8 @@ class SampleConfig(Options):
         start: ``noise``, or ``prototypes``: cluster centres of the real images, noised and denoised again (D4M).
         mixed_precision: ``auto`` is bf16 on a GPU or CPU that computes in it, fp32 elsewhere.
         compile: torch.compile the network; on two CPU cores 1.7 times the speed for a DiT, after 16 s of compiling.
+        image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
+            ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
         batch_size: Images denoised at once, at least a group; it changes speed and memory, but not the images (on CPU).
     """
 
@@ -229,6 +232,7 @@ class SampleConfig(Options):
     start: Start = "noise"
     mixed_precision: Precision = "auto"
     compile: bool = False
+    image_format: ImageFormat = "png"
     batch_size: Batch = 128
 
     @property

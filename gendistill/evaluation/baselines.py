@@ -26,7 +26,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.registry import DISTILLERS, resolve
 from gendistill.runtime import of_main_process
 from gendistill.seeding import derive
-from gendistill.surrogate.image_files import png_sizes
+from gendistill.surrogate.image_files import file_sizes
 
 RANDOM_DRAWS = 5
 ENCODED = 100_000  # images whose files are measured
@@ -165,13 +165,13 @@ def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
 
 def sizes_of(split: Split) -> list[int]:
     """Bytes of each image as the file that a set would hold."""
-    return [size for part in split.images.split(block_of(split.images)) for size in png_sizes(part)]
+    return [size for part in split.images.split(block_of(split.images)) for size in file_sizes(part)]
 
 
 def total_size(split: Split) -> int:
     """Bytes of all images; of more than ``ENCODED`` they are estimated from so many, evenly spaced."""
     some = torch.tensor(evenly_spaced(len(split), ENCODED))
-    measured = sum(sum(png_sizes(split.images[part])) for part in some.split(block_of(split.images)))
+    measured = sum(sum(file_sizes(split.images[part])) for part in some.split(block_of(split.images)))
     return round(measured * len(split) / len(some))
 
 

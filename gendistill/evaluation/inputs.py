@@ -18,8 +18,8 @@ from gendistill.hashing import hash_json
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import report_problems
 from gendistill.surrogate.hub_datasets import find_surrogate
-from gendistill.surrogate.image_files import png_sizes
 from gendistill.surrogate.image_folder import read_plain
+from gendistill.surrogate.image_formats import PNG
 from gendistill.surrogate.manifest import MANIFEST, own_seconds, read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
@@ -155,7 +155,8 @@ def _identity(made: SurrogateSet, labels: bool) -> str:
     meta["stages"] = [stage for stage in made.meta.get("stages", []) if labels or stage != "label"]
     if labels and made.soft_labels:
         meta["soft_labels"] = made.soft_labels.recipe
-    shape = [list(made.images.shape[1:]), made.counts, made.factor, made.weights is not None, made.classes]
+    coding = [] if made.coding == PNG else [str(made.coding)]
+    shape = [list(made.images.shape[1:]), made.counts, made.factor, made.weights is not None, made.classes, *coding]
     return hash_json([meta, verb, options, shape])
 
 
@@ -214,7 +215,7 @@ def _bytes(made: SurrogateSet, labels: bool) -> dict[str, int]:
     sizes = made.meta.get("bytes")
     if sizes is None:
         soft = made.soft_labels.tensors.values() if made.soft_labels else ()
-        sizes = {"images": sum(png_sizes(made.images)), "labels": sum(tensor.nbytes for tensor in soft)}
+        sizes = {"images": made.image_bytes, "labels": sum(tensor.nbytes for tensor in soft)}
     return {"images": sizes["images"], "labels": sizes["labels"] if labels else 0}
 
 

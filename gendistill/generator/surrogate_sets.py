@@ -28,6 +28,7 @@ from gendistill.io import WorkFolder
 from gendistill.progress import track
 from gendistill.seeding import derive
 from gendistill.surrogate.card.card import write_card
+from gendistill.surrogate.image_formats import Coding
 from gendistill.surrogate.manifest import Provenance, provenance, write_manifest
 from gendistill.surrogate.set import SurrogateSet, SurrogateWriter, link_prefix
 from gendistill.transport.barycenter import kmeans_atoms
@@ -57,12 +58,13 @@ def sample_set(
     Args:
         generator: A generator of images; it is moved to the device of this process.
         ipc: Images per class, at least 1.
-        config: Solver, guidance, start, classes, precision and batch size; its ipc, pool and base are not used.
+        config: Solver, guidance, start, classes, precision, batch size and image format; its ipc, pool and base are not
+            used.
         data: Real images, needed by guidance ``mode`` and ``transport`` and by start ``prototypes``.
         seed: Of the noise.
 
     Returns:
-        The set in memory, ordered by class and then by index; images uint8 (K * ipc, C, H, W).
+        The set in memory, ordered by class and then by index; images uint8 (K * ipc, C, H, W), as they are stored.
 
     Raises:
         ConfigError: the options do not fit the generator, or real images are needed and missing.
@@ -77,6 +79,7 @@ def sample_set(
         raise ConfigError(f"ipc is {ipc}; expected images per class of at least 1.")
     config = require_type("config", config or SampleConfig(), SampleConfig)
     start = time.perf_counter()
+    Coding.of(config.image_format, generator.image_shape[-1])
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     requests = requests_for(len(generator.classes), ipc)
@@ -86,7 +89,7 @@ def sample_set(
     order = torch.argsort(labels, stable=True)
     images = torch.stack([image for _, image in made])
     meta = _provenance(generator, config, seed, "samples", time.perf_counter() - start)
-    return SurrogateSet(images[order], labels[order], generator.classes, meta)
+    return SurrogateSet(images[order], labels[order], generator.classes, meta).stored_as(config.image_format)
 
 
 def _images(
@@ -198,7 +201,8 @@ def write_sets(
     if config.pool and not base:
         sets["pool"] = config.pool
     images, classes = folder.path / IMAGES / stage, generator.classes
-    with SurrogateWriter(images, classes) as writer:
+    coding = Coding.of(config.image_format, generator.image_shape[-1])
+    with SurrogateWriter(images, classes, coding) as writer:
         wanted = requests_for(len(classes), max(sets.values()))
         missing = runtime.of_main_process(lambda: [r for r in wanted if not writer.has(r.label, r.index)])
         start = time.perf_counter()
@@ -217,11 +221,11 @@ def write_sets(
     spent, denoised = time.perf_counter() - start, denoised_images(missing, config.group)
     for name, ipc in sets.items():
         target = folder.path / "base" / name if base else folder.path / name
-        link_prefix(images, target, classes, ipc)
+        link_prefix(images, target, classes, ipc, coding.suffix)
         needed = denoised_images(requests_for(len(classes), ipc), config.group)
         own = spent * needed / denoised if missing else 0.0  # of its images, also those there before
         meta = _provenance(generator, config, seed, stage, own)
-        write_card(target, write_manifest(target, classes, generator.image_shape, meta))
+        write_card(target, write_manifest(target, classes, generator.image_shape, meta, coding=coding))
     folder.log({"stage": "sample", "set": stage, "images": len(missing), "sample": round(spent, 2)})
 
 

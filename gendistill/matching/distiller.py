@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from gendistill.config import DistillConfig, MatchingStart, kind_of, to_dict
+from gendistill.config import DistillConfig, ImageFormat, MatchingStart, kind_of, to_dict
 from gendistill.data.dataset import RealData, Split, check_origin
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.hashing import hash_json
@@ -60,10 +60,11 @@ def match(
     given: SurrogateSet | None = None,
     folder: WorkFolder | None = None,
     draw: Draw | None = None,
+    image_format: ImageFormat = "png",
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there.
 
-    Of several processes the main one alone writes.
+    Of several processes the main one alone writes. Snapshots are stored in ``image_format``.
     """
     label = f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}"
     matcher = build(data, run, seed=seed, given=given)
@@ -88,7 +89,7 @@ def match(
     def snapshots() -> None:
         if folder and every and matcher.iteration % every == 0:
             for one in made():
-                save_whole(one, folder.path / SNAPSHOTS / _name(one) / f"ipc-{one.ipc}")
+                save_whole(one.stored_as(image_format), folder.path / SNAPSHOTS / _name(one) / f"ipc-{one.ipc}")
                 _save_preview(one, folder, draw)
 
     if matcher.iteration == 0:
@@ -227,4 +228,4 @@ def matched(
         DivergenceError: a loss or images that are no longer finite.
     """
     for run in plan_runs(config, data):
-        yield from match(data, run, seed=seed, given=given, folder=folder, draw=draw)
+        yield from match(data, run, seed=seed, given=given, folder=folder, draw=draw, image_format=config.image_format)

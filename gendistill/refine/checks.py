@@ -12,6 +12,7 @@ from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_images import check_teacher
 from gendistill.refine.objective import require_batch_norm
 from gendistill.refine.select import require_images
+from gendistill.surrogate.image_formats import Coding
 from gendistill.surrogate.multi_formation import factor_name
 from gendistill.surrogate.set import SurrogateSet
 
@@ -65,6 +66,7 @@ def check_inputs(
         )
     if isinstance(config, RefineConfig):
         check_tiles(config.pack, int(pool.images.shape[-1]))
+        Coding.of(config.image_format, int(pool.images.shape[-1]))
     shape, wanted = tuple(pool.images.shape[1:]), (data.channels, data.image_size, data.image_size)
     if shape != wanted:
         raise ArtifactError(f"The surrogate images are {shape} (C,H,W), the teacher's {wanted}; expected the same.")

@@ -71,7 +71,8 @@ def refine_set(
 
     Returns:
         (selected, refined). With ``config.pack`` f the first has ipc * f^2 images a class, and the second stores them
-        f x f in one. ``refined.meta["w2"]`` has the mean class W2 before and after.
+        f x f in one. ``refined.meta["w2"]`` has the mean class W2 before and after. Both are as ``config.image_format``
+        stores them.
 
     Raises:
         ConfigError: the same teacher twice, too few images, or options that the inputs do not allow.
@@ -117,7 +118,10 @@ def refine_set(
         start = time.perf_counter()
         made = _with_w2(match_further(made, data, config, seed, folder), space, "matched")
         made = with_meta(made, teachers, "refined", "match", start)
-    return selected, made
+    stored = made.stored_as(config.image_format)
+    if "w2" in made.meta and not torch.equal(stored.images, made.images):
+        stored = _with_w2(stored, space, "stored")
+    return selected.stored_as(config.image_format), stored
 
 
 def barycenter(

@@ -25,7 +25,7 @@ from gendistill.evaluation.summary import (
 from gendistill.report.formatting import ROUNDING
 from gendistill.report.sets import facts_of_evaluation
 from gendistill.report.verdicts import headline, left_out, verdicts
-from gendistill.surrogate.manifest import GateCounts, Manifest, read_manifest, verify
+from gendistill.surrogate.manifest import GateCounts, Manifest, coding_of, read_manifest, verify
 from gendistill.surrogate.soft_labels import SoftLabels
 from gendistill.surrogate.stored import StoredSet
 
@@ -305,7 +305,7 @@ def describe_sets(target: Path) -> tuple[str, dict[str, Any]]:
     width = max(len(str(folder)) for folder in found)
     lines = [
         f"{folder!s:<{width}}  {made['stored_images']:,} images of {len(made['classes'])} classes, "
-        f"{_short(sum(made['bytes'].values()), 'B')}"
+        f"{_short(sum(made['bytes'].values()), 'B')}{_coding(made)}"
         for folder, made in found.items()
     ]
     sets = {
@@ -313,6 +313,11 @@ def describe_sets(target: Path) -> tuple[str, dict[str, Any]]:
         for folder, made in found.items()
     }
     return "\n".join([*lines, *time_lines(target), *w2_lines(target)]), {"output_dir": str(target), "sets": sets}
+
+
+def _coding(manifest: Manifest) -> str:
+    """How the images are coded, where they are not PNG."""
+    return f", {coding_of(manifest)}" if "image_format" in manifest else ""
 
 
 def _by_ipc(path: Path) -> tuple[str, int, str]:
@@ -334,7 +339,7 @@ def _distance(w2: dict[str, float]) -> str:
     before, after = w2["before"], w2["after"]
     moved = f"{before:.3g}" if after == before else f"{before:.3g} -> {after:.3g}"
     rose = ", farther than they began" if after > before else ""
-    later = [f"{w2[name]:.3g} once {name}" for name in ("packed", "matched") if name in w2]
+    later = [f"{w2[name]:.3g} once {name}" for name in ("packed", "matched", "stored") if name in w2]
     return ", ".join([f"W2^2 to the real images {moved}{rose}", *later])
 
 
@@ -400,6 +405,6 @@ def _contents(manifest: Manifest) -> str:
     views = f" decoded to {decoded}" if manifest["factor"] != 1 else ""
     return (
         f"{manifest['stored_images']} images{views}, {len(manifest['classes'])} classes, IPC {manifest['ipc']}, "
-        f"{size}x{size} px; {manifest['bytes']['images']:,} bytes of images, {manifest['bytes']['labels']:,} of soft "
-        f"labels; checksum {manifest['checksums']}"
+        f"{size}x{size} px{_coding(manifest)}; {manifest['bytes']['images']:,} bytes of images, "
+        f"{manifest['bytes']['labels']:,} of soft labels; checksum {manifest['checksums']}"
     )

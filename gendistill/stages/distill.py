@@ -52,9 +52,12 @@ def run_stage(
     return target
 
 
+IMAGES = ("image_format", "image_quality")
+
+
 def _deciding(config: DistillConfig) -> Mapping[str, object]:
     """The options that decide the result: those of the method, but for how often a run is saved."""
-    read, options = ("method", "ipc", *DISTILLERS[config.method].sections), to_dict(config)
+    read, options = ("method", "ipc", *DISTILLERS[config.method].sections, *IMAGES), to_dict(config)
     found = {name: options[name] for name in options if name in read}
     found.get("matching", {}).pop("checkpoint_every", None)
     found.get("difficulty", {}).pop("checkpointing_steps", None)

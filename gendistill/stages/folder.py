@@ -208,8 +208,10 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 
 
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
+PNG: dict[str, object] = {"image_format": "png", "image_quality": 90}
 ADDED: dict[str, dict[str, object]] = {
-    "refine": {"refiner": "barycenter", "options": None},
+    "distill": PNG,
+    "refine": {"refiner": "barycenter", "options": None, **PNG},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
     "finetune": {
         "rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None,
@@ -217,7 +219,7 @@ ADDED: dict[str, dict[str, object]] = {
     },
     "sample": {
         "guidance_channels": None, "guidance_windows": None, "group": 10, "coupling_interval": [0.3, 0.8],
-        "transport_scale": 0.1, "transport_regularisation": 0.05, "repulsion_scale": 0.1,
+        "transport_scale": 0.1, "transport_regularisation": 0.05, "repulsion_scale": 0.1, **PNG,
     },
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ from gendistill.stages import Outcome, evaluate, finetune, refine, sample, teach
 from gendistill.stages.estimate import estimate_run, format_estimate
 from gendistill.stages.folder import difference, with_added
 from gendistill.stages.output import SETTINGS, output
+from gendistill.surrogate.image_formats import Coding
 
 FOLDERS = {
     "teacher": "teacher",
@@ -121,6 +122,8 @@ def estimate(config: RunConfig) -> dict[str, float]:
 def check_run(config: RunConfig, data: RealData) -> Generator:
     """Refuse, before any training, what does not fit the images; returns the generator that the run starts from."""
     check_sizes(config, data)
+    for stage in (config.sample, config.refine):
+        Coding.of(stage.image_format, data.image_size)
     cache_folder(config.evaluate.baseline_cache)
     return check_networks(config, data)
 

@@ -15,6 +15,7 @@ from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
 from gendistill.stages.output import output
+from gendistill.surrogate.image_formats import Coding
 
 
 def run_stage(
@@ -36,6 +37,7 @@ def run_stage(
     if config.class_names is not None:
         generator = generator.map_classes(config.class_names)
     check_images(generator, config, data)
+    Coding.of(config.image_format, generator.image_shape[-1])
     with_base = config.base and generator.has_variant(BASE) and adapter is None
     real = data.fingerprint() if data and config.modes is not None else None
     options = {k: v for k, v in to_dict(config).items() if k != "batch_size"}  # which never changes an image

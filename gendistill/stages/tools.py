@@ -46,7 +46,7 @@ def main_export(command: ExportCommand) -> Outcome:
     given = as_tuple(command.surrogate)
     paths, target = [find_surrogate(path) for path in given], command.output_dir
     with plain_output(target, command.overwrite, RECORD, paths) as folder:
-        sets = export_folders(paths, folder, command.format, command.evaluation)
+        sets = export_folders(paths, folder, command.format, command.evaluation, command.image_format)
     text = export_line(target, sets, command.format)
     data = {"output_dir": str(target), "format": command.format, "sets": {one.config: len(one.paths) for one in sets}}
     if command.push_to_hub is not None:

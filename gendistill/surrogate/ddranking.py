@@ -11,8 +11,8 @@ by ``temperature`` before the softmax: give it the temperature of soft_labels.js
 int64 (N,).
 ``lr.pt``, for ``syn_lr``: 0.01, the default_lr of its configs: no rate was learned with these images. Without it
 DD-Ranking searches for one.
-``00000/00000.png``, for ``image_path``: folders whose sorted order is that of the classes. It takes labels from the
-folders then, so soft labels must come from a teacher (mode M).
+``00000/00000.png``, for ``image_path``: folders whose sorted order is that of the classes, with PNG files whatever the
+set has. It takes labels from the folders then, so soft labels must come from a teacher (mode M).
 
 Its ``ipc`` is that of training images: a set decoded to several views an image is written view by view.
 """
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gendistill.data.pixels import to_pil
 from gendistill.errors import ArtifactError
+from gendistill.surrogate.image_formats import PNG
 from gendistill.surrogate.manifest import image_name
 from gendistill.surrogate.multi_formation import decode, factor_of
 from gendistill.surrogate.stored import StoredImage, StoredSet
@@ -72,8 +73,8 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def _write_files(image: StoredImage, views: Tensor, folder: Path, first: int) -> None:
-    if len(views) == 1:
-        (folder / image_name(first)).write_bytes(image.png)
+    if len(views) == 1 and image.name.endswith(PNG.suffix):
+        (folder / image_name(first)).write_bytes(image.data)
         return
     for number, view in enumerate(views, first):
         to_pil(view).save(folder / image_name(number), "PNG")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.lib.format import write_array
 from torch import Tensor
 
-from gendistill.config import Format
+from gendistill.config import Format, ImageFormat, require
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import inside, replaceable, write_json, write_text
 from gendistill.surrogate import soft_labels
@@ -25,8 +25,18 @@ from gendistill.surrogate.card.card import CARD, card
 from gendistill.surrogate.card.entry import EVIDENCE, PAIRS, CardEntry, Evidence, read_entry
 from gendistill.surrogate.ddranking import write_ddranking
 from gendistill.surrogate.hub_datasets import find_surrogate, without_local_paths
-from gendistill.surrogate.manifest import CHECKSUMS, MANIFEST, TRAIN, command_line, versions
-from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.manifest import (
+    CHECKSUMS,
+    LABELS,
+    MANIFEST,
+    TRAIN,
+    command_line,
+    provenance_of,
+    versions,
+    write_manifest,
+)
+from gendistill.surrogate.set import SurrogateSet, SurrogateWriter
 from gendistill.surrogate.stored import FORMAT, RECORD, StoredImage, StoredSet, evaluation_of, read_summary
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ ROWS = 100  # a row group, which is what is in memory
 def write_parquet(stored: StoredSet, folder: Path, shard: int = PARQUET_BYTES) -> None:
     """``train-00000-of-0000N.parquet``, at most about ``shard`` bytes each, rows in the order of the set.
 
-    ``image``: the PNG file as it is stored. ``label``: a ClassLabel with the names of the classes, in their order.
+    ``image``: the file as it is stored. ``label``: a ClassLabel with the names of the classes, in their order.
     ``soft_label``: float32 probabilities (K,), or (V,K) where an image is decoded to several.
     Read by datasets.load_dataset and, as ``hfds/FOLDER``, by timm.
 
@@ -77,7 +87,7 @@ def _columns(stored: StoredSet) -> Features:
 
 
 def _row(stored: StoredSet, image: StoredImage) -> dict[str, Any]:
-    row: dict[str, Any] = {"image": {"bytes": image.png, "path": image.name}, "label": image.label}
+    row: dict[str, Any] = {"image": {"bytes": image.data, "path": image.name}, "label": image.label}
     if stored.labelled:
         rows = list(stored.probabilities(image.position).numpy())
         row["soft_label"] = rows[0] if stored.views == 1 else rows
@@ -103,7 +113,8 @@ TAR_IMAGES = 10_000  # images a tar file
 def write_webdataset(stored: StoredSet, folder: Path, shard: int = TAR_IMAGES) -> None:
     """``train-000000.tar``, ... with samples in the order of the set, all of one class together: shuffle them.
 
-    The key of a sample is its position, ``00000042``. ``.png``: the file as it is stored. ``.cls``: the label as text;
+    The key of a sample is its position, ``00000042``. ``.png``, or the ending of another format: the file as it is
+    stored. ``.cls``: the label as text;
     the names are ``classes`` of manifest.json. ``.npy``: for soft labels per image, float32 probabilities (K,), or
     (V,K) where an image is decoded to several. Both datasets and webdataset decode these, neither unpickles
     them. Headers hold no time and no user, so equal sets give equal bytes.
@@ -119,7 +130,7 @@ def write_webdataset(stored: StoredSet, folder: Path, shard: int = TAR_IMAGES) -
 
 
 def _tar_sample(stored: StoredSet, image: StoredImage) -> dict[str, bytes]:
-    sample = {"png": image.png, "cls": str(image.label).encode()}
+    sample = {stored.coding.suffix[1:]: image.data, "cls": str(image.label).encode()}
     if stored.labelled:
         probabilities = stored.probabilities(image.position)
         sample["npy"] = _npy(probabilities[0] if stored.views == 1 else probabilities)
@@ -141,8 +152,35 @@ def write_imagefolder(stored: StoredSet, folder: Path) -> None:
         (folder / TRAIN / name).mkdir(parents=True)
     with closing(stored.images()) as images:
         for image in images:
-            (folder / image.name).write_bytes(image.png)
+            (folder / image.name).write_bytes(image.data)
     shutil.copyfile(inside(stored.folder, CHECKSUMS), folder / CHECKSUMS)
+
+
+def write_recoded(stored: StoredSet, folder: Path, image_format: ImageFormat) -> StoredSet:
+    """The set in ``folder``, with its images in another format; soft labels and weights stay.
+
+    Images are coded one by one, from the pixels that the stored files hold; a lossy format changes these once more, so
+    that what was measured of the set is left out.
+
+    Raises:
+        ConfigError: Pillow was built without the format, or it cannot hold images of this size.
+    """
+    manifest = stored.manifest
+    coding, seen = Coding.of(image_format, manifest["image_size"]), [0] * len(manifest["classes"])
+    if coding == stored.coding:
+        return stored
+    with SurrogateWriter(folder, manifest["classes"], coding) as writer, closing(stored.images()) as images:
+        for image in images:
+            writer.put(image.label, seen[image.label], stored.pixels(image.position)[0])
+            seen[image.label] += 1
+    for name in (*LABELS, *((EVIDENCE, PAIRS) if coding.format.lossless else ())):
+        if inside(stored.folder, name).is_file():
+            shutil.copyfile(stored.folder / name, folder / name)
+    shape = manifest["channels"], manifest["image_size"], manifest["image_size"]
+    meta, weights = provenance_of(manifest), manifest.get("weights")
+    meta["recoded_from"] = str(stored.coding)
+    write_manifest(folder, manifest["classes"], shape, meta, factor=stored.factor, weights=weights, coding=coding)
+    return StoredSet.open(folder)
 
 
 WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
@@ -162,6 +200,12 @@ def check_fit(sets: Sequence[StoredSet], format: Format) -> None:
     """
     if format == "ddranking" and len(sets) > 1:
         raise ConfigError(f"format ddranking takes one set, not {len(sets)}; export them one by one.")
+    for one in sets:
+        if format == "webdataset" and one.coding.name == "avif":
+            raise ArtifactError(
+                f"{one.folder} holds AVIF images, which readers of tar files do not decode. Export it as parquet or "
+                "imagefolder, or with another --image_format."
+            )
     seen: dict[str, StoredSet] = {}
     for stored in sets:
         if stored.config in seen:
@@ -241,6 +285,7 @@ def export(
     format: Format = "imagefolder",
     *,
     evaluation: str | Path | None = None,
+    image_format: ImageFormat | None = None,
 ) -> Path:
     """Write sets as one folder in a format of other tools, with a dataset card.
 
@@ -249,12 +294,15 @@ def export(
         folder: Where to write; it must be new or empty. It appears when it is complete.
         format: ``imagefolder``, ``parquet``, ``webdataset``, or ``ddranking`` (one set).
         evaluation: A summary.json whose accuracies of these sets the card shows.
+        image_format: Of the image files; None is that of each set. Of another lossy format the pixels differ, so that
+            an evaluation of the sets as they were says nothing on the export.
 
     Returns:
         The folder.
 
     Raises:
         ArtifactError: the folder is not empty, a set is damaged, or the sets do not fit together or into the format.
+        ConfigError: an image format that Pillow was built without, or one for a format that has its own.
 
     Example:
         >>> gd.export(["run/refined/ipc-1", "run/refined/ipc-10"], "export", "parquet")  # doctest: +SKIP
@@ -271,7 +319,7 @@ def export(
                 one.save(Path(place) / str(number))
             paths.append(Path(place) / str(number) if isinstance(one, SurrogateSet) else find_surrogate(one))
         made.mkdir()
-        export_folders(paths, made, format, evaluation)
+        export_folders(paths, made, format, evaluation, image_format)
         if target.is_dir():
             target.rmdir()
         made.rename(target)
@@ -279,12 +327,31 @@ def export(
 
 
 def export_folders(
-    paths: Sequence[Path], folder: Path, format: Format, evaluation: str | Path | None = None
+    paths: Sequence[Path],
+    folder: Path,
+    format: Format,
+    evaluation: str | Path | None = None,
+    image_format: ImageFormat | None = None,
 ) -> list[StoredSet]:
     """Write the sets in ``paths`` into ``folder``, an empty one; returns them. See ``export``."""
+    if image_format is not None:
+        require(format != "ddranking", "image_format", image_format, "None with format ddranking, which holds PNG")
+        lossless = Coding.of(image_format).format.lossless
+        expected = "None with a lossy image_format, whose pixels were not evaluated"
+        require(lossless or evaluation is None, "evaluation", evaluation, expected)
     summary = read_summary(Path(evaluation)) if evaluation is not None else None
     sets = [StoredSet.open(path) for path in paths]
     check_fit(sets, format)
+    if image_format is None:
+        return _export(sets, folder, format, summary)
+    with TemporaryDirectory(prefix=".recoded.", dir=folder) as place:
+        parts = [Path(place) / str(number) for number in range(len(sets))]
+        recoded = [write_recoded(one, part, image_format) for one, part in zip(sets, parts, strict=True)]
+        return _export(recoded, folder, format, summary)
+
+
+def _export(sets: list[StoredSet], folder: Path, format: Format, summary: Mapping[str, Any] | None) -> list[StoredSet]:
+    """``write_export`` with the rows of a summary on the cards."""
     evidence: dict[str, Evidence] = {}
     if summary is not None:
         evidence = {stored.config: {"evaluation": evaluation_of(stored, summary)} for stored in sets}

@@ -1,7 +1,8 @@
-"""PNG files of a set: the same pixels give the same bytes, and only complete, unchanged files are read."""
+"""Image files of a set: the same pixels give the same bytes, and only complete, unchanged files are read."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import struct
@@ -18,6 +19,7 @@ from torch import Tensor
 from gendistill.errors import ArtifactError
 from gendistill.io import atomic
 from gendistill.progress import track
+from gendistill.surrogate.image_formats import MODES, PNG, Coding, as_tensor, compressed, decompressed, is_whole
 
 THREADS = min(4, os.cpu_count() or 1)
 SMALL = 64  # px: smaller images stay in this thread; others would mostly wait for the interpreter's lock
@@ -25,7 +27,6 @@ BLOCK = 64  # images that a thread reads or writes at once
 MANY = 5000  # images that someone waits for
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.pack(">I", 13) + b"IHDR"
-MODES = {1: "L", 3: "RGB"}  # Pillow's, of images with C channels
 COLOURS = {1: 0, 3: 2}  # the colour type in the header
 LEVEL = 3  # of zlib: at 256 px 3.6 times as fast as Pillow's default for 1.2 % more bytes; no larger at 32 px
 
@@ -41,44 +42,106 @@ def read_images(paths: Sequence[Path], channels: int, size: int) -> Tensor:
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
 
     def read(positions: range) -> None:
-        pixels = bytearray(b"".join([_read(paths[i], channels, size) for i in positions]))
-        images[positions.start : positions.stop] = (
-            torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, channels).movedim(-1, 1)
-        )
+        pixels = b"".join([_read(paths[i], channels, size) for i in positions])
+        images[positions.start : positions.stop] = as_tensor(pixels, channels, size)
 
     _in_threads(read, len(paths), size, "read set")
     return images
 
 
-def write_files(paths: Sequence[Path], images: Tensor, order: Tensor) -> None:
-    """Write the uint8 images (N,C,H,W) at ``order`` (N,) to ``paths``, each file completely or not at all."""
+def read_files(paths: Sequence[Path], wanted: Sequence[str]) -> tuple[bytes, ...]:
+    """The files as they are, compared with the BLAKE2b-128 checksums (hex) that are ``wanted``.
+
+    Raises:
+        ArtifactError: a file cannot be read or was changed; the first such file is named.
+    """
+    found = []
+    for path, digest in zip(paths, wanted, strict=True):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error}. Copy or make the set again.") from error
+        if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
+            raise ArtifactError(f"{path} was changed since the set was made. Copy or make the set again.")
+        found.append(data)
+    return tuple(found)
+
+
+def decode_files(files: Sequence[bytes], coding: Coding, channels: int, size: int, names: Sequence[object]) -> Tensor:
+    """uint8 (N,channels,size,size) of files in a format that is not PNG; ``names`` are those of messages.
+
+    Raises:
+        ArtifactError: a file is damaged or of another size; the first such file is named.
+    """
+
+    def decoded(i: int) -> bytes:
+        try:
+            return decompressed(files[i], coding, channels, size)
+        except ValueError as error:
+            raise ArtifactError(f"{names[i]} {error}. Copy or make the set again.") from error
+
+    def read(positions: range) -> None:
+        pixels = b"".join([decoded(i) for i in positions])
+        images[positions.start : positions.stop] = as_tensor(pixels, channels, size)
+
+    if files:
+        decoded(0)  # before memory is allocated for a wrong size
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    _in_threads(read, len(files), size, "read set")
+    return images
+
+
+def encode_files(images: Tensor, coding: Coding) -> tuple[bytes, ...]:
+    """Each of uint8 ``images`` (N,C,H,W) as the file that a set would hold."""
+    found = [b""] * len(images)
+
+    def write(positions: range) -> None:
+        for i in positions:
+            found[i] = encode(images[i], coding)
+
+    _in_threads(write, len(images), images.shape[-1], "code images")
+    return tuple(found)
+
+
+def write_files(paths: Sequence[Path], images: Tensor, order: Tensor, files: Sequence[bytes] | None = None) -> None:
+    """Write the uint8 images (N,C,H,W) at ``order`` (N,) to ``paths``, each file completely or not at all.
+
+    They are coded as PNG, or are the ``files`` of the images where these are coded already.
+    """
     sources = order.tolist()
 
     def write(positions: range) -> None:
         for i in positions:
-            write_image(paths[i], images[sources[i]])
+            write_file(paths[i], encode(images[sources[i]]) if files is None else files[sources[i]])
 
     _in_threads(write, len(paths), images.shape[-1], "write set")
 
 
-def write_image(path: Path, image: Tensor) -> None:
+def write_image(path: Path, image: Tensor, coding: Coding = PNG) -> None:
     """Write one uint8 image (C,H,W), completely or not at all."""
+    write_file(path, encode(image, coding))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write one file, completely or not at all."""
     with atomic(path, sync=False) as partial:  # its checksums show whether it is whole
-        partial.write_bytes(encode(image))
+        partial.write_bytes(data)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a PNG file is there with every part of it unchanged."""
+def is_complete(path: Path, coding: Coding = PNG) -> bool:
+    """Whether an image file is there, and as far as its format shows, with every part of it unchanged."""
     try:
         data = path.read_bytes()
+        if coding != PNG:
+            return is_whole(data, coding)
         return data.startswith(SIGNATURE) and bool(_checked_chunks(data))
     except (OSError, ValueError):
         return False
 
 
-def png_sizes(images: Tensor) -> list[int]:
+def file_sizes(images: Tensor, coding: Coding = PNG) -> list[int]:
     """Bytes of each of uint8 ``images`` (N,C,H,W) as the file that a set would hold."""
-    return [len(encode(image)) for image in images.cpu()]
+    return [len(encode(image, coding)) for image in images.cpu()]
 
 
 def _in_threads(work: Callable[[range], None], count: int, size: int, label: str) -> None:
@@ -98,12 +161,14 @@ def _in_threads(work: Callable[[range], None], count: int, size: int, label: str
         pool.shutdown(cancel_futures=True)
 
 
-def encode(image: Tensor) -> bytes:
-    """The PNG file of a uint8 image (C,H,W); the same bytes for the same pixels.
+def encode(image: Tensor, coding: Coding = PNG) -> bytes:
+    """The file of a uint8 image (C,H,W), by default PNG; the same bytes for the same pixels.
 
-    The chunks are put together here, because Pillow's ``save`` splits what takes more than 64 KiB into several IDAT
-    chunks; the files of sets that exist, and their checksums, have one.
+    The chunks of a PNG file are put together here, because Pillow's ``save`` splits what takes more than 64 KiB into
+    several IDAT chunks; the files of sets that exist, and their checksums, have one.
     """
+    if coding != PNG:
+        return compressed(image, coding)
     channels, height, width = image.shape
     pixels = image.movedim(0, -1).cpu().contiguous().numpy().tobytes()
     mode = MODES[channels]

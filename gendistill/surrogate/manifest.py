@@ -23,6 +23,7 @@ from gendistill.hashing import hash_bytes
 from gendistill.io import inside, is_relative, leading_outside, read_json, read_text, write_json, write_text
 from gendistill.progress import track
 from gendistill.surrogate import soft_labels
+from gendistill.surrogate.image_formats import PNG, SUFFIXES, Coding, CodingRecord, check_record
 from gendistill.surrogate.multi_formation import Factor, factor_of, sides, views_in
 from gendistill.surrogate.soft_labels import LabelRecord
 
@@ -32,8 +33,8 @@ LONGEST_NAME = 120  # bytes of a folder name that every file system takes, after
 RESERVED = re.compile(r"__|class-\d{5}|(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
-def image_name(index: int) -> str:
-    return f"{index:05d}.png"
+def image_name(index: int, suffix: str = PNG.suffix) -> str:
+    return f"{index:05d}{suffix}"
 
 
 def folder_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -100,11 +101,13 @@ class Provenance(TypedDict, total=False):
         difficulty: The options of method difficulty.
         start: Content hash of the set that a method started from.
         selection: ``easy`` or ``hard``, where a selection was by the error of the teachers.
-        w2: Squared Wasserstein distances to the real images: before, after, packed, matched.
+        w2: Squared Wasserstein distances to the real images: before, after, packed, matched, and once stored by a lossy
+            format.
         gate: What the acceptance test of refinement kept.
         mixed_precision: Of refinement.
         bytes: Of ``images`` and of soft ``labels`` on disk; always there in a manifest.
         latent_space: The codec in whose latents the images were refined.
+        recoded_from: How the images were coded before an export in another format.
         name: Of a plain folder of images, which has no manifest.
         missing_classes: Of such a folder.
         problems: What was skipped or altered while such a folder was read.
@@ -139,6 +142,7 @@ class Provenance(TypedDict, total=False):
     mixed_precision: str
     bytes: dict[str, int]
     latent_space: dict[str, object]
+    recoded_from: str
     name: str
     missing_classes: list[str]
     problems: list[str]
@@ -160,6 +164,7 @@ class Manifest(Provenance, total=False):
         factor: Views along each side of a stored image, or several such numbers.
         checksums: BLAKE2b-128 of CHECKSUMS.
         weights: Of every stored image in training; missing where all are 1.
+        image_format: How the images are coded; missing where they are PNG.
     """
 
     format: Required[int]
@@ -174,6 +179,7 @@ class Manifest(Provenance, total=False):
     factor: Required[int | list[int]]
     checksums: Required[str]
     weights: list[float]
+    image_format: CodingRecord
 
 
 LIBRARIES = ("gendistill", "torch", "diffusers", "accelerate", "POT", "scikit-learn", "numpy")
@@ -257,15 +263,19 @@ def write_manifest(
     *,
     factor: Factor = 1,
     weights: Sequence[float] | None = None,
+    coding: Coding = PNG,
 ) -> Manifest:
     """Write manifest and checksums for the images (C,H,W of ``shape``) and soft labels that stand in ``folder``.
 
-    ``meta`` is the provenance; what can be counted is counted here. Returns the manifest.
+    ``meta`` is the provenance; what can be counted is counted here. ``coding`` is that of the image files. Returns the
+    manifest.
     """
-    folders = folder_names(classes)
-    counts = [sum(1 for _ in (folder / TRAIN / name).glob("*.png")) for name in folders]
+    folders, suffix = folder_names(classes), coding.suffix
+    counts = [sum(1 for _ in (folder / TRAIN / name).glob(f"*{suffix}")) for name in folders]
     labels = [name for name in LABELS if (folder / name).is_file()]
-    images = [f"{TRAIN}/{name}/{image_name(i)}" for name, n in zip(folders, counts, strict=True) for i in range(n)]
+    images = [
+        f"{TRAIN}/{name}/{image_name(i, suffix)}" for name, n in zip(folders, counts, strict=True) for i in range(n)
+    ]
     lines = "".join(f"{digest}  {name}\n" for name, digest in digests(folder, [*images, *labels]))
     os.sync()  # at once, because waiting for each image takes milliseconds
     write_text(folder / CHECKSUMS, lines)
@@ -287,6 +297,7 @@ def write_manifest(
         "checksums": hash_bytes(lines.encode()),
         **meta,
         **({} if weights is None else {"weights": list(weights)}),
+        **({} if coding == PNG else {"image_format": coding.record()}),
     }
     write_json(folder / MANIFEST, manifest, hashed=True)
     return cast(Manifest, manifest)
@@ -294,7 +305,7 @@ def write_manifest(
 
 COUNTED = {
     "format", "classes", "folders", "counts", "ipc", "image_size", "channels", "stored_images", "decoded_images",
-    "factor", "bytes", "checksums", "weights",
+    "factor", "bytes", "checksums", "weights", "image_format",
 }  # fmt: skip
 
 
@@ -355,6 +366,13 @@ def _rules(manifest: Manifest) -> Iterator[tuple[str, bool, str]]:
     yield "decoded_images", manifest["decoded_images"] == views, f"{views}"
     positive = weights is None or (len(weights) == stored and all(0 < w < math.inf for w in weights))
     yield "weights", positive, f"{stored} numbers above 0"
+    wrong = check_record(manifest["image_format"]) if "image_format" in manifest else None
+    yield "image_format", wrong is None, wrong or ""
+
+
+def coding_of(manifest: Manifest) -> Coding:
+    """How the images are coded."""
+    return Coding.from_record(manifest.get("image_format"))
 
 
 def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
@@ -365,19 +383,20 @@ def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
     """
     found: list[list[Path]] = []
     missing, foreign, lacking = [], [], 0
+    suffix = coding_of(manifest).suffix
     for name, count in zip(manifest["folders"], manifest["counts"], strict=True):
         here = inside(folder, f"{TRAIN}/{name}")
         present = (
             {p.name for p in os.scandir(here) if leads_to(p, folder=False)} if here.is_dir() else set()
         )  # a pipe is no image
-        ours = {p for p in present if p.endswith(".png") and _index(p) < count}
-        foreign += [here / p for p in sorted(present - ours) if p.endswith(".png")]
+        ours = {p for p in present if _index(p, suffix) < count}
+        foreign += [here / p for p in sorted(present - ours) if p.endswith(SUFFIXES)]
         if len(ours) < count:  # which can be any number, so only the first are listed
-            first = (image_name(i) for i in range(min(count, len(ours) + SHOWN + 1)))
+            first = (image_name(i, suffix) for i in range(min(count, len(ours) + SHOWN + 1)))
             missing += [here / p for p in first if p not in ours][: SHOWN + 1]
             lacking += count - len(ours)
         else:
-            found.append([here / image_name(i) for i in range(count)])
+            found.append([here / image_name(i, suffix) for i in range(count)])
     if missing or foreign:
         named = [(lacking, "image(s) missing", missing), (len(foreign), "image(s) too many", foreign)]
         said = [f"{number} {what} ({_some(paths)})" for number, what, paths in named if paths]
@@ -390,10 +409,10 @@ def image_paths(folder: Path, manifest: Manifest) -> list[list[Path]]:
     return found
 
 
-def _index(name: str) -> float:
+def _index(name: str, suffix: str) -> float:
     """The position of an image in its class by its name; no position of another file."""
-    stem = name.removesuffix(".png")
-    known = len(stem) < 12 and stem.isascii() and stem.isdigit() and image_name(int(stem)) == name
+    stem = name.removesuffix(suffix)
+    known = len(stem) < 12 and stem.isascii() and stem.isdigit() and image_name(int(stem), suffix) == name
     return int(stem) if known else math.inf
 
 
@@ -469,10 +488,11 @@ def read_checksums(folder: Path, manifest: Manifest) -> dict[str, str]:
         raise ArtifactError(f"{path} does not match its manifest.")
     folders = dict(zip(manifest["folders"], manifest["counts"], strict=True))
     found: dict[str, str] = {}
+    suffix = coding_of(manifest).suffix
     for number, line in enumerate(text.splitlines(), 1):
         digest, _, name = line.partition("  ")
         parts = name.split("/")
-        image = len(parts) == 3 and parts[0] == TRAIN and _index(parts[2]) < folders.get(parts[1], 0)
+        image = len(parts) == 3 and parts[0] == TRAIN and _index(parts[2], suffix) < folders.get(parts[1], 0)
         if not DIGEST.fullmatch(digest) or not (image or name in LABELS):
             raise ArtifactError(
                 f"{path} is damaged: line {number} is {reprlib.repr(line)}; expected a checksum and an image or soft "

@@ -15,9 +15,10 @@ from gendistill.errors import ArtifactError
 from gendistill.io import read_json
 from gendistill.progress import track
 from gendistill.surrogate.card.entry import EvaluationEvidence, EvaluationRow
-from gendistill.surrogate.image_files import read_images
-from gendistill.surrogate.manifest import Manifest, image_paths, read_manifest, verify
-from gendistill.surrogate.multi_formation import factor_of, views_in
+from gendistill.surrogate.image_files import decode_files, read_images
+from gendistill.surrogate.image_formats import PNG, Coding
+from gendistill.surrogate.manifest import Manifest, coding_of, image_paths, read_manifest, verify
+from gendistill.surrogate.multi_formation import Factor, factor_of, views_in
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
 
@@ -29,7 +30,7 @@ class StoredImage:
     position: int
     label: int
     name: str
-    png: bytes
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,19 @@ class StoredSet:
         return f"ipc-{self.manifest['ipc']}"
 
     @property
+    def coding(self) -> Coding:
+        """How the images are coded."""
+        return coding_of(self.manifest)
+
+    @property
+    def factor(self) -> Factor:
+        """Views along each side of a stored image."""
+        return factor_of(self.manifest)
+
+    @property
     def views(self) -> int:
         """Training images in a stored one."""
-        return views_in(factor_of(self.manifest))
+        return views_in(self.factor)
 
     @property
     def labels(self) -> Tensor:
@@ -90,7 +101,10 @@ class StoredSet:
 
     def pixels(self, position: int) -> Tensor:
         """uint8 (1,C,H,W) of one stored image."""
-        return read_images([self.paths[position]], self.manifest["channels"], self.manifest["image_size"])
+        path, channels, size = self.paths[position], self.manifest["channels"], self.manifest["image_size"]
+        if self.coding == PNG:
+            return read_images([path], channels, size)
+        return decode_files([path.read_bytes()], self.coding, channels, size, [path])
 
     def content_hash(self) -> str:
         """The name that an evaluation knows the set by; reads it whole, as the evaluation did."""

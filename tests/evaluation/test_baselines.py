@@ -32,7 +32,7 @@ from gendistill.networks.teacher_training import train_teacher
 from gendistill.registry import DISTILLERS
 from gendistill.report.page import write_report
 from gendistill.seeding import derive
-from gendistill.surrogate.image_files import png_sizes
+from gendistill.surrogate.image_files import file_sizes
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
@@ -167,7 +167,7 @@ def sizes(few: RealData) -> list[list[int]]:
     """Bytes of each of five random draws at 1 to all images of the smallest class, each draw being encoded apart."""
     counts = range(1, min(few.train.counts(10)) + 1)
     draws = [[distill(few, "random", n, seed=derive(0, "random draw", r)) for n in counts] for r in range(5)]
-    return [[sum(png_sizes(made.images)) for made in draw] for draw in draws]
+    return [[sum(file_sizes(made.images)) for made in draw] for draw in draws]
 
 
 def test_a_set_that_takes_more_than_all_real_images_is_compared_with_all_that_every_class_has() -> None:
@@ -230,8 +230,8 @@ def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_
 def test_the_bytes_of_all_images_are_counted_once(digits, tmp_path, monkeypatch) -> None:
     config = EvaluateConfig(baseline_cache=tmp_path)
     (first,) = Baselines(digits, config, 0).full()
-    assert first.facts["bytes"]["images"] == sum(png_sizes(digits.train.images))
-    monkeypatch.setattr("gendistill.evaluation.baselines.png_sizes", None)  # so that encoding again would fail
+    assert first.facts["bytes"]["images"] == sum(file_sizes(digits.train.images))
+    monkeypatch.setattr("gendistill.evaluation.baselines.file_sizes", None)  # so that encoding again would fail
     assert Baselines(digits, config, 1).full()[0].facts == first.facts
     with pytest.raises(TypeError):
         Baselines(load_data(split_seed=1), config, 0).full()

@@ -17,7 +17,7 @@ from gendistill.evaluation.baselines import total_size
 from gendistill.evaluation.continual import evaluate_continual
 from gendistill.evaluation.copies import CopyCheck, LeakageCheck
 from gendistill.evaluation.evaluate import evaluate
-from gendistill.surrogate.image_files import png_sizes
+from gendistill.surrogate.image_files import file_sizes
 from tests.data.mapped import MOST, mapped, noise, stored
 
 pytestmark = pytest.mark.usefixtures("short_reference")
@@ -127,7 +127,7 @@ def test_central_images_are_cut_when_they_are_read(digits: RealData) -> None:
 
 
 def test_the_size_of_many_images_is_estimated(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = sum(png_sizes(digits.train.pixels))
+    exact = sum(file_sizes(digits.train.pixels))
     assert total_size(digits.train) == exact
     monkeypatch.setattr("gendistill.evaluation.baselines.ENCODED", 100)
     assert total_size(digits.train) == pytest.approx(exact, rel=0.02)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import gendistill as gd
 from gendistill.config import LabelConfig, Online, PerImage, PerView, TeacherConfig
 from gendistill.data.crops import Views
 from gendistill.data.dataset import RealData
@@ -116,6 +117,25 @@ def test_the_code_reads_images_and_labels_as_they_are(original, number, saved, m
     folder = saved(original)
     assert len(scripts(folder)) == 3
     check_read(run(folder, number, monkeypatch), original)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_format", ["webp_lossless", gd.Webp(), gd.Jpeg(), gd.Avif()], ids=str)
+def test_the_code_reads_every_format_of_images(image_format, channels, saved, monkeypatch) -> None:
+    original = make(UNSORTED, channels=channels).stored_as(image_format)
+    folder = saved(original)
+    assert len(scripts(folder)) == (2 if original.coding.name == "avif" else 3)  # datasets finds no .avif in folders
+    for number in range(len(scripts(folder))):
+        check_read(run(folder, number, monkeypatch), original)
+    assert f"| image format | {original.coding}, by Pillow " in said(folder)
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+@pytest.mark.parametrize("image_format", ["webp_lossless", gd.Jpeg()], ids=str)
+def test_the_code_reads_exports_of_every_format_of_images(image_format, format, tmp_path, monkeypatch) -> None:
+    original = make(("ant", "bee", "cow"), channels=1).stored_as(image_format)
+    out = exported(tmp_path, [original], format)
+    check_read(run(out, 0, monkeypatch), original)
 
 
 def test_the_code_has_no_mapping_where_none_is_needed(saved) -> None:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,9 +94,9 @@ def test_an_error_in_the_block_keeps_its_place_and_whole_files(tmp_path: Path) -
 def test_few_images_wait_however_slow_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, image, encode = threading.Event(), pictures(1)[0], png.encode
 
-    def slow(image: Tensor) -> bytes:
+    def slow(*arguments: Any) -> bytes:
         disk.wait(60)
-        return encode(image)
+        return encode(*arguments)
 
     monkeypatch.setattr(png, "encode", slow)
     with SurrogateWriter(tmp_path, CLASSES) as writer:

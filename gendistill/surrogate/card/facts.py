@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from gendistill.data.dataset import DataFacts, data_arguments
 from gendistill.surrogate.card.entry import CopyEvidence, EvaluationRow, Evidence
 from gendistill.surrogate.card.loaders import Layout
-from gendistill.surrogate.manifest import AS_DATA, Manifest
+from gendistill.surrogate.image_formats import PNG
+from gendistill.surrogate.manifest import AS_DATA, Manifest, coding_of
 from gendistill.surrogate.multi_formation import Factor, factor_name, factor_of
 from gendistill.surrogate.soft_labels import LabelRecord, TeacherFacts
 
@@ -290,11 +291,21 @@ def provenance(manifest: Manifest) -> list[tuple[str, str]]:
         "generator": _code_or_nothing(manifest.get("generator_hash")),
         "teacher": _code_or_nothing(manifest.get("teacher_hash")),
         "teacher of the soft labels": _code_or_nothing(manifest.get("label_teacher_hash")),
+        "image format": _coding(manifest),
         "seed": str(manifest["seed"]) if manifest.get("seed") is not None else "",
         "time": seconds,
         "versions": versions,
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _coding(manifest: Manifest) -> str:
+    """How the images are coded, and what wrote them; nothing for PNG."""
+    coding = coding_of(manifest)
+    if coding == PNG:
+        return ""
+    lossy = "" if coding.format.lossless else "; pixels are those that the files decode to"
+    return f"{coding}, by {listed(f'{plain(name)} {plain(value)}' for name, value in coding.coder.items())}{lossy}"
 
 
 def _code_or_nothing(value: object) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gendistill.surrogate.manifest import Manifest
+from gendistill.surrogate.manifest import Manifest, coding_of
 from gendistill.surrogate.multi_formation import Factor, factor_of, views_in
 from gendistill.surrogate.soft_labels import LabelRecord
 
@@ -24,6 +24,7 @@ class Layout:
 
     Attributes:
         grey: One channel.
+        suffix: Ending of the image files.
         factor: Views along each side of a stored image, or several such numbers.
         renamed: Folders differ from class names.
         sorted: Lexicographic order of the folders is the classes' (datasets, torchvision).
@@ -33,6 +34,7 @@ class Layout:
     """
 
     grey: bool
+    suffix: str
     factor: Factor
     renamed: bool
     sorted: bool
@@ -45,11 +47,17 @@ class Layout:
         """Images are not trained on as they are stored."""
         return self.factor != 1
 
+    @property
+    def opened_as_rgb(self) -> bool:
+        """The images are grey, but Pillow makes RGB of their files."""
+        return self.grey and self.suffix in (".webp", ".avif")
+
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
         classes, folders = manifest["classes"], manifest["folders"]
         return cls(
             grey=manifest["channels"] == 1,
+            suffix=coding_of(manifest).suffix,
             factor=factor_of(manifest),
             renamed=classes != folders,
             sorted=_ascending(folders),
@@ -113,6 +121,9 @@ def text(value: str) -> str:
 JSON = ("import json", "from pathlib import Path")
 
 
+AVIF = ".avif"  # which datasets finds in no folder, torchvision and timm only where they are asked to
+
+
 def readers(format: str, layout: Layout, folder: str, config: str | None, default: bool) -> Iterator[tuple[str, str]]:
     """(library, script) of every reader of the format.
 
@@ -121,7 +132,8 @@ def readers(format: str, layout: Layout, folder: str, config: str | None, defaul
     if format == "ddranking":
         yield "torch", with_torch(layout)
         return
-    yield "datasets", with_datasets(format, layout, folder, config)
+    if format == "parquet" or layout.suffix != AVIF:
+        yield "datasets", with_datasets(format, layout, folder, config)
     if format == "imagefolder":
         yield "torchvision", with_torchvision(layout, folder)
         yield "timm", with_timm(layout, folder)
@@ -129,10 +141,11 @@ def readers(format: str, layout: Layout, folder: str, config: str | None, defaul
         yield "timm", with_timm_parquet(layout)
 
 
-def loaded(format: str, config: str | None) -> list[str]:
+def loaded(format: str, layout: Layout, config: str | None) -> list[str]:
     """``train`` as datasets reads it, with the columns image and label."""
     name = f"{text(config)}, " if config else ""
-    renamed = '.rename_columns({"png": "image", "cls": "label"})' if format == "webdataset" else ""
+    columns = f'{{"{layout.suffix[1:]}": "image", "cls": "label"}}'
+    renamed = f".rename_columns({columns})" if format == "webdataset" else ""
     return [f'train = load_dataset(str(Path.cwd()), {name}split="train"){renamed}']
 
 
@@ -150,9 +163,9 @@ def with_datasets(format: str, layout: Layout, folder: str, config: str | None) 
         made = 'train.with_transform(lambda rows: {**rows, "image": [transform(image) for image in rows["image"]]})'
     return script(
         [*only(from_manifest, "import json"), "from pathlib import Path"],
-        [f"from datasets import {'ClassLabel, ' if cast else ''}load_dataset", transforms()],
+        [f"from datasets import {'ClassLabel, ' if cast else ''}load_dataset", transforms(grey=layout.opened_as_rgb)],
         only(layout.decoded, DECODE),
-        [scaling(), *loaded(format, config), *names, f"train = {made}"],
+        [scaling(grey=layout.opened_as_rgb), *loaded(format, layout, config), *names, f"train = {made}"],
     )
 
 
@@ -169,6 +182,8 @@ def with_torchvision(layout: Layout, folder: str) -> str:
         "",
     ]
     name, transform = ("Surrogate" if mapped else "ImageFolder"), (", transform" if not layout.decoded else "")
+    if layout.suffix == AVIF:
+        transform += ', is_valid_file=lambda file: file.endswith(".avif")'
     return script(
         only(mapped, *JSON),
         ["from torchvision.datasets import ImageFolder", transforms(grey=layout.grey)],
@@ -182,11 +197,20 @@ def with_torchvision(layout: Layout, folder: str) -> str:
 def with_timm(layout: Layout, folder: str) -> str:
     mapped = layout.renamed or not layout.natural
     options = [f"root={path(folder)}", 'split="train"', *only(not layout.natural, "class_map=labels")]
+    unknown = layout.suffix in (".webp", AVIF)
     return script(
         only(mapped, *JSON),
-        ["from timm.data import create_dataset", transforms()],
+        [
+            "from timm.data import create_dataset",
+            *only(unknown, "from timm.data.readers.img_extensions import add_img_extensions"),
+            transforms(),
+        ],
         only(layout.decoded, DECODE),
-        [scaling(), *only(mapped, f"manifest = {manifest(folder)}", 'classes = manifest["classes"]')],
+        [
+            *only(unknown, f'add_img_extensions("{layout.suffix}")'),
+            scaling(),
+            *only(mapped, f"manifest = {manifest(folder)}", 'classes = manifest["classes"]'),
+        ],
         only(not layout.natural, 'labels = {name: label for label, name in enumerate(manifest["folders"])}'),
         _created('""', options, layout),
         only(not mapped, "classes = list(train.reader.class_to_idx)"),
@@ -253,15 +277,26 @@ def _per_image(layout: Layout, folder: str, record: LabelRecord) -> str:
         ),
         *only(top, f'probabilities = unpacked(labels["values"], labels["indices"], {record["classes"]})'),
     ]
-    paths = f'[path for name in folders for path in sorted(Path({path(folder, "train")}, name).glob("*.png"))]'
+    paths = (
+        f'[path for name in folders for path in sorted(Path({path(folder, "train")}, name).glob("*{layout.suffix}"))]'
+    )
     return script(
         list(JSON),
-        ["import torch", "from PIL import Image", "from safetensors.torch import load_file", transforms()],
+        [
+            "import torch",
+            "from PIL import Image",
+            "from safetensors.torch import load_file",
+            transforms(grey=layout.opened_as_rgb),
+        ],
         [
             *only(layout.decoded, DECODE),
             *only(top, "from gendistill.surrogate.soft_labels import unpacked"),
         ],
-        [scaling(), f'folders = {manifest(folder)}["folders"]', f"paths = {paths}"],
+        [
+            scaling(grey=layout.opened_as_rgb),
+            f'folders = {manifest(folder)}["folders"]',
+            f"paths = {paths}",
+        ],
         _views("Image.open(path)", "path in paths", layout),
         [*probabilities, _loss(record)],
     )
@@ -272,9 +307,13 @@ def _column(format: str, layout: Layout, config: str | None, record: LabelRecord
     flat = ".flatten(0, 1)" if layout.decoded else ""
     return script(
         ["from pathlib import Path"],
-        ["import torch", "from datasets import load_dataset", transforms()],
+        ["import torch", "from datasets import load_dataset", transforms(grey=layout.opened_as_rgb)],
         only(layout.decoded, DECODE),
-        [scaling(), *loaded(format, config), *_views('row["image"]', "row in train", layout)],
+        [
+            scaling(grey=layout.opened_as_rgb),
+            *loaded(format, layout, config),
+            *_views('row["image"]', "row in train", layout),
+        ],
         [f'probabilities = torch.tensor(train["{COLUMN[format]}"][:]){flat}', _loss(record)],
     )
 
@@ -284,10 +323,11 @@ def _batches(format: str, layout: Layout, folder: str, config: str | None, recor
     online, columns = record["mode"] == "online", format != "imagefolder"
     read = [f"surrogate = SurrogateSet.load({path(folder)})"]
     if columns:
+        pixels = 'image.convert("L")' if layout.opened_as_rgb else "image"
         count = f"len(images){f' * {views_in(layout.factor)}' if layout.decoded else ''}"
         read = [
-            *loaded(format, config),
-            'images = torch.stack([pil_to_tensor(image) for image in train["image"]])',
+            *loaded(format, layout, config),
+            f'images = torch.stack([pil_to_tensor({pixels}) for image in train["image"]])',
             f'classes = tuple({manifest(folder)}["classes"])',
             f"soft_labels = SoftLabels.load(Path({path(folder)}), {count})",
             'labels = torch.tensor(train["label"][:])',

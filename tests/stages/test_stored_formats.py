@@ -1,0 +1,119 @@
+"""Commands whose sets are stored as WebP or JPEG: what is judged, labelled, shown and exported is what is stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendistill.surrogate.manifest import read_manifest, verify
+from gendistill.surrogate.set import SurrogateSet
+from tests.helpers import TINY, files, gendistill
+
+FORMATS = ("--sample.image_format", "webp", "--sample.image_quality", 40, "--refine.image_format", "jpeg")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "coded"
+    assert gendistill("run", "--config", TINY, *FORMATS, "--output_dir", out) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_stores_its_sets_in_the_formats_of_their_stages(run: Path) -> None:
+    found = {path.parent.relative_to(run).as_posix(): read_manifest(path.parent) for path in run.rglob("manifest.json")}
+    assert len(found) == 9  # samples, base and selected and refined ones at two IPCs, and the pool
+    for name, manifest in found.items():
+        assert manifest["image_format"]["format"] == ("jpeg" if name.startswith("refined") else "webp"), name
+        assert not verify(run / name)
+    assert not files(run, "**/train/**/*.png")
+    assert set(found["refined/ipc-2"]["w2"]) == {"before", "after", "stored"}
+    assert gendistill("verify", *(run / name for name in found)) == 0
+    assert gendistill("run", "--config", TINY, *FORMATS, "--output_dir", run, "--resume_from_checkpoint", "latest") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["samples", "refined"])
+def test_a_set_has_one_row_in_its_run_and_alone(run: Path, name: str, tmp_path: Path) -> None:
+    folder = run / name / "ipc-2"
+    options = ("--config", TINY, "--surrogate", folder, "--output_dir", tmp_path / "evaluation")
+    assert gendistill("evaluate", *options) == 0
+    content = SurrogateSet.load(folder).content_hash()
+    alone, whole = (
+        next(row for row in json.loads((place / "summary.json").read_text())["rows"] if row["set"] == content)
+        for place in (tmp_path / "evaluation", run / "evaluation")
+    )
+    for key in ("accuracy", "per_class", "bytes", "ci95_vs_random", "verdict", "ece"):
+        assert alone[key] == whole[key], key
+    assert alone["bytes"]["images"] == read_manifest(folder)["bytes"]["images"]
+
+
+@pytest.mark.slow
+def test_a_set_is_shown_and_exported_as_it_is_stored(run: Path, tmp_path: Path) -> None:
+    folder = run / "refined" / "ipc-2"
+    assert gendistill("show", folder, "--teacher", run / "teacher", "--output_dir", tmp_path / "shown") == 0
+    for kind in ("imagefolder", "parquet", "webdataset", "ddranking"):
+        out = tmp_path / kind
+        assert gendistill("export", "--surrogate", folder, "--format", kind, "--output_dir", out) == 0
+    avif = ("--image_format", "avif", "--image_quality", 70)
+    assert gendistill("export", "--surrogate", folder, *avif, "--output_dir", tmp_path / "avif") == 0
+    assert read_manifest(tmp_path / "avif")["image_format"]["quality"] == 70
+    refused = ("--format", "ddranking", *avif, "--output_dir", tmp_path / "no")
+    assert gendistill("export", "--surrogate", folder, *refused) == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [("per_image",), ("per_view", "--steps", 4), ("online",)], ids=lambda mode: mode[0])
+def test_labels_are_added_to_the_files_as_they_are(run: Path, mode: tuple[object, ...], tmp_path: Path) -> None:
+    folder, labelled = run / "refined" / "ipc-2", tmp_path / "labelled"
+    options = ("--surrogate", folder, "--teacher", run / "teacher", "--mode", *mode)
+    assert gendistill("label", *options, "--output_dir", labelled) == 0
+    assert files(labelled, "train/**/*") == files(folder, "train/**/*")
+    assert not verify(labelled)
+    made = SurrogateSet.load(labelled)
+    assert made.soft_labels is not None
+    made.save(tmp_path / "again")
+    own = ("stage.json", "config.yaml", "log.jsonl")
+    expected = {name: data for name, data in files(labelled, "**/*").items() if name not in own}
+    assert files(tmp_path / "again", "**/*") == expected
+
+
+@pytest.mark.slow
+def test_images_that_are_only_selected_are_not_coded_again(run: Path, tmp_path: Path) -> None:
+    pool = run / "samples" / "pool"
+    options = ("--surrogate", pool, "--teacher", run / "teacher", "--ipc", 1, "--steps", 0)
+    same = ("--image_format", "webp", "--image_quality", 40)
+    assert gendistill("refine", *options, *same, "--output_dir", tmp_path / "same") == 0
+    assert gendistill("refine", *options, "--output_dir", tmp_path / "png") == 0
+    first, second = (SurrogateSet.load(tmp_path / name / "selected" / "ipc-1") for name in ("same", "png"))
+    assert torch.equal(first.images, second.images)
+    chosen = files(tmp_path / "same" / "ipc-1", "train/**/*").values()
+    assert set(chosen) <= set(files(pool, "train/**/*").values())
+
+
+@pytest.mark.slow
+def test_a_stage_continues_with_its_format_and_refuses_another(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("sample", "--generator", run / "generator", "--config", TINY, "--output_dir", tmp_path / "samples")
+    webp = ("--image_format", "webp", "--image_quality", 40)
+    assert gendistill(*options, *webp) == 0
+    assert files(tmp_path / "samples", "**/*.webp") == files(run / "samples", "**/*.webp")
+    again = (*options, "--resume_from_checkpoint", "latest")
+    assert gendistill(*again, *webp) == 0
+    assert gendistill(*again) == 2
+    assert "options.image_format: 'webp' there, 'png' now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_snapshots_of_matching_are_stored_as_the_set_is(tmp_path: Path) -> None:
+    few = ("--matching.width", 8, "--matching.real_batch", 8, "--matching.compile", "false", "--iterations", 2)
+    options = ("--method", "dm", "--ipc", 1, *few, "--matching.snapshot_every", 1, "--data.max_per_class", 20)
+    assert gendistill("distill", *options, "--image_format", "webp", "--output_dir", tmp_path / "dm") == 0
+    found = [read_manifest(path.parent) for path in (tmp_path / "dm").rglob("manifest.json")]
+    assert len(found) == 3
+    assert {manifest["image_format"]["format"] for manifest in found} == {"webp"}
