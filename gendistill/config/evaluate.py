@@ -22,7 +22,7 @@ from gendistill.registry import DISTILLERS, coresets
 
 Labels = Literal["hard", "soft"]
 Protocol = Literal["gendistill", "idc", "dsa", "minimax-hard", "wmdd-soft"]
-BESIDE = ("bytes", "full")  # baselines that no coreset chooses
+BESIDE = ("bytes", "coded", "full")  # baselines that no coreset chooses
 FEATURES = ("auto", "teacher", "trained")
 Decayed = Literal["all", "weights"]
 
@@ -81,7 +81,9 @@ class EvaluateConfig(Options):
             accuracy in a column ``legacy_best``, as in some papers; no verdict uses it.
         baselines: Baselines at each IPC of the sets: ``random`` draws (always), ``kmeans``, ``herding`` and
             ``kcenter``, ``difficulty``, which trains a classifier first, or a coreset of your own; ``bytes``, random
-            images with as many bytes as a set with soft labels or packed views; and ``full``, all real images.
+            images with as many bytes as a set with soft labels or packed views; ``coded``, photographs in the image
+            format that suits them best, in at most the bytes of each set (chosen by 12 trainings and the validation
+            images, for each size in bytes); and ``full``, all real images.
         baseline_cache: Folder that keeps finished runs of baselines for other evaluations; ``auto`` is gendistill in
             the user's cache folder, null keeps none.
         mixed_precision: ``auto`` is bf16 on a GPU that computes in it, and on a CPU with bf16 units if networks are

@@ -53,7 +53,7 @@ class Baselines:
             counts: Images by class of the sets, with a set's name: each has random draws of its own, the first has the
                 coresets. Of a class with fewer real images all are taken.
         """
-        draws, even = max(RANDOM_DRAWS, self.config.runs, runs), self._even(ipc)
+        draws, even = max(RANDOM_DRAWS, self.config.runs, runs), self.even(ipc)
         first, *others = counts or {even: ""}
         wanted = {c: None if c == even else c for c in (first, *others)}
         found = [_row(RANDOM, ipc, self._draws(first, draws), counts=wanted[first])]
@@ -66,7 +66,7 @@ class Baselines:
             sizes = {self._images_of(total, ipc, draws) for total in totals}
             fewest = min(sum(limited(c, self.data)) for c in wanted)
             larger = sorted(n for n in sizes if n * len(self.data.classes) > fewest)
-            found += [_row(RANDOM, ipc, self._draws(self._even(n), draws), EQUAL_BYTES) for n in larger]
+            found += [_row(RANDOM, ipc, self._draws(self.even(n), draws), EQUAL_BYTES) for n in larger]
         return found
 
     def full(self) -> list[Entry]:
@@ -82,10 +82,11 @@ class Baselines:
                 self._cache.keep(key, found)
             return int(found["total"])
 
-        facts = _facts(len(self.data.train), of_main_process(total))
+        facts = file_facts(len(self.data.train), of_main_process(total))
         return [Entry(FULL, None, None, (self.data.train,), facts=facts)]
 
-    def _even(self, ipc: int) -> Counts:
+    def even(self, ipc: int) -> Counts:
+        """The same number of images of every class."""
         return (ipc,) * len(self.data.classes)
 
     def _draws(self, counts: Counts, draws: int) -> tuple[Split, ...]:
@@ -97,12 +98,12 @@ class Baselines:
         chosen = set(self.config.baselines) - {RANDOM, *BESIDE}
         for method in (name for name in DISTILLERS.names() if name in chosen):
             if DISTILLERS[method].scores:
-                yield method, self._picked(method, counts, None), None
+                yield method, self.picked(method, counts, None), None
                 continue
             for space in [None, features] if method == "kmeans" and features is not None else [features]:
-                yield method, self._picked(method, counts, space), "pixels" if space is None else "teacher features"
+                yield method, self.picked(method, counts, space), "pixels" if space is None else "teacher features"
 
-    def _picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
+    def picked(self, method: str, counts: Counts, features: Tensor | None) -> Split:
         """What ``distill`` picks, or what an earlier evaluation picked: k-means on pixels can take minutes."""
         data, space = self.data, "pixels" if features is None else hash_tensors({"features": features})
         if DISTILLERS[method].scores:
@@ -144,7 +145,7 @@ class Baselines:
         most = min(self.data.train.counts(len(self.data.classes)))
         count = min(ipc, most)
         while True:  # a larger draw begins with the smaller one
-            sizes = sizes_of(random_draw(self.data, self._even(count), self.seed, draw))
+            sizes = sizes_of(random_draw(self.data, self.even(count), self.seed, draw))
             steps = [sum(sizes[i::count]) for i in range(count)]  # of one more image of every class
             enough = [n for n, size in enumerate(accumulate(steps), 1) if size >= total]
             if enough or count == most:
@@ -179,11 +180,11 @@ def _row(
     method: str, ipc: int, draws: tuple[Split, ...], space: str | None = None, counts: Counts | None = None
 ) -> Entry:
     total = sum(sum(sizes_of(draw)) for draw in draws)
-    facts = _facts(len(draws[0]), round(total / len(draws)))
+    facts = file_facts(len(draws[0]), round(total / len(draws)))
     return Entry(method, None, ipc, draws, space, counts=counts, facts=facts)
 
 
-def _facts(images: int, total: int) -> SetFacts:
+def file_facts(images: int, total: int) -> SetFacts:
     """Images and bytes of a draw as a set would hold it."""
     return {
         "stored_images": images,
@@ -199,14 +200,14 @@ def compare_with_equal_bytes(rows: Sequence[Row]) -> list[Row]:
     The comparison is with the random row of the same network, IPC and, where there is one, augmentation that takes at
     least as many bytes, or the most.
     """
-    equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=_total)
+    equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=total_bytes_of)
     found: list[Row] = []
     for row in rows:
         fits = (
             [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _spends_more(row) else []
         )
         fits = [r for r in fits if r.get("augment") == row.get("augment")] or fits
-        against = next((r for r in fits if _total(r) >= _total(row)), fits[-1] if fits else None)
+        against = next((r for r in fits if total_bytes_of(r) >= total_bytes_of(row)), fits[-1] if fits else None)
         interval = row_interval(row, against) if against else None
         found.append({**row, "ci95_vs_equal_bytes": list(interval) if interval else None})
     return found
@@ -217,5 +218,5 @@ def _spends_more(row: Row) -> bool:
     return bool(row["set"]) and (row["labels"] != "hard" or row["decoded_images"] > row["stored_images"])
 
 
-def _total(row: Row) -> int:
+def total_bytes_of(row: Row) -> int:
     return row["bytes"]["images"] + row["bytes"]["labels"]

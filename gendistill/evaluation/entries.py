@@ -12,7 +12,7 @@ from gendistill import runtime
 from gendistill.data.crops import batch_indices
 from gendistill.data.dataset import Split
 from gendistill.evaluation.inputs import Counts, Pool, facts, size_of, uneven
-from gendistill.evaluation.summary import EQUAL_BYTES, Labels, SetFacts
+from gendistill.evaluation.summary import CODED, EQUAL_BYTES, Labels, SetFacts
 from gendistill.hashing import hash_tensors
 from gendistill.networks.soft_labelling import Batches, generate_labels, soft_batches
 from gendistill.networks.teacher import Teacher
@@ -126,7 +126,7 @@ def soft_entries(labelled: Sequence[Pool], baselines: Sequence[Entry], teacher: 
         kind = (ipc, row.counts, soft.recipe)
         if kind not in done:
             done.add(kind)
-            same = [b for b in baselines if (b.ipc, b.counts) == kind[:2] and b.space != EQUAL_BYTES]
+            same = [b for b in baselines if (b.ipc, b.counts) == kind[:2] and b.space not in (EQUAL_BYTES, CODED)]
             size = row.facts["bytes"]["labels"]
             found += [_labelled(b, pool[0].classes, soft, network, size) for b in same]
         found.append(_relabelled(row, soft, tuple(_targets(made, network) for made in pool)))

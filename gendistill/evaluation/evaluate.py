@@ -11,13 +11,15 @@ from itertools import chain
 
 from gendistill import runtime
 from gendistill.config import EvaluateConfig
-from gendistill.data.dataset import RealData, check_origin, mean_and_std
+from gendistill.data.dataset import RealData, Split, check_origin, mean_and_std
+from gendistill.data.mapped import central
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.evaluation.baselines import Baselines, compare_with_equal_bytes
 from gendistill.evaluation.cache import BaselineCache, RunLog, cache_folder
 from gendistill.evaluation.checks import NOT_RECOGNISED, SHUFFLED, VALUE_RANGE, Finding
 from gendistill.evaluation.checks.counts import data_findings
 from gendistill.evaluation.checks.labels import label_quality, soft_targets, unrecognised_samples
+from gendistill.evaluation.coded_photographs import coded_rows, compare_with_coded
 from gendistill.evaluation.entries import Entry, pool_entry, soft_entries
 from gendistill.evaluation.evaluator import (
     RunRecord,
@@ -31,6 +33,7 @@ from gendistill.evaluation.inputs import (
     by_counts,
     check_origins,
     check_soft_labels,
+    facts,
     input_findings,
     pools,
     size_of,
@@ -68,11 +71,23 @@ def all_entries(
         most = max(len(pool) for pool in hard + soft if size_of(pool[0]) == ipc)
         totals = [total_bytes(pool, labels=labels) for pool, labels in large]
         found += real.beside(ipc, most * config.runs, totals, here)
+        if "coded" in config.baselines:
+            every = [(pool, labels) for labels, pools_ in ((False, hard), (True, soft)) for pool in pools_]
+            sizes = [facts(pool, labels=labels)["bytes"] for pool, labels in every if size_of(pool[0]) == ipc]
+            training = _validating(data, config)
+            found += coded_rows(real, ipc, [sum(size.values()) for size in sizes], most * config.runs, training)
     beside = list(found)
     found += [pool_entry(pool) for pool in hard]
     if soft:
         found += soft_entries(soft, beside, teacher)
     return found + real.full()
+
+
+def _validating(data: RealData, config: EvaluateConfig) -> TrainingRun:
+    """Trainings as those of the rows, judged by the validation images."""
+    settings = replace(resolve_protocol(config), legacy_best=False)
+    images = Split(central(data.validation.images, settings.test_crop), data.validation.labels)
+    return TrainingRun(settings, images, len(data.classes), runtime.device(), mean_and_std(data.train))
 
 
 def _check(data: RealData, surrogates: Sequence[SurrogateSet], settings: Settings, teacher: Teacher | None) -> None:
@@ -159,7 +174,7 @@ def evaluate(
         protocol=settings.protocol,
         data=data.describe(),
         seed=seed,
-        rows=compare_with_equal_bytes(rows),
+        rows=compare_with_coded(compare_with_equal_bytes(rows)),
         scores=scores(rows),
         sets=sets,
         findings=found,

@@ -131,7 +131,12 @@ class _Result(Mapping[str, Any]):
         return frame.astype({name: "Int64" for name in ("ipc", "classes") if name in frame})
 
 
-INTERVALS = {"ci95_vs_random": "", "ci95_these_sets": "these_sets_", "ci95_vs_equal_bytes": "equal_bytes_"}
+INTERVALS = {
+    "ci95_vs_random": "",
+    "ci95_these_sets": "these_sets_",
+    "ci95_vs_equal_bytes": "equal_bytes_",
+    "ci95_vs_coded": "coded_",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -166,8 +171,9 @@ class Evaluation(_Result):
     COLUMNS = (
         "method", "name", "space", "stage", "ipc", "labels", "recipe", "augment", "network", "mean", "std",
         "std_within", "std_between", "low", "high", "these_sets_low", "these_sets_high", "equal_bytes_low",
-        "equal_bytes_high", "verdict", "ece", "legacy_best", "runs", "cached", "synthesis_seeds", "stored_images",
-        "decoded_images", "bytes_images", "bytes_labels", "seconds", "synthesis_seconds",
+        "equal_bytes_high", "coded_low", "coded_high", "verdict", "ece", "legacy_best", "runs", "cached",
+        "synthesis_seeds", "stored_images", "decoded_images", "bytes_images", "bytes_labels", "seconds",
+        "synthesis_seconds",
     )  # fmt: skip
 
     protocol: str

@@ -48,6 +48,7 @@ class SetFacts(TypedDict, total=False):
             ``start_set``, ``pool``. Sets of older versions lack all but the pool, and these are not counted then.
         name: The folder's name, of a plain folder without a manifest.
         missing_classes: Names of the classes without any image.
+        image_format: How photographs are coded that were chosen by their bytes.
     """
 
     stored_images: int
@@ -57,6 +58,7 @@ class SetFacts(TypedDict, total=False):
     shared_seconds: dict[str, float]
     name: str
     missing_classes: list[str]
+    image_format: str
 
 
 class Row(SetFacts, total=False):
@@ -89,6 +91,8 @@ class Row(SetFacts, total=False):
         ci95_vs_random: Interval of the accuracy minus that of random images, paired by run; None for the reference.
         ci95_these_sets: The same for new trainings on these very sets; None for one set.
         ci95_vs_equal_bytes: The same against random images of as many bytes, for sets with soft labels or packed views.
+        ci95_vs_coded: The same against photographs in the best image format, in at most the bytes of the set.
+        coded: What these photographs are called in a sentence.
         verdict: ``reference``, or ``better``, ``not better`` or ``worse than random``.
     """
 
@@ -116,6 +120,8 @@ class Row(SetFacts, total=False):
     ci95_vs_random: Pair | None
     ci95_these_sets: Pair | None
     ci95_vs_equal_bytes: Pair | None
+    ci95_vs_coded: Pair | None
+    coded: str
     verdict: str
 
 
@@ -368,9 +374,9 @@ RANGES = {  # of all numbers of a row
     "ece": SHARE, "legacy_best": SHARE, "seconds": TIME, "synthesis_seconds": TIME, "shared_seconds": TIME,
     "bytes": (0.0, 1e18), "stored_images": COUNT, "decoded_images": COUNT, "synthesis_seeds": (1.0, 1e6),
     "ci95_vs_random": DIFFERENCE,
-    "ci95_these_sets": DIFFERENCE, "ci95_vs_equal_bytes": DIFFERENCE,
+    "ci95_these_sets": DIFFERENCE, "ci95_vs_equal_bytes": DIFFERENCE, "ci95_vs_coded": DIFFERENCE,
 }  # fmt: skip
-PAIRS = ("ci95_vs_random", "ci95_these_sets", "ci95_vs_equal_bytes")
+PAIRS = ("ci95_vs_random", "ci95_these_sets", "ci95_vs_equal_bytes", "ci95_vs_coded")
 
 
 def summary_problem(summary: Mapping[str, Any], schema: type = Summary) -> str:
@@ -466,6 +472,7 @@ def without_twins(rows: Sequence[AnyRow]) -> list[AnyRow]:
 
 RANDOM, FULL = "random", "full"
 EQUAL_BYTES = "equal bytes"  # the ``space`` of random rows that are as large as a set in bytes, not in images
+CODED = "equal bytes, coded"  # of photographs in the best image format, in at most the bytes of a set
 COMPARED = ("ipc", "counts", "labels", "recipe", "network", "augment")  # what a row and its reference share
 
 
@@ -474,7 +481,12 @@ def is_reference(row: Mapping[str, Any]) -> bool:
 
     Random images of equal bytes, and a set that somebody drew at random, are none.
     """
-    return row["method"] == RANDOM and row.get("space") != EQUAL_BYTES and not row.get("set")
+    return row["method"] == RANDOM and not is_sized_by_bytes(row) and not row.get("set")
+
+
+def is_sized_by_bytes(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of photographs as many as fit into a set's bytes."""
+    return row.get("space") in (EQUAL_BYTES, CODED)
 
 
 def reference_of(row: Mapping[str, Any], rows: Iterable[AnyRow]) -> AnyRow | None:

@@ -230,9 +230,10 @@ def _unchecked(facts: ReportFacts) -> int:
 COLUMNS = (
     "runs", "set_name", "label", "method", "stage", "space", "ipc", "labels", "recipe", "augment", "network", "mean",
     "std", "std_within", "std_between", "low", "high", "low_these_sets", "high_these_sets", "low_equal_bytes",
-    "high_equal_bytes", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds", "synthesis_seconds",
-    "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "fault", "set",
+    "high_equal_bytes", "low_coded", "high_coded", "verdict", "trainings", "legacy_best", "ece", "synthesis_seeds",
+    "synthesis_seconds", "bytes_images", "bytes_labels", "stored_images", "decoded_images", "seconds", "fault", "set",
 )  # fmt: skip
+BESIDE = ("these_sets", "equal_bytes", "coded")  # intervals other than that against random images
 OURS = ("noun", "settings_number", "alike", "colour", "shape", "forest")  # of the page alone
 
 
@@ -254,7 +255,7 @@ def as_csv(rows: Sequence[ReportRow]) -> str:
 
 def _flat(row: ReportRow) -> Mapping[str, object]:
     flat = flat_row(row)
-    ends = {f"{end}_{name}": flat[f"{name}_{end}"] for name in ("these_sets", "equal_bytes") for end in ("low", "high")}
+    ends = {f"{end}_{name}": flat[f"{name}_{end}"] for name in BESIDE for end in ("low", "high")}
     return {**flat, **ends, "trainings": flat["runs"], "runs": " ".join(row["runs"]), "set": " ".join(hashes(row))}
 
 
@@ -279,7 +280,9 @@ def as_json(facts: ReportFacts) -> dict[str, object]:
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
-    numbers = {name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes")}
+    numbers = {
+        name: getattr(verdict, name) for name in ("ipc", "among", "against_random", "coreset", "equal_bytes", "coded")
+    }
     return {"label": verdict.row["label"], "mean": verdict.row["mean"], "sentence": verdict.sentence, **numbers}
 
 

@@ -151,7 +151,8 @@ def _short(number: float, unit: str = "") -> str:
 def _notes(rows: Sequence[Row], balanced: bool) -> list[str]:
     """What the columns do not explain."""
     runs, cached = sum(len(row["accuracy"]) for row in rows), sum(row.get("cached", 0) for row in rows)
-    notes = [_beside_bytes(row, ends) for row in rows if (ends := row.get("ci95_vs_equal_bytes"))]
+    notes = [_beside(row, "random images of equal bytes", e) for row in rows if (e := row.get("ci95_vs_equal_bytes"))]
+    notes += [_beside(row, f"{row['coded']} in the same bytes", e) for row in rows if (e := row.get("ci95_vs_coded"))]
     if any(row.get("synthesis_seeds", 1) > 1 for row in rows):
         notes.append("xN: N synthesis seeds in one row, whose interval covers further seeds.")
     if balanced:
@@ -163,10 +164,10 @@ def _notes(rows: Sequence[Row], balanced: bool) -> list[str]:
     return ["", *map(_wrapped, notes)] if notes else []
 
 
-def _beside_bytes(row: Row, ends: Pair) -> str:
+def _beside(row: Row, name: str, ends: Pair) -> str:
     low, high = ends
     named = f"{row_label(row)} at IPC {row['ipc']}" + ("" if _recipe(row) == "hard" else f", labels {_recipe(row)}")
-    return f"{named}, against random images of equal bytes: {100 * low:+.1f} to {100 * high:+.1f}."
+    return f"{named}, against {name}: {100 * low:+.1f} to {100 * high:+.1f}."
 
 
 def _recipe(row: Row) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.summary import NAMED, RANDOM, is_reference
+from gendistill.evaluation.summary import NAMED, RANDOM, is_reference, is_sized_by_bytes
 from gendistill.report.formatting import RANDOM_LABEL, comparison, listed, outcome, over_sizes, percent
 from gendistill.report.results import (
     KMEANS,
@@ -24,14 +24,16 @@ from gendistill.report.results import (
 )
 
 EQUAL_BYTES = "random real images of equal bytes"
+CODED = "photographs of the same bytes in the best image format"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What is said of the best set at one IPC, the best of ``among``; intervals are paired, see ``row_interval``.
 
-    ``coreset`` and ``equal_bytes`` are (name, interval) of the best coreset of real images and of the random images
-    that take as many bytes as this very row, as the evaluation found it; None where there are no such images.
+    ``coreset``, ``equal_bytes`` and ``coded`` are (name, interval) of the best coreset of real images, of the random
+    images that take as many bytes as this very row, and of the photographs in the best image format that take at most
+    its bytes, as the evaluation found them; None where there are no such images.
     """
 
     row: ReportRow
@@ -39,6 +41,7 @@ class Verdict:
     against_random: Interval | None
     coreset: tuple[str, Interval] | None
     equal_bytes: tuple[str, Interval] | None
+    coded: tuple[str, Interval] | None
 
     @property
     def ipc(self) -> int:
@@ -51,7 +54,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         random = (RANDOM_LABEL, self.against_random) if self.against_random else None
-        pairs = [pair for pair in (random, self.coreset, self.equal_bytes) if pair]
+        pairs = [pair for pair in (random, self.coreset, self.equal_bytes, self.coded) if pair]
         if not pairs:
             return "There is no row of real images to compare with."
         parts = [(comparison(name, found), outcome(found) == "better") for name, found in pairs]
@@ -76,13 +79,15 @@ def _verdict(made: Sequence[ReportRow], rows: Sequence[ReportRow]) -> Verdict:
     interval = best.get("ci95_vs_random") or (row_interval(best, random) if random else None)
     same = ("ipc", "counts")
     others = [r for r in rows if not r["given"] and all(r.get(k) == best.get(k) for k in same)]
-    beside = best.get("ci95_vs_equal_bytes")
+    others = [r for r in others if not is_sized_by_bytes(r)]
+    beside, coded = best.get("ci95_vs_equal_bytes"), best.get("ci95_vs_coded")
     return Verdict(
         best,
         len(made),
         (interval[0], interval[1]) if interval else None,
         _against(best, max((r for r in others if r["method"] != RANDOM), key=lambda r: r["mean"], default=None)),
         (EQUAL_BYTES, (beside[0], beside[1])) if beside else None,
+        (f"{best['coded']} in the same bytes", (coded[0], coded[1])) if coded else None,
     )
 
 
@@ -113,12 +118,13 @@ def headline(found: Sequence[Verdict], faulty: Sequence[str] = ()) -> str:
 
 
 def predicates(found: Sequence[Verdict]) -> list[str]:
-    """Over all IPC against random, then against the best coreset."""
+    """Over all IPC against random, then against the best coreset and against photographs in the best image format."""
     random = {v.ipc: outcome(v.against_random) for v in found if v.against_random}
     coreset = {v.ipc: outcome(v.coreset[1]) for v in found if v.coreset}
     plain = all(v.coreset is None or v.coreset[0].startswith("k-means") for v in found)
     name = "k-means" if plain else "the best coreset of real images"
-    return [over_sizes(n, o) for n, o in ((RANDOM_LABEL, random), (name, coreset)) if o]
+    coded = {v.ipc: outcome(v.coded[1]) for v in found if v.coded}
+    return [over_sizes(n, o) for n, o in ((RANDOM_LABEL, random), (name, coreset), (CODED, coded)) if o]
 
 
 def elsewhere(rows: Sequence[ReportRow]) -> list[str]:

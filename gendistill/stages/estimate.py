@@ -15,6 +15,7 @@ from gendistill.config import BESIDE, Compile, Precision, TeacherConfig, ipc_siz
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.baselines import RANDOM_DRAWS
+from gendistill.evaluation.coded_photographs import LADDER
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.generator.adaptation import adapt
 from gendistill.generator.batch_source import CachedLatents
@@ -187,6 +188,9 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
     runs = settings.runs * len(settings.augment)
     rows = [(ipc * len(data.classes), runs) for ipc in (*sizes, *baselines)]
     rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs) * len(settings.augment)) for ipc in set(sizes)]
+    if "coded" in config.evaluate.baselines:
+        tried = len(LADDER) + 1
+        rows += [(ipc * len(data.classes), tried + max(RANDOM_DRAWS, settings.runs)) for ipc in sizes]
     seconds = 0.0
     for name in settings.network:
         network = build_network(name, width=settings.width, depth=settings.depth, **shape)

@@ -142,6 +142,28 @@ def test_equal_bytes_are_those_of_the_very_row_as_the_evaluation_found_them() ->
     assert "equal bytes" not in plain.sentence
 
 
+def test_photographs_in_the_best_format_are_in_the_verdict_and_in_the_headline() -> None:
+    coded = {"space": "equal bytes, coded", "image_format": "webp at quality 20"}
+    named = {"coded": "k-means stored as webp at quality 20"}
+    rows = [row("random", 1), row("kmeans", 1, 0.05), row("kmeans", 1, 0.3, **coded), row("random", 1, 0.4, **coded),
+            row("dm", 1, 0.2, ci95_vs_coded=[-0.2, -0.1], **named),
+            row("random", 5), row("dm", 5, 0.2, ci95_vs_coded=[0.01, 0.02], **named)]  # fmt: skip
+    found = rows_of(evaluated_run("run", rows))
+    first, second = verdicts(found)
+    assert first.coreset is not None
+    assert first.coreset[0] == "k-means"  # of as many images, not of as many bytes
+    assert first.sentence.endswith(
+        "but is worse than k-means stored as webp at quality 20 in the same bytes by 10.0 to 20.0 points."
+    )
+    assert second.sentence.endswith(
+        "beats k-means stored as webp at quality 20 in the same bytes by 1.0 to 2.0 points."
+    )
+    assert headline([first, second]).endswith(
+        "It beats photographs of the same bytes in the best image format at IPC 5, but not at IPC 1."
+    )
+    assert random_of(found[-1], found) is found[-2]
+
+
 def test_soft_rows_have_their_verdict_against_equal_bytes() -> None:
     soft: dict[str, Any] = {"labels": "soft", "recipe": "per_view, T 4"}
     rows = [row("random", 1), row("random", 1, 0.1, space="equal bytes"), row("random", 1, **soft),
