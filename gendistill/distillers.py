@@ -176,7 +176,7 @@ def difficulty_sets(
     own, sizes = config.difficulty, ipc_sizes(config.ipc)
     wanted_counts(data.train, data.classes, max(sizes))  # before the training
     curves = measure_difficulty(data, own, seed=seed, folder=work)
-    ranking, space = curves.ranking(own.score), own.score if own.prefer == "auto" else f"{own.score}, {own.prefer}"
+    ranking, space = curves.ranking(own.score), f"{own.score}, {own.prefer}"
     for ipc in sizes:
         made = coreset_set(data, config.method, ipc, seed=seed, features=ranking, space=space, prefer=own.prefer)
         made.meta["difficulty"] = to_dict(own)

@@ -40,7 +40,7 @@ Distance = Literal["cosine", "mse", "l1"]
 Augmentation = Literal["none", "one", "all", "color_crop"]
 NetworkTraining = Literal["none", "surrogate", "real"]
 Score = Literal["confidence", "el2n", "variability", "forgetting"]
-Preference = Literal["auto", "easy", "hard"]
+Preference = Literal["easy", "hard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,8 @@ class DifficultyConfig(ClassifierConfig):
         score: What makes an image hard: ``confidence``, a low mean probability of its class over the epochs; ``el2n``,
             a large mean distance of the probabilities from its label; ``variability``, a large standard deviation of
             the probability of its class; ``forgetting``, many changes of the answer from right to wrong.
-        prefer: Take the ``easy`` images of each class or the ``hard`` ones; ``auto`` decides by the number of images.
+        prefer: Take the ``easy`` images of each class or the ``hard`` ones, which were worse than random at every
+            measured number (docs/results.md).
         epochs: Passes of a training over the real images; after each they are scored, which takes a third of its time.
         trainings: Trainings from different weights, over which scores are averaged.
     """
@@ -257,7 +258,7 @@ class DifficultyConfig(ClassifierConfig):
     order: ClassVar[str] = "score prefer epochs trainings ..."
 
     score: Score = "confidence"
-    prefer: Preference = "auto"
+    prefer: Preference = "easy"
     epochs: Annotated[int, Range(2, 100_000)] = 10
     trainings: Count = 1
 

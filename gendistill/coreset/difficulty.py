@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from gendistill.progress import follow
 from gendistill.seeding import derive
 
 OUTCOMES = "outcomes"  # folder of those that are kept for a resume
-HARD_FROM = 1_000_000  # images of a class from which ``auto`` takes the hard ones
 
 
 def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
@@ -220,21 +219,14 @@ def baseline_scores(data: RealData, seed: int) -> Tensor:
     return measure_difficulty(data, config, seed=seed).ranking(config.score)
 
 
-def difficulty(features: np.ndarray, count: int, seed: int, prefer: Preference = "auto") -> np.ndarray:
+def difficulty(features: np.ndarray, count: int, seed: int, prefer: Preference = "easy") -> np.ndarray:
     """The easiest ``count`` images of a class, or its hardest; smaller choices are prefixes of larger ones.
 
     Args:
         features: (n,d), larger is harder: the first column decides, the next one between equals, then the position.
         count: Images to choose.
         seed: Not read.
-        prefer: ``easy``, ``hard``, or ``auto``: ``preference`` of the count.
+        prefer: ``easy`` or ``hard``.
     """
     ranked = np.lexsort(features.T[::-1])
-    return (ranked[::-1] if preference(prefer, count) == "hard" else ranked)[:count]
-
-
-def preference(prefer: Preference, count: int) -> Literal["easy", "hard"]:
-    """Which images are taken where ``count`` of a class are: ``auto`` takes easy ones below ``HARD_FROM``."""
-    if prefer == "auto":
-        return "hard" if count >= HARD_FROM else "easy"
-    return prefer
+    return (ranked[::-1] if prefer == "hard" else ranked)[:count]

@@ -26,7 +26,6 @@ from gendistill.coreset.difficulty import (
     lack_of_confidence,
     measure_difficulty,
     outcomes,
-    preference,
     variability,
 )
 from gendistill.data.dataset import RealData, Split
@@ -123,13 +122,6 @@ def test_the_choice_equals_sorted_rows(columns: int) -> None:
     for count in (1, 4, 30):
         assert difficulty(features, count, 0, "easy").tolist() == order[:count]
         assert difficulty(features, count, 0, "hard").tolist() == order[::-1][:count]
-
-
-def test_auto_takes_hard_images_from_a_number_on() -> None:
-    assert preference("auto", module.HARD_FROM - 1) == "easy"
-    assert preference("auto", module.HARD_FROM) == "hard"
-    assert preference("hard", 1) == "hard"
-    assert preference("easy", 10**9) == "easy"
 
 
 # the measurement

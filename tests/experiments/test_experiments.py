@@ -153,6 +153,19 @@ def test_criteria(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_difficulty(run, tmp_path: Path) -> None:
+    options = (*QUICK, "--epochs", 2, "--scores", "confidence", "--output", tmp_path / "rows.json")
+    text = run("difficulty", *options)
+    rows = {(row["method"], row["space"]): row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert {("difficulty", "confidence, easy"), ("difficulty", "confidence, hard"), ("kmeans", "pixels")} <= set(rows)
+    assert "difficulty (confidence, hard)" in text
+    data, script = gd.load_data(max_per_class=12), importlib.import_module("experiments.difficulty")
+    config = gd.DifficultyConfig(width=8, epochs=2, score="forgetting", prefer="hard")
+    made = script.chosen(data, gd.measure_difficulty(data, config), "forgetting", "hard", 3, 0)
+    assert made.content_hash() == gd.distill(data, "difficulty", 3, options=config).content_hash()
+
+
+@pytest.mark.slow
 def test_faulty(run, tmp_path: Path) -> None:
     run("faulty", "--max_per_class", 20, "--ipc", 2, "--sets", tmp_path / "sets")
     counts = {place.name: len([*place.glob("train/*/*.png")]) for place in (tmp_path / "sets").iterdir()}
