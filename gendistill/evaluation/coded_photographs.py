@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -25,7 +24,7 @@ from gendistill.evaluation.cache import BaselineCache
 from gendistill.evaluation.entries import Entry
 from gendistill.evaluation.evaluator import PlannedRun, TrainingRun
 from gendistill.evaluation.intervals import row_interval
-from gendistill.evaluation.summary import CODED, NAMED, RANDOM, Row
+from gendistill.evaluation.summary import CODED, NAMED, RANDOM, Row, RunResult
 from gendistill.progress import track
 from gendistill.surrogate.image_files import decode_files, encode_files, file_sizes
 from gendistill.surrogate.image_formats import PNG, Coding
@@ -41,12 +40,11 @@ ALIKE = 1.05  # a factor between numbers of bytes, up to which sets share a row:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Photographs of one method in one format, so many of a class that they fit; trained once and judged."""
+    """Photographs of one method in one format, so many of a class that they fit, and their validation accuracy."""
 
     method: str
     coding: Coding
     ipc: int
-    split: Split
     accuracy: float
 
 
@@ -59,14 +57,16 @@ def coded_rows(real: Baselines, ipc: int, totals: Iterable[int], runs: int, trai
         totals: Bytes of the sets; numbers that differ by at most 5 % share an entry, of the smallest.
         runs: Runs of the row with the most.
         training: Trains on photographs and judges by the validation images, as its ``test``.
+
+    Several processes call this alike; the main one trains.
     """
     draws = max(RANDOM_DRAWS, real.config.runs, runs)
     found: dict[tuple[str, Coding, int], Entry] = {}
     for total in shared_totals(totals):
-        best = runtime.of_main_process(partial(_chosen, real, ipc, total, training))
-        if best not in found:
-            method, coding, count = best
-            found[best] = _entry(real, ipc, total, method, coding, count, draws)
+        best = _chosen(real, ipc, total, training)
+        key = best.method, best.coding, best.ipc
+        if key not in found:
+            found[key] = _entry(real, ipc, total, best, draws)
     return list(found.values())
 
 
@@ -79,20 +79,27 @@ def shared_totals(totals: Iterable[int]) -> list[int]:
     return found
 
 
-def _chosen(real: Baselines, ipc: int, total: int, training: TrainingRun) -> tuple[str, Coding, int]:
-    """Method, coding and images per class of the photographs that are best on the validation images."""
+def _chosen(real: Baselines, ipc: int, total: int, training: TrainingRun) -> Candidate:
+    """The photographs that are best on the validation images."""
     judge = _judge(real, training)
     tried: list[Candidate] = []
-    with closing(track(LADDER, f"formats, ipc {ipc}")) as ladder:
-        for image_format in ladder:
-            with suppress(ConfigError):  # a format that this Pillow lacks
-                coding = Coding.of(image_format, real.data.image_size)
-                tried.append(_random_candidate(real, coding, ipc, total, judge))
+    with closing(track(_codings(real.data.image_size), f"formats, ipc {ipc}")) as codings:
+        for coding in codings:
+            tried.append(_random_candidate(real, coding, ipc, total, judge))
     best = max(tried, key=lambda one: one.accuracy)
     if "kmeans" in real.config.baselines:
         other = _kmeans_candidate(real, best, total, judge)
         best = max(best, other, key=lambda one: one.accuracy)
-    return best.method, best.coding, best.ipc
+    return best
+
+
+def _codings(side: int) -> list[Coding]:
+    """Those of the ladder that this Pillow has."""
+    found = []
+    for image_format in LADDER:
+        with suppress(ConfigError):
+            found.append(Coding.of(image_format, side))
+    return found
 
 
 def _judge(real: Baselines, training: TrainingRun) -> Callable[[str, Split], float]:
@@ -103,10 +110,14 @@ def _judge(real: Baselines, training: TrainingRun) -> Callable[[str, Split], flo
     def judge(method: str, split: Split) -> float:
         run = PlannedRun(Entry(method, None, None, (split,)), settings.network[0], settings.augment[0], 0)
         key = f"validation {run.key}"
+
+        def outcome() -> RunResult:
+            found: RunResult = cache.recall(key) or run.trained(training)
+            cache.keep(key, found)
+            return found
+
         if key not in seen:
-            outcome = cache.recall(key) or run.trained(training)
-            cache.keep(key, outcome)
-            seen[key] = outcome["accuracy"]
+            seen[key] = runtime.of_main_process(outcome)["accuracy"]
         return seen[key]
 
     return judge
@@ -117,13 +128,13 @@ def _random_candidate(
 ) -> Candidate:
     count = _fitting(real, coding, total, 0, ipc)
     split, _ = as_stored(random_draw(real.data, real.even(count), real.seed, 0), coding)
-    return Candidate(RANDOM, coding, count, split, judge(RANDOM, split))
+    return Candidate(RANDOM, coding, count, judge(RANDOM, split))
 
 
 def _kmeans_candidate(real: Baselines, best: Candidate, total: int, judge: Callable[[str, Split], float]) -> Candidate:
     """k-means in the coding that is best for random photographs."""
     split, count = _fitting_kmeans(real, best.coding, total, best.ipc)
-    return Candidate("kmeans", best.coding, count, split, judge("kmeans", split))
+    return Candidate("kmeans", best.coding, count, judge("kmeans", split))
 
 
 def _fitting(real: Baselines, coding: Coding, total: int, draw: int, start: int) -> int:
@@ -160,17 +171,18 @@ def as_stored(split: Split, coding: Coding) -> tuple[Split, int]:
     return Split(decoded, split.labels), sum(map(len, files))
 
 
-def _entry(real: Baselines, ipc: int, total: int, method: str, coding: Coding, count: int, draws: int) -> Entry:
+def _entry(real: Baselines, ipc: int, total: int, best: Candidate, draws: int) -> Entry:
     """The photographs to train on, so many of a class that every draw fits."""
-    if method == RANDOM:
+    count, coding = best.ipc, best.coding
+    if best.method == RANDOM:
         count = min(_fitting(real, coding, total, r, count) for r in range(draws))
         chosen = [random_draw(real.data, real.even(count), real.seed, r) for r in range(draws)]
     else:
-        chosen = [real.picked(method, real.even(count), None)]
+        chosen = [real.picked(best.method, real.even(count), None)]
     stored = [as_stored(draw, coding) for draw in chosen]
     facts = file_facts(len(stored[0][0]), round(sum(size for _, size in stored) / len(stored)))
     facts["image_format"] = str(coding)
-    return Entry(method, None, ipc, tuple(split for split, _ in stored), CODED, facts=facts)
+    return Entry(best.method, None, ipc, tuple(split for split, _ in stored), CODED, facts=facts)
 
 
 def compare_with_coded(rows: Sequence[Row]) -> list[Row]:

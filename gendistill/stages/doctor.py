@@ -20,6 +20,7 @@ from gendistill.config.commands import DoctorCommand
 from gendistill.evaluation.cache import cache_folder
 from gendistill.io import cache_root, format_bytes
 from gendistill.stages import Outcome
+from gendistill.surrogate.image_formats import available
 from gendistill.threads import usable_processors
 
 PACKAGES = (
@@ -73,6 +74,7 @@ def _machine() -> dict[str, str]:
         "torch threads": f"{torch.get_num_threads()} (--threads or OMP_NUM_THREADS sets them)",
         "memory": format_bytes(memory),
         "free disk here": format_bytes(shutil.disk_usage(Path.cwd()).free),
+        "image formats": ", ".join(available()),
         "C++ compiler": shutil.which(os.environ.get("CXX", "g++")) or "none: torch.compile is not used on the CPU",
     }
 

@@ -64,6 +64,12 @@ FORMATS = {
 SUFFIXES = tuple(dict.fromkeys(one.suffix for one in FORMATS.values()))
 
 
+def available() -> list[str]:
+    """The formats that Pillow can write on this machine."""
+    Image.init()
+    return [name for name, one in FORMATS.items() if one.pillow in Image.SAVE]
+
+
 class CodingRecord(TypedDict):
     """How a manifest names the coding of a set's images: the format, its quality, and the versions that coded it."""
 
@@ -94,9 +100,8 @@ class Coding:
             ConfigError: this Pillow cannot write the format, or the format cannot hold images of this size.
         """
         chosen = FORMATS[str(kind_of(image_format))]
-        Image.init()
-        if chosen.pillow not in Image.SAVE:
-            able = [name for name, one in FORMATS.items() if one.pillow in Image.SAVE]
+        able = available()
+        if chosen.name not in able:
             raise ConfigError(
                 f"image_format is {chosen.name!r}, but Pillow {pillow_version} was built without {chosen.pillow}; "
                 f"expected one of {', '.join(able)}, or a newer Pillow: pip install -U Pillow."

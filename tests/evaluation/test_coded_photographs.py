@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gendistill as gd
+from gendistill import runtime
 from gendistill.data.dataset import RealData, Split
 from gendistill.errors import ConfigError
+from gendistill.evaluation import baselines
 from gendistill.evaluation.baselines import Baselines, random_draw
 from gendistill.evaluation.coded_photographs import (
     ALIKE,
@@ -166,6 +168,22 @@ def test_an_evaluation_has_the_row_and_says_how_the_set_compares(digits: RealDat
     frame = result.to_pandas()
     assert frame.loc[frame["method"] == "kmeans", "coded_low"].notna().sum() == 1
     assert gd.evaluate(digits, made, QUICK).rows[0]["accuracy"] == result.rows[0]["accuracy"]
+
+
+def test_the_main_process_waits_for_no_other_while_it_trains(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processes exchange is exchanged by all of them, one thing after another."""
+    waiting: list[Any] = []
+
+    def exchanged(make: Any) -> Any:
+        assert not waiting
+        waiting.append(make)
+        found = make()
+        waiting.clear()
+        return found
+
+    monkeypatch.setattr(runtime, "of_main_process", exchanged)
+    monkeypatch.setattr(baselines, "of_main_process", exchanged)
+    assert coded_rows(real(digits), 2, [5000, 9000], 3, Judge(lambda n, _: 0.01 * n))  # type: ignore[arg-type]
 
 
 def test_validation_trainings_are_kept_for_other_evaluations(digits: RealData, tmp_path: Any) -> None:

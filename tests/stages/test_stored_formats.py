@@ -117,3 +117,21 @@ def test_snapshots_of_matching_are_stored_as_the_set_is(tmp_path: Path) -> None:
     found = [read_manifest(path.parent) for path in (tmp_path / "dm").rglob("manifest.json")]
     assert len(found) == 3
     assert {manifest["image_format"]["format"] for manifest in found} == {"webp"}
+
+
+@pytest.mark.slow
+def test_the_first_screen_says_how_a_set_compares_with_photographs_in_its_bytes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    options = ("--config", TINY, "--surrogate", run / "refined" / "ipc-2", "--baselines", "random", "kmeans", "coded")
+    assert gendistill("evaluate", *options, "--describe", "false", "--output_dir", out) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    (own,) = [row for row in json.loads((out / "summary.json").read_text())["rows"] if row["set"]]
+    assert f"against {own['coded']} in the same bytes: " in printed
+    assert "photographs of the same bytes in the best image format at IPC 2." in printed
+    assert gendistill("report", "--run", out, "--output_dir", tmp_path / "report") == 0
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    first_screen = page[page.index("<h1>") : page.index("</ol>")]
+    assert "photographs of the same bytes in the best image format" in first_screen
+    assert "in the same bytes" in first_screen.split("</h1>")[1]
