@@ -200,6 +200,8 @@ def facts(pool: Pool, *, labels: bool) -> SetFacts:
     }
     if first.meta.get("name"):
         found["name"] = first.meta["name"]
+    if first.coding != PNG:
+        found["image_format"] = str(first.coding)
     if first.meta.get("missing_classes"):
         found["missing_classes"] = first.meta["missing_classes"]
     return found

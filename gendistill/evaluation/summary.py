@@ -48,7 +48,7 @@ class SetFacts(TypedDict, total=False):
             ``start_set``, ``pool``. Sets of older versions lack all but the pool, and these are not counted then.
         name: The folder's name, of a plain folder without a manifest.
         missing_classes: Names of the classes without any image.
-        image_format: How photographs are coded that were chosen by their bytes.
+        image_format: How the images are coded, of a set that is not stored as PNG, and of photographs in a set's bytes.
     """
 
     stored_images: int
@@ -439,6 +439,12 @@ NAMED = {
 
 def row_label(row: Mapping[str, Any]) -> str:
     """What a reader calls a row, or an entry of the scores."""
+    coded = row.get("image_format") if row.get("space") != CODED else None
+    return f"{_label(row)} ({coded})" if coded else _label(row)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """The same, whatever format the images are stored in."""
     if row["method"] == "generative":
         return LABELS.get(row["stage"], str(row["stage"]))
     if row["method"] == "random" and row.get("space"):

@@ -28,6 +28,7 @@ from gendistill.report.formatting import RANDOM_LABEL
 from gendistill.report.results import EvaluatedRun, ReportRow, hashes, merge_rows, order_rows
 from gendistill.report.run_folder import Finished
 from gendistill.surrogate.image_folder import read_plain
+from gendistill.surrogate.image_formats import PNG
 from gendistill.surrogate.set import MANIFEST, SurrogateSet
 
 SETS = {
@@ -253,7 +254,10 @@ def _lost(found: Finished, read: Collection[str], data: RealData | None) -> list
 
 def _labels(sets: dict[str, SurrogateSet], names: dict[str, str | None]) -> dict[str, str]:
     """Called as their rows are, with their short names where another of that IPC is called the same."""
-    labels = {content: row_label({"method": "unknown", "stage": None, **made.meta}) for content, made in sets.items()}
+    coded = {
+        content: {} if made.coding == PNG else {"image_format": str(made.coding)} for content, made in sets.items()
+    }
+    labels = {c: row_label({"method": "unknown", "stage": None, **made.meta, **coded[c]}) for c, made in sets.items()}
     called = Counter((labels[content], size_of(made)) for content, made in sets.items())
     clear = {c for c, made in sets.items() if called[labels[c], size_of(made)] == 1 and labels[c] != RANDOM_LABEL}
     return {c: label if c in clear else f"{label}, {names.get(c) or c[:8]}" for c, label in labels.items()}

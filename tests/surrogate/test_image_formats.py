@@ -18,6 +18,7 @@ from torch import Tensor
 import gendistill as gd
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.evaluation.inputs import facts, pools
+from gendistill.evaluation.summary import row_label
 from gendistill.surrogate.image_files import encode, file_sizes
 from gendistill.surrogate.image_formats import FORMATS, PAGE, Coding, is_whole
 from gendistill.surrogate.manifest import read_manifest, verify
@@ -270,7 +271,10 @@ def test_the_writer_goes_on_where_it_was_interrupted(name: str, tmp_path: Path) 
 @each
 def test_rows_count_the_bytes_that_are_stored(name: str, tmp_path: Path) -> None:
     coded = stored(name, tmp_path / "set", make(ipc=4))
-    assert facts([coded], labels=False)["bytes"]["images"] == read_manifest(tmp_path / "set")["bytes"]["images"]
+    row = facts([coded], labels=False)
+    assert row["bytes"]["images"] == read_manifest(tmp_path / "set")["bytes"]["images"]
+    named = {"png": "dm", "webp_lossless": "dm (webp_lossless)"}.get(name, f"dm ({name} at quality 60)")
+    assert row_label({"method": "dm", **row}) == named
     assert sum(file_sizes(make(ipc=4).images, Coding.of(CHOICES[name]))) == coded.image_bytes
 
 
