@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,20 +117,26 @@ def sampled(generator: gd.Generator, ipc: int, data: gd.RealData, seed: int) -> 
 def one_seed(data: gd.RealData, generator: gd.Generator | None, args: argparse.Namespace, seed: int) -> list[dict]:
     """Rows of one synthesis seed, each with the variant's name; hard labels, and soft ones for ``SOFT``."""
     teacher = teacher_of(data, args, seed)
-    folder = args.sets / f"seed-{seed}" if args.sets else None
-    if folder and (folder / "sets.json").exists():  # made by a run that was cut short
-        made = [
-            (name, gd.SurrogateSet.load(folder / place))
-            for place, name in json.loads((folder / "sets.json").read_text())
-        ]
-    else:
-        made = list(sets(data, teacher, generator, args, seed))
-        if folder:
-            keep(made, folder)
+    made = made_once(lambda: sets(data, teacher, generator, args, seed), args, seed)
     return judged(made, data, teacher, args, seed)
 
 
-def keep(made: list[tuple[str, gd.SurrogateSet]], folder: Path) -> None:
+Named = list[tuple[str, gd.SurrogateSet]]
+
+
+def made_once(make: Callable[[], Iterable[tuple[str, gd.SurrogateSet]]], args: argparse.Namespace, seed: int) -> Named:
+    """The named sets of a seed: those in ``--sets``, where a run was cut short after it had made them, or new ones."""
+    folder = args.sets / f"seed-{seed}" if args.sets else None
+    if folder and (folder / "sets.json").exists():
+        places = json.loads((folder / "sets.json").read_text())
+        return [(name, gd.SurrogateSet.load(folder / place)) for place, name in places]
+    made = list(make())
+    if folder:
+        keep(made, folder)
+    return made
+
+
+def keep(made: Named, folder: Path) -> None:
     places = [f"ipc-{one.ipc}/{name.replace(': ', '-').replace(' ', '-')}" for name, one in made]
     for place, (_, one) in zip(places, made, strict=True):
         one.save(folder / place)
@@ -150,9 +156,7 @@ def teacher_of(data: gd.RealData, args: argparse.Namespace, seed: int) -> gd.Tea
     return teacher
 
 
-def judged(
-    made: list[tuple[str, gd.SurrogateSet]], data: gd.RealData, teacher: gd.Teacher, args: argparse.Namespace, seed: int
-) -> list[dict]:
+def judged(made: Named, data: gd.RealData, teacher: gd.Teacher, args: argparse.Namespace, seed: int) -> list[dict]:
     """Rows of these named sets and of the baselines; soft ones as well for those in ``SOFT``, where asked."""
     if args.soft:
         labels = gd.LabelConfig(mode=gd.Online(cutmix=1.0), min_crop=0.5, flip=args.flip)
@@ -215,14 +219,17 @@ def figures(rows: list[dict]) -> Iterator[tuple[int, str, str, str, str]]:
         yield ipc, labels, name, f"{values.mean():7.1f} {spread}", f"{gain:>13}"
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """What every such table takes."""
+def options(description: str | None, *, generators: bool = False) -> argparse.ArgumentParser:
+    """What every such table takes; several named generators, or one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--max_per_class", type=int)
-    parser.add_argument("--generator", type=Path)
-    parser.add_argument("--starts", nargs="*", default=["real", "noise"], help="beside generated images")
+    if generators:
+        parser.add_argument("--generators", nargs="*", default=[], metavar="NAME=FOLDER")
+    else:
+        parser.add_argument("--generator", type=Path)
+        parser.add_argument("--starts", nargs="*", default=["real", "noise"], help="beside generated images")
     parser.add_argument("--network", default="convnet_bn")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--teacher_steps", type=int, default=400)
@@ -248,7 +255,8 @@ def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -
     """The rows of every seed by ``seed_rows(data, generator, args, seed)``; those in the output file are not made
     again."""
     data = gd.load_data(gd.DataConfig(name=args.data, image_size=args.image_size, max_per_class=args.max_per_class))
-    generator = gd.Generator.from_pretrained(str(args.generator)) if args.generator else None
+    one = getattr(args, "generator", None)
+    generator = gd.Generator.from_pretrained(str(one)) if one else None
     for seed in args.seeds:
         if seed not in {row["seed"] for row in read(args.output)}:
             with gd.show_progress():

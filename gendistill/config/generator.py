@@ -269,6 +269,9 @@ class FinetuneConfig(Options):
         whole = self.optimizer != "muon" or self.pretrained is None or self.adaptation == "full"
         expected = "auto or adamw with pretrained, unless adaptation is full: muon is for whole matrices"
         require(whole, f"{section}.optimizer", self.optimizer, expected)
+        if self.pretrained is not None:  # there is no plain training that they could act on
+            alone = "null with finetune.pretrained, whose only rate is minimax_learning_rate"
+            require(self.learning_rate is None, f"{section}.learning_rate", self.learning_rate, alone)
         numbered = self.label_map is None or self.pretrained is not None
         expected = "None without finetune.pretrained: a model trained from scratch numbers its classes itself"
         require(numbered, f"{section}.label_map", self.label_map, expected)

@@ -193,3 +193,8 @@ def test_help_names_what_is_registered_wherever_an_option_takes_it(command: str,
         last = name.rpartition(".")[2]
         assert ("One of " in own) == (last in ("network", "method", "refiner")), (name, own)
     assert not FOREIGN.search(text)
+
+
+def test_a_rate_of_plain_training_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.learning_rate is 0\.001; expected null with finetune\.pretrained"):
+        config.FinetuneConfig(pretrained="p", learning_rate=1e-3)

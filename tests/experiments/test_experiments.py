@@ -175,6 +175,18 @@ def test_faulty(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_generators(run, models: tuple[Path, Path], tmp_path: Path) -> None:
+    wanted = ("photographs: refined", "own: unchanged", "own: matched")
+    options = ("--generators", f"own={models[0]}", "--pool", 2, "--only", *wanted, "--sets", tmp_path / "sets")
+    text = run("generators", *MOVED, *options, "--output", tmp_path / "rows.jsonl")
+    found = {row["name"] for row in records(tmp_path / "rows.jsonl")}
+    assert {name for name in found if ": " in name} == set(wanted)
+    assert "own: matched" in text
+    run("generators", *MOVED, *options, "--output", tmp_path / "again.jsonl")  # of the sets that were kept
+    assert records(tmp_path / "again.jsonl") == records(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.slow
 def test_guides(run, tmp_path: Path) -> None:
     ways = ("two teachers", "real images as atoms", "one teacher, then dm")
     text = run("guides", *MOVED, "--only", *ways, "--output", tmp_path / "rows.jsonl")
