@@ -1,6 +1,8 @@
 # The public names of gendistill, one a line: what type checkers see, and what __init__.py loads when it is used.
 from gendistill.config import Avif as Avif
 from gendistill.config import Blend as Blend
+from gendistill.config import Blended as Blended
+from gendistill.config import Characteristic as Characteristic
 from gendistill.config import ClassifierFree as ClassifierFree
 from gendistill.config import Continual as Continual
 from gendistill.config import DataConfig as DataConfig

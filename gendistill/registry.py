@@ -268,6 +268,7 @@ DISTILLERS = Registry[Distiller](
         "idc": _matching("IDC", "gradient", "fresh"),
         "dream": _matching("DREAM", "gradient", "fresh"),
         "idm": _matching("IDM", "features", "queue"),
+        "cf": _matching("CF", "characteristic", "blended"),
     },
 )
 

@@ -104,6 +104,22 @@ class Features(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Characteristic(Options):
+    """Characteristic functions of the features are matched (NCFM, arXiv 2502.20653).
+
+    Attributes:
+        frequencies: At which they are compared, drawn anew in every step.
+        amplitude_weight: Weight of the difference of their amplitudes; that of their phases has the rest of 1.
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "characteristic"
+
+    frequencies: Annotated[Count | None, Flat("frequencies")] = None
+    amplitude_weight: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fresh(Options):
     """A new network every iteration.
 
@@ -138,8 +154,27 @@ class Queue(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blended(Options):
+    """Between fresh and trained networks (NCFM, arXiv 2502.20653): every iteration draws one and how far it has come.
+
+    Attributes:
+        pool_size: Networks that are trained, each when it is first drawn.
+        pool_steps: Training steps of each on real images.
+    """
+
+    section: ClassVar[str] = "distill.matching"
+    kind: ClassVar[str | None] = "blended"
+
+    pool_size: PerClass | None = None
+    pool_steps: Count | None = None
+
+
+ImageOptimizer = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchingConfig(Options):
-    """Options of methods dc, dsa, dm, idc, dream and idm. Null is the method's value (matching/methods.py).
+    """Options of methods dc, dsa, dm, idc, dream, idm and cf. Null is the method's value (matching/methods.py).
 
     Attributes:
         network: A name of ``gendistill.NETWORKS``; null is ``resnetap10`` for idc and dream from 128 px on, else
@@ -152,19 +187,21 @@ class MatchingConfig(Options):
         factor: Views per side in a stored image: factor x factor images in the bytes of one; a list such as [1,2]
             stores the views of each factor.
         inner_steps: Steps of the images on each network.
-        learning_rate: Learning rate of SGD for the images, in units of the range [0, 1]; for idc and dream
-            the rate at IPC 10 and 28, 32 or 224 px, which is scaled (methods.py).
-        momentum: Momentum of SGD for the images.
+        optimizer: Of the images; null is ``adam`` for cf, ``sgd`` for the others.
+        learning_rate: Learning rate of the images, in units of the range [0, 1]; for idc and dream the rate at IPC 10
+            and 28, 32 or 224 px, which is scaled (methods.py).
+        momentum: Momentum of the images: of SGD, or Adam's first.
         real_batch: Real images of a class in a step.
         most_views: Largest number of views of a class in a step, drawn again in every step; 0 is all.
         selection: Matching methods: real images of a step, ``random`` or ``representative`` (DREAM); null is the
             method's, ``random`` for all but dream.
-        objective: What is matched: gradients or mean features, with options that differ from the method's.
+        objective: What is matched: gradients, mean features or characteristic functions, with options that differ from
+            the method's.
         augmentation: Augmentation of real images and views alike: ``one`` of six operations per step (DSA; of five
             without ``flip``), ``all`` of colour, crop and cutout (IDC), ``color_crop`` (IDC on MNIST) or ``none``.
         flip: Mirror images at random; wrong for digits, right for most photographs. DSA, DM and IDM mirror photographs,
             IDC and DREAM mirror none.
-        networks: Fresh networks or a queue of them, with options that differ from the method's.
+        networks: Fresh networks, a queue of them, or blended ones, with options that differ from the method's.
         train_steps: Steps of network training between inner steps, or per iteration for a queue; epochs with train_on
             surrogate.
         train_batch: Images per step of network training.
@@ -187,7 +224,8 @@ class MatchingConfig(Options):
     above: ClassVar[tuple[str, ...]] = ("selection",)
     order: ClassVar[str] = (
         "... train_on train_steps warm_steps train_batch train_learning_rate cutmix queue_size queue_interval "
-        "queue_most_steps classes_per_chunk mixed_precision compile checkpoint_every snapshot_every"
+        "queue_most_steps pool_size pool_steps classes_per_chunk mixed_precision compile checkpoint_every "
+        "snapshot_every"
     )
 
     network: str | None = None
@@ -196,15 +234,16 @@ class MatchingConfig(Options):
     start: MatchingStart | Path | None = None
     factor: Tiles | list[Tiles] | None = None
     inner_steps: Count | None = None
+    optimizer: ImageOptimizer | None = None
     learning_rate: Positive | None = None
-    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.5
+    momentum: Annotated[float, Range(0, 1, open_high=True)] | None = None
     real_batch: Batch | None = None
     most_views: Whole | None = None
     selection: Literal["random"] | Representative | None = None
-    objective: Gradient | Features | None = None
+    objective: Gradient | Features | Characteristic | None = None
     augmentation: Augmentation | None = None
     flip: bool = False
-    networks: Fresh | Queue | None = None
+    networks: Fresh | Queue | Blended | None = None
     train_steps: Whole | None = None
     train_batch: Batch | None = None
     train_learning_rate: NonNegative | None = None
@@ -272,7 +311,7 @@ class DistillConfig(Options):
         ipc: Images per class: a number, or a list such as [1,5,10].
         iterations: Matching methods: outer iterations, each with one network; null is the published number.
         wmdd: Options of method wmdd.
-        matching: Options of methods dc, dsa, dm, idc, dream and idm.
+        matching: Options of methods dc, dsa, dm, idc, dream, idm and cf.
         difficulty: Options of method difficulty.
         options: Options of a method of your own, by name.
         image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from gendistill import parallel, runtime
-from gendistill.config import DistillConfig, Gradient, MatchingConfig, Queue, Representative
+from gendistill.config import Blended, Characteristic, DistillConfig, Gradient, MatchingConfig, Queue, Representative
 from gendistill.data.dataset import RealData, Split, mean_and_std
 from gendistill.data.siamese import Siamese
 from gendistill.errors import ConfigError, DataError
-from gendistill.matching.distribution import FeatureMatching
+from gendistill.matching.distribution import CharacteristicMatching, FeatureMatching
 from gendistill.matching.engine import Matcher, MatchingObjective, Plan
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.methods import Run, filled, formation, network_of, plan_runs
-from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Supply, Training
+from gendistill.matching.network_pool import BlendedNetworks, FreshNetworks, NetworkQueue, Supply, Training
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.synthetic import of_set, starts
 from gendistill.networks.factories import batch_norm_layers
@@ -62,7 +62,8 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
             iterations=run.iterations,
             inner_steps=filled(config.inner_steps),
             learning_rates=run.rates,
-            momentum=config.momentum,
+            momentum=filled(config.momentum),
+            optimizer=filled(config.optimizer),
             by_class=run.rules.by_class,
             most_views=config.most_views or None,
         ),
@@ -103,7 +104,7 @@ def _check_statistics(run: Run, data: RealData, network: Any) -> None:
     """Refuse batch norm where it would have one value a channel to take its statistics of."""
     config, real = run.config, int(data.train.labels.bincount(minlength=len(data.classes)).min())
     batches = {"images a training step (train_batch)": filled(config.train_batch)}
-    if not isinstance(config.networks, Queue):  # whose networks match in evaluation mode
+    if not isinstance(config.networks, Queue | Blended):  # whose networks match in evaluation mode
         views = min(run.ipcs) * views_in(formation(config))
         batches["view of a class (ipc x factor^2)"] = min(views, config.most_views or views)
         batches["real image of a class (real_batch)"] = min(real, filled(config.real_batch))
@@ -132,6 +133,13 @@ def _objective(run: Run, side: int) -> MatchingObjective:
             match_head=filled(objective.match_head),
             feature_mean=filled(objective.feature_weight),
             classes_per_chunk=config.classes_per_chunk or classes_together(runtime.device(), rows, side),
+            **run.fast._asdict(),
+        )
+    if isinstance(objective, Characteristic):
+        return CharacteristicMatching(
+            frequencies=filled(objective.frequencies),
+            amplitude_weight=filled(objective.amplitude_weight),
+            classes_per_chunk=config.classes_per_chunk,
             **run.fast._asdict(),
         )
     return FeatureMatching(
@@ -189,6 +197,9 @@ def _supply(run: Run, data: RealData, real: Split, network: Any, seed: int) -> S
             seed=seed,
             most_steps=networks.most_steps or None,
         )
+    if isinstance(networks, Blended):
+        size, steps = filled(networks.pool_size), filled(networks.pool_steps)
+        return BlendedNetworks(network, training, real, steps, size, seed)
     source, warm = filled(networks.train_on), filled(networks.warm_steps)
     return FreshNetworks(network, training, source, real, filled(config.train_steps), seed, warm)
 

@@ -1,11 +1,12 @@
-"""Distribution matching (DM, IDM, and DREAM over them): synthetic images should have the mean features of real ones.
+"""Distribution matching (DM, IDM, NCFM): synthetic images should have the features of real ones, on average.
 
     L_c = || mean f(real_c) - mean f(views_c) ||^2  +  ce_weight * accuracy * CE(network(views_c), c)
 
 f is the network's flattened convolutional stack; the second term is IDM's (arXiv 2307.09742), 0 in DM (2110.04181).
+NCFM (2502.20653) has other means, and another distance of theirs: characteristic functions.
 
-Legend: R real images of a class, Z views of its synthetic ones, B images of a batch, D features, K classes, k of them
-in a chunk, C,H,W an image.
+Legend: R real images of a class, Z views of its synthetic ones, B images of a batch, D features, S values of an image
+whose means are matched, K classes, k of them in a chunk, C,H,W an image.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ from gendistill.matching.functional import (
     structure,
 )
 from gendistill.networks.factories import batch_norm_layers
-from gendistill.objectives.matching import class_aware_cross_entropy, mean_feature_distance
+from gendistill.objectives.matching import (
+    characteristic_distance,
+    class_aware_cross_entropy,
+    mean_feature_distance,
+    waves,
+)
+from gendistill.seeding import torch_rng
 
 ROWS = 512  # images in one pass; IDM's 5000 real ones of a class, or the views of 1000 classes, would fill the memory
 VALUES = 2**28  # of real images at once, 1 GiB in fp32
 
 FeatureView = Callable[[Tensors, Tensor], tuple[Tensor, Tensor]]
+Embedding = Callable[[Tensor], Tensor]  # features (B,D) -> values (B,S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +76,20 @@ class FeatureMatching:
     def channels_last(self) -> bool:
         return self.compile or self.bf16
 
-    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+    def embedding(self, seed: int) -> Embedding:
+        """What is averaged over the images of a class: the features themselves."""
+        return lambda features: features
+
+    def distance(self, real: Tensor, values: Tensor) -> Tensor:
+        """Of the real mean (S,) and the mean of ``values`` (Z,S), a scalar."""
+        return mean_feature_distance(real[None], values)
+
+    def prepared(
+        self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor, seed: int = 0
+    ) -> Prepared:
         """The real side alone, K batches (R_k,C,H,W) in [-1, 1] of classes ``labels`` (K,), for any number of sets.
 
-        The network is left as it is.
+        The network is left as it is; ``seed`` is of what the embedding draws.
         """
         alone = network.training and bool(batch_norm_layers(network))
         functional, forward = self._program(network, alone)
@@ -81,8 +99,9 @@ class FeatureMatching:
             most = 1 if alone else max(1, VALUES // (max(counts) * first[0].numel()))
             parts = [real[start : start + most] for start in range(0, len(counts), most)]
             rows = max(counts) if alone else _rows(first)
-            wanted = torch.cat([self._real_means(forward, tensors, part, rows) for part in parts])
-        return Prepared(self, forward, tensors, class_labels(labels, first.device), wanted, alone)
+            embed = self.embedding(seed)
+            wanted = torch.cat([self._real_means(forward, tensors, embed, part, rows) for part in parts])
+        return Prepared(self, forward, tensors, embed, class_labels(labels, first.device), wanted, alone)
 
     def _program(self, network: nn.Module, own_statistics: bool) -> tuple[FunctionalNetwork, FeatureView]:
         key = own_statistics, structure(network)
@@ -94,19 +113,49 @@ class FeatureMatching:
             )
         return self._programs[key]
 
-    def _real_means(self, forward: FeatureView, tensors: Tensors, real: Sequence[Tensor], rows: int) -> Tensor:
-        """Mean features (K,D) of K batches, so many rows at a time."""
+    def _real_means(
+        self, forward: FeatureView, tensors: Tensors, embed: Embedding, real: Sequence[Tensor], rows: int
+    ) -> Tensor:
+        """Mean values (K,S) of K batches, so many rows at a time."""
         images = torch.cat(list(real))
         counts = runtime.to_device(torch.tensor([len(batch) for batch in real]), images.device)
         owners = torch.arange(len(real), device=images.device).repeat_interleave(counts, output_size=len(images))
         total = images.new_zeros(())
         for some, own in zip(images.split(rows), owners.split(rows), strict=True):
-            features, _ = forward(tensors, self._laid_out(some))
-            total = total + F.one_hot(own, len(real)).T.to(features.dtype) @ features
+            values = embed(forward(tensors, self._laid_out(some))[0])
+            total = total + F.one_hot(own, len(real)).T.to(values.dtype) @ values
         return total / counts[:, None]
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return laid_out(images) if self.channels_last else images
+
+
+@dataclass(frozen=True, kw_only=True)
+class CharacteristicMatching(FeatureMatching):
+    """The same for characteristic functions of the features (NCFM, arXiv 2502.20653).
+
+    Attributes:
+        frequencies: M, drawn from a standard normal distribution once a step, for all classes (the released code: once
+            a class).
+        amplitude_weight: Of amplitudes; phases have the rest of 1.
+    """
+
+    frequencies: int
+    amplitude_weight: float
+
+    def embedding(self, seed: int) -> Embedding:
+        drawn: list[Tensor] = []
+
+        def embed(features: Tensor) -> Tensor:
+            if not drawn:
+                t = torch.randn(self.frequencies, features.shape[1], generator=torch_rng(seed, "frequencies"))
+                drawn.append(runtime.to_device(t, features.device).to(features.dtype))
+            return waves(features, drawn[0])
+
+        return embed
+
+    def distance(self, real: Tensor, values: Tensor) -> Tensor:
+        return characteristic_distance(real, values.mean(0), self.amplitude_weight)
 
 
 def _rows(images: Tensor) -> int:
@@ -124,11 +173,12 @@ def _chunks(views: Sequence[Tensor], most: int | None) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a step needs of the real images on one network: mean features (K,D), and whether classes go ``alone``."""
+    """What a step needs of the real images on one network: mean values (K,S), and whether classes go ``alone``."""
 
     objective: FeatureMatching
     forward: FeatureView
     tensors: Tensors
+    embed: Embedding
     labels: Tensor
     wanted: Tensor
     alone: bool
@@ -149,9 +199,10 @@ class Prepared:
                 images = self.objective._laid_out(torch.cat(list(views[part])).detach()).requires_grad_()
                 features, logits = self.forward(self.tensors, images)
                 values = []
-                sides = (self.wanted[part], features.split(counts), logits.split(counts), self.labels[part])
+                embedded = self.embed(features)
+                sides = (self.wanted[part], embedded.split(counts), logits.split(counts), self.labels[part])
                 for mean, own, scores, label in zip(*sides, strict=True):
-                    value = mean_feature_distance(mean[None], own)
+                    value = self.objective.distance(mean, own)
                     if weight:
                         value = value + class_aware_cross_entropy(scores, label.expand(len(own)), known, weight)
                     values.append(value)

@@ -18,13 +18,14 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gendistill import parallel, runtime
+from gendistill.config import ImageOptimizer
 from gendistill.data.dataset import Split
 from gendistill.data.mapped import read_steps
 from gendistill.data.pixels import to_float
@@ -34,7 +35,7 @@ from gendistill.matching.functional import StackedBatches
 from gendistill.matching.network_pool import Supply
 from gendistill.matching.selection import Selection
 from gendistill.matching.synthetic import SyntheticImages
-from gendistill.seeding import torch_rng
+from gendistill.seeding import derive, torch_rng
 
 
 class Clock:
@@ -92,8 +93,10 @@ PARTS = ("start", "select", "match", "train")  # of the time that a run takes
 class MatchingObjective(Protocol):
     """A distance between real images and views, class by class, on one network."""
 
-    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
-        """The real side, images (R_k,C,H,W) of each class; no graph."""
+    def prepared(
+        self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor, seed: int = 0
+    ) -> Prepared:
+        """The real side, images (R_k,C,H,W) of each class; no graph. ``seed`` is of what the objective draws."""
         ...
 
 
@@ -108,8 +111,9 @@ class Plan:
     """Attributes:
     iterations: Outer ones, a network each.
     inner_steps: Steps of the stored images on each network.
-    learning_rates: SGD's, one a set, for stored images in [0, 1].
-    momentum: SGD's.
+    learning_rates: The optimiser's, one a set, for stored images in [0, 1].
+    momentum: SGD's, or Adam's first; its second is 0.999.
+    optimizer: Of the images.
     by_class: A step after each class, as the released IDC and IDM do, made as the one step that equals them
         (``joint_rule``).
     most_views: Views of a class that take part in a step, drawn anew; None is all.
@@ -119,8 +123,18 @@ class Plan:
     inner_steps: int
     learning_rates: tuple[float, ...]
     momentum: float = 0.5
+    optimizer: ImageOptimizer = "sgd"
     by_class: bool = False
     most_views: int | None = None
+
+    def optimizer_of(self, place: int, images: Tensor, classes: int) -> torch.optim.Optimizer:
+        """Of the images of one set."""
+        momentum, rate = self.momentum, self.learning_rates[place]
+        if self.optimizer == "adam":
+            return torch.optim.Adam([images], lr=rate, betas=(momentum, 0.999))
+        if self.by_class:
+            momentum, rate = joint_rule(momentum, rate, classes)
+        return torch.optim.SGD([images], lr=rate, momentum=momentum)
 
 
 @dataclass
@@ -136,15 +150,17 @@ class Matcher:
     plan: Plan
     seed: int
     iteration: int = 0
-    velocities: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.sets) > 1 and not self.supply.shared:
             raise ValueError("Networks that learn from the surrogate serve one set alone.")
         device = self.real.labels.device
         self.clock = Clock(PARTS, device)
-        self.sets = [one.to(device) for one in self.sets]
-        self.velocities = self.velocities or [torch.zeros_like(one.images) for one in self.sets]
+        own = [one.to(device) for one in self.sets]
+        self.leaves = [one.images.detach().clone().requires_grad_() for one in own]
+        self.sets = [replace(one, images=leaf.detach()) for one, leaf in zip(own, self.leaves, strict=True)]
+        classes = self.sets[0].classes
+        self.optimizers = [self.plan.optimizer_of(place, leaf, classes) for place, leaf in enumerate(self.leaves)]
 
     def run(self) -> Generator[dict[str, Any], None, list[SyntheticImages]]:
         """Yields a record after every inner step, ``done`` in the last one of an iteration; returns the sets."""
@@ -157,13 +173,14 @@ class Matcher:
                     picks = self.selection.picks(network, *self.moment(inner))
                 with clock.part("match"):
                     draws = {label: self._draw(inner, label) for label in labels}
-                    real = self.objective.prepared(network, self._real(picks, draws), labels)
+                    seed = derive(self.seed, "objective", self.iteration, inner)
+                    real = self.objective.prepared(network, self._real(picks, draws), labels, seed)
                     found: list[Tensor] = []
                     for place in range(len(self.sets)):
-                        leaf, views = self._views_of(place, draws, inner)
+                        views = self._views_of(place, draws, inner)
                         losses = real.losses(views, self.supply.accuracy())
-                        found.append(self._step(place, leaf, losses, labels))
-                    del real, leaf, views, losses  # before networks learn
+                        found.append(self._step(place, losses, labels))
+                    del real, views, losses  # before networks learn
                 last = inner == self.plan.inner_steps - 1
                 with clock.part("train"):
                     self.supply.learn(self.iteration, inner, last, self.sets)
@@ -198,28 +215,23 @@ class Matcher:
         rng = torch_rng(self.seed, "siamese", self.iteration, inner, label)
         return self.augmentation.draw(rng, 1, self.real.images.shape[-1]).to(self.real.labels.device)
 
-    def _views_of(
-        self, place: int, draws: Mapping[int, AugmentationDraw | None], inner: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """A set's images as a leaf, and the augmented views of the classes in ``draws``, differentiable in it."""
-        stored = self.sets[place]
-        leaf = stored.images.detach().requires_grad_()
+    def _views_of(self, place: int, draws: Mapping[int, AugmentationDraw | None], inner: int) -> list[Tensor]:
+        """The augmented views of the classes in ``draws``, differentiable in the set's leaf."""
+        stored, leaf = self.sets[place], self.leaves[place]
         parts = leaf.split(stored.ipc)  # once: a slice a class would fill a gradient of all classes for each of them
-        return leaf, [_seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in draws.items()]
+        return [_seen(draw, self._views(stored.decoded(parts[c]), c, inner)) for c, draw in draws.items()]
 
-    def _step(self, place: int, leaf: Tensor, losses: Tensor, labels: Sequence[int]) -> Tensor:
-        """A step of SGD with momentum down the summed losses of the classes, of which this process has those of
+    def _step(self, place: int, losses: Tensor, labels: Sequence[int]) -> Tensor:
+        """A step of the set's optimiser down the summed losses of the classes, of which this process has those of
         ``labels``; returns the mean loss of all."""
+        leaf = self.leaves[place]
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         by_class = losses.new_zeros(self.sets[place].classes)
         by_class[list(labels)] = losses.detach()
         parallel.add_up([gradient, by_class])
-        momentum, rate = self.plan.momentum, self.plan.learning_rates[place]
-        if self.plan.by_class:
-            momentum, rate = joint_rule(momentum, rate, len(by_class))
-        self.velocities[place].mul_(momentum).add_(gradient)
-        images = leaf.detach().sub(self.velocities[place], alpha=rate)
-        self.sets[place] = replace(self.sets[place], images=images)
+        leaf.grad = gradient
+        self.optimizers[place].step()
+        leaf.grad = None
         return by_class.mean()
 
     def _views(self, views: Tensor, label: int, inner: int) -> Tensor:
@@ -234,8 +246,10 @@ class Matcher:
         spent = self.clock.seconds()
         seconds = torch.tensor([spent[part] for part in PARTS])
         state = {"iteration": torch.tensor(self.iteration), "seconds": seconds}
-        for place, (one, velocity) in enumerate(zip(self.sets, self.velocities, strict=True)):
-            state |= {f"images.{place}": one.images, f"velocity.{place}": velocity}
+        for place, (one, optimizer) in enumerate(zip(self.sets, self.optimizers, strict=True)):
+            state |= {f"images.{place}": one.images} | runtime.prefixed(
+                f"{place}", runtime.flatten_optimizer(optimizer)
+            )
         state |= {f"supply.{name}": value for name, value in self.supply.state_dict().items()}
         return state | {f"selection.{name}": value for name, value in self.selection.state_dict().items()}
 
@@ -245,18 +259,22 @@ class Matcher:
         Raises:
             ArtifactError: it is of other sets.
         """
-        places = range(len(self.sets))
-        shapes = [one.images.shape for one in self.sets for _ in ("images", "velocity")]
-        found = [state.get(f"{name}.{place}") for place in places for name in ("images", "velocity")]
-        if f"images.{len(self.sets)}" in state or any(
-            f is None or f.shape != shape for f, shape in zip(found, shapes, strict=True)
-        ):
+        found = [state.get(f"images.{place}") for place in range(len(self.sets))]
+        fits = [f is not None and f.shape == leaf.shape for f, leaf in zip(found, self.leaves, strict=True)]
+        if f"images.{len(self.sets)}" in state or not all(fits):
             raise ArtifactError(
                 "The checkpoint is of other sets than these; resume with the settings it was made with."
             )
         device = self.real.labels.device
-        self.sets = [replace(self.sets[place], images=state[f"images.{place}"].to(device)) for place in places]
-        self.velocities = [state[f"velocity.{place}"].to(device) for place in places]
+        with torch.no_grad():
+            for place, leaf in enumerate(self.leaves):
+                leaf.copy_(state[f"images.{place}"])
+                moments = runtime.unprefixed(f"{place}", state)
+                if not moments and (self.plan.momentum or self.plan.optimizer == "adam"):
+                    raise ArtifactError(
+                        "The checkpoint lacks the momentum of the images; start again with --overwrite."
+                    )
+                runtime.restore_optimizer(self.optimizers[place], moments)
         self.iteration = int(state["iteration"])
         self.clock = Clock(PARTS, device)
         self.clock.add(dict(zip(PARTS, state["seconds"].tolist(), strict=True)))

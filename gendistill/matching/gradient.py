@@ -66,10 +66,12 @@ class GradientMatching:
     def channels_last(self) -> bool:
         return self.compile or self.bf16
 
-    def prepared(self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor) -> Prepared:
+    def prepared(
+        self, network: nn.Module, real: Sequence[Tensor], labels: Sequence[int] | Tensor, seed: int = 0
+    ) -> Prepared:
         """The real side alone, K batches (R_k,C,H,W) in [-1, 1] of classes ``labels`` (K,), for any number of sets.
 
-        The network is left as it is.
+        The network is left as it is; nothing is drawn, so ``seed`` is not read.
 
         Raises:
             ConfigError: the network has an operation without a second derivative.

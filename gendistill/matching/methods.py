@@ -1,8 +1,8 @@
 """What each method of the family is: its values of the engine's choices, by images per class and kind of images.
 
 Published or released values where there are some (shared sources: DC 2006.05929, DSA 2102.08259, DM 2110.04181, IDC
-2205.14959, DREAM 2302.14416, IDM 2307.09742); for every other IPC, size and data the nearest rule below, so that
-nothing is refused for want of hyper-parameters.
+2205.14959, DREAM 2302.14416, IDM 2307.09742, NCFM 2502.20653); for every other IPC, size and data the nearest rule
+below, so that nothing is refused for want of hyper-parameters.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import nn
 
 from gendistill import cpu_speed, runtime
 from gendistill.config import (
+    Blended,
+    Characteristic,
     DistillConfig,
     Features,
     Fresh,
@@ -240,11 +242,30 @@ def _idm(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
     )
 
 
+def _cf(ipc: int, images: Images, factor: int | None) -> MatchingConfig:
+    """As config/ of the released code (gszfwsb/NCFM) has it, without its second phase (label calibration)."""
+    batch = 256
+    return MatchingConfig(
+        factor=2,
+        optimizer="adam",
+        learning_rate=1e-3,
+        momentum=0.9,
+        real_batch=1024,
+        objective=Characteristic(frequencies=4096, amplitude_weight=0.5),
+        augmentation="all",
+        networks=Blended(pool_size=20, pool_steps=60 * max(1, images.count // batch)),
+        train_batch=batch,
+        cutmix=0.5,
+    )
+
+
 COMMON = MatchingConfig(
     network="convnet",
     start="random",
     factor=1,
     inner_steps=1,
+    optimizer="sgd",
+    momentum=0.5,
     most_views=0,
     selection="random",
     augmentation="none",
@@ -302,6 +323,7 @@ IDC = Method(preset=_idc, iterations=2000, large_iterations=500, by_class=True, 
 # 1200 in the paper, section 4.1; the released code has IDC's 2000
 DREAM = replace(IDC, preset=_dream, iterations=1200)
 IDM = Method(preset=_idm, iterations=20_000, by_class=True)
+CF = Method(preset=_cf, iterations=20_000)
 
 
 def method_of(name: str) -> Method:
@@ -393,9 +415,12 @@ def real_flop(own: MatchingConfig, iterations: int, data: RealData) -> float:
     largest = int(data.train.labels.bincount().max())
     passes = 1 if isinstance(own.objective, Gradient) else 1 + BACKWARD
     seen = min(filled(own.real_batch), largest) * len(data.classes) / passes
-    networks = TRAINED if isinstance(own.networks, Queue) else 0 if own.train_on == "none" else 1
+    networks = TRAINED if isinstance(own.networks, Queue) else 0 if own.train_on in (None, "none") else 1
     trained = networks * filled(own.train_steps) * filled(own.train_batch)
     images = iterations * filled(own.inner_steps) * (seen + trained)
+    if isinstance(own.networks, Blended):
+        pool = min(filled(own.networks.pool_size), iterations)
+        images += pool * filled(own.networks.pool_steps) * filled(own.train_batch)
     return training_flop(network_of(data, own, 0), data.channels, data.image_size, images)
 
 
@@ -440,6 +465,9 @@ def _idle(method: str, config: MatchingConfig) -> dict[str, str]:
         found["flip"] = "with matching.augmentation none: mirroring is a part of the others"
     if isinstance(config.networks, Queue):
         return found
+    if isinstance(config.networks, Blended):
+        found["train_steps"] = "with blended networks, whose steps are matching.pool_steps"
+        return found
     if isinstance(config.objective, Features):
         found["class_aware"] = f"with method {method}: only a queue knows the accuracy of its networks"
     if isinstance(config.objective, Features) and (config.network or "").endswith("_bn"):
@@ -472,7 +500,7 @@ def _check(config: MatchingConfig, size: int, largest: int) -> None:
         steps = filled(config.inner_steps)
         require(steps == 1, "matching.inner_steps", steps, "1 with a queue, whose networks rest while images move")
         require(config.train_steps != 0, "matching.train_steps", 0, "at least 1, or no network would learn")
-    elif networks.train_on == "surrogate" and networks.warm_steps:
+    elif isinstance(networks, Fresh) and networks.train_on == "surrogate" and networks.warm_steps:
         raise ConfigError("matching.warm_steps is on real images; expected 0 with train_on surrogate.")
 
 

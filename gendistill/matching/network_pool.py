@@ -2,7 +2,7 @@
 
 ``FreshNetworks`` gives every iteration a new network, which may learn between its inner steps: from the surrogate
 (DC, DSA), from real images (IDC), or not at all (DM). ``NetworkQueue`` (IDM, arXiv 2307.09742) draws from networks at
-all stages of training.
+all stages of training, ``BlendedNetworks`` (NCFM, 2502.20653) from the way between fresh and trained ones.
 """
 
 from __future__ import annotations
@@ -247,6 +247,65 @@ class NetworkQueue:
             member.steps = int(steps)
             member.accuracy = torch.tensor(accuracy, dtype=torch.float32, device=self.real.labels.device)
             self._members.append(member)
+
+
+@dataclass
+class BlendedNetworks:
+    """Networks between fresh and trained ones (NCFM, arXiv 2502.20653), in evaluation mode.
+
+    Every iteration draws one of ``size`` networks and a share l, uniform in [0, 1]: its weights are (1 - l) times the
+    initial ones and l times those after ``steps`` steps on the real images. A network is trained when it is first drawn
+    (the released code trains 20 of them beforehand).
+    """
+
+    build: Build
+    training: Training
+    real: Split
+    steps: int
+    size: int
+    seed: int
+    _trained: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    def network(self, iteration: int) -> nn.Module:
+        rng = torch_rng(self.seed, "blended", iteration)
+        number, share = int(torch.randint(self.size, (), generator=rng)), float(torch.rand((), generator=rng))
+        network = self.build(derive(self.seed, "blended network", number))
+        trained = self._trained.get(number)
+        if trained is None:
+            trained = self._trained[number] = self._train(number)
+        with torch.no_grad():
+            for name, value in network.state_dict().items():
+                new = trained[name]
+                value.copy_(torch.lerp(value, new, share) if value.is_floating_point() else new)
+        return network.eval()
+
+    def _train(self, number: int) -> dict[str, Tensor]:
+        """The weights of a network of the pool after its training."""
+        network = self.build(derive(self.seed, "blended network", number)).train()
+        optimizer, own = self.training.optimizer(network), derive(self.seed, "blended training", number)
+        self.training.on_split(network, optimizer, self.real, 0, self.steps, own)
+        return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    def accuracy(self) -> float:
+        return 0.0
+
+    def learn(self, iteration: int, inner: int, last: bool, stored: Sequence[SyntheticImages]) -> None:
+        """They have learned."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        found = [runtime.prefixed(str(number), state) for number, state in sorted(self._trained.items())]
+        return {name: value for state in found for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        device = self.real.labels.device
+        self._trained = {}
+        for name, value in state.items():
+            number, _, own = name.partition(".")
+            self._trained.setdefault(int(number), {})[own] = value.to(device)
 
 
 @dataclass

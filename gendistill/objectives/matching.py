@@ -1,7 +1,7 @@
-"""Objectives of the matching family as pure functions: gradients, mean features, class-aware cross-entropy.
+"""Objectives of the matching family as pure functions: gradients, means, characteristic functions, cross-entropy.
 
-Legend: D feature dimension; R real and Z synthetic images of one class; K classes. Reductions in the inputs' dtype,
-which should be fp32 or better.
+Legend: D feature dimension; R real and Z synthetic images of one class; K classes; M frequencies; B images. Reductions
+in the inputs' dtype, which should be fp32 or better.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +69,49 @@ def mean_feature_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     if not len(real) or not len(synthetic):
         raise ValueError(f"Means need images; got {len(real)} real and {len(synthetic)} synthetic.")
     return (real.mean(0) - synthetic.mean(0)).square().sum()
+
+
+def waves(features: Tensor, frequencies: Tensor) -> Tensor:
+    """(B,2M): cos <t_m, f_b / |f_b|>, then the sines, of features (B,D) at frequencies t (M,D).
+
+    Their mean over the images of a class is the empirical characteristic function of its features, real part and
+    imaginary part, at these frequencies. As in the released code of NCFM features are scaled to unit length.
+
+    Raises:
+        ValueError: other shapes than these.
+    """
+    if features.dim() != 2 or frequencies.dim() != 2 or features.shape[1] != frequencies.shape[1]:
+        raise ValueError(
+            f"Features are {tuple(features.shape)}, frequencies {tuple(frequencies.shape)}; expected (B,D) and (M,D)."
+        )
+    phases = F.normalize(features, dim=1) @ frequencies.T
+    return torch.cat([phases.cos(), phases.sin()], 1)
+
+
+def characteristic_distance(real: Tensor, synthetic: Tensor, amplitude: float = 0.5) -> Tensor:
+    """mean over m of sqrt(a (|r| - |s|)^2 + (1 - a) 2 (|r||s| - Re(r conj s))), a scalar.
+
+    r = r_m and s = s_m are the characteristic functions of real and synthetic features (NCFM, arXiv 2502.20653): the
+    first term compares their amplitudes, the second, 2 |r||s| (1 - cos of the angle between them), their phases. They
+    add up to |r - s|^2, so for a = 1/2 the root is |r - s| / sqrt(2). A root has no derivative at 0, so it is taken of
+    at least 1e-12; where that acts the gradient is 0.
+
+    Args:
+        real: (2M,), the means of ``waves``.
+        synthetic: (2M,), the same of synthetic images.
+        amplitude: The weight a, in [0, 1].
+
+    Raises:
+        ValueError: other shapes than these.
+    """
+    if real.dim() != 1 or real.shape != synthetic.shape or len(real) % 2:
+        raise ValueError(f"Got shapes {tuple(real.shape)} and {tuple(synthetic.shape)}; expected (2M,) twice.")
+    r, s = real.view(2, -1), synthetic.view(2, -1)
+    square = (1 - amplitude) * (r - s).square().sum(0)
+    if amplitude != 0.5:
+        lengths = [one.square().sum(0).clamp(min=FLOOR**2).sqrt() for one in (r, s)]
+        square = square + (2 * amplitude - 1) * (lengths[0] - lengths[1]).square()
+    return square.clamp(min=FLOOR**2).sqrt().mean()
 
 
 def class_aware_cross_entropy(logits: Tensor, labels: Tensor, accuracy: float | Tensor, weight: float) -> Tensor:

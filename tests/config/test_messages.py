@@ -196,5 +196,5 @@ def test_help_names_what_is_registered_wherever_an_option_takes_it(command: str,
 
 
 def test_a_rate_of_plain_training_is_refused_where_there_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.learning_rate is 0\.001; expected null with finetune\.pretrained"):
+    with pytest.raises(ConfigError, match=r"learning_rate is 0\.001; expected null with finetune\.pretrained"):
         config.FinetuneConfig(pretrained="p", learning_rate=1e-3)

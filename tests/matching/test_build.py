@@ -18,10 +18,11 @@ from gendistill.errors import ConfigError, DataError
 from gendistill.hashing import hash_tensors
 from gendistill.io import WorkFolder
 from gendistill.matching.build import build, matching_networks
+from gendistill.matching.distribution import CharacteristicMatching
 from gendistill.matching.engine import Matcher
 from gendistill.matching.gradient import GradientMatching
 from gendistill.matching.methods import plan_runs
-from gendistill.matching.network_pool import FreshNetworks, NetworkQueue
+from gendistill.matching.network_pool import BlendedNetworks, FreshNetworks, NetworkQueue
 
 DREAM = {"selection": "representative"}
 
@@ -82,6 +83,13 @@ CASES = [  # method, option, value, selection, place, what is there
     ("idm", "queue_size", 5, {}, "supply.size", 5),
     ("idm", "queue_interval", 6, {}, "supply.interval", 6),
     ("idm", "queue_most_steps", 8, {}, "supply.most_steps", 8),
+    ("cf", "frequencies", 8, {}, "objective.frequencies", 8),
+    ("cf", "amplitude_weight", 0.25, {}, "objective.amplitude_weight", 0.25),
+    ("cf", "classes_per_chunk", 3, {}, "objective.classes_per_chunk", 3),
+    ("cf", "pool_size", 3, {}, "supply.size", 3),
+    ("cf", "pool_steps", 3, {}, "supply.steps", 3),
+    ("cf", "optimizer", "sgd", {}, "plan.optimizer", "sgd"),
+    ("dm", "optimizer", "adam", {}, "plan.optimizer", "adam"),
 ]
 
 
@@ -120,6 +128,11 @@ def test_feature_matching_is_each_methods_own(few: RealData) -> None:
     assert isinstance(idm.supply, NetworkQueue)
     assert (idm.objective.ce_weight, idm.plan.by_class, idm.sets[0].factor) == (50.0, True, 2)
     assert (idm.supply.training.momentum, idm.supply.training.weight_decay) == (0.9, 5e-4)
+    cf = built(few, "cf")
+    assert isinstance(cf.objective, CharacteristicMatching)
+    assert isinstance(cf.supply, BlendedNetworks)
+    assert (cf.plan.optimizer, cf.plan.momentum, cf.plan.by_class, cf.sets[0].factor) == ("adam", 0.9, False, 2)
+    assert cf.supply.steps == 60 * max(1, len(few.train) // 256)  # 60 epochs
 
 
 def test_cutout_is_for_matching_alone_and_idm_trains_on_images_as_they_are(few: RealData) -> None:

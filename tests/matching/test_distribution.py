@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from gendistill.matching import distribution
-from gendistill.matching.distribution import FeatureMatching
+from gendistill.matching.distribution import CharacteristicMatching, FeatureMatching
 from gendistill.matching.functional import StackedBatches
+from gendistill.objectives.matching import characteristic_distance, waves
+from gendistill.seeding import torch_rng
 from tests.matching.references import WithDropout, batches, image_cosine, losses_of, network_of, values_and_gradients
 
 ACCURACY = 0.6
@@ -45,6 +47,21 @@ def test_losses_and_image_gradients_equal_a_plain_loop_over_classes(name, traini
     assert found.shape == (3,)
     expected = reference(network, real, views, [2, 0, 3], ce_weight)
     assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
+
+
+@pytest.mark.parametrize("chunk", [1, None])
+@pytest.mark.parametrize("amplitude", [0.3, 0.5])
+def test_characteristic_functions_equal_a_plain_loop_over_classes(amplitude, chunk):
+    network, (real, views) = network_of("convnet").eval(), batches((5, 3, 4), (3, 2, 3))
+    objective = CharacteristicMatching(frequencies=9, amplitude_weight=amplitude, classes_per_chunk=chunk)
+    found = objective.prepared(network, real, [2, 0, 3], seed=4).losses(views)
+    width = network.features(real[0]).shape[1]
+    t = torch.randn(9, width, generator=torch_rng(4, "frequencies")).double()
+    means = [[waves(network.features(x), t).mean(0) for x in pair] for pair in zip(real, views, strict=True)]
+    expected = torch.stack([characteristic_distance(r.detach(), v, amplitude) for r, v in means])
+    assert_same(values_and_gradients(found, views), values_and_gradients(expected, views))
+    other = objective.prepared(network, real, [2, 0, 3], seed=5).losses(views)
+    assert not torch.allclose(found, other, rtol=1e-4)  # other frequencies
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet_bn"])

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gendistill.config import DataConfig, DistillConfig, Features, MatchingConfig, Queue, Representative
+from gendistill.config import (
+    Blended,
+    Characteristic,
+    DataConfig,
+    DistillConfig,
+    Features,
+    MatchingConfig,
+    Queue,
+    Representative,
+)
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, DivergenceError
@@ -31,10 +40,12 @@ def data():
 
 def one_run(data, method, ipc=1, selection="random", iterations=2, **changes):
     config = replace(TINY, selection=SELECTIONS[selection], **changes)
-    if method in ("dm", "idm"):
+    if method in ("dm", "idm", "cf"):
         config = replace(config, inner_steps=None)
-    if method == "dm":
+    if method in ("dm", "cf"):
         config = replace(config, train_steps=None)
+    if method == "cf":
+        config = replace(config, networks=Blended(pool_size=2, pool_steps=2), objective=Characteristic(frequencies=16))
     options = DistillConfig(method=method, ipc=ipc, iterations=iterations, matching=config)
     (found,) = plan_runs(options, data)
     return found
@@ -81,10 +92,10 @@ def test_sets_that_share_a_run_are_what_they_are_alone(data, method, selection):
 def test_sets_of_other_starts_share_a_real_side(data, method):
     run = one_run(data, method)
     together, starts = matcher(data, run), [matcher(data, run, seed=seed).sets[0] for seed in (0, 7)]
-    engine = replace(together, sets=starts, velocities=[], plan=replace(together.plan, learning_rates=run.rates * 2))
+    engine = replace(together, sets=starts, plan=replace(together.plan, learning_rates=run.rates * 2))
     found = [one.images for one in finish(engine.run())]
     for start, images_ in zip(starts, found, strict=True):
-        alone = replace(matcher(data, run), sets=[start], velocities=[])
+        alone = replace(matcher(data, run), sets=[start])
         assert torch.equal(finish(alone.run())[0].images, images_)
 
 
@@ -122,11 +133,13 @@ def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
 
 
 def test_a_state_of_other_sets_is_refused(data):
-    state = matcher(data, one_run(data, "dm")).state_dict()
+    made = matcher(data, one_run(data, "dm"))
+    finish(made.run())
+    state = made.state_dict()
     with pytest.raises(ArtifactError, match="other sets"):
         matcher(data, one_run(data, "dm", 2)).load_state_dict(state)
-    del state["velocity.0"]
-    with pytest.raises(ArtifactError, match="other sets"):
+    del state["0.optimizer.0.momentum_buffer"]
+    with pytest.raises(ArtifactError, match="lacks the momentum of the images"):
         matcher(data, one_run(data, "dm")).load_state_dict(state)
 
 

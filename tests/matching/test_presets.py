@@ -9,14 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gendistill.config import Features, Gradient, MatchingConfig, Representative
+from gendistill.config import Characteristic, Features, Gradient, MatchingConfig, Representative
 from gendistill.matching.methods import Images, image_rate, length_and_decay, method_of, resolve_options
 from gendistill.registry import DISTILLERS
 from gendistill.seeding import torch_rng
 
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
 CIFAR10 = Images(channels=3, size=32, classes=10)
-OBJECTIVES = dict.fromkeys(("dc", "dsa", "idc", "dream"), Gradient(distance="l1"))
+OBJECTIVES = {
+    **dict.fromkeys(("dc", "dsa", "idc", "dream"), Gradient(distance="l1")),
+    **dict.fromkeys(("dm", "idm"), Features(class_aware=0.0)),
+    "cf": Characteristic(frequencies=7),
+}
 DREAM = MatchingConfig(selection=Representative())
 
 
@@ -41,13 +45,13 @@ def test_every_method_has_a_value_for_everything_at_any_ipc_and_size(method, ipc
 def test_what_was_given_stays(method):
     mine = MatchingConfig(factor=5, learning_rate=0.7, inner_steps=3, real_batch=9, start="noise")
     preset = resolve_options(method, mine, 10, CIFAR10)
-    mine = replace(mine, objective=OBJECTIVES.get(method, Features(class_aware=0.0)))
+    mine = replace(mine, objective=OBJECTIVES[method])
     found = resolve_options(method, mine, 10, CIFAR10)
     for name in ("factor", "learning_rate", "inner_steps", "real_batch", "start"):
         assert getattr(found, name) == getattr(mine, name)
-    name, value = ("distance", "l1") if method in OBJECTIVES else ("class_aware", 0.0)
-    assert getattr(found.objective, name) == value
-    assert found.objective == replace(preset.objective, **{name: value})
+    values = {f.name: getattr(OBJECTIVES[method], f.name) for f in fields(OBJECTIVES[method])}
+    given = {name: value for name, value in values.items() if value is not None}
+    assert found.objective == replace(preset.objective, **given)
 
 
 def test_idc_matches_large_images_on_its_resnet():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gendistill.data.crops import cutmix
 from gendistill.data.dataset import Split
-from gendistill.matching.network_pool import FreshNetworks, NetworkQueue, Training
+from gendistill.matching.network_pool import BlendedNetworks, FreshNetworks, NetworkQueue, Training
 from gendistill.matching.synthetic import SyntheticImages
 from gendistill.networks import pieces
 from gendistill.networks.factories import build_network
@@ -39,7 +39,11 @@ def walk(supply, iterations):
 
 
 def weights(member):
-    return torch.cat([p.detach().flatten() for p in member.network.parameters()])
+    return weights_of(member.network)
+
+
+def weights_of(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 def test_a_queue_begins_with_four_networks_and_drops_the_oldest(real):
@@ -51,6 +55,30 @@ def test_a_queue_begins_with_four_networks_and_drops_the_oldest(real):
     first = supply._members[0]
     supply.network(8)
     assert first not in supply._members
+
+
+def test_blended_networks_lie_between_the_fresh_and_the_trained_one(real):
+    training = Training(classes=2, batch_size=8, learning_rate=RATE)
+    supply = BlendedNetworks(build, training, real, steps=3, size=2, seed=0)
+    shares = []
+    for iteration in range(6):
+        blended = supply.network(iteration)
+        assert not blended.training
+        rng = torch_rng(0, "blended", iteration)
+        number, share = int(torch.randint(2, (), generator=rng)), float(torch.rand((), generator=rng))
+        fresh = build(derive(0, "blended network", number))
+        trained = build(derive(0, "blended network", number)).train()
+        optimizer = training.optimizer(trained)
+        training.on_split(trained, optimizer, real, 0, 3, derive(0, "blended training", number))
+        for own, a, b in zip(blended.parameters(), fresh.parameters(), trained.parameters(), strict=True):
+            torch.testing.assert_close(own, a + share * (b - a))
+        shares.append((number, share))
+    assert len(set(shares)) == 6
+    assert {number for number, _ in shares} == {0, 1}
+    restored = BlendedNetworks(build, training, real, steps=3, size=2, seed=0)
+    restored.load_state_dict(supply.state_dict())
+    restored._train = None  # nothing is trained again
+    assert torch.equal(weights_of(restored.network(7)), weights_of(supply.network(7)))
 
 
 @pytest.mark.parametrize(("norm", "passes"), [("instance", [16, 16]), ("batch", [32])])

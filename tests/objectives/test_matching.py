@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from gendistill.objectives.matching import (
     DISTANCES,
+    characteristic_distance,
     class_aware_cross_entropy,
     gradient_distance,
     mean_feature_distance,
+    waves,
 )
 
 SHAPES = [(4, 3, 3, 3), (5, 6), (2, 4, 1)]
@@ -118,6 +120,49 @@ def test_mean_feature_distance_of_hand_numbers():
 def test_features_that_do_not_fit_are_refused(shapes):
     with pytest.raises(ValueError, match=r"expected \(R,D\)|Means need images"):
         mean_feature_distance(torch.ones(shapes[0]), torch.ones(shapes[1]))
+
+
+def slow_characteristic(features, frequencies):
+    """The empirical characteristic function at each frequency, a complex number at a time."""
+    unit = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in features.tolist()]
+    phases = [[sum(t * x for t, x in zip(own, row, strict=True)) for row in unit] for own in frequencies.tolist()]
+    return [sum(complex(math.cos(p), math.sin(p)) for p in row) / len(row) for row in phases]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 6), st.integers(1, 6))
+def test_characteristic_distance_equals_complex_numbers_one_at_a_time(seed, amplitude, real_count, made_count):
+    rng = np.random.default_rng(seed)
+    real, made, t = (torch.from_numpy(rng.normal(size=(n, 5))) for n in (real_count, made_count, 7))
+    terms = []
+    for r, s in zip(slow_characteristic(real, t), slow_characteristic(made, t), strict=True):
+        phase = 2 * (abs(r) * abs(s) - (r * s.conjugate()).real)
+        terms.append(math.sqrt(amplitude * (abs(r) - abs(s)) ** 2 + (1 - amplitude) * phase))
+    found = characteristic_distance(waves(real, t).mean(0), waves(made, t).mean(0), amplitude)
+    assert found.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize("amplitude", [0.2, 0.5, 0.8])
+def test_characteristic_distance_has_the_gradient_of_differences(amplitude):
+    rng = torch.Generator().manual_seed(0)
+    real, made, t = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for n in (5, 3, 6))
+    wanted = waves(real, t).mean(0)
+
+    def loss(features):
+        return characteristic_distance(wanted, waves(features, t).mean(0), amplitude)
+
+    assert torch.autograd.gradcheck(loss, made.requires_grad_())
+    same = real.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(same), same)
+    assert loss(same).item() == pytest.approx(1e-6)
+    assert gradient.abs().max() == 0  # no number that is none where a root has no derivative
+
+
+@pytest.mark.parametrize("shapes", [((6,), (4,)), ((5,), (5,)), ((2, 3), (2, 3))])
+def test_characteristic_functions_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ValueError, match="twice"):
+        characteristic_distance(torch.ones(shapes[0]), torch.ones(shapes[1]))
+    with pytest.raises(ValueError, match=r"expected \(B,D\) and \(M,D\)"):
+        waves(torch.ones(3, 2), torch.ones(4, 3))
 
 
 def test_class_aware_cross_entropy_of_hand_numbers():

@@ -40,6 +40,7 @@ SHORT = {
     **dict.fromkeys(("dc", "dsa", "idc", "dream"), (*LEARN, "--matching.inner_steps", 2)),
     "dm": (),
     "idm": LEARN,
+    "cf": ("--matching.pool_steps", 2, "--matching.pool_size", 2, "--matching.frequencies", 8),
 }
 
 
@@ -64,7 +65,7 @@ def test_every_method_and_selection_gives_sets_that_verify(method, selection, tm
         assert made.ipc == ipc
         assert made.meta["method"] == method
         assert made.meta["space"] == (selection if selection == "representative" else None)
-        assert made.factor == (2 if method in ("idc", "dream", "idm") else 1)
+        assert made.factor == (2 if method in ("idc", "dream", "idm", "cf") else 1)
         assert made.split.images.shape[0] == 10 * ipc * made.factor**2
         assert made.images.float().std() > 1
     assert not list(target.rglob("*.safetensors"))  # checkpoints are temporary
@@ -168,7 +169,8 @@ def test_the_manifest_tells_what_every_option_came_to(tmp_path):
         assert (told["distance"], told["learning_rate"], told["real_batch"]) == ("l1", 1e-4, 6)
         beside = {"checkpoint_every", "snapshot_every", "selection"}  # decide nothing; and the manifest's space
         assert set(told) == {"image_rate", *to_dict(MatchingConfig())} - beside
-        assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk"}
+        unused = {"frequencies", "amplitude_weight", "pool_size", "pool_steps"}  # of method cf
+        assert {name for name, value in told.items() if value is None} == {"depth", "classes_per_chunk", *unused}
         assert told["image_rate"] == image_rate(
             "idc", MatchingConfig(learning_rate=1e-4), ipc, Images(1, 8, 10, name="digits")
         )
