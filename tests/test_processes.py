@@ -171,6 +171,7 @@ def test_two_processes_train_a_teacher_label_and_match_as_one(tmp_path: Path) ->
         "idc": ("distill", "--method", "idc", *small, *inner),
         "dream": ("distill", "--method", "dream", *small, *inner),
         "idm": ("distill", "--method", "idm", *small, "--matching.train_steps", 2),
+        "cf": ("distill", "--method", "cf", *small, "--matching.pool_steps", 2),
     }
     assert gendistill("distill", "--method", "random", "--ipc", 30, "--output_dir", tmp_path / "pool") == 0
     for name, words in commands.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gendistill as gd
-from gendistill.config import DistillConfig, MatchingConfig, PerImage, Representative
+from gendistill.config import Blended, DistillConfig, MatchingConfig, PerImage, Representative
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.class_positions import ClassIndex
 from gendistill.data.dataset import RealData
@@ -87,8 +88,10 @@ def of_coreset(method: str, with_teacher: bool) -> Callable[[RealData], Result]:
 
 def of_matching(method: str, start: str = "noise") -> Callable[[RealData], Result]:
     def matched(data: RealData) -> Result:
-        inner = 1 if method in ("dm", "idm") else 2
+        inner = 1 if method in ("dm", "idm", "cf") else 2
         options = MatchingConfig(start=start, width=4, depth=1, real_batch=5, inner_steps=inner)
+        if method == "cf":
+            options = replace(options, networks=Blended(pool_size=1, pool_steps=2))
         return {
             "images": gd.distill(
                 data, method, 2, config=DistillConfig(method=method, iterations=2, matching=options)
@@ -111,7 +114,7 @@ USES: dict[str, Callable[[RealData], Result]] = {
     "features and classes": of_reference,
     **{f"{method} of pixels": of_coreset(method, False) for method in coresets()},
     **{f"{method} of features": of_coreset(method, True) for method in coresets() if DISTILLERS[method].takes_teacher},
-    **{method: of_matching(method) for method in ("dc", "dsa", "dm", "idc", "idm", "dream")},
+    **{method: of_matching(method) for method in ("dc", "dsa", "dm", "idc", "idm", "dream", "cf")},
     **{f"dm from {start}": of_matching("dm", start) for start in ("random", "clustered")},
     "dm of representatives": of_representatives,
 }
