@@ -26,6 +26,7 @@ from experiments.refinement import judged, made_once, options, over_seeds, table
 
 PHOTOGRAPHS = "photographs"
 STEPS = ("unchanged", "selected", "refined", "matched")  # each from the one before, but for the first
+MATCHING = {"real_batch": 32, "learning_rate": 0.25}  # as of the preset matching/dm-quick
 GUIDED = gd.ModeGuidance(modes=10, scale=0.3, guidance_scale=3.0)
 
 
@@ -54,7 +55,7 @@ def sets(
             if names != ["unchanged"]:
                 made["selected"], made["refined"] = gd.refine_set(pool, teacher, data, ipc, config, seed=seed)
             if "matched" in names:
-                made["matched"] = matched(made["refined"], data, args, seed)
+                made["matched"] = matched(made["refined"], data, args, seed, **MATCHING)
             yield from ((f"{start}: {name}", made[name]) for name in names)
 
 

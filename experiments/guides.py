@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,8 +72,10 @@ def to_real(
     return gd.refine_images(selected, space, config, seed=seed, atoms=atoms)
 
 
-def matched(selected: gd.SurrogateSet, data: gd.RealData, args: argparse.Namespace, seed: int) -> gd.SurrogateSet:
-    """Carried on by distribution matching, on fresh networks."""
+def matched(
+    selected: gd.SurrogateSet, data: gd.RealData, args: argparse.Namespace, seed: int, **options: Any
+) -> gd.SurrogateSet:
+    """Carried on by distribution matching, on fresh networks, with these options of it."""
     with tempfile.TemporaryDirectory() as folder:
         selected.save(Path(folder) / "set")
         matching = gd.MatchingConfig(
@@ -82,6 +85,7 @@ def matched(selected: gd.SurrogateSet, data: gd.RealData, args: argparse.Namespa
             flip=args.flip,
             mixed_precision=args.mixed_precision,
             compile=args.compile,
+            **options,
         )
         config = gd.DistillConfig(method="dm", iterations=DM_STEPS, matching=matching)
         return gd.distill(data, "dm", selected.ipc, config=config, seed=seed)

