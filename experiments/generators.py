@@ -26,7 +26,7 @@ from experiments.refinement import judged, made_once, options, over_seeds, table
 
 PHOTOGRAPHS = "photographs"
 STEPS = ("unchanged", "selected", "refined", "matched")  # each from the one before, but for the first
-MATCHING = {"real_batch": 32, "learning_rate": 0.25}  # as of the preset matching/dm-quick
+MATCHING = {"real_batch": 32, "learning_rate": 0.125}  # as of refine --match_iterations
 GUIDED = gd.ModeGuidance(modes=10, scale=0.3, guidance_scale=3.0)
 
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch.nn.functional import interpolate
 
 from gendistill.cli import USAGE
 from gendistill.config import DataConfig, DistillConfig, EvaluateConfig, MatchingConfig, RefineConfig, TeacherConfig
-from gendistill.config.presets import read_preset
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.pixels import to_float
 from gendistill.data.sources import load_data
@@ -476,8 +474,8 @@ def test_distribution_matching_carries_on_from_the_refined_images(
     config = replace(CONFIG, steps=3, pack=factor)
     _, refined = refine_set(pool, teacher, digits, 2, config, seed=4)
     _, made = refine_set(pool, teacher, digits, 2, replace(config, match_iterations=2), seed=4)
-    quick = yaml.safe_load(read_preset("matching/dm-quick"))["matching"]
-    options = DistillConfig(method="dm", ipc=2, iterations=2, matching=MatchingConfig(factor=factor, **quick))
+    matching = MatchingConfig(factor=factor, real_batch=32, learning_rate=0.125)
+    options = DistillConfig(method="dm", ipc=2, iterations=2, matching=matching)
     (run,) = plan_runs(options, digits)
     (expected,) = match(digits, run, seed=4, given=refined)
     assert torch.equal(made.images, expected.images)
