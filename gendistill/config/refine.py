@@ -10,6 +10,7 @@ from gendistill.config.base import (
     Flat,
     NonNegative,
     Options,
+    PerClass,
     PositiveShare,
     Precision,
     Range,
@@ -20,6 +21,7 @@ from gendistill.config.base import (
     Whole,
     as_tuple,
     check_sizes,
+    ipc_sizes,
     require,
 )
 from gendistill.config.flat import registered_options, to_dict
@@ -171,8 +173,10 @@ class RefineConfig(ObjectiveConfig):
         latent_trust_region: With a generator, largest change of a latent, in units of about its std; trust_region still
             limits the pixels.
         patches: Replace every image of the set by the best of several crops; null keeps whole images.
-        match_iterations: Iterations of distribution matching (method dm of distill, with its presets) after refinement;
-            0 is none. docs/results.md has the gain of 100.
+        match_iterations: Iterations of distribution matching after refinement (method dm of distill, with few real
+            images in a step); 0 is none. docs/results.md has the gain of 100.
+        match_from: Fewest images of a class, decoded if they are packed, of a set that is matched; at 1 matching gains
+            nothing.
         image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
             ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
     """
@@ -188,7 +192,12 @@ class RefineConfig(ObjectiveConfig):
     latent_trust_region: NonNegative = 0.5
     patches: Patches | None = None
     match_iterations: Whole = 0
+    match_from: PerClass = 5
     image_format: ImageFormat = "png"
+
+    def is_matched(self, ipc: int) -> bool:
+        """Whether matching follows the refinement of a set of ``ipc`` images a class."""
+        return self.match_iterations > 0 and ipc * self.pack**2 >= self.match_from
 
     def check(self) -> None:
         super().check()
@@ -207,6 +216,9 @@ class RefineConfig(ObjectiveConfig):
         if self.match_iterations:
             require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
+            largest = max(ipc_sizes(self.ipc))
+            some = f"0, or a set of {self.match_from} and more images a class (match_from): none is matched"
+            require(self.is_matched(largest), "refine.match_iterations", self.match_iterations, some)
 
 
 def refiner_options(config: RefineConfig) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _refinement_flop(config: RunConfig, data: RealData, flop: float) -> float:
     """Of the optimisation, which passes gradients to the images alone, and of matching."""
     options, sizes = config.refine, ipc_sizes(config.refine.ipc)
     found = flop * sum(sizes) * options.pack**2 * len(data.classes) * options.steps
-    for run in (matching_after(ipc, data, options) for ipc in sizes if options.match_iterations):
+    for run in (matching_after(ipc, data, options) for ipc in sizes if options.is_matched(ipc)):
         found += real_flop(run.config, run.iterations, data) * (COMPILED if run.mode(cpu_speed.kept).compile else 1)
     return found
 

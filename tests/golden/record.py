@@ -68,7 +68,8 @@ def commands(out: Path) -> list[tuple[str, ...]]:
          "--gate", "true", "--patches", "3", "--flip", "true", "--mixed_precision", "no",
          "--output_dir", str(out / "gated")),
         ("refine", "--surrogate", pool, "--teacher", teacher, "--ipc", "1", "--steps", "3", "--pack", "2",
-         "--match_iterations", "1", "--mixed_precision", "no", "--output_dir", str(out / "packed")),
+         "--match_iterations", "1", "--match_from", "1", "--mixed_precision", "no",
+         "--output_dir", str(out / "packed")),
         *(("label", "--surrogate", str(run / "refined" / "ipc-2"), "--teacher", teacher, "--mode", mode, *options,
            "--output_dir", str(out / mode))
           for mode, options in (("per_image", ()), ("per_view", ("--steps", "6", "--cutmix", "1")), ("online", ()))),

@@ -304,7 +304,20 @@ def test_every_command_takes_the_teacher(folder: Path, tmp_path: Path) -> None:
     teacher = ("--teacher", made / "teacher")
     pool = ("distill", "--method", "random", "--ipc", 4, *data, "--output_dir", made / "pool")
     wmdd = ("distill", "--method", "wmdd", "--ipc", 2, "--wmdd.steps", 2, *data, *teacher)
-    refine = ("refine", "--surrogate", made / "pool/ipc-4", *teacher, "--ipc", 2, "--steps", 2, "--match_iterations", 2)
+    refine = (
+        "refine",
+        "--surrogate",
+        made / "pool/ipc-4",
+        *teacher,
+        "--ipc",
+        2,
+        "--steps",
+        2,
+        "--match_iterations",
+        2,
+        "--match_from",
+        1,
+    )
     refined = made / "refined" / "ipc-2"
     label = ("label", "--surrogate", refined, *teacher, "--output_dir", made / "labelled")
     judge = ("--steps", 2, "--runs", 3, "--width", 8, "--baselines", "random", "kmeans")

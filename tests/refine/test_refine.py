@@ -473,7 +473,7 @@ def test_distribution_matching_carries_on_from_the_refined_images(
 ) -> None:
     config = replace(CONFIG, steps=3, pack=factor)
     _, refined = refine_set(pool, teacher, digits, 2, config, seed=4)
-    _, made = refine_set(pool, teacher, digits, 2, replace(config, match_iterations=2), seed=4)
+    _, made = refine_set(pool, teacher, digits, 2, replace(config, match_iterations=2, match_from=1), seed=4)
     matching = MatchingConfig(factor=factor, real_batch=32, learning_rate=0.125)
     options = DistillConfig(method="dm", ipc=2, iterations=2, matching=matching)
     (run,) = plan_runs(options, digits)
@@ -500,7 +500,15 @@ def test_a_set_made_beside_other_test_images_is_refused(digits: RealData, teache
         assert refined.meta["data"]["test_fingerprint"] == digits.test_fingerprint
 
 
-@pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}])
+def test_sets_below_match_from_are_not_matched(digits: RealData, teacher: Teacher, pool: SurrogateSet) -> None:
+    config = replace(CONFIG, steps=2, match_iterations=1, match_from=2)
+    stages = [refine_set(pool, teacher, digits, ipc, config, seed=0)[1].meta["stages"] for ipc in (1, 2)]
+    assert [made[-1] for made in stages] == ["barycenter", "match"]
+    assert replace(config, pack=2, match_from=4).is_matched(1)  # four images are decoded
+    assert not replace(config, pack=2, match_from=5).is_matched(1)
+
+
+@pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}, {"ipc": (1, 4)}])
 def test_matching_after_refinement_keeps_neither_weights_nor_a_gate_s_word(changes: dict) -> None:
     with pytest.raises(ConfigError, match="match_iterations"):
         RefineConfig(match_iterations=1, **changes)
