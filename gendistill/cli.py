@@ -22,7 +22,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from gendistill.config import commands, to_dict
-from gendistill.config.base import arms, check_names, fits, item_of, read, read_words, require
+from gendistill.config.base import arms, check_names, expected, fits, item_of, read, read_words, require
 from gendistill.config.flat import Option, all_options, as_data, complete, from_short, options_of, unflatten
 from gendistill.config.paths import check_paths
 from gendistill.config.presets import read_config
@@ -60,7 +60,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise ConfigError(lacks if "expected" in error.message else f"{option}: {error.message}.") from None
     _refuse_unknown(name, known, rest)
     given: dict[str, Any] = {}
-    for option, words in [*(found.given or ()), *_positional(name, rest, found.given or ())]:
+    for option, words in [*(found.given or ()), *_positional(name, known, rest, found.given or ())]:
         if option == "config":
             _merge(given, _with_sections(cls, _own_part(name, _read_config(words[0]))))
         else:
@@ -129,20 +129,33 @@ def _refuse_unknown(name: str, known: Mapping[str, Option], rest: Sequence[str])
         raise ConfigError(f"{name} has no option {option}.{guess} `gendistill {name} --help all` lists all options.")
 
 
-def _positional(name: str, words: Sequence[str], given: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+def _positional(
+    name: str, known: Mapping[str, Option], words: Sequence[str], given: Sequence[tuple[str, list[str]]]
+) -> list[tuple[str, list[str]]]:
     """Words that stand alone as values of the command's positional options, the last of which takes the rest."""
     options, named = COMMANDS[name].positional, {option for option, _ in given}
-    several = bool(options) and item_of(dict(all_options(COMMANDS[name].options))[options[-1]].type) is not None
+    several = bool(options) and item_of(known[options[-1]].type) is not None
     if len(words) > len(options) and not several:
         word = words[len(options)]
-        raise ConfigError(f"{word!r} belongs to no option; expected gendistill {name} --option value ...")
+        raise ConfigError(
+            f"{word!r} belongs to no option; expected gendistill {name} --option value ...{_choices(known, given)}"
+        )
     pairs = list(zip(options, ([word] for word in words), strict=False))
     if words[len(options) :]:
         pairs[-1][1].extend(words[len(options) :])
     for option, values in pairs:
         if option in named:
-            raise ConfigError(f"{values[0]!r} and --{option} are both given; expected all in one place.")
+            raise ConfigError(
+                f"{values[0]!r} and --{option} are both given; expected all in one place.{_choices(known, given)}"
+            )
     return pairs
+
+
+def _choices(known: Mapping[str, Option], given: Sequence[tuple[str, list[str]]]) -> str:
+    """What options take that are true or a word, because a word that they do not take seems to stand alone."""
+    hints = {option: known[option].type for option, words in given if option in known and words == ["true"]}
+    found = {option: hint for option, hint in hints.items() if hint is not bool and fits(hint, True)}
+    return "".join(f" --{option} takes {expected(hint)}." for option, hint in found.items())
 
 
 def _value(option: str, known: Mapping[str, Option], words: Sequence[str]) -> Any:

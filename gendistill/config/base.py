@@ -384,7 +384,8 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 def shown(value: Any) -> str:
     """A value as a message has it, cut where it is long."""
-    text = repr(str(value) if isinstance(value, Path) else value)
+    chosen = kind_of(value)  # a choice with options of its own is named as on the command line
+    text = repr(str(value) if isinstance(value, Path) else value if chosen is None else chosen)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 

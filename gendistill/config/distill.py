@@ -187,7 +187,7 @@ class MatchingConfig(Options):
         factor: Views per side in a stored image: factor x factor images in the bytes of one; a list such as [1,2]
             stores the views of each factor.
         inner_steps: Steps of the images on each network.
-        optimizer: Of the images; null is ``adam`` for cf, ``sgd`` for the others.
+        optimizer: Of the images; null is ``adam`` for cf, ``sgd`` for the others. Another one needs a learning_rate.
         learning_rate: Learning rate of the images, in units of the range [0, 1]; for idc and dream the rate at IPC 10
             and 28, 32 or 224 px, which is scaled (methods.py).
         momentum: Momentum of the images: of SGD, or Adam's first.

@@ -1,4 +1,4 @@
-"""The matching methods (dc, dsa, dm, idc, dream, idm): starts, a run with checkpoints and snapshots, sets."""
+"""The matching methods (dc, dsa, dm, idc, dream, idm, cf): starts, a run with checkpoints and snapshots, sets."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def matched(
     folder: WorkFolder | None = None,
     draw: Draw | None = None,
 ) -> Iterator[SurrogateSet]:
-    """A set for each of ``config.ipc`` by method dc, dsa, dm, idc, dream or idm; those that can share a run do.
+    """A set for each of ``config.ipc`` by method dc, dsa, dm, idc, dream, idm or cf; those that can share a run do.
 
     Args:
         data: The real images, of which ``data.train`` is matched.

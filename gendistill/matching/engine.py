@@ -139,7 +139,10 @@ class Plan:
 
 @dataclass
 class Matcher:
-    """The run, and the state that a checkpoint between iterations needs. Deterministic in ``seed``."""
+    """The run, and the state that a checkpoint between iterations needs. Deterministic in ``seed``.
+
+    ``sets`` shows the images as they are now: every step changes them in place.
+    """
 
     sets: list[SyntheticImages]
     real: Split
@@ -186,7 +189,7 @@ class Matcher:
                     self.supply.learn(self.iteration, inner, last, self.sets)
                 self.iteration += last
                 yield {"iteration": self.iteration - last, "inner": inner, "done": last, **self._named(found)}
-        return self.sets
+        return [replace(one, images=one.images.clone()) for one in self.sets]
 
     def _named(self, losses: list[Tensor]) -> dict[str, Tensor]:
         if len(losses) == 1:
@@ -242,14 +245,13 @@ class Matcher:
         return views[runtime.to_device(torch.randperm(len(views), generator=rng)[:most], views.device)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The run between two iterations, as tensors."""
+        """The run between two iterations, as tensors that later steps leave as they are."""
         spent = self.clock.seconds()
         seconds = torch.tensor([spent[part] for part in PARTS])
         state = {"iteration": torch.tensor(self.iteration), "seconds": seconds}
         for place, (one, optimizer) in enumerate(zip(self.sets, self.optimizers, strict=True)):
-            state |= {f"images.{place}": one.images} | runtime.prefixed(
-                f"{place}", runtime.flatten_optimizer(optimizer)
-            )
+            moments = runtime.prefixed(f"{place}", runtime.flatten_optimizer(optimizer))
+            state |= {name: value.clone() for name, value in {f"images.{place}": one.images, **moments}.items()}
         state |= {f"supply.{name}": value for name, value in self.supply.state_dict().items()}
         return state | {f"selection.{name}": value for name, value in self.selection.state_dict().items()}
 
@@ -274,7 +276,7 @@ class Matcher:
                     raise ArtifactError(
                         "The checkpoint lacks the momentum of the images; start again with --overwrite."
                     )
-                runtime.restore_optimizer(self.optimizers[place], moments)
+                runtime.restore_optimizer(self.optimizers[place], {k: v.clone() for k, v in moments.items()})
         self.iteration = int(state["iteration"])
         self.clock = Clock(PARTS, device)
         self.clock.add(dict(zip(PARTS, state["seconds"].tolist(), strict=True)))

@@ -445,6 +445,10 @@ def _check_used(
         ConfigError: an option was given that does nothing at any of them.
     """
     values, usual, network = to_flat(given), to_flat(MatchingConfig()), resolved[0].network or ""
+    for one, preset in zip(resolved, presets, strict=True):
+        same = given.learning_rate is not None or one.optimizer == preset.optimizer
+        text = f"a rate with optimizer {one.optimizer}: that of method {method} is for {preset.optimizer}"
+        require(same, "matching.learning_rate", None, text)
     for name in ("width", "depth"):
         unread = values[name] != usual[name] and not takes_option(network, name)
         text = f"{shown(usual[name])} with network {network}; it is an option of convnet"

@@ -224,9 +224,18 @@ ADDED: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+MATCHING = ("optimizer", "momentum", "frequencies", "amplitude_weight", "pool_size", "pool_steps")  # null there
+
+
 def with_added(stage: str, options: Mapping[str, object]) -> dict[str, object]:
     """The options of a folder as this version writes them."""
-    return {**ADDED.get(stage, {}), **options}
+    found, matching = {**ADDED.get(stage, {}), **options}, options.get("matching")
+    if stage == "refine" and not found.get("match_iterations"):  # sets that were matched are others in this version
+        found.setdefault("match_from", 5)
+    if isinstance(matching, Mapping) and "optimizer" not in matching:  # where momentum 0.5 was what null is now
+        usual = dict.fromkeys(MATCHING) | {name: value for name, value in matching.items() if name != "momentum"}
+        found["matching"] = usual if matching["momentum"] == 0.5 else {**usual, "momentum": matching["momentum"]}
+    return found
 
 
 def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecord | None:

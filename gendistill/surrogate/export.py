@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.lib.format import write_array
 from torch import Tensor
 
-from gendistill.config import Format, ImageFormat, require
+from gendistill.config import Format, ImageFormat, kind_of, require
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.io import inside, replaceable, write_json, write_text
 from gendistill.surrogate import soft_labels
@@ -191,8 +191,8 @@ WRITERS: dict[str, Callable[[StoredSet, Path], None]] = {
 }
 
 
-def check_fit(sets: Sequence[StoredSet], format: Format) -> None:
-    """Whether the sets fit into one export.
+def check_fit(sets: Sequence[StoredSet], format: Format, image_format: ImageFormat | None = None) -> None:
+    """Whether the sets fit into one export, with their images in another format if one is given.
 
     Raises:
         ArtifactError: their classes or channels differ, or two have the same IPC.
@@ -201,10 +201,11 @@ def check_fit(sets: Sequence[StoredSet], format: Format) -> None:
     if format == "ddranking" and len(sets) > 1:
         raise ConfigError(f"format ddranking takes one set, not {len(sets)}; export them one by one.")
     for one in sets:
-        if format == "webdataset" and one.coding.name == "avif":
+        if format == "webdataset" and (kind_of(image_format) or one.coding.name) == "avif":
+            what = f"{one.folder} holds AVIF images" if image_format is None else "image_format is 'avif'"
             raise ArtifactError(
-                f"{one.folder} holds AVIF images, which readers of tar files do not decode. Export it as parquet or "
-                "imagefolder, or with another --image_format."
+                f"{what}, which readers of tar files do not decode. Export as parquet or imagefolder, or with "
+                "another --image_format."
             )
     seen: dict[str, StoredSet] = {}
     for stored in sets:
@@ -341,7 +342,7 @@ def export_folders(
         require(lossless or evaluation is None, "evaluation", evaluation, expected)
     summary = read_summary(Path(evaluation)) if evaluation is not None else None
     sets = [StoredSet.open(path) for path in paths]
-    check_fit(sets, format)
+    check_fit(sets, format, image_format)
     if image_format is None:
         return _export(sets, folder, format, summary)
     with TemporaryDirectory(prefix=".recoded.", dir=folder) as place:

@@ -95,6 +95,9 @@ def test_a_close_name_is_proposed(case: str) -> None:
         (["distill", "--matching.selection=random"], "Did you mean '--selection'?"),
         (["run", "--network=convnet"], "Did you mean '--teacher.network'?"),
         (["--plugin="], "--plugin has no value"),
+        (["refine", "p", "--select", "medium"], "--select takes true or false or one of easy, hard"),
+        (["refine", "--select", "medium", "p"], "--select takes true or false or one of easy, hard"),
+        (["refine", "--surrogate", "p", "--select", "medium"], "--select takes true or false or one of easy, hard"),
     ],
 )
 def test_arguments_that_cannot_be_read_are_one_message(arguments: list[str], words: str, capsys) -> None:

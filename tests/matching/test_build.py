@@ -88,8 +88,8 @@ CASES = [  # method, option, value, selection, place, what is there
     ("cf", "classes_per_chunk", 3, {}, "objective.classes_per_chunk", 3),
     ("cf", "pool_size", 3, {}, "supply.size", 3),
     ("cf", "pool_steps", 3, {}, "supply.steps", 3),
-    ("cf", "optimizer", "sgd", {}, "plan.optimizer", "sgd"),
-    ("dm", "optimizer", "adam", {}, "plan.optimizer", "adam"),
+    ("cf", "optimizer", "sgd", {"learning_rate": 1.0}, "plan.optimizer", "sgd"),
+    ("dm", "optimizer", "adam", {"learning_rate": 0.01}, "plan.optimizer", "adam"),
 ]
 
 
@@ -101,6 +101,13 @@ CASES = [  # method, option, value, selection, place, what is there
 def test_an_option_reaches_its_part(few, method, option, given, selection, place, wanted) -> None:
     assert value(built(few, method, **selection, **{option: given}), place) == wanted
     assert value(built(few, method, **selection), place) != wanted, "the case proves nothing"
+
+
+@pytest.mark.parametrize(("method", "other"), [("cf", "sgd"), ("dm", "adam"), ("idc", "adam")])
+def test_another_optimiser_needs_a_rate_of_its_own(few: RealData, method: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=f"learning_rate is None; expected a rate with optimizer {other}"):
+        built(few, method, optimizer=other)
+    built(few, method, optimizer="adam" if other == "sgd" else "sgd")  # its own
 
 
 PRESETS = {  # whether the head is matched, distance; networks, where they learn; their momentum and decay

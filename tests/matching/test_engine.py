@@ -120,6 +120,23 @@ def test_resume_gives_the_same_images(data, method, selection):
     assert torch.equal(finish(second.run())[0].images, whole[0])
 
 
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "learning_rate": 0.01}], ids=["sgd", "adam"])
+def test_a_state_and_the_images_of_a_run_stay_as_they_were(data, options):
+    run = one_run(data, "dm", iterations=3, **options)
+    first = matcher(data, run)
+    next(record for record in first.run() if record["done"])
+    state = first.state_dict()
+    whole, again = finish(first.run()), matcher(data, run)
+    again.load_state_dict(state)
+    assert torch.equal(finish(again.run())[0].images, whole[0].images), "the first run changed its state"
+    third = matcher(data, run)
+    third.load_state_dict(state)
+    assert torch.equal(finish(third.run())[0].images, whole[0].images), "the second run changed what it had loaded"
+    before = whole[0].images.clone()
+    first.load_state_dict(state)
+    assert torch.equal(whole[0].images, before)
+
+
 def test_of_many_views_as_many_as_said_take_part_drawn_anew(data):
     engine = matcher(data, one_run(data, "idc", 2, factor=2, most_views=3))
     stored = engine.sets[0]

@@ -8,14 +8,18 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, to_dict
 from gendistill.errors import ArtifactError
+from gendistill.hashing import hash_json
 from gendistill.io import WorkFolder
 from gendistill.runtime import Checkpoints
-from gendistill.stages.folder import ADDED, finished, read_record, stage_folder, stage_settings
+from gendistill.stages.folder import ADDED, finished, read_record, stage_folder, stage_settings, with_added
 from tests.helpers import TINY, files, gendistill, messages
 from tests.processes import start
 
@@ -282,3 +286,24 @@ def test_a_cache_that_can_be_no_folder_is_refused_before_the_work(
     assert f"{option} is" in said
     assert "file is a file; expected a folder" in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def older(options: dict[str, Any], new: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in new}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_a_folder_of_matching_from_before_its_optimiser_was_an_option_continues(momentum: float | None) -> None:
+    options = to_dict(DistillConfig(method="dm", ipc=1, matching=MatchingConfig(momentum=momentum, width=8)))
+    new = ["optimizer", "frequencies", "amplitude_weight", "pool_size", "pool_steps"]
+    matching = older(options["matching"], new) | {"momentum": 0.5 if momentum is None else momentum}
+    assert len(options["matching"]) == len(matching) + len(new)
+    before = older(options, ["image_format", "image_quality"]) | {"matching": matching}
+    assert hash_json(with_added("distill", before)) == hash_json(options)
+
+
+def test_a_folder_of_refinement_from_before_match_from_continues_unless_its_sets_were_matched() -> None:
+    for iterations in (0, 3):
+        options = to_dict(RefineConfig(match_iterations=iterations))
+        before = older(options, ["match_from", "image_format", "image_quality"])
+        assert (hash_json(with_added("refine", before)) == hash_json(options)) == (iterations == 0)

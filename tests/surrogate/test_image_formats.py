@@ -339,6 +339,17 @@ def test_an_export_in_another_format_is_a_set_of_its_own(name: str, start: str, 
     ]  # fmt: skip
 
 
+def test_an_export_as_tar_files_is_judged_by_the_format_that_it_writes(tmp_path: Path) -> None:
+    stored("avif", tmp_path / "set", make(ipc=2))
+    stored("png", tmp_path / "other", make(ipc=2))
+    out = gd.export(tmp_path / "set", tmp_path / "out", "webdataset", image_format="png")
+    assert list(out.glob("*.tar"))
+    with pytest.raises(ArtifactError, match="image_format is 'avif', which readers of tar files do not decode"):
+        gd.export(tmp_path / "other", tmp_path / "none", "webdataset", image_format=gd.Avif(quality=50))
+    with pytest.raises(ConfigError, match="image_format is 'webp'; expected None with format ddranking"):
+        gd.export(tmp_path / "set", tmp_path / "none", "ddranking", image_format=gd.Webp())
+
+
 def test_an_export_does_not_claim_what_was_measured_of_other_pixels(tmp_path: Path) -> None:
     from gendistill.surrogate.card.card import add_evidence
 
