@@ -21,7 +21,6 @@ from gendistill.config.base import (
     Whole,
     as_tuple,
     check_sizes,
-    ipc_sizes,
     require,
 )
 from gendistill.config.flat import registered_options, to_dict
@@ -216,9 +215,6 @@ class RefineConfig(ObjectiveConfig):
         if self.match_iterations:
             require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
-            largest = max(ipc_sizes(self.ipc))
-            some = f"0, or a set of {self.match_from} and more images a class (match_from): none is matched"
-            require(self.is_matched(largest), "refine.match_iterations", self.match_iterations, some)
 
 
 def refiner_options(config: RefineConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_images import real_images
+from gendistill.progress import note
 from gendistill.refine.checks import check_refinement
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS
@@ -63,6 +64,8 @@ def run_stage(
         config = replace(config, patches=None)  # crops are the same at every IPC
         w2: dict[str, dict[str, float]] = {}
         for ipc in ipc_sizes(config.ipc):
+            if config.match_iterations and not config.is_matched(ipc):
+                note(f"refine ipc {ipc}: not matched, as it is below --match_from {config.match_from}")
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,

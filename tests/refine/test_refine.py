@@ -508,7 +508,23 @@ def test_sets_below_match_from_are_not_matched(digits: RealData, teacher: Teache
     assert not replace(config, pack=2, match_from=5).is_matched(1)
 
 
-@pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}, {"ipc": (1, 4)}])
+@pytest.mark.slow
+def test_the_command_says_which_sets_are_not_matched(
+    teacher: Teacher, pool: SurrogateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.save_pretrained(tmp_path / "teacher")
+    pool.save(tmp_path / "pool")
+    paths = ("--surrogate", tmp_path / "pool", "--teacher", tmp_path / "teacher", "--output_dir", tmp_path / "out")
+    options = ("--ipc", "[1,2]", "--steps", 1, "--match_iterations", 1, "--match_from", 2)
+    assert gendistill("refine", *paths, *options) == 0
+    said = capsys.readouterr().err
+    assert "refine ipc 1: not matched, as it is below --match_from 2" in said
+    assert "refine ipc 2: not matched" not in said
+    stages = [SurrogateSet.load(tmp_path / "out" / f"ipc-{ipc}").meta["stages"][-1] for ipc in (1, 2)]
+    assert stages == ["barycenter", "match"]
+
+
+@pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}])
 def test_matching_after_refinement_keeps_neither_weights_nor_a_gate_s_word(changes: dict) -> None:
     with pytest.raises(ConfigError, match="match_iterations"):
         RefineConfig(match_iterations=1, **changes)
