@@ -5,10 +5,10 @@
         --runs 3 --flip --shift 4 --compile --mixed_precision auto --output out.jsonl --sets sets
 
 Machine: one thread of an AMD EPYC (avx2 avx512f avx512_bf16 avx512_vnni, no amx), beside other work. A seed of CIFAR-10
-took 32 minutes of processor time, before matching took fewer real images.
+took 21 minutes of processor time.
 
-Result (docs/results.md#generated-images-beside-photographs): on CIFAR-10 sets from generated images end where sets from
-photographs do, refined 38 % and matched 45 % at ten images a class; minimax fine-tuning changes nothing.
+Result (docs/results.md#generated-images-beside-photographs): on CIFAR-10 sets from generated images are as good as sets
+from photographs, at ten a class 37 and 38 % refined, 44 and 45 % matched; minimax fine-tuning does not pay.
 
 Each synthesis seed has its own teacher and, from each start, a pool of ``--pool`` images a class: photographs, or
 samples with mode and classifier-free guidance. From every pool come sets of its first images, of selected, of refined
