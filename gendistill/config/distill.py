@@ -115,7 +115,7 @@ class Characteristic(Options):
     section: ClassVar[str] = "distill.matching"
     kind: ClassVar[str | None] = "characteristic"
 
-    frequencies: Annotated[Count | None, Flat("frequencies")] = None
+    frequencies: Count | None = None
     amplitude_weight: Share | None = None
 
 
