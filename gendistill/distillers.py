@@ -198,7 +198,9 @@ def wmdd_sets(
 
     space = ground_space(teachers, data, config.wmdd, cache=statistics_cache)
     for ipc in ipc_sizes(config.ipc):
-        yield wmdd(data, teachers, ipc, config.wmdd, seed=seed, folder=work, space=space)
+        yield wmdd(
+            data, teachers, ipc, config.wmdd, seed=seed, folder=work, space=space, image_format=config.step_format
+        )
 
 
 def matching_sets(

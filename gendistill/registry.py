@@ -223,7 +223,7 @@ def _coreset(function: Callable[..., Any] | str, takes_teacher: bool = True) -> 
 
 _WMDD = Distiller(
     make="gendistill.distillers:wmdd_sets",
-    sections=("wmdd",),
+    sections=("wmdd", "compression_aware"),
     needs_teacher=True,
     parallel=True,
     resumable=True,
@@ -234,7 +234,7 @@ _WMDD = Distiller(
 def _matching(preset: str, *choices: str) -> Distiller:
     return Distiller(
         make="gendistill.distillers:matching_sets",
-        sections=("selection", "iterations", "matching"),
+        sections=("selection", "iterations", "matching", "compression_aware"),
         parallel=True,
         resumable=True,
         temporary=("checkpoints",),

@@ -51,7 +51,7 @@ from gendistill.config.generator import (
     UNet,
     Weighting,
 )
-from gendistill.config.images import Avif, ImageFormat, Jpeg, Webp
+from gendistill.config.images import Avif, ImageFormat, Jpeg, LossyFormat, Webp
 from gendistill.config.refine import (
     BarycenterSolver,
     BarycenterWeights,
@@ -114,6 +114,7 @@ __all__ = [
     "Labels",
     "LoRA",
     "LogNormal",
+    "LossyFormat",
     "MatchingConfig",
     "MatchingStart",
     "MinimaxConfig",

@@ -29,7 +29,7 @@ from gendistill.config.base import (
     shown,
 )
 from gendistill.config.flat import registered_options, to_dict, to_flat
-from gendistill.config.images import ImageFormat
+from gendistill.config.images import ImageFormat, LossyFormat, format_of_steps
 from gendistill.config.refine import BarycenterWeights, WmddConfig
 from gendistill.config.teacher import ClassifierConfig
 from gendistill.errors import ConfigError
@@ -316,6 +316,8 @@ class DistillConfig(Options):
         options: Options of a method of your own, by name.
         image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
             ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
+        compression_aware: wmdd and matching methods: code and decode the images in every step, so that what is
+            optimised is what a lossy image_format stores.
     """
 
     section: ClassVar[str] = "distill"
@@ -329,6 +331,12 @@ class DistillConfig(Options):
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
     options: dict[str, Any] | None = None
     image_format: ImageFormat = "png"
+    compression_aware: bool = False
+
+    @property
+    def step_format(self) -> LossyFormat | None:
+        """The format as which steps code the images, where they do."""
+        return format_of_steps(self.image_format, self.compression_aware, self.section)
 
     def check(self) -> None:
         super().check()
@@ -346,6 +354,10 @@ class DistillConfig(Options):
                 text = f"none of them with method {self.method}; they are options of {', '.join(kinds)}"
                 require(not given, "distill", ", ".join(given), text)
         self.matching.check_method(self.method)
+        kinds = [one for one in DISTILLERS.ours() if "compression_aware" in DISTILLERS[one].sections]
+        text = f"false with method {self.method}; it is an option of {', '.join(kinds)}"
+        reads = self.step_format is None or self.method in kinds
+        require(reads, "distill.compression_aware", self.compression_aware, text)
 
 
 def method_options(config: DistillConfig) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from gendistill.config.base import Flat, Options, Range
+from gendistill.config.base import Flat, Options, Range, require
 
 Quality = Annotated[int, Range(1, 100), Flat("image_quality")]
 
@@ -48,4 +48,19 @@ class Avif(Options):
 
 
 Lossless = Literal["png", "webp_lossless"]
-ImageFormat = Lossless | Webp | Jpeg | Avif
+LossyFormat = Webp | Jpeg | Avif
+ImageFormat = Lossless | LossyFormat
+
+
+def format_of_steps(image_format: ImageFormat, compression_aware: bool, section: str) -> LossyFormat | None:
+    """The format as which every step codes the images that it optimises; None where it takes them as they are.
+
+    Raises:
+        ConfigError: ``compression_aware`` with a lossless format.
+    """
+    if not compression_aware:
+        return None
+    text = f"false with image_format {image_format}, which keeps every pixel; or webp, jpeg or avif"
+    require(not isinstance(image_format, str), f"{section}.compression_aware", True, text)
+    assert not isinstance(image_format, str)
+    return image_format

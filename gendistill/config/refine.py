@@ -24,7 +24,7 @@ from gendistill.config.base import (
     require,
 )
 from gendistill.config.flat import registered_options, to_dict
-from gendistill.config.images import ImageFormat
+from gendistill.config.images import ImageFormat, LossyFormat, format_of_steps
 from gendistill.errors import ConfigError
 from gendistill.registry import REFINERS
 
@@ -178,6 +178,8 @@ class RefineConfig(ObjectiveConfig):
             nothing.
         image_format: Format of the image files: ``png`` or ``webp_lossless``, which keep every pixel, or ``webp``,
             ``jpeg`` or ``avif`` with an image_quality; the pixels of such a set are the decoded ones.
+        compression_aware: Code and decode the images in every step, so that what is optimised is what a lossy
+            image_format stores. With pack above 1 only matching does so: refinement moves whole images.
     """
 
     section: ClassVar[str] = "refine"
@@ -193,10 +195,16 @@ class RefineConfig(ObjectiveConfig):
     match_iterations: Whole = 0
     match_from: PerClass = 5
     image_format: ImageFormat = "png"
+    compression_aware: bool = False
 
     def is_matched(self, ipc: int) -> bool:
         """Whether matching follows the refinement of a set of ``ipc`` images a class."""
         return self.match_iterations > 0 and ipc * self.pack**2 >= self.match_from
+
+    @property
+    def step_format(self) -> LossyFormat | None:
+        """The format as which steps code the images, where they do."""
+        return format_of_steps(self.image_format, self.compression_aware, self.section)
 
     def check(self) -> None:
         super().check()
@@ -215,6 +223,11 @@ class RefineConfig(ObjectiveConfig):
         if self.match_iterations:
             require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")
+        if self.step_format and not self.match_iterations:
+            coded = self.pack == 1 and self.steps > 0 and "barycenter" in names
+            text = "false with pack above 1, steps 0 or without refiner barycenter, unless match_iterations is above 0:"
+            text += " only matching, and refiner barycenter on images that stay whole, optimise what is stored"
+            require(coded, "refine.compression_aware", True, text)
 
 
 def refiner_options(config: RefineConfig) -> dict[str, Any]:

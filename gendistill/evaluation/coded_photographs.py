@@ -26,7 +26,7 @@ from gendistill.evaluation.evaluator import PlannedRun, TrainingRun
 from gendistill.evaluation.intervals import row_interval
 from gendistill.evaluation.summary import CODED, NAMED, RANDOM, Row, RunResult
 from gendistill.progress import track
-from gendistill.surrogate.image_files import decode_files, encode_files, file_sizes
+from gendistill.surrogate.image_files import file_sizes, recode
 from gendistill.surrogate.image_formats import PNG, Coding
 
 QUALITIES = (20, 50, 80)
@@ -164,10 +164,7 @@ def as_stored(split: Split, coding: Coding) -> tuple[Split, int]:
     """The images as they come back from their files, and the bytes of these."""
     if coding == PNG:
         return split, sum(file_sizes(split.pixels))
-    images = split.pixels
-    files = encode_files(images, coding)
-    names = [f"photograph {i} as {coding}" for i in range(len(files))]
-    decoded = decode_files(files, coding, int(images.shape[1]), int(images.shape[-1]), names)
+    decoded, files = recode(split.pixels, coding)
     return Split(decoded, split.labels), sum(map(len, files))
 
 

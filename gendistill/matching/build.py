@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from gendistill.matching.network_pool import BlendedNetworks, FreshNetworks, Net
 from gendistill.matching.selection import RandomSelection, RepresentativeSelection, Selection
 from gendistill.matching.synthetic import of_set, starts
 from gendistill.networks.factories import batch_norm_layers
+from gendistill.surrogate.image_formats import Coding
 from gendistill.surrogate.multi_formation import views_in
 from gendistill.surrogate.set import SurrogateSet
 
@@ -30,8 +32,10 @@ GPU_CLASSES = 10  # most of a gradient's pass; batches of one class leave a GPU 
 GPU_PIXELS = 1280 * 32**2  # of it: 10 classes of CIFAR-10's batches; second derivatives of more may not fit
 
 
-def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None) -> Matcher:
-    """The engine with this run's choices, at its start."""
+def build(
+    data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = None, coding: Coding | None = None
+) -> Matcher:
+    """The engine with this run's choices, at its start; with a ``coding`` networks see the images as its files."""
     begun, config, device = time.perf_counter(), run.config, runtime.device()
 
     def network(number: int) -> nn.Module:
@@ -52,7 +56,7 @@ def build(data: RealData, run: Run, *, seed: int, given: SurrogateSet | None = N
     else:
         sets = starts(data, run.ipcs, factor, filled(config.start), network, seed=seed)
     matcher = Matcher(
-        sets=sets,
+        sets=[replace(one, coding=coding) for one in sets],
         real=real,
         objective=_objective(run, data.image_size),
         selection=_selection(run, real, len(data.classes), seed),

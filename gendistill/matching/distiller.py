@@ -19,7 +19,8 @@ from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, filled, plan_runs
 from gendistill.progress import note, step_bar
 from gendistill.runtime import Checkpoints, CheckpointTimer, processes, refuse_divergence, restoring
-from gendistill.surrogate.manifest import AS_DATA, own_seconds, provenance
+from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.manifest import AS_DATA, own_seconds, provenance, with_step_coding
 from gendistill.surrogate.set import SurrogateSet
 
 SNAPSHOTS, PREVIEWS, CHECKPOINTS = "snapshots", "previews", "checkpoints"
@@ -61,14 +62,16 @@ def match(
     folder: WorkFolder | None = None,
     draw: Draw | None = None,
     image_format: ImageFormat = "png",
+    coding: Coding | None = None,
 ) -> list[SurrogateSet]:
     """The surrogate sets of one run; with a ``folder`` it continues from the newest checkpoint there.
 
-    Of several processes the main one alone writes. Snapshots are stored in ``image_format``.
+    Of several processes the main one alone writes. Snapshots are stored in ``image_format``. With a ``coding`` every
+    step sees the images as its files hold them; the sets are not coded yet.
     """
     label = f"{run.method} {kind_of(run.config.selection)} ipc {','.join(map(str, run.ipcs))}"
-    matcher = build(data, run, seed=seed, given=given)
-    checkpoints = _checkpoints(folder, run, data, seed)
+    matcher = build(data, run, seed=seed, given=given, coding=coding)
+    checkpoints = _checkpoints(folder, run, data, seed, coding)
     origin, every = given.content_hash() if given else None, run.config.snapshot_every
     fields: dict[str, Any] = {"stage": run.method, "ipc": list(run.ipcs)}
     found = checkpoints.latest() if checkpoints else None
@@ -127,13 +130,15 @@ def _refuse_divergence(matcher: Matcher, run: Run) -> None:
     refuse_divergence(what, (one.images for one in matcher.sets), _advice(run))
 
 
-def _checkpoints(folder: WorkFolder | None, run: Run, data: RealData, seed: int) -> Checkpoints | None:
+def _checkpoints(
+    folder: WorkFolder | None, run: Run, data: RealData, seed: int, coding: Coding | None
+) -> Checkpoints | None:
     if folder is None:
         return None
     every = filled(run.config.checkpoint_every)
     settings = to_dict(run.flat | {"checkpoint_every": None})  # how often a run is saved does not change it
-    identity = {"run": hash_json([run.method, kind_of(run.config.selection), settings, list(run.ipcs), seed])}
-    identity["data"] = data.fingerprint()
+    own = [run.method, kind_of(run.config.selection), settings, list(run.ipcs), seed]
+    identity = {"run": hash_json(own + ([coding.record()] if coding else [])), "data": data.fingerprint()}
     name = "-".join(["ipc", *map(str, run.ipcs)])
     return Checkpoints(folder.path / CHECKPOINTS / name, every, 1, identity)
 
@@ -158,6 +163,7 @@ def _surrogate(
         iterations=matcher.iteration,
         matching=_resolved(run, place),
     )
+    meta = with_step_coding(meta, one.coding)
     if given and origin:
         meta["start"] = origin
         meta["shared_seconds"] = _time_of_start(given)
@@ -227,5 +233,8 @@ def matched(
         DataError: a class without an image.
         DivergenceError: a loss or images that are no longer finite.
     """
+    stored, coding = config.image_format, Coding.of_steps(config.step_format, data.image_size)
     for run in plan_runs(config, data):
-        yield from match(data, run, seed=seed, given=given, folder=folder, draw=draw, image_format=config.image_format)
+        yield from match(
+            data, run, seed=seed, given=given, folder=folder, draw=draw, image_format=stored, coding=coding
+        )

@@ -22,17 +22,23 @@ from gendistill.matching.selection import embed, representatives
 from gendistill.parallel import gathered, share
 from gendistill.progress import track
 from gendistill.seeding import derive, torch_rng
+from gendistill.surrogate.image_formats import Coding
 from gendistill.surrogate.multi_formation import Factor, factor_name, float_views, sides, tiled
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.straight_through import as_coded
 
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """``images`` (K*ipc,C,H,W) in [0, 1], ``ipc`` a class, class by class."""
+    """``images`` (K*ipc,C,H,W) in [0, 1], ``ipc`` a class, class by class.
+
+    With a ``coding`` networks see the views of the images that its files hold.
+    """
 
     images: Tensor
     ipc: int
     factor: Factor = 1
+    coding: Coding | None = None
 
     @classmethod
     def of(cls, images: Tensor, ipc: int, factor: Factor) -> SyntheticImages:
@@ -50,6 +56,8 @@ class SyntheticImages:
 
     def decoded(self, images: Tensor) -> Tensor:
         """All views (n*V,C,H,W) in [-1, 1] of n stored images, those of one after the other, differentiable in them."""
+        if self.coding:
+            images = (as_coded(2 * images - 1, self.coding) + 1) / 2
         return 2 * float_views(images, self.factor) - 1
 
     def to(self, device: torch.device) -> SyntheticImages:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from gendistill.data.crops import boxes
 from gendistill.generator.codec import Codec
 from gendistill.runtime import to_device
 from gendistill.seeding import torch_rng
+from gendistill.surrogate.straight_through import into_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +70,6 @@ class PixelRegion(TrustRegion):
 def _enlarging(small: int, large: int) -> Tensor:
     """(large,small): bilinear enlargement of one side; as matrices it has a gradient of fixed order on a GPU too."""
     return F.interpolate(torch.eye(small)[None], large, mode="linear")[0].T.contiguous()
-
-
-def into_range(values: Tensor, limit: float = 1.0) -> Tensor:
-    """``values`` cut to [-limit, limit], with a gradient that still leads back inside.
-
-    The gradient of ``clamp`` is 0 outside, so a pixel that has left the range once would stay black or white. Here it
-    is 0 only where a descent would lead farther outside.
-    """
-    return _IntoRange.apply(values, limit)
-
-
-class _IntoRange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(values)
-        ctx.limit = limit
-        return values.clamp(-limit, limit)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (values,) = ctx.saved_tensors
-        outward = ((values > ctx.limit) & (gradient < 0)) | ((values < -ctx.limit) & (gradient > 0))
-        return gradient.masked_fill(outward, 0), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gendistill import runtime
-from gendistill.config import ObjectiveConfig, RefineConfig, to_dict
+from gendistill.config import LossyFormat, ObjectiveConfig, RefineConfig, to_dict
 from gendistill.data.pixels import to_float, to_uint8
 from gendistill.errors import ArtifactError
 from gendistill.generator.codec import Codec
@@ -38,8 +38,11 @@ from gendistill.refine.objective import (
     matched_targets,
 )
 from gendistill.seeding import derive
-from gendistill.surrogate.manifest import GateCounts
+from gendistill.surrogate.image_files import recode
+from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.manifest import GateCounts, Provenance, with_step_coding
 from gendistill.surrogate.set import SurrogateSet
+from gendistill.surrogate.straight_through import as_coded
 
 
 class RefineRecord(TypedDict, total=False):
@@ -66,6 +69,7 @@ def refine_images(
     own: bool = True,
     region: TrustRegion | None = None,
     atoms: Tensor | None = None,
+    image_format: LossyFormat | None = None,
 ) -> SurrogateSet:
     """Move a set's images toward the barycenter of their class, or toward atoms of your own; ``refine_set`` without
     selection.
@@ -82,9 +86,12 @@ def refine_images(
         region: Where images may go; that of the config in pixels where None.
         atoms: Points (N,D) of ``space`` that the images move toward, in their order, each of the same weight; None
             computes the barycenters.
+        image_format: Of the files that the set is stored as afterwards: every step sees the images as these hold them
+            (``as_coded``). None sees them as they are.
 
     Returns:
-        The refined set. ``meta`` has the mean class W2 before and after, and what the gate refused.
+        The refined set, not yet stored in any format. ``meta`` has the mean class W2 before and after, and what the
+        gate refused; with ``image_format`` both are of the images that its files hold.
 
     Raises:
         ValueError: several processes without a ``folder``, or atoms of another shape than the images' points.
@@ -105,15 +112,16 @@ def refine_images(
         targets = BarycenterTargets(atoms, torch.ones(len(atoms)))
     else:
         raise ValueError(f"atoms are {tuple(atoms.shape)}; expected {tuple(points.shape)}: one point for each image.")
-    region = region or pixel_region(config)
-    store = folder.path / CHUNKS / _identity(start, space, config, region, seed, own, atoms) if folder else None
+    region, coding = region or pixel_region(config), Coding.of_steps(image_format, int(start.images.shape[-1]))
+    store = folder.path / CHUNKS / _identity(start, space, config, region, seed, own, atoms, coding) if folder else None
     log, shown = folder.log if folder and state.is_main_process else None, state.is_main_process
     parts = list(chunks(start.labels, config.batch_size)) if config.steps else []
     mine = range(state.process_index, len(parts), state.num_processes)
     images, computed = start.images.clone(), set()
     for count, i in enumerate(mine):
         if store is None or not _chunk(store, i).is_file():
-            loop = refine_part(start, parts[i], targets.take(parts[i]), space, config, region, derive(seed, "refine"))
+            own_targets, stream = targets.take(parts[i]), derive(seed, "refine")
+            loop = refine_part(start, parts[i], own_targets, space, config, region, stream, coding)
             fields = {"log": log, "stage": "refine", "set": label, "chunk": i, "shown": shown}
             total, done = config.steps * len(mine), config.steps * count
             images[parts[i]] = follow(loop, f"refine {label}", total, start=done, **fields)
@@ -126,11 +134,12 @@ def refine_images(
         if store is not None and i not in computed:
             images[positions] = _read_chunk(_chunk(store, i), images[positions])
     state.wait_for_everyone()  # or the main process would rename the folder while another one reads it
-    made = _accepted(start, points, images, targets, space, config, held_out)
+    made = _accepted(start, points, images, targets, space, config, held_out, coding)
     if not config.steps:
         return made
     bf16 = runtime.wants_bf16(config.mixed_precision, runtime.device())
-    return replace(made, meta=made.meta | {"mixed_precision": "bf16" if bf16 else "no"})
+    meta: Provenance = made.meta | {"mixed_precision": "bf16" if bf16 else "no"}
+    return replace(made, meta=with_step_coding(meta, coding))
 
 
 def _chunk(store: Path, index: int) -> Path:
@@ -155,11 +164,13 @@ def _identity(
     seed: int,
     own: bool,
     atoms: Tensor | None,
+    coding: Coding | None,
 ) -> str:
     """A hash of everything that decides the refined images, so that no other computation takes their chunks."""
     tensors = {"images": start.images, "labels": start.labels, **({} if atoms is None else {"atoms": atoms})}
     bounds = {name: value.hash() if isinstance(value, Codec) else value for name, value in vars(region).items()}
-    options = [type(region).__name__, bounds, to_dict(config), seed, own]
+    flat = {name: value for name, value in to_dict(config).items() if name != "compression_aware"}
+    options = [type(region).__name__, bounds, flat, seed, own, *([coding.record()] if coding else [])]
     return hash_json([hash_tensors(tensors), space.identity, options])
 
 
@@ -171,6 +182,7 @@ def refine_part(
     config: ObjectiveConfig,
     region: TrustRegion,
     seed: int,
+    coding: Coding | None = None,
 ) -> Generator[RefineRecord, None, Tensor]:
     """``refine_chunk`` of the set's images at ``positions`` (B,), as the config says."""
     return refine_chunk(
@@ -193,6 +205,7 @@ def refine_part(
         total=len(start.labels),
         rows=config.batch_size,
         bf16=runtime.wants_bf16(config.mixed_precision, runtime.device()),
+        coding=coding,
     )
 
 
@@ -216,13 +229,15 @@ def refine_chunk(
     total: int,
     rows: int | None = None,
     bf16: bool = False,
+    coding: Coding | None = None,
 ) -> Generator[RefineRecord, None, Tensor]:
     """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
 
     ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
     classes, so the gradient of an image depends on its own class alone, except with ``released`` features, whose norm
     is over the whole chunk. More than ``rows`` images go through the networks in micro-batches, twice (activation
-    checkpointing), and still count as one batch. Deterministic.
+    checkpointing), and still count as one batch. With a ``coding`` the networks see the images as its files hold them;
+    those that are returned are not coded yet. Deterministic.
 
     Raises:
         DivergenceError: the images are not finite in the end.
@@ -231,7 +246,7 @@ def refine_chunk(
     labels, x0, atoms = labels.to(device), to_float(start).to(device), targets.atoms.to(device)
     teachers = [TeacherTerms.of(teacher, labels, objective, bf16) for teacher in space.teachers]
     batches = [
-        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), part)
+        MicroBatch(*region.around(x0[part]), labels[part], space.factors(labels[part]), part, coding)
         for part in torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
     ]
     optimizer = torch.optim.Adam([one.delta for one in batches], lr=learning_rate, betas=(0.5, 0.9), fused=True)
@@ -271,6 +286,7 @@ class MicroBatch:
         labels: (B,).
         factors: What each part of their points is multiplied with.
         rows: (B,) their places in the chunk.
+        coding: As which the networks see the images; None for as they are.
     """
 
     delta: Tensor
@@ -278,6 +294,12 @@ class MicroBatch:
     labels: Tensor
     factors: list[Tensor]
     rows: Tensor
+    coding: Coding | None = None
+
+    def seen(self, delta: Tensor) -> Tensor:
+        """delta -> the images that the networks see."""
+        images = self.images(delta)
+        return images if self.coding is None else as_coded(images, self.coding)
 
 
 def forward(
@@ -289,7 +311,7 @@ def forward(
     """Points (B,D) of all images, and what each teacher's terms need of them augmented as ``drawn``, a row an image."""
 
     def one(delta: Tensor, batch: MicroBatch) -> tuple[Tensor, list[TeacherView]]:
-        x = batch.images(delta)
+        x = batch.seen(delta)
         seen = augmented(x, *(part[batch.rows] for part in drawn)).contiguous(memory_format=torch.channels_last)
         features, views = zip(*(teacher.view(seen, batch.labels) for teacher in teachers), strict=True)
         return space.embed(features, x, batch.factors), list(views)
@@ -311,11 +333,16 @@ def _accepted(
     space: FeatureSpace,
     config: ObjectiveConfig,
     held_out: Teacher | None,
+    coding: Coding | None,
 ) -> SurrogateSet:
     """The set with its W2 in meta, and with the images that the gate accepts where there is one."""
     weights = targets.weights if config.weights == "free" else None
     network = held_out.network if held_out else None
-    verdict = gate(start.images, points, images, start.labels, space, weights=weights, held_out=network)
+    before, after = start.images, images
+    if coding:
+        before, after = (recode(one, coding)[0] for one in (before, after))
+        points = space.points(before, start.labels)
+    verdict = gate(before, points, after, start.labels, space, weights=weights, held_out=network)
     meta = start.meta | {"w2": {"before": verdict.before, "after": verdict.ungated}}
     if isinstance(config, RefineConfig) and config.gate and config.steps:
         images = torch.where(verdict.kept[:, None, None, None], images, start.images)

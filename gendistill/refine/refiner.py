@@ -27,7 +27,8 @@ from gendistill.refine.optimization import refine_images
 from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select, select_by_error
 from gendistill.registry import REFINERS, accepted, resolve
-from gendistill.surrogate.manifest import add_step
+from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.manifest import Provenance, add_step, with_step_coding
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 
@@ -141,8 +142,17 @@ def barycenter(
 ) -> SurrogateSet:
     """The refiner of that name: ``refine_images``, in the codec's latents where there is one."""
     region = latent_region(config, codec) if codec else None
-    label = f"ipc {ipc}"
-    refined = refine_images(made, space, config, seed=seed, held_out=held_out, folder=work, label=label, region=region)
+    refined = refine_images(
+        made,
+        space,
+        config,
+        seed=seed,
+        held_out=held_out,
+        folder=work,
+        label=f"ipc {ipc}",
+        region=region,
+        image_format=config.step_format if config.pack == 1 else None,
+    )
     if codec and config.steps:
         latents = {"codec": codec.name, "hash": codec.hash(), "trust_region": config.latent_trust_region}
         refined.meta["latent_space"] = latents
@@ -161,7 +171,7 @@ def _check_refined(name: str, made: SurrogateSet, before: SurrogateSet) -> None:
 
 def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
     """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
-    meta = pool.meta.copy()
+    meta = with_step_coding(pool.meta, None)
     meta.pop("soft_labels", None)
     meta.pop("label_teacher_hash", None)
     meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
@@ -250,10 +260,10 @@ def match_further(
 ) -> SurrogateSet:
     """The set after distribution matching (method dm) from its own images."""
     run = matching_after(made.ipc, data, config)
-    (matched,) = match(data, run, seed=seed, given=made, folder=folder)
-    return replace(
-        made, images=matched.images, meta=made.meta | {"matching": {**matched.meta["matching"], "start": "set"}}
-    )
+    coding = Coding.of_steps(config.step_format, data.image_size)
+    (matched,) = match(data, run, seed=seed, given=made, folder=folder, coding=coding)
+    meta: Provenance = made.meta | {"matching": {**matched.meta["matching"], "start": "set"}}
+    return replace(made, images=matched.images, meta=with_step_coding(meta, coding))
 
 
 def _with_w2(made: SurrogateSet, space: FeatureSpace, name: str) -> SurrogateSet:

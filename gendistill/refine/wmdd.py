@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from gendistill.config import WmddConfig
+from gendistill.config import LossyFormat, WmddConfig
 from gendistill.coreset.coresets import coreset_set
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_uint8
@@ -32,6 +32,7 @@ def wmdd(
     seed: int = 0,
     folder: WorkFolder | None = None,
     space: FeatureSpace | None = None,
+    image_format: LossyFormat | None = None,
 ) -> SurrogateSet:
     """``ipc`` images of every class that match a Wasserstein barycenter of the teacher's features of the class.
 
@@ -43,6 +44,7 @@ def wmdd(
         seed: Of the start, the atoms and the augmentation.
         folder: Keeps finished chunks, so that a killed run continues; several processes need it.
         space: The teachers' features of the real images, where a caller has them already.
+        image_format: As of ``refine_images``: the lossy format as which every step codes the images.
 
     Returns:
         The set; its ``meta`` has the mean class W2 before and after.
@@ -61,5 +63,14 @@ def wmdd(
     start = replace(start, meta=start.meta | {"method": "wmdd", "space": origin})
     check_inputs(start, teachers, data, config)
     space = space or ground_space(teachers, data, config)
-    made = refine_images(start, space, config, seed=seed, folder=folder, label=f"ipc {ipc}", own=config.start == "real")
+    made = refine_images(
+        start,
+        space,
+        config,
+        seed=seed,
+        folder=folder,
+        label=f"ipc {ipc}",
+        own=config.start == "real",
+        image_format=image_format,
+    )
     return with_meta(made, teachers, None, "wmdd", begun)

@@ -52,7 +52,7 @@ def run_stage(
     return target
 
 
-IMAGES = ("image_format", "image_quality")
+IMAGES = ("image_format", "image_quality", "compression_aware")
 
 
 def _deciding(config: DistillConfig) -> Mapping[str, object]:

@@ -209,9 +209,10 @@ def _file_sizes(folder: Path, temporary: Sequence[str]) -> dict[str, int]:
 
 # by stage, the options that folders of older versions lack, and the values that mean what those versions did
 PNG: dict[str, object] = {"image_format": "png", "image_quality": 90}
+UNCODED: dict[str, object] = {**PNG, "compression_aware": False}
 ADDED: dict[str, dict[str, object]] = {
-    "distill": PNG,
-    "refine": {"refiner": "barycenter", "options": None, **PNG},
+    "distill": UNCODED,
+    "refine": {"refiner": "barycenter", "options": None, **UNCODED},
     "teacher": {"pretrained": None, "checkpointing_steps": None},
     "finetune": {
         "rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None,

@@ -103,6 +103,13 @@ def encode_files(images: Tensor, coding: Coding) -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def recode(images: Tensor, coding: Coding) -> tuple[Tensor, tuple[bytes, ...]]:
+    """uint8 ``images`` (N,C,H,W) as a reader of their files gets them, and these files, in a format that is not PNG."""
+    files = encode_files(images, coding)
+    names = [f"image {i} as {coding}" for i in range(len(files))]
+    return decode_files(files, coding, int(images.shape[1]), int(images.shape[-1]), names), files
+
+
 def write_files(paths: Sequence[Path], images: Tensor, order: Tensor, files: Sequence[bytes] | None = None) -> None:
     """Write the uint8 images (N,C,H,W) at ``order`` (N,) to ``paths``, each file completely or not at all.
 

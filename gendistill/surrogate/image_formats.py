@@ -16,7 +16,7 @@ from PIL import Image, features
 from PIL import __version__ as pillow_version
 from torch import Tensor
 
-from gendistill.config import ImageFormat, kind_of
+from gendistill.config import ImageFormat, LossyFormat, kind_of, require
 from gendistill.errors import ConfigError
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, of images with C channels
@@ -113,6 +113,19 @@ class Coding:
             )
         coder = {"Pillow": pillow_version, chosen.library: str(features.version(chosen.library))}
         return cls(chosen.name, getattr(image_format, "quality", None), coder)
+
+    @classmethod
+    def of_steps(cls, image_format: LossyFormat | None, side: int) -> Coding | None:
+        """The coding as which the steps of an optimisation see images of ``side`` pixels; None sees them as they are.
+
+        Raises:
+            ConfigError: as of ``of``, or the format is lossless.
+        """
+        if image_format is None:
+            return None
+        coding = cls.of(image_format, side)
+        require(not coding.format.lossless, "image_format", image_format, "a lossy one, or None")
+        return coding
 
     @classmethod
     def from_record(cls, record: CodingRecord | None) -> Coding:

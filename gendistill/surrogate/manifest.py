@@ -107,6 +107,7 @@ class Provenance(TypedDict, total=False):
         mixed_precision: Of refinement.
         bytes: Of ``images`` and of soft ``labels`` on disk; always there in a manifest.
         latent_space: The codec in whose latents the images were refined.
+        compression_aware: The coding as which the steps of the last optimisation saw the images.
         recoded_from: How the images were coded before an export in another format.
         name: Of a plain folder of images, which has no manifest.
         missing_classes: Of such a folder.
@@ -142,6 +143,7 @@ class Provenance(TypedDict, total=False):
     mixed_precision: str
     bytes: dict[str, int]
     latent_space: dict[str, object]
+    compression_aware: CodingRecord
     recoded_from: str
     name: str
     missing_classes: list[str]
@@ -239,6 +241,12 @@ def add_step(meta: Provenance, name: str | None, seconds: float = 0.0, **more: A
         "versions": versions(),
     }
     return cast(Provenance, found)
+
+
+def with_step_coding(meta: Provenance, coding: Coding | None) -> Provenance:
+    """The provenance of images that were optimised as ``coding`` stores them, or with None as they were."""
+    found = {name: value for name, value in meta.items() if name != "compression_aware"}
+    return cast(Provenance, found if coding is None else {**found, "compression_aware": coding.record()})
 
 
 def own_seconds(meta: Provenance, *, labels: bool) -> float | None:

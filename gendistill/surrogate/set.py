@@ -23,11 +23,11 @@ from gendistill.io import atomic
 from gendistill.surrogate.card.card import write_card
 from gendistill.surrogate.image_files import (
     decode_files,
-    encode_files,
     file_sizes,
     is_complete,
     read_files,
     read_images,
+    recode,
     write_files,
     write_image,
 )
@@ -242,15 +242,12 @@ class SurrogateSet:
             >>> small = made.stored_as(gd.Webp(quality=80))
             >>> small.save("kmeans-webp/ipc-10")
         """
-        channels, size = int(self.images.shape[1]), int(self.images.shape[-1])
-        coding = Coding.of(image_format, size)
+        coding = Coding.of(image_format, int(self.images.shape[-1]))
         if coding == self.coding:
             return self
         if coding == PNG:
             return replace(self, coded=None)
-        files = encode_files(self.images, coding)
-        names = [f"image {i} as {coding}" for i in range(len(files))]
-        images = decode_files(files, coding, channels, size, names)
+        images, files = recode(self.images, coding)
         return replace(self, images=images, coded=CodedImages.of(images, coding, files))
 
     def of_class(self, label: int) -> Tensor:

@@ -13,6 +13,7 @@ from gendistill.config import (
     DataConfig,
     DistillConfig,
     Features,
+    Jpeg,
     MatchingConfig,
     Queue,
     Representative,
@@ -25,8 +26,11 @@ from gendistill.matching.build import build
 from gendistill.matching.distiller import match
 from gendistill.matching.engine import Matcher
 from gendistill.matching.methods import Run, plan_runs
+from gendistill.matching.synthetic import of_set
 from gendistill.progress import finish
 from gendistill.registry import DISTILLERS
+from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.set import SurrogateSet
 
 TINY = MatchingConfig(width=8, real_batch=6, train_steps=2, inner_steps=2)
 METHODS = [name for name in DISTILLERS.names() if "matching" in DISTILLERS[name].sections]
@@ -210,3 +214,62 @@ def test_images_that_diverge_say_when_and_what_to_change(data, method):
         DivergenceError, match=rf"{method} random ipc 1 diverged: loss is .* at step 10 of .*learning_rate"
     ):
         match(data, run, seed=0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, (1, 2)])
+def test_networks_see_the_views_of_the_files(data, factor):
+    coding = Coding.of(Jpeg(quality=20))
+    one = replace(matcher(data, one_run(data, "idc", 2, factor=2)).sets[0], factor=factor)
+    made = SurrogateSet(one.stored(), one.labels, data.classes, factor=factor).stored_as(Jpeg(quality=20))
+    again = replace(one, images=of_set(made, data, 2, factor).images)  # as a run that starts from the stored set
+    seen = replace(one, coding=coding).decoded(one.images)
+    assert torch.equal(seen, again.decoded(again.images))
+    if factor == 1:
+        torch.testing.assert_close(seen, to_float(made.images))
+    leaf = one.images.clone().requires_grad_()
+    weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
+    coded, plain = (torch.autograd.grad((weights * s.decoded(leaf)).sum(), leaf)[0] for s in (again, one))
+    (found,) = torch.autograd.grad((weights * replace(one, coding=coding).decoded(leaf)).sum(), leaf)
+    inside = (leaf > 0.01) & (leaf < 0.99)
+    torch.testing.assert_close(found[inside], plain[inside])
+    torch.testing.assert_close(coded, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dm", "dc", "idc"])
+def test_coded_steps_move_images_otherwise_and_go_on_from_a_checkpoint(data, method):
+    coding, run = Coding.of(Jpeg(quality=5)), one_run(data, method, iterations=3)
+    whole = finish(build(data, run, seed=0, coding=coding).run())[0].images
+    assert not torch.equal(whole, images(data, run)[0])
+    first = build(data, run, seed=0, coding=coding)
+    for record in first.run():
+        if record["done"] and first.iteration == 2:
+            break
+    second = build(data, run, seed=0, coding=coding)
+    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    assert torch.equal(finish(second.run())[0].images, whole)
+    if method == "dc":
+        classes = replace(run, config=replace(run.config, classes_per_chunk=3))
+        apart = finish(build(data, classes, seed=0, coding=coding).run())[0].images
+        torch.testing.assert_close(apart, whole, atol=2e-2, rtol=0)
+
+
+def test_sets_of_other_codings_share_a_real_side(data):
+    run = one_run(data, "dm", (1, 2))
+    assert run.ipcs == (1, 2)
+    coding = Coding.of(Jpeg(quality=5))
+    together = [one.images for one in finish(build(data, run, seed=0, coding=coding).run())]
+    for place, ipc in enumerate((1, 2)):
+        alone = build(data, one_run(data, "dm", ipc), seed=0, coding=coding)
+        assert torch.equal(finish(alone.run())[0].images, together[place])
+
+
+def test_checkpoints_of_another_coding_are_refused(data, tmp_path):
+    run, work = one_run(data, "dm", iterations=2, checkpoint_every=1), WorkFolder(tmp_path, tmp_path / "log.jsonl")
+    coding = Coding.of(Jpeg(quality=5))
+    (made,) = match(data, run, seed=0, folder=work, coding=coding)
+    assert made.meta["compression_aware"] == coding.record()
+    (again,) = match(data, run, seed=0, folder=work, coding=coding)
+    assert torch.equal(again.images, made.images)
+    with pytest.raises(ArtifactError, match="belongs to another training"):
+        match(data, run, seed=0, folder=work)

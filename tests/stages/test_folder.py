@@ -298,12 +298,12 @@ def test_a_folder_of_matching_from_before_its_optimiser_was_an_option_continues(
     new = ["optimizer", "frequencies", "amplitude_weight", "pool_size", "pool_steps"]
     matching = older(options["matching"], new) | {"momentum": 0.5 if momentum is None else momentum}
     assert len(options["matching"]) == len(matching) + len(new)
-    before = older(options, ["image_format", "image_quality"]) | {"matching": matching}
+    before = older(options, ["image_format", "image_quality", "compression_aware"]) | {"matching": matching}
     assert hash_json(with_added("distill", before)) == hash_json(options)
 
 
 def test_a_folder_of_refinement_from_before_match_from_continues_unless_its_sets_were_matched() -> None:
     for iterations in (0, 3):
         options = to_dict(RefineConfig(match_iterations=iterations))
-        before = older(options, ["match_from", "image_format", "image_quality"])
+        before = older(options, ["match_from", "image_format", "image_quality", "compression_aware"])
         assert (hash_json(with_added("refine", before)) == hash_json(options)) == (iterations == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from gendistill.surrogate.manifest import read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, files, gendistill
+from tests.processes import start
 
 FORMATS = ("--sample.image_format", "webp", "--sample.image_quality", 40, "--refine.image_format", "jpeg")
 
@@ -117,6 +119,71 @@ def test_snapshots_of_matching_are_stored_as_the_set_is(tmp_path: Path) -> None:
     found = [read_manifest(path.parent) for path in (tmp_path / "dm").rglob("manifest.json")]
     assert len(found) == 3
     assert {manifest["image_format"]["format"] for manifest in found} == {"webp"}
+
+
+AWARE = ("--image_format", "jpeg", "--image_quality", 20, "--compression_aware", "true")
+DM = ("--matching.width", 8, "--matching.real_batch", 8, "--matching.compile", "false", "--data.max_per_class", 20)
+
+
+@pytest.mark.slow
+def test_refinement_and_matching_that_code_in_every_step_end_alike_after_a_kill(run: Path, tmp_path: Path) -> None:
+    """The refinement has two chunks and a matching, whose state at its last checkpoint goes on."""
+    options = ("refine", "--surrogate", run / "samples" / "pool", "--teacher", run / "teacher", "--ipc", 2, *AWARE)
+    few = ("--steps", 6, "--batch_size", 4, "--match_iterations", 60, "--match_from", 1, "--mixed_precision", "no")
+    assert gendistill(*options, *few, "--output_dir", tmp_path / "whole") == 0
+    process, partial = start(*options, *few, "--output_dir", tmp_path / "killed"), tmp_path / "killed.partial"
+    while process.poll() is None and len(list(partial.glob("chunks/*/*.safetensors"))) < 2:
+        time.sleep(0.01)
+    process.kill()
+    assert partial.is_dir(), "it ended before it was killed"
+    resume = ("--resume_from_checkpoint", "latest")
+    assert gendistill(*options, *few, *resume, "--output_dir", tmp_path / "killed") == 0
+    assert files(tmp_path / "killed", "**/*.jpg") == files(tmp_path / "whole", "**/*.jpg") != {}
+    made = read_manifest(tmp_path / "whole" / "ipc-2")
+    assert made["compression_aware"] == made["image_format"]
+    assert made["compression_aware"]["quality"] == 20
+    assert not verify(tmp_path / "whole" / "ipc-2")
+    selected = read_manifest(tmp_path / "whole" / "selected" / "ipc-2")
+    assert "compression_aware" not in selected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dm", "wmdd"])
+def test_a_method_says_that_its_steps_coded_and_does_not_go_on_without(
+    run: Path, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"dm": (*DM, "--iterations", 2), "wmdd": ("--teacher", run / "teacher", "--wmdd.steps", 3)}[method]
+    options = ("distill", "--method", method, "--ipc", 1, *own)
+    assert gendistill(*options, *AWARE, "--output_dir", tmp_path / "aware") == 0
+    assert gendistill(*options, *AWARE[:4], "--output_dir", tmp_path / "after") == 0
+    aware, after = (SurrogateSet.load(tmp_path / name / "ipc-1") for name in ("aware", "after"))
+    assert not torch.equal(aware.images, after.images)
+    assert aware.meta["compression_aware"]["format"] == "jpeg"
+    assert "compression_aware" not in after.meta
+    capsys.readouterr()
+    resume = ("--output_dir", tmp_path / "aware", "--resume_from_checkpoint", "latest")
+    assert gendistill(*options, *AWARE, *resume) == 0
+    assert gendistill(*options, *AWARE[:4], *resume) == 2
+    assert "options.compression_aware: True there, False now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("distill", "--method", "dm", "--compression_aware", "true"), "false with image_format png"),
+        (("distill", "--method", "kmeans", *AWARE), "false with method kmeans; it is an option of wmdd, dc,"),
+        (("refine", "--surrogate", ".", "--teacher", ".", *AWARE, "--steps", 0), "false with pack above 1, steps 0"),
+        (("refine", "--surrogate", ".", "--teacher", ".", *AWARE, "--image_format", "webp_lossless", "--image_quality",
+          90), "false with image_format webp_lossless, which keeps every pixel"),
+    ],
+    ids=["lossless", "coreset", "nothing moves", "webp_lossless"],
+)  # fmt: skip
+def test_steps_that_have_nothing_to_code_are_refused(
+    options: tuple[object, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gendistill(*options, "--output_dir", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
