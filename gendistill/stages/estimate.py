@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill import cpu_speed, runtime
-from gendistill.config import BESIDE, Compile, Precision, TeacherConfig, ipc_sizes, kind_of
+from gendistill.config import BESIDE, Compile, Precision, RefineConfig, TeacherConfig, ipc_sizes, kind_of
 from gendistill.config.commands import RunConfig
 from gendistill.data.dataset import RealData
 from gendistill.evaluation.baselines import RANDOM_DRAWS
@@ -30,8 +30,10 @@ from gendistill.networks.factories import build_network
 from gendistill.networks.teacher_training import teacher_network
 from gendistill.networks.training import forward_flop, train_classifier
 from gendistill.refine.refiner import matching_after
+from gendistill.surrogate.image_files import recode
+from gendistill.surrogate.image_formats import Coding
 
-ENCODED = 16  # images, where there is an autoencoder
+ENCODED = 16  # images, where there is an autoencoder or a lossy format
 TIMED = 3  # steps; the first one, which is slower, does not count
 COMPILED, COMPILATION = 1 / 2, 20.0  # a compiled bf16 step in eager fp32 ones; seconds (``runtime.execution_mode``)
 
@@ -65,7 +67,7 @@ def estimate_run(config: RunConfig, data: RealData, generator: Generator) -> dic
         "teacher": training * _share(options) + len(data.train) * pace / (1 + runtime.BACKWARD),
         "generator": _generator(config, data, generator),
         "samples": _samples(config, generator),
-        "refinement": pace / flop * _refinement_flop(config, data, flop),
+        "refinement": pace / flop * _refinement_flop(config, data, flop) + _coding(config.refine, data),
         "evaluation": _evaluation(config, data, shape),
     }
     shares = runtime.processes().num_processes  # the generator's steps were timed with all processes
@@ -175,6 +177,20 @@ def _refinement_flop(config: RunConfig, data: RealData, flop: float) -> float:
     for run in (matching_after(ipc, data, options) for ipc in sizes if options.is_matched(ipc)):
         found += real_flop(run.config, run.iterations, data) * (COMPILED if run.mode(cpu_speed.kept).compile else 1)
     return found
+
+
+def _coding(options: RefineConfig, data: RealData) -> float:
+    """Seconds in which steps code the images, where they do; measured on a few real ones."""
+    coding = Coding.of_steps(options.step_format, data.image_size)
+    if coding is None:
+        return 0.0
+    few = data.train.take(torch.arange(min(len(data.train), ENCODED))).pixels
+    start = time.perf_counter()
+    recode(few, coding)
+    seconds = (time.perf_counter() - start) / len(few)
+    sizes, steps = ipc_sizes(options.ipc), options.steps if options.pack == 1 else 0
+    times = sum(ipc * (steps + options.match_iterations * options.is_matched(ipc)) for ipc in sizes)
+    return seconds * len(data.classes) * times
 
 
 def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> float:

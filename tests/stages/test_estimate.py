@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gendistill.cli import parse
-from gendistill.config import ClassifierFree, DiT, RepulsionGuidance, SampleConfig
+from gendistill.config import ClassifierFree, DiT, RefineConfig, RepulsionGuidance, SampleConfig, Webp
 from gendistill.data.sources import load_data
 from gendistill.stages import estimate, run
 from tests.generator.autoencoders import kl, tiny
@@ -55,6 +55,20 @@ def test_sampling_counts_whole_groups_and_passes_of_the_null_class(options, monk
     assert seconds(guidance=ClassifierFree(windows=(1, 2, 0.5))) == pytest.approx(plain * 5 / 3)
     options = replace(options, finetune=replace(options.finetune, minimax_steps=0))  # the generator has no base
     assert seconds() == pytest.approx(plain * 12 / (12 + 3))
+
+
+def test_coding_counts_the_images_of_every_step_that_codes(monkeypatch):
+    data = load_data("digits", max_per_class=40)
+
+    def seconds(**changes):
+        monkeypatch.setattr(estimate.time, "perf_counter", iter(range(2)).__next__)  # a second for 16 images
+        config = RefineConfig(ipc=(1, 5), steps=20, image_format=Webp(quality=10), **changes)
+        return 16 * estimate._coding(config, data)
+
+    assert seconds() == 0
+    assert seconds(compression_aware=True) == pytest.approx(60 * 20)
+    assert seconds(compression_aware=True, match_iterations=7) == pytest.approx(60 * 20 + 50 * 7)
+    assert seconds(compression_aware=True, match_iterations=7, pack=2) == pytest.approx(50 * 7)
 
 
 def test_a_dry_run_prints_it_and_leaves_the_folder_alone(tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 from gendistill.surrogate.manifest import read_manifest, verify
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import TINY, files, gendistill
-from tests.processes import start
+from tests.processes import launch, start
 
 FORMATS = ("--sample.image_format", "webp", "--sample.image_quality", 40, "--refine.image_format", "jpeg")
 
@@ -165,6 +165,24 @@ def test_a_method_says_that_its_steps_coded_and_does_not_go_on_without(
     assert gendistill(*options, *AWARE, *resume) == 0
     assert gendistill(*options, *AWARE[:4], *resume) == 2
     assert "options.compression_aware: True there, False now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_code_the_images_of_one(run: Path, tmp_path: Path) -> None:
+    refine = ("--surrogate", run / "samples" / "pool", "--teacher", run / "teacher", "--ipc", 2, "--steps", 3, *AWARE)
+    refine = (*refine, "--batch_size", 6, "--mixed_precision", "no")
+    distill = ("--method", "dc", "--ipc", 1, *DM, "--iterations", 2, "--matching.inner_steps", 2, *AWARE)
+    both = ("--num_processes", 2, "--output_dir")
+    together = launch(
+        ("refine", *refine, *both, tmp_path / "two" / "refine"),
+        ("train/distill.py", *distill, *both, tmp_path / "two" / "distill"),
+    )
+    for done in together:
+        assert done.returncode == 0, done.stderr[-2000:]
+    for verb, options in (("refine", refine), ("distill", distill)):
+        assert gendistill(verb, *options, "--output_dir", tmp_path / "one" / verb) == 0
+        made = files(tmp_path / "one" / verb, "**/*.jpg")
+        assert made == files(tmp_path / "two" / verb, "**/*.jpg") != {}
 
 
 @pytest.mark.parametrize(
