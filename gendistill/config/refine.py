@@ -33,6 +33,7 @@ FeatureLoss = Literal["squared", "published", "released"]
 BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
 BarycenterSolver = Literal["exact", "sinkhorn"]
+PatchPlaces = Literal["random", "activation"]
 Weight = Annotated[float, Range(0, 1e6)]
 Bound = Annotated[float, Range(0, 2)]
 
@@ -61,6 +62,8 @@ class Patches(Options):
         count: Crops of every image of the set, including the whole image; the one on which the teachers are most
             confident replaces the image before the selection. 1 keeps whole images.
         smallest: Smallest share of an image's area in such a crop.
+        places: ``random`` squares, or ``activation``: squares of evenly spread sides, each where the teachers' class
+            activation map is largest.
     """
 
     section: ClassVar[str] = "refine"
@@ -68,6 +71,7 @@ class Patches(Options):
 
     count: Annotated[int, Range(2, 65536), Flat("patches", off=1)]
     smallest: Annotated[float, Range(0, 1, open_low=True, open_high=True), Flat("min_patch")] = 0.25
+    places: Annotated[PatchPlaces, Flat("patch_places")] = "random"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,6 +197,7 @@ def crop_pool(
         [teacher.network for teacher in teachers],
         patches=config.patches.count,
         min_patch=config.patches.smallest,
+        places=config.patches.places,
         factor=config.pack,
         seed=seed,
     )

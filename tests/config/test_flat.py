@@ -159,6 +159,10 @@ FLAT = {
         ["refine", "--surrogate", "s", "--teacher", "t", "--patches", "3", "--blend_every", "50"],
         {"patches": Patches(count=3), "blend": Blend(every=50)},
     ),
+    "active patches": (
+        ["refine", "--surrogate", "s", "--teacher", "t", "--patches", "3", "--patch_places", "activation"],
+        {"patches": Patches(count=3, places="activation")},
+    ),
     "dream": (
         ["distill", "--method", "dm", "--selection", "representative", "--matching.interval", "50"],
         {"matching": MatchingConfig(selection=Representative(interval=50))},

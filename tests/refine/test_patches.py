@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.cli import USAGE
-from gendistill.config import LabelConfig, Patches, RefineConfig
+from gendistill.config import LabelConfig, Patches, PatchPlaces, RefineConfig
 from gendistill.data.crops import cropped
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
@@ -25,9 +28,16 @@ from gendistill.networks.factories import build_network
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.progress import finish
-from gendistill.refine.patches import best_patches, random_square_crops
+from gendistill.refine.patches import (
+    LEVELS,
+    activation_maps,
+    active_crops,
+    best_patches,
+    densest_crops,
+    random_square_crops,
+)
 from gendistill.refine.refiner import pack, refine_set
-from gendistill.surrogate.multi_formation import decode, through_tile
+from gendistill.surrogate.multi_formation import decode, through_tile, tiled
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
 
@@ -84,12 +94,16 @@ def test_one_crop_is_the_whole_image() -> None:
     assert torch.equal(finish(best_patches(pool, networks(), patches=1)).images, pool.images)
 
 
+@pytest.mark.parametrize("places", ["random", "activation"])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_patches_are_those_of_a_slow_loop(factor: int) -> None:
+def test_patches_are_those_of_a_slow_loop(factor: int, places: PatchPlaces) -> None:
     """One image, one crop and one network at a time; cut by hand, packed and decoded with the set's own functions."""
     pool, judges = noise(6), networks()
-    made = finish(best_patches(pool, judges, patches=6, min_patch=0.1, factor=factor, seed=4))
-    sides, centres = random_square_crops(pool.labels, 5, 0.1, 4)
+    made = finish(best_patches(pool, judges, patches=6, min_patch=0.1, places=places, factor=factor, seed=4))
+    if places == "random":
+        sides, centres = random_square_crops(pool.labels, 5, 0.1, 4)
+    else:
+        sides, centres = active_crops(judges, pool.images, pool.labels, 5, 0.1)
     changed = 0
     for i, (image, label) in enumerate(zip(pool.images, pool.labels, strict=True)):
         tries = [image]
@@ -160,14 +174,15 @@ def test_areas_and_places_are_uniform() -> None:
     assert place.square().mean().item() == pytest.approx(1 / 3, abs=0.03)
 
 
+@pytest.mark.parametrize("places", ["random", "activation"])
 @pytest.mark.parametrize("rows", [1, 4, 10])
-def test_the_batch_size_changes_nothing(rows: int) -> None:
+def test_the_batch_size_changes_nothing(rows: int, places: PatchPlaces) -> None:
     pool, judges = noise(10), networks()
-    whole = finish(best_patches(pool, judges, patches=5, factor=2, seed=2))
-    assert torch.equal(
-        finish(best_patches(pool, judges, patches=5, factor=2, seed=2, batch_size=rows)).images, whole.images
-    )
-    assert not torch.equal(finish(best_patches(pool, judges, patches=5, factor=2, seed=3)).images, whole.images)
+    whole = finish(best_patches(pool, judges, patches=5, places=places, factor=2, seed=2))
+    cut = best_patches(pool, judges, patches=5, places=places, factor=2, seed=2, batch_size=rows)
+    assert torch.equal(finish(cut).images, whole.images)
+    other = finish(best_patches(pool, judges, patches=5, places=places, factor=2, seed=3)).images
+    assert torch.equal(other, whole.images) == (places == "activation")  # which draws nothing
 
 
 def test_more_crops_make_no_image_worse() -> None:
@@ -181,6 +196,132 @@ def test_more_crops_make_no_image_worse() -> None:
     for fewer, more in pairwise(losses):
         assert (more <= fewer + 1e-6).all()
     assert losses[-1].mean() < losses[0].mean()
+
+
+# places by activation
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(1, 7), st.integers(0, 99))
+def test_the_densest_crop_is_that_of_a_double_loop(count, height, width, side, seed):
+    """Few values, so that ties are frequent."""
+    side = min(side, height, width)
+    maps = torch.randint(0, 3, (count, height, width), generator=torch.Generator().manual_seed(seed)).float() / LEVELS
+    expected = []
+    for one in maps:
+        tried = [
+            (-float(one[top : top + side, left : left + side].sum()), math.hypot(*middle), top, left, middle)
+            for top in range(height - side + 1)
+            for left in range(width - side + 1)
+            if (middle := (left + side / 2 - width / 2, top + side / 2 - height / 2))
+        ]
+        x, y = min(tried)[-1]
+        expected.append([2 * x / width, 2 * y / height])
+    found = densest_crops(maps, side)
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+    assert (found.abs() + side / torch.tensor([width, height]) <= 1 + 1e-6).all()
+
+
+def test_a_map_of_equal_values_is_cut_in_its_middle() -> None:
+    """0.1 has no exact sums; nothing at all has no maximum to divide by."""
+    assert torch.equal(densest_crops(torch.full((2, 9, 9), 0.1), 3), torch.zeros(2, 2))
+    assert torch.equal(densest_crops(torch.zeros(1, 8, 8), 4), torch.zeros(1, 2))
+
+
+NETWORKS = ("convnet", "convnet_bn", "resnet10", "timm:resnet10t", "timm:densenet121", "timm:vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_has_maps_and_each_image_its_own(name: str) -> None:
+    network = build_network(name, channels=3, image_size=32, classes=8, width=4).train()
+    images, labels = to_float(noise(8, 32).images), torch.arange(8)
+    maps = activation_maps(network, images, labels)
+    assert maps.shape == (8, 32, 32)
+    assert (maps >= 0).all()
+    assert maps.amax((1, 2)).gt(0).any()
+    alone = torch.cat([activation_maps(network, images[[i]], labels[[i]]) for i in range(8)])
+    assert torch.allclose(alone, maps, rtol=1e-3, atol=1e-5 * float(maps.max()))
+    assert not any((network.training, images.requires_grad, maps.requires_grad))
+    assert all(p.grad is None for p in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_map_of_pooled_features_is_their_sum_by_the_weights_of_the_class() -> None:
+    """Class activation maps as of Zhou et al. (arXiv 1512.04150), of which Grad-CAM is the general form."""
+    network = build_network("resnet10", channels=3, image_size=32, classes=3)
+    images, labels = to_float(noise(4, 32).images), torch.tensor([0, 2, 1, 1])
+    features = network.body[:-2](images).detach()
+    assert features.shape[2:] == (4, 4)
+    expected = torch.einsum("bk,bkhw->bhw", network.head.weight.detach()[labels], features).relu()[:, None] / 16
+    expected = F.interpolate(expected, (32, 32), mode="bilinear")[:, 0]
+    assert torch.allclose(activation_maps(network, images, labels), expected, atol=1e-6)
+
+
+def test_the_map_of_features_with_places_averages_their_weights() -> None:
+    """A ConvNet's head has a weight for each position."""
+    network = build_network("convnet", channels=3, image_size=16, classes=2, width=4)
+    images, labels = to_float(noise(4, 16).images), torch.tensor([0, 1, 1, 0])
+    features = network.body[:-1](images).detach()
+    alpha = network.head.weight.detach()[labels].unflatten(1, features.shape[1:]).mean((2, 3), keepdim=True)
+    expected = F.interpolate((alpha * features).sum(1, keepdim=True).relu(), (16, 16), mode="bilinear")[:, 0]
+    assert torch.allclose(activation_maps(network, images, labels), expected, atol=1e-6)
+
+
+class Attending(nn.Module):
+    """Attention whose probabilities (B,heads,T,T) go through dropout, then maps (B,h,h,C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.drop, self.last = nn.Conv2d(1, 2, 4, 4), nn.Dropout(), nn.Identity()
+
+    def attend(self, features: Tensor) -> Tensor:
+        tokens = features.flatten(2).mT
+        attention = self.drop((tokens @ tokens.mT).softmax(-1)[:, None])
+        mixed: Tensor = self.last((attention[:, 0] @ tokens).unflatten(1, features.shape[2:]))
+        return mixed.mean((1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attend(self.places(images))
+
+
+def test_attention_is_no_map_of_places() -> None:
+    network, images, labels = Attending().eval(), to_float(noise(4, 16, 1).images), torch.tensor([0, 1, 1, 0])
+    features = network.places(images).detach().requires_grad_()
+    network.attend(features)[torch.arange(4), labels].sum().backward()
+    expected = (features.grad.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    expected = F.interpolate(expected.detach(), (16, 16), mode="bilinear")[:, 0]
+    assert torch.allclose(activation_maps(network, images, labels), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("networks", [[Brightness()], [Brightness(), Brightness(3.0)]], ids=["one", "two"])
+def test_a_bright_square_is_found(networks: list[nn.Module]) -> None:
+    images = torch.zeros(3, 1, 16, 16, dtype=torch.uint8)
+    corners = [(0, 0), (9, 4), (6, 12)]
+    for image, (top, left) in zip(images, corners, strict=True):
+        image[:, top : top + 4, left : left + 4] = 255
+    labels = torch.ones(3, dtype=torch.long)
+    sides, centres = active_crops(networks, images, labels, 4, 1 / 16)
+    assert sides[:, 0, 0].tolist() == [4 / 16, 7 / 16, 10 / 16, 13 / 16]  # from 1/4 to 1 in quarters of the way
+    expected = torch.tensor([[(2 * left + 4) / 16 - 1, (2 * top + 4) / 16 - 1] for top, left in corners])
+    assert torch.allclose(centres[0], expected)
+    assert ((centres - expected).abs() <= sides - 1 / 4 + 1e-6).all()  # the larger squares hold it as well
+    made = finish(
+        best_patches(
+            SurrogateSet(images, labels, NAMES), [Brightness()], patches=5, min_patch=1 / 16, places="activation"
+        )
+    )
+    assert to_float(made.images).mean((1, 2, 3)).min() > 0.6  # the whole images have -0.9
+
+
+def test_networks_count_alike_whatever_the_size_of_their_gradients() -> None:
+    images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    images[:, :, :4, 10:14] = 255
+    labels = torch.ones(2, dtype=torch.long)
+    alone = active_crops([Brightness()], images, labels, 3, 0.1)
+    other = Brightness(-1e6)  # active wherever the image is dark
+    assert not torch.equal(active_crops([other], images, labels, 3, 0.1)[1], alone[1])
+    assert torch.equal(active_crops([Brightness(), other], images, labels, 3, 0.1)[1], alone[1])
+    assert active_crops([Brightness()], images, labels, 0, 0.1)[0].shape == (0, 2, 2)
 
 
 # in the refine stage
@@ -241,6 +382,62 @@ def test_the_command_packs_patches_into_a_set_that_verifies(
     assert gendistill("verify", tmp_path / "whole" / "ipc-2") == 0
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 coloured images of 64 px, with the teacher ``t`` and the pool ``p`` of 32 a class made of them."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name, shade in (("ant", 90), ("bee", 140)):
+        (root / "data" / name).mkdir(parents=True)
+        for i in range(40):
+            blocks = rng.normal(shade, 50, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(blocks).resize((64, 64), Image.Resampling.BICUBIC).save(root / "data" / name / f"{i}.png")
+    data = ("--data.name", root / "data", "--data.image_size", 64, "--data.test_fraction", 0.1)
+    few = ("--width", 4, "--steps", 8, "--batch_size", 16)
+    assert gendistill("teacher", *data, *few, "--output_dir", root / "t") == 0
+    assert gendistill("distill", "--method", "random", *data, "--ipc", 32, "--output_dir", root / "p") == 0
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "ipc"), [(3, 2), (4, 1)])
+def test_the_tiles_of_a_class_come_from_one_assignment_whatever_the_side(
+    factor: int, ipc: int, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three tiles of 64 pixels have 21, 22 and 21; every command reads such a set."""
+    out = tmp_path / "out"
+    paths = ("--surrogate", photographs / "p" / "ipc-32", "--teacher", photographs / "t")
+    options = ("--ipc", ipc, "--pack", factor, "--patches", 3, "--patch_places", "activation", "--steps", 0)
+    assert gendistill("refine", *paths, *options, "--output_dir", out) == 0
+    packed, chosen = (
+        SurrogateSet.load(out / f"ipc-{ipc}"),
+        SurrogateSet.load(out / "selected" / f"ipc-{ipc * factor**2}"),
+    )
+    assert packed.images.shape == (2 * ipc, 3, 64, 64)
+    pool, judge = SurrogateSet.load(photographs / "p" / "ipc-32"), Teacher.from_pretrained(photographs / "t").network
+    crops = finish(best_patches(pool, [judge], patches=3, places="activation", factor=factor))
+    assert not torch.equal(crops.images, pool.images)
+    for label in range(2):
+        tiles, offered = chosen.of_class(label).flatten(1), crops.of_class(label).flatten(1)
+        same = (tiles[:, None] == offered).all(2)
+        assert same.sum(1).eq(1).all()  # each is one image of the pool,
+        assert same.sum(0).le(1).all()  # which no other tile of the class shows
+        assert len(tiles) == ipc * factor**2
+    expected = torch.cat([chosen.of_class(label) for label in range(2)])
+    assert torch.equal(packed.images, tiled(expected, factor))
+    views = packed.split
+    assert views.labels.bincount().tolist() == [ipc * factor**2] * 2
+    assert (views.images.float() - expected).abs().mean() < 12
+    assert f"{2 * ipc * factor**2} ({factor} x {factor} in each)" in (out / f"ipc-{ipc}" / "README.md").read_text()
+    quick = ("--runs", 3, "--steps", 2, "--width", 4, "--baselines", "random", "--baseline_cache", "null")
+    made = ("--surrogate", out / f"ipc-{ipc}", "--teacher", photographs / "t")
+    assert gendistill("evaluate", *made, *quick, "--output_dir", tmp_path / "rows") == 0
+    assert gendistill("show", out / f"ipc-{ipc}", *made[2:], "--output_dir", tmp_path / "show") == 0
+    capsys.readouterr()
+    assert gendistill("verify", out / f"ipc-{ipc}") == 0
+    assert f"{2 * ipc} images decoded to {2 * ipc * factor**2}, 2 classes" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_stage_cuts_once_what_a_set_alone_would(
     digits: RealData, teacher: Teacher, pool: SurrogateSet, folders: tuple[Path, Path], tmp_path: Path
@@ -287,6 +484,11 @@ def test_labels_of_the_pool_are_neither_packed_nor_claimed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--patch_places", "activation"],
+            "refine.patch_places is 'activation'; expected 'random': it is used only with patches",
+        ),
+        (["--patches", 2, "--patch_places", "cam"], "refine.patch_places is 'cam'; expected"),
         (["--patches", 5, "--min_patch", 1], "refine.min_patch is 1; expected a number more than 0 and less than 1"),
         (["--patches", 0], "refine.patches is 0"),
         (["--patches", 2, "--min_patch", 0], "refine.min_patch is 0"),
