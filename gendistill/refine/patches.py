@@ -31,6 +31,7 @@ from gendistill.surrogate.set import SurrogateSet
 
 ROWS = 256  # images of a batch
 LEVELS = 2**16  # of an activation map: its sums are then exact
+ATTENTION = (nn.Softmax, nn.Dropout)  # modules that give probabilities (B,heads,T,T), which are no maps of positions
 
 
 class PatchRecord(TypedDict):
@@ -167,7 +168,7 @@ def _last_map(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tenso
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal last
-        if isinstance(module, nn.Dropout) or not isinstance(output, Tensor):  # dropout may be of attention
+        if isinstance(module, ATTENTION) or not isinstance(output, Tensor):
             return
         shape = output.shape
         if len(shape) == 4 and shape[0] == len(images) and shape[2] == shape[3] > 1:

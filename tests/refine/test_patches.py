@@ -268,15 +268,16 @@ def test_the_map_of_features_with_places_averages_their_weights() -> None:
 
 
 class Attending(nn.Module):
-    """Attention whose probabilities (B,heads,T,T) go through dropout, then maps (B,h,h,C)."""
+    """Attention whose probabilities (B,heads,T,T) are the output of modules, then maps (B,h,h,C)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places, self.drop, self.last = nn.Conv2d(1, 2, 4, 4), nn.Dropout(), nn.Identity()
+        self.places, self.last = nn.Conv2d(1, 2, 4, 4), nn.Identity()
+        self.softmax, self.drop = nn.Softmax(-1), nn.Dropout()
 
     def attend(self, features: Tensor) -> Tensor:
         tokens = features.flatten(2).mT
-        attention = self.drop((tokens @ tokens.mT).softmax(-1)[:, None])
+        attention = self.drop(self.softmax((tokens @ tokens.mT)[:, None]))
         mixed: Tensor = self.last((attention[:, 0] @ tokens).unflatten(1, features.shape[2:]))
         return mixed.mean((1, 2))
 
