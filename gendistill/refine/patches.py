@@ -144,8 +144,8 @@ def activation_maps(network: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 
     This is Grad-CAM (arXiv 1610.02391, eq. 1 and 2), enlarged bilinearly to the images. A is the last output of a
     module with the shape (B,K,h,h), h > 1. So it is found in every network: the last block of one with convolutions,
-    the embedded patches of a transformer, and the image itself where there is no other. Gradients of the pixels need
-    no such map, but were no better than chance. A map is 0 where no channel speaks for the class.
+    mostly the embedded patches of a transformer, and the image itself where there is no other. The gradient in the
+    pixels needs no such map, but is too noisy to place a crop. A map is 0 where no channel speaks for the class.
 
     Args:
         network: A classifier; it is put into evaluation mode.
