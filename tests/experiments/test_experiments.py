@@ -142,6 +142,17 @@ def test_barycenters(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compression_aware(run, tmp_path: Path) -> None:
+    few = ("--pool", 4, "--ipc", 2, "--teacher_steps", 5, "--steps", 2, "--match_iterations", 1, "--judge_steps", 3)
+    options = ("--max_per_class", 12, "--qualities", 10, "--runs", 3, "--width", 8, "--output", tmp_path / "rows.json")
+    run("compression_aware", *few, *options)
+    rows = {row["space"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert set(rows) == {None, "png", "afterwards, 10", "aware, 10"}
+    assert "image_format" not in rows["png"]
+    assert rows["aware, 10"]["image_format"] == rows["afterwards, 10"]["image_format"] == "webp at quality 10"
+
+
+@pytest.mark.slow
 def test_criteria(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("experiments.criteria"), "VARIANTS", {"both": (1.0, 1.0)})
     monkeypatch.setattr(gd, "SampleConfig", partial(gd.SampleConfig, num_inference_steps=2))
