@@ -1,13 +1,13 @@
 """Curves with their spread as a plain SVG: panels in a grid, one legend.
 
-Measures nothing and has no command: ``experiments.matching`` and ``experiments.picks`` draw with it. Machine, time and
-result are theirs.
+Measures nothing and has no command: ``experiments.matching``, ``experiments.picks`` and ``experiments.image_bytes``
+draw with it. Machine, time and result are theirs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -41,10 +41,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """``points`` are (x, mean, spread)."""
+    """``points`` are (x, mean, spread); ``style`` has the numbers of its colour and of its mark, if not the label's."""
 
     label: str
     points: Sequence[tuple[float, float, float]]
+    style: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def svg(panels: Sequence[Panel], columns: int) -> str:
     """The whole picture; a label has one colour and mark in all panels."""
-    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
-    rows, foot = -(-len(panels) // columns), 22 * (-(-len(labels) // columns)) + 12
+    drawn = {line.label: line.style for panel in panels for line in panel.lines}
+    styles = {label: style or (i, i) for i, (label, style) in enumerate(drawn.items())}
+    rows, foot = -(-len(panels) // columns), 22 * (-(-len(styles) // columns)) + 12
     width, height = columns * WIDTH, rows * HEIGHT
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + foot}" width="{width}" '
@@ -77,15 +79,15 @@ def svg(panels: Sequence[Panel], columns: int) -> str:
         f'<rect width="100%" height="100%" fill="{PAPER}"/>',
     ]
     for i, panel in enumerate(panels):
-        inside = "".join(_panel(panel, labels))
+        inside = "".join(_panel(panel, styles))
         parts.append(f'<g transform="translate({i % columns * WIDTH} {i // columns * HEIGHT})">{inside}</g>')
-    for i, label in enumerate(labels):
+    for i, (label, style) in enumerate(styles.items()):
         x, y = LEFT + i % columns * WIDTH, height + 12 + 22 * (i // columns)
-        parts.append(f'<g transform="translate({x} {y})">{_mark(i)}<text x="12" y="4">{escape(label)}</text></g>')
+        parts.append(f'<g transform="translate({x} {y})">{_mark(*style)}<text x="12" y="4">{escape(label)}</text></g>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
+def _panel(panel: Panel, styles: Mapping[str, tuple[int, int]]) -> list[str]:
     points = [point for line in panel.lines for point in line.points]
     levels = [value for _, value in panel.levels]
     across = ticks(min(p[0] for p in points), max(p[0] for p in points))
@@ -105,18 +107,18 @@ def _panel(panel: Panel, labels: Sequence[str]) -> list[str]:
         place = f'x="{LEFT + 4}"' if i % 2 else f'x="{WIDTH - 16}" text-anchor="end"'
         found.append(f'<text {place} y="{y(value) - 4}">{escape(label)}</text>')
     for line in panel.lines:
-        found += _line(line, labels.index(line.label), x, y)
+        found += _line(line, styles[line.label], x, y)
     return found
 
 
-def _line(line: Line, number: int, x: Axis, y: Axis) -> list[str]:
-    colour, _ = STYLES[number % len(STYLES)]
+def _line(line: Line, style: tuple[int, int], x: Axis, y: Axis) -> list[str]:
+    colour, _ = STYLES[style[0] % len(STYLES)]
     path = "L".join(f"{x(a)} {y(b)}" for a, b, _ in line.points)
     found = [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
     for a, b, spread in line.points:
         found.append(f'<path d="M{x(a)} {y(b - spread)}V{y(b + spread)}" stroke="{colour}" stroke-opacity="0.5"/>')
         title = escape(f"{line.label}: {b:.4g} ± {spread:.2g} at {a:.6g}")
-        found.append(f'<g transform="translate({x(a)} {y(b)})"><title>{title}</title>{_mark(number)}</g>')
+        found.append(f'<g transform="translate({x(a)} {y(b)})"><title>{title}</title>{_mark(*style)}</g>')
     return found
 
 
@@ -124,6 +126,6 @@ def _rule(start: float, height: float, end: float, colour: str, more: str = "") 
     return f'<path d="M{start} {height}H{end}" stroke="{colour}"{more}/>'
 
 
-def _mark(number: int) -> str:
-    colour, mark = STYLES[number % len(STYLES)]
+def _mark(colour_number: int, mark_number: int) -> str:
+    colour, mark = STYLES[colour_number % len(STYLES)][0], STYLES[mark_number % len(STYLES)][1]
     return f'<path d="{mark}" fill="{colour}"/>'

@@ -220,41 +220,47 @@ def figures(rows: list[dict]) -> Iterator[tuple[int, str, str, str, str]]:
 
 
 def options(description: str | None, *, generators: bool = False) -> argparse.ArgumentParser:
-    """What every such table takes; several named generators, or one."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--image_size", type=int)
-    parser.add_argument("--max_per_class", type=int)
+    """What every table of refined sets takes; several named generators, or one."""
+    parser = table_options(description)
     if generators:
         parser.add_argument("--generators", nargs="*", default=[], metavar="NAME=FOLDER")
     else:
         parser.add_argument("--generator", type=Path)
         parser.add_argument("--starts", nargs="*", default=["real", "noise"], help="beside generated images")
+    parser.add_argument("--pixel_weight", type=float, default=0.3, help="of the variants whose names give no other")
+    parser.add_argument(
+        "--soft", nargs="?", const="beside", choices=["beside", "alone"], help="rows of soft labels too, or alone"
+    )
+    parser.add_argument("--sets", type=Path, help="folder that keeps the sets themselves")
+    return parser
+
+
+def table_options(description: str | None) -> argparse.ArgumentParser:
+    """Data, teacher, judge and seeds of a table whose rows ``over_seeds`` makes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--max_per_class", type=int)
     parser.add_argument("--network", default="convnet_bn")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--teacher_steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--pixel_weight", type=float, default=0.3, help="of the variants whose names give no other")
     parser.add_argument("--judge_steps", type=int, default=200)
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--soft", nargs="?", const="beside", choices=["beside", "alone"], help="rows of soft labels too, or alone"
-    )
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--shift", type=int, default=0)
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--sets", type=Path, help="folder that keeps the sets themselves")
     return parser
 
 
 def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -> list[dict]:
     """The rows of every seed by ``seed_rows(data, generator, args, seed)``; those in the output file are not made
     again."""
-    data = gd.load_data(gd.DataConfig(name=args.data, image_size=args.image_size, max_per_class=args.max_per_class))
+    data = data_of(args)
     one = getattr(args, "generator", None)
     generator = gd.Generator.from_pretrained(str(one)) if one else None
     for seed in args.seeds:
@@ -264,6 +270,15 @@ def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -
             with args.output.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in found))
     return read(args.output)
+
+
+def data_of(args: argparse.Namespace) -> gd.RealData:
+    """The images of ``--data``; with ``--validation`` tests see three in ten training images, and no test image."""
+    own = {"name": args.data, "image_size": args.image_size, "max_per_class": args.max_per_class}
+    if not getattr(args, "validation", False):
+        return gd.load_data(gd.DataConfig(**own))
+    data = gd.load_data(gd.DataConfig(**own, validation_fraction=0.3))
+    return replace(data, test=data.validation)
 
 
 def read(path: Path) -> list[dict]:

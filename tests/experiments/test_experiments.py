@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import json
@@ -10,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +22,7 @@ from tests.helpers import ROOT, TINY, gendistill
 from tests.networks.classifier_folders import timm_folder
 
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
-RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # with which two others draw
+RUNNABLE = [path.stem for path in SCRIPTS if path.stem != "curves"]  # with which three others draw
 PURE = re.compile(  # modules of pure functions, which a script may import beside gendistill itself
     r"gendistill\.((transport|objectives)\.\w+|evaluation\.set_metrics|seeding|data\.pixels)"
 )
@@ -203,6 +205,76 @@ def test_guides(run, tmp_path: Path) -> None:
     text = run("guides", *MOVED, "--only", *ways, "--output", tmp_path / "rows.jsonl")
     assert {*ways, "random", "full"} <= {row["name"] for row in records(tmp_path / "rows.jsonl")}
     assert "real images as atoms" in text
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_images_of_image_bytes_that_are_tested_on(validation: bool) -> None:
+    script = importlib.import_module("experiments.refinement")
+    options = argparse.Namespace(data="digits", image_size=None, max_per_class=20, validation=validation)
+    known = gd.load_data(max_per_class=20, validation_fraction=0.3 if validation else 0.1)
+    wanted = known.validation if validation else known.test
+    assert script.data_of(options).test.images.equal(wanted.images)
+
+
+@pytest.mark.slow
+def test_image_bytes(run, models: tuple[Path, Path], tmp_path: Path) -> None:
+    options = (*MOVED, "--match_iterations", 1, "--formats", "png", "webp_lossless", "webp:20")
+    few = (
+        "--ipc",
+        1,
+        2,
+        "--output",
+        tmp_path / "rows.jsonl",
+    )  # fewer than five decoded images are not matched, eight are
+    text = run("image_bytes", *options, "--validation", *few)
+    rows = {(row["kind"], row["ipc"], row["format"]): row for row in records(tmp_path / "rows.jsonl")}
+    kinds, formats = (
+        ("random", "k-means (pixels)", "ours", "ours, packed"),
+        ("png", "webp_lossless", "webp at quality 20"),
+    )
+    assert set(rows) == set(product(kinds, (1, 2), formats))
+    for kind, ipc in product(kinds, (1, 2)):
+        png, lossless, lossy = (rows[kind, ipc, name] for name in formats)
+        assert png["accuracy"] == lossless["accuracy"]
+        assert png["bytes"] > lossless["bytes"] > lossy["bytes"]
+    seen = gd.load_data(max_per_class=20, validation_fraction=0.3)
+    found = gd.distill(seen, "random", 2, seed=0).stored_as(gd.Webp(quality=20)).image_bytes
+    assert rows["random", 2, "webp at quality 20"]["bytes"] == found
+    sizes = [int(line[44:56].replace(",", "")) for line in text.splitlines() if line.startswith(kinds)]
+    assert sizes == sorted(row["bytes"] for row in rows.values())
+    assert ElementTree.parse(tmp_path / "rows.svg").getroot().tag.endswith("svg")
+    assert run("image_bytes", *options, "--validation", *few) == text.partition("\n")[2]  # nothing is made anew
+    run("image_bytes", *MOVED, "--generator", models[0], "--formats", "png", "--output", tmp_path / "samples.jsonl")
+    assert {row["kind"] for row in records(tmp_path / "samples.jsonl")} == set(kinds)
+
+
+def test_points_of_image_bytes_and_their_front() -> None:
+    script = importlib.import_module("experiments.image_bytes")
+    sizes = {"a": (100, 0.2), "b": (200, 0.2), "c": (300, 0.3), "d": (300, 0.4), "e": (400, 0.35)}
+    rows = [
+        {"seed": seed, "kind": kind, "ipc": 1, "format": "png", "bytes": size + seed, "accuracy": [mean, mean + 0.02]}
+        for kind, (size, mean) in sizes.items()
+        for seed in (0, 10)
+    ]
+    rows[1]["accuracy"] = [0.3, 0.32]
+    found = script.points(rows)
+    assert [(one.kind, one.bytes) for one in found] == [("a", 105), ("b", 205), ("d", 305), ("c", 305), ("e", 405)]
+    assert (found[0].accuracy, found[0].spread) == pytest.approx((26.0, 50**0.5))
+    assert [one.kind for one in script.front(found)] == ["a", "d"]
+    assert script.points(rows[:1])[0].spread is None
+
+
+@pytest.mark.parametrize("text", ["gif", "webp:0", "webp:x", "webp:", "png:5"])
+def test_formats_of_image_bytes_are_checked(text: str, run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("image_bytes", "--formats", text, "--output", "rows.jsonl")
+    assert f"{text!r}; expected" in capsys.readouterr().err
+
+
+def test_image_bytes_refuses_a_generator_with_validation_images(run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("image_bytes", "--validation", "--generator", "somewhere", "--output", "rows.jsonl")
+    assert "--validation with --generator" in capsys.readouterr().err
 
 
 @pytest.mark.slow
