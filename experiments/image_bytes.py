@@ -34,7 +34,7 @@ from experiments.refinement import POOL, over_seeds, sampled, table_options, tea
 
 PACKS = {"ours": 1, "ours, packed": 2}
 LOSSLESS = ("png", "webp_lossless")
-LOSSY = {"webp": gd.Webp, "jpeg": gd.Jpeg, "avif": gd.Avif}
+LOSSY: dict[str, type[gd.Webp] | type[gd.Jpeg] | type[gd.Avif]] = {"webp": gd.Webp, "jpeg": gd.Jpeg, "avif": gd.Avif}
 
 
 def sets(
