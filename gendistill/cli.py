@@ -60,9 +60,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise ConfigError(lacks if "expected" in error.message else f"{option}: {error.message}.") from None
     _refuse_unknown(name, known, rest)
     given: dict[str, Any] = {}
+    presets: dict[str, Any] = {}  # the presets in the last file
     for option, words in [*(found.given or ()), *_positional(name, known, rest, found.given or ())]:
-        if option == "config":
-            _merge(given, _with_sections(cls, _own_part(name, _read_config(words[0]))))
+        if option in ("config", "preset"):
+            if option == "config":
+                loaded = _read_config(words[0])
+                presets = loaded.pop(PRESETS, {})
+            else:
+                loaded = _preset(words[0], presets)
+            _merge(given, _with_sections(cls, _own_part(name, loaded)))
         else:
             value = _value(option, known, words)
             *sections, last = option.split(".")
@@ -90,6 +96,7 @@ def _parser(name: str, known: Mapping[str, Option], arguments: Sequence[str]) ->
     parser.set_defaults(given=None)
     parser.add_argument("--print_config", action="store_true")
     parser.add_argument("--config", action=_Given)
+    parser.add_argument("--preset", action=_Given)
     for option, one in known.items():
         nargs = "+" if item_of(one.type) is not None else None
         parser.add_argument(f"--{option}", action=_Given, nargs=nargs)
@@ -194,7 +201,19 @@ def _read_config(source: str) -> dict[str, Any]:
         raise ConfigError(f"--config {source} cannot be read: {error}.") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {source} holds {type(loaded).__name__}; expected options as `key: value` lines.")
+    presets = loaded.get(PRESETS, {})
+    if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
+        raise ConfigError(f"--config {source}: {PRESETS} is {presets!r}; expected options below the name of each preset.")
     return loaded
+
+
+def _preset(name: str, presets: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one of a file's presets."""
+    if name not in presets:
+        has = f"one of {', '.join(presets)}" if presets else "--config before it, such as --config cifar10 --preset quick"
+        raise ConfigError(f"--preset is {name!r}; expected {has}.{did_you_mean(name, presets)}")
+    chosen: dict[str, Any] = presets[name]
+    return chosen
 
 
 def _own_part(name: str, loaded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,6 +251,7 @@ class Flags:
     threads: int | None = None
 
 
+PRESETS = "presets"  # section of a file: options by the name that --preset takes, which replace the file's others
 LEVELS = ("debug", "info", "warning", "error")
 MOST_THREADS = 1024
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from gendistill.cli import COMMANDS, main, parse
 from gendistill.config.presets import FOLDER, preset_names, read_preset
@@ -20,6 +21,32 @@ def test_a_preset_is_taken_by_its_command(name, tmp_path):
     by_file = parse(named[1], ["--config", str(FOLDER / f"{name}.yaml"), *teacher, "--output_dir", str(tmp_path)])
     assert isinstance(by_name, COMMANDS[named[1]].options)
     assert by_name == by_file
+
+
+def with_presets():
+    return [(name, size) for name in NAMES for size in yaml.safe_load(read_preset(name)).get("presets", {})]
+
+
+@pytest.mark.parametrize(("name", "size"), with_presets())
+def test_a_preset_of_a_file_replaces_its_options(name, size, tmp_path):
+    words = ["--config", name, "--output_dir", str(tmp_path)]
+    whole, changed = (yaml.safe_load(read_preset(name))[key] for key in ("finetune", "presets"))
+    assert changed[size]["finetune"]["base_steps"] < whole["base_steps"]
+    small = parse("run", [*words[:2], "--preset", size, *words[2:]])
+    assert small.finetune.base_steps == changed[size]["finetune"]["base_steps"]
+    assert small.finetune.model == parse("run", words).finetune.model
+    own = parse("finetune", [*words[:2], "--preset", size, *words[2:]])
+    assert own.base_steps == small.finetune.base_steps
+    later = parse("run", [*words[:2], "--preset", size, "--finetune.base_steps", "7", *words[2:]])
+    assert later.finetune.base_steps == 7
+
+
+def test_a_preset_belongs_to_the_last_file(tmp_path):
+    for name, steps in (("one", 1), ("two", 2)):
+        (tmp_path / name).write_text(f"steps: 9\npresets:\n  small:\n    steps: {steps}\n")
+    files = [word for name in ("one", "two") for word in ("--config", str(tmp_path / name))]
+    assert parse("teacher", [*files, "--preset", "small", "--output_dir", "x"]).steps == 2
+    assert parse("teacher", [*files, "--output_dir", "x"]).steps == 9
 
 
 def test_presets_are_listed_shown_and_copied(tmp_path, capsys):
@@ -44,6 +71,9 @@ def test_presets_are_listed_shown_and_copied(tmp_path, capsys):
         (["config", "quick"], "expected one of list, show, copy"),
         (["run", "--config", "quik", "--output_dir", "x"], "neither a file nor a preset"),
         (["config", "show", "../evaluate"], "there is no preset"),
+        (["run", "--config", "cifar10", "--preset", "quik", "--output_dir", "x"], "expected one of quick. Did you mean"),
+        (["run", "--preset", "quik", "--output_dir", "x"], "expected --config before it, such as"),
+        (["run", "--config", "digits", "--preset", "quik", "--output_dir", "x"], "expected --config before it"),
     ],
 )
 def test_a_wrong_name_is_refused(arguments, says, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from gendistill.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 INFINITE = float("inf")
+LARGEST = 1e30  # of a number: its products with others still fit in fp32
 LONGEST = 300  # characters of a value in a message
 
 
@@ -30,7 +31,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high) and abs(value) < INFINITE
+        return above and (value < self.high if self.open_high else value <= self.high) and abs(value) <= LARGEST
 
     def __str__(self) -> str:
         if self.low > -INFINITE and self.high < INFINITE and not (self.open_low or self.open_high):
@@ -180,6 +181,8 @@ def conform(hint: Any, value: Any) -> Any:
             raise TypeError(expected(hint)) from None
         if all(found in bound for bound in arguments[1:] if isinstance(bound, (Range, NotEmpty))):
             return found
+        if isinstance(found, float) and abs(found) > LARGEST:
+            raise TypeError(f"{expected(hint)}, up to {LARGEST:g} in size")
     elif origin in (Union, types.UnionType):
         for arm in arguments:
             if fits(arm, value):
