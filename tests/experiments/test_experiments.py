@@ -179,6 +179,24 @@ def test_difficulty(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_equal_seconds(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("experiments.equal_seconds")
+    pool = gd.Blended(pool_size=1, pool_steps=1)
+    monkeypatch.setattr(script, "WIDTH", 8)
+    monkeypatch.setattr(script, "RECIPES", {"dm": ("dm", {"real_batch": 4}), "cf": ("cf", {"networks": pool})})
+    options = (*QUICK, "--seconds", 0.5, "--validation", "--output", tmp_path / "rows.jsonl")
+    text = run("equal_seconds", *options)
+    rows = records(tmp_path / "rows.jsonl")
+    for name in ("dm", "cf"):
+        own = [row for row in rows if row["recipe"] == name]
+        assert [row["iterations"] for row in own] == sorted({row["iterations"] for row in own})
+        assert [row["seconds"] for row in own] == sorted(row["seconds"] for row in own)
+        assert len(own) == 3
+        assert name in text
+    assert run("equal_seconds", *options) == text  # nothing is made anew
+
+
+@pytest.mark.slow
 def test_faulty(run, tmp_path: Path) -> None:
     run("faulty", "--max_per_class", 20, "--ipc", 2, "--sets", tmp_path / "sets")
     counts = {place.name: len([*place.glob("train/*/*.png")]) for place in (tmp_path / "sets").iterdir()}
