@@ -203,14 +203,18 @@ def _read_config(source: str) -> dict[str, Any]:
         raise ConfigError(f"--config {source} holds {type(loaded).__name__}; expected options as `key: value` lines.")
     presets = loaded.get(PRESETS, {})
     if not isinstance(presets, dict) or not all(isinstance(one, dict) for one in presets.values()):
-        raise ConfigError(f"--config {source}: {PRESETS} is {presets!r}; expected options below the name of each preset.")
+        raise ConfigError(
+            f"--config {source}: {PRESETS} is {presets!r}; expected options below the name of each preset."
+        )
     return loaded
 
 
 def _preset(name: str, presets: Mapping[str, Any]) -> dict[str, Any]:
     """The options of one of a file's presets."""
     if name not in presets:
-        has = f"one of {', '.join(presets)}" if presets else "--config before it, such as --config cifar10 --preset quick"
+        has = (
+            f"one of {', '.join(presets)}" if presets else "--config before it, such as --config cifar10 --preset quick"
+        )
         raise ConfigError(f"--preset is {name!r}; expected {has}.{did_you_mean(name, presets)}")
     chosen: dict[str, Any] = presets[name]
     return chosen

@@ -71,7 +71,10 @@ def test_presets_are_listed_shown_and_copied(tmp_path, capsys):
         (["config", "quick"], "expected one of list, show, copy"),
         (["run", "--config", "quik", "--output_dir", "x"], "neither a file nor a preset"),
         (["config", "show", "../evaluate"], "there is no preset"),
-        (["run", "--config", "cifar10", "--preset", "quik", "--output_dir", "x"], "expected one of quick. Did you mean"),
+        (
+            ["run", "--config", "cifar10", "--preset", "quik", "--output_dir", "x"],
+            "expected one of quick. Did you mean",
+        ),
         (["run", "--preset", "quik", "--output_dir", "x"], "expected --config before it, such as"),
         (["run", "--config", "digits", "--preset", "quik", "--output_dir", "x"], "expected --config before it"),
     ],

@@ -28,7 +28,7 @@ from gendistill.config.images import ImageFormat, LossyFormat, format_of_steps
 from gendistill.errors import ConfigError
 from gendistill.registry import REFINERS
 
-WmddStart = Literal["noise", "real"]
+WmddStart = Literal["class_noise", "noise", "real"]
 FeatureLoss = Literal["squared", "published", "released"]
 BatchNormLoss = Literal["normalised", "published"]
 BarycenterWeights = Literal["fixed", "free"]
@@ -147,14 +147,15 @@ class WmddConfig(ObjectiveConfig):
     """Method wmdd (arXiv 2311.18531): the optimisation of refinement, from noise or from random real images.
 
     Attributes:
-        start: ``noise``, or ``real``: random real images.
+        start: ``class_noise``, with the mean and standard deviation that each pixel has in the class; ``noise``, with
+            the same for all pixels, as published, which leaves a grey background where the class has a black one; or
+            ``real``: random real images.
     """
 
     section: ClassVar[str] = "distill.wmdd"
 
-    start: WmddStart = "noise"
+    start: WmddStart = "class_noise"
     trust_region: Bound = 2.0
-    pixel_weight: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

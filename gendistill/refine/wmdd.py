@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from gendistill.config import LossyFormat, WmddConfig
 from gendistill.coreset.coresets import coreset_set
-from gendistill.data.dataset import RealData
+from gendistill.data.dataset import RealData, Split
+from gendistill.data.mapped import block_of
 from gendistill.data.pixels import to_uint8
 from gendistill.errors import require_type, require_types
 from gendistill.io import WorkFolder
@@ -21,6 +23,8 @@ from gendistill.refine.optimization import refine_images
 from gendistill.refine.refiner import with_meta
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
+
+ROWS = 128  # images of a class that are in memory at once
 
 
 def wmdd(
@@ -40,7 +44,8 @@ def wmdd(
         data: The real images.
         teacher: The classifier whose features and batch-norm statistics are matched, or several.
         ipc: Images of each class.
-        config: Weights, steps and the start: ``noise`` of mean 0 and standard deviation 0.5 in [-1, 1], or ``real``.
+        config: Weights, steps and the start: ``class_noise`` of the mean and standard deviation of each pixel in the
+            class, ``noise`` of mean 0 and standard deviation 0.5 in [-1, 1], as published, or ``real``.
         seed: Of the start, the atoms and the augmentation.
         folder: Keeps finished chunks, so that a killed run continues; several processes need it.
         space: The teachers' features of the real images, where a caller has them already.
@@ -57,9 +62,10 @@ def wmdd(
     require_type("data", data, RealData)
     teachers = require_types("teacher", teacher, Teacher)
     start, origin = coreset_set(data, "random", ipc, seed=seed), "from real images"
-    if config.start == "noise":
+    if config.start != "real":
         noise = torch.randn(start.images.shape, generator=torch_rng(seed, "wmdd noise", ipc))
-        start, origin = replace(start, images=to_uint8(0.5 * noise)), "from noise"
+        like = class_noise(noise, start.labels, data.train) if config.start == "class_noise" else 0.5 * noise
+        start, origin = replace(start, images=to_uint8(like)), "from noise"
     start = replace(start, meta=start.meta | {"method": "wmdd", "space": origin})
     check_inputs(start, teachers, data, config)
     space = space or ground_space(teachers, data, config)
@@ -74,3 +80,37 @@ def wmdd(
         image_format=image_format,
     )
     return with_meta(made, teachers, None, "wmdd", begun)
+
+
+def class_noise(noise: Tensor, labels: Tensor, train: Split) -> Tensor:
+    """Noise with the pixels' moments of each class: mean_c + std_c * noise, in [-1, 1] units of the images.
+
+    A network with batch norm hardly sees the background of a class, and nothing in the objective moves it. So it has
+    to be right from the start, or other networks learn it: on Fashion-MNIST, IPC 10, 62.7 % from noise of one grey
+    level and 76.3 % from this (docs/results.md).
+
+    Args:
+        noise: (N,C,H,W) of mean 0 and variance 1.
+        labels: (N,) classes.
+        train: The real images.
+    """
+    found = torch.empty_like(noise)
+    for label in labels.unique().tolist():
+        mean, std = pixel_moments(train, train.of_class(label))
+        found[labels == label] = mean + std * noise[labels == label]
+    return found
+
+
+def pixel_moments(train: Split, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,H,W), in [-1, 1] units, of each pixel of the images at ``index``.
+
+    The sums are of integers, and so exact in any order.
+    """
+    first, second = torch.zeros(2, *train.images.shape[1:], dtype=torch.int64)
+    for rows in index.split(min(ROWS, block_of(train.images))):
+        values = train.images[rows].to(torch.int64)
+        first += values.sum(0)
+        second += values.square().sum(0)
+    mean = first.double() / len(index)
+    variance = (second.double() / len(index) - mean.square()).clamp(min=0)
+    return (mean / 127.5 - 1).float(), (variance.sqrt() / 127.5).float()

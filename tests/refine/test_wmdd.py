@@ -13,7 +13,7 @@ from gendistill.data.dataset import RealData
 from gendistill.distillers import distill
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_training import train_teacher
-from gendistill.refine.wmdd import wmdd
+from gendistill.refine.wmdd import class_noise, pixel_moments, wmdd
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import files, gendistill
 from tests.processes import start
@@ -31,8 +31,38 @@ def folder(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_class_noise_has_the_moments_of_every_pixel_of_the_class(digits: RealData) -> None:
+    train = digits.train
+    for label in (0, 7):
+        own = train.of_class(label)
+        mean, std = pixel_moments(train, own)
+        pixels = train.images[own].double() / 127.5 - 1
+        torch.testing.assert_close(mean.double(), pixels.mean(0), rtol=0, atol=1e-6)
+        torch.testing.assert_close(std.double(), pixels.std(0, unbiased=False), rtol=0, atol=1e-6)
+        flipped = pixel_moments(train, own.flip(0))
+        assert torch.equal(mean, flipped[0])
+        assert torch.equal(std, flipped[1])
+    noise, labels = torch.randn(3, *train.images.shape[1:]), torch.tensor([7, 0, 7])
+    found = class_noise(noise, labels, train)
+    torch.testing.assert_close(
+        found[1], torch.add(*(pixel_moments(train, train.of_class(0))[k] * (noise[1] if k else 1) for k in (0, 1)))
+    )
+    assert torch.equal(class_noise(noise[2:], labels[2:], train)[0], found[2])
+
+
+def test_class_noise_leaves_dark_what_is_dark_in_the_class(digits: RealData, teacher: Teacher) -> None:
+    """Pixels that every real image of a class has black stay so from class noise, and become grey from other noise."""
+    dark = torch.stack([digits.train.images[digits.train.of_class(c)].amax(0) == 0 for c in range(10)])
+    assert dark.any()
+    shares = {}
+    for start in ("class_noise", "noise"):
+        made = wmdd(digits, teacher, 2, WmddConfig(start=start, steps=60))
+        shares[start] = made.images[dark[made.labels]].float().mean() / 255
+    assert shares["class_noise"] < 0.15 < shares["noise"]
+
+
 def test_from_noise_the_teacher_comes_to_recognise_the_images(digits: RealData, teacher: Teacher) -> None:
-    made = wmdd(digits, teacher, 2, WmddConfig(steps=80, learning_rate=0.1))
+    made = wmdd(digits, teacher, 2, WmddConfig(start="noise", pixel_weight=0.0, steps=80, learning_rate=0.1))
     with torch.no_grad():
         right = teacher.network(made.split.images.float() / 127.5 - 1).argmax(1) == made.labels
     assert right.float().mean() >= 0.9
