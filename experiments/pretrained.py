@@ -61,7 +61,7 @@ def sets(
     selected, refined = gd.refine_set(pool, teacher, data, ipc, gd.RefineConfig(steps=args.steps, flip=True), seed=seed)
     yield f"{name}: selected", selected
     yield f"{name}: refined", refined
-    noise = gd.WmddConfig(steps=args.steps, learning_rate=0.1, flip=True)
+    noise = gd.WmddConfig(start="noise", pixel_weight=0.0, steps=args.steps, learning_rate=0.1, flip=True)
     yield f"{name}: from noise", gd.wmdd(data, teacher, ipc, noise, seed=seed)
     if args.released_steps:
         noise = gd.WmddConfig(**RELEASED, steps=args.released_steps, roll=args.image_size // 7)

@@ -104,7 +104,8 @@ def sets(
             made = variants(pool, start, teacher, data, ipc, config, seed, wanted)
             yield from ((name, one) for name, one in made if wanted(name))
         if "noise" in args.starts and wanted("noise: wmdd"):
-            noise = gd.WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip)
+            options = {"start": "noise", "pixel_weight": 0.0}  # as the tables were measured
+            noise = gd.WmddConfig(steps=args.steps, learning_rate=0.1, flip=args.flip, **options)
             yield "noise: wmdd", gd.wmdd(data, teacher, ipc, noise, seed=seed)
 
 

@@ -161,7 +161,7 @@ FLAGS = {
     "--config PRESET or FILE.yaml": (
         "This command's options, or a whole run's. `gendistill config list` lists presets."
     ),
-    "--preset NAME": "Options below this name in the `presets` of that file, such as quick in cifar10, in place of others.",
+    "--preset NAME": "Another size of that file: its options below `presets` and this name, such as quick in cifar10.",
     "--print_config": "Print all options as YAML and exit.",
     "--json": "Print the result as JSON on standard output.",
     "--quiet": "No progress, no notes: only the result, and errors.",

@@ -18,11 +18,13 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: 
 from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
+from gendistill.evaluation import validation
 from gendistill.networks import feature_extractors
 from gendistill.registry import import_plugins, plugins_of_environment
 
 import_plugins(plugins_of_environment())  # the contract suites take them
 gc.disable()  # until the tests are imported
+validation.STEPS = 1  # of the trainings after every refinement; their own tests set it
 os.sync = os.fsync = lambda *_: None  # they wait for the disk, also for what others write; nothing here is kept
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

@@ -159,11 +159,14 @@ class DistillCommand(StageOptions, DistillConfig):
             your own, which then compare its features instead of pixels.
         statistics_cache: Folder that keeps class statistics of these images for other runs, if a teacher was trained on
             other images; null keeps none.
+        validate: Train a small classifier on each set and on random real images, and compare them on validation images;
+            not for coresets, which are real images.
     """
 
     data: DataConfig | None = None
     teacher: Folders | None = None
     statistics_cache: Path | None = None
+    validate: bool = True
 
     def check(self) -> None:
         super().check()
@@ -191,6 +194,8 @@ class RefineCommand(StageOptions, RefineConfig):
         held_out: Teacher folder of another architecture, used only by the acceptance test (gate).
         statistics_cache: Folder that keeps class statistics of the first teacher's images for other runs, if another
             teacher was trained on other images; null keeps none.
+        validate: Train a small classifier on each set, on its images before refinement and on random real images, and
+            compare them on validation images.
     """
 
     surrogate: Path
@@ -200,6 +205,7 @@ class RefineCommand(StageOptions, RefineConfig):
     generator: Path | None = None
     held_out: Path | None = None
     statistics_cache: Path | None = None
+    validate: bool = True
 
     def check(self) -> None:
         super().check()

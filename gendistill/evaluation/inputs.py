@@ -27,7 +27,7 @@ from gendistill.surrogate.soft_labels import SoftLabels
 Pool = list[SurrogateSet]  # sets that differ in their synthesis seed alone
 Counts = tuple[int, ...]  # images of each class
 # entries of a manifest that follow from the seed, or from when and where the set was made
-BY_SEED = {"seed", "seconds", "shared_seconds", "command", "versions", "w2", "gate", "bytes"}
+BY_SEED = {"seed", "seconds", "shared_seconds", "command", "versions", "w2", "gate", "validation", "bytes"}
 LABELS = {"soft_labels", "label_teacher_hash"}
 PLACES = {
     "seed", "output_dir", "resume_from_checkpoint", "overwrite", "surrogate", "teacher", "generator", "held_out",

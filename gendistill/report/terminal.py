@@ -22,6 +22,7 @@ from gendistill.evaluation.summary import (
     row_label,
     without_twins,
 )
+from gendistill.evaluation.validation import NOISE
 from gendistill.report.formatting import ROUNDING
 from gendistill.report.sets import facts_of_evaluation
 from gendistill.report.verdicts import headline, left_out, verdicts
@@ -310,10 +311,17 @@ def describe_sets(target: Path) -> tuple[str, dict[str, Any]]:
         for folder, made in found.items()
     ]
     sets = {
-        str(folder): {"ipc": made["ipc"], "images": made["stored_images"], "bytes": made["bytes"], "w2": made.get("w2")}
+        str(folder): {
+            "ipc": made["ipc"],
+            "images": made["stored_images"],
+            "bytes": made["bytes"],
+            "w2": made.get("w2"),
+            "validation": made.get("validation"),
+        }
         for folder, made in found.items()
     }
-    return "\n".join([*lines, *time_lines(target), *w2_lines(target)]), {"output_dir": str(target), "sets": sets}
+    more = (*time_lines(target), *w2_lines(target), *validation_lines(target))
+    return "\n".join([*lines, *more]), {"output_dir": str(target), "sets": sets}
 
 
 def _coding(manifest: Manifest) -> str:
@@ -348,6 +356,25 @@ def _gate(gate: GateCounts | None) -> str:
     if gate is None:
         return ""
     return f"; the gate kept {gate['kept']} of {gate['images']} images and refused {gate['refused_classes']} classes"
+
+
+def validation_lines(target: Path) -> Iterator[str]:
+    """A line of each set below ``target`` that was compared with random images when it was made."""
+    for path in sorted(target.glob("ipc-*/manifest.json"), key=_by_ipc):
+        found = read_manifest(path.parent).get("validation")
+        if found:
+            words = {"start": "its images before", "random": "random real images"}
+            others = ", ".join(f"on {text} {100 * found[name]:.1f} %" for name, text in words.items() if name in found)
+            yield (
+                f"{path.parent.name}: a ConvNet with instance norm, trained on it, gets {100 * found['set']:.1f} % of "
+                f"the validation images right, {others}.{_worse(found, words)}"
+            )
+
+
+def _worse(found: Mapping[str, float], words: Mapping[str, str]) -> str:
+    """Than what a set is clearly worse, after one training each."""
+    than = [text for name, text in words.items() if name in found and found["set"] < found[name] - NOISE]
+    return f" Worse than {' and '.join(than)}." if than else ""
 
 
 def time_lines(target: Path) -> Iterator[str]:

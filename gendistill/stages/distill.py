@@ -10,6 +10,7 @@ from gendistill.config import DistillConfig, as_tuple, stage_options, to_dict
 from gendistill.config.commands import DistillCommand
 from gendistill.data.dataset import RealData
 from gendistill.distillers import distill_sets, read_inputs
+from gendistill.evaluation.validation import validation_accuracies
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_images import real_images
 from gendistill.registry import DISTILLERS
@@ -27,8 +28,11 @@ def run_stage(
     seed: int,
     teacher_dirs: Sequence[Path] = (),
     statistics_cache: Path | None = None,
+    validate: bool = False,
 ) -> Path:
     """Write ``target`` unless it is there already, made with the same settings; processes share a method's work.
+
+    ``validate`` records what a small classifier learns from each set (``evaluation.validation``), if it is no coreset.
 
     Raises:
         ConfigError: a method without the teacher it needs, or with one that it does not.
@@ -47,6 +51,8 @@ def run_stage(
         for made in distill_sets(
             data, config, teachers=teachers, seed=seed, work=folder, statistics_cache=statistics_cache, inputs=inputs
         ):
+            if validate and not method.coreset:
+                made.meta["validation"] = validation_accuracies(data, {"set": made}, seed=seed)
             folder.save(made, f"ipc-{made.ipc}")
         folder.temporary = method.temporary
     return target
@@ -79,5 +85,6 @@ def main(command: DistillCommand) -> Outcome:
             seed=command.seed,
             teacher_dirs=teachers,
             statistics_cache=command.statistics_cache,
+            validate=command.validate,
         )
     return Outcome(*describe_sets(command.output_dir)) if runtime.processes().is_main_process else Outcome("")

@@ -10,6 +10,7 @@ from gendistill import runtime
 from gendistill.config import RefineConfig, as_tuple, ipc_sizes, stage_options
 from gendistill.config.commands import RefineCommand
 from gendistill.data.dataset import RealData
+from gendistill.evaluation.validation import validation_accuracies
 from gendistill.generator.generator import load_generator_codec
 from gendistill.matching.distiller import CHECKPOINTS
 from gendistill.networks.teacher import Teacher
@@ -39,8 +40,12 @@ def run_stage(
     generator_dir: Path | None = None,
     log_path: Path | None = None,
     statistics_cache: Path | None = None,
+    validate: bool = False,
 ) -> Path:
-    """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks."""
+    """Write ``target`` unless it is there already, made with the same settings; several processes share the chunks.
+
+    ``validate`` records what a small classifier learns from each set (``evaluation.validation``).
+    """
     pool, teachers = SurrogateSet.load(surrogate), [Teacher.from_pretrained(path) for path in teacher_dirs]
     for teacher, path in zip(teachers, teacher_dirs, strict=True):
         teacher.meta |= training_time(path)
@@ -70,6 +75,10 @@ def run_stage(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,
             )  # fmt: skip
+            if validate:
+                moved = refined.meta["stage"] == "refined"
+                compared = {"set": refined, "start": selected} if moved else {"set": refined}
+                refined.meta["validation"] = validation_accuracies(data, compared, seed=seed)
             folder.save(selected, f"selected/ipc-{selected.ipc}")
             folder.save(refined, f"ipc-{ipc}")
             w2[str(ipc)] = refined.meta["w2"]
@@ -95,5 +104,6 @@ def main(command: RefineCommand) -> Outcome:
             held_out_dir=command.held_out,
             generator_dir=command.generator,
             statistics_cache=command.statistics_cache,
+            validate=command.validate,
         )
     return Outcome(*describe_sets(command.output_dir)) if runtime.processes().is_main_process else Outcome("")

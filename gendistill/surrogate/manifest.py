@@ -104,6 +104,8 @@ class Provenance(TypedDict, total=False):
         w2: Squared Wasserstein distances to the real images: before, after, packed, matched, and once stored by a lossy
             format.
         gate: What the acceptance test of refinement kept.
+        validation: Accuracies on validation images after a short training on the ``set``, its images before the
+            optimisation (``start``) and as many ``random`` real ones.
         mixed_precision: Of refinement.
         bytes: Of ``images`` and of soft ``labels`` on disk; always there in a manifest.
         latent_space: The codec in whose latents the images were refined.
@@ -140,6 +142,7 @@ class Provenance(TypedDict, total=False):
     selection: str
     w2: dict[str, float]
     gate: GateCounts
+    validation: dict[str, float]
     mixed_precision: str
     bytes: dict[str, int]
     latent_space: dict[str, object]

@@ -55,9 +55,9 @@ def test_class_noise_leaves_dark_what_is_dark_in_the_class(digits: RealData, tea
     dark = torch.stack([digits.train.images[digits.train.of_class(c)].amax(0) == 0 for c in range(10)])
     assert dark.any()
     shares = {}
-    for start in ("class_noise", "noise"):
-        made = wmdd(digits, teacher, 2, WmddConfig(start=start, steps=60))
-        shares[start] = made.images[dark[made.labels]].float().mean() / 255
+    for kind in ("class_noise", "noise"):
+        made = wmdd(digits, teacher, 2, WmddConfig(start=kind, steps=60))
+        shares[kind] = made.images[dark[made.labels]].float().mean() / 255
     assert shares["class_noise"] < 0.15 < shares["noise"]
 
 
