@@ -29,6 +29,8 @@ from experiments.refinement import POOL, read, table
 
 TEACHERS = ("pretrained", "from scratch")
 RELEASED: dict[str, Any] = {  # configs/wmdd/as-released.yaml, whose roll of 32 is for 224 px
+    "start": "noise",
+    "pixel_weight": 0.0,
     "learning_rate": 0.11,
     "feature_loss": "released",
     "batch_norm_loss": "published",

@@ -31,6 +31,7 @@ CHANGING = {
     "shared_seconds", "options", "blake2b",
 }  # fmt: skip
 FEW = "few-digits"  # a source of 40 digits of each class, in all splits together
+ALONE = ("--validate", "false")  # its trainings record no more than those of the evaluations
 DIGITS = ("--data.name", FEW)
 SMALL = ("--matching.width", "8", "--matching.mixed_precision", "no", "--matching.compile", "false")
 QUICK = ("--runs", "3", "--steps", "6", "--width", "8", "--baseline_cache", "null")
@@ -41,7 +42,7 @@ def commands(out: Path) -> list[tuple[str, ...]]:
     run, tiny = out / "run", str(Path(__file__).with_name("tiny.yaml"))
 
     def distil(name: str, method: str, *options: str, ipc: str = "2") -> tuple[str, ...]:
-        return ("distill", "--method", method, "--ipc", ipc, *DIGITS, *options, "--output_dir", str(out / name))
+        return ("distill", "--method", method, "--ipc", ipc, *DIGITS, *options, *ALONE, "--output_dir", str(out / name))
 
     def match(name: str, method: str, *options: str, ipc: str = "2") -> tuple[str, ...]:
         steps = ("--iterations", "2", *SMALL)
@@ -66,10 +67,10 @@ def commands(out: Path) -> list[tuple[str, ...]]:
          "--output_dir", str(out / "guided")),
         ("refine", "--surrogate", pool, "--teacher", teacher, "--ipc", "2", "--steps", "4", "--pixel_weight", "1",
          "--gate", "true", "--patches", "3", "--flip", "true", "--mixed_precision", "no",
-         "--output_dir", str(out / "gated")),
+         *ALONE, "--output_dir", str(out / "gated")),
         ("refine", "--surrogate", pool, "--teacher", teacher, "--ipc", "1", "--steps", "3", "--pack", "2",
          "--match_iterations", "1", "--match_from", "1", "--mixed_precision", "no",
-         "--output_dir", str(out / "packed")),
+         *ALONE, "--output_dir", str(out / "packed")),
         *(("label", "--surrogate", str(run / "refined" / "ipc-2"), "--teacher", teacher, "--mode", mode, *options,
            "--output_dir", str(out / mode))
           for mode, options in (("per_image", ()), ("per_view", ("--steps", "6", "--cutmix", "1")), ("online", ()))),
