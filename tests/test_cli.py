@@ -153,6 +153,9 @@ def test_yes_is_said_with_and_without_a_value(name: str, option: str) -> None:
     more += ["--method=idc"] * option.startswith("matching.") + ["--method=wmdd", "--teacher=t"] * option.startswith(
         "wmdd."
     )
+    if option.endswith("compression_aware"):
+        section = option.removesuffix("compression_aware")
+        more += [f"--{section}image_format=jpeg", *["--method=dm"] * (name == "distill")]
     more += ["--method=difficulty"] * option.startswith("difficulty.")
     alone, behind = parse(name, [f"--{option}", *more]), parse(name, [*more, f"--{option}"])
     assert alone == behind == parse(name, [f"--{option}", "true", *more]) == parse(name, [f"--{option}=true", *more])

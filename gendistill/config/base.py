@@ -162,6 +162,8 @@ def checked(hint: Any, value: Any, option: str) -> Any:
         return conform(hint, value)
     except TypeError as error:
         words = str(error)
+    if isinstance(value, float) and abs(value) > LARGEST:
+        words += f", up to {LARGEST:g} in size"
     choices = [str(one) for arm in arms(hint) if get_origin(arm) is Literal for one in get_args(arm)]
     return require(False, option, value, words, choices if isinstance(value, str) else ())
 
@@ -181,8 +183,6 @@ def conform(hint: Any, value: Any) -> Any:
             raise TypeError(expected(hint)) from None
         if all(found in bound for bound in arguments[1:] if isinstance(bound, (Range, NotEmpty))):
             return found
-        if isinstance(found, float) and abs(found) > LARGEST:
-            raise TypeError(f"{expected(hint)}, up to {LARGEST:g} in size")
     elif origin in (Union, types.UnionType):
         for arm in arguments:
             if fits(arm, value):

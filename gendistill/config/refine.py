@@ -225,6 +225,8 @@ class RefineConfig(ObjectiveConfig):
         require(atoms, "refine.weights", self.weights, f"fixed with select {self.select}, which has no atoms")
         require(self.pack == 1 or self.weights == "fixed", "refine.weights", self.weights, "fixed with pack above 1")
         require(not self.gate or self.steps > 0, "refine.gate", self.gate, "false with steps 0, which refine nothing")
+        usual = self.match_from == type(self).match_from
+        require(usual or self.match_iterations > 0, "refine.match_from", self.match_from, "5 without match_iterations")
         if self.match_iterations:
             require(self.weights == "fixed", "refine.weights", self.weights, "fixed with match_iterations")
             require(not self.gate, "refine.gate", self.gate, "false with match_iterations, which moves every image")

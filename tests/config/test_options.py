@@ -98,6 +98,13 @@ def test_an_absurd_whole_number_is_refused(cls: type[Options], name: str) -> Non
             made(cls, **{name: 10**15})
 
 
+@pytest.mark.parametrize(("cls", "name"), OPTIONS, ids=[f"{cls.__name__}-{name}" for cls, name in OPTIONS])
+def test_a_number_that_overflows_in_fp32_is_refused(cls: type[Options], name: str) -> None:
+    if any(taken(hints(cls)[name], value) for value in (0.75, 8.5)):
+        with pytest.raises(ConfigError, match="expected"):
+            made(cls, **{name: 1e39})
+
+
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)
 def test_an_unknown_option_is_refused(cls: type[Options]) -> None:
     with pytest.raises(ConfigError, match=rf"{cls.__name__} has no nonsense; expected"):
@@ -117,6 +124,10 @@ MESSAGES = {
         "SampleConfig has no guidance_scale; expected it as guidance=ClassifierFree(scale=...).",
     ),
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
+    "a number beyond fp32": (
+        lambda: config.MatchingConfig(learning_rate=1e39),
+        "learning_rate is 1e+39; expected None or a number more than 0, up to 1e+30 in size.",
+    ),
     "a long one": (lambda: config.TeacherConfig(steps=10**400), f"steps is 1{299 * '0'}...; expected a whole number"),
     "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number from 4 to"),
     "an element": (lambda: config.SampleConfig(ipc=(1, 0)), "ipc is (1, 0); expected a whole number from 1 to 100000"),

@@ -530,6 +530,11 @@ def test_matching_after_refinement_keeps_neither_weights_nor_a_gate_s_word(chang
         RefineConfig(match_iterations=1, **changes)
 
 
+def test_match_from_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="match_from is 2; expected 5 without match_iterations"):
+        RefineConfig(match_from=2)
+
+
 def test_batch_norm_in_a_teachers_head_is_left_out_of_the_moments(digits: RealData) -> None:
     """levit's: no statistics are collected of it, for it comes after the features."""
     spec = {"name": "timm:levit_128s", "channels": 1, "image_size": 224, "classes": 2}
