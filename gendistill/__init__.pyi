@@ -54,6 +54,7 @@ from gendistill.evaluation.reference import DescribedSet as DescribedSet
 from gendistill.evaluation.reference import RealReference as RealReference
 from gendistill.evaluation.result import ContinualEvaluation as ContinualEvaluation
 from gendistill.evaluation.result import Evaluation as Evaluation
+from gendistill.evaluation.validation import validation_accuracies as validation_accuracies
 from gendistill.generator.finetuning import finetune as finetune
 from gendistill.generator.generator import Generator as Generator
 from gendistill.generator.surrogate_sets import sample_set as sample_set

@@ -102,6 +102,11 @@ def test_wmdd(data: gd.RealData, teacher: gd.Teacher) -> None:
     assert made.meta["method"] == "wmdd"
 
 
+def test_a_quick_look_at_a_set(data: gd.RealData) -> None:
+    found = gd.validation_accuracies(data, {"mine": gd.distill(data, "kmeans", 1)})
+    assert found.keys() == {"mine", "random"}
+
+
 def test_a_method_of_ones_own(data: gd.RealData) -> None:
     @gd.register_coreset("first for this test")
     def first(features: np.ndarray, count: int, seed: int) -> np.ndarray:

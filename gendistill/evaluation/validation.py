@@ -15,6 +15,7 @@ from gendistill import runtime
 from gendistill.config import EvaluateConfig
 from gendistill.coreset.coresets import coreset_set
 from gendistill.data.dataset import RealData, mean_and_std
+from gendistill.errors import ConfigError
 from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.surrogate.set import SurrogateSet
@@ -29,13 +30,22 @@ def validation_accuracies(data: RealData, sets: Mapping[str, SurrogateSet], *, s
 
     Args:
         data: The real images, of which at most 2000 of ``validation`` are judged. The test images are not read.
-        sets: What to train on, with hard labels; packed images are decoded. None to train on random images alone.
+        sets: What to train on, at least one, with hard labels; packed images are decoded.
         seed: Of the random images; the weights and batches are the same for all.
 
     Returns:
         The accuracies of the sets and of ``random`` real images, as many as the first set decodes; empty without
         validation images. Several processes call this alike, and the main one trains.
+
+    Raises:
+        ConfigError: no set is given.
+
+    Example:
+        >>> gd.validation_accuracies(data, {"set": made})
+        {'set': 0.949, 'random': 0.926}
     """
+    if not sets:
+        raise ConfigError("sets is empty; expected at least one set by its name.")
     if not len(data.validation):
         return {}
     first = next(iter(sets.values()))
