@@ -197,6 +197,18 @@ def test_equal_seconds(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+def test_every_method(run, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("experiments.every_method")
+    monkeypatch.setattr(script, "BUDGETS", {"dm": (1, {})})
+    options = ("--generator", models[0], "--networks", "convnet", "convnet_bn", "--output", tmp_path / "rows.jsonl")
+    text = run("every_method", *MOVED, *options)
+    found = {(row["name"], row["network"]) for row in records(tmp_path / "rows.jsonl")}
+    names = ("difficulty", "wmdd", "dm", "herding (teacher features)", "ours, generated", "ours, from photographs")
+    assert {(name, network) for name in (*names, "random") for network in ("convnet", "convnet_bn")} <= found
+    assert "ours, generated" in text
+
+
+@pytest.mark.slow
 def test_faulty(run, tmp_path: Path) -> None:
     run("faulty", "--max_per_class", 20, "--ipc", 2, "--sets", tmp_path / "sets")
     counts = {place.name: len([*place.glob("train/*/*.png")]) for place in (tmp_path / "sets").iterdir()}
@@ -304,6 +316,15 @@ def test_matching(run, tmp_path: Path) -> None:
     assert [point["iteration"] for point in row["points"]] == [0, 1, 2]
     assert ElementTree.parse(tmp_path / "rows.svg").getroot().tag.endswith("svg")
     assert run("matching", *QUICK, *options, *rest, "--output", tmp_path / "rows.jsonl") == text  # nothing is made anew
+
+
+@pytest.mark.slow
+def test_noise(run, tmp_path: Path) -> None:
+    options = ("--max_per_class", 20, "--ipc", 1, "--seeds", 0, "--teacher_steps", 2, "--steps", 2, "--judge_steps", 2)
+    text = run("noise", *options, "--output", tmp_path / "rows.jsonl")
+    names = {row["name"] for row in records(tmp_path / "rows.jsonl")}
+    assert {"random", "noise", "class noise, pixels", "real images, pixels"} <= names
+    assert "class noise, pixels" in text
 
 
 @pytest.mark.slow
