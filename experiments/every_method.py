@@ -47,7 +47,10 @@ def sets(
             yield f"{name} (teacher features)", gd.distill(data, name, ipc, seed=seed, features=features)
         yield "difficulty", gd.distill(data, "difficulty", ipc, seed=seed, options=gd.DifficultyConfig(flip=args.flip))
         yield "wmdd", gd.wmdd(data, teacher, ipc, gd.WmddConfig(steps=args.steps, flip=args.flip), seed=seed)
+        least = min(data.train.counts(len(data.classes)))
         for name, (iterations, own) in BUDGETS.items():
+            if name == "idc" and least < 4 * ipc:
+                continue  # it starts from four real images in each stored one
             matching = gd.MatchingConfig(
                 flip=args.flip and name != "idc",
                 compile=args.compile,
@@ -57,7 +60,6 @@ def sets(
             )
             wanted = gd.DistillConfig(method=name, ipc=ipc, iterations=iterations, matching=matching)
             yield name, gd.distill(data, name, ipc, config=wanted, seed=seed)
-        least = min(data.train.counts(len(data.classes)))
         pools = {"ours, from photographs": gd.distill(data, "random", min(POOL * ipc, least), seed=seed + 1000)}
         if generator is not None:
             pools["ours, generated"] = sampled(generator, POOL * ipc, data, seed)
