@@ -24,6 +24,7 @@ from gendistill.refine.refiner import with_meta
 from gendistill.seeding import torch_rng
 from gendistill.surrogate.set import SurrogateSet
 
+ORIGINS = {"class_noise": "from class noise", "noise": "from noise", "real": "from real images"}  # in rows
 ROWS = 128  # images of a class that are in memory at once
 
 
@@ -61,12 +62,12 @@ def wmdd(
     begun, config = time.perf_counter(), config or WmddConfig()
     require_type("data", data, RealData)
     teachers = require_types("teacher", teacher, Teacher)
-    start, origin = coreset_set(data, "random", ipc, seed=seed), "from real images"
+    start = coreset_set(data, "random", ipc, seed=seed)
     if config.start != "real":
         noise = torch.randn(start.images.shape, generator=torch_rng(seed, "wmdd noise", ipc))
         like = class_noise(noise, start.labels, data.train) if config.start == "class_noise" else 0.5 * noise
-        start, origin = replace(start, images=to_uint8(like)), "from noise"
-    start = replace(start, meta=start.meta | {"method": "wmdd", "space": origin})
+        start = replace(start, images=to_uint8(like))
+    start = replace(start, meta=start.meta | {"method": "wmdd", "space": ORIGINS[config.start]})
     check_inputs(start, teachers, data, config)
     space = space or ground_space(teachers, data, config)
     made = refine_images(
