@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m experiments.noise --data ../shared/data/fashion-mnist --max_per_class 700 --flip \\
         --output noise.jsonl
 
-Machine: one thread of an AMD EPYC (avx2 avx512f avx512_bf16 avx512_vnni, no amx), beside other work. Fashion-MNIST took
-862 seconds of a processor, CIFAR-10 722, digits 115.
+Machine: one thread of an AMD EPYC (avx2 avx512f avx512_bf16 avx512_vnni, no amx), beside other work. It took 862
+seconds of a processor on Fashion-MNIST, 722 on CIFAR-10 and 115 on digits.
 
 Result (docs/results.md#noise-that-wmdd-starts-from): from noise of one grey level, without pixels, grey images fall
 below random ones at 10 a class (63.8 against 72.5 %); from noise with the pixels' moments of the class, with pixels,
