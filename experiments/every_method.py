@@ -1,12 +1,14 @@
-"""Every method at every size under several networks: coresets, matching, WMDD and our default recipe, from one collection.
+"""Every method at every size under several networks: coresets, matching, WMDD and our default recipe.
 
-    OMP_NUM_THREADS=1 python -m experiments.every_method --data ../shared/data/fashion-mnist --generator GENERATOR \\
-        --flip --shift 2 --compile --mixed_precision auto --ipc 1 10 50 --seeds 0 1 2 --runs 3 \\
-        --output methods.jsonl --sets sets
+    OMP_NUM_THREADS=1 python -m experiments.every_method --data digits --generator runs/digits/generator \\
+        --teacher_steps 400 --judge_steps 100 --ipc 1 10 --seeds 0 1 2 --runs 3 \\
+        --networks convnet timm:mobilenetv3_small_050 --output methods.jsonl --sets sets
 
-MACHINE
+Machine: one thread of an AMD EPYC (avx2 avx512f avx512_bf16 avx512_vnni, no amx), beside other work. It took 1375
+seconds of a processor.
 
-RESULT
+Result (docs/results.md#every-method-under-two-networks): on digits our recipe is ahead of every coreset on average, at
+1 image a class by 3 points, at 10 by less than the seeds can show (96.9 against 96.1 % of k-means on pixels).
 
 ``ours`` is one rule for all collections: five samples of a generator, or random photographs, for each image wanted, of
 which refinement selects and moves images; from 5 images a class on 100 iterations of matching follow (``refine
