@@ -16,7 +16,7 @@ from gendistill.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 INFINITE = float("inf")
-LARGEST = 1e30  # of a number: its products with others still fit in fp32
+LARGEST = 1e38  # of a number: fp32 holds few larger ones
 LONGEST = 300  # characters of a value in a message
 
 

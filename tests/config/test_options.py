@@ -126,7 +126,7 @@ MESSAGES = {
     "a range": (lambda: config.DataConfig(test_fraction=1.5), "data.test_fraction is 1.5; expected a number more than"),
     "a number beyond fp32": (
         lambda: config.MatchingConfig(learning_rate=1e39),
-        "learning_rate is 1e+39; expected None or a number more than 0, up to 1e+30 in size.",
+        "learning_rate is 1e+39; expected None or a number more than 0, up to 1e+38 in size.",
     ),
     "a long one": (lambda: config.TeacherConfig(steps=10**400), f"steps is 1{299 * '0'}...; expected a whole number"),
     "an optional one": (lambda: config.DataConfig(image_size=2), "is 2; expected None or a whole number from 4 to"),
