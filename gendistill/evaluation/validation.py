@@ -48,17 +48,16 @@ def validation_accuracies(data: RealData, sets: Mapping[str, SurrogateSet], *, s
         raise ConfigError("sets is empty; expected at least one set by its name.")
     if not len(data.validation):
         return {}
-    first = next(iter(sets.values()))
-    count = len(first.split.labels) // len(data.classes)
+    splits = {name: made.split for name, made in sets.items()}
+    count = len(next(iter(splits.values()))) // len(data.classes)
     most = min(data.train.counts(len(data.classes)))
-    random = coreset_set(data, "random", max(1, min(count, most)), seed=seed)
+    splits["random"] = coreset_set(data, "random", max(1, min(count, most)), seed=seed).split
     held = torch.linspace(0, len(data.validation) - 1, min(MOST, len(data.validation))).long()
     settings = resolve_protocol(EvaluateConfig(network="convnet", width=WIDTH, steps=STEPS, mixed_precision="no"))
     judged, normal = data.validation.take(held), mean_and_std(data.train)
     training = TrainingRun(settings, judged, len(data.classes), runtime.device(), normal)
 
     def outcome() -> dict[str, float]:
-        found = {name: one.split for name, one in (*sets.items(), ("random", random))}
-        return {name: training.run("convnet", split, None, 0)["accuracy"] for name, split in found.items()}
+        return {name: training.run("convnet", split, None, 0)["accuracy"] for name, split in splits.items()}
 
     return runtime.of_main_process(outcome)
