@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gendistill as gd
-from experiments.refinement import baseline, figures
+from experiments.refinement import baseline, data_of, figures
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "noise": {"start": "noise", "pixel_weight": 0.0},
@@ -76,10 +75,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
+    parser.set_defaults(validation=True)
     args = parser.parse_args()
-    options = {"max_per_class": args.max_per_class, "image_size": args.image_size, "validation_fraction": 0.3}
-    data = gd.load_data(gd.DataConfig(name=args.data, **options))
-    data = replace(data, test=data.validation)  # what evaluations test on
+    data = data_of(args)
     rows: list[dict[str, Any]] = []
     with gd.show_progress():
         for seed in args.seeds:
