@@ -170,9 +170,10 @@ def _check_refined(name: str, made: SurrogateSet, before: SurrogateSet) -> None:
 
 
 def drop_soft_labels(pool: SurrogateSet) -> SurrogateSet:
-    """The pool without soft labels and weights, in its provenance too: refinement makes other images."""
+    """The pool without soft labels and weights, and its provenance without what is true of its images alone."""
     meta = with_step_coding(pool.meta, None)
     meta.pop("soft_labels", None)
+    meta.pop("validation", None)
     meta.pop("label_teacher_hash", None)
     meta["stages"] = [stage for stage in meta.get("stages", []) if stage != "label"]
     meta["seconds"] = {stage: s for stage, s in meta.get("seconds", {}).items() if stage != "label"}

@@ -78,5 +78,9 @@ def test_the_commands_say_when_a_set_is_worse_than_random_images(
     assert gendistill("refine", pool, *teacher, *options) == 0
     assert "validation images right" not in capsys.readouterr().out
     assert "validation" not in read_manifest(tmp_path / "quiet" / "ipc-2")
+    again = ("--ipc", "1", "--steps", 3, "--validate", "false", "--output_dir", tmp_path / "again")
+    assert gendistill("refine", tmp_path / "refined" / "ipc-2", *teacher, *again) == 0
+    for name in ("ipc-1", "selected/ipc-1"):  # of other images than those that were compared
+        assert "validation" not in read_manifest(tmp_path / "again" / name)
     same = [SurrogateSet.load(tmp_path / name / "ipc-2") for name in ("quiet", "refined")]
     assert torch.equal(same[0].images, same[1].images)
