@@ -21,6 +21,7 @@ from gendistill.config.commands import RunConfig, StageOptions
 from gendistill.errors import ArtifactError, GendistillError, StorageError
 from gendistill.io import (
     CONFIG,
+    RECORD,
     has_files,
     output_place,
     partial_of,
@@ -30,8 +31,10 @@ from gendistill.io import (
     storage_errors,
 )
 from gendistill.stages.folder import read_record
+from gendistill.surrogate.manifest import MANIFEST
 
 SETTINGS = ("seed", "data", "teacher", "finetune", "sample", "refine", "evaluate")  # what a run's config.yaml holds
+WHOLE = (RECORD, MANIFEST, "model_index.json")  # each in a folder that is one result
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def output(options: StageOptions, *inputs: Path | None) -> Iterator[None]:
     folder = writable_place(options.output_dir)
     cache = getattr(getattr(options, "data", None), "cache", None)
     stores = cache if isinstance(cache, Path) else None
-    if stores and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(stores)):
+    if stores and _lies_in(folder, stores):
         raise ArtifactError(f"output_dir {folder} lies in data.cache {stores}; give another --output_dir.")
     with _locked(folder):
         _check(options, folder, [path for path in (*inputs, stores) if path is not None])
@@ -226,14 +229,23 @@ def _check_place(folder: Path, inputs: Sequence[Path], *, replaced: bool) -> Non
     """Check that no input lies in the folder, and that the finished work can take its place, where it is ``replaced``.
 
     Raises:
-        ArtifactError: an input does, or the folder is the current one or a mount point.
+        ArtifactError: an input does, the folder lies in a set, a generator or another result, or it is the current one
+            or a mount point.
     """
-    place = os.path.realpath(folder)
     for path in inputs:
-        if Path(place) in Path(os.path.realpath(path), "_").parents:
+        if _lies_in(path, folder):
             raise ArtifactError(f"output_dir {folder} holds the input {path}; give another --output_dir.")
+        if _lies_in(folder, path) and any((path / name).is_file() for name in WHOLE):
+            raise ArtifactError(
+                f"output_dir {folder} lies in the input {path}, which would change; give another --output_dir."
+            )
     if replaced:
         replaceable(folder)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether the path is the folder or lies in it, links followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _is_ours(options: StageOptions, folder: Path) -> bool:
