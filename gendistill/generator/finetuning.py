@@ -125,6 +125,15 @@ def _note_small_change(config: FinetuneConfig) -> None:
         )
 
 
+def _note_unused(config: FinetuneConfig) -> None:
+    """Say which options of plain training and of a new network were given beside a pretrained generator."""
+    usual = FinetuneConfig()
+    names = [name for name in ("model", "base_steps", "timesteps") if getattr(config, name) != getattr(usual, name)]
+    if config.pretrained is not None and names:
+        listed = ", ".join(f"finetune.{name}" for name in names)
+        note(f"{listed}: not used with pretrained, which has its network and no plain training")
+
+
 def start_generator(data: RealData, config: FinetuneConfig, seed: int) -> Generator:
     """A fresh network, or the pretrained one with the data's classes mapped to its conditions.
 
@@ -207,6 +216,9 @@ class _Training:
             folder=folder.path / config.report_to if folder else None,
         )
         self.is_main = self.accelerator.is_main_process
+        self.optimizers()  # refuses what does not suit the launcher before anything is encoded
+        if self.is_main:
+            _note_unused(config)
         self.latents = real_latents(
             generator.codec.to(runtime.device()),
             data.train,

@@ -23,7 +23,7 @@ from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.generator import trainer
 from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import PixelCodec
-from gendistill.generator.finetuning import _note_small_change, finetune, with_mode
+from gendistill.generator.finetuning import _note_small_change, _note_unused, finetune, with_mode
 from gendistill.generator.generator import Generator, build_generator
 from gendistill.generator.networks import training_flop
 from gendistill.generator.surrogate_sets import sample_set, write_sets
@@ -266,3 +266,31 @@ def test_few_steps_of_a_pretrained_generator_are_named_with_what_to_set(
     found = " ".join(capsys.readouterr().err.split())
     assert ("such as 12000 and 1e-3" in found) == said
     assert not said or f"the learning rates of the {steps} minimax steps sum to" in found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pretrained": "x", "base_steps": 7, "timesteps": "uniform"}, "finetune.base_steps, finetune.timesteps: not"),
+        ({"pretrained": "x", "model": MODEL}, "finetune.model: not used"),
+        ({"pretrained": "x", "minimax_steps": 7}, ""),
+        ({"base_steps": 7}, ""),
+    ],
+)
+def test_options_of_plain_training_beside_a_pretrained_generator_are_named(
+    options: dict, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with show_progress():
+        _note_unused(FinetuneConfig(**options))
+    found = " ".join(capsys.readouterr().err.split())
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+def test_muon_on_divided_weights_is_refused_before_anything_is_encoded(
+    digits: RealData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gendistill.runtime.divides_weights", lambda accelerator: True)
+    monkeypatch.setattr("gendistill.generator.finetuning.real_latents", None)
+    with pytest.raises(ConfigError, match="needs whole weights in every process"):
+        finetune(digits, replace(CONFIG, optimizer="muon"))
