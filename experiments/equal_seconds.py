@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import gendistill as gd
-from experiments.refinement import read
+from experiments.refinement import read, same_options
 
 WIDTH = 64  # of the networks that are matched on
 TRIAL = 2, 6  # iterations
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    same_options(args)
     data = gd.load_data(gd.DataConfig(name=args.data, max_per_class=args.max_per_class))
     if args.validation:
         data = replace(data, test=data.validation)

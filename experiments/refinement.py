@@ -261,6 +261,7 @@ def table_options(description: str | None) -> argparse.ArgumentParser:
 def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -> list[dict]:
     """The rows of every seed by ``seed_rows(data, generator, args, seed)``; those in the output file are not made
     again."""
+    same_options(args)
     data = data_of(args)
     one = getattr(args, "generator", None)
     generator = gd.Generator.from_pretrained(str(one)) if one else None
@@ -271,6 +272,18 @@ def over_seeds(args: argparse.Namespace, seed_rows: Callable[..., list[dict]]) -
             with args.output.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in found))
     return read(args.output)
+
+
+def same_options(args: argparse.Namespace) -> None:
+    """Keep the options beside the output file, whose finished seeds are not made again, and refuse to go on with
+    others."""
+    path, free = args.output.with_suffix(".options.json"), {"output", "sets", "seeds"}
+    wanted = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in free}, default=str))
+    known = json.loads(path.read_text()) if path.exists() else wanted
+    changed = [f"--{k} {known.get(k)}, not {v}" for k, v in wanted.items() if known.get(k) != v]
+    if changed:
+        raise SystemExit(f"{args.output} was made with {'; '.join(changed)}; give another --output.")
+    path.write_text(json.dumps(wanted, indent=1))
 
 
 def data_of(args: argparse.Namespace) -> gd.RealData:

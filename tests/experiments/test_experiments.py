@@ -194,6 +194,8 @@ def test_equal_seconds(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert len(own) == 3
         assert name in text
     assert run("equal_seconds", *options) == text  # nothing is made anew
+    with pytest.raises(SystemExit, match=r"was made with --flip False, not True; give another --output"):
+        run("equal_seconds", *options, "--flip")
 
 
 @pytest.mark.slow
