@@ -198,15 +198,17 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
     settings = resolve_protocol(config.evaluate)
     coresets = len(set(config.evaluate.baselines) - {"random", *BESIDE}) + ("kmeans" in config.evaluate.baselines)
     sampled, refined = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
-    packed = [ipc * config.refine.pack**2 for ipc in refined]
-    sizes = [*sampled * (2 if config.samples_base else 1), *packed, *refined]  # of our sets
-    baselines = [ipc for ipc in set(sizes) for _ in range(coresets)]
+    tiles = config.refine.pack**2
+    made = [*refined * 2] if tiles == 1 else [ipc * tiles for ipc in refined]  # selected and refined, or packed alone
+    ours = [*sampled * (2 if config.samples_base else 1), *made]
+    sizes = {*sampled, *refined}  # of the stored sets
+    baselines = [ipc for ipc in sizes for _ in range(coresets)]
     runs = settings.runs * len(settings.augment)
-    rows = [(ipc * len(data.classes), runs) for ipc in (*sizes, *baselines)]
-    rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs) * len(settings.augment)) for ipc in set(sizes)]
+    rows = [(ipc * len(data.classes), runs) for ipc in (*ours, *baselines)]
+    rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs) * len(settings.augment)) for ipc in sizes]
     if "coded" in config.evaluate.baselines:
         tried = len(LADDER) + 1
-        rows += [(ipc * len(data.classes), tried + max(RANDOM_DRAWS, settings.runs)) for ipc in sizes]
+        rows += [(ipc * len(data.classes), tried + max(RANDOM_DRAWS, settings.runs)) for ipc in ours]
     seconds = 0.0
     for name in settings.network:
         network = build_network(name, width=settings.width, depth=settings.depth, **shape)

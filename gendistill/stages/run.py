@@ -129,13 +129,16 @@ def check_run(config: RunConfig, data: RealData) -> Generator:
 
 
 def surrogate_folders(config: RunConfig, *, base: bool) -> list[Path]:
-    """The sets that are evaluated, stage by stage; those of ``base`` where the generator had a minimax phase."""
+    """The sets that are evaluated, stage by stage; those of ``base`` where the generator had a minimax phase.
+
+    Without the selected sets of packed ones: they hold several times as many whole images as any other row.
+    """
     samples, refined = config.output_dir / FOLDERS["sample"], config.output_dir / FOLDERS["refine"]
     sampled, sizes = ipc_sizes(config.sample.ipc), ipc_sizes(config.refine.ipc)
     by_folder = {
         samples / BASE: sampled if base else (),
         samples: sampled,
-        refined / "selected": tuple(ipc * config.refine.pack**2 for ipc in sizes),
+        refined / "selected": sizes if config.refine.pack == 1 else (),
         refined: sizes,
     }
     return [folder / f"ipc-{ipc}" for folder, ipcs in by_folder.items() for ipc in ipcs]

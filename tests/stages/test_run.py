@@ -80,6 +80,20 @@ def test_summary_has_every_row_at_every_ipc(run: Path) -> None:
     assert all(0 <= a <= 1 for r in rows for a in r["accuracy"])
 
 
+@pytest.mark.slow
+def test_packed_sets_are_compared_at_their_stored_images_and_their_bytes(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("refined", "evaluation", "report.html"))
+    options = ("--config", TINY, "--refine.pack", 2, "--refine.ipc", 1, "--output_dir", out)
+    assert gendistill("run", *options, "--resume_from_checkpoint", "latest") == 0
+    rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
+    assert {row["ipc"] for row in rows if row["method"] != "full"} == {1, 2}
+    (made,) = (row for row in rows if row["stage"] == "refined")
+    assert (made["ipc"], made["stored_images"], made["decoded_images"]) == (1, 10, 40)
+    assert made["ci95_vs_equal_bytes"] is not None
+    assert not any(row["stage"] == "select" for row in rows)  # 4 whole images a class: no other row has as many
+
+
 def test_smaller_sets_are_prefixes_of_larger_ones(run: Path) -> None:
     small, large, pool = (SurrogateSet.load(run / "samples" / name) for name in ("ipc-1", "ipc-2", "pool"))
     assert torch.equal(large.prefix(1).images, small.images)
@@ -199,6 +213,19 @@ def test_a_folder_that_holds_the_input_is_no_output(run: Path, capsys: pytest.Ca
         assert gendistill(*command) == 2
         assert "holds the input" in capsys.readouterr().err
     assert gendistill("teacher", "--config", TINY, "--output_dir", run, "--resume_from_checkpoint", "latest") == 2
+    assert files(run, "**/*") == before
+
+
+def test_results_take_no_output_folder_in(run: Path, capsys: pytest.CaptureFixture) -> None:
+    generator, made = run / "generator", run / "samples" / "ipc-1"
+    before = files(run, "**/*")
+    for command, folder in (
+        (("sample", "--generator", generator), generator),
+        (("export", generator, "--format", "diffusers"), generator),
+        (("export", made, "--format", "parquet"), made),
+    ):
+        assert gendistill(*command, "--output_dir", folder / "new") == 2
+        assert f"{folder / 'new'} lies in" in capsys.readouterr().err
     assert files(run, "**/*") == before
 
 
