@@ -37,6 +37,7 @@ from gendistill.stages.estimate import estimate_run, format_estimate
 from gendistill.stages.folder import difference, with_added
 from gendistill.stages.output import SETTINGS, output
 from gendistill.surrogate.image_formats import Coding
+from gendistill.surrogate.multi_formation import factor_name
 
 FOLDERS = {
     "teacher": "teacher",
@@ -223,12 +224,15 @@ def main(command: RunCommand) -> Outcome:
         return Outcome("")
     out, seconds = command.output_dir, time.perf_counter() - start
     best = out / "refined" / f"ipc-{max(ipc_sizes(command.refine.ipc))}"
+    pack, use = command.refine.pack, "ready for ImageFolder or load_dataset"
+    if pack > 1:
+        use = f"{factor_name(pack)} images in each file: its README.md has the code that reads them"
     text = f"""{format_evaluation(result)}
 
 {seconds:.0f} s in all. Everything is in {out}:
   {out / "report.html"}  the pictures and curves, for a browser
   {out / "evaluation" / "summary.json"}  every number
-  {best}  a surrogate set, ready for ImageFolder or load_dataset
+  {best}  a surrogate set, {use}
 
 {verdict_sentence(result)}"""
     return Outcome(text, {"output_dir": str(out), "set": str(best), "seconds": seconds, **result.to_dict()})

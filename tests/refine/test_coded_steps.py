@@ -10,15 +10,13 @@ import pytest
 import torch
 
 import gendistill as gd
-from gendistill.config import ObjectiveConfig, RefineConfig, TeacherConfig, to_dict
+from gendistill.config import ObjectiveConfig, RefineConfig, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float, to_uint8
-from gendistill.distillers import distill
 from gendistill.errors import ConfigError
 from gendistill.generator.codec import LatentCodec
 from gendistill.io import WorkFolder
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.constraints import LatentRegion, PixelRegion, TrustRegion
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.optimization import CHUNKS, MicroBatch, _identity, refine_images
@@ -29,16 +27,6 @@ from tests.generator.autoencoders import tiny
 
 JPEG = gd.Jpeg(quality=20)
 AWARE = RefineConfig(steps=5, image_format=JPEG, compression_aware=True, mixed_precision="no")
-
-
-@pytest.fixture(scope="module")
-def teacher(digits: RealData) -> Teacher:
-    return train_teacher(digits, TeacherConfig(width=16, steps=80))
-
-
-@pytest.fixture(scope="module")
-def pool(digits: RealData) -> SurrogateSet:
-    return distill(digits, "random", 6, seed=5)
 
 
 @pytest.fixture(scope="module")

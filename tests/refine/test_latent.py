@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from gendistill.cli import USAGE
-from gendistill.config import Blend, ModelConfig, RefineConfig, TeacherConfig, UNet
+from gendistill.config import Blend, ModelConfig, RefineConfig, UNet
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import to_float
-from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.generator.codec import Codec, LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator, load_generator_codec
 from gendistill.networks.teacher import Teacher
-from gendistill.networks.teacher_training import train_teacher
 from gendistill.refine.constraints import LatentRegion, RefineAugmentation
 from gendistill.refine.feature_space import FeatureSpace
 from gendistill.refine.objective import RefineObjective, matched_targets
@@ -41,16 +39,6 @@ UNET = ModelConfig(architecture=UNet(block_out_channels=(8,), norm_num_groups=4)
 
 def images(count: int = 3, channels: int = 3, side: int = 16) -> Tensor:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(count)) * 2 - 1
-
-
-@pytest.fixture(scope="module")
-def teacher(digits: RealData) -> Teacher:
-    return train_teacher(digits, TeacherConfig(width=16, steps=80))
-
-
-@pytest.fixture(scope="module")
-def pool(digits: RealData) -> SurrogateSet:
-    return distill(digits, "random", 6, seed=5)
 
 
 @pytest.fixture(scope="module")

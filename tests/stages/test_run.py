@@ -81,11 +81,14 @@ def test_summary_has_every_row_at_every_ipc(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_packed_sets_are_compared_at_their_stored_images_and_their_bytes(run: Path, tmp_path: Path) -> None:
+def test_packed_sets_are_compared_at_their_stored_images_and_their_bytes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     out = tmp_path / "packed"
     shutil.copytree(run, out, ignore=shutil.ignore_patterns("refined", "evaluation", "report.html"))
     options = ("--config", TINY, "--refine.pack", 2, "--refine.ipc", 1, "--output_dir", out)
     assert gendistill("run", *options, "--resume_from_checkpoint", "latest") == 0
+    assert "ipc-1  a surrogate set, 2x2 images in each file" in capsys.readouterr().out
     rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
     assert {row["ipc"] for row in rows if row["method"] != "full"} == {1, 2}
     (made,) = (row for row in rows if row["stage"] == "refined")
