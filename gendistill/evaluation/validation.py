@@ -34,8 +34,8 @@ def validation_accuracies(data: RealData, sets: Mapping[str, SurrogateSet], *, s
         seed: Of the random images; the weights and batches are the same for all.
 
     Returns:
-        The accuracies of the sets and of ``random`` real images, as many as the first set decodes; empty without
-        validation images. Several processes call this alike, and the main one trains.
+        The accuracies of the sets and of ``random`` real images, as many whole ones as the first set stores; empty
+        without validation images. Several processes call this alike, and the main one trains.
 
     Raises:
         ConfigError: no set is given.
@@ -49,7 +49,7 @@ def validation_accuracies(data: RealData, sets: Mapping[str, SurrogateSet], *, s
     if not len(data.validation):
         return {}
     splits = {name: made.split for name, made in sets.items()}
-    count = len(next(iter(splits.values()))) // len(data.classes)
+    count = len(next(iter(sets.values())).labels) // len(data.classes)
     most = min(data.train.counts(len(data.classes)))
     splits["random"] = coreset_set(data, "random", max(1, min(count, most)), seed=seed).split
     held = torch.linspace(0, len(data.validation) - 1, min(MOST, len(data.validation))).long()

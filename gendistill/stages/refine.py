@@ -19,7 +19,7 @@ from gendistill.progress import note
 from gendistill.refine.checks import check_refinement
 from gendistill.refine.feature_space import ground_space
 from gendistill.refine.optimization import CHUNKS
-from gendistill.refine.refiner import crop_pool, refine_set
+from gendistill.refine.refiner import crop_pool, pack, refine_set
 from gendistill.report.terminal import describe_sets
 from gendistill.stages import Outcome
 from gendistill.stages.folder import finished, stage_folder, stage_settings, training_time
@@ -76,8 +76,9 @@ def run_stage(
                 codec=codec,
             )  # fmt: skip
             if validate:
-                moved = refined.meta["stage"] == "refined"
-                compared = {"set": refined, "start": selected} if moved else {"set": refined}
+                compared = {"set": refined}
+                if refined.meta["stage"] == "refined":
+                    compared["start"] = selected if config.pack == 1 else pack(selected, config.pack)
                 refined.meta["validation"] = validation_accuracies(data, compared, seed=seed)
             folder.save(selected, f"selected/ipc-{selected.ipc}")
             folder.save(refined, f"ipc-{ipc}")

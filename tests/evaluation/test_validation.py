@@ -12,6 +12,7 @@ from gendistill.data.dataset import RealData, Split
 from gendistill.distillers import distill
 from gendistill.evaluation import validation
 from gendistill.evaluation.validation import validation_accuracies
+from gendistill.refine.refiner import pack
 from gendistill.surrogate.manifest import read_manifest
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
@@ -34,6 +35,14 @@ def test_a_set_with_wrong_labels_is_worse_than_random_images(digits: RealData, t
     assert found["set"] < 0.2
     assert min(found["start"], found["random"]) > 0.5
     assert found == validation_accuracies(digits, {"set": shuffled(made), "start": made})
+
+
+def test_packed_sets_are_compared_with_as_many_whole_images_as_they_store(digits: RealData) -> None:
+    packed = pack(distill(digits, "random", 8), 2)
+    whole = distill(digits, "kmeans", 2)
+    assert len(packed.split) == 4 * len(whole.split)
+    found = validation_accuracies(digits, {"packed": packed}), validation_accuracies(digits, {"whole": whole})
+    assert found[0]["random"] == found[1]["random"]
 
 
 def test_test_images_are_not_read_and_without_validation_images_nothing_is_compared(
