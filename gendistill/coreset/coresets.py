@@ -102,7 +102,7 @@ def coreset_set(
     compared: str | None = "pixels" if features is None else space
     if method == "random":  # which reads no feature, so no pixel is turned into a float
         compared, features = None, torch.empty(len(data.train), 0)
-    chosen = choose_coreset(method, data.train, features, data.classes, ipc, seed, **options)
+    chosen = data.train.take(positions(method, data.train, features, data.classes, ipc, seed, **options))
     seconds = {"distill": time.perf_counter() - start}
     meta = provenance(method, seed=seed, data=data.describe(), seconds=seconds, space=compared)
     return SurrogateSet(chosen.pixels, chosen.labels, data.classes, meta)
@@ -159,19 +159,6 @@ def wanted_counts(split: Split, classes: tuple[str, ...], ipc: Size) -> list[int
             + (f" ({'; '.join(small[:5])})." if small else ".")
         )
     return wanted
-
-
-def choose_coreset(
-    method: str,
-    split: Split,
-    features: Tensor | None,
-    classes: tuple[str, ...],
-    ipc: Size,
-    seed: int,
-    **options: Any,
-) -> Split:
-    """``ipc`` images of every class of ``split`` by a coreset method; see ``positions``."""
-    return split.take(positions(method, split, features, classes, ipc, seed, **options))
 
 
 def positions(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gendistill import runtime
 from gendistill.config import BESIDE, EvaluateConfig
-from gendistill.coreset.coresets import choose_coreset, positions
+from gendistill.coreset.coresets import positions
 from gendistill.data.class_positions import evenly_spaced
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import block_of
@@ -161,7 +161,7 @@ def limited(counts: Counts, data: RealData) -> Counts:
 def random_draw(data: RealData, counts: Counts, seed: int, draw: int) -> Split:
     """Random draw number ``draw`` of an evaluation with this seed; all images of a class that has fewer."""
     nothing, own = torch.empty(len(data.train), 0), derive(seed, "random draw", draw)
-    return choose_coreset(RANDOM, data.train, nothing, data.classes, limited(counts, data), own)
+    return data.train.take(positions(RANDOM, data.train, nothing, data.classes, limited(counts, data), own))
 
 
 def sizes_of(split: Split) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gendistill.coreset import coresets as coresets_module
-from gendistill.coreset.coresets import choose_coreset, coordinates, herding, kcenter, kmeans, positions, random
+from gendistill.coreset.coresets import coordinates, herding, kcenter, kmeans, positions, random
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -73,7 +73,7 @@ def test_features_are_left_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_choose_takes_ipc_images_of_every_class_with_their_labels(method, ipc):
     split, features = some_split()
-    chosen = choose_coreset(method, split, features, CLASSES, ipc, 0)
+    chosen = split.take(positions(method, split, features, CLASSES, ipc, 0))
     numbers = chosen.images.flatten().long()
     assert chosen.counts(3) == [ipc] * 3
     assert len(numbers.unique()) == 3 * ipc
@@ -84,7 +84,7 @@ def test_choose_takes_ipc_images_of_every_class_with_their_labels(method, ipc):
 def test_choose_looks_at_the_features_of_the_class_alone(method):
     split, features = some_split()
     changed = torch.where(split.labels[:, None] == 1, features, 9 * features)
-    first, second = (choose_coreset(method, split, f, CLASSES, 2, 0) for f in (features, changed))
+    first, second = (split.take(positions(method, split, f, CLASSES, 2, 0)) for f in (features, changed))
     assert torch.equal(first.images[first.labels == 1], second.images[second.labels == 1])
 
 
@@ -92,7 +92,7 @@ def test_choose_looks_at_the_features_of_the_class_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_ipc_that_cannot_be_had_is_refused(method, ipc):
     with pytest.raises(ConfigError, match=f"ipc is {ipc}"):
-        choose_coreset(method, *some_split(), CLASSES, ipc, 0)
+        positions(method, *some_split(), CLASSES, ipc, 0)
 
 
 def test_a_choice_may_be_a_reversed_view(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,12 +107,12 @@ def test_a_choice_may_be_a_reversed_view(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_class_that_is_too_small_is_named():
     with pytest.raises(ConfigError, match="b has 5"):
-        choose_coreset("random", *some_split(), CLASSES, 6, 0)
+        positions("random", *some_split(), CLASSES, 6, 0)
 
 
 def test_an_unknown_method_is_refused_with_the_choices():
     with pytest.raises(ConfigError, match="random, kmeans, herding, kcenter"):
-        choose_coreset("forgetting", *some_split(), CLASSES, 1, 0)
+        positions("forgetting", *some_split(), CLASSES, 1, 0)
 
 
 # each method
@@ -163,13 +163,14 @@ def test_kmeans_picks_the_image_nearest_to_each_centre():
 
 def test_classes_are_drawn_apart(digits: RealData) -> None:
     """Equal positions in every class would tie the random row to an order that folders share."""
-    chosen = choose_coreset("random", digits.train, torch.zeros(len(digits.train), 1), digits.classes, 3, seed=0)
-    positions = set()
+    index = positions("random", digits.train, torch.zeros(len(digits.train), 1), digits.classes, 3, seed=0)
+    chosen = digits.train.take(index)
+    found = set()
     for label in range(10):
         images = digits.train.images[digits.train.of_class(label)]
         picks = chosen.images[chosen.labels == label]
-        positions.add(tuple(int((images == p).flatten(1).all(1).nonzero()[0]) for p in picks))
-    assert len(positions) == 10
+        found.add(tuple(int((images == p).flatten(1).all(1).nonzero()[0]) for p in picks))
+    assert len(found) == 10
 
 
 @pytest.mark.slow

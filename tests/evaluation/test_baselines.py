@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gendistill.config import EvaluateConfig, TeacherConfig
 from gendistill.config.commands import RunConfig
+from gendistill.coreset.coresets import positions
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -217,10 +218,16 @@ def test_coresets_are_those_of_distill_and_are_chosen_once(digits, teacher, tmp_
     features = teacher.statistics.features
     wanted = [distill(digits, "kmeans", 2, seed=4), distill(digits, "kmeans", 2, seed=4, features=features)]
     wanted += [distill(digits, method, 2, seed=4, features=features) for method in ("herding", "kcenter")]
+
+    def only_random(method, *args):
+        if method != "random":
+            raise TypeError(method)
+        return positions(method, *args)
+
     for look in range(2):
         found = Baselines(digits, config, 4, teacher).beside(2, 3, [])[1:]
         assert all(torch.equal(a.draws[0].images, b.images) for a, b in zip(found, wanted, strict=True)), look
-        monkeypatch.setattr("gendistill.evaluation.baselines.positions", None)  # so that choosing again would fail
+        monkeypatch.setattr("gendistill.evaluation.baselines.positions", only_random)
     with pytest.raises(TypeError):
         Baselines(digits, config, 5, teacher).beside(2, 3, [])
     with pytest.raises(TypeError):
