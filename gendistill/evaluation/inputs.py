@@ -20,7 +20,8 @@ from gendistill.progress import report_problems
 from gendistill.surrogate.hub_datasets import find_surrogate
 from gendistill.surrogate.image_folder import read_plain
 from gendistill.surrogate.image_formats import PNG
-from gendistill.surrogate.manifest import MANIFEST, own_seconds, read_manifest
+from gendistill.surrogate.manifest import MANIFEST, TRAIN, own_seconds, read_manifest
+from gendistill.surrogate.multi_formation import factor_name, factor_of
 from gendistill.surrogate.set import SurrogateSet
 from gendistill.surrogate.soft_labels import SoftLabels
 
@@ -39,12 +40,20 @@ def read_set(source: str | Path, data: RealData, revision: str | None = None) ->
     """Read a surrogate set by folder or Hub id, or a plain folder of class folders; ``meta`` has the set's ``bytes``.
 
     Raises:
-        ArtifactError: it is neither, or unreadable.
+        ArtifactError: it is neither, unreadable, or the image folder of a packed set.
     """
     folder = find_surrogate(source, revision)
     if os.path.lexists(folder / MANIFEST):  # a manifest that is no file is a damaged set, not a plain folder
         made = SurrogateSet.load(folder)
         return replace(made, meta={**made.meta, "bytes": read_manifest(folder)["bytes"]})
+    parent = folder.resolve().parent
+    if folder.resolve().name == TRAIN and (parent / MANIFEST).is_file():
+        factor = factor_of(read_manifest(parent))
+        if factor != 1:
+            raise ArtifactError(
+                f"{folder} holds the files of a packed set, {factor_name(factor)} images in each, which a plain folder "
+                f"does not say; give the set: {parent}."
+            )
     made = read_plain(folder, data.classes, data.channels, data.image_size)
     report_problems(made.meta["problems"], f"going on with {len(made.labels)} images of {folder}")
     return made

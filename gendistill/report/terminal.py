@@ -207,8 +207,9 @@ def set_table(result: Mapping[str, Any], names: Mapping[str, SetName]) -> str:
     for ipc, name, found in sorted(named, key=lambda item: item[0] or 0):
         values = _values(found)
         beside = [v["random"] for v in values if v["random"]]
+        size = f" of {found['views']}" if found["views"] != found["images"] else ""  # of views, which are more
         random = [
-            _columns_line(f"{ipc or '':>3}  random real sets", [_number(r["mean"]) for r in beside]),
+            _columns_line(f"{ipc or '':>3}  random real sets{size}", [_number(r["mean"]) for r in beside]),
             _columns_line("   their spread", [_number(r["std"], "±") for r in beside]),
         ]
         lines += random if random != last else []

@@ -70,7 +70,9 @@ def run_stage(
         w2: dict[str, dict[str, float]] = {}
         for ipc in ipc_sizes(config.ipc):
             if config.match_iterations and not config.is_matched(ipc):
-                note(f"refine ipc {ipc}: not matched, as it is below --match_from {config.match_from}")
+                views = "" if config.pack == 1 else f" of {ipc * config.pack**2} views a class"
+                uncoded = ", so no step of it is compression-aware" if config.step_format and config.pack > 1 else ""
+                note(f"refine ipc {ipc}{views}: not matched, as it is below --match_from {config.match_from}{uncoded}")
             selected, refined = refine_set(
                 pool, teachers, data, ipc, config, seed=seed, held_out=held_out, folder=folder, space=space,
                 codec=codec,

@@ -146,14 +146,21 @@ def surrogate_folders(config: RunConfig, *, base: bool) -> list[Path]:
 
 
 def check_sizes(config: RunConfig, data: RealData) -> None:
-    """Refuse, before any training, more images per class than the coresets can take of some class."""
-    largest = max(*ipc_sizes(config.sample.ipc), max(ipc_sizes(config.refine.ipc)) * config.refine.pack**2)
+    """Refuse, before any training, more images per class than coresets and barycenters can take of some class."""
+    refined, pack = max(ipc_sizes(config.refine.ipc)), config.refine.pack
+    largest, atoms = max(*ipc_sizes(config.sample.ipc), refined), refined * pack**2
     counts = data.train.counts(len(data.classes))
     name, least = min(zip(data.classes, counts, strict=True), key=lambda pair: pair[1])
     if largest > least:
         raise ArtifactError(
             f"ipc is {largest}, but class {name!r} has {least} training images for the random and k-means rows to "
-            "take; expected at most that. Lower sample.ipc, refine.ipc or refine.pack."
+            "take; expected at most that. Lower sample.ipc or refine.ipc."
+        )
+    if atoms > least:
+        raise ArtifactError(
+            f"refine.ipc {refined} with refine.pack {pack} refines {atoms} images a class toward as many barycenter "
+            f"atoms, but class {name!r} has {least} training images; expected at least {atoms}. Lower refine.ipc, or "
+            f"set refine.pack 1, which needs {refined}."
         )
     if config.sample.modes is not None and config.sample.modes > least:
         raise ArtifactError(

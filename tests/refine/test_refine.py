@@ -522,6 +522,12 @@ def test_the_command_says_which_sets_are_not_matched(
     assert "refine ipc 2: not matched" not in said
     stages = [SurrogateSet.load(tmp_path / "out" / f"ipc-{ipc}").meta["stages"][-1] for ipc in (1, 2)]
     assert stages == ["barycenter", "match"]
+    aware = ("--ipc", 1, "--pack", 2, "--match_iterations", 1, "--image_format", "webp", "--compression_aware", "true")
+    assert gendistill("refine", *paths, *aware, "--steps", 1, "--overwrite") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "of 4 views a class: not matched, as it is below --match_from 5, so no step of it is compression-aware" in said
+    )
 
 
 @pytest.mark.parametrize("changes", [{"weights": "free"}, {"gate": True}])

@@ -57,6 +57,22 @@ def test_sampling_counts_whole_groups_and_passes_of_the_null_class(options, monk
     assert seconds() == pytest.approx(plain * 12 / (12 + 3))
 
 
+def test_packed_sets_bring_random_images_of_equal_bytes(options, monkeypatch):
+    counted = []
+    monkeypatch.setattr(estimate, "_training", lambda network, data, batch, steps, *mode: counted.append(steps) or 1.0)
+    data = load_data("digits", max_per_class=40)
+    shape = {"channels": 1, "image_size": 8, "classes": 10}
+    for pack, baselines in ((1, ()), (1, ("bytes",)), (2, ()), (2, ("bytes",))):
+        evaluated = replace(options.evaluate, baselines=("random", "kmeans", "full", *baselines))
+        refined = replace(options.refine, pack=pack)
+        estimate._evaluation(
+            replace(options, evaluate=evaluated, refine=refined, sample=SampleConfig(pool=9)), data, shape
+        )
+    draws, sizes, steps = 5, len(options.refine.ipc), options.evaluate.steps
+    assert counted[1] == counted[0]
+    assert counted[3] - counted[2] == draws * sizes * steps
+
+
 def test_coding_counts_the_images_of_every_step_that_codes(monkeypatch):
     data = load_data("digits", max_per_class=40)
 

@@ -95,6 +95,18 @@ def test_packed_sets_are_compared_at_their_stored_images_and_their_bytes(
     assert (made["ipc"], made["stored_images"], made["decoded_images"]) == (1, 10, 40)
     assert made["ci95_vs_equal_bytes"] is not None
     assert not any(row["stage"] == "select" for row in rows)  # 4 whole images a class: no other row has as many
+    assert gendistill("evaluate", out / "refined" / "ipc-1" / "train", "--output_dir", tmp_path / "files") == 2
+    assert f"2x2 images in each, which a plain folder does not say; give the set: {out}" in capsys.readouterr().err
+
+
+def test_classes_too_small_for_the_atoms_of_packed_sets_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ("--refine.pack", 3, "--sample.pool", 20, "--data.max_per_class", 15, "--dry_run")
+    assert gendistill("run", "--config", TINY, *options, "--output_dir", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "refine.ipc 2 with refine.pack 3 refines 18 images a class" in message
+    assert "expected at least 18. Lower refine.ipc, or set refine.pack 1, which needs 2." in message
 
 
 def test_smaller_sets_are_prefixes_of_larger_ones(run: Path) -> None:

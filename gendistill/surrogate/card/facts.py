@@ -233,7 +233,8 @@ def loading(manifest: Manifest, format: str) -> str:
     if format == "imagefolder" and not (layout.sorted and layout.natural):
         text += " Readers sort the folders in other orders than that of the classes; the scripts correct this."
     if layout.decoded:
-        text += f" Every stored image is cut into {_views(layout.factor)} views and these are enlarged."
+        text += f" Every stored image is cut into {_views(layout.factor)} views and these are enlarged, by code of the"
+        text += " package gendistill, which must be installed."
     return text
 
 
