@@ -336,6 +336,16 @@ def _noting_a_crowd() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return DONE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     name = ""
     try:
         flags, words = _flags(sys.argv[1:] if arguments is None else arguments)
