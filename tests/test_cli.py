@@ -500,4 +500,4 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word() -> None:
         command.stdout.close()
         assert command.stderr
         assert command.stderr.read() == b""
-    assert command.returncode == 0
+    assert command.returncode == 141
