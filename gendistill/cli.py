@@ -34,7 +34,7 @@ from gendistill.stages import Outcome
 from gendistill.threads import crowded, keep_freed_memory, use_threads
 from gendistill.usage import COMMANDS, help_text, in_yaml_words, usage
 
-DONE, FAULT, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+DONE, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 SECOND = 1.0  # that a process which has nothing to say leaves to the one that has
 PATIENCE = 10.0  # seconds after which a command says why it is slow
 
@@ -335,17 +335,7 @@ def _noting_a_crowd() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted, 141 pipe closed."""
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # who reads the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return PIPE_CLOSED
-
-
-def _run(arguments: Sequence[str] | None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 wrong input, 1 our fault, 130 interrupted."""
     name = ""
     try:
         flags, words = _flags(sys.argv[1:] if arguments is None else arguments)

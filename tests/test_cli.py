@@ -491,13 +491,3 @@ def test_an_output_folder_beside_splits_that_are_named_is_no_image_folder(
     assert "lies in" not in refused(capsys, *named, tmp_path / "photos" / "out")
     assert "lies in the folder of the images" in refused(capsys, *named, tmp_path / "photos" / "val" / "out")
     assert "lies in the folder of the images" in refused(capsys, *words, "--output_dir", tmp_path / "photos" / "out")
-
-
-def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word() -> None:
-    words = [sys.executable, "-m", "gendistill", "refine", "--help", "all"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
-        assert command.stdout
-        command.stdout.close()
-        assert command.stderr
-        assert command.stderr.read() == b""
-    assert command.returncode == 141
