@@ -104,7 +104,10 @@ def make(out: Path) -> dict[str, Any]:
         raise RuntimeError(done.stderr[-4000:])
     found, fingerprints = json.loads(done.stdout.splitlines()[-1])
     as_recorded.update(fingerprints)
-    return {"arithmetic": found, "sets": sets(out), "evaluations": evaluations(out), "formats": formats(out)}
+    import torch
+
+    where = {"arithmetic": found, "instructions": torch.backends.cpu.get_cpu_capability()}  # oneDNN's are not pinned
+    return where | {"sets": sets(out), "evaluations": evaluations(out), "formats": formats(out)}
 
 
 def register_few_digits() -> None:
