@@ -207,7 +207,8 @@ def _evaluation(config: RunConfig, data: RealData, shape: dict[str, int]) -> flo
     rows = [(ipc * len(data.classes), runs) for ipc in (*ours, *baselines)]
     rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs) * len(settings.augment)) for ipc in sizes]
     if "bytes" in config.evaluate.baselines and tiles > 1:
-        rows += [(ipc * len(data.classes), max(RANDOM_DRAWS, settings.runs)) for ipc in refined]
+        draws = max(RANDOM_DRAWS, settings.runs) * len(settings.augment)
+        rows += [(ipc * len(data.classes), draws) for ipc in refined]
     if "coded" in config.evaluate.baselines:
         tried = len(LADDER) + 1
         rows += [(ipc * len(data.classes), tried + max(RANDOM_DRAWS, settings.runs)) for ipc in ours]
