@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from sklearn import datasets
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes for a few kernels
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch counts the cores: workers share them
@@ -19,12 +20,15 @@ from gendistill.config import TeacherConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.evaluation import validation
+from gendistill.generator import finetuning
 from gendistill.networks import feature_extractors
 from gendistill.registry import import_plugins, plugins_of_environment
 
 import_plugins(plugins_of_environment())  # the contract suites take them
 gc.disable()  # until the tests are imported
 validation.STEPS = 1  # of the trainings after every refinement; their own tests set it
+finetuning.PREVIEW_IMAGES = 2  # of a class, in the picture after every training
+datasets.load_digits = cache(datasets.load_digits)  # which reads text
 os.sync = os.fsync = lambda *_: None  # they wait for the disk, also for what others write; nothing here is kept
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"

@@ -118,10 +118,12 @@ def entropic_plan(
 
     Raises:
         ValueError: masses that do not fit the cost.
-        ConvergenceError: the plan misses its masses by more than ``MISSED``, or is not finite.
+        ConvergenceError: the cost is not finite, or the plan misses its masses by more than ``MISSED``.
     """
     import ot
 
+    if not np.isfinite(cost).all():  # all steps would be taken in vain
+        raise ConvergenceError("Distances between points are infinite or NaN, so there is no plan between them.")
     a, b = as_mass("a", a, len(cost)), as_mass("b", b, cost.shape[1])
     method = sinkhorn_method(float(cost.max()), reg)
     plan: np.ndarray = ot.sinkhorn(a, b, cost, reg, method=method, numItermax=steps, warn=False)

@@ -123,6 +123,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    monkeypatch.setattr(importlib.import_module("experiments.guides"), "DM_STEPS", 2)
+
     def once(name: str, *options: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
         importlib.import_module(f"experiments.{name}").main()

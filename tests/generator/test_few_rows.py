@@ -86,7 +86,7 @@ def test_hooks_are_gone_afterwards() -> None:
 )
 @torch.no_grad()
 def test_networks_give_each_image_the_same_bytes_in_batches_of_every_size(architecture: UNet | DiT, bf16: bool) -> None:
-    generator = build_generator(ModelConfig(architecture=architecture), ("a", "b", "c"), 16, 0, codec=PixelCodec(3))
+    generator = build_generator(ModelConfig(architecture=architecture), ("a", "b", "c"), 8, 0, codec=PixelCodec(3))
     for i, parameter in enumerate(generator.network.parameters()):
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch_rng(0, "weights", i)))
     generator.network.eval()
@@ -95,7 +95,7 @@ def test_networks_give_each_image_the_same_bytes_in_batches_of_every_size(archit
     few = FewRows(generator.network, generator.denoise, FULL)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         whole = generator.denoise(*inputs)
-        for count in (1, 2, 3, 4, 7, 8, 11):
+        for count in (1, 3, 8):
             for start in (0, 5):  # the first call compares, the second does not
                 part = few(*(rows[start : start + count] for rows in inputs))
                 assert torch.equal(part, whole[start : start + count])

@@ -179,8 +179,7 @@ def test_a_network_that_the_compiler_fails_on_trains_uncompiled(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("precision", "checkpointing"), [("no", True), ("bf16", False)])
 def test_training_compiles_nothing_after_the_trial(
     digits: RealData, monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: bool
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gendistill.errors import ConvergenceError
+from gendistill.generator import guidance
 from gendistill.generator.guidance import (
     acts_at,
     classifier_free,
@@ -216,8 +217,14 @@ def test_targets_of_shapes_that_do_not_fit_and_of_nan_are_refused() -> None:
     for wrong in ((x0[0], atoms, masses), (x0[:, :2], atoms, masses), (x0, atoms, masses[:2])):
         with pytest.raises(ValueError, match=r"expected \(G,D\), \(M,D\) and \(M,\)"):
             transport_targets(*wrong, 0.05)
-    with pytest.raises(ConvergenceError, match="--transport_regularisation"):
+    with pytest.raises(ConvergenceError, match="infinite or NaN"):
         transport_targets(torch.full_like(x0, torch.nan), atoms, masses, 0.05)
+
+
+def test_a_plan_that_does_not_converge_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guidance, "SINKHORN_STEPS", 1)
+    with pytest.raises(ConvergenceError, match="--transport_regularisation"):
+        transport_targets(*group(0, 3, 4), 1e-4)
 
 
 # Repulsion in a group.

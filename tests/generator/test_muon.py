@@ -101,7 +101,7 @@ def test_muon_learns_faster_than_adamw(digits: RealData) -> None:
     """Denoising loss of the last steps, at the best of three rates each."""
 
     def loss(optimizer: str, rate: float) -> float:
-        config = replace(CONFIG, optimizer=optimizer, learning_rate=rate, base_steps=40, batch_size=32)
+        config = replace(CONFIG, optimizer=optimizer, learning_rate=rate, base_steps=30, batch_size=16)
         loop = train_generator(
             start_generator(digits, config, 0), PixelLatents(digits.train), config, accelerator=make_accelerator()
         )

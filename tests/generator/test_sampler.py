@@ -147,7 +147,7 @@ def test_coupled_images_do_not_depend_on_what_else_is_asked_for(
     generator: Generator, scheduler: str, options: dict[str, Any]
 ) -> None:
     """Nor on the batch size, though the images of a group act on each other."""
-    options = {**options, "scheduler": scheduler, "prototypes": centres(generator, 3), "num_inference_steps": 4}
+    options = {**options, "scheduler": scheduler, "prototypes": centres(generator, 3), "num_inference_steps": 3}
     whole = images(generator, requests_for(3, 6), batch_size=64, **options)
     assert len(whole) == 18
     for size in (1, 7):

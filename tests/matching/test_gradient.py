@@ -63,7 +63,7 @@ def test_real_images_go_through_in_pieces_unless_batch_norm_needs_them_whole(nam
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("timm:resnet10t", 16), ("resnet10", 8), ("resnet10_bn", 8), ("resnet18_bn", 8), ("resnetap10", 8)],
+    [("timm:resnet10t", 16), ("resnet10", 8), ("resnet10_bn", 8), ("resnetap10", 8)],
 )
 def test_a_resnet_equals_a_plain_double_backward(name, size):
     network, (real, views) = network_of(name, size=size), batches((4, 4), (3, 3), size=size)
@@ -90,10 +90,12 @@ def test_a_transformer_can_be_matched(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnet_bn", "resnet10_bn", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["convnet_bn", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_bf16_is_near_fp32_class_by_class_and_together(name):
     """Batch norm under vmap and attention have no derivative in bf16 of their own."""
     network, (real, views) = network_of(name), batches((6, 6), (4, 4))
+    if name.startswith("timm:vit"):
+        network.net.blocks = network.net.blocks[:1]
     network, real, views = (
         network.float(),
         [r.float() for r in real],

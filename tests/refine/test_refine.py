@@ -184,7 +184,7 @@ def test_refinement_is_deterministic_and_depends_on_every_weight(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet10_bn", "resnet18_bn"])
+@pytest.mark.parametrize("name", ["resnet10_bn", "resnetap10_bn"])
 def test_resnets_of_the_field_guide_refinement(name: str) -> None:
     data = load_data(DataConfig(max_per_class=10))
     guide = train_teacher(data, TeacherConfig(network=name, width=16, steps=10, batch_size=10))

@@ -208,5 +208,11 @@ def test_costs_that_would_underflow_are_solved_in_the_log_domain():
 
 
 def test_a_plan_that_is_no_plan_is_an_error_with_its_remedy():
-    with pytest.raises(ConvergenceError, match=r"at reg = 1\. Do other things\."):
-        entropic_plan(None, None, np.full((2, 2), np.nan), 1.0, remedy="Do other things.")
+    with pytest.raises(ConvergenceError, match=r"after 1 steps at reg = 0\.01\. Do other things\."):
+        entropic_plan(None, None, ot.dist(cloud(0, 5), cloud(1, 7)), 0.01, steps=1, remedy="Do other things.")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_costs_that_are_not_finite_are_refused_at_once(value):
+    with pytest.raises(ConvergenceError, match="infinite or NaN"):
+        entropic_plan(None, None, np.full((2, 2), value), 1.0)
