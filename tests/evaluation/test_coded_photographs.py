@@ -84,7 +84,7 @@ def test_there_is_at_least_one_photograph_of_each_class(digits: RealData) -> Non
     assert [len(draw) for draw in row.draws] == [10] * len(row.draws)
 
 
-@pytest.mark.parametrize("best", range(1, len(LADDER)))
+@pytest.mark.parametrize("best", [1, 4, len(LADDER) - 1])
 def test_the_validation_images_choose_the_format(digits: RealData, best: int) -> None:
     judge = Judge(lambda n, _: float(n == best))
     (row,) = coded_rows(real(digits, baselines=("random", "coded")), 3, [6000], 3, judge)  # type: ignore[arg-type]
