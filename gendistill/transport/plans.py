@@ -123,7 +123,7 @@ def entropic_plan(
     import ot
 
     if not np.isfinite(cost).all():  # all steps would be taken in vain
-        raise ConvergenceError("Distances between points are infinite or NaN, so there is no plan between them.")
+        raise ConvergenceError(f"Sinkhorn's plans did not converge: distances are infinite or NaN. {remedy}")
     a, b = as_mass("a", a, len(cost)), as_mass("b", b, cost.shape[1])
     method = sinkhorn_method(float(cost.max()), reg)
     plan: np.ndarray = ot.sinkhorn(a, b, cost, reg, method=method, numItermax=steps, warn=False)
