@@ -118,7 +118,7 @@ def entropic_plan(
 
     Raises:
         ValueError: masses that do not fit the cost.
-        ConvergenceError: the cost is not finite, or the plan misses its masses by more than ``MISSED``.
+        ConvergenceError: cost or plan are not finite, or the plan misses its masses by more than ``MISSED``.
     """
     import ot
 
