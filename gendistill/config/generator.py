@@ -28,6 +28,7 @@ Reduction = Literal["per_sample", "global"]
 Weighting = Literal["none", "alpha_bar"]
 OptimizerName = Literal["auto", "adamw", "muon"]
 RateSchedule = Literal["cosine", "constant"]
+LossWeighting = Literal["auto", "none", "velocity"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 
@@ -196,6 +197,9 @@ class FinetuneConfig(Options):
             DeepSpeed divides the weights.
         timesteps: Of plain training: ``log_normal``, most of them of middle noise, where an image takes shape; or
             ``uniform``, which the second phase always draws.
+        loss_weighting: Of the noise levels in plain training: ``velocity``, of v_prediction, weighs middle noise up to
+            twice as much, as rectified flow does; ``none``, as the second phase always trains, weighs all alike;
+            ``auto`` is velocity with v_prediction, where it learned faster, and none with epsilon.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
         weight_decay: Decoupled weight decay.
@@ -234,6 +238,7 @@ class FinetuneConfig(Options):
     minimax_learning_rate: NonNegative = 3e-4
     optimizer: OptimizerName = "auto"
     timesteps: Timesteps = LogNormal()
+    loss_weighting: LossWeighting = "auto"
     rate_schedule: RateSchedule = "cosine"
     weight_decay: NonNegative = 0.0
     label_dropout: Share = 0.1
@@ -269,6 +274,9 @@ class FinetuneConfig(Options):
         whole = self.optimizer != "muon" or self.pretrained is None or self.adaptation == "full"
         expected = "auto or adamw with pretrained, unless adaptation is full: muon is for whole matrices"
         require(whole, f"{section}.optimizer", self.optimizer, expected)
+        weighted = self.loss_weighting == "velocity" and self.pretrained is None
+        fits = not weighted or self.model.prediction_type == "v_prediction"
+        require(fits, f"{section}.loss_weighting", "velocity", "auto or none with prediction_type epsilon")
         if self.pretrained is not None:  # there is no plain training that they could act on
             alone = "null with finetune.pretrained, whose only rate is minimax_learning_rate"
             require(self.learning_rate is None, f"{section}.learning_rate", self.learning_rate, alone)

@@ -127,8 +127,8 @@ def _note_small_change(config: FinetuneConfig) -> None:
 
 def _note_unused(config: FinetuneConfig) -> None:
     """Say which options of plain training and of a new network were given beside a pretrained generator."""
-    usual = FinetuneConfig()
-    names = [name for name in ("model", "base_steps", "timesteps") if getattr(config, name) != getattr(usual, name)]
+    usual, plain = FinetuneConfig(), ("model", "base_steps", "timesteps", "loss_weighting")
+    names = [name for name in plain if getattr(config, name) != getattr(usual, name)]
     if config.pretrained is not None and names:
         listed = ", ".join(f"finetune.{name}" for name in names)
         note(f"{listed}: not used with pretrained, which has its network and no plain training")

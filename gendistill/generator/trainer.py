@@ -128,6 +128,7 @@ def train_generator(
     state = TrainingState(generator, adapted, optimizer, config, criteria, accelerator)
     done = state.restore(checkpoints)
     timesteps = "uniform" if criteria else config.timesteps
+    weighted = criteria is None and _weighs_velocity(config, generator)
     source = BatchSource(generator, latents, config.label_dropout, seed, phase, config.flip, timesteps)
     batches = _micro_batches(source, range(done, steps), config, parts[accelerator.process_index], accelerator.device)
     alphas = generator.alphas_cumprod.to(accelerator.device)
@@ -140,7 +141,7 @@ def train_generator(
             group["lr"] = learning_rate_at(step, steps, used["learning_rate"], config.rate_schedule)
         for batch in islice(batches, config.gradient_accumulation_steps):
             with accelerator.accumulate(network):
-                losses = step_losses(generator, network, batch, alphas, state.memories)
+                losses = step_losses(generator, network, batch, alphas, state.memories, weighted=weighted)
                 accelerator.backward(sum(losses.values()))
                 if accelerator.sync_gradients and config.max_grad_norm:
                     accelerator.clip_grad_norm_(state.parameters, config.max_grad_norm)
@@ -205,6 +206,21 @@ def _uses_muon(config: FinetuneConfig, method: str, accelerator: Accelerator, *,
             "or DeepSpeed divides them."
         )
     return True
+
+
+def _weighs_velocity(config: FinetuneConfig, generator: Generator) -> bool:
+    """Whether plain training weighs the errors as those of a velocity.
+
+    Raises:
+        ConfigError: that is asked for, and the network predicts eps.
+    """
+    is_v = generator.prediction_type == "v_prediction"
+    if config.loss_weighting == "velocity" and not is_v:
+        raise ConfigError(
+            "finetune.loss_weighting is velocity, but this generator predicts epsilon, whose weights would have no "
+            "bound; expected auto or none."
+        )
+    return config.loss_weighting != "none" and is_v
 
 
 def _compiled(generator: Generator, network: nn.Module, config: FinetuneConfig, rows: int) -> Any:
@@ -284,20 +300,28 @@ def _refuse_divergence(tensors: Mapping[str, Tensor], step: int, config: Finetun
 
 
 def step_losses(
-    generator: Generator, network: nn.Module, batch: BatchDraw, alphas: Tensor, memories: MinimaxMemories | None
+    generator: Generator,
+    network: nn.Module,
+    batch: BatchDraw,
+    alphas: Tensor,
+    memories: MinimaxMemories | None,
+    *,
+    weighted: bool = False,
 ) -> dict[str, Tensor]:
     """The weighted terms of a micro-batch's loss by name; the batch is added to the memories afterwards.
 
-    denoising, with learned sigma + variational bound, and with memories + w_r * representativeness + w_d * diversity
-    (arXiv 2311.15529, eq. 7) on the predicted x0 of images that keep their label and have alpha_bar(t) >=
-    min_alpha_bar. The released code also lets label-dropped and pure-noise images into both.
+    denoising, ``weighted`` as the error of a velocity or not, with learned sigma + variational bound, and with memories
+    + w_r * representativeness + w_d * diversity (arXiv 2311.15529, eq. 7) on the predicted x0 of images that keep their
+    label and have alpha_bar(t) >= min_alpha_bar. The released code also lets label-dropped and pure-noise images into
+    both.
     """
     alpha_bar, prediction_type = alphas[batch.t], generator.prediction_type
     xt = diffusion.add_noise(batch.x0, batch.eps, alpha_bar)
     output = network(xt, batch.t, class_labels=batch.condition).sample.float()
     predicted, variance = diffusion.split_prediction(output, xt.shape[1])
     target = diffusion.target(batch.x0, batch.eps, alpha_bar, prediction_type)
-    losses = {"denoising": diffusion.denoising_loss(predicted, target)}
+    weights = diffusion.velocity_weights(alpha_bar) if weighted else None
+    losses = {"denoising": diffusion.denoising_loss(predicted, target, weights)}
     if variance is not None:
         bound = diffusion.variational_bound(batch.x0, xt, predicted, variance, batch.t, alphas)
         losses["variational_bound"] = bound.mean()

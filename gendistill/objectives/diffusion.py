@@ -85,9 +85,29 @@ def predicted_x0(output: Tensor, xt: Tensor, alpha_bar: Tensor, prediction_type:
     return signal * xt - noise * output if prediction_type == "v_prediction" else (xt - noise * output) / signal
 
 
-def denoising_loss(output: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over images, channels and pixels of (output - wanted)^2, a scalar in fp32 (Ho et al. 2020, eq. 14)."""
-    return (output.float() - wanted.float()).square().mean()
+def velocity_weights(alpha_bar: Tensor) -> Tensor:
+    """Weights (B,) in [1, 2] that turn the squared error of v into that of the velocity eps - x0 of rectified flow.
+
+    (sqrt(alpha_bar) + sqrt(1 - alpha_bar))^2, largest where signal and noise are equal. Rectified flow (Liu et al.
+    2022, arXiv 2209.03003) sees the same xt, divided by sqrt(alpha_bar) + sqrt(1 - alpha_bar), and predicts eps - x0;
+    at one xt its error is that of v times this sum.
+
+    Args:
+        alpha_bar: At each image's timestep, (B,), in [0, 1].
+    """
+    return (alpha_bar.sqrt() + (1 - alpha_bar).sqrt()).square()
+
+
+def denoising_loss(output: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over images, channels and pixels of w (output - wanted)^2, a scalar in fp32 (Ho et al. 2020, eq. 14).
+
+    Args:
+        output: The prediction, (B,C,H,W), of any floating type.
+        wanted: Its target, (B,C,H,W).
+        weights: w of each image, (B,); 1 by default.
+    """
+    errors = (output.float() - wanted.float()).square()
+    return errors.mean() if weights is None else (_columns(weights.float(), errors) * errors).mean()
 
 
 def split_prediction(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

@@ -216,7 +216,7 @@ ADDED: dict[str, dict[str, object]] = {
     "teacher": {"pretrained": None, "checkpointing_steps": None},
     "finetune": {
         "rate_schedule": "cosine", "optimizer": "adamw", "checkpoint_minutes": 1.0, "max_minutes": None,
-        "timesteps": "uniform", "noise_mean": 0.0, "noise_std": 1.0,
+        "timesteps": "uniform", "noise_mean": 0.0, "noise_std": 1.0, "loss_weighting": "none",
     },
     "sample": {
         "guidance_channels": None, "guidance_windows": None, "group": 10, "coupling_interval": [0.3, 0.8],

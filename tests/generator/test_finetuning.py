@@ -271,6 +271,7 @@ def test_few_steps_of_a_pretrained_generator_are_named_with_what_to_set(
     ("options", "said"),
     [
         ({"pretrained": "x", "base_steps": 7, "timesteps": "uniform"}, "finetune.base_steps, finetune.timesteps: not"),
+        ({"pretrained": "x", "loss_weighting": "none"}, "finetune.loss_weighting: not used"),
         ({"pretrained": "x", "model": MODEL}, "finetune.model: not used"),
         ({"pretrained": "x", "minimax_steps": 7}, ""),
         ({"base_steps": 7}, ""),

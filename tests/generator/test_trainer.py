@@ -94,6 +94,56 @@ def test_every_adaptation_resumes_to_the_same_weights(
     assert same(train(digits, model, method, latent=latent, checkpoints=checkpoints), whole)
 
 
+@pytest.mark.parametrize(("prediction", "loss_weighting"), [("v_prediction", "none"), ("epsilon", "auto")])
+def test_unweighted_plain_training_is_as_the_mean_squared_error(
+    digits: RealData, prediction: str, loss_weighting: str
+) -> None:
+    model = replace(UNET, prediction_type=prediction)
+    config = replace(CONFIG, model=model, loss_weighting=loss_weighting)
+    assert first_loss(digits, config) == pytest.approx(by_hand(digits, config, weighted=False), rel=1e-5)
+
+
+def test_plain_training_weighs_the_errors_of_v_as_those_of_a_velocity_and_the_criteria_none(digits: RealData) -> None:
+    config = replace(CONFIG, model=UNET)
+    auto = first_loss(digits, config)
+    assert auto == pytest.approx(by_hand(digits, config, weighted=True), rel=1e-5)
+    assert auto == first_loss(digits, replace(config, loss_weighting="velocity"))
+    second = first_loss(digits, config, MinimaxConfig())
+    assert second == first_loss(digits, replace(config, loss_weighting="none"), MinimaxConfig())
+
+
+def first_loss(data: RealData, config: FinetuneConfig, criteria: MinimaxConfig | None = None) -> float:
+    generator, latents = start(data, config.model)
+    loop = train_generator(generator, latents, config, accelerator=make_accelerator(), criteria=criteria)
+    found = next(loop)["denoising"].item()
+    loop.close()
+    return found
+
+
+@torch.no_grad()
+def by_hand(data: RealData, config: FinetuneConfig, *, weighted: bool) -> float:
+    """Of the first batch, with the weights the network starts from."""
+    generator, latents = start(data, config.model)
+    source = BatchSource(generator, latents, config.label_dropout, 0, "base", config.flip, config.timesteps)
+    batch = source.draw(0, 10, slice(0, 10))
+    alpha_bar = generator.alphas_cumprod[batch.t][:, None, None, None]
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    is_v = config.model.prediction_type == "v_prediction"
+    wanted = signal * batch.eps - noise * batch.x0 if is_v else batch.eps
+    output = generator.network(signal * batch.x0 + noise * batch.eps, batch.t, class_labels=batch.condition).sample
+    weights = (signal + noise) ** 2 if weighted else 1
+    return (weights * (output - wanted) ** 2).mean().item()
+
+
+def test_weights_of_a_velocity_that_has_no_bound_are_refused(digits: RealData) -> None:
+    with pytest.raises(ConfigError, match=r"loss_weighting is 'velocity'; expected auto or none"):
+        FinetuneConfig(model=DIT, loss_weighting="velocity")
+    generator, latents = start(digits, DIT)
+    config = replace(CONFIG, loss_weighting="velocity")  # for a generator that is given
+    with pytest.raises(ConfigError, match="this generator predicts epsilon"):
+        next(train_generator(generator, latents, config, accelerator=make_accelerator()))
+
+
 def test_training_touches_no_global_stream(digits: RealData) -> None:
     generator, latents = start(digits, DIT, latent=True)
     loop = train_generator(generator, latents, CONFIG, accelerator=make_accelerator(), criteria=MinimaxConfig())

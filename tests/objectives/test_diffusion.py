@@ -18,6 +18,7 @@ from gendistill.objectives.diffusion import (
     target,
     timestep_probabilities,
     variational_bound,
+    velocity_weights,
 )
 
 TYPES = ("epsilon", "v_prediction")
@@ -77,6 +78,26 @@ def test_predicted_x0_inverts_the_target(kind, alpha_bar, seed, shape):
 
 def test_denoising_loss_by_hand():
     assert denoising_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 5.0])).item() == 5.0
+
+
+def test_weights_of_the_denoising_loss_multiply_each_images_error():
+    output, wanted = torch.tensor([[[[3.0]]], [[[1.0]]]]), torch.zeros(2, 1, 1, 1)
+    assert denoising_loss(output, wanted, torch.tensor([1.0, 2.0])).item() == (9 + 2) / 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0, 1), st.integers(0, 2**32))
+def test_weighted_errors_of_v_are_those_of_the_velocity_at_the_same_noisy_image(alpha_bar, seed):
+    rng = torch.Generator().manual_seed(seed)
+    xt, v, wanted = torch.randn(3, 5, generator=rng, dtype=torch.float64)
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+    def velocity(v):
+        return (noise * xt + signal * v) - (signal * xt - noise * v)  # eps - x0
+
+    weights = velocity_weights(torch.tensor([alpha_bar], dtype=torch.float64))
+    assert 1 <= weights <= 2 + 1e-12
+    torch.testing.assert_close(weights * (v - wanted).square(), (velocity(v) - velocity(wanted)).square())
 
 
 def test_denoising_loss_of_half_precision_is_computed_in_fp32():
