@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gendistill.errors import ConfigError
 from gendistill.runtime import processes
 
 K = TypeVar("K", bound=Hashable)
@@ -33,6 +34,12 @@ def share(number: int) -> range:
     """Which of ``number`` parts this process computes where each process has a fixed share: every n-th one."""
     state = processes()
     return range(state.process_index, number, state.num_processes)
+
+
+def require_share(classes: int) -> None:
+    """Raises ConfigError where matching, which shares the classes, would leave a process without one."""
+    if world() > classes:
+        raise ConfigError(f"{world()} processes share the matching of {classes} classes; expected at most as many.")
 
 
 def claimed(items: Sequence[T]) -> Iterator[T]:

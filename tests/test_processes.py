@@ -91,11 +91,12 @@ def test_two_processes_fine_tune_a_pretrained_model_as_one(tmp_path: Path) -> No
 
 
 def test_two_processes_refine_and_distill_the_images_of_one(tmp_path: Path) -> None:
-    """And share the pass that collects statistics of other images than the teacher's."""
+    """Matched ones, too; and share the pass that collects statistics of other images than the teacher's."""
     teacher, pool, cache = tmp_path / "teacher", tmp_path / "pool", tmp_path / "cache"
     assert gendistill("teacher", "--steps", 30, "--width", 8, "--output_dir", teacher) == 0
     assert gendistill("distill", "--method", "random", "--ipc", 4, "--output_dir", pool) == 0
     refine = ("--surrogate", pool / "ipc-4", "--teacher", teacher, "--ipc", "[1,2]", "--steps", 4, "--batch_size", 6)
+    refine += ("--match_iterations", 2, "--match_from", 2, "--mixed_precision", "no")
     wmdd = ("--method", "wmdd", "--teacher", teacher, "--ipc", 2, "--wmdd.steps", 4, "--wmdd.batch_size", 6)
     other = (*wmdd, "--data.validation_fraction", 0.3, "--statistics_cache", cache)
     both = ("--num_processes", 2, "--output_dir")

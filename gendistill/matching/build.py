@@ -46,8 +46,7 @@ def build(
     empty = [name for name, count in zip(data.classes, counts, strict=True) if not count]
     if empty:
         raise DataError(f"Class {empty[0]!r} has no training image; expected at least one of every class.")
-    if parallel.world() > len(data.classes):
-        raise ConfigError(f"{parallel.world()} processes share {len(data.classes)} classes; expected at most as many.")
+    parallel.require_share(len(data.classes))
     _check_statistics(run, data, partial(network_of, data, config))
     real = data.train.to(device)
     factor = formation(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gendistill import parallel
 from gendistill.config import ObjectiveConfig, RefineConfig, require
 from gendistill.data.dataset import RealData, same_test
 from gendistill.errors import ArtifactError, ConfigError
@@ -30,6 +31,8 @@ def check_refinement(
     check_inputs(pool, teachers, data, config, codec)
     for ipc in ipcs:
         _check_count(pool, data, ipc, config.pack)
+    if any(map(config.is_matched, ipcs)):
+        parallel.require_share(len(data.classes))
     if held_out:
         _check_held_out(held_out, teachers, data, config)
 

@@ -117,7 +117,7 @@ def refine_set(
         start = time.perf_counter()
         made = _with_w2(pack(made, config.pack), space, "packed")
         made = with_meta(made, teachers, stage, "pack", start)
-    if config.is_matched(ipc) and runtime.processes().is_main_process:  # which writes the set
+    if config.is_matched(ipc):
         start = time.perf_counter()
         made = _with_w2(match_further(made, data, config, seed, folder), space, "matched")
         made = with_meta(made, teachers, "refined", "match", start)

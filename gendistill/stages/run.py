@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gendistill import runtime
+from gendistill import parallel, runtime
 from gendistill.config import ipc_sizes, require, to_dict
 from gendistill.config.commands import RunCommand, RunConfig
 from gendistill.data.dataset import RealData
@@ -162,6 +162,8 @@ def check_sizes(config: RunConfig, data: RealData) -> None:
             f"atoms, but class {name!r} has {least} training images; expected at least {atoms}. Lower refine.ipc, or "
             f"set refine.pack 1, which needs {refined}."
         )
+    if any(map(config.refine.is_matched, ipc_sizes(config.refine.ipc))):
+        parallel.require_share(len(data.classes))
     if config.sample.modes is not None and config.sample.modes > least:
         raise ArtifactError(
             f"sample.modes is {config.sample.modes}, but class {name!r} has {least} training images; expected at most "
