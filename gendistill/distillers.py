@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gendistill.config import DistillConfig, ipc_sizes, to_dict
 from gendistill.config.distill import method_options
+from gendistill.config.flat import as_data
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
 from gendistill.io import WorkFolder
@@ -249,6 +250,8 @@ def function_sets(
             start = time.perf_counter()
             made = function(data, ipc, seed, **given)
             made = _complete(made, data, config.method, seed, time.perf_counter() - start)
+            if "options" in given and DISTILLERS.is_added(config.method):  # ours record their own
+                made.meta.setdefault("options", {config.method: as_data(given["options"])})
             made.meta.setdefault("shared_seconds", time_of(teachers))
             yield made
 

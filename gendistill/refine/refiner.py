@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from gendistill import runtime
-from gendistill.config import DistillConfig, MatchingConfig, RefineConfig, as_tuple
+from gendistill.config import DistillConfig, MatchingConfig, ObjectiveConfig, RefineConfig, as_tuple, to_dict
 from gendistill.config.refine import refiner_options
 from gendistill.data.dataset import RealData
 from gendistill.errors import ConfigError, require_type, require_types
@@ -28,7 +28,7 @@ from gendistill.refine.patches import ROWS, best_patches
 from gendistill.refine.select import select, select_by_error
 from gendistill.registry import REFINERS, accepted, resolve
 from gendistill.surrogate.image_formats import Coding
-from gendistill.surrogate.manifest import Provenance, add_step, with_step_coding
+from gendistill.surrogate.manifest import Provenance, add_step, with_options, with_step_coding
 from gendistill.surrogate.multi_formation import tiled
 from gendistill.surrogate.set import SurrogateSet
 
@@ -97,7 +97,7 @@ def refine_set(
     pool = crop_pool(pool, teachers, config, seed=seed, folder=folder)
     pool = replace(pool, meta={"data": data.describe(), **pool.meta})
     selected = select_images(pool, teachers, space, ipc, config, seed=seed, folder=folder)
-    made = selected
+    made = replace(selected, meta=with_options(selected.meta, "refine", decisive(config)))
     for name in as_tuple(config.refiner):
         start, before = time.perf_counter(), made
         offered = {"space": space, "config": config, "ipc": ipc, "held_out": held_out, "work": folder, "codec": codec}
@@ -125,6 +125,12 @@ def refine_set(
     if "w2" in made.meta and not torch.equal(stored.images, made.images):
         stored = _with_w2(stored, space, "stored")
     return selected.stored_as(config.image_format), stored
+
+
+def decisive(config: ObjectiveConfig) -> dict[str, object]:
+    """The options that decide an image after it was cropped, whatever the sizes and the images in a pass."""
+    others = ("ipc", "batch_size", "patches", "min_patch", "patch_places")
+    return {name: value for name, value in to_dict(config).items() if name not in others}
 
 
 def barycenter(
@@ -204,6 +210,7 @@ def crop_pool(
     )
     log, total = folder.log if folder and shown else None, -(-len(pool.labels) // ROWS)
     made = follow(loop, "patches", total, log=log, every=1, shown=shown, stage="patches")
+    made = replace(made, meta=with_options(made.meta, "patches", to_dict(config.patches)))
     return with_meta(made, teachers, pool.meta.get("stage"), "patches", start)
 
 
@@ -229,6 +236,9 @@ def select_images(
     chosen = follow(loop, f"select ipc {ipc}", len(pool.classes), log=log, every=1, stage="select", ipc=ipc)
     if isinstance(config.select, str):
         chosen = replace(chosen, meta=chosen.meta | {"selection": config.select})
+    else:
+        options = {"weights": config.weights, "solver": config.solver}
+        chosen = replace(chosen, meta=with_options(chosen.meta, "select", options))
     return with_meta(chosen, teachers, "select", "select", start)
 
 

@@ -20,8 +20,9 @@ from gendistill.networks.teacher import Teacher
 from gendistill.refine.checks import check_inputs
 from gendistill.refine.feature_space import FeatureSpace, ground_space
 from gendistill.refine.optimization import refine_images
-from gendistill.refine.refiner import with_meta
+from gendistill.refine.refiner import decisive, with_meta
 from gendistill.seeding import torch_rng
+from gendistill.surrogate.manifest import with_options
 from gendistill.surrogate.set import SurrogateSet
 
 ORIGINS = {"class_noise": "from class noise", "noise": "from noise", "real": "from real images"}  # in rows
@@ -80,6 +81,7 @@ def wmdd(
         own=config.start == "real",
         image_format=image_format,
     )
+    made = replace(made, meta=with_options(made.meta, "wmdd", decisive(config)))
     return with_meta(made, teachers, None, "wmdd", begun)
 
 

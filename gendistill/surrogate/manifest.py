@@ -99,6 +99,8 @@ class Provenance(TypedDict, total=False):
         iterations: Of a matching method.
         matching: The options of a matching method.
         difficulty: The options of method difficulty.
+        options: By step, the other options that decide the images: of ``patches``, ``select``, ``refine``, ``wmdd`` and
+            of methods that a plug-in adds.
         start: Content hash of the set that a method started from.
         selection: ``easy`` or ``hard``, where a selection was by the error of the teachers.
         w2: Squared Wasserstein distances to the real images: before, after, packed, matched, and once stored by a lossy
@@ -138,6 +140,7 @@ class Provenance(TypedDict, total=False):
     iterations: int
     matching: dict[str, object]
     difficulty: dict[str, object]
+    options: dict[str, dict[str, object]]
     start: str
     selection: str
     w2: dict[str, float]
@@ -244,6 +247,11 @@ def add_step(meta: Provenance, name: str | None, seconds: float = 0.0, **more: A
         "versions": versions(),
     }
     return cast(Provenance, found)
+
+
+def with_options(meta: Provenance, step: str, options: Mapping[str, object]) -> Provenance:
+    """The provenance with the options of ``step`` that decide the images."""
+    return cast(Provenance, {**meta, "options": {**meta.get("options", {}), step: dict(options)}})
 
 
 def with_step_coding(meta: Provenance, coding: Coding | None) -> Provenance:

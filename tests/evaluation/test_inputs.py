@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gendistill.evaluation.evaluate as evaluate_module
-from gendistill.config import EvaluateConfig, LabelConfig, TeacherConfig
+from gendistill.config import EvaluateConfig, LabelConfig, RefineConfig, TeacherConfig, WmddConfig
 from gendistill.data.dataset import RealData
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
@@ -26,6 +26,8 @@ from gendistill.evaluation.intervals import paired_interval
 from gendistill.networks.soft_labelling import label_set
 from gendistill.networks.teacher import Teacher
 from gendistill.networks.teacher_training import train_teacher
+from gendistill.refine.refiner import refine_set
+from gendistill.refine.wmdd import wmdd
 from gendistill.report.terminal import table
 from gendistill.surrogate.set import SurrogateSet
 from tests.helpers import gendistill
@@ -72,6 +74,22 @@ def test_sets_that_differ_in_their_seed_alone_share_a_row(seeds) -> None:
 )  # fmt: skip
 def test_sets_that_differ_in_more_do_not(seeds, meta) -> None:
     assert sizes([seeds[0], changed(seeds[1], **meta)]) == [1, 1]
+
+
+@pytest.mark.parametrize("options", [{"steps": 2}, {"trust_region": 0.5}, {"batch_norm_weight": 0.0}], ids=str)
+def test_sets_optimised_with_other_options_do_not(digits, seeds, teacher, options: dict[str, float]) -> None:
+    """Also from Python, where one command makes them all; how many images a pass takes is no such option."""
+    for made, usual, chosen in (
+        (wmdd, WmddConfig(steps=1), WmddConfig(**{"steps": 1, **options})),
+        (refined, RefineConfig(steps=1), RefineConfig(**{"steps": 1, **options})),
+    ):
+        first, second = (made(digits, teacher, 1, config, seed=i) for i, config in enumerate((usual, chosen)))
+        assert sizes([first, second]) == [1, 1]
+        assert sizes([first, made(digits, teacher, 1, replace(usual, batch_size=7), seed=1)]) == [2]
+
+
+def refined(data: RealData, teacher: Teacher, ipc: int, config: RefineConfig, *, seed: int) -> SurrogateSet:
+    return refine_set(distill(data, "random", 2, seed=seed), teacher, data, ipc, config, seed=seed)[1]
 
 
 def test_sets_of_another_size_factor_or_weights_do_not(seeds) -> None:

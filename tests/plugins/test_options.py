@@ -104,6 +104,7 @@ def test_a_run_stores_what_can_be_read_again(tmp_path: Path) -> None:
     stored = json.loads((out / "stage.json").read_text(encoding="utf-8"))["settings"]["options"]
     assert stored["options"] == to_dict(WANTED)
     assert method_options(unflatten(gd.DistillConfig, stored)) == WANTED
+    assert gd.SurrogateSet.load(out / "ipc-1").meta["options"] == {"mixture": to_dict(WANTED)}
 
 
 @pytest.mark.parametrize(
