@@ -198,19 +198,26 @@ def compare_with_equal_bytes(rows: Sequence[Row]) -> list[Row]:
     """The rows with ``ci95_vs_equal_bytes`` (see ``row_interval``), for sets with soft labels or packed views.
 
     The comparison is with the random row of the same network, IPC and, where there is one, augmentation that takes at
-    least as many bytes, or the most.
+    least as many bytes, or the most; there is none where the row of as many images takes these bytes already.
     """
-    equal = sorted((r for r in rows if r["space"] == EQUAL_BYTES), key=total_bytes_of)
+    hard = [r for r in rows if r["method"] == RANDOM and r["labels"] == "hard"]
+    plain = [r for r in hard if r["space"] != EQUAL_BYTES]
+    equal = sorted((r for r in hard if r["space"] == EQUAL_BYTES), key=total_bytes_of)
     found: list[Row] = []
     for row in rows:
-        fits = (
-            [r for r in equal if (r["ipc"], r["network"]) == (row["ipc"], row["network"])] if _spends_more(row) else []
-        )
-        fits = [r for r in fits if r.get("augment") == row.get("augment")] or fits
+        alike = [r for r in plain if r.get("counts") == row.get("counts")]
+        enough = any(total_bytes_of(r) >= total_bytes_of(row) for r in _beside(row, alike))
+        fits = _beside(row, equal) if _spends_more(row) and not enough else []
         against = next((r for r in fits if total_bytes_of(r) >= total_bytes_of(row)), fits[-1] if fits else None)
         interval = row_interval(row, against) if against else None
         found.append({**row, "ci95_vs_equal_bytes": list(interval) if interval else None})
     return found
+
+
+def _beside(row: Row, others: Sequence[Row]) -> list[Row]:
+    """Those of the row's IPC and network, and of its augmentation if there are any."""
+    fits = [r for r in others if (r["ipc"], r["network"]) == (row["ipc"], row["network"])]
+    return [r for r in fits if r.get("augment") == row.get("augment")] or fits
 
 
 def _spends_more(row: Row) -> bool:

@@ -274,6 +274,7 @@ def check_soft_labels(surrogates: Sequence[SurrogateSet], settings: Settings, te
                 "Give --augment true, --labels hard, or a set that `gendistill label --mode per_image` made."
             )
         _check_recipe(surrogate, soft, settings)
+        _check_batches(surrogate, soft, settings)
         _check_steps(surrogate, soft, settings)
 
 
@@ -315,6 +316,18 @@ def _check_recipe(surrogate: SurrogateSet, soft: SoftLabels, settings: Settings)
         raise ArtifactError(
             f"Protocol {settings.protocol} needs other soft labels than the set at IPC {surrogate.ipc} has: it has "
             f"{', '.join(others)}. Make them with `{label_command(settings, surrogate)}`."
+        )
+
+
+def _check_batches(surrogate: SurrogateSet, soft: SoftLabels, settings: Settings) -> None:
+    """Labels of views belong to whole batches: in epochs of other ones a row would train longer or shorter."""
+    made, wanted = soft.views.batch_size, settings.batch_size
+    if settings.steps is None and soft.mode != "per_image" and made != wanted:
+        steps = "" if soft.steps is None else f" --steps {_steps(surrogate, settings)}"
+        raise ArtifactError(
+            f"evaluate.batch_size is {wanted}, but a set has {soft.mode} soft labels for batches of {made} images, "
+            f"whose epochs have other steps; label it with --batch_size {wanted}{steps}, or evaluate it with "
+            f"--batch_size {made} or with --steps."
         )
 
 

@@ -122,6 +122,7 @@ def of_set(given: SurrogateSet, data: RealData, ipc: int, factor: Factor) -> Syn
             f"The set to start from has {len(given.classes)} classes and images {tuple(given.images.shape[1:])}, the "
             f"data {len(data.classes)} and {tuple(data.train.images.shape[1:])}; expected the same."
         )
+    given = replace(given, soft_labels=None)  # which are not matched, and those of views have no prefix
     if given.factor == factor:
         return SyntheticImages.of(given.prefix(ipc).images, ipc, factor)
     if given.factor != 1:

@@ -128,15 +128,15 @@ class TeacherTerms:
             found["cross_entropy"] = F.cross_entropy(logits.float(), labels, reduction="none")
         return features, found
 
-    def terms(self, view: TeacherView) -> dict[str, Tensor]:
-        """The weighted terms of all images."""
+    def terms(self, view: TeacherView, balance: Tensor | float = 1.0) -> dict[str, Tensor]:
+        """The weighted terms of all images, which ``balance`` (B,) weighs so that classes count alike."""
         wanted, found = self.objective, {}
         if self.real is not None:
             gap = normalised_gap if wanted.batch_norm_form == "normalised" else published_gap
             moments = self.real.by_class(view["mean"], view["variance"])
             found["batch_norm"] = wanted.batch_norm * gap(*moments, self.real)
         if "cross_entropy" in view:
-            found["cross_entropy"] = wanted.cross_entropy * view["cross_entropy"].mean()
+            found["cross_entropy"] = wanted.cross_entropy * (balance * view["cross_entropy"]).mean()
         return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Required, TypedDict, cast
 
@@ -233,11 +234,11 @@ def refine_chunk(
 ) -> Generator[RefineRecord, None, Tensor]:
     """Adam(0.5, 0.9) with a cosine rate on uint8 images ``start`` (B,C,H,W); yields {step, terms}; returns uint8.
 
-    ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are scaled to sums over
-    classes, so the gradient of an image depends on its own class alone, except with ``released`` features, whose norm
-    is over the whole chunk. More than ``rows`` images go through the networks in micro-batches, twice (activation
-    checkpointing), and still count as one batch. With a ``coding`` the networks see the images as its files hold them;
-    those that are returned are not coded yet. Deterministic.
+    ``positions`` (B,) are the images' places among ``total``, which choose their crops. Terms are sums over classes of
+    the means of their images, so the gradient of an image depends on its own class alone, except with ``released``
+    features, whose norm is over the whole chunk. More than ``rows`` images go through the networks in micro-batches,
+    twice (activation checkpointing), and still count as one batch. With a ``coding`` the networks see the images as its
+    files hold them; those that are returned are not coded yet. Deterministic.
 
     Raises:
         DivergenceError: the images are not finite in the end.
@@ -250,13 +251,16 @@ def refine_chunk(
         for part in torch.arange(len(labels)).tensor_split(-(-len(labels) // (rows or len(labels))))
     ]
     optimizer = torch.optim.Adam([one.delta for one in batches], lr=learning_rate, betas=(0.5, 0.9), fused=True)
-    distance = released_feature_loss if objective.feature_form == "released" else feature_loss
-    rate, classes = cosine(steps), len(labels.unique())
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    rate, classes = cosine(steps), len(counts)
+    balance = len(labels) / (classes * counts[place])  # 1 where classes have as many images
+    released = objective.feature_form == "released"
+    distance = released_feature_loss if released else partial(feature_loss, scale=1 / balance)
     for step in range(steps):  # nothing in here waits for the device
         optimizer.param_groups[0]["lr"] = learning_rate * rate(step)
         points, views = forward(batches, teachers, space, [one[positions] for one in crops.draw(total, step)])
         terms = {"atoms": objective.features * distance(points, atoms)}
-        found = [teacher.terms(view) for teacher, view in zip(teachers, views, strict=True)]
+        found = [teacher.terms(view, balance) for teacher, view in zip(teachers, views, strict=True)]
         for name in found[0]:
             terms[name] = torch.stack([one[name] for one in found]).mean()
         loss = classes * torch.stack([*terms.values()]).sum()

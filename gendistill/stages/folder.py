@@ -246,6 +246,9 @@ def _own_record(folder: Path, stage: str, settings: StageSettings) -> StageRecor
     made: Any = record["settings"]
     if isinstance(made, dict) and isinstance(made.get("options"), dict):
         made = {**made, "options": with_added(record["stage"], made["options"])}
+    if stage == "refine" and isinstance(made, dict) and isinstance(made.get("inputs"), dict):
+        known = {"data": settings["inputs"].get("data")}  # which older folders do not name
+        made = {**made, "inputs": {**known, **made["inputs"]}}
     if record["stage"] == stage and hash_json(made) == hash_json(settings):
         return record
     raise ArtifactError(

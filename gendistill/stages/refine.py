@@ -57,6 +57,7 @@ def run_stage(
         config,
         seed,
         surrogate=pool.content_hash(),
+        data=data.fingerprint(),
         teacher=hashes[0] if len(hashes) == 1 else hashes,
         held_out=held_out.hash() if held_out else None,
         codec=codec.hash() if codec else None,

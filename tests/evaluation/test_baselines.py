@@ -196,8 +196,12 @@ def test_rows_that_store_more_are_compared_with_the_random_row_of_their_bytes() 
     soft = row("dm", None, 25, [0.75, 0.75], labels="soft", set="a")
     packed = row("idm", None, 99, [0.75, 0.75], decoded_images=4, set="b")
     plain = row("dm", None, 25, [0.75, 0.75], set="c")
-    found = [r["ci95_vs_equal_bytes"] for r in compare_with_equal_bytes([small, large, soft, packed, plain])]
-    assert found == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
+    rows = [small, large, soft, packed, plain]
+    rows += [row("random", None, 10, [0.5, 0.5]), row("random", "as x", 30, [0.5, 0.5], counts=(1, 2))]
+    rows.append(row("idm", None, 8, [0.75, 0.75], decoded_images=4, set="d"))  # as many photographs take more
+    found = [r["ci95_vs_equal_bytes"] for r in compare_with_equal_bytes(rows)]
+    assert found[:5] == [None, None, [0.5, 0.5], [0.5, 0.5], None]  # a larger one than all: the most that there are
+    assert found[5:] == [None, None, None]
 
 
 def test_pooled_sets_are_compared_with_equal_bytes_by_set() -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gendistill.config import DataConfig
+from gendistill.config import DataConfig, LabelConfig, PerView, TeacherConfig
 from gendistill.data.sources import load_data
 from gendistill.distillers import distill
 from gendistill.errors import ArtifactError, ConfigError
 from gendistill.matching.synthetic import of_set, starts
 from gendistill.networks.factories import build_network
+from gendistill.networks.soft_labelling import label_set
+from gendistill.networks.teacher_training import train_teacher
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,13 @@ def test_a_set_that_cannot_be_a_start_is_refused_in_words(data, ipc, stored, fac
     given = replace(distill(data, "random", 4), factor=stored)
     with pytest.raises(ArtifactError, match=words):
         of_set(given, data, ipc, factor)
+
+
+def test_a_start_with_soft_labels_of_views_gives_its_images(data):
+    """Which are labels of the whole set, so that it has no prefix with them."""
+    given = distill(data, "random", 4)
+    teacher = train_teacher(data, TeacherConfig(steps=1, width=4))
+    labelled = label_set(given, teacher, LabelConfig(mode=PerView(steps=2)))
+    for factor in (1, 2):
+        found, plain = (of_set(one, data, 1, factor).images for one in (labelled, given))
+        assert torch.equal(found, plain)

@@ -28,7 +28,7 @@ from gendistill.networks.teacher_training import train_teacher
 from gendistill.networks.training import is_correct
 from gendistill.progress import finish
 from gendistill.refine.constraints import PixelRegion, RefineAugmentation
-from gendistill.refine.feature_space import FeatureSpace, shrunk
+from gendistill.refine.feature_space import FeatureSpace, ground_space, shrunk
 from gendistill.refine.objective import (
     BarycenterTargets,
     RefineObjective,
@@ -347,6 +347,17 @@ def test_an_image_is_refined_alike_whatever_else_is_in_the_chunk(
         gap = (sets[0].int() - apart.int()).abs()
         assert (gap > 1).float().mean() < 0.01  # rounding of other batch shapes
         assert gap.float().mean() < 0.2
+
+
+def test_an_image_is_refined_alike_beside_classes_of_other_sizes(
+    digits: RealData, teacher: Teacher, pool: SurrogateSet
+) -> None:
+    """In chunks of one class as in a chunk of all, of which some have more images."""
+    config = replace(CONFIG, steps=20, mixed_precision="no")
+    space = ground_space([teacher], digits, config)
+    uneven = pool.take(torch.cat([torch.nonzero(pool.labels == c).flatten()[: (12, 1, 3)[c % 3]] for c in range(10)]))
+    together, apart = (refine_images(uneven, space, replace(config, batch_size=n), seed=0).images for n in (128, 1))
+    assert (together.int() - apart.int()).abs().max() <= 1
 
 
 def test_a_published_objective_lowers_w2_from_noise(digits: RealData, teacher: Teacher) -> None:

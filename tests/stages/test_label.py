@@ -273,6 +273,9 @@ def test_soft_evaluation_is_refused_without_labels_teacher_or_steps(digits, teac
         evaluate(digits, [labelled], soft)
     with pytest.raises(ArtifactError, match="soft labels for 5 steps"):
         evaluate(digits, [labelled], soft, teacher=teacher)
+    epochs = EvaluateConfig(runs=3, epochs=2, batch_size=16, labels="soft")
+    with pytest.raises(ArtifactError, match=r"batch_size is 16.* batches of 8 images.* --batch_size 16 --steps 4"):
+        evaluate(digits, [labelled], epochs, teacher=teacher)
     other = train_teacher(digits, TeacherConfig(steps=2, width=16))
     with pytest.raises(ArtifactError, match="expected the same"):
         evaluate(digits, [labelled], soft, teacher=other)

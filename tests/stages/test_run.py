@@ -285,6 +285,23 @@ def test_resuming_a_finished_run_does_nothing_twice(run: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in run.rglob("stage.json")} == before
 
 
+def test_a_refinement_toward_other_images_is_not_taken_for_this_one(run: Path, tmp_path: Path, capsys) -> None:
+    few = ("--data.name", "digits", "--data.max_per_class", 30)
+    words = ("--surrogate", run / "samples" / "pool", "--teacher", run / "teacher", "--ipc", 1, "--steps", 1)
+    out = ("--validate", "false", "--output_dir", tmp_path / "refined")
+    assert gendistill("refine", *words, *out) == 0
+    record = tmp_path / "refined" / "stage.json"
+    made = json.loads(record.read_text(encoding="utf-8"))
+    del made["settings"]["inputs"]["data"]  # as older versions wrote it: taken for a refinement toward any
+    for known in (True, False):
+        capsys.readouterr()
+        again = gendistill("refine", *words, *few, *out, "--resume_from_checkpoint", "latest")
+        said = capsys.readouterr().err
+        assert (again == 2) == known
+        assert ("made with other settings (inputs.data: " in said) == known
+        record.write_text(json.dumps(made), encoding="utf-8")
+
+
 def test_a_run_of_an_older_version_without_todays_options_is_found_finished(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "older"
     shutil.copytree(run, out)
