@@ -418,7 +418,7 @@ class Checkpoints:
             return None
         path = self.file(steps[-1])
         state, found = read_tensors(path, fix="Delete the folder of this checkpoint and resume.")
-        other = [f"{k}: {found.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if found.get(k) != v]
+        other = [f"{k}: {found.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if found.get(k, v) != v]
         if other:
             raise ArtifactError(
                 f"The checkpoint {path} belongs to another training ({', '.join(other)}); resume with the settings it "

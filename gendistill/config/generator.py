@@ -30,6 +30,7 @@ OptimizerName = Literal["auto", "adamw", "muon"]
 RateSchedule = Literal["cosine", "constant"]
 LossWeighting = Literal["auto", "none", "velocity"]
 Tracker = Literal["none", "tensorboard", "wandb"]
+HEAD = 8  # channels of an attention head of diffusers' UNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class UNet(Options):
         require(len(channels) > 0, name, channels, "one number a resolution")
         require(all(c % groups == 0 for c in channels), name, channels, f"multiples of norm_num_groups = {groups}")
         require(levels <= len(channels), f"{self.section}.attention_levels", levels, f"0 to {len(channels)}")
+        wide = not levels or min(channels[-levels:]) >= HEAD
+        require(wide, name, channels, f"at least {HEAD} channels where there is attention, one head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,12 @@ class DiT(Options):
     attention_head_dim: Width = 64
     patch_size: Side = 2
     learned_sigma: bool = False
+
+    def check(self) -> None:
+        super().check()
+        width, heads = self.num_attention_heads * self.attention_head_dim, self.num_attention_heads
+        expected = f"num_attention_heads (here {heads}) times it a multiple of 4, for sines and cosines of two sides"
+        require(width % 4 == 0, f"{self.section}.attention_head_dim", self.attention_head_dim, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,11 +263,6 @@ class FinetuneConfig(Options):
     max_minutes: Positive | None = None
     preview_steps: Whole = 0
     report_to: Tracker = "none"
-
-    @property
-    def trains_null_class(self) -> bool:
-        """Whether the network learns the null class, which classifier-free guidance needs."""
-        return self.label_dropout > 0 or self.pretrained is not None
 
     def check(self) -> None:
         super().check()

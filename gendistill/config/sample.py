@@ -203,7 +203,8 @@ class SampleConfig(Options):
 
     Attributes:
         ipc: Images per class of the sets to write: a number, or a list such as [1,5,10].
-        classes: Names of the classes to sample; null samples all classes of the generator.
+        classes: Names of the classes to sample; null samples all classes of the generator. In YAML a name such as 01
+            needs quotes.
         pool: Images per class of another set, ``pool``, from which refinement selects; 0 writes none.
         base: Also sample the same sets from the weights before the minimax phase, if the generator has them, into
             ``base``.

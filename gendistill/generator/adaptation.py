@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, cast
+from typing import Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection
@@ -38,6 +38,7 @@ class AdapterOrigin(TypedDict, total=False):
     pretrained: str | None
     classes: list[str]
     label_map: dict[str, int]
+    channels: NotRequired[int]  # of its images; versions before did not say
     meta: GeneratorMeta
 
 

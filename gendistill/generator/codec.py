@@ -190,6 +190,10 @@ class LatentCodec(Codec):
         self.autoencoder.to(device)
         return self
 
+    def with_channels(self, channels: int) -> LatentCodec:
+        """This autoencoder for images of so many channels."""
+        return self if channels == self.channels else LatentCodec(self.autoencoder, channels)
+
     @property
     def device(self) -> torch.device:
         return next(self.autoencoder.parameters()).device

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from gendistill import cpu_speed, parallel, runtime
-from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of
+from gendistill.config import FinetuneConfig, LoRA, SampleConfig, kind_of, to_dict
 from gendistill.data.dataset import RealData
 from gendistill.data.pixels import tile, to_pil
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.adaptation import Adapted, AdapterOrigin, adapt, require_peft, save_adapter
 from gendistill.generator.batch_source import check_label_dropout, slices
 from gendistill.generator.codec import PixelCodec, load_codec
-from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.generator import Generator, build_generator, check_shape
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.loading import GeneratorMeta, Stopped, UsedOptimizer, licence_of, resolve_model_folder
 from gendistill.generator.networks import training_flop
 from gendistill.generator.sampler import Request, sample
 from gendistill.generator.trainer import learning_rate_at, rate_advice, train_generator, used_optimizer
-from gendistill.hashing import hash_tensors
+from gendistill.hashing import hash_json, hash_tensors
 from gendistill.io import WorkFolder, atomic, read_tensors, write_tensors
 from gendistill.progress import follow, note
 
 LATENTS, CHECKPOINTS, BASE_WEIGHTS = "latents", "checkpoints", "base.safetensors"
 TEMPORARY = (CHECKPOINTS, BASE_WEIGHTS, LATENTS)  # what only an interrupted training needs
+PLAIN = (  # options that decide plain training
+    "model", "codec", "flip", "base_steps", "batch_size", "learning_rate", "optimizer", "timesteps", "noise_mean",
+    "noise_std", "loss_weighting", "rate_schedule", "weight_decay", "label_dropout", "ema_decay", "max_grad_norm",
+)  # fmt: skip
+WHERE = {  # where a training runs, and what it writes
+    "latent_cache", "gradient_accumulation_steps", "gradient_checkpointing",
+    "mixed_precision", "compile", "checkpointing_steps", "checkpoint_minutes", "checkpoints_total_limit", "max_minutes",
+    "preview_steps", "report_to",
+}  # fmt: skip
 PREVIEWS, ADAPTER = "previews", "adapter"
 PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
 RELEASED_CHANGE = 12.0  # steps x rate: about 12 000 steps of 1e-3 for DiT-XL/2 on ten classes of ImageNet
@@ -106,6 +115,7 @@ def finetune(
             "pretrained": config.pretrained,
             "classes": list(data.classes),
             "label_map": generator.label_map,
+            "channels": generator.codec.channels,
             "meta": generator.meta,
         }
         save_adapter(folder.path / ADAPTER, adapted, origin, main_process=run.is_main)
@@ -158,13 +168,22 @@ def fit_classes(generator: Generator, data: RealData, config: FinetuneConfig) ->
     Raises:
         ArtifactError: it makes images of another size, or lacks a class.
     """
-    wanted = (data.channels, data.image_size, data.image_size)
-    if generator.image_shape != wanted:
-        raise ArtifactError(
-            f"The generator makes {generator.image_shape} images (C,H,W) with codec {generator.codec.name}; the data "
-            f"have {wanted}. Give --data.image_size {generator.image_shape[-1]}, or another --pretrained."
-        )
+    check_shape(generator, data)
     return generator.map_classes(data.classes, config.label_map)
+
+
+def given_labels(before: GeneratorMeta, config: FinetuneConfig, classes: Sequence[str]) -> dict[str, int] | None:
+    """The conditions that users gave for these classes, now and in earlier trainings; None where they gave none."""
+    known = {**(before.get("given_labels") or {}), **(config.label_map or {})}
+    return {name: index for name, index in known.items() if name in classes} or None
+
+
+def trains_null_class(config: FinetuneConfig, before: GeneratorMeta) -> bool:
+    """Whether the network knows the null class, which classifier-free guidance needs, after training from ``before``.
+
+    Pretrained models of others are taken to know it.
+    """
+    return config.label_dropout > 0 or before.get("null_class_trained", config.pretrained is not None)
 
 
 def with_mode(
@@ -206,7 +225,7 @@ class _Training:
         self, generator: Generator, data: RealData, config: FinetuneConfig, seed: int, folder: WorkFolder | None
     ) -> None:
         self.generator, self.config, self.seed, self.folder = generator, config, seed, folder
-        self.seconds: dict[str, float] = {}
+        self.fingerprint, self.seconds = data.fingerprint(), dict[str, float]()
         self.stopped: Stopped | None = None
         self.limit = runtime.TimeLimit(60 * config.max_minutes, parallel.most) if config.max_minutes else None
         self.accelerator = runtime.make_accelerator(
@@ -222,7 +241,7 @@ class _Training:
         self.latents = real_latents(
             generator.codec.to(runtime.device()),
             data.train,
-            fingerprint=data.fingerprint(),
+            fingerprint=self.fingerprint,
             flip=config.flip,
             folder=config.latent_cache or (folder.path / LATENTS if folder else None),
         )
@@ -231,8 +250,14 @@ class _Training:
         """Plain diffusion, unless the generator is a pretrained one or the weights are in the folder already."""
         generator, config = self.generator, self.config
         saved = self.folder.path / BASE_WEIGHTS if self.folder else None
+        identity = self._identity("base")
         if saved is not None and saved.is_file():
             weights, kept = read_tensors(saved, fix="Delete it and resume.")
+            if kept.get("training", identity["training"]) != identity["training"]:
+                raise ArtifactError(
+                    f"{saved} belongs to a plain training with other data, options or seed; call finetune with those "
+                    "it was made with, or with another folder."
+                )
             with runtime.restoring(saved):
                 generator.network.load_state_dict(weights)
             self.seconds["base"] = float(kept.get("seconds", 0))
@@ -243,7 +268,8 @@ class _Training:
         base = BaseWeights({k: v.detach().cpu().clone() for k, v in generator.network.state_dict().items()})
         whole = config.pretrained is None and self.stopped is None
         if whole and saved is not None and not saved.is_file() and self.is_main:
-            write_tensors(saved, base.state, {"seconds": f"{self.seconds.get('base', 0)}"}, hashed=True)
+            kept = {"seconds": f"{self.seconds.get('base', 0)}", "training": identity["training"]}
+            write_tensors(saved, base.state, kept, hashed=True)
         return base
 
     def meta(self, data: RealData, base_hash: str) -> GeneratorMeta:
@@ -253,11 +279,11 @@ class _Training:
         meta: GeneratorMeta = {
             "adaptation": kind_of(config.adaptation),
             "licence": before.get("licence", OUR_LICENCE),
-            "given_labels": config.label_map,
+            "given_labels": given_labels(before, config, data.classes),
             "data": data.describe(),
             "steps": self.steps_done(),
             "optimizers": self.optimizers(),
-            "null_class_trained": config.trains_null_class,
+            "null_class_trained": trains_null_class(config, before),
             "base_hash": base_hash,
             "training_seconds": ({"pretrained": sum(seconds.values())} if seconds else {}) | self.seconds,
         }
@@ -335,16 +361,25 @@ class _Training:
     def _checkpoints(self, phase: str) -> runtime.Checkpoints | None:
         if self.folder is None or runtime.owns_optimizer(self.accelerator):
             return None
-        config = self.config
-        identity = {"phase": phase, "seed": str(self.seed), "adaptation": kind_of(config.adaptation)}
-        folder = self.folder.path / CHECKPOINTS / phase
-        return runtime.Checkpoints(folder, config.checkpointing_steps, config.checkpoints_total_limit, identity)
+        config, folder = self.config, self.folder.path / CHECKPOINTS / phase
+        every, keep = config.checkpointing_steps, config.checkpoints_total_limit
+        return runtime.Checkpoints(folder, every, keep, self._identity(phase))
+
+    def _identity(self, phase: str) -> dict[str, str]:
+        """What a phase that is about to begin belongs to; where it runs, and what it writes, do not count."""
+        options = to_dict(self.config)
+        names = PLAIN if phase == "base" else [name for name in options if name not in WHERE]
+        decisive = {name: options[name] for name in names}
+        training = hash_json([decisive, self.seed, self.fingerprint])
+        adaptation = kind_of(self.config.adaptation)
+        return {"phase": phase, "seed": str(self.seed), "adaptation": adaptation, "training": training}
 
     def _log(self, record: Mapping[str, object]) -> None:
         if self.folder:
             self.folder.log(record)
         values = {f"{record['phase']}/{k}": v for k, v in record.items() if isinstance(v, float)}
-        self.accelerator.log(values, step=record["step"])
+        before = self.config.base_steps if record["phase"] == "minimax" and not self.config.pretrained else 0
+        self.accelerator.log(values, step=before + int(record["step"]))  # wandb drops a step below the last one
 
     def preview(self, name: str) -> None:
         """Write a grid of samples, one row per class, from the same noise every time."""

@@ -21,6 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from gendistill.config import ModelConfig
+from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, reason
 from gendistill.generator import loading
 from gendistill.generator.adaptation import load_adapter, read_adapter_record
@@ -166,7 +167,10 @@ class Generator:
         check_label_map(classes, record["label_map"], self.conditions)
         mapping = self.mapping.select(classes, record["label_map"])
         licence = self.meta.get("licence", meta.get("licence", "unknown"))
-        return replace(self, network=network, mapping=mapping, meta={**meta, "licence": licence})
+        codec = self.codec
+        if isinstance(codec, LatentCodec):  # which decodes to grey images or to colour
+            codec = codec.with_channels(record.get("channels", codec.channels))
+        return replace(self, network=network, codec=codec, mapping=mapping, meta={**meta, "licence": licence})
 
     def save_pretrained(self, folder: str | Path, base: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder; ``base`` are the plain-diffusion weights to keep as variant ``base``."""
@@ -333,6 +337,18 @@ def _check_codec(folder: Path, codec: Codec, record: CodecRecord) -> None:
         raise ArtifactError(
             f"The autoencoder in {folder} is not the {record['name']} the generator was trained with; "
             "copy the folder again."
+        )
+
+
+def check_shape(generator: Generator, data: RealData) -> None:
+    """Raises ArtifactError where the generator's images have another shape than the data's."""
+    wanted, made = (data.channels, data.image_size, data.image_size), generator.image_shape
+    if made != wanted:
+        colour = made[0] != data.channels
+        remedy = f"data {'in colour' if made[0] > 1 else 'in grey'}" if colour else f"--data.image_size {made[-1]}"
+        raise ArtifactError(
+            f"The generator makes {made} images (C,H,W) with codec {generator.codec.name}; the data have {wanted}. "
+            f"Give {remedy}, or another generator."
         )
 
 

@@ -184,7 +184,8 @@ class Denoiser:
     """A generator's network, whose output for an image does not depend on the images beside it.
 
     On CPU every row has the bits that a batch of ``CPU_ROWS`` gives it. A compiled network always sees so many, because
-    each other number would be compiled anew.
+    each other number would be compiled anew, and so does one in bf16, whose rounding hides in most rows which layers
+    depend on the number.
     """
 
     def __init__(self, generator: Generator, precision: str = "auto") -> None:
@@ -204,7 +205,7 @@ class Denoiser:
             return torch.cat([self._rows(*part) for part in parts]).float()
 
     def _rows(self, *inputs: Tensor) -> Tensor:
-        if self.generator.network._compiled_call_impl is None:
+        if self.generator.network._compiled_call_impl is None and not self.bf16:
             return self._few_rows(*inputs)
         return self.generator.denoise(*(padded(rows, CPU_ROWS) for rows in inputs))[: len(inputs[0])]
 

@@ -21,7 +21,7 @@ from gendistill.data.class_positions import positions_by_class
 from gendistill.data.dataset import RealData
 from gendistill.errors import ArtifactError, ConfigError, require_type
 from gendistill.generator.batch_source import RealLatents
-from gendistill.generator.generator import Generator
+from gendistill.generator.generator import Generator, check_shape
 from gendistill.generator.latent_cache import real_latents
 from gendistill.generator.sampler import Clusters, Request, denoised_images, in_groups, requests_for, sample
 from gendistill.io import WorkFolder
@@ -117,9 +117,12 @@ def _clusters(generator: Generator, config: SampleConfig, data: RealData | None,
     check_images(generator, config, data)
     if data is None or config.modes is None:
         return None
-    chosen = data.for_classes(generator.classes)
-    latents = real_latents(generator.codec.to(runtime.device()), chosen.train, fingerprint=chosen.fingerprint())
-    return prototypes(latents, generator.classes, config.modes, seed)
+    codec, found = generator.codec.to(runtime.device()), []
+    for name in generator.classes:  # encoded apart: a latent's last bits depend on the others of its batch
+        own = data.for_classes((name,)).train
+        latents = real_latents(codec, own, fingerprint=data.fingerprint())
+        found.append(prototypes(latents, (name,), config.modes, seed))
+    return Clusters(*(torch.cat(part) for part in zip(*((c.centres, c.masses) for c in found), strict=True)))
 
 
 def check_images(generator: Generator, config: SampleConfig, data: RealData | None) -> None:
@@ -133,12 +136,7 @@ def check_images(generator: Generator, config: SampleConfig, data: RealData | No
         return
     if data is None:
         raise ConfigError(f"sample.{config.needs_data} needs the real images; give --data.name.")
-    wanted = (data.channels, data.image_size, data.image_size)
-    if generator.image_shape != wanted:
-        raise ArtifactError(
-            f"The generator makes {generator.image_shape} images (C,H,W), the data are {wanted}; give "
-            f"--data.image_size {generator.image_shape[-1]}."
-        )
+    check_shape(generator, data)
     lacking = [name for name in generator.classes if name not in data.classes]
     if lacking:
         raise ArtifactError(

@@ -20,7 +20,7 @@ from gendistill.evaluation.cache import cache_folder
 from gendistill.evaluation.evaluator import TrainingRun
 from gendistill.evaluation.protocols import resolve_protocol
 from gendistill.evaluation.result import Evaluation
-from gendistill.generator.finetuning import check_training, start_generator
+from gendistill.generator.finetuning import check_training, start_generator, trains_null_class
 from gendistill.generator.generator import BASE, Generator
 from gendistill.generator.sampler import check_guidance
 from gendistill.io import CONFIG, LOG, write_text
@@ -195,7 +195,7 @@ def check_networks(config: RunConfig, data: RealData) -> Generator:
         TrainingRun(judge, data.test, len(data.classes)).check(name, images)
     generator = start_generator(data, config.finetune, config.seed)
     check_training(generator, config.finetune)
-    generator.meta["null_class_trained"] = config.finetune.trains_null_class
+    generator.meta["null_class_trained"] = trains_null_class(config.finetune, generator.meta)
     check_guidance(generator, config.sample)
     return generator
 

@@ -11,7 +11,7 @@ import pytest
 
 from gendistill import config
 from gendistill.config import commands
-from gendistill.config.base import Options, Range, arms, conform, hints, option_name
+from gendistill.config.base import Options, Range, arms, conform, hints, option_name, read_words
 from gendistill.errors import ConfigError
 
 
@@ -167,3 +167,9 @@ def test_a_path_in_the_home_folder_is_the_same_for_every_option() -> None:
     options = commands.LabelCommand(surrogate="~/a", teacher="~/t", output_dir="~/out")
     assert (options.surrogate, options.teacher, options.output_dir) == (home / "a", home / "t", home / "out")
     assert repr(config.TeacherConfig(learning_rate=1).learning_rate) == "1.0"
+
+
+@pytest.mark.parametrize("words", [("01",), ("010", "0x10", "3"), ("1_0",), ("01,2",)])
+def test_names_that_begin_like_numbers_stay_what_they_are(words: tuple[str, ...]) -> None:
+    found = config.SampleConfig(classes=read_words(hints(config.SampleConfig)["classes"], words))
+    assert found.class_names == tuple(",".join(words).split(","))

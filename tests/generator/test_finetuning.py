@@ -14,23 +14,34 @@ from accelerate import Accelerator
 from accelerate.state import GradientState
 from diffusers.utils import logging as diffusers_logging
 from functorch.compile import nop
+from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from gendistill.config import DiT, FinetuneConfig, ModelConfig, SampleConfig, UNet
+from gendistill.config import DataConfig, DiT, FinetuneConfig, MinimaxConfig, ModelConfig, SampleConfig, UNet
 from gendistill.data.dataset import RealData
+from gendistill.data.sources import load_data
 from gendistill.errors import ArtifactError, ConfigError, DivergenceError
 from gendistill.generator import trainer
 from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import PixelCodec
-from gendistill.generator.finetuning import _note_small_change, _note_unused, finetune, with_mode
-from gendistill.generator.generator import Generator, build_generator
+from gendistill.generator.finetuning import (
+    _note_small_change,
+    _note_unused,
+    finetune,
+    given_labels,
+    trains_null_class,
+    with_mode,
+)
+from gendistill.generator.generator import Generator, build_generator, check_shape
+from gendistill.generator.loading import GeneratorMeta
 from gendistill.generator.networks import training_flop
 from gendistill.generator.surrogate_sets import sample_set, write_sets
 from gendistill.io import WorkFolder, read_tensors, write_tensors
 from gendistill.progress import show_progress
 from gendistill.runtime import all_finite, make_accelerator
 from gendistill.surrogate.set import SurrogateSet
+from tests.generator.pretrained import IMAGE_SIZE, dit_folder
 from tests.helpers import edit
 
 MODEL = ModelConfig(architecture=UNet(block_out_channels=(16, 32), norm_num_groups=8))
@@ -69,6 +80,57 @@ def test_a_folder_changes_nothing_but_keeps_what_a_second_call_continues_from(
     write_tensors(folder.path / "base.safetensors", {"x": torch.zeros(2)})
     with pytest.raises(ArtifactError, match=r"base\.safetensors does not hold the state of this training"):
         finetune(digits, CONFIG, folder=folder)
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_training_is_refused(digits: RealData, tmp_path: Path) -> None:
+    folder = work(tmp_path / "work")
+    finetune(digits, CONFIG, folder=folder)
+    finetune(digits, replace(CONFIG, checkpointing_steps=7, mixed_precision="no"), folder=folder)
+    fewer = digits.for_classes(digits.classes[:9])
+    for data, config, seed in ((digits, replace(CONFIG, base_steps=4), 0), (digits, CONFIG, 1), (fewer, CONFIG, 0)):
+        with pytest.raises(ArtifactError, match="belongs to a plain training with other data, options or seed"):
+            finetune(data, config, seed=seed, folder=folder)
+    with pytest.raises(ArtifactError, match="belongs to another training"):
+        finetune(digits, replace(CONFIG, minimax=MinimaxConfig(diversity=1.0)), folder=folder)
+
+
+def test_steps_of_a_tracker_never_go_back(digits: RealData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb drops what is logged for a step below the last one."""
+    seen: list[int] = []
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: seen.append(step))
+    finetune(digits, replace(CONFIG, base_steps=1, minimax_steps=1))
+    assert seen == [1, 2]
+
+
+def test_what_an_earlier_training_knew_is_not_forgotten() -> None:
+    """Of a generator that is tuned further: conditions that were given, and that no label was ever dropped."""
+    config = FinetuneConfig(pretrained="x", label_dropout=0.0, label_map={"mouse": 333})
+    before: GeneratorMeta = {"given_labels": {"crane": 517, "other": 3}, "null_class_trained": False}
+    assert given_labels(before, config, ("crane", "mouse", "tench")) == {"crane": 517, "mouse": 333}
+    assert given_labels({}, FinetuneConfig(), ("tench",)) is None
+    assert not trains_null_class(config, before)
+    assert trains_null_class(config, {})
+    assert trains_null_class(replace(config, label_dropout=0.1), before)
+    assert not trains_null_class(FinetuneConfig(label_dropout=0.0), {})
+
+
+def test_an_adapter_of_grey_images_samples_grey_ones(tmp_path: Path) -> None:
+    dit, folder = dit_folder(tmp_path / "dit"), work(tmp_path / "work")
+    grey = load_data(DataConfig(image_size=IMAGE_SIZE, max_per_class=4))
+    labels = {name: int(name) for name in grey.classes}
+    config = FinetuneConfig(pretrained=str(dit), label_map=labels, adaptation="difffit", minimax_steps=1, batch_size=10)
+    finetune(grey, config, folder=folder)
+    adapted = Generator.from_pretrained(dit).with_adapter(folder.path / "adapter")
+    assert adapted.image_shape == (1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_a_generator_of_other_images_is_refused_with_what_to_change(digits: RealData, tuned: Generator) -> None:
+    larger, colour = load_data(DataConfig(image_size=16, max_per_class=4)), replace(tuned, codec=PixelCodec(3))
+    with pytest.raises(ArtifactError, match=r"the data have \(1, 16, 16\)\. Give --data\.image_size 8, or another gen"):
+        finetune(larger, replace(CONFIG, base_steps=0), generator=tuned)
+    with pytest.raises(ArtifactError, match="Give data in colour, or another generator"):
+        check_shape(colour, digits)
 
 
 def test_a_generator_to_start_from_keeps_its_classes_by_name(digits: RealData, tuned: Generator) -> None:
@@ -192,7 +254,12 @@ def test_training_compiles_nothing_after_the_trial(
     loop = trainer.train_generator(generator, latents, config, accelerator=make_accelerator(precision))
     tried: list[int] = []
     step_losses = trainer.step_losses
-    monkeypatch.setattr(trainer, "step_losses", lambda *them: tried.append(backend.frame_count) or step_losses(*them))
+
+    def counted(*inputs: object, weighted: bool) -> dict[str, Tensor]:
+        tried.append(backend.frame_count)
+        return step_losses(*inputs, weighted=weighted)
+
+    monkeypatch.setattr(trainer, "step_losses", counted)
     assert len(list(loop)) == 3
     assert tried[0] > 0
     assert {*tried, backend.frame_count} == {tried[0]}

@@ -8,12 +8,15 @@ import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from gendistill.config import DataConfig, ModelConfig, Prototypes, SampleConfig, UNet
 from gendistill.data.dataset import RealData, Split
+from gendistill.data.sources import load_data
 from gendistill.errors import ConfigError
 from gendistill.generator.batch_source import PixelLatents
 from gendistill.generator.codec import LatentCodec
+from gendistill.generator.generator import build_generator
 from gendistill.generator.latent_cache import real_latents
-from gendistill.generator.surrogate_sets import prototypes
+from gendistill.generator.surrogate_sets import _clusters, prototypes
 from tests.generator.autoencoders import kl
 
 NAMES = ("cat", "dog")
@@ -91,6 +94,19 @@ def test_latents_are_their_means(digits: RealData) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_clusters_of_a_class_do_not_depend_on_the_others() -> None:
+    """Latents do, in their last bits, on what is encoded beside them."""
+    data = load_data(DataConfig(max_per_class=12, image_size=64))
+    model = ModelConfig(architecture=UNet(block_out_channels=(4,), norm_num_groups=2))
+    generator = build_generator(model, data.classes, 64, 0, codec=LatentCodec(kl(), 1))
+    config = SampleConfig(start=Prototypes(modes=3))
+    together = _clusters(generator, config, data, 0)
+    for names in (("3",), ("0", "3")):
+        found = _clusters(generator.map_classes(names), config, data, 0)
+        assert torch.equal(found.centres[-1], together.centres[3])
+        assert torch.equal(found.masses[-1], together.masses[3])
+
+
 def test_images_that_repeat_still_give_every_mode() -> None:
     found = prototypes(grey([[0, 0, 0, 255]]), ("cat",), 3, seed=0).centres
     assert found.isfinite().all()

@@ -27,7 +27,7 @@ from gendistill.errors import ConfigError, DivergenceError
 from gendistill.generator import sampler, schedulers
 from gendistill.generator.codec import LatentCodec, PixelCodec
 from gendistill.generator.generator import Generator, build_generator
-from gendistill.generator.sampler import Clusters, Denoiser, Request, predict, requests_for, sample
+from gendistill.generator.sampler import CPU_ROWS, Clusters, Denoiser, Request, predict, requests_for, sample
 from gendistill.generator.schedulers import SCHEDULERS, make_scheduler
 from gendistill.objectives import diffusion
 from gendistill.runtime import native_bf16
@@ -658,6 +658,18 @@ def test_images_in_bf16_do_not_depend_on_company_either(dit: Generator) -> None:
     whole = images(dit, requests_for(3, 4), mixed_precision="bf16", batch_size=12)
     odd = images(dit, requests_for(3, 4)[::-1], mixed_precision="bf16", batch_size=5)
     assert all(torch.equal(whole[r], odd[r]) for r in whole)
+
+
+@pytest.mark.parametrize(("precision", "fewest"), [("no", 3), ("bf16", CPU_ROWS)])
+def test_few_rows_in_bf16_are_always_padded(unet: Generator, precision: str, fewest: int) -> None:
+    """Its rounding hides in most rows which layers depend on their number, so no comparison finds them all."""
+    seen: list[int] = []
+    hook = unet.network.conv_in.register_forward_hook(lambda *a: seen.append(len(a[-1])))
+    denoiser, x = Denoiser(unet, precision), torch.zeros(3, *unet.sample_shape)
+    for _ in range(3):  # the first compares
+        denoiser(x, torch.tensor(500), torch.zeros(3, dtype=torch.long))
+    hook.remove()
+    assert seen[-1] == min(seen) == fewest
 
 
 def test_options_do_not_leak_into_the_generator(unet: Generator) -> None:
