@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -374,12 +375,12 @@ class _Training:
         adaptation = kind_of(self.config.adaptation)
         return {"phase": phase, "seed": str(self.seed), "adaptation": adaptation, "training": training}
 
-    def _log(self, record: Mapping[str, object]) -> None:
+    def _log(self, record: Mapping[str, Any]) -> None:
         if self.folder:
             self.folder.log(record)
         values = {f"{record['phase']}/{k}": v for k, v in record.items() if isinstance(v, float)}
         before = self.config.base_steps if record["phase"] == "minimax" and not self.config.pretrained else 0
-        self.accelerator.log(values, step=before + int(record["step"]))  # wandb drops a step below the last one
+        self.accelerator.log(values, step=before + record["step"])  # wandb drops a step below the last one
 
     def preview(self, name: str) -> None:
         """Write a grid of samples, one row per class, from the same noise every time."""
