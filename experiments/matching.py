@@ -89,7 +89,7 @@ def judged(
         network=network,
         runs=args.runs,
         steps=args.judge_steps,
-        width=args.width,
+        width=args.width if network == "convnet" else None,
         flip=args.flip,
         shift=args.shift,
         mixed_precision=args.mixed_precision,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gendistill import parallel, runtime
-from gendistill.config import EvaluateConfig
+from gendistill.config import EvaluateConfig, require
 from gendistill.data.augmentation import Augmentation
 from gendistill.data.dataset import RealData, Split
 from gendistill.data.mapped import central
@@ -25,7 +25,7 @@ from gendistill.evaluation.intervals import by_set, calibration_error, paired_in
 from gendistill.evaluation.protocols import Settings, resolve_protocol
 from gendistill.evaluation.summary import FULL, Row, RunResult, reference_of, row_label
 from gendistill.hashing import hash_tensors
-from gendistill.networks.factories import build_network
+from gendistill.networks.factories import build_network, takes_option
 from gendistill.networks.training import (
     Batches,
     accuracy,
@@ -124,8 +124,13 @@ class TrainingRun:
         """Check that the network can be trained on sets of these numbers of ``images``, which messages call so.
 
         Raises:
-            ConfigError: the network does not fit the images, or batch norm would get batches of one image.
+            ConfigError: the network does not fit the images, batch norm would get batches of one image, or a width or
+                depth was given that no network takes.
         """
+        for option in sorted({"width", "depth"} & set(self.settings.changed)):
+            names, given = self.settings.network, getattr(self.settings, option)
+            expected = f"null with network {', '.join(names)}; it is an option of convnet"
+            require(any(takes_option(one, option) for one in names), f"evaluate.{option}", given, expected)
         network, size = self.network(name), self.settings.batch_size
         for count, row in images.items():
             require_batch_of_two(network, size, count, row)

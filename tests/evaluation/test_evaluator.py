@@ -209,3 +209,16 @@ def test_a_resumed_evaluation_has_the_rows_of_one_that_was_not_and_keeps_each_tr
     assert [row["seconds"] for row in resumed.rows] == pytest.approx(taken, abs=0.01)
     rows = [[{**row, "seconds": 0} for row in found.rows] for found in (resumed, evaluate(digits, made, config))]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("option", [{"width": 16}, {"depth": 2}], ids=str)
+def test_an_option_that_no_network_takes_is_refused_before_any_training(option: dict[str, int]) -> None:
+    def check(*networks: str) -> None:
+        settings = resolve_protocol(EvaluateConfig(network=networks, runs=3, **option))
+        TrainingRun(settings, TEST, len(CLASSES)).check("resnet10", {20: "a set"})
+
+    with pytest.raises(
+        ConfigError, match=rf"evaluate\.{next(iter(option))} is .*; expected null with network resnet10;"
+    ):
+        check("resnet10")
+    check("resnet10", "convnet")
