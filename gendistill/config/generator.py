@@ -208,7 +208,7 @@ class FinetuneConfig(Options):
             ``uniform``, which the second phase always draws.
         loss_weighting: Of the noise levels in plain training: ``velocity``, of v_prediction, weighs middle noise up to
             twice as much, as rectified flow does; ``none``, as the second phase always trains, weighs all alike;
-            ``auto`` is velocity with v_prediction, where it learned faster, and none with epsilon.
+            ``auto`` is velocity with v_prediction, where short trainings learned more, and none with epsilon.
         rate_schedule: Course of both learning rates: ``cosine`` warms up over 5 % of the steps and falls to 5 % of the
             peak; ``constant`` is the peak at every step.
         weight_decay: Decoupled weight decay.
