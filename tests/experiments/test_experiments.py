@@ -376,7 +376,8 @@ def test_refinement(run, models: tuple[Path, Path], tmp_path: Path) -> None:
 def test_generator_training(run, models: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     recipes = (
-        "adam:optimizer=adamw,learning_rate=1e-3,batch_size=10,timesteps=uniform,block_out_channels=16-16:2,3",
+        "adam:optimizer=adamw,learning_rate=1e-3,batch_size=10,timesteps=uniform,loss_weighting=none,"
+        "block_out_channels=16-16:2,3",
         "now:batch_size=10,timesteps=log_normal,block_out_channels=16-16:2",
     )
     run(
