@@ -246,7 +246,8 @@ def read(hint: Any, value: Any) -> Any:
     except ValueError:
         return value
     collection = isinstance(found, (list, dict)) and any(kind in COLLECTIONS for kind in map(_origin, arms(hint)))
-    if isinstance(found, int | float) and str(found) != value.strip() and fits(hint, value):
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    if number and str(found) != value.strip() and fits(hint, value):
         return value  # a name such as 01, which a number would not keep
     return value if not (collection or fits(hint, found)) and fits(hint, value) else found
 
